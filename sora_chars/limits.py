@@ -1,0 +1,177 @@
+"""Staying under a provider's limits: a sliding window for each kind of request, one pause for the whole account.
+
+A provider counts a request when it arrives, somewhere between our sending and its answer. So a place in the window
+is taken when a request is sent and counts from its *answer*: whatever the network delays, the provider never sees
+more than the limit in any window. (A limiter that counts from sending lets two bursts through, the first one
+delayed on its way and the second one not.) A synchronous create answers minutes after it arrived, so a place
+counts from `_ARRIVAL` seconds after sending at the latest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import random
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+_ARRIVAL = 5.0  # seconds by which a request has arrived
+_SLACK = 0.01  # seconds by which the provider's clock may run otherwise than ours within one window
+_LOOK_AGAIN = 0.25  # seconds; an answer that another thread's loop received wakes nobody here
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 60.0
+
+
+def _check_window(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    del instance
+    match value:
+        case None:
+            return
+        case (int(count), int() | float() as seconds) if count > 0 and 0 < seconds < math.inf:
+            return
+        case _:
+            raise ValueError(f"limits.{attribute.name}: must be (count, seconds), both above 0, got {value!r}")
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """What an account may send, as (count, seconds) for creates and for polls; None for no limit.
+
+    Raises:
+        ValueError: a count or a number of seconds that is not above 0.
+    """
+
+    creates: tuple[int, float] | None = attrs.field(default=None, validator=_check_window)
+    polls: tuple[int, float] | None = attrs.field(default=None, validator=_check_window)
+
+
+@attrs.define(eq=False)
+class Pause:
+    """The silence of a whole account after a 429: longer after each one in a row, over after a good answer."""
+
+    until: float = 0.0
+    strikes: int = 0
+
+    def refused(self, *, sent: float, now: float, retry_after: float | None) -> None:
+        """Note a 429 for a request sent at `sent`; those of one volley count once. Times are loop times."""
+        if sent >= self.until:
+            self.strikes += 1
+        grown = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self.strikes - 1, 10))
+        jittered = grown * random.uniform(1.0, 1.25)  # noqa: S311 # jitter, no secret
+        self.until = max(self.until, now + max(jittered, retry_after or 0.0))
+
+    def passed(self, *, sent: float) -> None:
+        """Note an answer that was no 429 to a request sent at `sent`."""
+        if sent >= self.until:
+            self.strikes = 0
+
+
+@attrs.define(eq=False)
+class _Place:
+    counts_from: float
+
+
+@attrs.define(eq=False)
+class _Line:
+    """Who waits in one event loop: the holder of `first` is the next to go."""
+
+    first: asyncio.Lock = attrs.field(factory=asyncio.Lock)
+    changed: asyncio.Event = attrs.field(factory=asyncio.Event)
+
+
+@attrs.define(eq=False)
+class Window:
+    """At most `count` requests in `seconds`, first come first served; `limit` None only heeds the pause."""
+
+    limit: tuple[int, float] | None
+    pause: Pause
+    _under_way: int = 0
+    _places: list[_Place] = attrs.field(factory=list[_Place])
+    _lines: WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = attrs.field(
+        factory=WeakKeyDictionary[asyncio.AbstractEventLoop, _Line]
+    )
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[float]:
+        """Hold a place from sending to answer; yields the loop time of sending."""
+        loop = asyncio.get_running_loop()
+        line = self._lines.setdefault(loop, _Line())
+        async with line.first:
+            await self._until_free(loop, line)
+            sent = loop.time()
+            place = _Place(sent + _ARRIVAL)
+            self._under_way += 1
+            if self.limit:
+                self._places.append(place)
+        try:
+            yield sent
+        finally:
+            self._under_way -= 1
+            place.counts_from = min(place.counts_from, loop.time())
+            line.changed.set()
+
+    async def ready(self) -> None:
+        """Return once a request would go out at once."""
+        loop = asyncio.get_running_loop()
+        line = self._lines.setdefault(loop, _Line())
+        async with line.first:
+            await self._until_free(loop, line)
+
+    async def _until_free(self, loop: asyncio.AbstractEventLoop, line: _Line) -> None:
+        while (wait := self._wait(loop.time())) > 0:
+            line.changed.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await line.changed.wait()
+
+    def _wait(self, now: float) -> float:
+        """Seconds after which to look again; 0 when a place is free."""
+        if self.pause.until > now:
+            return self.pause.until - now
+        if self.pause.strikes and self._under_way:
+            return _LOOK_AGAIN  # one probe goes first, and its answer wakes the rest
+        if self.limit is None:
+            return 0.0
+        count, seconds = self.limit
+        over = now - seconds - _SLACK
+        self._places = [place for place in self._places if place.counts_from > over]
+        if len(self._places) < count:
+            return 0.0
+        return max(0.001, min(place.counts_from for place in self._places) - over)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is under way."""
+        return not self._under_way
+
+
+@attrs.define(eq=False)
+class Account:
+    """What one key of one provider may send, for all sessions of this process together."""
+
+    pause: Pause
+    creates: Window
+    polls: Window
+    other: Window
+
+    @classmethod
+    def with_limits(cls, limits: Limits) -> Account:
+        """A fresh account."""
+        pause = Pause()
+        return cls(pause, Window(limits.creates, pause), Window(limits.polls, pause), Window(None, pause))
+
+
+_ACCOUNTS: dict[tuple[str, str, Limits], Account] = {}
+
+
+def account(base_url: str, api_key: str, limits: Limits) -> Account:
+    """The one account of this process for this address, key and these limits."""
+    digest = hashlib.sha256(api_key.encode()).hexdigest()
+    return _ACCOUNTS.setdefault((base_url, digest, limits), Account.with_limits(limits))

@@ -1,0 +1,313 @@
+"""The values that people meet: what is asked for, what a task looks like, what comes of it.
+
+All are frozen. Each keeps its own rules; what a provider allows is the provider's business (`Provider.check`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import time
+import uuid
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from .errors import InvalidRequestError, MissingCharacterError, TaskFailedError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SUCCESS = "success"
+FAIL = "fail"
+
+_KEY_LIMIT = 200
+
+
+def new_key() -> str:
+    """A key for a wish that was given none: a UUID of version 7 (RFC 9562), so that keys sort by time."""
+    milliseconds = time.time_ns() // 1_000_000
+    bits = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | secrets.randbits(12) << 64
+    return str(uuid.UUID(int=bits | 0b10 << 62 | secrets.randbits(62)))
+
+
+def refuse(problems: list[str], *, what: str) -> None:
+    """Raise one `InvalidRequestError` that names all `problems`, if there are any."""
+    if problems:
+        raise InvalidRequestError(f"{what} was not sent: {'; '.join(problems)}.", problems=tuple(problems))
+
+
+@attrs.frozen
+class Clip:
+    """The part of a video from `start` to `end`, in seconds. `str(clip)` is how providers write it: "3.55,5.55".
+
+    Raises:
+        InvalidRequestError: a bound is no finite number, or negative, or the end is not after the start.
+    """
+
+    start: float = attrs.field(converter=float)
+    end: float = attrs.field(converter=float)
+
+    def __attrs_post_init__(self) -> None:
+        problems: list[str] = []
+        if not (math.isfinite(self.start) and math.isfinite(self.end)):
+            problems.append(f"clip: both bounds must be finite seconds, got {self.start},{self.end}")
+        elif not 0 <= self.start < self.end:
+            problems.append(f"clip: needs 0 <= start < end in seconds, got {self}")
+        refuse(problems, what="The clip")
+
+    @classmethod
+    def parse(cls, text: str) -> Clip:
+        """Read "3.55,5.55" (seconds; spaces around the numbers do no harm)."""
+        parts = text.split(",")
+        try:
+            start, end = (float(Decimal(part.strip())) for part in parts)
+        except (InvalidOperation, ValueError, OverflowError):
+            refuse([f'clip: must be "start,end" in seconds, as in "3.55,5.55", got {printable(text)!r}'], what="The clip")
+            raise  # pragma: no cover - refuse() has raised
+        return cls(start, end)
+
+    @property
+    def seconds(self) -> Decimal:
+        """How long the clip is: exact, so that 2.3,3.3 is one second and not 0.9999999999999996."""
+        return Decimal(repr(self.end)) - Decimal(repr(self.start))
+
+    def __str__(self) -> str:
+        return f"{_plain(self.start)},{_plain(self.end)}"
+
+
+def _plain(seconds: float) -> str:
+    """The shortest text that reads back to the same number, never with an exponent: 3.0 -> "3"."""
+    text = format(Decimal(repr(seconds)), "f")
+    return text.removesuffix(".0")
+
+
+def _to_clip(value: Any) -> Any:
+    match value:
+        case str():
+            return Clip.parse(value)
+        case (start, end):
+            return Clip(start, end)
+        case _:
+            return value
+
+
+def _text_problems(**fields: Any) -> list[str]:
+    return [
+        f"{name}: must be text, got {type(value).__name__}"
+        for name, value in fields.items()
+        if not (value is None or isinstance(value, str))
+    ]
+
+
+def _key_problems(key: Any) -> list[str]:
+    if key is None or (isinstance(key, str) and 0 < len(key) <= _KEY_LIMIT and key.isprintable()):
+        return []
+    return [f"key: must be 1 to {_KEY_LIMIT} printable characters, got {printable(repr(key), limit=60)}"]
+
+
+def is_url(place: object) -> bool:
+    """Whether a video or image is named by an http(s) URL; everything else is a local path."""
+    return isinstance(place, str) and place.lower().startswith(("http://", "https://"))
+
+
+@attrs.frozen(kw_only=True)
+class CharacterRequest:
+    """A character to make, from exactly one of `from_task` (a finished task's id) and `video` (a URL or a local path).
+
+    `clip`: a `Clip`, "start,end" or (start, end), seconds. `key` names the wish; the same key never pays twice.
+
+    Raises:
+        InvalidRequestError: not exactly one source, or a field of the wrong type.
+    """
+
+    from_task: str | None = None
+    video: str | os.PathLike[str] | None = None
+    clip: Clip | None = attrs.field(default=None, converter=_to_clip)
+    name: str | None = None
+    prompt: str | None = None
+    safety: str | None = None
+    key: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        problems = _text_problems(from_task=self.from_task, name=self.name, prompt=self.prompt, safety=self.safety)
+        if (self.from_task is None) == (self.video is None):
+            came = "neither" if self.video is None else "both"
+            problems.append(f"from_task, video: exactly one of the two is needed, got {came}")
+        for name, value in (("from_task", self.from_task), ("video", self.video)):
+            if isinstance(value, str) and not value.strip():
+                problems.append(f"{name}: must not be empty")
+        if not (self.video is None or isinstance(self.video, str | os.PathLike)):
+            problems.append(f"video: must be a URL or a local path, got {type(self.video).__name__}")
+        if not (self.clip is None or isinstance(self.clip, Clip)):
+            problems.append(f'clip: must be a Clip, "start,end" or (start, end), got {type(self.clip).__name__}')
+        refuse(problems + _key_problems(self.key), what="The character request")
+
+    @property
+    def video_url(self) -> str | None:
+        """The video's URL, when it is one."""
+        return str(self.video) if is_url(self.video) else None
+
+    @property
+    def video_path(self) -> Path | None:
+        """The video's local path, when it is one."""
+        return None if self.video is None or is_url(self.video) else Path(self.video)
+
+
+@attrs.frozen(kw_only=True)
+class TaskRequest:
+    """Any model of the kie.ai job API. Its result is the finished `TaskSnapshot`.
+
+    Raises:
+        InvalidRequestError: no model, or an input that is no JSON object.
+    """
+
+    model: str
+    input: Mapping[str, Any] = attrs.field(factory=dict)
+    key: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        problems = _key_problems(self.key)
+        if not (isinstance(self.model, str) and self.model.strip()):  # pyright: ignore[reportUnnecessaryIsInstance] # callers without types
+            problems.append(f"model: must name a model, got {printable(repr(self.model), limit=60)}")
+        try:
+            text = json.dumps(self.input, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            problems.append(f"input: must be JSON, but {error}")
+        else:
+            if not text.startswith("{"):
+                problems.append(f"input: must be a JSON object, got {type(self.input).__name__}")
+        refuse(problems, what="The task request")
+
+
+@attrs.frozen(kw_only=True)
+class OmniCharacterRequest:
+    """A character from one image (a URL or a local path), for kie.ai's gemini-omni-video.
+
+    Source: kie.ai docs, omni/character/create (August 2026).
+
+    Raises:
+        InvalidRequestError: a field of the wrong type.
+    """
+
+    image: str | os.PathLike[str]
+    descriptions: str
+    name: str | None = None
+    audio_ids: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    key: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        problems = _text_problems(descriptions=self.descriptions, name=self.name) + _key_problems(self.key)
+        if not isinstance(self.image, str | os.PathLike) or not str(self.image).strip():  # pyright: ignore[reportUnnecessaryIsInstance] # callers without types
+            problems.append("image: must be a URL or a local path")
+        problems += _text_problems(**{f"audio_ids[{n}]": value for n, value in enumerate(self.audio_ids)})
+        refuse(problems, what="The omni character request")
+
+
+Request = CharacterRequest | TaskRequest | OmniCharacterRequest
+
+
+@attrs.frozen(kw_only=True)
+class Character:
+    """A character that was made. `mention` is how prompts name it, set off by spaces.
+
+    `picture_url` is a signed link that dies within days, so it stays out of the repr. `raw` is the provider's answer.
+    """
+
+    id: str
+    provider: str
+    username: str | None = None
+    name: str | None = None
+    permalink: str | None = None
+    picture_url: str | None = attrs.field(default=None, repr=False)
+    task_id: str | None = None
+    raw: Any = attrs.field(default=None, repr=False)
+
+    @property
+    def mention(self) -> str | None:
+        """ "@username", or None where the provider gives no user name (use `id` there)."""
+        return f"@{self.username}" if self.username else None
+
+
+@attrs.frozen
+class TaskFailure:
+    """Why a task failed: the provider's code (digits or a word) and its text."""
+
+    code: str | None
+    message: str
+
+
+@attrs.frozen(kw_only=True)
+class TaskSnapshot:
+    """A task as one answer showed it.
+
+    `state` is the provider's word; `waiting`, `queuing`, `generating`, `success` and `fail` are known, and any
+    other means "still running". Times are epoch seconds by the provider's clock, `duration` seconds, `progress` 0-100.
+    """
+
+    task_id: str
+    provider: str
+    state: str
+    model: str | None = None
+    result: Any = attrs.field(default=None, repr=False)
+    character: Character | None = None
+    failure: TaskFailure | None = None
+    created_at: float | None = None
+    completed_at: float | None = None
+    credits: float | None = None
+    progress: float | None = None
+    raw: Any = attrs.field(default=None, repr=False, eq=False)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the task has ended, well or not."""
+        return self.state in {SUCCESS, FAIL}
+
+    @property
+    def duration(self) -> float | None:
+        """How long the task ran, in seconds, once it has ended."""
+        if self.created_at is None or self.completed_at is None:
+            return None
+        return max(0.0, self.completed_at - self.created_at)
+
+    def outcome(self) -> Character | TaskSnapshot:
+        """What the finished task gave: its character, else (for any other model) the snapshot itself.
+
+        Raises:
+            TaskFailedError: the task failed.
+        """
+        if self.state == FAIL:
+            failure = self.failure or TaskFailure(None, "the provider gave no reason")
+            code = f" with code {failure.code}" if failure.code else ""
+            raise TaskFailedError(
+                f"Task {self.task_id} failed at {self.provider}{code}: {failure.message}",
+                provider=self.provider,
+                task_id=self.task_id,
+                code=failure.code,
+                snapshot=self,
+            )
+        return self.character or self
+
+
+@attrs.frozen
+class ModelInfo:
+    """One model that a provider offers: `model` is the name to ask for, `task_type` as "text-to-video"."""
+
+    model: str
+    title: str | None = None
+    provider: str | None = None
+    task_type: str | None = None
+    raw: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+
+
+@attrs.frozen
+class UploadProgress:
+    """How far the upload of a local file is, in bytes."""
+
+    path: Path
+    sent: int
+    total: int

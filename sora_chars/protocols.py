@@ -1,0 +1,83 @@
+"""What a provider and a pace have to offer, so that anybody can write one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from .errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from .models import ModelInfo, Request, TaskSnapshot
+
+
+class Provider(Protocol):
+    """A service that makes characters. Inherit from it, write `check`, `submit` and, unless `synchronous`, `fetch`.
+
+    `name` is how requests and ledgers name it. A `synchronous` provider's first snapshot is already finished.
+    `callback_url`: the base URL under which callbacks of this provider's tasks arrive, if they do.
+    """
+
+    name: str
+    synchronous: bool = False
+    callback_url: str | None = None
+
+    def check(self, request: Request) -> Sequence[str]:
+        """Say why this provider cannot serve `request`, a line for each reason, naming the field; empty if it can.
+
+        No network, and no more disk than a local file's headers.
+        """
+        ...
+
+    async def submit(
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], Awaitable[None]]
+    ) -> TaskSnapshot:
+        """Start the task and return its first snapshot.
+
+        `await sending()` stands right before the request that costs money, once nothing is left to wait for. From
+        then on the session no longer cancels this coroutine when its caller goes away.
+
+        Raises:
+            NoAnswerError: not `harmless` when the paid request may have arrived; it is then never sent again.
+            ProviderError: the provider refused.
+        """
+        ...
+
+    async def fetch(self, task_id: str) -> TaskSnapshot:
+        """Look at the task once.
+
+        Raises:
+            ProviderError: `passing` when a later look may work.
+        """
+        raise ConfigurationError(f"{self.name} answers at once and has no tasks to look at: {task_id!r}.")
+
+    async def ready(self) -> None:
+        """Return once a `fetch` would be sent at once, so that the watcher picks the task as late as it can."""
+
+    async def credit(self) -> float:
+        """How many credits the account has left."""
+        raise ConfigurationError(f"{self.name} does not tell how many credits are left.")
+
+    async def models(self) -> list[ModelInfo]:
+        """Which models can be asked for now."""
+        raise ConfigurationError(f"{self.name} does not list its models.")
+
+    async def __aenter__(self) -> Self:
+        """Open connections. Each session that uses the provider enters it once."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close what was opened, once the last session has left."""
+
+
+class Pace(Protocol):
+    """When to look at a task next."""
+
+    def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
+        """Seconds until the next look at a task that is `age` seconds old; `snapshot` is the last one, if any."""
+        ...
