@@ -1,0 +1,192 @@
+"""The routes of kie.ai: createTask, recordInfo, omni characters, credit, models (contracts: kie.ai)."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, cast
+
+from .faults import KINDS, from_header
+from .files import VIDEO
+from .replies import Refusal, Reply, kie
+from .rules import INPUT_RULES, KIE_ID, OMNI_RULES, TIMESTAMPS, is_url, problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aiohttp import web
+
+    from .emulator import Emulator
+    from .tasks import EmulatedTask
+
+MODELS: Mapping[str, str] = {
+    "sora-2-characters-pro": "character",
+    "sora-2-characters": "character",
+    "sora-2-text-to-video": "text-to-video",
+    "sora-2-image-to-video": "image-to-video",
+    "gpt-image-2-image-to-image": "image-to-image",
+    "grok-imagine/text-to-image": "text-to-image",
+    "happyhorse/image-to-video": "image-to-video",
+    "kling-3.0/video": "image-to-video",
+    "seedream/5-lite-text-to-image": "text-to-image",
+    "wan/2-7-image": "text-to-image",
+    "gemini-omni-video": "text-to-video",
+}
+"""The job models that exist unless told otherwise, and what each makes."""
+MODEL_GONE = (
+    "The model name you specified is not supported. Please verify that you are using a valid model name."
+)
+CREATE_FIELDS = {"model", "input", "callBackUrl", "progressCallBackUrl"}
+LARGEST_CLIP = 10 * 1024 * 1024
+CLIP_TYPES = {"video/mp4", "video/webm", "video/avi", "video/x-msvideo", "video/vnd.avi"}
+
+
+async def json_object(request: web.Request) -> dict[str, object]:
+    """The request's body, which must be a JSON object and say that it is JSON."""
+    if request.content_type != "application/json":
+        raise Refusal(kie(400, f"Content type '{request.content_type}' not supported"))
+    try:
+        value = cast("object", json.loads(await request.read()))
+    except (ValueError, RecursionError) as error:
+        raise Refusal(kie(400, "Request body is not valid JSON")) from error
+    if not isinstance(value, dict):
+        raise Refusal(kie(422, "Request body must be a JSON object"))
+    return cast("dict[str, object]", value)
+
+
+async def create_task(emulator: Emulator, request: web.Request) -> Reply:
+    """Check, charge, start the task, and arrange its callback."""
+    body = await json_object(request)
+    model, inputs = _checked(emulator, body)
+    callback_url = cast("str | None", body.get("callBackUrl"))
+    book = emulator.book
+    if book.credits < book.price:
+        raise Refusal(kie(402, "Insufficient credits"))
+    result = _result(emulator, model)
+    task = book.open(model=model, inputs=inputs, callback_url=callback_url, result=result)
+    emulator.counts.creates += 1
+    await _mark(emulator, request, task)
+    return kie(200, "success", {"taskId": task.task_id, "recordId": task.task_id})
+
+
+async def record_info(emulator: Emulator, request: web.Request) -> Reply:
+    """The task as of now."""
+    emulator.counts.polls += 1
+    task_id = request.query.get("taskId", "")
+    task = emulator.book.tasks.get(task_id)
+    if not task_id:
+        return kie(422, "taskId is required")
+    if task is None:
+        return kie(422, "recordInfo is null")
+    emulator.counts.poll(task)
+    return kie(200, "success", task.data())
+
+
+async def create_omni_character(emulator: Emulator, request: web.Request) -> Reply:
+    """Make a character of an image, at once."""
+    body = await json_object(request)
+    if (trouble := problem(OMNI_RULES, body)) is not None:
+        return kie(*trouble)
+    emulator.counts.omni += 1
+    return kie(200, "success", {"characterId": f"character_{emulator.book.hex_id()}"})
+
+
+async def credit(emulator: Emulator, _request: web.Request) -> Reply:
+    """What is left, as a float."""
+    return kie(200, "success", float(emulator.book.credits))
+
+
+async def models(emulator: Emulator, _request: web.Request) -> Reply:
+    """Which models there are."""
+    rows = [
+        {
+            "model": name,
+            "slug": name.replace("/", "-"),
+            "title": name,
+            "provider": "Emulator",
+            "taskType": kind,
+        }
+        for name, kind in emulator.models.items()
+    ]
+    return kie(200, "success", {"total": len(rows), "models": rows})
+
+
+async def download_url(emulator: Emulator, request: web.Request) -> Reply:
+    """A link to a file that was made or uploaded here; for any other the recorded refusal."""
+    url = (await json_object(request)).get("url")
+    return kie(200, "success", url) if emulator.files.at(url) is not None else kie(422, "url is wrong")
+
+
+def _checked(emulator: Emulator, body: Mapping[str, object]) -> tuple[str, Mapping[str, object]]:
+    model, inputs = body.get("model"), body.get("input")
+    if not isinstance(model, str) or not model:
+        raise Refusal(kie(500, "model is required"))
+    if model not in emulator.models:
+        raise Refusal(kie(422, MODEL_GONE))
+    if not isinstance(inputs, dict):
+        raise Refusal(kie(500, "input is required"))
+    if unknown := sorted(set(body) - CREATE_FIELDS):
+        raise Refusal(kie(422, f"{unknown[0]} is not a known parameter"))
+    for name in ("callBackUrl", "progressCallBackUrl"):
+        if body.get(name) is not None and not is_url(body[name]):
+            raise Refusal(kie(422, f"{name} must be an http or https URL"))
+    values = cast("dict[str, object]", inputs)
+    rules = INPUT_RULES.get(model)
+    trouble = (problem(rules, values) if rules else None) or _source_problem(emulator, values)
+    if trouble is not None:
+        raise Refusal(kie(*trouble))
+    return model, values
+
+
+def _result(emulator: Emulator, model: str) -> object:
+    id_ = emulator.book.hex_id()
+    if emulator.models[model] == "character":
+        return {"character_id": f"ch_{id_}"}
+    return {"resultUrls": [emulator.files.keep(f"results/{id_}.mp4", VIDEO)]}
+
+
+def _source_problem(emulator: Emulator, inputs: Mapping[str, object]) -> tuple[int, str] | None:
+    """What is wrong with the video that a character is to be made from, as far as the emulator can know."""
+    if (origin := inputs.get("origin_task_id")) is not None:
+        return _origin_problem(emulator, str(origin), str(inputs.get("timestamps")))
+    urls = inputs.get("character_file_url")
+    file = emulator.files.at(cast("list[object]", urls)[0]) if urls else None
+    if file is not None and file.mime not in CLIP_TYPES:
+        return 422, "character_file_url must be an mp4, webm or avi video"
+    if file is not None and len(file.content) > LARGEST_CLIP:
+        return 422, "character_file_url must be at most 10MB"
+    return None
+
+
+def _origin_problem(emulator: Emulator, origin: str, timestamps: str) -> tuple[int, str] | None:
+    task = emulator.book.tasks.get(origin)
+    if task is not None:
+        if task.state != "success":
+            return 422, "origin_task_id must be a finished task"
+        length = float(str(task.input["n_frames"])) if "n_frames" in task.input else None
+    elif origin in emulator.book.origins:
+        length = emulator.book.origins[origin]
+    elif KIE_ID.fullmatch(origin):
+        length = None
+    else:
+        return 422, "origin_task_id does not exist"
+    match = TIMESTAMPS.fullmatch(timestamps)
+    if match is not None and length is not None and float(match[2]) > length:
+        return 422, f"timestamps must lie inside the video of {length:g} seconds"
+    return None
+
+
+async def _mark(emulator: Emulator, request: web.Request, task: EmulatedTask) -> None:
+    """Let the faults of a new task act on it, then arrange or make its callback."""
+    faults = emulator.faults.take("create")
+    if (header := request.headers.get("X-Emulator-Fault")) is not None:
+        faults.append(from_header(header))
+    for fault in faults:
+        kind = KINDS[fault.kind]
+        if kind.mark is not None:
+            kind.mark(emulator.book, task, fault)
+        if fault.on == "callback":
+            emulator.courier.bind(task, fault)
+    if task.callback_url is not None and any(fault.kind == "early_callback" for fault in faults):
+        await emulator.courier.deliver(task)
+    else:
+        emulator.courier.expect(task)
