@@ -1,1 +1,96 @@
-"""x"""
+"""Turns a piece of video into a reusable character, through any of several providers, as one awaitable.
+
+::
+
+    async with CharacterSession(Kie()) as session:
+        character = await session.create(from_task="7118f712...", clip="3.55,5.55", prompt="A friendly cartoon dog")
+"""
+
+from .errors import (
+    AuthenticationError,
+    ConfigurationError,
+    InsufficientCreditsError,
+    InvalidCallbackError,
+    InvalidRequestError,
+    MissingCharacterError,
+    ModelUnavailableError,
+    NoAnswerError,
+    PermissionDeniedError,
+    ProviderError,
+    RateLimitedError,
+    RequestRefusedError,
+    ServiceUnavailableError,
+    SessionClosedError,
+    SoraCharsError,
+    SubmissionUnknownError,
+    TaskFailedError,
+    TaskNotFoundError,
+    UsageCapError,
+    WaitTimeoutError,
+    WatcherStoppedError,
+    WrongLoopError,
+)
+from .handle import TaskHandle
+from .limits import Limits
+from .models import (
+    Character,
+    CharacterRequest,
+    Clip,
+    ModelInfo,
+    OmniCharacterRequest,
+    TaskFailure,
+    TaskRequest,
+    TaskSnapshot,
+    UploadProgress,
+)
+from .pacing import FixedPace, LadderPace
+from .protocols import Pace, Provider
+from .providers import GATEWAYS, Gateway, Kie, Kkiai
+from .session import CharacterSession
+from .watcher import TaskWatcher
+
+__all__ = [
+    "GATEWAYS",
+    "AuthenticationError",
+    "Character",
+    "CharacterRequest",
+    "CharacterSession",
+    "Clip",
+    "ConfigurationError",
+    "FixedPace",
+    "Gateway",
+    "InsufficientCreditsError",
+    "InvalidCallbackError",
+    "InvalidRequestError",
+    "Kie",
+    "Kkiai",
+    "LadderPace",
+    "Limits",
+    "MissingCharacterError",
+    "ModelInfo",
+    "ModelUnavailableError",
+    "NoAnswerError",
+    "OmniCharacterRequest",
+    "Pace",
+    "PermissionDeniedError",
+    "Provider",
+    "ProviderError",
+    "RateLimitedError",
+    "RequestRefusedError",
+    "ServiceUnavailableError",
+    "SessionClosedError",
+    "SoraCharsError",
+    "SubmissionUnknownError",
+    "TaskFailedError",
+    "TaskFailure",
+    "TaskHandle",
+    "TaskNotFoundError",
+    "TaskRequest",
+    "TaskSnapshot",
+    "TaskWatcher",
+    "UploadProgress",
+    "UsageCapError",
+    "WaitTimeoutError",
+    "WatcherStoppedError",
+    "WrongLoopError",
+]

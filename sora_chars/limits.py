@@ -14,19 +14,22 @@ import hashlib
 import math
 import random
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
+
+Kind = Literal["create", "poll", "other"]  # of a request; only a create costs money
 
 _ARRIVAL = 5.0  # seconds by which a request has arrived
 _SLACK = 0.01  # seconds by which the provider's clock may run otherwise than ours within one window
 _LOOK_AGAIN = 0.25  # seconds; an answer that another thread's loop received wakes nobody here
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
+_MOST_ACCOUNTS = 1000  # a web app may hold a key for each of its users
 
 
 def _check_window(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -146,32 +149,35 @@ class Window:
             return 0.0
         return max(0.001, min(place.counts_from for place in self._places) - over)
 
-    @property
-    def idle(self) -> bool:
-        """Whether no request is under way."""
-        return not self._under_way
-
 
 @attrs.define(eq=False)
 class Account:
-    """What one key of one provider may send, for all sessions of this process together."""
+    """What one key of one provider may send, for all sessions of this process together: a window for each kind."""
 
     pause: Pause
-    creates: Window
-    polls: Window
-    other: Window
+    windows: Mapping[Kind, Window]
 
     @classmethod
     def with_limits(cls, limits: Limits) -> Account:
         """A fresh account."""
         pause = Pause()
-        return cls(pause, Window(limits.creates, pause), Window(limits.polls, pause), Window(None, pause))
+        kinds: dict[Kind, tuple[int, float] | None] = {
+            "create": limits.creates,
+            "poll": limits.polls,
+            "other": None,
+        }
+        return cls(pause, {kind: Window(limit, pause) for kind, limit in kinds.items()})
 
 
 _ACCOUNTS: dict[tuple[str, str, Limits], Account] = {}
 
 
 def account(base_url: str, api_key: str, limits: Limits) -> Account:
-    """The one account of this process for this address, key and these limits."""
-    digest = hashlib.sha256(api_key.encode()).hexdigest()
-    return _ACCOUNTS.setdefault((base_url, digest, limits), Account.with_limits(limits))
+    """The one account of this process for this address, key and these limits.
+
+    It outlives sessions and event loops, since the provider goes on counting when they end.
+    """
+    name = (base_url, hashlib.sha256(api_key.encode()).hexdigest(), limits)
+    while len(_ACCOUNTS) >= _MOST_ACCOUNTS and name not in _ACCOUNTS:
+        del _ACCOUNTS[next(iter(_ACCOUNTS))]  # the oldest; whoever uses it keeps it
+    return _ACCOUNTS.setdefault(name, Account.with_limits(limits))

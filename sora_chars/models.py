@@ -13,11 +13,12 @@ import time
 import uuid
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from .errors import InvalidRequestError, MissingCharacterError, TaskFailedError, printable
+from .errors import InvalidRequestError, TaskFailedError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,7 +68,10 @@ class Clip:
         try:
             start, end = (float(Decimal(part.strip())) for part in parts)
         except (InvalidOperation, ValueError, OverflowError):
-            refuse([f'clip: must be "start,end" in seconds, as in "3.55,5.55", got {printable(text)!r}'], what="The clip")
+            refuse(
+                [f'clip: must be "start,end" in seconds, as in "3.55,5.55", got {printable(text)!r}'],
+                what="The clip",
+            )
             raise  # pragma: no cover - refuse() has raised
         return cls(start, end)
 
@@ -96,12 +100,13 @@ def _to_clip(value: Any) -> Any:
             return value
 
 
-def _text_problems(**fields: Any) -> list[str]:
-    return [
-        f"{name}: must be text, got {type(value).__name__}"
-        for name, value in fields.items()
-        if not (value is None or isinstance(value, str))
-    ]
+def _type_problems(field: str, value: object, allowed: tuple[type, ...], what: str) -> list[str]:
+    """Callers without a type checker send anything."""
+    return [] if isinstance(value, allowed) else [f"{field}: must be {what}, got {type(value).__name__}"]
+
+
+def _text_problems(**fields: object) -> list[str]:
+    return [line for name, value in fields.items() for line in _type_problems(name, value, (str, NoneType), "text")]
 
 
 def _key_problems(key: Any) -> list[str]:
@@ -141,10 +146,8 @@ class CharacterRequest:
         for name, value in (("from_task", self.from_task), ("video", self.video)):
             if isinstance(value, str) and not value.strip():
                 problems.append(f"{name}: must not be empty")
-        if not (self.video is None or isinstance(self.video, str | os.PathLike)):
-            problems.append(f"video: must be a URL or a local path, got {type(self.video).__name__}")
-        if not (self.clip is None or isinstance(self.clip, Clip)):
-            problems.append(f'clip: must be a Clip, "start,end" or (start, end), got {type(self.clip).__name__}')
+        problems += _type_problems("video", self.video, (str, os.PathLike, NoneType), "a URL or a local path")
+        problems += _type_problems("clip", self.clip, (Clip, NoneType), 'a Clip, "start,end" or (start, end)')
         refuse(problems + _key_problems(self.key), what="The character request")
 
     @property
@@ -172,8 +175,9 @@ class TaskRequest:
 
     def __attrs_post_init__(self) -> None:
         problems = _key_problems(self.key)
-        if not (isinstance(self.model, str) and self.model.strip()):  # pyright: ignore[reportUnnecessaryIsInstance] # callers without types
-            problems.append(f"model: must name a model, got {printable(repr(self.model), limit=60)}")
+        problems += _type_problems("model", self.model, (str,), "text")
+        if self.model == "":
+            problems.append("model: must not be empty")
         try:
             text = json.dumps(self.input, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
@@ -202,8 +206,7 @@ class OmniCharacterRequest:
 
     def __attrs_post_init__(self) -> None:
         problems = _text_problems(descriptions=self.descriptions, name=self.name) + _key_problems(self.key)
-        if not isinstance(self.image, str | os.PathLike) or not str(self.image).strip():  # pyright: ignore[reportUnnecessaryIsInstance] # callers without types
-            problems.append("image: must be a URL or a local path")
+        problems += _type_problems("image", self.image, (str, os.PathLike), "a URL or a local path")
         problems += _text_problems(**{f"audio_ids[{n}]": value for n, value in enumerate(self.audio_ids)})
         refuse(problems, what="The omni character request")
 
@@ -229,7 +232,7 @@ class Character:
 
     @property
     def mention(self) -> str | None:
-        """ "@username", or None where the provider gives no user name (use `id` there)."""
+        """The user name with its "@", or None where the provider gives no user name (use `id` there)."""
         return f"@{self.username}" if self.username else None
 
 
@@ -275,22 +278,22 @@ class TaskSnapshot:
         return max(0.0, self.completed_at - self.created_at)
 
     def outcome(self) -> Character | TaskSnapshot:
-        """What the finished task gave: its character, else (for any other model) the snapshot itself.
+        """What the finished task gave: its character, or for any other model this snapshot itself.
 
         Raises:
             TaskFailedError: the task failed.
         """
-        if self.state == FAIL:
-            failure = self.failure or TaskFailure(None, "the provider gave no reason")
-            code = f" with code {failure.code}" if failure.code else ""
-            raise TaskFailedError(
-                f"Task {self.task_id} failed at {self.provider}{code}: {failure.message}",
-                provider=self.provider,
-                task_id=self.task_id,
-                code=failure.code,
-                snapshot=self,
-            )
-        return self.character or self
+        if self.state != FAIL:
+            return self.character or self
+        failure = self.failure or TaskFailure(None, "")
+        code = f" with code {failure.code}" if failure.code else ""
+        raise TaskFailedError(
+            f"Task {self.task_id} failed at {self.provider}{code}: {failure.message or 'no reason was given'}",
+            provider=self.provider,
+            task_id=self.task_id,
+            code=failure.code,
+            snapshot=self,
+        )
 
 
 @attrs.frozen

@@ -1,0 +1,230 @@
+"""kie.ai: the job API (createTask, recordInfo) with uploads, and the synchronous omni route, as coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import uuid
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+
+from sora_chars.limits import Limits
+from sora_chars.media import probe
+from sora_chars.models import (
+    SUCCESS,
+    CharacterRequest,
+    OmniCharacterRequest,
+    TaskRequest,
+    TaskSnapshot,
+    UploadProgress,
+    is_url,
+)
+from sora_chars.protocols import Provider
+from sora_chars.transport import Transport, clean_url, resolve_key
+
+from . import kie_codec as codec
+
+if TYPE_CHECKING:
+    import os
+    import ssl
+    from collections.abc import Awaitable, Callable, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from sora_chars.models import ModelInfo, Request
+
+DOCUMENTED_LIMITS = Limits(creates=(20, 10.0), polls=(10, 1.0))
+
+_MB = 1024 * 1024
+_VIDEO_LIMIT = 10 * _MB
+_IMAGE_LIMIT = 20 * _MB
+_ROUNDING = 0.1  # seconds; containers pad the sound, so a clip of 4 s may call itself 4.02 s
+
+
+class Kie(Provider):
+    """kie.ai. `callback_url`: the public URL under which a `CallbackReceiver` of yours is mounted.
+
+    `limits`: the documented ones (20 creates in 10 s, 10 polls in 1 s for an account); None for none. `on_upload`
+    is told how far the upload of a local file is. The other options are those of `Transport`.
+
+    Raises:
+        ConfigurationError: no key, or a URL that is none.
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        base_url: str = "https://api.kie.ai",
+        upload_url: str = "https://kieai.redpandaai.co",
+        callback_url: str | None = None,
+        name: str = "kie",
+        limits: Limits | None = DOCUMENTED_LIMITS,
+        on_upload: Callable[[UploadProgress], None] | None = None,
+        timeout: float = 60.0,
+        http: aiohttp.ClientSession | None = None,
+        proxy: str | None = None,
+        ssl: ssl.SSLContext | bool = True,
+    ) -> None:
+        self.name = name
+        self.callback_url = None if callback_url is None else clean_url(callback_url, field="callback_url")
+        self._upload_url = clean_url(upload_url, field="upload_url")
+        self._on_upload = on_upload
+        self._transport = Transport(
+            provider=name,
+            base_url=clean_url(base_url, field="base_url"),
+            api_key=resolve_key(api_key, variable="KIE_API_KEY", provider=name),
+            limits=limits or Limits(),
+            http=http,
+            proxy=proxy,
+            ssl=ssl,
+            timeout=timeout,
+        )
+
+    def __repr__(self) -> str:
+        return f"Kie(name={self.name!r}, base_url={self._transport.base_url!r})"
+
+    async def __aenter__(self) -> Self:
+        await self._transport.enter()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._transport.leave()
+
+    async def ready(self) -> None:
+        """See `Provider.ready`."""
+        await self._transport.account.windows["poll"].ready()
+
+    def check(self, request: Request) -> Sequence[str]:
+        """See `Provider.check`. Local files are looked at: size, type, and the duration where the headers say it."""
+        match request:
+            case CharacterRequest():
+                video = request.video_path
+                return codec.character_problems(request) + ([] if video is None else _video_problems(video))
+            case OmniCharacterRequest():
+                blank = [] if request.descriptions.strip() else ["descriptions: is required and must not be empty"]
+                return blank + ([] if is_url(request.image) else _file_problems("image", request.image, _IMAGE_LIMIT))
+            case TaskRequest():
+                return []
+
+    async def submit(
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], Awaitable[None]]
+    ) -> TaskSnapshot:
+        """See `Provider.submit`. A local file is uploaded first, for free."""
+        if isinstance(request, OmniCharacterRequest):
+            return await self._omni(request, sending)
+        if isinstance(request, TaskRequest):
+            body: dict[str, Any] = {"model": request.model, "input": dict(request.input)}
+        else:
+            video = request.video
+            body = codec.character_task(request, video_url=None if video is None else await self._url_of(video))
+        if callback_url:
+            body["callBackUrl"] = callback_url
+        task_id = await self._transport.request(
+            "POST",
+            self._api("jobs/createTask"),
+            codec.read_task_id,
+            kind="create",
+            sending=sending,
+            json=body,
+        )
+        return TaskSnapshot(task_id=task_id, provider=self.name, state="waiting", model=body["model"])
+
+    async def fetch(self, task_id: str) -> TaskSnapshot:
+        """See `Provider.fetch`."""
+        return await self._transport.request(
+            "GET",
+            self._api("jobs/recordInfo"),
+            partial(codec.read_record, task_id=task_id, provider=self.name),
+            kind="poll",
+            params={"taskId": task_id},
+        )
+
+    async def credit(self) -> float:
+        """How many credits the account has left."""
+        return await self._transport.request("GET", self._api("chat/credit"), codec.read_credit)
+
+    async def models(self) -> list[ModelInfo]:
+        """Which models the job API serves now: free, so that a dead one is seen before anything is paid."""
+        return await self._transport.request("GET", self._api("models"), codec.read_models)
+
+    def _api(self, route: str) -> str:
+        return f"{self._transport.base_url}/api/v1/{route}"
+
+    async def _omni(self, request: OmniCharacterRequest, sending: Callable[[], Awaitable[None]]) -> TaskSnapshot:
+        body = {
+            "descriptions": request.descriptions,
+            "image_urls": [await self._url_of(request.image)],
+            "audio_ids": list(request.audio_ids) or None,
+            "character_name": request.name,
+        }
+        character = await self._transport.request(
+            "POST",
+            self._api("omni/character/create"),
+            partial(codec.read_omni, provider=self.name),
+            kind="create",
+            sending=sending,
+            json={name: value for name, value in body.items() if value is not None},
+        )
+        return TaskSnapshot(
+            task_id=character.id, provider=self.name, state=SUCCESS, character=character, raw=character.raw
+        )
+
+    async def _url_of(self, place: str | os.PathLike[str]) -> str:
+        """The public URL of a video or image; a local one is uploaded, under a name that nobody else has."""
+        if is_url(place):
+            return str(place)
+        path = Path(place)
+        content = await asyncio.to_thread(path.read_bytes)
+        name = f"{uuid.uuid4().hex}{path.suffix.lower()}"  # the same name overwrites, behind a cache
+
+        def form() -> aiohttp.FormData:
+            fields = aiohttp.FormData({"uploadPath": "sora-chars", "fileName": name})
+            fields.add_field("file", _Reported(content, path, self._on_upload), filename=name)
+            return fields
+
+        url = f"{self._upload_url}/api/file-stream-upload"
+        return await self._transport.request("POST", url, codec.read_upload, body=form)
+
+
+class _Reported(io.BytesIO):
+    """A file's content that tells how much of it was read."""
+
+    def __init__(self, content: bytes, path: Path, report: Callable[[UploadProgress], None] | None) -> None:
+        super().__init__(content)
+        self._path, self._total, self._report = path, len(content), report
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        chunk = super().read(size)
+        if self._report and chunk:
+            self._report(UploadProgress(self._path, self.tell(), self._total))
+        return chunk
+
+
+def _file_problems(field: str, place: str | os.PathLike[str], limit: int) -> list[str]:
+    try:
+        size = Path(place).stat().st_size if Path(place).is_file() else None
+    except OSError as error:
+        return [f"{field}: {place} cannot be read: {error.strerror}"]
+    if size is None:
+        return [f"{field}: {place} is no file here, and no http(s) URL"]
+    if not 0 < size <= limit:
+        return [f"{field}: must have 1 byte to {limit // _MB} MB, {place} has {size} bytes"]
+    return []
+
+
+def _video_problems(path: Path) -> list[str]:
+    problems = _file_problems("video", path, _VIDEO_LIMIT)
+    if problems:
+        return problems
+    facts = probe(path)
+    if facts.container is None:
+        problems.append(f"video: must be mp4, webm or avi, {path} is none of them")
+    if facts.duration is not None and not 1 - _ROUNDING <= facts.duration <= 4 + _ROUNDING:
+        problems.append(f"video: must run 1 to 4 s, {path} runs {facts.duration:.2f} s")
+    return problems

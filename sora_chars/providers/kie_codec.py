@@ -1,0 +1,425 @@
+"""kie.ai's job API as plain functions: requests into bodies, answers into values. No network, no clock.
+
+Source: kie.ai docs (Market API) and recorded traffic of April 2026; where they disagree, both are read.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import cattrs
+from cattrs.gen import make_dict_structure_fn, override
+
+from sora_chars.errors import (
+    AuthenticationError,
+    InsufficientCreditsError,
+    MissingCharacterError,
+    ModelUnavailableError,
+    NoAnswerError,
+    PermissionDeniedError,
+    ProviderError,
+    RateLimitedError,
+    RequestRefusedError,
+    ServiceUnavailableError,
+    TaskNotFoundError,
+    UsageCapError,
+    printable,
+)
+from sora_chars.models import FAIL, SUCCESS, Character, CharacterRequest, ModelInfo, TaskFailure, TaskSnapshot
+from sora_chars.transport import GATEWAY_FAULTS, Answer, parse_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+FROM_TASK_MODEL = "sora-2-characters-pro"
+FROM_VIDEO_MODEL = "sora-2-characters"
+_CHARACTER_MODELS = {FROM_TASK_MODEL, FROM_VIDEO_MODEL}
+_TEXT_LIMIT = 5000
+_NAME_LIMIT = 40
+_ENDED_WITHOUT_RECORD = {408, 501}
+
+_ERRORS: Mapping[int, tuple[type[ProviderError], str]] = {
+    401: (AuthenticationError, "Check KIE_API_KEY."),
+    402: (InsufficientCreditsError, "Top up the kie.ai account."),
+    403: (PermissionDeniedError, "The key may not do this."),
+    404: (ModelUnavailableError, "The route is gone."),
+    429: (RateLimitedError, ""),
+    433: (UsageCapError, "Raise the cap of this sub-key, or wait until it starts anew."),
+    455: (ServiceUnavailableError, "kie.ai is in maintenance; try again later."),
+    505: (ModelUnavailableError, "The feature is switched off at kie.ai."),
+}
+_GONE = "See which models there are with `sora-chars models`; kie.ai lists no Sora model since autumn 2026."
+
+
+# Requests
+
+
+def character_problems(request: CharacterRequest) -> list[str]:
+    """Which of the documented limits of the two character models the request breaks."""
+    problems = [
+        f"{field}: at most {_TEXT_LIMIT} characters, got {len(text)}"
+        for field, text in (("prompt", request.prompt), ("safety", request.safety))
+        if text and len(text) > _TEXT_LIMIT
+    ]
+    if request.from_task is None:
+        if request.clip is not None:
+            problems.append(
+                f"clip: {FROM_VIDEO_MODEL} takes a whole video of 1 to 4 s, got {request.clip}; cut the video, "
+                "or use from_task"
+            )
+        return problems
+    if request.clip is None:
+        problems.append('clip: is required with from_task, as "start,end" in seconds')
+    elif not 1 <= request.clip.seconds <= 4:  # noqa: PLR2004 # the contract's
+        problems.append(f"clip: must span 1 to 4 s, got {request.clip} ({request.clip.seconds} s)")
+    if not (request.prompt and request.prompt.strip()):
+        problems.append("prompt: is required with from_task and must not be empty")
+    if request.name is not None and not 1 <= len(request.name.strip()) <= len(request.name) <= _NAME_LIMIT:
+        problems.append(f"name: 1 to {_NAME_LIMIT} characters, got {len(request.name)}")
+    return problems
+
+
+def character_task(request: CharacterRequest, *, video_url: str | None) -> dict[str, Any]:
+    """The createTask body of a character: from a finished task, or from the video at `video_url`."""
+    members: dict[str, Any]
+    if request.from_task is None:
+        model, members = FROM_VIDEO_MODEL, {"character_file_url": [video_url]}
+    else:
+        model = FROM_TASK_MODEL
+        members = {
+            "origin_task_id": request.from_task,
+            "timestamps": str(request.clip),
+            "character_user_name": request.name,
+        }
+    members |= {"character_prompt": request.prompt, "safety_instruction": request.safety}
+    return {"model": model, "input": {name: value for name, value in members.items() if value is not None}}
+
+
+# Answers
+
+
+@attrs.frozen
+class Envelope:
+    """`{"code", "msg", "data"}`; `code` is the effective one: the inner one if it is an int, else the HTTP status."""
+
+    code: int
+    message: str
+    data: Any
+    answer: Answer
+
+    def error(self) -> ProviderError:
+        """What this envelope says, when it says no."""
+        code, text = self.code, self.message.lower()
+        kind, hint = _ERRORS.get(code, (ServiceUnavailableError if code >= 500 else RequestRefusedError, ""))  # noqa: PLR2004
+        if "credits insufficient" in text or "insufficient credit" in text:
+            kind, hint = _ERRORS[402]
+        elif "model" in text and "not supported" in text:
+            kind, hint = ModelUnavailableError, _GONE
+        elif "recordinfo is null" in text or "task not found" in text:
+            kind, hint = TaskNotFoundError, "It may not be visible yet, or belong to another account."
+        elif code == 500 and "is required" in text:  # noqa: PLR2004
+            kind = RequestRefusedError
+        error = kind(
+            f"kie.ai answered {code}: {printable(self.message) or 'no message'}",
+            hint=hint,
+            status=self.answer.status,
+            code=code,
+            retry_after=self.answer.retry_after,
+        )
+        error.harmless |= code == 455  # noqa: PLR2004 # maintenance: nothing was created
+        return error
+
+
+def read_envelope(answer: Answer) -> Envelope:
+    """Open an answer.
+
+    Raises:
+        NoAnswerError: a proxy answered, or it is no envelope.
+        ProviderError: no envelope, but a status that says enough (401, 404, 429).
+    """
+    try:
+        body = parse_json(answer.body)
+    except ValueError:
+        body = None
+    if answer.status in GATEWAY_FAULTS or not isinstance(body, dict):
+        if answer.status in {401, 404, 429}:
+            raise Envelope(answer.status, "", None, answer).error()
+        raise unreadable(answer)
+    code = body.get("code")
+    if not isinstance(code, int) or isinstance(code, bool):
+        code = answer.status
+    return Envelope(code, str(body.get("msg") or body.get("message") or ""), body.get("data"), answer)
+
+
+def unreadable(answer: Answer, why: str = "") -> NoAnswerError:
+    """An answer that kie.ai did not write, or that nobody can read."""
+    shown = printable(answer.body[:1000].decode(errors="replace"), limit=200)
+    return NoAnswerError(
+        f"kie.ai gave an unreadable answer (HTTP {answer.status}{why and f', {why}'}): {shown!r}",
+        status=answer.status,
+        retry_after=answer.retry_after,
+    )
+
+
+def read_data(answer: Answer) -> Any:
+    """The `data` of a good answer.
+
+    Raises:
+        ProviderError: the code is not 200.
+    """
+    envelope = read_envelope(answer)
+    if envelope.code != 200:  # noqa: PLR2004
+        raise envelope.error()
+    return envelope.data
+
+
+def read_task_id(answer: Answer) -> str:
+    """The id in createTask's answer.
+
+    Raises:
+        NoAnswerError: accepted without an id, or 408: the outcome is unknown.
+        ProviderError: refused.
+    """
+    envelope = read_envelope(answer)
+    match envelope:
+        case Envelope(code=200, data={"taskId": str(task_id)}) if task_id:
+            return task_id
+        case Envelope(code=200 | 408):
+            raise unreadable(answer, "no task id")
+        case _:
+            raise envelope.error()
+
+
+def read_record(answer: Answer, *, task_id: str, provider: str) -> TaskSnapshot:
+    """The snapshot in recordInfo's answer.
+
+    Raises:
+        TaskNotFoundError: the task is unknown, or not visible yet.
+        MissingCharacterError: success of a character model without an id.
+        ProviderError: as `read_data`.
+    """
+    envelope = read_envelope(answer)
+    if isinstance(envelope.data, dict) and (envelope.code == 200 or "state" in envelope.data):  # noqa: PLR2004
+        snapshot = read_snapshot(envelope.data, provider=provider, wrong=lambda why: unreadable(answer, why))
+        if snapshot.task_id != task_id:
+            raise unreadable(answer, "another task's record")
+        return snapshot
+    if envelope.code in _ENDED_WITHOUT_RECORD:
+        failure = TaskFailure(str(envelope.code), printable(envelope.message))
+        return TaskSnapshot(task_id=task_id, provider=provider, state=FAIL, failure=failure)
+    if envelope.code == 200:  # noqa: PLR2004
+        raise TaskNotFoundError(f"kie.ai has no record of task {printable(task_id)}.", status=answer.status)
+    error = envelope.error()
+    if envelope.code == 404:  # noqa: PLR2004
+        raise TaskNotFoundError(error.message, status=answer.status, code=404)
+    raise error
+
+
+def _text(value: Any, _: Any = None) -> str | None:
+    return None if value is None or value == "" else str(value)
+
+
+def _number(value: Any, _: Any = None) -> float | None:
+    """A finite number from a number or its text; None from anything else."""
+    try:
+        number = float(value) if isinstance(value, int | float | str) else math.nan
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _camel(name: str) -> str:
+    head, *tail = name.split("_")
+    return head + "".join(part.capitalize() for part in tail)
+
+
+@attrs.frozen
+class _Record:
+    """`data` of recordInfo and of callbacks. `cost_time` is seconds, the times are epoch milliseconds (recorded)."""
+
+    task_id: str
+    state: str | None = None
+    model: str | None = None
+    param: Any = None
+    result_json: Any = None
+    fail_code: str | None = None
+    fail_msg: str | None = None
+    complete_time: float | None = None
+    create_time: float | None = None
+    credits_consumed: float | None = None
+    progress: float | None = None
+
+
+def _required_text(value: Any, _: Any = None) -> str:
+    if isinstance(value, str) and value:
+        return value
+    raise ValueError("must be non-empty text")
+
+
+def _make_converter() -> cattrs.Converter:
+    """Make cattrs read with our lenient readers: by the declared type of each field, under kie.ai's camelCase names."""
+    hooks: dict[str, Callable[[Any, Any], Any]] = {
+        "str": _required_text,
+        "str | None": _text,
+        "float | None": _number,
+        "Any": lambda value, _: value,
+    }
+    fields: dict[str, Any] = {
+        field.name: override(rename=_camel(field.name), struct_hook=hooks[str(field.type)])
+        for field in attrs.fields(_Record)
+    }
+    converter = cattrs.Converter()
+    converter.register_structure_hook(_Record, make_dict_structure_fn(_Record, converter, **fields))
+    return converter
+
+
+_CONVERTER = _make_converter()
+
+
+def read_snapshot(data: Any, *, provider: str, wrong: Callable[[str], Exception]) -> TaskSnapshot:
+    """The snapshot in a record; `wrong` makes the error of a record that cannot be read.
+
+    Raises:
+        MissingCharacterError: success of a character model without an id.
+    """
+    try:
+        record = _CONVERTER.structure(data, _Record)
+    except cattrs.BaseValidationError as error:
+        raise wrong("; ".join(cattrs.transform_error(error, path="data"))) from error
+    state = record.state or ""
+    result = _decode(record.result_json) if state == SUCCESS else None
+    character = _character(result, record, provider) if state == SUCCESS else None
+    return TaskSnapshot(
+        task_id=record.task_id,
+        provider=provider,
+        state=state,
+        model=record.model,
+        result=result,
+        character=character,
+        failure=TaskFailure(record.fail_code, printable(record.fail_msg or "")) if state == FAIL else None,
+        created_at=_seconds(record.create_time),
+        completed_at=_seconds(record.complete_time),
+        credits=record.credits_consumed,
+        progress=record.progress,
+        raw=data,
+    )
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
+
+
+def _decode(result_json: Any) -> Any:
+    """A JSON string inside the JSON, or what stands there when it is none."""
+    if not isinstance(result_json, str):
+        return result_json
+    try:
+        return parse_json(result_json) if result_json else None
+    except ValueError:
+        return result_json
+
+
+def _character(result: Any, record: _Record, provider: str) -> Character | None:
+    found = _character_id(result)
+    if found is None:
+        if record.model not in _CHARACTER_MODELS:
+            return None
+        raise MissingCharacterError(
+            f"Task {record.task_id} succeeded, but its result holds no character id: {printable(record.result_json)}",
+            hint="The payload is in the error; ask kie.ai.",
+            provider=provider,
+            task_id=record.task_id,
+            payload=record.result_json,
+        )
+    character_id, username = found
+    return Character(
+        id=character_id,
+        provider=provider,
+        username=username,
+        name=_asked_name(record.param),
+        task_id=record.task_id,
+        raw=result,
+    )
+
+
+def _asked_name(param: Any) -> str | None:
+    """The name in the request that the record repeats: JSON in a string, with its `input` once more so (recorded)."""
+    match _decode(param):
+        case {"input": asked}:
+            asked = _decode(asked)
+            return _text(asked.get("character_user_name")) if isinstance(asked, dict) else None
+        case _:
+            return None
+
+
+def _character_id(result: Any) -> tuple[str, str | None] | None:
+    """Id and user name, from the four places in which sources put them, in this order."""
+    match result:
+        case {"character_id": str(id_)} if id_:
+            return id_, _text(result.get("character_user_name"))
+        case {"resultObject": {"character_id": str(id_), **rest}} if id_:
+            return id_, _text(rest.get("character_user_name"))
+        case {"character_id_list": str(id_) | [str(id_), *_]} if id_:
+            return id_, None
+        case {"characterId": str(id_)} if id_:
+            return id_, None
+        case _:
+            return None
+
+
+def read_omni(answer: Answer, *, provider: str) -> Character:
+    """The character of omni/character/create. The errors are those of `read_task_id`."""
+    envelope = read_envelope(answer)
+    match envelope:
+        case Envelope(code=200, data={"characterId": str(id_)}) if id_:
+            return Character(id=id_, provider=provider, raw=envelope.data)
+        case Envelope(code=200):
+            raise MissingCharacterError(
+                f"kie.ai reported success without a character id: {printable(envelope.data)}",
+                hint="It may have been charged; ask kie.ai before trying again.",
+                provider=provider,
+                task_id=None,
+                payload=envelope.data,
+            )
+        case Envelope(code=408):
+            raise unreadable(answer, "no result in time")
+        case _:
+            raise envelope.error()
+
+
+def read_upload(answer: Answer) -> str:
+    """The URL of an uploaded file."""
+    match read_data(answer):
+        case {"downloadUrl": str(url)} if url:
+            return url
+        case _:
+            raise unreadable(answer, "no downloadUrl")
+
+
+def read_credit(answer: Answer) -> float:
+    """How many credits are left."""
+    credit = _number(read_data(answer))
+    if credit is None:
+        raise unreadable(answer, "no number")
+    return credit
+
+
+def read_models(answer: Answer) -> list[ModelInfo]:
+    """The models on offer."""
+    match read_data(answer):
+        case {"models": list(models)}:
+            return [
+                ModelInfo(
+                    model=model["model"],
+                    title=_text(model.get("title")),
+                    provider=_text(model.get("provider")),
+                    task_type=_text(model.get("taskType")),
+                    raw=model,
+                )
+                for model in models
+                if isinstance(model, dict) and isinstance(model.get("model"), str)
+            ]
+        case _:
+            raise unreadable(answer, "no list of models")

@@ -1,0 +1,329 @@
+"""The one door to the network: connections, key, limits, time-outs, retry and redaction.
+
+`Transport.request` sends and reads in one step, since only the reader knows what an answer means: kie.ai says "429"
+inside an HTTP 200. Whether to repeat is one question to the error: `passing` and `harmless`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import random
+import re
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import aiohttp
+import attrs
+import backoff
+
+from .errors import (
+    ConfigurationError,
+    NoAnswerError,
+    ProviderError,
+    RateLimitedError,
+    SessionClosedError,
+    WrongLoopError,
+    printable,
+)
+from .limits import Account, Kind, Limits, account
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Awaitable, Callable, Generator, Mapping
+
+T = TypeVar("T")
+
+log = logging.getLogger("sora_chars.transport")
+
+_TRIES: Mapping[Kind, int] = {"create": 8, "poll": 2, "other": 4}
+_TIMEOUTS: Mapping[Kind, float] = {"create": 60.0, "poll": 30.0, "other": 300.0}
+GATEWAY_FAULTS = frozenset({408, 502, 504, *range(520, 528)})  # what stands between answers for the provider
+
+_CONNECT_TIMEOUT = 15.0
+_BODY_LIMIT = 16 * 1024 * 1024
+_HIDDEN = "***"
+_SECRETS = (
+    (
+        re.compile(r'(callBackUrl[\\"\s:]+)[^"\\]+', re.IGNORECASE),
+        rf"\1{_HIDDEN}",
+    ),  # the last part is our token
+    (re.compile(r'(https?://[^\s"\\?]+\?)[^\s"\\]+'), rf"\1{_HIDDEN}"),  # signed links
+)
+
+
+@attrs.frozen
+class Answer:
+    """What came back: HTTP status, headers (names in any case) and body, free of our key."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def retry_after(self) -> float | None:
+        """`Retry-After` in seconds, when it is a number of them."""
+        try:
+            seconds = float(self.headers.get("Retry-After", ""))
+        except ValueError:
+            return None
+        return seconds if 0 <= seconds < 24 * 3600 else None  # also refuses nan
+
+
+def parse_json(body: bytes | str) -> Any:
+    """Read strict JSON.
+
+    Raises:
+        ValueError: it is none, whatever the reason (encoding, depth, NaN, a number of a million digits).
+    """
+    try:
+        return json.loads(body, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def resolve_key(api_key: str | None, *, variable: str, provider: str) -> str:
+    """The key given, else the environment's.
+
+    Raises:
+        ConfigurationError: there is none, or it cannot stand in a header.
+    """
+    key = (os.environ.get(variable, "") if api_key is None else api_key).strip()
+    if not key:
+        raise ConfigurationError(f"{provider} needs an API key.", hint=f"Set {variable}, or pass api_key=.")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ConfigurationError(f"The API key of {provider} holds characters that no key has (spaces, line ends).")
+    return key
+
+
+def clean_url(url: str, *, field: str) -> str:
+    """A base URL without trailing slashes.
+
+    Raises:
+        ConfigurationError: it is no http(s) URL with a host, or holds a user, a query or a fragment.
+    """
+    match = re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url)
+    if not match:
+        raise ConfigurationError(f"{field}: must be like https://host[:port][/path], got {printable(url)!r}.")
+    return url.rstrip("/")
+
+
+def _delays() -> Generator[float, ProviderError, None]:
+    """Growing waits with jitter, never shorter than the provider asked for."""
+    error = yield 0.0
+    ceiling = 0.5
+    while True:
+        wait = random.uniform(ceiling / 2, ceiling)  # noqa: S311 # jitter, no secret
+        error = yield max(wait, error.retry_after or 0.0)
+        ceiling = min(ceiling * 2, 30.0)
+
+
+def _final(error: Exception) -> bool:
+    return not (isinstance(error, ProviderError) and error.passing and error.harmless)
+
+
+@attrs.define(eq=False)
+class _Call:
+    """One request, to be sent once or several times."""
+
+    method: str
+    url: str
+    kind: Kind
+    read: Callable[[Answer], Any]
+    timeout: float
+    sending: Callable[[], Awaitable[None]] | None
+    body: Callable[[], Any] | None
+    options: dict[str, Any]
+
+
+@attrs.define(eq=False, kw_only=True)
+class Transport:
+    """The connections of one provider under one key. Enter it to open them; each `enter` needs its `leave`.
+
+    `http`: an aiohttp session of the caller's, which is then never closed here. `connections`: requests under way
+    at once. `timeout`: seconds for a create, from sending to the end of its answer.
+    """
+
+    provider: str
+    base_url: str
+    api_key: str = attrs.field(repr=False)
+    limits: Limits = attrs.field(factory=Limits)
+    http: aiohttp.ClientSession | None = attrs.field(default=None, repr=False)
+    proxy: str | None = attrs.field(default=None, repr=False)
+    ssl: ssl.SSLContext | bool = True
+    timeout: float = _TIMEOUTS["create"]
+    connections: int = attrs.field(default=100, validator=attrs.validators.ge(1))
+    account: Account = attrs.field(init=False, repr=False)
+    _users: int = attrs.field(default=0, init=False)
+    _open: aiohttp.ClientSession | None = attrs.field(default=None, init=False, repr=False)
+    _loop: asyncio.AbstractEventLoop | None = attrs.field(default=None, init=False, repr=False)
+    _slots: asyncio.Semaphore = attrs.field(init=False, repr=False)
+    _repeat: Mapping[Kind, Callable[[_Call], Awaitable[Any]]] = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.account = account(self.base_url, self.api_key, self.limits)
+        self._slots = asyncio.Semaphore(self.connections)
+        self._repeat = {
+            kind: backoff.on_exception(
+                _delays, ProviderError, max_tries=tries, giveup=_final, jitter=None, logger=None
+            )(self._attempt)
+            for kind, tries in _TRIES.items()
+        }
+
+    async def enter(self) -> None:
+        """Open the connections for one more user.
+
+        Raises:
+            WrongLoopError: they are open in another event loop.
+        """
+        self._check_loop()
+        if not self._users:
+            self._loop = asyncio.get_running_loop()
+            self._slots = asyncio.Semaphore(self.connections)
+            # The semaphore bounds what is under way, so that nobody ever waits inside the pool.
+            self._open = self.http or aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        self._users += 1
+
+    async def leave(self) -> None:
+        """Close the connections when the last user leaves."""
+        self._users -= 1
+        if not self._users and self._open:
+            opened, self._open, self._loop = self._open, None, None
+            if opened is not self.http:
+                await opened.close()
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        read: Callable[[Answer], T],
+        *,
+        kind: Kind = "other",
+        timeout: float | None = None,  # enforced by aiohttp, for sending and reading together
+        sending: Callable[[], Awaitable[None]] | None = None,
+        body: Callable[[], Any] | None = None,
+        **options: Any,
+    ) -> T:
+        """Send, read with `read`, and repeat what may be repeated; `options` are aiohttp's (json, params).
+
+        `body` makes the data anew for each try. `sending` is awaited when nothing is left to wait for. Only a request
+        of kind "create" costs money; all others are harmless by nature.
+
+        Raises:
+            NoAnswerError: nobody answered, or a proxy did.
+            ProviderError: what `read` raised.
+        """
+        if timeout is None:
+            timeout = self.timeout if kind == "create" else _TIMEOUTS[kind]
+        call = _Call(method, url, kind, read, timeout, sending, body, options)
+        result: T = await self._repeat[kind](call)
+        return result
+
+    async def _attempt(self, call: _Call) -> Any:
+        self._check_loop()
+        async with self.account.windows[call.kind].place() as sent, self._slots:
+            if call.sending:
+                await call.sending()
+            try:
+                result = call.read(await self._send(call))
+            except ProviderError as error:
+                self._note(error, sent)
+                error.provider = self.provider
+                error.harmless |= call.kind != "create"
+                raise
+        self.account.pause.passed(sent=sent)
+        return result
+
+    def _note(self, error: ProviderError, sent: float) -> None:
+        if isinstance(error, RateLimitedError):
+            now = asyncio.get_running_loop().time()
+            self.account.pause.refused(sent=sent, now=now, retry_after=error.retry_after)
+        elif not isinstance(error, NoAnswerError):
+            self.account.pause.passed(sent=sent)
+
+    async def _send(self, call: _Call) -> Answer:
+        if self._open is None:
+            raise SessionClosedError(f"{self.provider} is closed.", hint="Use it inside `async with`.")
+        started = time.perf_counter()
+        timeout = aiohttp.ClientTimeout(total=call.timeout, connect=min(_CONNECT_TIMEOUT, call.timeout))
+        headers = {"Authorization": f"Bearer {self.api_key}", "User-Agent": "sora-chars"}
+        try:
+            async with self._open.request(
+                call.method,
+                call.url,
+                headers=headers,
+                timeout=timeout,
+                allow_redirects=False,  # the key goes to the host it was meant for
+                proxy=self.proxy,
+                ssl=self.ssl,
+                data=call.body() if call.body else None,
+                **call.options,
+            ) as response:
+                body = await self._read_body(response)
+                answer = Answer(response.status, response.headers, body)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self._log(call, started, error=error)
+            raise _no_answer(error, self.provider, call) from error
+        if log.isEnabledFor(logging.DEBUG):
+            self._log(call, started, answer=answer)
+        return answer
+
+    async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
+        body = bytearray()
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > _BODY_LIMIT:
+                raise aiohttp.ClientPayloadError(f"the answer is larger than {_BODY_LIMIT} bytes")
+        return bytes(body.replace(self.api_key.encode(), _HIDDEN.encode()))
+
+    def _log(
+        self, call: _Call, started: float, *, answer: Answer | None = None, error: Exception | None = None
+    ) -> None:
+        log.debug(
+            "exchange",
+            extra={
+                "provider": self.provider,
+                "method": call.method,
+                "url": mask(call.url),
+                "sent": mask(json.dumps(call.options.get("json") or call.options.get("params") or {})),
+                "status": answer.status if answer else type(error).__name__,
+                "answer": mask(answer.body.decode(errors="replace")) if answer else printable(error),
+                "milliseconds": round((time.perf_counter() - started) * 1000),
+            },
+        )
+
+    def _check_loop(self) -> None:
+        if self._loop not in {None, asyncio.get_running_loop()}:
+            raise WrongLoopError(
+                f"The connections of {self.provider} belong to another event loop.",
+                hint="Open one session inside each asyncio.run(), and close it there.",
+            )
+
+
+def mask(text: str) -> str:
+    """The text without callback tokens and without the queries of links, which may be signatures."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _no_answer(error: Exception, provider: str, call: _Call) -> NoAnswerError:
+    never_left = isinstance(
+        error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
+    )
+    reason = (
+        f"no answer within {call.timeout:g} s"
+        if type(error) is TimeoutError
+        else printable(error) or type(error).__name__
+    )
+    return NoAnswerError(
+        f"{provider} gave no answer to {call.method} {mask(call.url)}: {reason}.",
+        harmless=never_left,
+        passing=not isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError)),
+    )

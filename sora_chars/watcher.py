@@ -1,0 +1,346 @@
+"""One scheduler that polls every waiting task of a session.
+
+Each provider has a lane: a heap of due times and a bounded number of looks under way. A waiting task costs one small
+object and one future, no asyncio task of its own. Time is the loop's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import math
+import random
+import time
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+
+from .errors import ProviderError, SoraCharsError, TaskNotFoundError, WatcherStoppedError, printable
+from .models import TaskSnapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .protocols import Pace, Provider
+
+log = logging.getLogger("sora_chars.watcher")
+
+_STRETCH = 5.0  # how much rarer a task is polled while callbacks arrive
+_TRUST = 60.0  # seconds for which one callback vouches for the next
+_FAULT_DELAYS = (1.0, 30.0)
+_MISSING_DELAYS = (1.0, 5.0)
+_FIRST_ECHO = 0.25  # seconds until the next look when a callback came before its record showed it
+
+
+@attrs.define(eq=False)
+class Watch:
+    """A task that is waited for, shared by all who wait. `future` is never cancelled by a waiter."""
+
+    task_id: str
+    future: asyncio.Future[TaskSnapshot]
+    expects_callback: bool = False
+    snapshot: TaskSnapshot | None = None
+    woken_by: Literal["poll", "callback"] = "poll"
+    started: float | None = None  # loop time; None until the first snapshot of a resumed task tells
+    due: float = math.inf
+    plain_due: float = math.inf  # what `due` would be without callbacks
+    entry: int = 0  # the one valid entry of the heap; others are stale
+    polling: bool = False
+    nudged: bool = False  # a callback came since the last look began
+    echoes: int = 0  # looks after a callback that did not show the end yet
+    faulty_since: float | None = None
+    missing_since: float | None = None
+    listeners: list[asyncio.Queue[TaskSnapshot | None]] = attrs.field(
+        factory=list["asyncio.Queue[TaskSnapshot | None]"]
+    )
+
+    def show(self, snapshot: TaskSnapshot) -> None:
+        """Take a snapshot and tell those who listen, if it says anything new."""
+        changed, self.snapshot = snapshot != self.snapshot, snapshot
+        if changed:
+            for queue in self.listeners:
+                queue.put_nowait(snapshot)
+
+    def end(self, outcome: TaskSnapshot | SoraCharsError) -> None:
+        """Settle the future once; everybody who waits or listens hears it."""
+        if self.future.done():
+            return
+        if isinstance(outcome, TaskSnapshot):
+            self.future.set_result(outcome)
+        else:
+            self.future.set_exception(outcome)
+            self.future.exception()  # nobody may be waiting, and that is no fault
+        for queue in self.listeners:
+            queue.put_nowait(None)
+
+
+@attrs.define(eq=False, kw_only=True)
+class TaskWatcher:
+    """Polls tasks until they end.
+
+    `max_in_flight`: looks under way at once, for each provider. `fault_budget`: seconds of nothing but passing
+    faults after which a wait ends. `grace`: seconds for which "no such task" may mean "not visible yet".
+    """
+
+    pace: Pace
+    max_in_flight: int = 32
+    fault_budget: float = 300.0
+    grace: float = 90.0
+    wall: Callable[[], float] = time.time
+    _lanes: dict[str, _Lane] = attrs.field(factory=dict[str, "_Lane"], init=False)
+    _trusted_until: float = attrs.field(default=-math.inf, init=False)
+    _trust_timer: asyncio.TimerHandle | None = attrs.field(default=None, init=False)
+
+    def watch(
+        self, provider: Provider, task_id: str, *, snapshot: TaskSnapshot | None = None, expects_callback: bool = False
+    ) -> Watch:
+        """Watch a task, or join those who watch it. With the `snapshot` of its submission it is known to be new."""
+        loop = asyncio.get_running_loop()
+        lane = self._lanes.get(provider.name)
+        if lane is None:
+            lane = self._lanes[provider.name] = _Lane(provider=provider, watcher=self)
+            lane.start()
+        watch = lane.watches.get(task_id)
+        if watch is None:
+            watch = Watch(task_id, loop.create_future(), expects_callback, snapshot)
+            if snapshot and snapshot.finished:
+                watch.end(snapshot)
+                return watch
+            lane.watches[task_id] = watch
+            watch.started = loop.time() if snapshot else None
+            lane.schedule(watch, self.pace.delay(snapshot, 0.0) if snapshot else 0.0, stretch=True)
+        return watch
+
+    def nudge(self, provider: str, task_id: str) -> bool:
+        """Look at a task now, since a callback says that it ended. False when nobody waits for it."""
+        lane = self._lanes.get(provider)
+        watch = lane.watches.get(task_id) if lane else None
+        if lane is None or watch is None:
+            return False
+        watch.nudged = True
+        watch.woken_by = "callback"
+        watch.echoes = 0
+        if not watch.polling:  # else the look under way may be too early: it is followed by another
+            lane.schedule(watch, 0.0)
+        return True
+
+    async def look(self, provider: Provider, watch: Watch) -> TaskSnapshot:
+        """Look at a task once, out of turn, and show what was seen to all who wait.
+
+        Raises:
+            SoraCharsError: the look failed; waits go on.
+        """
+        if watch.snapshot and watch.snapshot.finished:
+            return watch.snapshot
+        snapshot = await provider.fetch(watch.task_id)
+        lane = self._lanes.get(provider.name)
+        if lane and lane.watches.get(watch.task_id) is watch and not watch.polling:
+            lane.see(watch, snapshot)
+        return snapshot
+
+    def callback_arrived(self) -> None:
+        """Poll tasks that expect a callback more rarely, for as long as callbacks keep arriving."""
+        loop = asyncio.get_running_loop()
+        self._trusted_until = loop.time() + _TRUST
+        if self._trust_timer is None:
+            self._trust_timer = loop.call_at(self._trusted_until, self._trust_ends)
+
+    def distrust(self) -> None:
+        """A task ended and its callback did not come: poll as if there were none."""
+        self._trusted_until = -math.inf
+        if self._trust_timer:
+            self._trust_timer.cancel()
+            self._trust_ends()
+
+    def _trust_ends(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._trust_timer = None
+        if self._trusted_until > loop.time():
+            self._trust_timer = loop.call_at(self._trusted_until, self._trust_ends)
+            return
+        for lane in self._lanes.values():
+            lane.snap_back()
+
+    @property
+    def trusts_callbacks(self) -> bool:
+        """Whether callbacks are arriving."""
+        return self._trusted_until > asyncio.get_running_loop().time()
+
+    def discard(self, lane: _Lane) -> None:
+        """Forget a lane that died, so that the next `watch` starts a new one."""
+        self._lanes.pop(lane.provider.name, None)
+
+    async def aclose(self) -> None:
+        """Stop polling. Whoever still waits gets a `WatcherStoppedError`."""
+        if self._trust_timer:
+            self._trust_timer.cancel()
+        lanes, self._lanes = list(self._lanes.values()), {}
+        for lane in lanes:
+            await lane.stop()
+
+
+@attrs.define(eq=False, kw_only=True)
+class _Lane:
+    """The tasks of one provider."""
+
+    provider: Provider
+    watcher: TaskWatcher
+    watches: dict[str, Watch] = attrs.field(factory=dict[str, Watch])
+    _heap: list[tuple[float, int, Watch]] = attrs.field(factory=list[tuple[float, int, Watch]])
+    _entries: int = 0
+    _changed: asyncio.Event = attrs.field(factory=asyncio.Event)
+    _slots: asyncio.Semaphore = attrs.field(init=False)
+    _looks: set[asyncio.Task[None]] = attrs.field(factory=set["asyncio.Task[None]"])
+    _runner: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._slots = asyncio.Semaphore(self.watcher.max_in_flight)
+        self._runner = asyncio.create_task(self._run(), name=f"sora_chars watcher of {self.provider.name}")
+        self._runner.add_done_callback(self._died)
+
+    def schedule(self, watch: Watch, delay: float, *, stretch: bool = False) -> None:
+        """Make the task due in `delay` seconds; with `stretch` rarer while callbacks arrive."""
+        now = asyncio.get_running_loop().time()
+        watch.plain_due = now + delay
+        rarer = _STRETCH if stretch and watch.expects_callback and self.watcher.trusts_callbacks else 1.0
+        self._push(watch, now + delay * rarer)
+
+    def snap_back(self) -> None:
+        """Take back what was stretched."""
+        for watch in self.watches.values():
+            if watch.due > watch.plain_due and not watch.polling:
+                self._push(watch, watch.plain_due)
+
+    def _push(self, watch: Watch, due: float) -> None:
+        self._entries += 1
+        watch.due, watch.entry = due, self._entries
+        heapq.heappush(self._heap, (due, self._entries, watch))
+        if self._heap[0][2] is watch:
+            self._changed.set()
+
+    def _next_due(self) -> float:
+        """When the next task is due; drops stale entries."""
+        while self._heap and self._heap[0][1] != self._heap[0][2].entry:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else math.inf
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._changed.clear()
+            wait = self._next_due() - loop.time()
+            if wait > 0:
+                timer = loop.call_later(wait, self._changed.set) if wait < math.inf else None
+                await self._changed.wait()
+                if timer:
+                    timer.cancel()
+                continue
+            await self.provider.ready()
+            await self._slots.acquire()
+            if self._next_due() > loop.time():  # ended, or put off, while we waited
+                self._slots.release()
+                continue
+            watch = heapq.heappop(self._heap)[2]
+            watch.entry, watch.polling = 0, True
+            look = loop.create_task(self._look(watch))
+            self._looks.add(look)
+            look.add_done_callback(self._looked)
+            await asyncio.sleep(0)  # it takes its place in the limits before the next one is picked
+
+    def _looked(self, look: asyncio.Task[None]) -> None:
+        self._looks.discard(look)
+        self._slots.release()
+
+    async def _look(self, watch: Watch) -> None:
+        nudged, watch.nudged = watch.nudged, False
+        try:
+            snapshot = await self.provider.fetch(watch.task_id)
+            watch.polling = False
+            self.see(watch, snapshot, nudged=nudged)
+        except ProviderError as error:
+            self._fault(watch, error)
+        except SoraCharsError as error:
+            self._end(watch, error)
+        except Exception as error:  # noqa: BLE001 # the border: a provider's or a pace's bug ends one wait, not all
+            stopped = WatcherStoppedError(
+                f"Looking at task {watch.task_id} raised {type(error).__name__}: {printable(error)}",
+                task_id=watch.task_id,
+            )
+            stopped.__cause__ = error
+            self._end(watch, stopped)
+        finally:
+            watch.polling = False
+
+    def see(self, watch: Watch, snapshot: TaskSnapshot, *, nudged: bool = False) -> None:
+        """Take what a look has shown, and decide when to look next."""
+        now = asyncio.get_running_loop().time()
+        watch.faulty_since = watch.missing_since = None
+        if watch.started is None:
+            age = 0.0 if snapshot.created_at is None else max(0.0, self.watcher.wall() - snapshot.created_at)
+            watch.started = now - age
+        if snapshot.finished and watch.expects_callback and watch.woken_by == "poll":
+            self.watcher.distrust()
+        watch.show(snapshot)
+        if snapshot.finished:
+            self._end(watch, snapshot)
+            return
+        delay = self.watcher.pace.delay(snapshot, now - watch.started)
+        if watch.nudged:
+            delay = 0.0
+        elif nudged or watch.echoes:
+            delay = min(delay, _FIRST_ECHO * 2**watch.echoes)
+            watch.echoes += 1
+        self.schedule(watch, delay, stretch=not watch.echoes)
+
+    def _fault(self, watch: Watch, error: ProviderError) -> None:
+        now = asyncio.get_running_loop().time()
+        if isinstance(error, TaskNotFoundError):
+            watch.faulty_since = None
+            since = watch.missing_since = now if watch.missing_since is None else watch.missing_since
+            budget, bounds = self.watcher.grace, _MISSING_DELAYS
+        elif error.passing:
+            since = watch.faulty_since = now if watch.faulty_since is None else watch.faulty_since
+            budget, bounds = self.watcher.fault_budget, _FAULT_DELAYS
+        else:
+            self._end(watch, error)
+            return
+        if now - since >= budget:
+            error.hint = f"{error.hint} It was so for {budget:g} s; the task may still run: resume it later.".strip()
+            self._end(watch, error)
+            return
+        low, high = bounds
+        delay = min(max(now - since, low), high) * random.uniform(0.75, 1.25)  # noqa: S311 # jitter, no secret
+        delay = max(min(delay, since + budget - now), error.retry_after or 0.0)
+        self.schedule(watch, 0.0 if watch.nudged and not error.retry_after else delay)
+
+    def _end(self, watch: Watch, outcome: TaskSnapshot | SoraCharsError) -> None:
+        self.watches.pop(watch.task_id, None)
+        watch.entry = -1
+        watch.end(outcome)
+
+    def _died(self, runner: asyncio.Task[None]) -> None:
+        if runner.cancelled():
+            return
+        error = runner.exception()
+        log.error("watcher.died", exc_info=error, extra={"provider": self.provider.name})
+        self.watcher.discard(self)
+        self._end_all(f"the watcher of {self.provider.name} died of {type(error).__name__}", cause=error)
+
+    def _end_all(self, why: str, *, cause: BaseException | None = None) -> None:
+        for watch in list(self.watches.values()):
+            error = WatcherStoppedError(
+                f"Task {watch.task_id} is no longer watched: {why}.",
+                hint="The task goes on; resume it by its id.",
+                task_id=watch.task_id,
+            )
+            error.__cause__ = cause
+            self._end(watch, error)
+
+    async def stop(self) -> None:
+        """Cancel all looks and tell all waiters."""
+        asyncio_tasks = [*self._looks, *filter(None, [self._runner])]
+        for asyncio_task in asyncio_tasks:
+            asyncio_task.cancel()
+        await asyncio.gather(*asyncio_tasks, return_exceptions=True)
+        self._end_all("its session was closed")
