@@ -1,0 +1,91 @@
+"""The project's checks, one word each: tests, lint, types, bench. `nox -s tests` is all that a newcomer needs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import nox
+
+HERE = Path(__file__).parent
+PROJECT = nox.project.load_toml(HERE / "pyproject.toml")
+SUPPORTED = ("3.11", "3.12", "3.13", "3.14")
+
+nox.needs_version = ">=2025.5"
+nox.options.sessions = ["tests", "lint", "types"]
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = False
+
+
+def _works(python: str) -> bool:
+    """Whether the interpreter really starts: a version manager may put a name on the PATH and nothing behind it."""
+    return subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0  # noqa: S603 # ours
+
+
+def _interpreters() -> dict[str, str]:
+    """The supported interpreters of this machine: those on the PATH, and those that pyenv keeps."""
+    found: dict[str, str] = {}
+    for version in SUPPORTED:
+        kept = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+        candidates = [shutil.which(f"python{version}"), *(str(python) for python in kept)]
+        if python := next((python for python in candidates if python and _works(python)), None):
+            found[version] = python
+    return found
+
+
+INTERPRETERS = _interpreters()
+OLDEST = next(iter(INTERPRETERS.values()))
+
+
+def _install(session: nox.Session, group: str) -> None:
+    """This package with all its extras and one dependency group, in the versions of the lock file."""
+    session.install("-c", "requirements.lock", *nox.project.dependency_groups(PROJECT, group), "-e", ".[cli]")
+
+
+@nox.session
+@nox.parametrize(
+    ("python", "backoff"),
+    [
+        *(nox.param(python, "python-backoff", id=version) for version, python in INTERPRETERS.items()),
+        nox.param(OLDEST, "backoff", id="backoff-2.2.1"),
+    ],
+)
+def tests(session: nox.Session, backoff: str) -> None:
+    """All tests: on every interpreter that is here, and once with the archived backoff 2.2.1 in asyncio's debug mode."""
+    _install(session, "tests")
+    if backoff == "backoff":
+        session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", "python-backoff", silent=True)
+        session.install("backoff==2.2.1")
+        session.run("pytest", *session.posargs, env={"PYTHONASYNCIODEBUG": "1"})
+    elif session.python == OLDEST and not session.posargs:
+        session.run("coverage", "erase")
+        session.run("coverage", "run", "-m", "pytest")
+        session.run("coverage", "combine", "--quiet")
+        session.run("coverage", "report")
+    else:
+        session.run("pytest", *session.posargs)
+
+
+@nox.session(python=OLDEST)
+def lint(session: nox.Session) -> None:
+    """Style and layers."""
+    _install(session, "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", "--no-cache")
+
+
+@nox.session(python=OLDEST)
+def types(session: nox.Session) -> None:
+    """Two type checkers in their strict modes."""
+    _install(session, "types")
+    session.run("mypy")
+    session.run("basedpyright")
+
+
+@nox.session(python=OLDEST)
+def bench(session: nox.Session) -> None:
+    """What waiting costs, beside a loop written by hand; figures, not verdicts."""
+    _install(session, "tests")
+    session.run("python", "benchmarks/waiting.py", *session.posargs)
