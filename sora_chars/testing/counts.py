@@ -19,9 +19,12 @@ class Counts:
     characters: int = 0
     omni: int = 0
     polls: int = 0
+    """Every recordInfo that came, also those that a limit or a fault turned away."""
     uploads: int = 0
     other: int = 0
+    """Requests for credit, models and download links."""
     refused: int = 0
+    """Requests turned away by the emulator's own rules: keys, parameters, limits, credits."""
     callbacks_sent: int = 0
     callbacks_accepted: int = 0
     rejected: Counter[str] = attrs.field(factory=Counter)
@@ -30,7 +33,7 @@ class Counts:
     detections: list[float] = attrs.field(factory=list)
     """Real seconds from a task's end to the first GET that saw it, one per task."""
 
-    def poll(self, task: EmulatedTask) -> None:
+    def saw(self, task: EmulatedTask) -> None:
         """A GET that found its task; the first one after the task's end is its detection."""
         task.polls += 1
         self.polls_by_task[task.task_id] += 1

@@ -26,11 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RETRY_DELAYS = (
-    1.0,
-    2.0,
-    4.0,
-)  # emulated seconds; "after 3 failed retries it stops" (contracts: kie.ai, Callback)
+RETRY_DELAYS = (1.0, 2.0, 4.0)
+"""Emulated seconds; "after 3 failed retries it stops" (contracts: kie.ai, Callback)."""
 
 
 @attrs.define(eq=False)
@@ -63,7 +60,10 @@ class Courier:
             self._timers[task.task_id] = loop.call_at(task.done_at, self._start, task)
 
     async def deliver(self, task: EmulatedTask) -> None:
-        """Make every planned POST of the task's callback, in order, with retries."""
+        """Make every planned POST of the task's callback, in order, with retries; once, whoever asks."""
+        if task.notified:
+            return
+        task.notified = True
         posts = [Post()]
         for fault in [*self._bound.pop(task.task_id, []), *self.faults.take("callback")]:
             plan = KINDS[fault.kind].plan
@@ -107,9 +107,7 @@ class Courier:
             ) as answer:
                 status = answer.status
         except (aiohttp.ClientError, TimeoutError) as error:
-            logger.info(
-                "emulator_callback_failed", extra={"task_id": task.task_id, "error": type(error).__name__}
-            )
+            logger.info("emulator_callback_failed", extra={"task_id": task.task_id, "error": type(error).__name__})
         task.deliveries.append(Delivery(attempt, status, forged=post.forged is not None))
         self.counts.callbacks_accepted += status == HTTPStatus.OK
         return status == HTTPStatus.OK

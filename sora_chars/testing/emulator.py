@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from aiohttp import web
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LARGEST_BODY = 256 * 1024 * 1024
 REQUESTS_KEPT = 1000
-TOO_MANY = 429
+TOO_MANY, FAILED = 429, 400
 TICK = 0.005  # real seconds between two looks of `until`
 
 
@@ -37,11 +37,12 @@ class Route(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A request as the log keeps it. `status` is 0 when the connection was reset unanswered."""
+    """A request as the log keeps it; `status` is the server's own, whatever a fault did to the answer."""
 
     method: str
     path: str
     status: int
+    fault: str | None
 
 
 ROUTES: dict[tuple[str, str], Route] = {
@@ -65,12 +66,12 @@ class Emulator:
         host: Where it listens.
         port: 0 takes a free one; `url` says which.
         seed: Decides ids, durations and which requests a fault with a rate strikes.
-        speed: Emulated seconds per real second. Durations, the windows of `strict_limits` and the pauses before
-            a callback's retries are divided by it; seconds given to a fault are real ones.
+        speed: Emulated seconds per real second. Durations, the windows of `strict_limits` and the pauses
+            before a callback's retries are divided by it; seconds given to a fault are real.
         durations: Least and most emulated seconds that a task takes, uniformly drawn.
         kie_key: The one good bearer key for kie.ai's routes; None takes any that is not empty.
         kkiai_key: The same for kkiai.com's.
-        kkiai_model: The `model` that `/sora/v1/characters` demands; None forbids one, as kkiai.com does.
+        kkiai_model: The `model` that `/sora/v1/characters` demands; None forbids one.
         hmac_key: Signs callbacks when given.
         strict_limits: Turn away what exceeds 20 creates per 10 s or 10 polls per second, in sliding windows.
         models: Which models exist, and what each makes ("character" or anything else).
@@ -78,7 +79,7 @@ class Emulator:
         price: What a task costs; a failed one costs nothing.
     """
 
-    def __init__(  # noqa: PLR0913 - one keyword per dial, each with its default
+    def __init__(
         self,
         *,
         host: str = "127.0.0.1",
@@ -102,14 +103,13 @@ class Emulator:
         self.models = kie.MODELS if models is None else models
         self.counts = Counts()
         self.requests: deque[Seen] = deque(maxlen=REQUESTS_KEPT)
+        self.seen: Counter[tuple[str, str]] = Counter()
         self.faults = FaultBox(random.Random(f"{seed} faults"))  # noqa: S311 - repeatable, not secret
         self.book = TaskBook(speed, durations, price, credits, random.Random(seed))  # noqa: S311
         self.files = FileStore()
         self.courier = Courier(self.faults, self.counts, speed, hmac_key)
-        self._windows = (
-            {"create": Window(20, 10.0 / speed), "poll": Window(10, 1.0 / speed)} if strict_limits else {}
-        )
-        self._windows |= {"omni": self._windows["create"]} if strict_limits else {}
+        creates, polls = Window(20, 10.0 / speed), Window(10, 1.0 / speed)
+        self._windows = {"create": creates, "omni": creates, "poll": polls} if strict_limits else {}
         self._runner: web.AppRunner | None = None
 
     def __repr__(self) -> str:
@@ -139,9 +139,9 @@ class Emulator:
 
     async def aclose(self) -> None:
         """Stop: requests under way are cut off, callbacks not delivered yet are dropped."""
-        await self.courier.aclose()
         if self._runner is not None:
             await self._runner.cleanup()
+        await self.courier.aclose()
 
     async def __aenter__(self) -> Self:
         try:
@@ -199,7 +199,7 @@ class Emulator:
         task = self.book.fail(task_id, code=code, message=message)
         self._loop.call_soon_threadsafe(self.courier.expect, task)
 
-    async def until(self, predicate: Callable[[], object], *, timeout: float = 10.0) -> None:  # noqa: ASYNC109
+    async def until(self, predicate: Callable[[], object], *, timeout: float = 10.0) -> None:
         """Wait until the predicate holds; from any event loop.
 
         Raises:
@@ -214,22 +214,23 @@ class Emulator:
         if route is None:
             reply, fault = await self._aside(request), None
         else:
+            self.seen[request.method, request.path] += 1
+            self.counts.polls += route.place == "poll"
             reply, fault = await self._answer(route, request)
         if reply.status == TOO_MANY or reply.body.startswith(b'{"code":429,'):
             self.counts.rejected[route.place if route else "other"] += 1
-        self.requests.append(Seen(request.method, request.path_qs, reply.status))
-        send = KINDS[fault.kind].send if fault is not None else None
-        return await (
-            wire.plainly(request, reply) if send is None or fault is None else send(request, reply, fault)
-        )
+        if route or reply.status >= FAILED:  # not the page that refreshes itself
+            self.requests.append(Seen(request.method, request.path_qs, reply.status, fault.kind if fault else None))
+        if fault is not None and (send := KINDS[fault.kind].send) is not None:
+            return await send(request, reply, fault)
+        return await wire.plainly(request, reply)
 
     async def _answer(self, route: Route, request: web.Request) -> tuple[Reply, Fault | None]:
         try:
             fault = self._fault_of(route, request)
         except ValueError as error:
             return wrong_fault(error), None
-        answer = KINDS[fault.kind].answer if fault is not None else None
-        if answer is not None and fault is not None:
+        if fault is not None and (answer := KINDS[fault.kind].answer) is not None:
             return answer(fault, route.place), fault
         try:
             self._admit(route, request)
@@ -265,8 +266,8 @@ class Emulator:
         if handler is not None:
             return await handler(self, request)
         if request.method == "GET" and request.path == "/":
-            return page.render(self)
-        file = self.files.at(f"{self.url}{request.path}")
+            return page.render(self, ROUTES)
+        file = self.files.at(f"{self.url}{request.rel_url.raw_path}")
         if file is not None and request.method == "GET":
             return Reply(200, file.content, file.mime)
         if any(path == request.path for _, path in ROUTES):

@@ -154,19 +154,13 @@ KINDS: dict[str, Kind] = {
     ),
     "http_429": _refusal("rate limit as HTTP 429", 429, BUSY, status=429),
     "body_429": _refusal("rate limit as HTTP 200 with code 429", 429, BUSY),
-    "http_500": _refusal(
-        "server error as HTTP 500", 500, "Server exception, please try again later", status=500
-    ),
-    "body_500": _refusal(
-        "server error as HTTP 200 with code 500", 500, "Server exception, please try again later"
-    ),
+    "http_500": _refusal("server error as HTTP 500", 500, "Server exception, please try again later", status=500),
+    "body_500": _refusal("server error as HTTP 200 with code 500", 500, "Server exception, please try again later"),
     "status": _refusal("any status, code and message", 503, "Service unavailable", status=503),
     "html": Kind("a proxy's page", settings={"status": 502}, answer=_html),
     "maintenance": _refusal("code 455", 455, "Service is under maintenance"),
     "credits": _refusal("code 402", 402, "Insufficient credits"),
-    "credits_500": _refusal(
-        "no credits, said as code 500", 500, "Credits insufficient. Your balance is not enough."
-    ),
+    "credits_500": _refusal("no credits, said as code 500", 500, "Credits insufficient. Your balance is not enough."),
     "cap": _refusal("code 433", 433, "The usage of this API key has reached its limit"),
     "unauthorized": _refusal("code 401", 401, "You do not have access permissions"),
     "not_visible": Kind(
@@ -177,9 +171,7 @@ KINDS: dict[str, Kind] = {
         applies=_young,
     ),
     "stuck": Kind("the task never ends", ("create",), mark=lambda _b, task, _f: stick(task)),
-    "fail_task": Kind(
-        "the task fails", ("create",), {"code": "501", "message": "generation failed"}, mark=_spoil
-    ),
+    "fail_task": Kind("the task fails", ("create",), {"code": "501", "message": "generation failed"}, mark=_spoil),
     "result_shape": Kind(
         f"resultJson as one of {', '.join([*RESULT_SHAPES, *RAW_SHAPES])}",
         ("create",),
@@ -244,9 +236,7 @@ class FaultBox:
     def take(self, place: str) -> list[Fault]:
         """All faults that change a new task (create) or a delivery (callback), each counted as a hit."""
         effect = "mark" if place == "create" else "plan"
-        candidates = [
-            fault for fault in self.active if fault.on == place and getattr(KINDS[fault.kind], effect)
-        ]
+        candidates = [fault for fault in self.active if fault.on == place and getattr(KINDS[fault.kind], effect)]
         return [fault for fault in candidates if self._strikes(fault, None)]
 
     def _strikes(self, fault: Fault, task: EmulatedTask | None) -> bool:

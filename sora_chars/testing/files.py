@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote, unquote
+
 import attrs
 
-SAMPLE_VIDEO = (
-    bytes.fromhex("0000001866747970") + b"isom\x00\x00\x02\x00isommp41" + bytes.fromhex("000000086d646174")
-)
+SAMPLE_VIDEO = bytes.fromhex("0000001866747970") + b"isom\x00\x00\x02\x00isommp41" + bytes.fromhex("000000086d646174")
 """An MP4 header and an empty box."""
-SAMPLE_PICTURE = bytes.fromhex(
-    "47494638396101000100800000ffffff00000021f90401000000002c00000000010001000002024401003b"
-)
+SAMPLE_PICTURE = bytes.fromhex("47494638396101000100800000ffffff00000021f90401000000002c00000000010001000002024401003b")
 """A GIF of one pixel."""
 
 
@@ -36,8 +34,8 @@ class FileStore:
     def keep(self, path: str, file: File) -> str:
         """Store it, and say at which URL it is served."""
         self._files[path] = file
-        return self.root + path
+        return self.root + quote(path)
 
     def at(self, url: object) -> File | None:
         """The file behind a URL, if it is one of these."""
-        return self._files.get(url.removeprefix(self.root)) if isinstance(url, str) else None
+        return self._files.get(unquote(url.removeprefix(self.root))) if isinstance(url, str) else None

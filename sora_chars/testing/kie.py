@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from .faults import KINDS, from_header
 from .files import VIDEO
 from .replies import Refusal, Reply, kie
-from .rules import INPUT_RULES, KIE_ID, OMNI_RULES, TIMESTAMPS, is_url, problem
+from .rules import INPUT_RULES, KIE_ID, OMNI_RULES, TASK_RULES, TIMESTAMPS, problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,10 +32,7 @@ MODELS: Mapping[str, str] = {
     "gemini-omni-video": "text-to-video",
 }
 """The job models that exist unless told otherwise, and what each makes."""
-MODEL_GONE = (
-    "The model name you specified is not supported. Please verify that you are using a valid model name."
-)
-CREATE_FIELDS = {"model", "input", "callBackUrl", "progressCallBackUrl"}
+MODEL_GONE = "The model name you specified is not supported. Please verify that you are using a valid model name."
 LARGEST_CLIP = 10 * 1024 * 1024
 CLIP_TYPES = {"video/mp4", "video/webm", "video/avi", "video/x-msvideo", "video/vnd.avi"}
 
@@ -70,14 +67,13 @@ async def create_task(emulator: Emulator, request: web.Request) -> Reply:
 
 async def record_info(emulator: Emulator, request: web.Request) -> Reply:
     """The task as of now."""
-    emulator.counts.polls += 1
     task_id = request.query.get("taskId", "")
     task = emulator.book.tasks.get(task_id)
     if not task_id:
         return kie(422, "taskId is required")
     if task is None:
         return kie(422, "recordInfo is null")
-    emulator.counts.poll(task)
+    emulator.counts.saw(task)
     return kie(200, "success", task.data())
 
 
@@ -117,24 +113,16 @@ async def download_url(emulator: Emulator, request: web.Request) -> Reply:
 
 
 def _checked(emulator: Emulator, body: Mapping[str, object]) -> tuple[str, Mapping[str, object]]:
-    model, inputs = body.get("model"), body.get("input")
-    if not isinstance(model, str) or not model:
-        raise Refusal(kie(500, "model is required"))
+    if (trouble := problem(TASK_RULES, body)) is not None:
+        raise Refusal(kie(*trouble))
+    model, inputs = str(body["model"]), cast("dict[str, object]", body["input"])
     if model not in emulator.models:
         raise Refusal(kie(422, MODEL_GONE))
-    if not isinstance(inputs, dict):
-        raise Refusal(kie(500, "input is required"))
-    if unknown := sorted(set(body) - CREATE_FIELDS):
-        raise Refusal(kie(422, f"{unknown[0]} is not a known parameter"))
-    for name in ("callBackUrl", "progressCallBackUrl"):
-        if body.get(name) is not None and not is_url(body[name]):
-            raise Refusal(kie(422, f"{name} must be an http or https URL"))
-    values = cast("dict[str, object]", inputs)
     rules = INPUT_RULES.get(model)
-    trouble = (problem(rules, values) if rules else None) or _source_problem(emulator, values)
+    trouble = (problem(rules, inputs) or _source_problem(emulator, inputs)) if rules else None
     if trouble is not None:
         raise Refusal(kie(*trouble))
-    return model, values
+    return model, inputs
 
 
 def _result(emulator: Emulator, model: str) -> object:

@@ -1,22 +1,21 @@
 """Pytest fixtures: `sora_emulator`, and `sora_emulator_factory` for one with settings of its own.
 
-Each emulator runs on an event loop in a thread of its own. So the fixtures are plain ones: they serve sync tests and
-every asyncio plugin in every mode alike, need none of them, and a test that blocks its own loop does not stop the
-server. Only a test that uses them makes this module import aiohttp.
+Each emulator runs on an event loop in a thread of its own. So the fixtures are plain ones: they serve sync tests
+and every asyncio plugin in every mode alike, they need none of them, and a test that blocks its own loop does
+not stop the server. Only a test that uses them makes this module import aiohttp.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from .emulator import Emulator
 
@@ -28,33 +27,29 @@ def sora_emulator(sora_emulator_factory: Callable[..., Emulator]) -> Emulator:
 
 
 @pytest.fixture
-def sora_emulator_factory() -> Iterator[Callable[..., Emulator]]:
+def sora_emulator_factory() -> Generator[Callable[..., Emulator]]:
     """A function that starts an emulator with the settings it is given; all are closed after the test."""
     from .emulator import Emulator  # noqa: PLC0415 - every pytest run loads this module, few need aiohttp
 
     with ExitStack() as running:
-        yield lambda **settings: running.enter_context(_background(Emulator(**settings)))
+
+        def start(**settings: Any) -> Emulator:
+            return running.enter_context(_background(Emulator(**settings)))
+
+        yield start
 
 
 @contextmanager
-def _background(emulator: Emulator) -> Iterator[Emulator]:
-    """Run it on a thread of its own until the block ends."""
-    started: Future[Callable[[], None]] = Future()
-    thread = threading.Thread(target=lambda: asyncio.run(_live(emulator, started)), name="sora-emulator")
+def _background(emulator: Emulator) -> Generator[Emulator]:
+    """Run it on a loop and a thread of its own until the block ends."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="sora-emulator")
     thread.start()
     try:
-        stop = started.result()
+        asyncio.run_coroutine_threadsafe(emulator.start(), loop).result()
         yield emulator
-        stop()
     finally:
+        asyncio.run_coroutine_threadsafe(emulator.aclose(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
         thread.join()
-
-
-async def _live(emulator: Emulator, started: Future[Callable[[], None]]) -> None:
-    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
-    try:
-        async with emulator:
-            started.set_result(lambda: loop.call_soon_threadsafe(stopped.set) and None)
-            await stopped.wait()
-    except OSError as error:
-        started.set_exception(error)
+        loop.close()

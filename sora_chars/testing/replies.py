@@ -6,9 +6,7 @@ import json
 
 import attrs
 
-KIE_JSON = (
-    "application/json;charset=UTF-8"  # byte for byte as recorded, without the space aiohttp would write
-)
+KIE_JSON = "application/json;charset=UTF-8"  # byte for byte as recorded, without the space aiohttp would write
 PLAIN_JSON = "application/json"
 HTML = "text/html; charset=utf-8"
 

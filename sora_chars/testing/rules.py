@@ -12,8 +12,8 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-TIMESTAMPS = re.compile(r"(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)")
-KIE_ID = re.compile(r"[0-9a-f]{32}|task_[\w.-]+_\d+")
+TIMESTAMPS = re.compile(r"([0-9]+(?:\.[0-9]+)?),([0-9]+(?:\.[0-9]+)?)")
+KIE_ID = re.compile(r"[0-9a-f]{32}|task_[\w.-]+_[0-9]+")
 """An id of this shape that the emulator did not make is taken for a video made before it started."""
 
 
@@ -34,9 +34,9 @@ def is_url(value: object) -> bool:
         return False
     try:
         parts = urlsplit(value)
-    except ValueError:
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port beyond 65535, an unclosed bracket
         return False
-    return parts.scheme in {"http", "https"} and bool(parts.hostname)
 
 
 def _text(longest: int = 5000) -> Callable[[object], str | None]:
@@ -55,6 +55,14 @@ def _filled(longest: int = 5000) -> Callable[[object], str | None]:
 
 def _one_of(*values: str) -> Callable[[object], str | None]:
     return lambda value: None if value in values else f"must be one of {', '.join(values)}"
+
+
+def _object(value: object) -> str | None:
+    return None if isinstance(value, dict) else "must be an object"
+
+
+def _url(value: object) -> str | None:
+    return None if is_url(value) else "must be an http or https URL"
 
 
 def _flag(value: object) -> str | None:
@@ -117,6 +125,10 @@ INPUT_RULES: dict[str, Rules] = {
     "sora-2-text-to-video": Rules(("prompt",), _VIDEO),
     "sora-2-image-to-video": Rules(("prompt", "image_urls"), _VIDEO | {"image_urls": _urls(1, 1)}),
 }
+TASK_RULES = Rules(
+    ("model", "input"),
+    {"model": _filled(200), "input": _object, "callBackUrl": _url, "progressCallBackUrl": _url},
+)
 OMNI_RULES = Rules(
     ("descriptions", "image_urls"),
     {

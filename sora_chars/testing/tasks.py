@@ -21,9 +21,7 @@ LIVELY_STEPS = ((0.0, "waiting"), (0.1, "queuing"), (0.25, "generating"))
 LIVELY_SHARE = 0.3
 RESULT_SHAPES: dict[str, Callable[[str], object]] = {
     "character_id": lambda id_: {"character_id": id_},
-    "resultObject": lambda id_: {
-        "resultObject": {"character_id": id_, "character_user_name": f"user.{id_[-8:]}"}
-    },
+    "resultObject": lambda id_: {"resultObject": {"character_id": id_, "character_user_name": f"user.{id_[-8:]}"}},
     "character_id_list": lambda id_: {"character_id_list": [id_]},
     "character_id_list_str": lambda id_: {"character_id_list": id_},
     "characterId": lambda id_: {"characterId": id_},
@@ -65,6 +63,8 @@ class EmulatedTask:
     fail_msg: str | None = None
     polls: int = 0
     seen_at: float | None = None
+    notified: bool = False
+    """Whether the delivery of its callback has begun."""
     deliveries: list[Delivery] = attrs.field(factory=list)
 
     @property
