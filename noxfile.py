@@ -52,7 +52,7 @@ def _install(session: nox.Session, group: str) -> None:
     ],
 )
 def tests(session: nox.Session, backoff: str) -> None:
-    """All tests: on every interpreter that is here, and once with the archived backoff 2.2.1 in asyncio's debug mode."""
+    """All tests: on every interpreter that is here, and once with the archived backoff 2.2.1 in debug mode."""
     _install(session, "tests")
     if backoff == "backoff":
         session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", "python-backoff", silent=True)

@@ -42,7 +42,7 @@ class TaskHandle(Generic[R]):
     key: str
     name: str | None = None
     wants: type[Character | TaskSnapshot] | None = attrs.field(default=None, repr=False)
-    _live: Live | None = attrs.field(default=None, repr=False)
+    _live: Live | None = attrs.field(default=None, repr=False, alias="live")
 
     def done(self) -> bool:
         """Whether the wait is over, well or not."""
@@ -115,6 +115,12 @@ class TaskHandle(Generic[R]):
         """
         live = self._in_session()
         return await live.look()
+
+    def within(self, live: Live) -> TaskHandle[R]:
+        """The same task, in the session that lends `live`."""
+        return TaskHandle(
+            task_id=self.task_id, provider=self.provider, key=self.key, name=self.name, wants=self.wants, live=live
+        )
 
     def __reduce__(self) -> tuple[Callable[..., TaskHandle[Any]], tuple[Any, ...]]:
         """Pickle the ids only."""

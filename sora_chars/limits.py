@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, Mapping
 
 Kind = Literal["create", "poll", "other"]  # of a request; only a create costs money
 
@@ -102,7 +102,7 @@ class Window:
     )
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[float]:
+    async def place(self) -> AsyncGenerator[float, None]:
         """Hold a place from sending to answer; yields the loop time of sending."""
         loop = asyncio.get_running_loop()
         line = self._lines.setdefault(loop, _Line())

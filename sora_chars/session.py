@@ -229,7 +229,7 @@ class CharacterSession:
                 raise InvalidRequestError(f"task_id: must be the id of a task, got {printable(repr(task), limit=60)}.")
             task = TaskHandle(task_id=task, provider=self._provider(provider).name, key=key or new_key())
         owner = self._provider(task.provider)
-        return attrs.evolve(task, live=self._live(owner, self.watcher.watch(owner, task.task_id)))
+        return task.within(self._live(owner, self.watcher.watch(owner, task.task_id)))
 
     async def credit(self, provider: str | None = None) -> float:
         """How many credits the account has left, at the provider named, else at the first that has tasks."""
