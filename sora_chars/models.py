@@ -42,6 +42,14 @@ def refuse(problems: list[str], *, what: str) -> None:
         raise InvalidRequestError(f"{what} was not sent: {'; '.join(problems)}.", problems=tuple(problems))
 
 
+def _bound(value: Any) -> float:
+    try:
+        return float(value) + 0.0  # -0.0 becomes 0.0, so that no provider reads "-0"
+    except (TypeError, ValueError, OverflowError) as error:
+        problem = f"clip: bounds must be numbers of seconds, got {printable(repr(value), limit=60)}"
+        raise InvalidRequestError(f"The clip was not sent: {problem}.", problems=(problem,)) from error
+
+
 @attrs.frozen
 class Clip:
     """The part of a video from `start` to `end`, in seconds. `str(clip)` is how providers write it: "3.55,5.55".
@@ -50,8 +58,8 @@ class Clip:
         InvalidRequestError: a bound is no finite number, or negative, or the end is not after the start.
     """
 
-    start: float = attrs.field(converter=float)
-    end: float = attrs.field(converter=float)
+    start: float = attrs.field(converter=_bound)
+    end: float = attrs.field(converter=_bound)
 
     def __attrs_post_init__(self) -> None:
         problems: list[str] = []
@@ -98,6 +106,10 @@ def _to_clip(value: Any) -> Any:
             return Clip(start, end)
         case _:
             return value
+
+
+def _to_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def _type_problems(field: str, value: object, allowed: tuple[type, ...], what: str) -> list[str]:
@@ -201,13 +213,15 @@ class OmniCharacterRequest:
     image: str | os.PathLike[str]
     descriptions: str
     name: str | None = None
-    audio_ids: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    audio_ids: tuple[str, ...] = attrs.field(default=(), converter=_to_tuple)
     key: str | None = None
 
     def __attrs_post_init__(self) -> None:
-        problems = _text_problems(descriptions=self.descriptions, name=self.name) + _key_problems(self.key)
+        problems = _text_problems(name=self.name) + _key_problems(self.key)
         problems += _type_problems("image", self.image, (str, os.PathLike), "a URL or a local path")
-        problems += _text_problems(**{f"audio_ids[{n}]": value for n, value in enumerate(self.audio_ids)})
+        problems += _type_problems("descriptions", self.descriptions, (str,), "text")
+        for number, audio_id in enumerate(self.audio_ids):
+            problems += _type_problems(f"audio_ids[{number}]", audio_id, (str,), "text")
         refuse(problems, what="The omni character request")
 
 
