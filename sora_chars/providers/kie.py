@@ -108,7 +108,8 @@ class Kie(Provider):
                 return codec.character_problems(request) + ([] if video is None else _video_problems(video))
             case OmniCharacterRequest():
                 blank = [] if request.descriptions.strip() else ["descriptions: is required and must not be empty"]
-                return blank + ([] if is_url(request.image) else _file_problems("image", request.image, _IMAGE_LIMIT))
+                image = request.image
+                return blank + ([] if is_url(image) else _file_problems("image", Path(image), _IMAGE_LIMIT))
             case TaskRequest():
                 return []
 
@@ -206,15 +207,16 @@ class _Reported(io.BytesIO):
         return chunk
 
 
-def _file_problems(field: str, place: str | os.PathLike[str], limit: int) -> list[str]:
+def _file_problems(field: str, path: Path, limit: int) -> list[str]:
     try:
-        size = Path(place).stat().st_size if Path(place).is_file() else None
+        if not path.is_file():
+            return [f"{field}: {path} is no file here, and no http(s) URL"]
+        with path.open("rb"):  # it may also be read
+            size = path.stat().st_size
     except OSError as error:
-        return [f"{field}: {place} cannot be read: {error.strerror}"]
-    if size is None:
-        return [f"{field}: {place} is no file here, and no http(s) URL"]
+        return [f"{field}: {path} cannot be read: {error.strerror}"]
     if not 0 < size <= limit:
-        return [f"{field}: must have 1 byte to {limit // _MB} MB, {place} has {size} bytes"]
+        return [f"{field}: must have 1 byte to {limit // _MB} MB, {path} has {size} bytes"]
     return []
 
 
