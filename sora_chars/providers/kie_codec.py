@@ -115,7 +115,7 @@ class Envelope:
         kind, hint = _ERRORS.get(code, (ServiceUnavailableError if code >= 500 else RequestRefusedError, ""))  # noqa: PLR2004
         if "credits insufficient" in text or "insufficient credit" in text:
             kind, hint = _ERRORS[402]
-        elif "model" in text and "not supported" in text:
+        elif "model name" in text and "not supported" in text:
             kind, hint = ModelUnavailableError, _GONE
         elif "recordinfo is null" in text or "task not found" in text:
             kind, hint = TaskNotFoundError, "It may not be visible yet, or belong to another account."
@@ -143,11 +143,13 @@ def read_envelope(answer: Answer) -> Envelope:
         body = parse_json(answer.body)
     except ValueError:
         body = None
-    if answer.status in GATEWAY_FAULTS or not isinstance(body, dict):
+    if not isinstance(body, dict):
         if answer.status in {401, 404, 429}:
             raise Envelope(answer.status, "", None, answer).error()
         raise unreadable(answer)
     code = body.get("code")
+    if answer.status in GATEWAY_FAULTS and code != answer.status:  # else kie.ai itself says so
+        raise unreadable(answer)
     if not isinstance(code, int) or isinstance(code, bool):
         code = answer.status
     return Envelope(code, str(body.get("msg") or body.get("message") or ""), body.get("data"), answer)
@@ -179,14 +181,14 @@ def read_task_id(answer: Answer) -> str:
     """The id in createTask's answer.
 
     Raises:
-        NoAnswerError: accepted without an id, or 408: the outcome is unknown.
+        NoAnswerError: accepted without an id, or a gateway's code (408, 504): the outcome is unknown.
         ProviderError: refused.
     """
     envelope = read_envelope(answer)
     match envelope:
         case Envelope(code=200, data={"taskId": str(task_id)}) if task_id:
             return task_id
-        case Envelope(code=200 | 408):
+        case Envelope(code=code) if code == 200 or code in GATEWAY_FAULTS:  # noqa: PLR2004
             raise unreadable(answer, "no task id")
         case _:
             raise envelope.error()
@@ -383,7 +385,7 @@ def read_omni(answer: Answer, *, provider: str) -> Character:
                 task_id=None,
                 payload=envelope.data,
             )
-        case Envelope(code=408):
+        case Envelope(code=code) if code in GATEWAY_FAULTS:
             raise unreadable(answer, "no result in time")
         case _:
             raise envelope.error()
