@@ -98,7 +98,7 @@ class Kkiai(Provider):
         self.extra_body = dict(extra_body or {})
         self._transport = Transport(
             provider=name,
-            base_url=clean_url(base_url, field="base_url").removesuffix("/v1"),
+            base_url=clean_url(base_url, field="base_url").removesuffix("/v1").rstrip("/"),
             api_key=resolve_key(api_key, variable=key_variable, provider=name),
             limits=limits or Limits(),
             http=http,
@@ -222,15 +222,17 @@ def _text(value: Any) -> str | None:
 
 
 def _no_json(answer: Answer, provider: str) -> ProviderError:
-    """An HTML page or plain text: from 500 on nobody says what happened behind it."""
+    """A page or plain text. From 500 on, and where an answer is cut or garbled, nobody says what happened behind it."""
     text = printable(re.sub(r"<[^>]{0,500}>", " ", answer.body[:4000].decode(errors="replace")), limit=200)
-    if answer.status in {200, 201, 404}:
+    good = answer.status // 100 == 2  # noqa: PLR2004
+    page = answer.body.lstrip().startswith(b"<")
+    if answer.status == 404 or (good and page):  # noqa: PLR2004
         return ModelUnavailableError(
             f"{provider} does not serve characters any more: it answered HTTP {answer.status} with {text!r}.",
             hint="The route is gone there; try another gateway.",
             status=answer.status,
         )
-    if answer.status >= 500:  # noqa: PLR2004
+    if good or answer.status >= 500:  # noqa: PLR2004
         return NoAnswerError(f"{provider} answered HTTP {answer.status}: {text}.", status=answer.status)
     return _refusal(answer, {"message": text}, provider)
 
@@ -256,7 +258,7 @@ def _refusal(answer: Answer, body: Any, provider: str) -> ProviderError:
     found = _REQUEST_ID.search(message)
     return kind(
         f"{provider} answered HTTP {answer.status}: {printable(message)}",
-        hint=_HINTS.get(words[0], hint) if words else hint,
+        hint=next((advice for word, advice in _HINTS.items() if word in words or word in message), hint),
         status=answer.status,
         code=words[0] if words else None,
         request_id=found.group(1) if found else None,
