@@ -66,6 +66,7 @@ class Kind:
     note: str
     places: tuple[str, ...] = REQUESTS
     settings: Mapping[str, object] = attrs.field(factory=dict[str, object])
+    """Each with its default; a tuple lists all that it can be, the default first."""
     answer: Callable[[Fault, str], Reply] | None = None
     """Answers instead of the server: nothing happens, nothing is created."""
     send: Callable[[web.Request, Reply, Fault], Awaitable[web.StreamResponse]] | None = None
@@ -122,7 +123,7 @@ def _refusal(note: str, code: int, message: str, *, status: int = 200) -> Kind:
 
 def _gateway(status: int, code: str, message: str, *, type: str = "new_api_error", note: str = "") -> Kind:  # noqa: A002
     settings: dict[str, object] = {
-        "shape": 1,
+        "shape": (1, 2, 3, 4, 5, 6, 7),
         "status": status,
         "code": code,
         "message": message,
@@ -164,18 +165,18 @@ KINDS: dict[str, Kind] = {
     "cap": _refusal("code 433", 433, "The usage of this API key has reached its limit"),
     "unauthorized": _refusal("code 401", 401, "You do not have access permissions"),
     "not_visible": Kind(
-        "the task is not known yet: form 422, 404 or null; with seconds, while it is younger",
+        "the task is not known yet; with seconds, only while it is younger",
         ("poll",),
-        {"form": "422", "seconds": 0.0},
+        {"form": ("422", "404", "null"), "seconds": 0.0},
         answer=_unseen,
         applies=_young,
     ),
     "stuck": Kind("the task never ends", ("create",), mark=lambda _b, task, _f: stick(task)),
     "fail_task": Kind("the task fails", ("create",), {"code": "501", "message": "generation failed"}, mark=_spoil),
     "result_shape": Kind(
-        f"resultJson as one of {', '.join([*RESULT_SHAPES, *RAW_SHAPES])}",
+        "resultJson has another shape, or none",
         ("create",),
-        {"shape": "resultObject"},
+        {"shape": ("resultObject", *sorted((RESULT_SHAPES.keys() | RAW_SHAPES.keys()) - {"resultObject"}))},
         mark=lambda book, task, fault: reshape(task, fault.text("shape"), f"ch_{book.hex_id()}"),
     ),
     "early_callback": Kind(
@@ -188,7 +189,7 @@ KINDS: dict[str, Kind] = {
     "forged_callback": Kind(
         "a forged callback comes before the true one: its signature or its token is wrong",
         ("callback",),
-        {"how": "signature"},
+        {"how": ("signature", "token")},
         plan=lambda posts, fault: [Post(forged=fault.text("how")), *posts],
     ),
     "kkiai_error": _gateway(
@@ -258,10 +259,21 @@ def _fault(kind: str, on: str | None, settings: Mapping[str, object]) -> Fault:
     if place not in row.places:
         raise ValueError(f"{kind} cannot strike on {place!r}; it can on: {', '.join(row.places)}")
     for name, value in settings.items():
-        known = row.settings.get(name)
-        if known is None or not isinstance(value, (int, float) if isinstance(known, float) else type(known)):
+        if not _fits(value, row.settings.get(name)):
             raise ValueError(f"{kind} has no setting {name}={value!r}; its settings: {dict(row.settings)}")
-    return Fault(kind, place, None, 1.0, dict(row.settings) | dict(settings))
+    return Fault(
+        kind, place, None, 1.0, {name: _default(known) for name, known in row.settings.items()} | dict(settings)
+    )
+
+
+def _default(known: object) -> object:
+    return cast("tuple[object, ...]", known)[0] if isinstance(known, tuple) else known
+
+
+def _fits(value: object, known: object) -> bool:
+    if isinstance(known, tuple):
+        return value in cast("tuple[object, ...]", known)
+    return known is not None and isinstance(value, (int, float) if isinstance(known, float) else type(known))
 
 
 def from_header(text: str) -> Fault:
