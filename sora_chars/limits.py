@@ -13,14 +13,15 @@ import asyncio
 import hashlib
 import math
 import random
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakKeyDictionary
 
 import attrs
 
+from .errors import NoAnswerError
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Generator, Mapping
 
 Kind = Literal["create", "poll", "other"]  # of a request; only a create costs money
 
@@ -78,13 +79,15 @@ class Pause:
 
 @attrs.define(eq=False)
 class _Place:
+    sent: float
     counts_from: float
 
 
 @attrs.define(eq=False)
 class _Line:
-    """Who waits in one event loop: the holder of `first` is the next to go."""
+    """Who is here from one event loop: the holder of `first` is the next to go."""
 
+    users: int = 0
     first: asyncio.Lock = attrs.field(factory=asyncio.Lock)
     changed: asyncio.Event = attrs.field(factory=asyncio.Event)
 
@@ -95,37 +98,54 @@ class Window:
 
     limit: tuple[int, float] | None
     pause: Pause
-    _under_way: int = 0
+    _under_way: set[_Place] = attrs.field(factory=set[_Place])
     _places: list[_Place] = attrs.field(factory=list[_Place])
-    _lines: WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = attrs.field(
-        factory=WeakKeyDictionary[asyncio.AbstractEventLoop, _Line]
-    )
+    _lines: dict[asyncio.AbstractEventLoop, _Line] = attrs.field(factory=dict["asyncio.AbstractEventLoop", _Line])
 
     @asynccontextmanager
     async def place(self) -> AsyncGenerator[float, None]:
         """Hold a place from sending to answer; yields the loop time of sending."""
-        loop = asyncio.get_running_loop()
-        line = self._lines.setdefault(loop, _Line())
-        async with line.first:
-            await self._until_free(loop, line)
-            sent = loop.time()
-            place = _Place(sent + _ARRIVAL)
-            self._under_way += 1
-            if self.limit:
-                self._places.append(place)
-        try:
-            yield sent
-        finally:
-            self._under_way -= 1
-            place.counts_from = min(place.counts_from, loop.time())
-            line.changed.set()
+        loop, answered = asyncio.get_running_loop(), True
+        with self._line(loop) as line:
+            async with line.first:
+                await self._until_free(loop, line)
+                place = self._take(loop.time())
+            try:
+                yield place.sent
+            except (asyncio.CancelledError, NoAnswerError):
+                answered = False  # it may still be on its way
+                raise
+            finally:
+                if answered:
+                    place.counts_from = min(place.counts_from, loop.time())
+                self._under_way.remove(place)
+                line.changed.set()
 
     async def ready(self) -> None:
         """Return once a request would go out at once."""
         loop = asyncio.get_running_loop()
+        with self._line(loop) as line:
+            async with line.first:
+                await self._until_free(loop, line)
+
+    @contextmanager
+    def _line(self, loop: asyncio.AbstractEventLoop) -> Generator[_Line]:
+        """The line of this loop, kept while somebody is in it: a lock holds its loop, even one that is over."""
         line = self._lines.setdefault(loop, _Line())
-        async with line.first:
-            await self._until_free(loop, line)
+        line.users += 1
+        try:
+            yield line
+        finally:
+            line.users -= 1
+            if not line.users:
+                del self._lines[loop]
+
+    def _take(self, now: float) -> _Place:
+        place = _Place(now, now + _ARRIVAL)
+        self._under_way.add(place)
+        if self.limit:
+            self._places.append(place)
+        return place
 
     async def _until_free(self, loop: asyncio.AbstractEventLoop, line: _Line) -> None:
         while (wait := self._wait(loop.time())) > 0:
@@ -138,7 +158,7 @@ class Window:
         """Seconds after which to look again; 0 when a place is free."""
         if self.pause.until > now:
             return self.pause.until - now
-        if self.pause.strikes and self._under_way:
+        if self.pause.strikes and any(place.sent >= self.pause.until for place in self._under_way):
             return _LOOK_AGAIN  # one probe goes first, and its answer wakes the rest
         if self.limit is None:
             return 0.0
