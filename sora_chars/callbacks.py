@@ -52,8 +52,8 @@ _ANSWER_HEADERS = {"Allow": "POST"}  # required with 405 and harmless beside the
 class CallbackEvent:
     """A callback as it came. `snapshot` is what its sender claims, unconfirmed: the truth is `handle.result()`.
 
-    It is None where the sender claims a success that holds no character. `code` and `message` are the envelope's,
-    and say less than `snapshot.state`. `raw` is the whole body.
+    It is None where nobody can read the claim, or a success holds no character. `code` and `message` are the
+    envelope's, and say less than `snapshot.state`. `raw` is the whole body.
     """
 
     task_id: str
@@ -125,11 +125,9 @@ def _message(envelope: Mapping[str, Any]) -> str:
 
 def _claim(record: Mapping[str, Any], provider: str) -> TaskSnapshot | None:
     try:
-        return read_snapshot(record, provider=provider, wrong=lambda _: _refusal(400, "its record is unreadable"))
-    except MissingCharacterError:
-        return None  # polling will say the same, to those who wait for the task
-    except RecursionError as error:  # parsing had a few frames more to spare than reading has
-        raise _refusal(400, "the body is nested too deeply") from error
+        return read_snapshot(record, provider=provider, wrong=ValueError)
+    except (MissingCharacterError, ValueError, RecursionError):
+        return None  # the nudge still counts: polling tells those who wait what is wrong
 
 
 def _check_signature(
