@@ -1,0 +1,383 @@
+"""The emulator over real sockets: both contracts when nothing goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import aiohttp
+import pytest
+
+from sora_chars.testing import Emulator
+from sora_chars.testing.kie import MODEL_GONE, MODELS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+RECORDINGS = Path(__file__).parents[1] / "recordings" / "kie"
+PRO = {"origin_task_id": "7" * 32, "timestamps": "3.55,5.55", "character_prompt": "A cook"}
+CREATE, RECORD = "/api/v1/jobs/createTask", "/api/v1/jobs/recordInfo"
+CHARACTER = {"url": "https://example.com/clip.mp4", "timestamps": "1,3"}
+
+
+class Answer(NamedTuple):
+    """What came back."""
+
+    status: int
+    content_type: str
+    text: str
+
+    @property
+    def json(self) -> dict[str, object]:
+        """The body as an object."""
+        return cast("dict[str, object]", json.loads(self.text))
+
+    @property
+    def data(self) -> dict[str, object]:
+        """Its `data`."""
+        return cast("dict[str, object]", self.json["data"])
+
+
+class Client:
+    """The least that speaks HTTP to an emulator."""
+
+    def __init__(self, emulator: Emulator, http: aiohttp.ClientSession) -> None:
+        self.emulator, self.http = emulator, http
+
+    async def ask(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
+        """Send a request with a JSON body, or with none."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        async with self.http.request(method, self.emulator.url + path, json=body, headers=named) as answer:
+            return Answer(answer.status, answer.headers["Content-Type"], await answer.text())
+
+    async def create(self, model: str = "sora-2-characters-pro", inputs: object = PRO) -> Answer:
+        """Start a task."""
+        return await self.ask("POST", CREATE, {"model": model, "input": inputs})
+
+    async def record(self, task_id: object) -> Answer:
+        """Look at a task."""
+        return await self.ask("GET", f"{RECORD}?taskId={task_id}")
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    """An emulator in which nothing ends by itself during a test, but for kkiai's synchronous route."""
+    async with Emulator(durations=(0.0, 0.0)) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(emulator: Emulator) -> AsyncIterator[Client]:
+    """A client with a key."""
+    async with aiohttp.ClientSession(headers={"Authorization": "Bearer key"}) as http:
+        yield Client(emulator, http)
+
+
+def recorded(name: str, path: str) -> list[dict[str, str]]:
+    """The recorded exchanges of one route."""
+    exchanges = cast("list[dict[str, str]]", json.loads((RECORDINGS / f"{name}.json").read_text()))
+    return [exchange for exchange in exchanges if exchange["path"] == path]
+
+
+def shape(value: object) -> object:
+    """A JSON value with its leaves replaced by their types; keys keep their order."""
+    if isinstance(value, dict):
+        return [(key, shape(item)) for key, item in cast("dict[str, object]", value).items()]
+    return type(value).__name__
+
+
+async def test_create_and_record_look_like_the_recordings(client: Client) -> None:
+    """A create and a finished record have the recorded keys in order, types, content type and double encoding."""
+    create, record = (recorded("wan-image", path) for path in (CREATE, RECORD))
+    request = cast("dict[str, object]", json.loads(create[0]["request"]))
+    answer = await client.ask("POST", CREATE, request)
+    assert answer.content_type == create[0]["content_type"]
+    assert shape(answer.json) == shape(json.loads(create[0]["response"]))
+    done = await client.record(answer.data["taskId"])
+    model = cast("dict[str, dict[str, object]]", json.loads(record[-1]["response"]))["data"]
+    assert shape({key: value for key, value in done.data.items() if key != "creditsConsumed"}) == shape(model)
+    assert list(json.loads(str(done.data["resultJson"]))) == ["resultUrls"]
+    param, other = (cast("dict[str, str]", json.loads(str(data["param"]))) for data in (done.data, model))
+    assert (list(param), json.loads(param["input"])) == (list(other), json.loads(other["input"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "path", "body"),
+    [
+        ("credit", "GET", "/api/v1/chat/credit", None),
+        ("download-url", "POST", "/api/v1/common/download-url", {"url": "https://cdn.kie.ai/files/a.mp4"}),
+        ("upload-base64", "POST", "/api/file-base64-upload",
+         {"base64Data": "SGVsbG8gV29ybGQ=", "uploadPath": "documents/test-uploads", "fileName": "test.txt"}),
+    ],
+)  # fmt: skip
+async def test_the_other_routes_look_like_the_recordings(
+    client: Client, name: str, method: str, path: str, body: object
+) -> None:
+    """Every other recorded route answers with the recorded keys, types, status and content type."""
+    exchange = recorded(name, path)[0]
+    answer = await client.ask(method, path, body)
+    assert (str(answer.status), answer.content_type) == (str(exchange["status"]), exchange["content_type"])
+    assert shape(answer.json) == shape(json.loads(exchange["response"]))
+
+
+async def test_a_character_comes_out_of_a_finished_task(client: Client) -> None:
+    """A character model's result is `{"character_id"}`, and what was made can be made into another character."""
+    answer = await client.create()
+    task_id = answer.data["taskId"]
+    assert re.fullmatch("[0-9a-f]{32}", str(task_id))
+    record = await client.record(task_id)
+    assert record.data["state"] == "success"
+    assert list(json.loads(str(record.data["resultJson"]))) == ["character_id"]
+    assert (await client.create(inputs=PRO | {"origin_task_id": task_id})).json["code"] == 200
+
+
+async def test_a_running_task_says_so() -> None:
+    """A task runs for its time divided by the speed; finish and fail end it at once, from then on for good."""
+    async with Emulator() as emulator, aiohttp.ClientSession(headers={"Authorization": "Bearer k"}) as http:
+        client = Client(emulator, http)
+        good, bad = [str((await client.create()).data["taskId"]) for _ in range(2)]
+        assert (await client.record(good)).data["state"] == "waiting"
+        refused = await client.create(inputs=PRO | {"origin_task_id": good})
+        assert refused.json == {"code": 422, "msg": "origin_task_id must be a finished task", "data": None}
+        emulator.finish(good, character_id="ch_mine")
+        emulator.fail(bad, "400", "no face")
+        assert (await client.record(good)).data["resultJson"] == '{"character_id":"ch_mine"}'
+        data = (await client.record(bad)).data
+        assert (data["state"], data["failCode"], data["failMsg"]) == ("fail", "400", "no face")
+        with pytest.raises(ValueError, match="has ended already"):
+            emulator.fail(good)
+        with pytest.raises(KeyError):
+            emulator.finish("unknown")
+
+
+@pytest.mark.parametrize(
+    ("origin", "timestamps", "message"),
+    [
+        ("nonsense", "1,3", "origin_task_id does not exist"),
+        ("short", "2,4.5", "timestamps must lie inside the video of 4 seconds"),
+        ("short", "1,4", None),
+        ("video", "8,10.01", "timestamps must lie inside the video of 10 seconds"),
+        ("video", "8,10", None),
+        ("endless", "900,903", None),
+    ],
+)
+async def test_the_origin_must_be_there_and_long_enough(
+    client: Client, origin: str, timestamps: str, message: str | None
+) -> None:
+    """An origin is a finished task, a declared one, or one in the form of an id; a clip must lie inside it."""
+    client.emulator.add_origin("short", seconds=4.0)
+    client.emulator.add_origin("endless")
+    if origin == "video":
+        video = await client.create("sora-2-text-to-video", {"prompt": "A cook", "n_frames": "10"})
+        origin = str(video.data["taskId"])
+    answer = await client.create(inputs=PRO | {"origin_task_id": origin, "timestamps": timestamps})
+    assert (answer.status, answer.json["msg"]) == (200, message or "success")
+
+
+async def test_an_uploaded_clip_is_looked_at(client: Client) -> None:
+    """A clip that was uploaded here is refused for its type or size; one from elsewhere is taken at its word."""
+    wrong = {"base64Data": "AAAA", "uploadPath": "x", "fileName": "a.txt"}
+    url = (await client.ask("POST", "/api/file-base64-upload", wrong)).data["downloadUrl"]
+    answer = await client.create("sora-2-characters", {"character_file_url": [url]})
+    assert answer.json["msg"] == "character_file_url must be an mp4, webm or avi video"
+    for size, code in ((10 * 1024 * 1024, 200), (10 * 1024 * 1024 + 1, 422)):
+        form = aiohttp.FormData({"uploadPath": "x"})
+        form.add_field("file", io.BytesIO(b"\0" * size), filename="clip.mp4")
+        async with client.http.post(client.emulator.url + "/api/file-stream-upload", data=form) as upload:
+            url = (await upload.json())["data"]["downloadUrl"]
+        assert (await client.create("sora-2-characters", {"character_file_url": [url]})).json["code"] == code
+    assert (await client.create("sora-2-characters", {"character_file_url": ["http://x/a"]})).json["code"] == 200
+
+
+async def test_what_createtask_refuses(client: Client) -> None:
+    """A refused create says why in the envelope with HTTP 200, creates nothing and is counted as refused."""
+
+    async def code(body: object) -> tuple[object, object]:
+        answer = await client.ask("POST", CREATE, body)
+        assert (answer.status, answer.json["data"]) == (200, None)
+        return answer.json["code"], answer.json["msg"]
+
+    assert await code({"input": PRO}) == (500, "model is required")
+    assert await code({"model": "sora-3", "input": {}}) == (422, MODEL_GONE)
+    assert await code({"model": "sora-2-characters", "input": {}}) == (500, "character_file_url is required")
+    assert await code([]) == (422, "Request body must be a JSON object")
+    assert await code(None) == (400, "Content type 'application/octet-stream' not supported")
+    for body in (b"{", b"\xff", b"[" * 100_000):
+        headers = {"Content-Type": "application/json"}
+        async with client.http.post(client.emulator.url + CREATE, data=body, headers=headers) as answer:
+            assert await answer.json() == {"code": 400, "msg": "Request body is not valid JSON", "data": None}
+    assert (client.emulator.counts.creates, client.emulator.counts.refused) == (0, 8)
+
+
+async def test_what_recordinfo_refuses(client: Client) -> None:
+    """An unknown task is code 422 "recordInfo is null", and no id at all is its own message."""
+    assert (await client.record("0" * 32)).text == '{"code":422,"msg":"recordInfo is null","data":null}'
+    assert (await client.record("")).json["msg"] == "taskId is required"
+    assert client.emulator.counts.polls == 2
+
+
+async def test_a_lone_surrogate_is_echoed_as_a_question_mark(client: Client) -> None:
+    """Text that UTF-8 cannot carry does not break the answer."""
+    task_id = (await client.create("wan/2-7-image", {"prompt": "\ud800"})).data["taskId"]
+    assert '\\\\\\"prompt\\\\\\":\\\\\\"?\\\\\\"' in (await client.record(task_id)).text
+
+
+async def test_models_and_omni(client: Client) -> None:
+    """The catalogue lists the models in its documented form; an omni character is made at once, or refused."""
+    catalogue = (await client.ask("GET", "/api/v1/models")).data
+    rows = cast("list[dict[str, object]]", catalogue["models"])
+    assert (catalogue["total"], [row["model"] for row in rows]) == (len(MODELS), list(MODELS))
+    assert list(rows[0]) == ["model", "slug", "title", "provider", "taskType"]
+    omni = {"descriptions": "A cook", "image_urls": ["https://example.com/a.png"]}
+    answer = await client.ask("POST", "/api/v1/omni/character/create", omni)
+    assert list(answer.data) == ["characterId"]
+    refused = await client.ask("POST", "/api/v1/omni/character/create", {"descriptions": "A cook"})
+    assert refused.json["msg"] == "image_urls is required"
+    assert client.emulator.counts.omni == 1
+
+
+async def test_a_model_that_is_gone_is_gone_everywhere() -> None:
+    """Only the models that were given exist, in the catalogue and for createTask."""
+    async with Emulator(models={"wan/2-7-image": "text-to-image"}) as emulator, aiohttp.ClientSession() as http:
+        http.headers["Authorization"] = "Bearer k"
+        client = Client(emulator, http)
+        assert (await client.create()).json["msg"] == MODEL_GONE
+        assert (await client.ask("GET", "/api/v1/models")).data["total"] == 1
+
+
+async def test_credits_are_spent_and_run_out() -> None:
+    """A task costs its price, a failed one nothing, and without enough credits a create is code 402."""
+    async with Emulator(credits=1.0, price=0.5) as emulator, aiohttp.ClientSession() as http:
+        http.headers["Authorization"] = "Bearer k"
+        client = Client(emulator, http)
+        first = str((await client.create()).data["taskId"])
+        await client.create()
+        assert (await client.create()).json["code"] == 402
+        emulator.fail(first)
+        assert (await client.ask("GET", "/api/v1/chat/credit")).text == '{"code":200,"msg":"success","data":0.5}'
+        assert (await client.create()).json["code"] == 200
+
+
+async def test_keys_are_checked() -> None:
+    """The wrong key, another scheme and no key are 401, in each provider's own manner; the right ones pass."""
+    async with (
+        Emulator(kie_key="kie", kkiai_key="kkiai", durations=(0.0, 0.0)) as emulator,
+        aiohttp.ClientSession() as http,
+    ):
+        client = Client(emulator, http)
+        for key in ("Bearer kkiai", "Basic kie", "Bearer", "Bearer "):
+            answer = await client.ask("GET", "/api/v1/chat/credit", Authorization=key)
+            assert (answer.status, answer.json["code"]) == (200, 401)
+        assert (await client.ask("GET", "/api/v1/chat/credit", Authorization="Bearer kie")).json["code"] == 200
+        refused = await client.ask("POST", "/sora/v1/characters", CHARACTER)
+        assert (refused.status, list(refused.json)) == (401, ["error"])
+        assert (await client.ask("POST", "/sora/v1/characters", CHARACTER, Authorization="Bearer kkiai")).status == 200
+        assert "kkiai" not in repr(emulator)
+
+
+async def test_strict_limits_are_sliding_windows() -> None:
+    """The 21st create within ten emulated seconds is code 429, as is the 11th poll within one; nothing is created."""
+    async with (
+        Emulator(strict_limits=True, speed=20.0) as emulator,
+        aiohttp.ClientSession(headers={"Authorization": "Bearer k"}) as http,
+    ):
+        client = Client(emulator, http)
+        codes = [(await client.create()).json["code"] for _ in range(21)]
+        assert codes == [200] * 20 + [429]
+        assert (await client.ask("POST", "/api/v1/omni/character/create", {})).json["code"] == 429
+        polls = await asyncio.gather(*(client.record(next(iter(emulator.tasks))) for _ in range(30)))
+        rejected = [poll for poll in polls if poll.json["code"] == 429]
+        assert rejected
+        assert emulator.counts.rejected == {"create": 1, "omni": 1, "poll": len(rejected)}
+        assert (emulator.counts.creates, emulator.counts.polls) == (20, 30)
+        first = next(iter(emulator.tasks.values()))
+        await emulator.until(lambda: first.clock() > first.created + 0.5)
+        assert (await client.create()).json["code"] == 200
+
+
+async def test_a_kkiai_character(client: Client) -> None:
+    """The route of kkiai answers at once with the documented members, and its picture can be fetched."""
+    for body in (CHARACTER, {"from_task": "video_e50c76ca-21d4-40e9-8485-e4ead2d37133", "timestamps": "0.5,3.5"}):
+        answer = await client.ask("POST", "/sora/v1/characters", body)
+        assert (answer.status, answer.content_type) == (200, "application/json")
+        assert list(answer.json) == ["id", "username", "permalink", "profile_picture_url"]
+        assert re.fullmatch("ch_[0-9a-f]{32}", str(answer.json["id"]))
+        async with client.http.get(str(answer.json["profile_picture_url"])) as picture:
+            assert (picture.content_type, (await picture.read())[:3]) == ("image/gif", b"GIF")
+    assert client.emulator.counts.characters == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (CHARACTER | {"from_task": "task_" + "A" * 26}, "exactly one of url and from_task is required"),
+        ({"timestamps": "1,3"}, "exactly one of url and from_task is required"),
+        (CHARACTER | {"url": "clip.mp4"}, "url must be an http or https URL"),
+        ({"url": CHARACTER["url"]}, "timestamps is required"),
+        (CHARACTER | {"timestamps": "0,3.01"}, "timestamps must span 1 to 3 seconds"),
+        (CHARACTER | {"timestamps": "0,0.99"}, "timestamps must span 1 to 3 seconds"),
+        (CHARACTER | {"model": "sora-2-character"}, "unknown field model"),
+        ([], "the request body must be a JSON object"),
+    ],
+)
+async def test_what_kkiai_refuses(client: Client, body: object, message: str) -> None:
+    """A wrong request is HTTP 400 with the reason in `error.message`, and makes nothing."""
+    answer = await client.ask("POST", "/sora/v1/characters", body)
+    error = cast("dict[str, str]", answer.json["error"])
+    assert (answer.status, error["message"].partition(" (request id: ")[0]) == (400, message)
+    assert client.emulator.counts.characters == 0
+
+
+async def test_kkiai_needs_json(client: Client) -> None:
+    """A body with a comment in it, as one page shows, is HTTP 400."""
+    async with client.http.post(client.emulator.url + "/sora/v1/characters", data=b'{// no\n"url": ""}') as answer:
+        assert answer.status == 400
+
+
+async def test_kkiai_knows_its_tasks_by_their_form(client: Client) -> None:
+    """A source in none of the seen forms does not exist, unless it was declared."""
+    body = {"from_task": "sora-2:task_01", "timestamps": "1,3"}
+    answer = await client.ask("POST", "/sora/v1/characters", body)
+    assert (answer.status, answer.json["code"]) == (400, "task_not_exist")
+    client.emulator.add_origin("sora-2:task_01")
+    assert (await client.ask("POST", "/sora/v1/characters", body)).status == 200
+
+
+async def test_a_gateway_can_demand_a_model() -> None:
+    """With `kkiai_model` the member is required and must be right."""
+    async with (
+        Emulator(kkiai_model="sora-2-character", durations=(0.0, 0.0)) as emulator,
+        aiohttp.ClientSession() as http,
+    ):
+        http.headers["Authorization"] = "Bearer k"
+        client = Client(emulator, http)
+        assert (await client.ask("POST", "/sora/v1/characters", CHARACTER)).status == 400
+        body = CHARACTER | {"model": "sora-2-character"}
+        assert (await client.ask("POST", "/sora/v1/characters", body)).status == 200
+
+
+async def test_unknown_paths_and_methods(client: Client) -> None:
+    """A path that is no route is HTTP 404 `Invalid URL`, as the gateways say it; a wrong method is 405."""
+    answer = await client.ask("POST", "/v1/sora/v1/characters")
+    assert (answer.status, "Invalid URL (POST /v1/sora/v1/characters)" in answer.text) == (404, True)
+    assert (await client.ask("GET", CREATE)).status == 405
+    assert [seen.status for seen in client.emulator.requests] == [404, 405]
+
+
+async def test_a_taken_port_is_an_error_and_leaves_nothing(emulator: Emulator) -> None:
+    """A second emulator on the same port raises OSError and can be thrown away without a warning."""
+    port = int(emulator.url.rpartition(":")[2])
+    with pytest.raises(OSError, match="address already in use"):
+        async with Emulator(port=port):
+            pytest.fail("it started")
+    await Emulator().aclose()
+
+
+async def test_until_gives_up(emulator: Emulator) -> None:
+    """Waiting for what never holds ends in a TimeoutError."""
+    with pytest.raises(TimeoutError):
+        await emulator.until(lambda: False, timeout=0.01)
