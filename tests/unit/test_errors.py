@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import inspect
+import pickle
+import re
+from typing import Any
+
+import attrs
+import pytest
+
+from sora_chars import errors
+from sora_chars.errors import (
+    InvalidRequestError,
+    NoAnswerError,
+    RateLimitedError,
+    RequestRefusedError,
+    ServiceUnavailableError,
+    SoraCharsError,
+    WaitTimeoutError,
+    printable,
+)
+
+FACTS: dict[str, Any] = {
+    "message": "it went wrong",
+    "hint": "Do this.",
+    "problems": ("clip: too long",),
+    "provider": "kie",
+    "status": 418,
+    "code": "teapot",
+    "request_id": "r-1",
+    "retry_after": 2.5,
+    "passing": True,
+    "harmless": True,
+    "key": "k-1",
+    "task_id": "t-1",
+    "snapshot": {"state": "fail"},
+    "payload": {"resultUrls": []},
+    "handle": "a handle",
+}
+ALL = sorted(
+    (kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, SoraCharsError)),
+    key=lambda kind: kind.__name__,
+)
+
+
+def drawn_tree() -> dict[str, str | None]:
+    """Read the tree in the docstring of the module: each class and its parent."""
+    parents: dict[str, str | None] = {}
+    path: list[str] = []
+    for line in (errors.__doc__ or "").splitlines():
+        found = re.match(r"    ([ │├└─]*)(\w+Error)\b", line)
+        if found:
+            depth, name = len(found[1]) // 4, found[2]
+            path[depth:] = [name]
+            parents[name] = path[depth - 1] if depth else None
+    return parents
+
+
+def make(kind: type[SoraCharsError]) -> SoraCharsError:
+    """Make an error with every fact that it can have."""
+    return kind(**{field.name: FACTS[field.name] for field in attrs.fields(kind)})
+
+
+def test_the_drawn_tree_is_the_real_one() -> None:
+    """The tree in the docstring names every class under the parent that it really has."""
+    real = {kind.__name__: None if kind is SoraCharsError else kind.__bases__[0].__name__ for kind in ALL}
+    assert drawn_tree() == real
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_an_error_pickles_with_its_facts(kind: type[SoraCharsError]) -> None:
+    """An error that crosses a process boundary keeps its class and every fact."""
+    error = make(kind)
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is kind
+    assert {field.name: getattr(copy, field.name) for field in attrs.fields(kind)} == {
+        field.name: FACTS[field.name] for field in attrs.fields(kind)
+    }
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_an_error_reads_as_its_message_and_hint(kind: type[SoraCharsError]) -> None:
+    """The text of an error is what happened and what to do; its repr is the class and what happened."""
+    error = make(kind)
+    assert str(error) == "it went wrong Do this."
+    assert repr(error) == f"{kind.__name__}('it went wrong')"
+    error.hint = ""
+    assert str(error) == "it went wrong"
+
+
+@pytest.mark.parametrize(
+    ("kind", "passing", "harmless"),
+    [
+        (RateLimitedError, True, True),
+        (ServiceUnavailableError, True, False),
+        (NoAnswerError, True, False),
+        (RequestRefusedError, False, False),
+    ],
+)
+def test_whether_an_error_passes_and_harms(
+    kind: type[errors.ProviderError],
+    passing: bool,  # noqa: FBT001 # a column of the table
+    harmless: bool,  # noqa: FBT001 # a column of the table
+) -> None:
+    """Only a rate limit is harmless by itself, so that nothing else repeats a paid request."""
+    error = kind("no")
+    assert (error.passing, error.harmless) == (passing, harmless)
+
+
+def test_errors_are_also_what_python_calls_them() -> None:
+    """A refused request is a ValueError and a wait that ran out is a TimeoutError."""
+    assert isinstance(InvalidRequestError("x"), ValueError)
+    assert isinstance(WaitTimeoutError("x"), TimeoutError)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain", "plain"),
+        ("two\r\n \tin", "two in"),
+        ("\x1b[31mred\x00\x07", "[31mred"),
+        ("\u202eevil\ud800", "evil"),
+        ("x" * 10, "x" * 10),
+        ("x" * 11, "x" * 9 + "…"),
+        ("\n" * 100 + "late", ""),
+        (42, "42"),
+    ],
+    ids=["plain", "lines", "control", "invisible", "limit", "above", "bounded", "number"],
+)
+def test_foreign_text_is_one_printable_line(text: object, shown: str) -> None:
+    """Foreign text becomes one printable line of bounded length."""
+    assert printable(text, limit=10) == shown

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sora_chars import (
+    AuthenticationError,
+    InsufficientCreditsError,
+    ModelUnavailableError,
+    NoAnswerError,
+    PermissionDeniedError,
+    ProviderError,
+    RateLimitedError,
+    RequestRefusedError,
+    ServiceUnavailableError,
+    TaskNotFoundError,
+    UsageCapError,
+)
+from sora_chars.providers import kie_codec as codec
+from sora_chars.transport import Answer
+
+MB = 1024 * 1024
+NOT_SUPPORTED = (
+    "The model name you specified is not supported. Please verify that you are using a valid and supported model name."
+)
+HTML = b"<html><body><h1>502 Bad Gateway</h1></body></html>"
+
+
+def answer(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
+    """An answer with this body: bytes as they are, everything else as JSON."""
+    return Answer(status, headers or {}, body if isinstance(body, bytes) else json.dumps(body).encode())
+
+
+CODES: list[tuple[int, str, type[ProviderError]]] = [
+    (400, "Invalid parameter", RequestRefusedError),
+    (422, "Invalid parameter", RequestRefusedError),
+    (422, "The aspect ratio is not supported by this model", RequestRefusedError),
+    (422, NOT_SUPPORTED, ModelUnavailableError),
+    (500, NOT_SUPPORTED, ModelUnavailableError),
+    (422, "recordInfo is null", TaskNotFoundError),
+    (401, "You do not have access permissions", AuthenticationError),
+    (402, "Insufficient credits", InsufficientCreditsError),
+    (500, "Credits insufficient. Your balance is not enough.", InsufficientCreditsError),
+    (403, "Forbidden", PermissionDeniedError),
+    (404, "Not found", ModelUnavailableError),
+    (405, "Method not allowed", RequestRefusedError),
+    (408, "No result for over 10 minutes", NoAnswerError),
+    (429, "Your call frequency is too high", RateLimitedError),
+    (433, "The usage of this key has reached its limit", UsageCapError),
+    (455, "Under maintenance", ServiceUnavailableError),
+    (500, "Server exception", ServiceUnavailableError),
+    (500, "origin_task_id is required", RequestRefusedError),
+    (501, "Generation failed", ServiceUnavailableError),
+    (502, "Bad gateway", NoAnswerError),
+    (504, "Gateway time-out", NoAnswerError),
+    (524, "A time-out occurred", NoAnswerError),
+    (505, "The feature is disabled", ModelUnavailableError),
+    (599, "Something new", ServiceUnavailableError),
+]
+HARMLESS = {429, 455}
+
+
+@pytest.mark.parametrize("form", ["code in 200", "code and status", "status only", "message for msg"])
+@pytest.mark.parametrize(("code", "message", "kind"), CODES)
+def test_the_table_of_codes(code: int, message: str, kind: type[ProviderError], form: str) -> None:
+    """Each code becomes its error, in the envelope or as an HTTP status, and only two of them may repeat a create."""
+    body: dict[str, object] = {"code": code, "msg": message, "data": None}
+    status = 200 if form == "code in 200" else code
+    if form == "status only":
+        body["code"] = "none"
+    elif form == "message for msg":
+        body["message"] = body.pop("msg")
+    with pytest.raises(ProviderError) as caught:
+        codec.read_task_id(answer(body, status=status))
+    error = caught.value
+    assert type(error) is kind
+    assert (error.passing and error.harmless) == (code in HARMLESS)
+    assert error.status == status
+    assert message in error.message or kind is NoAnswerError
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (200, HTML, NoAnswerError),
+        (200, b"", NoAnswerError),
+        (200, [], NoAnswerError),
+        (200, b'{"code":200,"msg":"succ', NoAnswerError),
+        (403, HTML, NoAnswerError),
+        (502, HTML, NoAnswerError),
+        (504, b"", NoAnswerError),
+        (524, {"error": "timeout"}, NoAnswerError),
+        (502, {"code": 200, "data": {"taskId": "t"}}, NoAnswerError),
+        (401, HTML, AuthenticationError),
+        (404, b"404 page not found", ModelUnavailableError),
+        (429, b"", RateLimitedError),
+    ],
+)
+def test_what_is_no_envelope(status: int, body: object, kind: type[ProviderError]) -> None:
+    """An answer that kie.ai did not write leaves a create unknown, unless the status alone says that it was refused."""
+    with pytest.raises(ProviderError) as caught:
+        codec.read_task_id(answer(body, status=status))
+    assert type(caught.value) is kind
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize(("code", "effective"), [(True, 402), ("200", 402), (None, 402), (200.0, 402), (455, 455)])
+def test_the_effective_code(code: object, effective: int) -> None:
+    """The code counts when it is an int, else the HTTP status does."""
+    assert codec.read_envelope(answer({"code": code, "msg": "x"}, status=402)).code == effective
+
+
+@pytest.mark.parametrize("body", [{"code": 429, "msg": "busy"}, HTML])
+def test_retry_after_is_heeded_where_it_comes(body: object) -> None:
+    """kie.ai was never seen to send Retry-After; where it comes, the error holds it."""
+    for status in (429, 503):
+        with pytest.raises(ProviderError) as caught:
+            codec.read_task_id(answer(body, status=status, headers={"Retry-After": "7"}))
+        assert caught.value.retry_after == 7
+
+
+def test_an_unexplained_refusal_still_reads() -> None:
+    """An envelope without any text gives a message all the same."""
+    with pytest.raises(RequestRefusedError, match="answered 422: no message"):
+        codec.read_task_id(answer({"code": 422}))
