@@ -88,6 +88,7 @@ class TaskWatcher:
     fault_budget: float = 300.0
     grace: float = 90.0
     wall: Callable[[], float] = time.time
+    looks: set[asyncio.Task[None]] = attrs.field(factory=set["asyncio.Task[None]"], init=False, repr=False)
     _lanes: dict[str, _Lane] = attrs.field(factory=dict[str, "_Lane"], init=False)
     _trusted_until: float = attrs.field(default=-math.inf, init=False)
     _trust_timer: asyncio.TimerHandle | None = attrs.field(default=None, init=False)
@@ -100,7 +101,6 @@ class TaskWatcher:
         lane = self._lanes.get(provider.name)
         if lane is None:
             lane = self._lanes[provider.name] = _Lane(provider=provider, watcher=self)
-            lane.start()
         watch = lane.watches.get(task_id)
         if watch is None:
             watch = Watch(task_id, loop.create_future(), expects_callback, snapshot)
@@ -173,11 +173,12 @@ class TaskWatcher:
 
     async def aclose(self) -> None:
         """Stop polling. Whoever still waits gets a `WatcherStoppedError`."""
-        if self._trust_timer:
-            self._trust_timer.cancel()
         lanes, self._lanes = list(self._lanes.values()), {}
-        for lane in lanes:
-            await lane.stop()
+        self.distrust()
+        asyncio_tasks = [lane.stop() for lane in lanes] + list(self.looks)
+        for asyncio_task in asyncio_tasks:
+            asyncio_task.cancel()
+        await asyncio.gather(*asyncio_tasks, return_exceptions=True)
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -191,10 +192,9 @@ class _Lane:
     _entries: int = 0
     _changed: asyncio.Event = attrs.field(factory=asyncio.Event)
     _slots: asyncio.Semaphore = attrs.field(init=False)
-    _looks: set[asyncio.Task[None]] = attrs.field(factory=set["asyncio.Task[None]"])
-    _runner: asyncio.Task[None] | None = None
+    _runner: asyncio.Task[None] = attrs.field(init=False)
 
-    def start(self) -> None:
+    def __attrs_post_init__(self) -> None:
         self._slots = asyncio.Semaphore(self.watcher.max_in_flight)
         self._runner = asyncio.create_task(self._run(), name=f"sora_chars watcher of {self.provider.name}")
         self._runner.add_done_callback(self._died)
@@ -244,12 +244,12 @@ class _Lane:
             watch = heapq.heappop(self._heap)[2]
             watch.entry, watch.polling = 0, True
             look = loop.create_task(self._look(watch))
-            self._looks.add(look)
+            self.watcher.looks.add(look)  # which outlives this lane, should it die
             look.add_done_callback(self._looked)
             await asyncio.sleep(0)  # it takes its place in the limits before the next one is picked
 
     def _looked(self, look: asyncio.Task[None]) -> None:
-        self._looks.discard(look)
+        self.watcher.looks.discard(look)
         self._slots.release()
 
     async def _look(self, watch: Watch) -> None:
@@ -262,7 +262,7 @@ class _Lane:
             self._fault(watch, error)
         except SoraCharsError as error:
             self._end(watch, error)
-        except Exception as error:  # noqa: BLE001 # the border: a provider's or a pace's bug ends one wait, not all
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 # the border: a bug ends one wait, not all
             stopped = WatcherStoppedError(
                 f"Looking at task {watch.task_id} raised {type(error).__name__}: {printable(error)}",
                 task_id=watch.task_id,
@@ -289,8 +289,9 @@ class _Lane:
         if watch.nudged:
             delay = 0.0
         elif nudged or watch.echoes:
-            delay = min(delay, _FIRST_ECHO * 2**watch.echoes)
-            watch.echoes += 1
+            echo = _FIRST_ECHO * 2**watch.echoes
+            watch.echoes = watch.echoes + 1 if echo < delay else 0
+            delay = min(delay, echo)
         self.schedule(watch, delay, stretch=not watch.echoes)
 
     def _fault(self, watch: Watch, error: ProviderError) -> None:
@@ -320,12 +321,11 @@ class _Lane:
         watch.end(outcome)
 
     def _died(self, runner: asyncio.Task[None]) -> None:
-        if runner.cancelled():
-            return
-        error = runner.exception()
+        error = None if runner.cancelled() else runner.exception()
+        how = f"died of {type(error).__name__}" if error else "was cancelled"
         log.error("watcher.died", exc_info=error, extra={"provider": self.provider.name})
         self.watcher.discard(self)
-        self._end_all(f"the watcher of {self.provider.name} died of {type(error).__name__}", cause=error)
+        self._end_all(f"the watcher of {self.provider.name} {how}", cause=error)
 
     def _end_all(self, why: str, *, cause: BaseException | None = None) -> None:
         for watch in list(self.watches.values()):
@@ -337,10 +337,8 @@ class _Lane:
             error.__cause__ = cause
             self._end(watch, error)
 
-    async def stop(self) -> None:
-        """Cancel all looks and tell all waiters."""
-        asyncio_tasks = [*self._looks, *filter(None, [self._runner])]
-        for asyncio_task in asyncio_tasks:
-            asyncio_task.cancel()
-        await asyncio.gather(*asyncio_tasks, return_exceptions=True)
+    def stop(self) -> asyncio.Task[None]:
+        """Tell all waiters; returns the asyncio task that is left to cancel."""
+        self._runner.remove_done_callback(self._died)
         self._end_all("its session was closed")
+        return self._runner

@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import attrs
+import pytest
+
+from sora_chars.errors import ServiceUnavailableError, SoraCharsError, WatcherStoppedError
+from sora_chars.models import TaskSnapshot
+from sora_chars.pacing import FixedPace, LadderPace
+from sora_chars.protocols import Pace, Provider
+from sora_chars.watcher import TaskWatcher
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from sora_chars.models import Request
+
+pytestmark = pytest.mark.looptime
+
+
+def seen(state: str = "waiting", *, created_at: float | None = None) -> TaskSnapshot:
+    """A snapshot of the one task of a test."""
+    return TaskSnapshot(task_id="t1", provider="fake", state=state, created_at=created_at)
+
+
+NEW, DONE = seen(), seen("success")
+
+
+@attrs.define(eq=False)
+class Scripted(Provider):
+    """A provider whose looks show the steps of a script, the last one for ever; each look takes `takes` seconds."""
+
+    script: Sequence[TaskSnapshot | SoraCharsError]
+    takes: float = 0.0
+    name: str = "fake"
+    looks: list[float] = attrs.field(factory=list[float])
+    under_way: int = 0
+    most: int = 0
+
+    def check(self, request: Request) -> Sequence[str]:
+        """See `Provider`."""
+        raise NotImplementedError
+
+    async def submit(
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], Awaitable[None]]
+    ) -> TaskSnapshot:
+        """See `Provider`."""
+        raise NotImplementedError
+
+    async def fetch(self, task_id: str) -> TaskSnapshot:
+        """See `Provider`."""
+        self.looks.append(round(now(), 3))
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        step, *rest = self.script
+        self.script = rest or self.script
+        try:
+            await asyncio.sleep(self.takes)
+        finally:
+            self.under_way -= 1
+        if isinstance(step, SoraCharsError):
+            raise step
+        return attrs.evolve(step, task_id=task_id)
+
+
+@attrs.define(eq=False)
+class Ages(Pace):
+    """A pace of 10 s that notes the ages it is told."""
+
+    ages: list[float] = attrs.field(factory=list[float])
+
+    def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
+        """See `Pace`."""
+        del snapshot
+        self.ages.append(round(age))
+        return 10.0
+
+
+def now() -> float:
+    """The loop's time."""
+    return asyncio.get_running_loop().time()
+
+
+def every(seconds: float) -> aclosing[TaskWatcher]:
+    """A watcher that looks every so many seconds, closed after the block."""
+    return aclosing(TaskWatcher(pace=FixedPace(seconds)))
+
+
+async def test_a_task_is_looked_at_until_it_ends() -> None:
+    """Looks come at the pace, from the submission on, and stop with the first one that shows the end."""
+    provider = Scripted([NEW, seen("generating"), DONE])
+    async with every(10.0) as watcher:
+        watch = watcher.watch(provider, "t1", snapshot=NEW)
+        assert await watch.future == DONE
+        await asyncio.sleep(100)
+    assert provider.looks == [10, 20, 30]
+
+
+async def test_a_resumed_task_is_looked_at_at_once() -> None:
+    """Nothing is known of a task that comes without a snapshot, so the first look does not wait."""
+    provider = Scripted([DONE])
+    async with every(10.0) as watcher:
+        await watcher.watch(provider, "t1").future
+    assert provider.looks == [0]
+
+
+async def test_a_finished_snapshot_needs_no_look() -> None:
+    """The task of a synchronous provider is done as it comes."""
+    provider = Scripted([NEW])
+    async with every(10.0) as watcher:
+        assert watcher.watch(provider, "t1", snapshot=DONE).future.result() == DONE
+        await asyncio.sleep(100)
+    assert provider.looks == []
+
+
+async def test_an_unknown_state_is_still_running() -> None:
+    """A word that the provider invents tomorrow ends no wait."""
+    async with every(1.0) as watcher:
+        watch = watcher.watch(Scripted([seen("pondering"), DONE]), "t1", snapshot=NEW)
+        assert (await watch.future).state == "success"
+
+
+async def test_a_failed_task_is_an_end() -> None:
+    """A failed task settles the wait with its snapshot."""
+    async with every(1.0) as watcher:
+        assert await watcher.watch(Scripted([seen("fail")]), "t1").future == seen("fail")
+
+
+async def test_ten_thousand_tasks_share_one_asyncio_task() -> None:
+    """A waiting task costs no asyncio task: there are this one and the scheduler's."""
+    provider = Scripted([DONE])
+    async with every(10.0) as watcher:
+        watches = [watcher.watch(provider, f"t{number}", snapshot=NEW) for number in range(10_000)]
+        await asyncio.sleep(5)
+        assert len(asyncio.all_tasks()) == 2
+        await asyncio.wait([watch.future for watch in watches])
+    assert len(provider.looks) == 10_000
+
+
+async def test_looks_under_way_are_bounded() -> None:
+    """However many tasks are due, no more than `max_in_flight` looks run at once."""
+    provider = Scripted([DONE], takes=1.0)
+    async with aclosing(TaskWatcher(pace=FixedPace(1.0), max_in_flight=3)) as watcher:
+        await asyncio.wait([watcher.watch(provider, f"t{number}").future for number in range(20)])
+    assert provider.most == 3
+    assert sorted(set(provider.looks)) == [0, 1, 2, 3, 4, 5, 6]
+
+
+async def test_a_task_that_ends_while_its_turn_comes_is_not_looked_at() -> None:
+    """A look out of turn that shows the end takes away the turn that waited for a free place."""
+    provider = Scripted([NEW, DONE], takes=5.0)
+    async with aclosing(TaskWatcher(pace=FixedPace(100.0), max_in_flight=1)) as watcher:
+        watcher.watch(provider, "t0")
+        watch = watcher.watch(provider, "t1")
+        await asyncio.sleep(1)
+        provider.takes = 0.0
+        await watcher.look(provider, watch)
+        assert watch.future.done()
+        await asyncio.sleep(50)
+    assert provider.looks == [0, 1]
+
+
+async def test_all_who_watch_a_task_share_one_future() -> None:
+    """A second watch of the same task joins the first, and costs no look."""
+    provider = Scripted([DONE])
+    async with every(10.0) as watcher:
+        first = watcher.watch(provider, "t1", snapshot=NEW)
+        assert watcher.watch(provider, "t1") is first
+        await first.future
+    assert len(provider.looks) == 1
+
+
+async def test_a_cancelled_future_breaks_nothing() -> None:
+    """Even a waiter that cancels the shared future itself leaves the scheduler and all other tasks alone."""
+    provider = Scripted([DONE])
+    async with every(10.0) as watcher:
+        first, second = (watcher.watch(provider, name, snapshot=NEW) for name in ("t1", "t2"))
+        first.future.cancel()
+        assert (await second.future).task_id == "t2"
+        assert (await watcher.watch(provider, "t3", snapshot=NEW).future).task_id == "t3"
+
+
+async def test_the_ladder_is_climbed() -> None:
+    """By default looks come every 2-3 s for 30 s, every 5-10 s for 2 min, and every 15-30 s then."""
+    provider = Scripted([NEW])
+    async with aclosing(TaskWatcher(pace=LadderPace())) as watcher:
+        watcher.watch(provider, "t1", snapshot=NEW)
+        await asyncio.sleep(600)
+    for before, after in zip([0.0, *provider.looks], provider.looks, strict=False):
+        low, high = (2, 3) if before < 30 else (5, 10) if before < 120 else (15, 30)
+        assert low - 0.01 <= after - before <= high + 0.01
+
+
+async def test_a_resumed_task_is_as_old_as_its_record_says() -> None:
+    """The age of a task picked up again comes from its creation and the wall clock, never below zero."""
+    pace = Ages()
+    async with aclosing(TaskWatcher(pace=pace, wall=lambda: 1_000_500.0)) as watcher:
+        watcher.watch(Scripted([seen(created_at=1_000_000.0)]), "t1")
+        await asyncio.sleep(15)
+        assert pace.ages == [500, 510]
+        watcher.watch(Scripted([seen(created_at=1_009_999.0)], name="from tomorrow"), "t2")
+        await asyncio.sleep(1)
+        watcher.watch(Scripted([NEW], name="without a time"), "t3")
+        await asyncio.sleep(1)
+    assert pace.ages[2:] == [0, 0]
+
+
+async def test_a_submitted_task_is_as_old_as_the_loop_says() -> None:
+    """The age of a task submitted here does not depend on anybody's wall clock."""
+    pace = Ages()
+    async with aclosing(TaskWatcher(pace=pace, wall=lambda: 5.0)) as watcher:
+        watcher.watch(Scripted([seen(created_at=1_000_000.0)]), "t1", snapshot=NEW)
+        await asyncio.sleep(25)
+    assert pace.ages == [0, 10, 20]
+
+
+async def test_a_look_out_of_turn_is_shown_to_all() -> None:
+    """What a refresh sees everybody sees; the end ends the wait, and needs no further look."""
+    provider = Scripted([seen("generating"), DONE])
+    async with every(100.0) as watcher:
+        watch = watcher.watch(provider, "t1", snapshot=NEW)
+        assert await watcher.look(provider, watch) == watch.snapshot == seen("generating")
+        assert await watcher.look(provider, watch) == watch.future.result() == DONE
+        assert await watcher.look(provider, watch) == DONE
+    assert len(provider.looks) == 2
+
+
+async def test_a_look_out_of_turn_leaves_one_under_way_alone() -> None:
+    """A refresh during a poll gives its own answer; the poll decides what comes next."""
+    provider = Scripted([NEW, seen("generating"), NEW], takes=4.0)
+    async with every(100.0) as watcher:
+        watch = watcher.watch(provider, "t1")
+        await asyncio.sleep(1)
+        provider.takes = 1.0
+        assert await watcher.look(provider, watch) == seen("generating")
+        assert watch.snapshot is None
+        await asyncio.sleep(97)
+        assert watch.snapshot == NEW
+    assert provider.looks == [0, 1]
+
+
+async def test_a_failing_look_out_of_turn_ends_no_wait() -> None:
+    """The error of a refresh is its caller's alone."""
+    provider = Scripted([ServiceUnavailableError("down"), DONE])
+    async with every(10.0) as watcher:
+        watch = watcher.watch(provider, "t1", snapshot=NEW)
+        with pytest.raises(ServiceUnavailableError, match="down"):
+            await watcher.look(provider, watch)
+        assert await watch.future == DONE
+
+
+async def test_closing_tells_every_waiter_and_leaves_nothing() -> None:
+    """Every wait ends with why, looks under way are cancelled, and no asyncio task remains."""
+    provider = Scripted([NEW], takes=30.0)
+    watcher = TaskWatcher(pace=FixedPace(10.0))
+    watches = [watcher.watch(provider, "t1"), watcher.watch(provider, "t2", snapshot=NEW)]
+    await asyncio.sleep(5)
+    assert len(asyncio.all_tasks()) == 3
+    await watcher.aclose()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    for watch in watches:
+        with pytest.raises(WatcherStoppedError, match=rf"Task {watch.task_id} is no longer watched.*closed"):
+            watch.future.result()
