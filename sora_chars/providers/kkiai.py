@@ -108,7 +108,7 @@ class Kkiai(Provider):
         )
 
     @classmethod
-    def gateway(cls, name: str, api_key: str | None = None, **options: Any) -> Kkiai:
+    def gateway(cls, name: str, /, api_key: str | None = None, **options: Any) -> Kkiai:
         """A known gateway by its name, with what differs there. The key's variable is NAME_API_KEY.
 
         Raises:
