@@ -6,6 +6,7 @@
         character = await session.create(from_task="7118f712...", clip="3.55,5.55", prompt="A friendly cartoon dog")
 """
 
+from .callbacks import CallbackEvent, CallbackReceiver
 from .errors import (
     AuthenticationError,
     ConfigurationError,
@@ -52,6 +53,8 @@ from .watcher import TaskWatcher
 __all__ = [
     "GATEWAYS",
     "AuthenticationError",
+    "CallbackEvent",
+    "CallbackReceiver",
     "Character",
     "CharacterRequest",
     "CharacterSession",

@@ -185,7 +185,7 @@ class CallbackReceiver:
             SessionClosedError: the session is closed.
             WrongLoopError: it belongs to another event loop.
         """
-        self.session._check_open()  # noqa: SLF001 # the same package
+        self.session.check_open()
         if event := self._events.get(task_id):
             return event
         limit = self.session.wait if timeout is None else timeout
@@ -268,7 +268,7 @@ class CallbackReceiver:
 
     def _check_session(self) -> None:
         try:
-            self.session._check_open()  # noqa: SLF001 # the same package
+            self.session.check_open()
         except (SessionClosedError, WrongLoopError) as error:
             raise _refusal(503, "its session is not open here") from error
 

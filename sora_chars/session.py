@@ -118,7 +118,7 @@ class CharacterSession:
             SessionClosedError: the session is open already.
         """
         if self._loop:
-            self._check_open()
+            self.check_open()
             raise SessionClosedError("This session is open already.")
         async with AsyncExitStack() as stack:
             for provider in self.providers:
@@ -131,7 +131,7 @@ class CharacterSession:
         """Close everything. Requests already sent get `drain` seconds for their answers; waiters hear why they end."""
         if self._loop is None:
             return
-        self._check_open()
+        self.check_open()
         try:
             await self._finish_submissions()
         finally:
@@ -160,7 +160,7 @@ class CharacterSession:
             SubmissionUnknownError: it was sent, and nobody said what became of it.
             ProviderError: the provider refused.
         """
-        self._check_open()
+        self.check_open()
         wish = _request(request, fields)
         chosen = self._choose(wish, provider)
         token = self.tokens.mint(chosen.name) if chosen.callback_url and not chosen.synchronous else None
@@ -223,7 +223,7 @@ class CharacterSession:
             InvalidRequestError: the id is empty or not printable.
             ConfigurationError: no provider of that name here.
         """
-        self._check_open()
+        self.check_open()
         if not isinstance(task, TaskHandle):
             if not task or not str(task).isprintable():
                 raise InvalidRequestError(f"task_id: must be the id of a task, got {printable(repr(task), limit=60)}.")
@@ -233,12 +233,12 @@ class CharacterSession:
 
     async def credit(self, provider: str | None = None) -> float:
         """How many credits the account has left, at the provider named, else at the first that has tasks."""
-        self._check_open()
+        self.check_open()
         return await self._provider(provider).credit()
 
     async def models(self, provider: str | None = None) -> list[ModelInfo]:
         """Which models can be asked for now; free, so that a dead model is seen before anything is paid."""
-        self._check_open()
+        self.check_open()
         return await self._provider(provider).models()
 
     async def _carry(self, submission: _Submission) -> TaskHandle[Any]:
@@ -287,7 +287,13 @@ class CharacterSession:
         names = ", ".join(provider.name for provider in self.providers)
         raise ConfigurationError(f"provider: must be one of {names}, got {printable(name)!r}.")
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Say so if this session cannot be used here and now.
+
+        Raises:
+            SessionClosedError: it is closed, or was never opened.
+            WrongLoopError: it was opened in another event loop.
+        """
         if self._loop is None:
             raise SessionClosedError("This session is not open.", hint="Use it inside `async with`.")
         if self._loop is not asyncio.get_running_loop():
