@@ -1,0 +1,135 @@
+"""Runs one command: asyncio, signals, the exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shlex
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+
+from sora_chars.errors import (
+    ConfigurationError,
+    InvalidRequestError,
+    MissingCharacterError,
+    ProviderError,
+    SoraCharsError,
+    SubmissionUnknownError,
+    TaskFailedError,
+    WaitTimeoutError,
+)
+
+from .output import Screen
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+T = TypeVar("T")
+
+USAGE = 2
+BUG = 70  # EX_SOFTWARE of sysexits.h
+_STATUSES: tuple[tuple[type[SoraCharsError], int], ...] = (
+    (InvalidRequestError, USAGE),
+    (ConfigurationError, USAGE),
+    (ProviderError, 3),
+    (TaskFailedError, 4),
+    (MissingCharacterError, 4),
+    (WaitTimeoutError, 5),
+    (SubmissionUnknownError, 6),
+)
+
+
+def exit_status(error: SoraCharsError) -> int:
+    """The status that a script can tell this error by."""
+    return next((status for kind, status in _STATUSES if isinstance(error, kind)), BUG)
+
+
+@attrs.define(eq=False, slots=False, kw_only=True, repr=False)
+class CommandInterruptedError(SoraCharsError):
+    """A signal ended the command; `number` is the signal's."""
+
+    number: int = signal.SIGINT
+
+
+@attrs.define(eq=False)
+class Job:
+    """One command: where it speaks, and what is known of the task that it may have paid for."""
+
+    screen: Screen = attrs.field(factory=Screen)
+    verbose: bool = False
+    key: str | None = None  # set when a paid request is about to be sent
+    task_id: str | None = None
+    has_tasks: bool = True  # else `task_id` is the id of the character that was made
+    wait_options: tuple[str, ...] = ()
+
+    def wait_command(self, task_id: str) -> str:
+        """The command that goes on waiting for the task."""
+        return shlex.join(["sora-chars", "wait", task_id, *self.wait_options])
+
+
+class OrphanHandler(logging.Handler):
+    """Hears from the session how a submission ended whose caller was interrupted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.facts: dict[str, Any] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the facts of the last record."""
+        self.facts = vars(record)
+
+
+def run(job: Job, work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` in an event loop of its own. SIGINT and SIGTERM cancel it, so that its session closes well.
+
+    Raises:
+        CommandInterruptedError: a signal ended it; the error says what is known of its task.
+    """
+    orphan = OrphanHandler()
+    log = logging.getLogger("sora_chars.session")
+    log.addHandler(orphan)
+    try:
+        return asyncio.run(_interruptible(work))
+    except CommandInterruptedError as error:
+        _explain(error, job, orphan.facts)
+        raise
+    finally:
+        log.removeHandler(orphan)
+
+
+async def _interruptible(work: Coroutine[Any, Any, T]) -> T:
+    loop = asyncio.get_running_loop()
+    asyncio_task = loop.create_task(work)
+    came: list[int] = []
+
+    def stop(number: int) -> None:
+        came.append(number)
+        asyncio_task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with suppress(NotImplementedError):  # Windows: there asyncio.run() itself turns SIGINT into cancellation
+            loop.add_signal_handler(number, stop, number)
+    await asyncio.wait((asyncio_task,))
+    if came and asyncio_task.cancelled():
+        raise CommandInterruptedError("Interrupted.", number=came[0])
+    return asyncio_task.result()
+
+
+def _explain(error: CommandInterruptedError, job: Job, orphan: dict[str, Any]) -> None:
+    """Say what became of the paid request: `orphan` holds the facts of one that was interrupted on its way."""
+    job.task_id = job.task_id or orphan.get("task_id")
+    if job.task_id and not job.has_tasks:
+        error.message = f"Interrupted. The character was made, its id is {job.task_id}."
+    elif job.task_id:
+        error.message = f"Interrupted. Task {job.task_id} is not disturbed by that."
+        error.hint = f"Go on with: {job.wait_command(job.task_id)}"
+    elif "error" in orphan:
+        error.message = f"Interrupted. The request had no success: {orphan['error']}"
+    elif orphan.get("sent"):
+        error.message = "Interrupted while the request was being sent: nobody knows whether it was received."
+        error.hint = "Look at the provider's own task list before you ask anew."
+    elif job.key:
+        error.message = "Interrupted. Nothing was sent that costs money."

@@ -1,0 +1,120 @@
+"""What the commands do with a session: make, wait, look."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from sora_chars.errors import NoAnswerError, WaitTimeoutError
+from sora_chars.session import CharacterSession
+
+from .receiving import receiving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from sora_chars.handle import TaskHandle
+    from sora_chars.models import Character, CharacterRequest, TaskRequest, TaskSnapshot, UploadProgress
+    from sora_chars.protocols import Provider
+
+    from .options import Settings
+    from .output import Line
+    from .running import Job
+
+_WAIT = 1800.0
+_DRAIN = 8.0  # seconds for the answer of a paid request after a signal: service managers kill after 10
+
+
+async def make(job: Job, settings: Settings, request: CharacterRequest | TaskRequest) -> tuple[Any, str]:
+    """Submit and wait: the outcome, and how it came."""
+    limit = settings.timeout or _WAIT
+    with job.screen.line() as line:
+        deadline = asyncio.get_running_loop().time() + limit
+        provider = settings.make_provider(lambda progress: line.say(_upload(progress)))
+        job.has_tasks = not provider.synchronous
+        server = settings.open_port()
+        async with (
+            CharacterSession(provider, pace=settings.pace, drain=_DRAIN) as session,
+            receiving(session, server, settings.webhook_key),
+        ):
+            line.say(f"{provider.name}: sending the request")
+            handle = await _submit(job, session, request)
+            if provider.synchronous:
+                return await handle.result(), line.elapsed
+            left = max(0.0, deadline - asyncio.get_running_loop().time())
+            return await _watch(job, line, handle, left)
+
+
+async def resume(job: Job, settings: Settings, task_id: str) -> tuple[Any, str]:
+    """Wait for a task that was made before: the outcome, and how it came."""
+    provider = settings.make_provider()
+    with job.screen.line() as line:
+        async with CharacterSession(provider, pace=settings.pace) as session:
+            handle = session.resume(task_id)
+            job.task_id = handle.task_id
+            line.say(f"{provider.name} task {task_id}: looking")
+            return await _watch(job, line, handle, settings.timeout or _WAIT)
+
+
+async def look(settings: Settings, task_id: str) -> Character | TaskSnapshot:
+    """One look at a task: what it gave, or the task as it is.
+
+    Raises:
+        TaskFailedError: it has failed.
+    """
+    async with _asking(settings) as provider:
+        snapshot = await provider.fetch(task_id)
+    return snapshot.outcome()
+
+
+async def ask_credit(settings: Settings) -> float:
+    """The credits that are left."""
+    async with _asking(settings) as provider:
+        return await provider.credit()
+
+
+async def ask_models(settings: Settings) -> list[Any]:
+    """The models on offer."""
+    async with _asking(settings) as provider:
+        return await provider.models()
+
+
+@asynccontextmanager
+async def _asking(settings: Settings) -> AsyncGenerator[Provider]:
+    """The provider, for a free question that `--timeout` limits."""
+    limit = settings.timeout or _WAIT
+    async with settings.make_provider() as provider:
+        try:
+            async with asyncio.timeout(limit):
+                yield provider
+        except TimeoutError:
+            raise NoAnswerError(f"{provider.name} gave no answer within {limit:g} s.", provider=provider.name) from None
+
+
+async def _submit(job: Job, session: CharacterSession, request: CharacterRequest | TaskRequest) -> TaskHandle[Any]:
+    job.key = request.key
+    try:
+        handle: TaskHandle[Any] = await session.submit(request)
+    except asyncio.CancelledError:
+        job.screen.note(
+            f"Interrupted. If the request was sent, its answer is waited for: {_DRAIN:g} s, or until the next Ctrl-C."
+        )
+        raise
+    job.task_id = handle.task_id
+    return handle
+
+
+async def _watch(job: Job, line: Line, handle: TaskHandle[Any], limit: float) -> tuple[Any, str]:
+    try:
+        async for snapshot in handle.updates(limit):
+            line.say(f"{handle.provider} task {handle.task_id}: {snapshot.state}, seen by {handle.woken_by}")
+    except WaitTimeoutError as error:
+        error.hint = f"Go on with: {job.wait_command(handle.task_id)}"
+        raise
+    return await handle.result(0), f"{line.elapsed}, seen by {handle.woken_by}"
+
+
+def _upload(progress: UploadProgress) -> str:
+    tenths = progress.sent * 10 // progress.total
+    return f"uploading {progress.path.name}: {tenths}0 % of {progress.total / 1e6:.1f} MB"
