@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sora_chars import SoraCharsError
+from sora_chars.providers import kie_codec as codec
+from sora_chars.providers.kkiai import read_character
+from sora_chars.transport import Answer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+READERS: dict[str, Callable[[Answer], object]] = {
+    "task id": codec.read_task_id,
+    "record": partial(codec.read_record, task_id="t", provider="kie"),
+    "omni": partial(codec.read_omni, provider="kie"),
+    "upload": codec.read_upload,
+    "credit": codec.read_credit,
+    "models": codec.read_models,
+    "character": partial(read_character, provider="kkiai"),
+}
+KEYS = [
+    *("code", "msg", "message", "data", "error", "message_zh", "type", "detail", "description"),
+    *(
+        "taskId",
+        "state",
+        "model",
+        "param",
+        "resultJson",
+        "failCode",
+        "failMsg",
+        "costTime",
+        "completeTime",
+        "createTime",
+    ),
+    *("creditsConsumed", "progress", "input", "character_user_name", "character_id", "resultObject", "characterId"),
+    *("character_id_list", "downloadUrl", "models", "title", "provider", "taskType"),
+    *("id", "username", "display_name", "permalink", "profile_picture_url"),
+]
+WORDS = ["", "t", "success", "fail", "sora-2-characters", "recordInfo is null", "insufficient_quota", "{", "\ud800"]
+STATUSES = st.sampled_from([200, 201, 204, 302, 400, 401, 402, 403, 404, 408, 422, 429, 455, 500, 502, 524])
+HEADERS = st.dictionaries(
+    st.sampled_from(["Retry-After", "Content-Type"]), st.text() | st.sampled_from(["1e999", "nan"])
+)
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([10**4000, -(10**4000), 2**63, 200, 408, 429, 501]),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(st.characters(), max_size=20),  # with lone surrogates
+    st.sampled_from(WORDS),
+)
+JUNK = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), inner, max_size=8)
+        | inner.map(lambda value: json.dumps(value, default=str))  # JSON in a string, as kie.ai likes it
+    ),
+    max_leaves=25,
+)
+RECORDS = st.fixed_dictionaries({"taskId": st.just("t")}, optional={key: JUNK for key in KEYS if key != "taskId"})
+ENVELOPES = st.fixed_dictionaries(
+    {"code": st.just(200) | JUNK, "data": RECORDS | JUNK}, optional={"msg": JUNK, "error": JUNK}
+)
+
+
+def read(reader: str, status: int, headers: dict[str, str], body: bytes) -> None:
+    """Read the answer: a value, or an error of our tree that can be shown."""
+    try:
+        repr(READERS[reader](Answer(status, headers, body)))
+    except SoraCharsError as error:
+        shown = str(error)
+    else:
+        return
+    assert shown.isprintable()
+    assert len(shown) < 2000
+
+
+@pytest.mark.parametrize("reader", READERS)
+@given(status=STATUSES | st.integers(100, 599), headers=HEADERS, body=st.binary())
+@settings(deadline=None)
+def test_no_bytes_surprise_a_reader(reader: str, status: int, headers: dict[str, str], body: bytes) -> None:
+    """Whatever bytes come under whatever status and headers, a reader gives a value or an error of our tree."""
+    read(reader, status, headers, body)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@given(status=STATUSES, headers=HEADERS, body=ENVELOPES | RECORDS | JUNK)
+@settings(deadline=None)
+def test_no_json_surprises_a_reader(reader: str, status: int, headers: dict[str, str], body: Any) -> None:
+    """The right members with the wrong values surprise no reader either."""
+    read(reader, status, headers, json.dumps(body).encode())
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    "member", ["code", "msg", "data", "error", "id", "state", "resultJson", "failMsg", "param", "models", "characterId"]
+)
+def test_no_depth_surprises_a_reader(reader: str, member: str) -> None:
+    """Nesting is refused or read at any depth, also right at the limit of what the parser takes."""
+    for depth in (*range(940, 1000, 2), 100_000):
+        for opening, closing in ((b"[", b"]"), (b'{"error":', b"}")):
+            nested = opening * depth + b"1" + closing * depth
+            head = b'{"taskId":"t","state":"success","model":"sora-2-characters","%s":' % member.encode()
+            read(reader, 200, {}, head + nested + b"}")
+            read(reader, 200, {}, b'{"code":200,"data":' + head + nested + b"}}")
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"code":' + b"9" * 5000 + b"}",
+        b'{"code":200,"data":' + b"9" * 5000 + b"}",
+        b'{"code":200,"data":NaN}',
+        b'{"code":1e999}',
+        b'{"code":200,"data":{"taskId":"t","createTime":1e999}}',
+        b"\xef\xbb\xbf{}",
+        "{}".encode("utf-16"),
+        b'{"code":200,"code":401}',
+        b'"\\ud800"',
+        b"\x00" * 100_000,
+    ],
+    ids=["code", "digits", "nan", "infinite", "time", "bom", "utf-16", "double", "surrogate", "zeros"],
+)
+def test_known_traps_of_json(reader: str, body: bytes) -> None:
+    """What JSON parsers are known to stumble over is a value or an error of our tree."""
+    for status in (200, 400, 500):
+        read(reader, status, {}, body)
