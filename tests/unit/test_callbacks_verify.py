@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sora_chars import InvalidCallbackError
-from sora_chars.callbacks import CallbackEvent, verify
+from sora_chars import CallbackEvent, InvalidCallbackError
+from sora_chars.callbacks import verify
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
