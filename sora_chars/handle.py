@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import attrs
 
-from .errors import MissingCharacterError, SessionClosedError, WaitTimeoutError
+from .errors import MissingCharacterError, SessionClosedError, WaitTimeoutError, WrongLoopError
 from .models import Character, TaskSnapshot
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
     from typing import Literal
 
     from .watcher import Watch
@@ -70,28 +70,31 @@ class TaskHandle(Generic[R]):
             MissingCharacterError: it succeeded and its result holds no character id.
             ProviderError: the provider refuses to tell, or was out of reach for the whole fault budget.
             WatcherStoppedError: the session was closed.
+            WrongLoopError: the task is not done, and its session belongs to another event loop.
         """
-        live = self._in_session()
-        limit = live.wait if timeout is None else timeout
-        # asyncio.wait() neither cancels the future nor leaves with its error: waiters stay independent.
-        done, _ = await asyncio.wait((live.watch.future,), timeout=None if limit == math.inf else max(limit, 0))
-        if not done:
+        live = self._in_loop()
+        future, limit = live.watch.future, live.wait if timeout is None else timeout
+        if not future.done():
+            # asyncio.wait() neither cancels the future nor leaves with its error: waiters stay independent.
+            await asyncio.wait((future,), timeout=None if limit == math.inf else max(limit, 0))
+        if not future.done():
             self._timed_out()
-        return self._unwrap(live.watch.future.result())
+        return self._unwrap(future.result())
 
     def __await__(self) -> Generator[Any, None, R]:
         """Wait as `result` does."""
         return self.result().__await__()
 
-    async def updates(self, timeout: float | None = None) -> AsyncIterator[TaskSnapshot]:
+    async def updates(self, timeout: float | None = None) -> AsyncGenerator[TaskSnapshot, None]:
         """Each change of the task: its present state first, the final one last, also when it failed.
 
         Raises:
             WaitTimeoutError: `timeout` seconds are over and the task still runs.
             ProviderError: as `result`.
             WatcherStoppedError: as `result`.
+            WrongLoopError: as `result`.
         """
-        live = self._in_session()
+        live = self._in_loop()
         watch, limit = live.watch, live.wait if timeout is None else timeout
         deadline = asyncio.get_running_loop().time() + limit
         queue: asyncio.Queue[TaskSnapshot | None] = asyncio.Queue()
@@ -162,6 +165,16 @@ class TaskHandle(Generic[R]):
                 hint="Make it live with `session.resume(handle)`.",
             )
         return self._live
+
+    def _in_loop(self) -> Live:
+        """For a wait. What is done can be had in any loop; a future of another one would wake nobody here."""
+        live = self._in_session()
+        if not live.watch.future.done() and live.watch.future.get_loop() is not asyncio.get_running_loop():
+            raise WrongLoopError(
+                f"The session of task {self.task_id} belongs to another event loop.",
+                hint="Await the handle there, or resume the task by its id in a session of this loop.",
+            )
+        return live
 
 
 def _rebuild(task_id: str, provider: str, key: str, name: str | None, wants: type[Any] | None) -> TaskHandle[Any]:
