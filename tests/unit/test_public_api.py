@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+
+import pytest
+
+import sora_chars
+from sora_chars import CharacterSession, Kie, Kkiai
+from sora_chars.transport import Transport
+
+KEY = "sk-do-not-show-me"
+MET = (
+    *("errors", "models", "limits", "pacing", "protocols", "handle", "session", "watcher", "callbacks"),
+    *("providers.kie", "providers.kkiai"),
+)
+INNER = {"Account", "Pause", "Window", "Live", "Watch"}  # what the parts of one module are made of
+
+
+def test_the_public_names_are_sorted() -> None:
+    """`__all__` is sorted, constants first, and names nothing twice."""
+    names = list(sora_chars.__all__)
+    assert names == sorted(set(names), key=lambda name: (not name.isupper(), name))
+
+
+def test_the_public_names_exist() -> None:
+    """Every public name can be imported, and is what it says."""
+    for name in sora_chars.__all__:
+        assert getattr(sora_chars, name).__doc__
+
+
+@pytest.mark.parametrize("module", MET)
+def test_every_class_that_users_meet_is_exported(module: str) -> None:
+    """A public class of a module that users meet is a public name of the package: every error, value and protocol."""
+    found = importlib.import_module(f"sora_chars.{module}")
+    public = {
+        name
+        for name, kind in inspect.getmembers(found, inspect.isclass)
+        if kind.__module__ == found.__name__ and not name.startswith("_")
+    }
+    assert public
+    assert public - INNER <= set(sora_chars.__all__)
+
+
+def test_nothing_is_exported_that_is_not_met() -> None:
+    """No public name comes from anywhere but this package."""
+    for name in set(sora_chars.__all__) - {"GATEWAYS"}:
+        assert getattr(sora_chars, name).__module__.startswith("sora_chars.")
+
+
+def test_importing_the_package_imports_no_extra() -> None:
+    """`import sora_chars` loads neither the command line nor the emulator, nor what only they need."""
+    code = "import json, sys, sora_chars; print(json.dumps(sorted(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    modules = set(json.loads(loaded.stdout))
+    assert {"sora_chars.session", "aiohttp", "backoff"} <= modules
+    assert not modules & {"click", "rich", "pytest", "fastapi", "httpx", "sora_chars.cli", "sora_chars.testing"}
+
+
+def test_no_key_shows_in_a_repr() -> None:
+    """Neither a provider nor its transport, nor a session of them, shows its key or a proxy's password."""
+    proxy = f"http://user:{KEY}@proxy:3128"
+    kie, kkiai = Kie(KEY, proxy=proxy), Kkiai(KEY, proxy=proxy)
+    transport = Transport(provider="p", base_url="https://a", api_key=KEY, proxy=proxy)
+    for thing in (kie, kkiai, kie._transport, transport, transport.account, CharacterSession(kie, kkiai)):
+        assert KEY not in repr(thing)
+    assert repr(kie) == "Kie(name='kie', base_url='https://api.kie.ai')"
+    assert repr(kkiai) == "Kkiai(name='kkiai', base_url='https://www.kkiai.com')"
