@@ -1,0 +1,169 @@
+"""Runs every code block of the README as a reader would: as a program of its own, with only the addresses changed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+import sora_chars
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sora_chars.testing import Emulator
+
+README = Path(__file__).parents[2] / "README.md"
+BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+SHELL = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
+
+# The providers' addresses are defaults of keyword-only parameters: put the emulator there, and change nothing else.
+AIM = """
+import os, sora_chars
+url = os.environ["EMULATOR"]
+sora_chars.Kie.__init__.__kwdefaults__.update(base_url=url, upload_url=url)
+sora_chars.Kkiai.__init__.__kwdefaults__.update(base_url=url)
+"""
+SERVE = {
+    "aiohttp": "from aiohttp import web\nweb.run_app(block.app, host='127.0.0.1', port={port}, print=None)",
+    "fastapi": "import uvicorn\nuvicorn.run(block.app, port={port}, log_level='warning')",
+}
+
+
+def block_with(text: str) -> str:
+    """The one block of Python that holds `text`."""
+    (found,) = [code for code in PYTHON if text in code]
+    return found
+
+
+@pytest.fixture
+def sora_emulator(sora_emulator_factory: Callable[..., Emulator]) -> Emulator:
+    """An emulator whose tasks are quick."""
+    return sora_emulator_factory(durations=(0.2, 0.4))
+
+
+@pytest.fixture
+def environment(sora_emulator: Emulator) -> dict[str, str]:
+    """A reader's environment: keys, and nothing else that the README does not name."""
+    return os.environ | {
+        "EMULATOR": sora_emulator.url,
+        "KIE_API_KEY": "a-key-for-the-emulator",
+        "KKIAI_API_KEY": "a-key-for-the-emulator",
+        "PYTHONWARNINGS": "error",
+    }
+
+
+def run(program: str, environment: dict[str, str]) -> str:
+    """What the program prints; it must end well and warn of nothing."""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("character.id, character.mention", r"ch_\w+ "),
+        ("handle.updates()", r"(waiting .*\n)+(generating .*\n)*success .*\n\{'resultUrls': \[.*\]\}\nsuccess\n"),
+        ("SubmissionUnknownError as error", r"A day at the beach with @\S+ \.\n"),
+    ],
+    ids=["ten-lines", "handle", "errors"],
+)
+def test_a_program_of_the_readme_runs(text: str, says: str, environment: dict[str, str]) -> None:
+    """Each program of the README runs as it stands and prints what it promises."""
+    assert re.match(says, run(AIM + block_with(text), environment))
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free: int = probe.getsockname()[1]
+        return free
+
+
+@pytest.fixture(params=["aiohttp", "fastapi"])
+def app_url(request: pytest.FixtureRequest, environment: dict[str, str], port: int, tmp_path: Path) -> Iterator[str]:
+    """The address of one of the README's two web apps, running in a process of its own."""
+    url = f"http://127.0.0.1:{port}"
+    text = {"aiohttp": "receiver.aiohttp_app()", "fastapi": "receiver.asgi"}[request.param]
+    (tmp_path / "block.py").write_text(block_with(text))
+    program = AIM + "import block\n" + SERVE[request.param].format(port=port)
+    server = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment | {"PUBLIC_URL": url}, stderr=subprocess.PIPE
+    )
+    try:
+        yield url
+    finally:
+        server.terminate()
+        _, complaints = server.communicate(timeout=20)
+    assert complaints == b""
+
+
+def test_a_web_app_of_the_readme_serves(app_url: str, sora_emulator: Emulator) -> None:
+    """Both web apps make a character on request, and the callback that they were sent was accepted."""
+    fields = {"from_task": "7118f712a5efa1d0f1c3f2ac1b3f9a55", "clip": "1,3", "prompt": "A friendly dog"}
+    transport = httpx.HTTPTransport(retries=60)  # the server is starting
+    with httpx.Client(transport=transport, timeout=30) as client:
+        answer = client.post(f"{app_url}/characters", json=fields)
+    assert answer.json()["id"].startswith("ch_")
+    assert sora_emulator.counts.callbacks_accepted == 1
+
+
+def test_the_test_of_the_readme_passes(environment: dict[str, str], tmp_path: Path) -> None:
+    """The README's own test passes for a user who has pytest-asyncio."""
+    (tmp_path / "test_block.py").write_text(block_with("sora_emulator"))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto", str(tmp_path)],
+        env=environment | {"PYTHONWARNINGS": "default"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("sora-chars ")])
+def test_a_command_of_the_readme_works(line: str, environment: dict[str, str], sora_emulator: Emulator) -> None:
+    """Each command of the README ends with exit status 0 when it is sent to the emulator."""
+    command, *arguments = shlex.split(line)
+    program = str(Path(sys.executable).with_name(command))
+    done = subprocess.run(
+        [program, *arguments, "--base-url", sora_emulator.url],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_two_commands_set_everything_up() -> None:
+    """The README asks for two commands, and no more, on a bare machine; the CI script runs the second one."""
+    assert [line for line in SHELL if line.startswith("pip ")] == [
+        'pip install ".[cli]" && sora-chars demo',
+        "pip install nox && nox -s tests",
+    ]
+    assert "pip install nox && nox -s tests\n" in (README.parent / ".ci" / "run").read_text()
+
+
+def test_the_errors_of_the_readme_are_all_errors_that_a_caller_meets() -> None:
+    """The README's table names each error that a caller can meet, and no other."""
+    named = set(re.findall(r"`(\w+Error)`", README.read_text().partition("| error |")[2].partition("```")[0]))
+    errors = {name for name in sora_chars.__all__ if name.endswith("Error")}
+    assert named == errors - {"SoraCharsError", "ProviderError", "InvalidCallbackError"}
