@@ -1,0 +1,220 @@
+"""Callbacks as the emulator delivers them over real sockets, into an aiohttp application."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import aiohttp
+import attrs
+import pytest
+from aiohttp import web
+
+from sora_chars import CallbackReceiver, CharacterSession, FixedPace, Kie, TaskFailedError, WaitTimeoutError
+from sora_chars.testing import Emulator
+from sora_chars.testing.deliveries import envelope, sign
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from sora_chars import Character, TaskHandle
+
+KEY = "whsec"
+
+
+@attrs.frozen
+class Scene:
+    """An emulator, and a session with its receiver in an aiohttp application; polls are an hour apart."""
+
+    emulator: Emulator
+    session: CharacterSession
+    receiver: CallbackReceiver
+
+    async def submit(self) -> TaskHandle[Character]:
+        """Start a character."""
+        return await self.session.submit(from_task="a" * 32, clip="1,3", prompt="A dog")
+
+    async def submit_stuck(self) -> TaskHandle[Character]:
+        """Start one that ends when the test says so."""
+        self.emulator.fault("stuck")
+        return await self.submit()
+
+    async def answers(self, task_id: str, count: int) -> list[int | None]:
+        """Return what the first `count` deliveries of a task's callback were answered, once they are made."""
+        deliveries = self.emulator.tasks[task_id].deliveries
+        await self.emulator.until(lambda: len(deliveries) >= count)
+        return [delivery.status for delivery in deliveries]
+
+    async def forge(self, task_id: str, key: str = KEY) -> int:
+        """Claim an invented success with everything right but the content; return the answer's status."""
+        task = self.emulator.tasks[task_id]
+        timestamp = str(int(time.time()))
+        headers = {"X-Webhook-Timestamp": timestamp, "X-Webhook-Signature": sign(key, task_id, timestamp)}
+        async with (
+            aiohttp.ClientSession() as http,
+            http.post(str(task.callback_url), json=envelope(task, forged=True), headers=headers) as answer,
+        ):
+            return answer.status
+
+
+@asynccontextmanager
+async def scene(
+    *, sender_key: str | None = KEY, hmac_key: str | None = KEY, clock_ahead: float = 0.0
+) -> AsyncGenerator[Scene]:
+    """Run a scene; `clock_ahead`: seconds by which the receiver's clock is wrong."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    app = web.Application()
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    async with Emulator(speed=100, hmac_key=sender_key) as emulator:
+        callback_url = f"http://127.0.0.1:{listening.getsockname()[1]}/hooks/kie"
+        kie = Kie("key", base_url=emulator.url, callback_url=callback_url)
+        async with CharacterSession(kie, pace=FixedPace(3600)) as session:
+            receiver = CallbackReceiver(session, hmac_key, wall=lambda: time.time() + clock_ahead)
+            app.add_subapp("/hooks/kie/", receiver.aiohttp_app())
+            await runner.setup()
+            await web.SockSite(runner, listening).start()
+            yield Scene(emulator, session, receiver)
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("keys", [(KEY, KEY), (None, None), (KEY, None)])
+async def test_callback_wakes_the_wait(keys: tuple[str | None, str | None]) -> None:
+    """With polls an hour apart the callback ends both waits at once, for one poll; signed or not."""
+    async with scene(sender_key=keys[0], hmac_key=keys[1]) as on:
+        handle = await on.submit()
+        event, character = await asyncio.gather(on.receiver.expect(handle.task_id), handle.result())
+        assert event.snapshot is not None
+        assert event.snapshot.character is not None
+        assert event.snapshot.character.id == character.id
+        assert handle.woken_by == "callback"
+        assert on.emulator.counts.polls == 1
+
+
+async def test_failure() -> None:
+    """A callback of a failure ends the wait with the failure, and the event says so too."""
+    async with scene() as on:
+        on.emulator.fault("fail_task", code="400", message="too dark")
+        handle = await on.submit()
+        with pytest.raises(TaskFailedError, match="too dark"):
+            await handle.result()
+        event = await on.receiver.expect(handle.task_id)
+        assert event.snapshot is not None
+        assert (event.code, event.snapshot.state) == (501, "fail")
+
+
+async def test_many_at_once() -> None:
+    """Callbacks of tasks that run together reach each its own."""
+    async with scene() as on:
+        handles = await asyncio.gather(*(on.submit() for _ in range(15)))
+        characters = await asyncio.gather(*(handle.result() for handle in handles))
+        events = await asyncio.gather(*(on.receiver.expect(handle.task_id) for handle in handles))
+        assert [character.task_id for character in characters] == [event.task_id for event in events]
+        assert len({character.id for character in characters}) == 15
+
+
+async def test_early() -> None:
+    """A callback that comes before createTask's answer is accepted, and ends the wait."""
+    async with scene() as on:
+        on.emulator.fault("early_callback")
+        handle = await on.submit()
+        assert await on.answers(handle.task_id, 1) == [200]
+        await handle.result()
+        assert (await on.receiver.expect(handle.task_id, timeout=0)).task_id == handle.task_id
+
+
+async def test_double() -> None:
+    """The second of two equal callbacks is answered 200 and changes nothing."""
+    async with scene() as on:
+        on.emulator.fault("double_callback")
+        handle = await on.submit()
+        character = await handle.result()
+        assert await on.answers(handle.task_id, 2) == [200, 200]
+        assert await handle.result() == character
+        assert on.emulator.counts.polls == 1
+
+
+async def test_late() -> None:
+    """A callback for a task whose end was seen by polling is answered 200, and `expect` still gives it."""
+    async with scene() as on:
+        on.emulator.fault("delay", on="callback", seconds=0.05)
+        handle = await on.submit_stuck()
+        on.emulator.finish(handle.task_id)
+        assert (await handle.refresh()).finished
+        await handle.result()
+        assert handle.woken_by == "poll"
+        await on.receiver.expect(handle.task_id)
+        assert await on.answers(handle.task_id, 1) == [200]
+
+
+async def test_lost() -> None:
+    """Without its callback a task is still found finished by looking at it; `expect` runs out."""
+    async with scene() as on:
+        on.emulator.fault("lost_callback")
+        handle = await on.submit_stuck()
+        on.emulator.finish(handle.task_id)
+        await handle.refresh()
+        assert (await handle.result()).id
+        with pytest.raises(WaitTimeoutError):
+            await on.receiver.expect(handle.task_id, timeout=0.02)
+
+
+@pytest.mark.parametrize("how", ["signature", "token"])
+async def test_forged(how: str) -> None:
+    """A callback with a wrong signature or token is refused and wakes nobody; the true one behind it does."""
+    async with scene() as on:
+        on.emulator.fault("forged_callback", how=how)
+        handle = await on.submit()
+        event = await on.receiver.expect(handle.task_id)
+        assert event.snapshot is not None
+        assert event.snapshot.character == await handle.result()
+        assert await on.answers(handle.task_id, 2) == [401, 200]
+
+
+async def test_false_claim() -> None:
+    """A lie with the right token and signature reaches `expect`, but the wait goes on until the record says so."""
+    async with scene() as on:
+        on.emulator.fault("lost_callback")
+        handle = await on.submit_stuck()
+        assert await on.forge(handle.task_id) == 200
+        event = await on.receiver.expect(handle.task_id)
+        assert event.snapshot is not None
+        assert event.snapshot.finished
+        await on.emulator.until(lambda: on.emulator.counts.polls)
+        assert not handle.done()
+        on.emulator.finish(handle.task_id, character_id="ch_true")
+        assert (await handle.result()).id == "ch_true"
+
+
+@pytest.mark.parametrize("clock_ahead", [-1000.0, 1000.0])
+async def test_replayed(clock_ahead: float) -> None:
+    """A signature far from the receiver's time is refused each time, and the sender gives up."""
+    async with scene(clock_ahead=clock_ahead) as on:
+        handle = await on.submit()
+        assert await on.answers(handle.task_id, 4) == [401] * 4
+        with pytest.raises(WaitTimeoutError):
+            await on.receiver.expect(handle.task_id, timeout=0)
+
+
+@pytest.mark.parametrize("sender_key", [None, "another"])
+async def test_wrong_key(sender_key: str | None) -> None:
+    """With a key set, callbacks that are unsigned or signed by another are refused."""
+    async with scene(sender_key=sender_key) as on:
+        handle = await on.submit()
+        assert (await on.answers(handle.task_id, 1))[0] == 401
+        assert on.emulator.counts.callbacks_accepted == 0
+
+
+async def test_task_of_another_session() -> None:
+    """A task that was submitted by another session is unknown here: its callback is refused."""
+    async with scene() as on, scene() as other:
+        handle = await other.submit_stuck()
+        task = other.emulator.tasks[handle.task_id]
+        token = str(task.callback_url).rpartition("/")[2]
+        on.session.resume(handle.task_id)
+        assert other.session.tokens.owner(token)
+        assert on.session.tokens.owner(token) is None
+        task.callback_url = str(on.session.providers[0].callback_url) + "/" + token
+        assert await other.forge(handle.task_id) == 401

@@ -1,0 +1,192 @@
+"""The receiver mounted in real frameworks under real servers: aiohttp, and Starlette and FastAPI under uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+import uvicorn
+from aiohttp import web
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from sora_chars import CallbackReceiver, CharacterSession, FixedPace, Kie
+from sora_chars.testing import Emulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    Server = Callable[[CallbackReceiver, socket.socket], AbstractAsyncContextManager[None]]
+
+JSON = b"Content-Type: application/json"
+
+
+@asynccontextmanager
+async def aiohttp_server(receiver: CallbackReceiver, listening: socket.socket) -> AsyncGenerator[None]:
+    """Serve an aiohttp application with the receiver as its sub-application."""
+    app = web.Application()
+    app.add_subapp("/hooks/kie/", receiver.aiohttp_app())
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.SockSite(runner, listening).start()
+    yield
+    await runner.cleanup()
+
+
+def starlette_app(receiver: CallbackReceiver) -> Starlette:
+    """Return a Starlette application with the receiver mounted."""
+    return Starlette(routes=[Mount("/hooks/kie", receiver.asgi)])
+
+
+def fastapi_app(receiver: CallbackReceiver) -> FastAPI:
+    """Return a FastAPI application with the receiver mounted."""
+    app = FastAPI()
+    app.mount("/hooks/kie", receiver.asgi)
+    return app
+
+
+def uvicorn_server(make: Callable[[CallbackReceiver], object]) -> Server:
+    """Return a server that runs what `make` makes under uvicorn, in this event loop."""
+
+    @asynccontextmanager
+    async def serve(receiver: CallbackReceiver, listening: socket.socket) -> AsyncGenerator[None]:
+        config = uvicorn.Config(make(receiver), lifespan="on", log_config=None, ws="none")  # type: ignore[arg-type] # ASGI's types
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        yield  # it listens already: who connects too early waits in the backlog
+        server.should_exit = True
+        await serving
+
+    return serve
+
+
+SERVERS: dict[str, Server] = {
+    "aiohttp": aiohttp_server,
+    "starlette": uvicorn_server(starlette_app),
+    "fastapi": uvicorn_server(fastapi_app),
+    "bare": uvicorn_server(lambda receiver: receiver.asgi),
+}
+
+
+class Stage:
+    """A running receiver with one task that never ends by itself, and a raw way to its port."""
+
+    def __init__(self, emulator: Emulator, session: CharacterSession, receiver: CallbackReceiver, port: int) -> None:
+        self.emulator, self.session, self.receiver, self.port = emulator, session, receiver, port
+        self.path = b""
+
+    async def start(self) -> str:
+        """Start the task; `path` is then its callback's."""
+        self.emulator.fault("stuck")
+        handle = await self.session.submit(from_task="a" * 32, clip="1,3", prompt="A dog")
+        self.path = httpx.URL(str(self.emulator.tasks[handle.task_id].callback_url)).raw_path
+        return handle.task_id
+
+    async def send(self, *headers: bytes, body: bytes = b"", method: bytes = b"POST", path: bytes | None = None) -> int:
+        """Send bytes as they are and return the status that answers them."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        lines = [b"%s %s HTTP/1.1" % (method, self.path if path is None else path), b"Host: test", *headers]
+        writer.write(b"\r\n".join([*lines, b"", body]))
+        status = int((await reader.readline()).split()[1])
+        writer.close()
+        await writer.wait_closed()
+        return status
+
+    async def post(self, body: bytes, *headers: bytes) -> int:
+        """Send a body of declared length as JSON."""
+        return await self.send(JSON, b"Content-Length: %d" % len(body), *headers, body=body)
+
+
+@pytest.fixture(params=SERVERS)
+async def stage(request: pytest.FixtureRequest) -> AsyncGenerator[Stage]:
+    """Run the receiver under each server."""
+    serve = SERVERS[request.param]
+    listening = socket.create_server(("127.0.0.1", 0))
+    port: int = listening.getsockname()[1]
+    async with Emulator(speed=100, hmac_key="whsec") as emulator:
+        kie = Kie("key", base_url=emulator.url, callback_url=f"http://127.0.0.1:{port}/hooks/kie")
+        async with CharacterSession(kie, pace=FixedPace(3600)) as session:
+            receiver = CallbackReceiver(session, "whsec", body_limit=10_000, body_timeout=0.05)
+            async with serve(receiver, listening):
+                yield Stage(emulator, session, receiver, port)
+
+
+async def test_callback_wakes_the_wait(stage: Stage) -> None:
+    """A signed callback ends a wait whose polls are an hour apart."""
+    task_id = await stage.start()
+    handle = stage.session.resume(task_id)
+    stage.emulator.finish(task_id)
+    await stage.receiver.expect(task_id)
+    await handle.result()
+    assert handle.woken_by == "callback"
+
+
+async def test_answers_are_json(stage: Stage) -> None:
+    """An answer, here a refusal, is JSON in kie.ai's own form, and says which method is allowed."""
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{stage.port}") as client:
+        answer = await client.get("/hooks/kie/token")
+    assert answer.json() == {"code": 405, "msg": "Callback refused: it must be a POST."}
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+    assert answer.headers["Content-Type"].startswith("application/json")
+
+
+async def test_refusals(stage: Stage) -> None:
+    """Whatever is wrong with a request, its sender gets the status that says so, and never a 500."""
+    task_id = await stage.start()
+    record = b'{"data":{"taskId":"%s","state":"success"}}' % task_id.encode()
+    length = b"Content-Length: %d" % len(record)
+    assert await stage.send(method=b"GET") == 405
+    assert await stage.send(JSON, length, body=record, path=b"/hooks/kie/wrong-token") == 401
+    assert await stage.send(JSON, length, body=record, path=b"/hooks/kie/%ff%fe") == 401
+    assert await stage.send(b"Content-Type: text/plain", length, body=record) == 415
+    assert await stage.send(length, body=record) == 415
+    assert await stage.post(b"") == 400
+    assert await stage.post(b"\xff\x00{") == 400
+    assert await stage.post(b"[" * 9_000) == 400
+    assert await stage.post(record) == 401  # unsigned
+    assert await stage.post(record, b"X-Webhook-Timestamp: 1", b"X-Webhook-Signature: \xff\xfe\xc3") == 401
+    assert await stage.post(record, b"X-Webhook-Timestamp: \xd9\xa1", b"X-Webhook-Signature: a") == 401
+    assert not stage.session.resume(task_id).done()
+
+
+async def test_oversized(stage: Stage) -> None:
+    """Too large a body is refused by its declared length, and by what comes when none is declared."""
+    await stage.start()
+    assert await stage.send(JSON, b"Content-Length: 10001") == 413
+    chunk = b"%x\r\n%s\r\n" % (6000, b" " * 6000)
+    assert await stage.send(JSON, b"Transfer-Encoding: chunked", body=chunk * 2) == 413
+
+
+async def test_slow_sender(stage: Stage) -> None:
+    """A body that does not come is waited for only so long."""
+    await stage.start()
+    assert await stage.send(JSON, b"Content-Length: 100", body=b"{") == 408
+
+
+async def test_sender_leaves(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """A sender that hangs up within its body leaves one line in the log, and no traceback."""
+    await stage.start()
+    stage.receiver.body_timeout = 60
+    reader, writer = await asyncio.open_connection("127.0.0.1", stage.port)
+    writer.write(b"POST %s HTTP/1.1\r\nHost: test\r\n%s\r\nContent-Length: 100\r\n\r\n{" % (stage.path, JSON))
+    await writer.drain()
+    writer.write_eof()
+    await reader.read()
+    writer.close()
+    await stage.emulator.until(lambda: [r for r in caplog.records if r.message == "callback.refused"])
+    (line,) = [r for r in caplog.records if r.message == "callback.refused"]
+    assert line.__dict__["reason"] == "Callback refused: its body broke off."
+    assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+
+
+async def test_malformed_chunks(stage: Stage) -> None:
+    """A body whose chunks are malformed is the sender's fault."""
+    await stage.start()
+    assert await stage.send(JSON, b"Transfer-Encoding: chunked", body=b"5\r\nhello\r\nzz\r\n") == 400
