@@ -15,6 +15,7 @@ from .errors import (
     InvalidRequestError,
     NoAnswerError,
     SessionClosedError,
+    SoraCharsError,
     SubmissionUnknownError,
     WrongLoopError,
     printable,
@@ -64,13 +65,22 @@ class _Submission:
         except NoAnswerError as error:
             if error.harmless or not self.sent:
                 raise
-            raise SubmissionUnknownError(
-                f"Nobody knows whether {self.provider.name} made this character (key {self.key}): {error.message}",
-                hint="It may exist and be charged, so it is not sent again by itself: look at the provider's own task "
-                "list first, and ask anew only if it is not there.",
-                provider=self.provider.name,
-                key=self.key,
-            ) from error
+            raise self._unknown(error.message) from error
+
+    def cut_off(self) -> SoraCharsError:
+        """What a caller is told whose session was closed meanwhile."""
+        if self.sent:
+            return self._unknown("the session was closed before an answer came.")
+        return SessionClosedError("The session was closed before this request was sent. Nothing was sent.")
+
+    def _unknown(self, why: str) -> SubmissionUnknownError:
+        return SubmissionUnknownError(
+            f"Nobody knows whether {self.provider.name} made this character (key {self.key}): {why}",
+            hint="It may exist and be charged, so it is not sent again by itself: look at the provider's own task "
+            "list first, and ask anew only if it is not there.",
+            provider=self.provider.name,
+            key=self.key,
+        )
 
 
 class CharacterSession:
@@ -132,10 +142,10 @@ class CharacterSession:
         if self._loop is None:
             return
         self.check_open()
+        self._loop = None  # nothing new begins while the last answers come
         try:
             await self._finish_submissions()
         finally:
-            self._loop = None
             await self.watcher.aclose()
             await self._stack.aclose()
 
@@ -159,6 +169,7 @@ class CharacterSession:
             InvalidRequestError: no provider can serve the request; nothing was sent.
             SubmissionUnknownError: it was sent, and nobody said what became of it.
             ProviderError: the provider refused.
+            SessionClosedError: the session was closed before the request was sent.
         """
         self.check_open()
         wish = _request(request, fields)
@@ -175,6 +186,8 @@ class CharacterSession:
                 carrier.cancel()
             carrier.add_done_callback(partial(_log_orphan, submission))
             raise
+        if carrier.cancelled():  # a caller that nobody cancelled must not look as if it were
+            raise submission.cut_off()
         return carrier.result()
 
     @overload
@@ -211,7 +224,11 @@ class CharacterSession:
         handle: TaskHandle[Any] = await self.submit(_request(request, fields), provider=provider)
         limit = self.wait if timeout is None else timeout
         left = max(0.0, began + limit - asyncio.get_running_loop().time())
-        outcome: Character | TaskSnapshot = await handle.result(left)
+        try:
+            outcome: Character | TaskSnapshot = await handle.result(left)
+        except asyncio.CancelledError:
+            _log_outlived(handle)
+            raise
         return outcome
 
     def resume(
@@ -306,8 +323,11 @@ class CharacterSession:
         for carrier, submission in list(self._submissions.items()):
             if not submission.sent:
                 carrier.cancel()
-        if self._submissions:
-            _, late = await asyncio.wait(self._submissions, timeout=self._drain)
+        try:
+            if self._submissions:
+                await asyncio.wait(self._submissions, timeout=self._drain)
+        finally:
+            late = list(self._submissions)
             for carrier in late:
                 carrier.cancel()
             await asyncio.gather(*late, return_exceptions=True)
@@ -342,4 +362,9 @@ def _log_orphan(submission: _Submission, carrier: asyncio.Task[TaskHandle[Any]])
     elif error := carrier.exception():
         log.error("submission.failed", extra=facts | {"error": printable(error)})
     else:
-        log.warning("submission.outlived_its_caller", extra=facts | {"task_id": carrier.result().task_id})
+        _log_outlived(carrier.result())
+
+
+def _log_outlived(handle: TaskHandle[Any]) -> None:
+    facts = {"provider": handle.provider, "key": handle.key, "task_id": handle.task_id}
+    log.warning("submission.outlived_its_caller", extra=facts)

@@ -1,0 +1,448 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+from typing import TYPE_CHECKING, Any, Self
+
+import attrs
+import pytest
+
+from sora_chars.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    InvalidRequestError,
+    NoAnswerError,
+    RateLimitedError,
+    SessionClosedError,
+    SubmissionUnknownError,
+    WaitTimeoutError,
+    WatcherStoppedError,
+    WrongLoopError,
+)
+from sora_chars.models import Character, ModelInfo, OmniCharacterRequest, TaskRequest, TaskSnapshot
+from sora_chars.pacing import FixedPace
+from sora_chars.protocols import Provider
+from sora_chars.session import CharacterSession
+from sora_chars.watcher import TaskWatcher
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from types import TracebackType
+
+    from sora_chars.models import Request
+
+pytestmark = pytest.mark.looptime
+
+WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog"}
+
+
+@attrs.define(eq=False)
+class Fake(Provider):
+    """A provider that takes 10 s before sending and 10 s after, and whose tasks end at their `end`-th look."""
+
+    name: str = "fake"
+    problems: Sequence[str] = ()
+    synchronous: bool = False
+    callback_url: str | None = None
+    before: float = 10.0
+    after: float = 10.0
+    fault: BaseException | None = None
+    end: int = 1
+    entered: int = 0
+    posts: list[str | None] = attrs.field(factory=list["str | None"])
+    looks: int = 0
+
+    async def __aenter__(self) -> Self:
+        self.entered += 1
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.entered -= 1
+
+    def check(self, request: Request) -> Sequence[str]:
+        """See `Provider`."""
+        del request
+        return self.problems
+
+    async def submit(
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], Awaitable[None]]
+    ) -> TaskSnapshot:
+        """See `Provider`."""
+        del request
+        await asyncio.sleep(self.before)
+        await sending()
+        self.posts.append(callback_url)
+        await asyncio.sleep(self.after)
+        if self.fault:
+            raise self.fault
+        return self.snapshot("success" if self.synchronous else "waiting")
+
+    async def fetch(self, task_id: str) -> TaskSnapshot:
+        """See `Provider`."""
+        del task_id
+        self.looks += 1
+        return self.snapshot("success" if self.looks >= self.end else "generating")
+
+    async def credit(self) -> float:
+        """See `Provider`."""
+        return 7.5
+
+    async def models(self) -> list[ModelInfo]:
+        """See `Provider`."""
+        return [ModelInfo("m")]
+
+    def snapshot(self, state: str) -> TaskSnapshot:
+        """The one task."""
+        made = Character(id="ch_1", provider=self.name) if state == "success" else None
+        return TaskSnapshot(task_id="t1", provider=self.name, state=state, character=made)
+
+
+def session_of(*providers: Provider, **options: Any) -> CharacterSession:
+    """A session that looks every 10 s."""
+    return CharacterSession(*providers, pace=FixedPace(10.0), **options)
+
+
+async def test_create_submits_and_waits() -> None:
+    """One call makes a character of the fields of a request."""
+    provider = Fake(end=3)
+    async with session_of(provider) as session:
+        character = await session.create(**WISH, name="rex")
+    assert (character.id, character.name) == ("ch_1", "rex")
+    assert (len(provider.posts), provider.looks) == (1, 3)
+
+
+async def test_submit_returns_before_the_end() -> None:
+    """The handle comes with the answer to the request, and knows the key and the provider."""
+    async with session_of(Fake()) as session:
+        handle = await session.submit(**WISH, key="mine")
+        assert (handle.task_id, handle.provider, handle.key, handle.done()) == ("t1", "fake", "mine", False)
+        assert (await handle).id == "ch_1"
+        assert len((await session.submit(**WISH)).key) == 36
+
+
+@pytest.mark.parametrize(
+    ("request_", "wants"),
+    [
+        (TaskRequest(model="m"), TaskSnapshot),
+        (OmniCharacterRequest(image="https://a.invalid/a.png", descriptions="a dog", name="rex"), Character),
+    ],
+)
+async def test_a_request_may_come_whole(request_: TaskRequest | OmniCharacterRequest, wants: type) -> None:
+    """A task request gives its snapshot, a character request its character."""
+    async with session_of(Fake()) as session:
+        assert type(await session.create(request_)) is wants
+
+
+async def test_a_synchronous_provider_needs_no_look() -> None:
+    """Its handle is done as it comes, and no callback is asked for."""
+    provider = Fake(synchronous=True, callback_url="https://a.invalid")
+    async with session_of(provider) as session:
+        handle = await session.submit(**WISH)
+        assert handle.done()
+        assert (await session.create(**WISH, timeout=0)).id == "ch_1"
+    assert (provider.looks, provider.posts) == (0, [None, None])
+
+
+async def test_the_first_provider_that_can_serves() -> None:
+    """A request goes past those that cannot serve it."""
+    async with session_of(Fake("a", ["clip: too long"]), Fake("b"), Fake("c")) as session:
+        assert (await session.submit(**WISH)).provider == "b"
+        assert (await session.submit(**WISH, provider="c")).provider == "c"
+
+
+async def test_each_provider_says_why_it_cannot() -> None:
+    """When none can serve, one error holds every reason of each, and nothing was sent."""
+    providers = [Fake("a", ["clip: too long", "prompt: is missing"]), Fake("b", ["video: is no mp4"])]
+    async with session_of(*providers) as session:
+        with pytest.raises(InvalidRequestError) as caught:
+            await session.submit(**WISH)
+        assert caught.value.problems == ("a: clip: too long", "a: prompt: is missing", "b: video: is no mp4")
+        assert all(problem in str(caught.value) for problem in caught.value.problems)
+        with pytest.raises(InvalidRequestError) as caught:
+            await session.submit(**WISH, provider="b")
+        assert caught.value.problems == ("b: video: is no mp4",)
+    assert providers[0].posts == providers[1].posts == []
+
+
+async def test_an_unknown_provider_is_told_the_known_ones() -> None:
+    """A name that is none lists those there are, wherever one may be given."""
+    async with session_of(Fake("a"), Fake("b")) as session:
+        for use in (session.submit(**WISH, provider="c"), session.credit("c"), session.models("c")):
+            with pytest.raises(ConfigurationError, match="must be one of a, b, got 'c'"):
+                await use
+        with pytest.raises(ConfigurationError, match="must be one of a, b, got 'c'"):
+            session.resume("t1", provider="c")
+
+
+@pytest.mark.parametrize("providers", [(), (Fake("a"), Fake("b"), Fake("a"))])
+async def test_providers_need_names_of_their_own(providers: tuple[Fake, ...]) -> None:
+    """No provider, or two of one name, is refused before anything is opened."""
+    with pytest.raises(ConfigurationError, match="providers: one or more with different names"):
+        CharacterSession(*providers)
+
+
+async def test_a_request_is_given_in_one_way() -> None:
+    """Unknown fields, a request with fields beside it, and what is no request are named."""
+    async with session_of(Fake()) as session:
+        with pytest.raises(InvalidRequestError, match=r"promt: no such field. Allowed are from_task, .*prompt"):
+            await session.submit(from_task="t", promt="a dog")
+        fields: Any = {"prompt": "a dog"}
+        with pytest.raises(InvalidRequestError, match="got TaskRequest with prompt"):
+            await session.submit(TaskRequest(model="m"), **fields)
+        with pytest.raises(InvalidRequestError, match="got str with no fields"):
+            await session.submit("a dog")  # type: ignore[call-overload] # callers without a type checker do this
+
+
+@pytest.mark.parametrize("task_id", ["", "a\nb", "a\x00"])
+async def test_an_id_that_is_none_is_not_resumed(task_id: str) -> None:
+    """An empty or unprintable id is refused before anything is asked."""
+    async with session_of(Fake()) as session:
+        with pytest.raises(InvalidRequestError, match="task_id: must be the id of a task"):
+            session.resume(task_id)
+
+
+async def test_a_task_is_resumed_by_its_id() -> None:
+    """Polling starts at once, at the provider that has tasks, and nothing is paid."""
+    synchronous, provider = Fake("sync", synchronous=True), Fake("jobs")
+    async with session_of(synchronous, provider) as session:
+        handle = session.resume("t1", key="mine")
+        assert (handle.provider, handle.key) == ("jobs", "mine")
+        assert (await handle).id == "ch_1"
+        assert asyncio.get_running_loop().time() == 0
+        assert session.resume("t1", provider="sync").provider == "sync"
+    assert provider.posts == []
+
+
+async def test_a_resumed_handle_shares_the_wait() -> None:
+    """A handle made live again keeps its ids and its key, and joins those who wait for its task."""
+    provider = Fake(end=5)
+    async with session_of(provider) as session:
+        first = await session.submit(**WISH, key="mine")
+        second = session.resume(first)
+        assert (second.task_id, second.key) == ("t1", "mine")
+        assert await first == await second
+        assert (await second.refresh()).finished
+    assert provider.looks == 5
+
+
+async def test_credit_and_models_ask_the_provider_with_tasks() -> None:
+    """Unnamed, the first provider that has tasks answers; with none of these, the first."""
+    async with session_of(Fake("sync", synchronous=True), Fake("jobs")) as session:
+        assert await session.credit() == 7.5
+        assert await session.models("jobs") == [ModelInfo("m")]
+    async with session_of(Fake("sync", synchronous=True)) as session:
+        assert session.resume("t1").provider == "sync"
+
+
+async def test_the_wait_covers_the_submission() -> None:
+    """`timeout` counts from the call; the request is answered all the same, and the error carries a live handle."""
+    provider, loop = Fake(end=10), asyncio.get_running_loop()
+    async with session_of(provider) as session:
+        with pytest.raises(WaitTimeoutError) as caught:
+            await session.create(**WISH, timeout=45)
+        assert loop.time() == 45
+        assert (await caught.value.handle).id == "ch_1"
+        with pytest.raises(WaitTimeoutError):
+            await session.create(**WISH, timeout=1)
+        assert (await session.create(**WISH, timeout=math.inf)).id == "ch_1"
+    assert len(provider.posts) == 3
+
+
+async def test_the_default_wait_is_half_an_hour() -> None:
+    """Recorded tasks ran 13 minutes; `wait` sets another default."""
+    loop = asyncio.get_running_loop()
+    for session, wait in ((session_of(Fake(end=999)), 1800.0), (session_of(Fake(end=999), wait=70.0), 70.0)):
+        async with session:
+            began = loop.time()
+            with pytest.raises(WaitTimeoutError):
+                await session.create(**WISH)
+            assert loop.time() - began == wait
+
+
+async def test_a_watcher_of_ones_own_is_used() -> None:
+    """The watcher's own settings and pace hold."""
+    watcher = TaskWatcher(pace=FixedPace(100.0))
+    async with CharacterSession(Fake(), watcher=watcher) as session:
+        await session.create(**WISH)
+    assert asyncio.get_running_loop().time() == 120
+
+
+async def test_an_unknown_outcome_is_told_with_the_key() -> None:
+    """A lost answer is never sent again, and the error names the key and the provider."""
+    provider = Fake(fault=NoAnswerError("reset by peer"))
+    async with session_of(provider) as session:
+        with pytest.raises(SubmissionUnknownError, match=r"key mine.*reset by peer.*not sent again") as caught:
+            await session.create(**WISH, key="mine")
+    assert (caught.value.provider, caught.value.key) == ("fake", "mine")
+    assert caught.value.__cause__ is provider.fault
+    assert len(provider.posts) == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [NoAnswerError("refused", harmless=True), AuthenticationError("bad key"), RateLimitedError("busy"), KeyError("x")],
+    ids=lambda fault: type(fault).__name__,
+)
+async def test_a_known_outcome_is_told_as_it_is(fault: Exception) -> None:
+    """An error that says what happened is not turned into doubt."""
+    async with session_of(Fake(fault=fault)) as session:
+        with pytest.raises(type(fault)) as caught:
+            await session.create(**WISH)
+    assert caught.value is fault
+
+
+async def test_no_answer_before_sending_is_no_doubt() -> None:
+    """A lost upload, before the paid request, leaves no doubt about that one."""
+
+    class Uploading(Fake):
+        async def submit(
+            self, request: Request, *, callback_url: str | None, sending: Callable[[], Awaitable[None]]
+        ) -> TaskSnapshot:
+            """See `Provider`."""
+            del request, callback_url, sending
+            raise NoAnswerError("the upload was reset")
+
+    async with session_of(Uploading()) as session:
+        with pytest.raises(NoAnswerError, match="upload"):
+            await session.create(**WISH)
+
+
+async def test_callbacks_carry_a_token_of_their_own() -> None:
+    """Each task has an unguessable URL; its token is living while the task is, and known afterwards."""
+    provider = Fake(callback_url="https://a.invalid/cb")
+    async with session_of(provider) as session:
+        first, second = await session.submit(**WISH), await session.submit(**WISH)
+        tokens = [str(url).removeprefix("https://a.invalid/cb/") for url in provider.posts]
+        assert len({*tokens}) == 2
+        assert min(map(len, tokens)) >= 32
+        assert all(session.tokens.claim(token, "t1") for token in tokens)
+        await asyncio.gather(first, second)
+        assert session.tokens.owner(tokens[0])
+
+
+async def test_an_early_callback_brings_a_look_at_once() -> None:
+    """A callback that came before the answer to its request is not lost."""
+    provider, loop = Fake(callback_url="https://a.invalid/cb"), asyncio.get_running_loop()
+    async with session_of(provider) as session:
+        submitting = asyncio.create_task(session.submit(**WISH))
+        await asyncio.sleep(15)
+        assert session.tokens.claim(str(provider.posts[0]).rpartition("/")[2], "t1")
+        handle = await submitting
+        await handle
+        assert (loop.time(), handle.woken_by) == (20, "callback")
+
+
+async def test_the_token_of_a_failed_submission_is_retired() -> None:
+    """A request that made no task leaves no living token behind."""
+    provider = Fake(callback_url="https://a.invalid/cb", fault=AuthenticationError("bad key"))
+    async with session_of(provider) as session:
+        with pytest.raises(AuthenticationError):
+            await session.submit(**WISH)
+        assert session.tokens._owners == {}
+
+
+async def test_a_closed_session_says_how_to_open_it() -> None:
+    """Before and after its block every use of a session is an error, and closing twice is none."""
+    provider = Fake()
+    session = session_of(provider)
+    await session.aclose()
+    for _ in range(2):
+        with pytest.raises(SessionClosedError, match=r"not open.*async with"):
+            await session.create(**WISH)
+        with pytest.raises(SessionClosedError):
+            session.resume("t1")
+        for use in (session.submit(**WISH), session.credit(), session.models()):
+            with pytest.raises(SessionClosedError):
+                await use
+        async with session:
+            assert provider.entered == 1
+        await session.aclose()
+    assert (provider.entered, provider.posts) == (0, [])
+
+
+async def test_a_session_opens_once_at_a_time() -> None:
+    """Opening an open session is an error; one that was closed opens again."""
+    provider = Fake()
+    session = await session_of(provider).open()
+    with pytest.raises(SessionClosedError, match="open already"):
+        await session.open()
+    await session.aclose()
+    async with session:
+        assert (await session.create(**WISH)).id == "ch_1"
+    assert provider.entered == 0
+
+
+async def test_a_provider_that_does_not_open_closes_the_others() -> None:
+    """When one provider cannot be entered, those that were are left, and the session stays closed."""
+
+    class Stuck(Fake):
+        async def __aenter__(self) -> Self:
+            raise WrongLoopError("elsewhere")
+
+    first = Fake("a")
+    session = session_of(first, Stuck("b"))
+    with pytest.raises(WrongLoopError):
+        await session.open()
+    assert first.entered == 0
+    with pytest.raises(SessionClosedError):
+        session.resume("t1")
+
+
+def test_a_second_event_loop_is_told_before_anything_is_sent() -> None:
+    """A session left open by one `asyncio.run` says in the next one whose it is, at every use."""
+    provider = Fake(before=0, after=0)
+    session = session_of(provider)
+    asyncio.run(_only_open(session))
+
+    async def use() -> None:
+        calls = (session.create(**WISH), session.submit(**WISH), session.credit(), session.open(), session.aclose())
+        for call in calls:
+            with pytest.raises(WrongLoopError, match="another event loop"):
+                await call
+        with pytest.raises(WrongLoopError):
+            session.resume("t1")
+
+    asyncio.run(use())
+    assert provider.posts == []
+
+
+async def _only_open(session: CharacterSession) -> None:
+    await session.open()
+
+
+def test_a_session_opens_in_each_event_loop_in_turn() -> None:
+    """Closed in one `asyncio.run`, a session works in the next."""
+    session = CharacterSession(Fake(before=0, after=0), pace=FixedPace(0.001))
+
+    async def use() -> str:
+        async with session:
+            return (await session.create(**WISH)).id
+
+    assert [asyncio.run(use()) for _ in range(2)] == ["ch_1", "ch_1"]
+
+
+async def test_closing_leaves_no_task_behind() -> None:
+    """After the block there is no asyncio task but this one, and every wait has ended with why."""
+    async with session_of(Fake(end=999)) as session:
+        handle = await session.submit(**WISH)
+        waiting = asyncio.create_task(handle.result())
+        await asyncio.sleep(1)
+    with pytest.raises(WatcherStoppedError, match="closed"):
+        await waiting
+    gc.collect()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_an_error_in_the_block_comes_out_as_it_is() -> None:
+    """The caller's own error is wrapped in no group."""
+
+    async def program() -> None:
+        async with session_of(Fake(end=999)) as session:
+            await session.submit(**WISH)
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await program()
