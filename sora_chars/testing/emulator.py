@@ -180,7 +180,11 @@ class Emulator:
         return self.faults.add(kind, on=on, times=times, rate=rate, settings=settings)
 
     def add_origin(self, task_id: str, *, seconds: float | None = None) -> str:
-        """Declare an id to be a finished video of either provider, of a known length or not."""
+        """Declare an id to be a finished video of either provider, of a known length or not.
+
+        Without it an id that has the form of a real one (`rules.KIE_ID`, `kkiai.TASK_ID`) is taken for such a video
+        too, of unknown length; anything else does not exist.
+        """
         self.book.origins[task_id] = seconds
         return task_id
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, cast
 
 import attrs
@@ -283,15 +282,19 @@ def from_header(text: str) -> Fault:
         ValueError: it names no fault, or no setting of it.
     """
     kind, *pairs = (part.strip() for part in text.split(";"))
-    return _fault(kind, None, dict(_setting(pair) for pair in pairs))
+    known = KINDS[kind].settings if kind in KINDS else {}
+    settings: dict[str, object] = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        settings[name] = value if isinstance(_default(known.get(name)), str) else _number(value)
+    return _fault(kind, None, settings)
 
 
-def _setting(pair: str) -> tuple[str, object]:
-    name, _, value = pair.partition("=")
+def _number(text: str) -> object:
     try:
-        return name, cast("object", json.loads(value))
+        return float(text) if "." in text else int(text)
     except ValueError:
-        return name, value
+        return text
 
 
 def described(fault: Fault) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 Each emulator runs on an event loop in a thread of its own. So the fixtures are plain ones: they serve sync tests
 and every asyncio plugin in every mode alike, they need none of them, and a test that blocks its own loop does
-not stop the server. Only a test that uses them makes this module import aiohttp.
+not stop the server. Only a test that uses them loads the server.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def sora_emulator(sora_emulator_factory: Callable[..., Emulator]) -> Emulator:
 @pytest.fixture
 def sora_emulator_factory() -> Generator[Callable[..., Emulator]]:
     """A function that starts an emulator with the settings it is given; all are closed after the test."""
-    from .emulator import Emulator  # noqa: PLC0415 - every pytest run loads this module, few need aiohttp
+    from .emulator import Emulator  # noqa: PLC0415 - every pytest run loads this module, few need the server
 
     with ExitStack() as running:
 

@@ -111,8 +111,11 @@ def test_a_header_names_a_fault_and_its_settings() -> None:
     """A header gives one request a fault with settings, numbers as numbers and the rest as text."""
     fault = from_header("status; code=455;message=closed for lunch ; status=503")
     assert (fault.kind, fault.settings) == ("status", {"status": 503, "code": 455, "message": "closed for lunch"})
-    with pytest.raises(ValueError, match="no fault 'x'"):
-        from_header("x")
+    assert from_header("delay; seconds=0.5").number("seconds") == 0.5
+    assert from_header("fail_task; code=400").text("code") == "400"
+    for text, message in (("x", "no fault 'x'"), ("x; y=1", "no fault 'x'"), ("delay; seconds=long", "seconds='long'")):
+        with pytest.raises(ValueError, match=message):
+            from_header(text)
 
 
 def test_the_seven_error_shapes_of_kkiai() -> None:

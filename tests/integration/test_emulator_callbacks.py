@@ -1,0 +1,273 @@
+"""The emulator's callbacks, received by a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, cast
+
+import aiohttp
+import attrs
+import pytest
+from aiohttp import web
+
+from sora_chars.testing import EmulatedTask, Emulator
+from sora_chars.testing.tasks import Delivery
+
+if TYPE_CHECKING:
+    from multidict import CIMultiDictProxy
+
+CREATE = "/api/v1/jobs/createTask"
+TOKEN = "abcdefghijklmnopqrstuvwx"
+
+
+@attrs.frozen
+class Received:
+    """One POST that came."""
+
+    path: str
+    headers: CIMultiDictProxy[str]
+    body: dict[str, object]
+
+    @property
+    def data(self) -> dict[str, object]:
+        """Its `data`."""
+        return cast("dict[str, object]", self.body["data"])
+
+
+@attrs.define(eq=False)
+class Receiver:
+    """A server that keeps what it receives, and answers as it is told."""
+
+    received: list[Received] = attrs.field(factory=list)
+    answers: list[int] = attrs.field(factory=list)
+    """The statuses of the first answers; 200 afterwards."""
+    held: asyncio.Event | None = None
+    url: str = ""
+
+    async def handle(self, request: web.Request) -> web.Response:
+        """Take a callback."""
+        body = cast("dict[str, object]", await request.json())
+        self.received.append(Received(request.path_qs, request.headers, body))
+        if self.held is not None:
+            await self.held.wait()
+        return web.Response(status=self.answers.pop(0) if self.answers else 200)
+
+
+Start = Callable[..., Awaitable[EmulatedTask]]
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    """A listening receiver."""
+    taker = Receiver()
+    app = web.Application()
+    app.router.add_post("/{path:.*}", taker.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    taker.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield taker
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    """An emulator that signs, is fast with retries, and ends no task by itself."""
+    async with Emulator(speed=1000.0, durations=(1e6, 1e6), hmac_key="hmac") as running:
+        yield running
+
+
+@asynccontextmanager
+async def starting(emulator: Emulator, receiver: Receiver) -> AsyncGenerator[Start]:
+    """What starts a task whose callback goes to the receiver."""
+    async with aiohttp.ClientSession(emulator.url, headers={"Authorization": "Bearer key"}) as http:
+
+        async def start(**headers: str) -> EmulatedTask:
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            body = {"model": "wan/2-7-image", "input": {}, "callBackUrl": f"{receiver.url}/kie/{TOKEN}?a=%2F&b="}
+            async with http.post(CREATE, json=body, headers=named) as answer:
+                return emulator.tasks[(await answer.json())["data"]["taskId"]]
+
+        yield start
+
+
+@pytest.fixture
+async def start(emulator: Emulator, receiver: Receiver) -> AsyncIterator[Start]:
+    """Starts a task whose callback goes to the receiver."""
+    async with starting(emulator, receiver) as starter:
+        yield starter
+
+
+async def test_a_success_is_called_back_once(emulator: Emulator, receiver: Receiver, start: Start) -> None:
+    """A success comes in the documented envelope to the URL verbatim, signed over task id and time, and only once."""
+    task = await start()
+    emulator.finish(task.task_id)
+    await emulator.until(lambda: task.deliveries)
+    (callback,) = receiver.received
+    assert callback.path == f"/kie/{TOKEN}?a=%2F&b="
+    assert (callback.body["code"], callback.body["msg"]) == (200, "Playground task completed successfully.")
+    assert callback.data == task.data()
+    assert callback.headers["Content-Type"] == "application/json"
+    timestamp = callback.headers["X-Webhook-Timestamp"]
+    assert abs(int(timestamp) - time.time()) < 60
+    digest = hmac.digest(b"hmac", f"{task.task_id}.{timestamp}".encode(), hashlib.sha256)
+    assert callback.headers["X-Webhook-Signature"] == base64.b64encode(digest).decode()
+    assert task.deliveries == [Delivery(1, 200)]
+    assert (emulator.counts.callbacks_sent, emulator.counts.callbacks_accepted) == (1, 1)
+
+
+async def test_a_failure_is_called_back(emulator: Emulator, receiver: Receiver, start: Start) -> None:
+    """A failure has the code 501 around it and null as its result."""
+    task = await start()
+    emulator.fail(task.task_id, "400", "no face")
+    await emulator.until(lambda: task.deliveries)
+    body, data = receiver.received[0].body, receiver.received[0].data
+    assert (body["code"], body["msg"]) == (501, "Playground task failed.")
+    assert (data["state"], data["failCode"], data["failMsg"], data["resultJson"]) == ("fail", "400", "no face", None)
+
+
+async def test_a_callback_comes_when_the_time_is_up(receiver: Receiver) -> None:
+    """Without any poll, and unsigned without a key, the callback comes when the task ends by itself."""
+    async with Emulator(durations=(0.01, 0.01)) as emulator, starting(emulator, receiver) as start:
+        task = await start()
+        await emulator.until(lambda: task.deliveries)
+        assert receiver.received[0].data["state"] == "success"
+        assert not [name for name in receiver.received[0].headers if name.startswith("X-Webhook")]
+
+
+async def test_a_refused_callback_is_sent_four_times(emulator: Emulator, receiver: Receiver, start: Start) -> None:
+    """After three failed retries it stops; each delivery is kept with its status."""
+    receiver.answers = [500, 302, 401, 404, 200]
+    task = await start()
+    emulator.finish(task.task_id)
+    await emulator.until(lambda: len(task.deliveries) == 4)
+    assert [delivery.status for delivery in task.deliveries] == [500, 302, 401, 404]
+    other = await start()
+    receiver.answers = [503]
+    emulator.finish(other.task_id)
+    await emulator.until(lambda: len(other.deliveries) == 2)
+    assert other.deliveries == [Delivery(1, 503), Delivery(2, 200)]
+    assert (len(receiver.received), emulator.counts.callbacks_sent, emulator.counts.callbacks_accepted) == (6, 6, 1)
+
+
+async def test_nobody_answers(emulator: Emulator, receiver: Receiver, start: Start) -> None:
+    """A receiver that takes too long is tried again, and the delivery has no status."""
+    receiver.held = asyncio.Event()
+    emulator.courier.timeout = 0.02
+    task = await start()
+    emulator.finish(task.task_id)
+    await emulator.until(lambda: len(task.deliveries) == 4)
+    assert {delivery.status for delivery in task.deliveries} == {None}
+    receiver.held.set()
+
+
+async def test_an_early_callback_comes_before_the_answer(emulator: Emulator, receiver: Receiver, start: Start) -> None:
+    """The answer of createTask waits until the callback was taken."""
+    receiver.held = asyncio.Event()
+    emulator.fault("early_callback")
+    creating = asyncio.ensure_future(start())
+    await emulator.until(lambda: receiver.received)
+    assert not creating.done()
+    receiver.held.set()
+    task = await creating
+    assert (task.state, receiver.received[0].data["taskId"]) == ("success", task.task_id)
+    assert emulator.counts.callbacks_sent == 1
+
+
+async def test_an_early_callback_without_a_url(emulator: Emulator) -> None:
+    """A task without a callback URL ends early and calls nobody."""
+    emulator.fault("early_callback")
+    async with aiohttp.ClientSession(emulator.url, headers={"Authorization": "Bearer key"}) as http:
+        await http.post(CREATE, json={"model": "wan/2-7-image", "input": {}})
+    assert next(iter(emulator.tasks.values())).state == "success"
+    assert emulator.counts.callbacks_sent == 0
+
+
+async def test_a_double_callback(emulator: Emulator, receiver: Receiver, start: Start) -> None:
+    """The same callback comes twice."""
+    emulator.fault("double_callback")
+    task = await start()
+    emulator.finish(task.task_id)
+    await emulator.until(lambda: len(task.deliveries) == 2)
+    assert receiver.received[0].body == receiver.received[1].body
+
+
+async def test_a_lost_callback_of_one_task(emulator: Emulator, receiver: Receiver, start: Start) -> None:
+    """A fault in the header of a create strikes the callback of that task alone."""
+    lost, other = await start(X_Emulator_Fault="lost_callback"), await start()
+    emulator.finish(lost.task_id)
+    await emulator.until(lambda: lost.notified)
+    emulator.finish(other.task_id)
+    await emulator.until(lambda: other.deliveries)
+    assert [callback.data["taskId"] for callback in receiver.received] == [other.task_id]
+
+
+@pytest.mark.parametrize("how", ["signature", "token"])
+async def test_a_forged_callback_comes_first(emulator: Emulator, receiver: Receiver, start: Start, how: str) -> None:
+    """Before the true callback a forged one claims success, with a wrong signature or token, and is not repeated."""
+    emulator.fault("forged_callback", how=how)
+    receiver.answers = [401]
+    task = await start()
+    emulator.fail(task.task_id)
+    await emulator.until(lambda: len(task.deliveries) == 2)
+    forged, true = receiver.received
+    assert task.deliveries == [Delivery(1, 401, forged=True), Delivery(1, 200)]
+    assert (forged.data["state"], true.data["state"]) == ("success", "fail")
+    assert json.loads(str(forged.data["resultJson"])) == {"character_id": "ch_forged"}
+    assert (TOKEN in forged.path) == (how == "signature")
+    signatures = {callback.headers["X-Webhook-Signature"] for callback in (forged, true)}
+    assert how == "token" or len(signatures) == 2
+
+
+async def test_a_late_callback(emulator: Emulator, receiver: Receiver, start: Start) -> None:
+    """A delayed callback comes after its time, when the task has long been seen."""
+    emulator.fault("delay", on="callback", seconds=0.05)
+    task = await start()
+    emulator.finish(task.task_id)
+    await emulator.until(lambda: task.deliveries)
+    assert task.clock() - task.done_at >= 0.05
+    assert len(receiver.received) == 1
+
+
+async def test_a_task_forced_to_end_while_its_timer_runs_calls_once(
+    emulator: Emulator, receiver: Receiver, start: Start
+) -> None:
+    """However a task comes to its end, and however often its delivery is asked for, it calls once."""
+    task = await start()
+    emulator.finish(task.task_id)
+    await emulator.until(lambda: task.deliveries)
+    await emulator.courier.deliver(task)
+    assert len(receiver.received) == 1
+
+
+async def test_a_stuck_task_calls_nobody_until_it_is_finished(
+    emulator: Emulator, receiver: Receiver, start: Start
+) -> None:
+    """A stuck task has no callback due, and gets one when it is finished by hand."""
+    emulator.fault("stuck")
+    task = await start()
+    assert not receiver.received
+    emulator.finish(task.task_id)
+    await emulator.until(lambda: task.deliveries)
+
+
+async def test_closing_in_the_middle_of_deliveries(receiver: Receiver) -> None:
+    """Closing drops a delivery under way and one that is due, and leaves no asyncio task behind."""
+    receiver.held = asyncio.Event()
+    before = asyncio.all_tasks()
+    async with Emulator() as emulator, starting(emulator, receiver) as start:
+        task, _ = await start(), await start()
+        emulator.finish(task.task_id)
+        await emulator.until(lambda: receiver.received)
+    receiver.held.set()
+    left = {task.get_name() for task in asyncio.all_tasks() - before if "RequestHandler" not in repr(task)}
+    assert not left
+    assert len(receiver.received) == 1

@@ -1,0 +1,107 @@
+"""The pytest plugin in runs of its own, as a user has it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import aiohttp
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sora_chars.testing import Emulator
+
+pytest_plugins = ["pytester"]
+
+SYNC_TEST = """
+    import json, urllib.request
+
+    def credit(emulator):
+        request = urllib.request.Request(emulator.url + "/api/v1/chat/credit", headers={"Authorization": "Bearer k"})
+        return json.load(urllib.request.urlopen(request))["data"]
+
+    def test_one(sora_emulator):
+        assert credit(sora_emulator) == 1000.0
+
+    def test_two(sora_emulator_factory):
+        rich, poor = sora_emulator_factory(credits=5.0), sora_emulator_factory(credits=0.5)
+        assert (credit(rich), credit(poor)) == (5.0, 0.5)
+"""
+ASYNC_TEST = """
+    import aiohttp, pytest
+
+    @pytest.mark.asyncio
+    async def test_async(sora_emulator):
+        sora_emulator.fault("http_429", on="other")
+        async with aiohttp.ClientSession(headers={"Authorization": "Bearer k"}) as http:
+            async with http.get(sora_emulator.url + "/api/v1/models") as answer:
+                assert answer.status == 429
+        await sora_emulator.until(lambda: sora_emulator.requests)
+"""
+
+
+def test_sync_tests_need_no_asyncio_plugin(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fixtures serve plain tests where no other plugin is there, with every warning an error."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makepyfile(SYNC_TEST)
+    result = pytester.runpytest_subprocess("-W", "error", "-p", "sora_chars.testing.plugin")
+    result.assert_outcomes(passed=2)
+
+
+@pytest.mark.parametrize("mode", ["auto", "strict"])
+def test_async_tests_in_either_mode(pytester: pytest.Pytester, mode: str) -> None:
+    """The fixtures serve asyncio tests in both modes of pytest-asyncio."""
+    pytester.makepyfile(ASYNC_TEST)
+    options = ("-o", f"asyncio_mode={mode}", "-o", "asyncio_default_fixture_loop_scope=function")
+    pytester.runpytest_subprocess(*options).assert_outcomes(passed=1)
+
+
+def test_a_failed_start_is_the_tests_error(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A taken port fails the test that asked for it, at once, and hangs nothing."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makepyfile("""
+        import pytest
+
+        def test_taken(sora_emulator, sora_emulator_factory):
+            with pytest.raises(OSError):
+                sora_emulator_factory(port=int(sora_emulator.url.rpartition(":")[2]))
+    """)
+    pytester.runpytest_subprocess("-W", "error", "-p", "sora_chars.testing.plugin").assert_outcomes(passed=1)
+
+
+def test_loading_the_plugin_loads_no_server() -> None:
+    """Whoever has the package installed does not pay for the server in each pytest run."""
+    code = "import sys, sora_chars.testing.plugin; sys.exit('sora_chars.testing.emulator' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+async def test_the_fixtures_serve_this_run(
+    sora_emulator: Emulator, sora_emulator_factory: Callable[..., Emulator]
+) -> None:
+    """An emulator lives on a thread of its own; its tasks can be ended from the test's."""
+    other = sora_emulator_factory(durations=(1e6, 1e6))
+    assert other.url != sora_emulator.url
+    assert [thread.name for thread in threading.enumerate()].count("sora-emulator") == 2
+    async with aiohttp.ClientSession(other.url, headers={"Authorization": "Bearer k"}) as http:
+        await http.post(
+            "/api/v1/jobs/createTask", json={"model": "wan/2-7-image", "input": {}, "callBackUrl": f"{other.url}/"}
+        )
+        (task,) = other.tasks.values()
+        assert task.state == "waiting"
+        other.finish(task.task_id)
+        await other.until(lambda: task.deliveries)
+    assert task.state == "success"
+
+
+def test_the_package_of_the_emulator_has_its_names() -> None:
+    """The public names load on demand, and no others are there."""
+    from sora_chars import testing  # noqa: PLC0415 - the subject
+
+    for name in testing.__all__:
+        assert getattr(testing, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'Nonsense'"):
+        _ = testing.Nonsense
