@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sora_chars import (
+    AuthenticationError,
+    CharacterRequest,
+    CharacterSession,
+    FixedPace,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    Kie,
+    MissingCharacterError,
+    ModelInfo,
+    ModelUnavailableError,
+    OmniCharacterRequest,
+    ServiceUnavailableError,
+    SoraCharsError,
+    SubmissionUnknownError,
+    TaskFailedError,
+    TaskRequest,
+    UploadProgress,
+    UsageCapError,
+)
+from sora_chars.testing import Emulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from sora_chars.testing.files import File
+
+KEY = "sk-test-4f81"
+ORIGIN = "7118f712a5b0c9d8e7f60123456789ab"
+FROM_TASK: dict[str, Any] = {"from_task": ORIGIN, "clip": "3.55,5.55", "prompt": "A friendly cartoon dog"}
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    """Start an emulator whose tasks take some milliseconds."""
+    async with Emulator(durations=(0.01, 0.03), kie_key=KEY) as running:
+        running.add_origin(ORIGIN, seconds=10)
+        yield running
+
+
+def provider(emulator: Emulator, key: str = KEY, **options: Any) -> Kie:
+    """Make the provider that talks to the emulator, without limits."""
+    return Kie(key, base_url=f"{emulator.url}/", upload_url=emulator.url, limits=None, **options)
+
+
+def uploaded(emulator: Emulator, task_id: str) -> File:
+    """The file that the task was made of."""
+    urls = emulator.tasks[task_id].input["character_file_url"]
+    assert isinstance(urls, list)
+    file = emulator.files.at(urls[0])
+    assert file is not None
+    return file
+
+
+@pytest.fixture
+async def session(emulator: Emulator) -> AsyncIterator[CharacterSession]:
+    """Open a session that polls every few milliseconds."""
+    async with CharacterSession(provider(emulator), pace=FixedPace(0.005)) as opened:
+        yield opened
+
+
+async def test_from_a_finished_task(emulator: Emulator, session: CharacterSession) -> None:
+    """A character of a finished task is asked for as documented, waited for, and made once."""
+    handle = await session.submit(**FROM_TASK, name="rex", safety="No blood")
+    character = await handle
+    task = emulator.tasks[handle.task_id]
+    assert task.model == "sora-2-characters-pro"
+    assert task.input == {
+        "origin_task_id": ORIGIN,
+        "timestamps": "3.55,5.55",
+        "character_prompt": FROM_TASK["prompt"],
+        "character_user_name": "rex",
+        "safety_instruction": "No blood",
+    }
+    assert task.callback_url is None
+    assert re.fullmatch(r"ch_[0-9a-f]{32}", character.id)
+    assert (character.provider, character.task_id, character.name) == ("kie", handle.task_id, "rex")
+    assert emulator.counts.creates == 1
+
+
+async def test_a_resumed_task_has_its_name(emulator: Emulator, session: CharacterSession) -> None:
+    """A task picked up by its id alone gives the character with the name that was asked for."""
+    task_id = (await session.submit(**FROM_TASK, name="rex")).task_id
+    async with CharacterSession(provider(emulator), pace=FixedPace(0.005)) as other:
+        assert (await other.resume(task_id)).name == "rex"
+    assert emulator.counts.creates == 1
+
+
+async def test_from_a_video_elsewhere(emulator: Emulator, session: CharacterSession) -> None:
+    """A video with a URL is not uploaded: its URL is sent."""
+    handle = await session.submit(video="https://videos.example/dog.mp4")
+    await handle
+    task = emulator.tasks[handle.task_id]
+    assert task.model == "sora-2-characters"
+    assert task.input == {"character_file_url": ["https://videos.example/dog.mp4"]}
+    assert emulator.counts.uploads == 0
+
+
+async def test_from_a_local_video(emulator: Emulator, make_clip: Callable[..., Path]) -> None:
+    """A local video is uploaded as it is, with its progress told, and its new URL is sent."""
+    clip = make_clip(size=300_000, name="DOG.MP4")
+    heard: list[UploadProgress] = []
+    kie = provider(emulator, on_upload=heard.append)
+    async with CharacterSession(kie, pace=FixedPace(0.005)) as session:
+        handle = await session.submit(video=clip, prompt="A dog")
+        await handle
+    file = uploaded(emulator, handle.task_id)
+    assert (file.content, file.mime) == (clip.read_bytes(), "video/mp4")
+    assert [progress.sent for progress in heard] == sorted({progress.sent for progress in heard})
+    assert heard[-1] == UploadProgress(clip, 300_000, 300_000)
+    assert {(progress.path, progress.total) for progress in heard} == {(clip, 300_000)}
+
+
+async def test_no_two_uploads_share_a_name(
+    emulator: Emulator, session: CharacterSession, make_clip: Callable[..., Path]
+) -> None:
+    """The same file uploaded twice lies at two URLs, since the same name would overwrite behind a cache."""
+    clip = make_clip()
+    handles = [await session.submit(video=clip) for _ in range(2)]
+    urls = {str(emulator.tasks[handle.task_id].input["character_file_url"]) for handle in handles}
+    assert len(urls) == 2
+    assert all(url.endswith(".mp4']") for url in urls)
+
+
+@pytest.mark.parametrize("kind", ["http_500", "html", "lost_answer"])
+async def test_an_upload_is_free_to_repeat(
+    kind: str, emulator: Emulator, session: CharacterSession, make_clip: Callable[..., Path]
+) -> None:
+    """An upload costs nothing, so that a passing fault repeats it, whole, and the create follows once."""
+    emulator.fault(kind, on="upload")
+    clip = make_clip(size=100_000)
+    handle = await session.submit(video=clip)
+    file = uploaded(emulator, handle.task_id)
+    assert file.content == clip.read_bytes()
+    assert emulator.seen["POST", "/api/file-stream-upload"] == 2
+    assert emulator.counts.creates == 1
+
+
+async def test_nothing_is_sent_that_would_be_refused(
+    emulator: Emulator, session: CharacterSession, make_clip: Callable[..., Path]
+) -> None:
+    """A file that is too large and too long is refused with both reasons, and no byte of it leaves."""
+    with pytest.raises(InvalidRequestError, match="10 MB") as caught:
+        await session.create(video=make_clip(9, size=10 * 1024 * 1024 + 1), prompt="x" * 5001)
+    assert [line.split(":")[1].strip() for line in caught.value.problems] == ["prompt", "video"]
+    assert not emulator.requests
+
+
+async def test_an_omni_character(emulator: Emulator, session: CharacterSession, tmp_path: Path) -> None:
+    """The living route makes a character of one image, local or not, and is done at once."""
+    image = tmp_path / "face.png"
+    image.write_bytes(b"\x89PNG\r\n\x1a\n")
+    elsewhere = OmniCharacterRequest(image="https://images.example/face.png", descriptions="A dog")
+    local = OmniCharacterRequest(image=image, descriptions="A dog", name="rex", audio_ids=("a1",))
+    for request in (elsewhere, local):
+        handle = await session.submit(request)
+        assert handle.done()
+        character = await handle
+        assert character.id.startswith("character_")
+        assert (character.name, handle.task_id) == (request.name, character.id)
+    assert (emulator.counts.omni, emulator.counts.uploads, emulator.counts.polls) == (2, 1, 0)
+
+
+async def test_any_other_model(emulator: Emulator, session: CharacterSession) -> None:
+    """A task of another model ends with its finished snapshot and the decoded result."""
+    request = TaskRequest(model="sora-2-text-to-video", input={"prompt": "A dog", "n_frames": "10"})
+    finished = await session.create(request)
+    assert (finished.model, finished.state, finished.character) == (request.model, "success", None)
+    assert finished.result["resultUrls"][0].startswith(emulator.url)
+    assert emulator.tasks[finished.task_id].input == request.input
+    assert finished.credits == 0.0625
+
+
+async def test_a_callback_url_is_sent_with_a_token(emulator: Emulator) -> None:
+    """Where callbacks are wanted, each task gets its own URL below the one that was given."""
+    kie = provider(emulator, callback_url="http://127.0.0.1:9/hooks/")
+    async with CharacterSession(kie, pace=FixedPace(0.005)) as session:
+        urls = [emulator.tasks[(await session.submit(**FROM_TASK)).task_id].callback_url for _ in range(2)]
+    assert all(re.fullmatch(r"http://127\.0\.0\.1:9/hooks/[\w-]{32}", str(url)) for url in urls)
+    assert len(set(urls)) == 2
+
+
+async def test_credit_and_models_are_free(emulator: Emulator, session: CharacterSession) -> None:
+    """What is left and what there is can be asked before anything is paid."""
+    assert await session.credit() == 1000.0
+    models = await session.models()
+    assert [model.model for model in models] == list(emulator.models)
+    assert isinstance(models[0], ModelInfo)
+    assert models[0].task_type == "character"
+    assert emulator.counts.creates == 0
+
+
+async def test_a_model_that_is_gone(emulator: Emulator, session: CharacterSession) -> None:
+    """A model that kie.ai does not serve any more is one clear error that says where to look."""
+    with pytest.raises(ModelUnavailableError, match="sora-chars models"):
+        await session.create(TaskRequest(model="sora-1"))
+    assert emulator.counts.creates == 0
+
+
+@pytest.mark.parametrize(
+    "shape", ["character_id", "resultObject", "character_id_list", "character_id_list_str", "characterId"]
+)
+async def test_every_shape_of_a_result(shape: str, emulator: Emulator, session: CharacterSession) -> None:
+    """Wherever the id stands in the result, it is found."""
+    emulator.fault("result_shape", shape=shape)
+    assert (await session.create(**FROM_TASK)).id.startswith("ch_")
+
+
+@pytest.mark.parametrize("shape", ["resultUrls", "empty_id", "none", "array", "empty", "null", "junk"])
+async def test_success_without_a_character(shape: str, emulator: Emulator, session: CharacterSession) -> None:
+    """A task that succeeded without an id is an error with the task's id, and no wait without end."""
+    emulator.fault("result_shape", shape=shape)
+    handle = await session.submit(**FROM_TASK)
+    with pytest.raises(MissingCharacterError) as caught:
+        await handle
+    assert caught.value.task_id == handle.task_id
+
+
+async def test_a_failed_task(emulator: Emulator, session: CharacterSession) -> None:
+    """A failed task says its code and its reason."""
+    emulator.fault("fail_task", code="SENSITIVE_WORD_ERROR", message="the prompt is sensitive")
+    with pytest.raises(TaskFailedError, match="the prompt is sensitive") as caught:
+        await session.create(**FROM_TASK)
+    assert caught.value.code == "SENSITIVE_WORD_ERROR"
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("unauthorized", AuthenticationError),
+        ("credits", InsufficientCreditsError),
+        ("credits_500", InsufficientCreditsError),
+        ("cap", UsageCapError),
+        ("http_500", ServiceUnavailableError),
+        ("body_500", ServiceUnavailableError),
+        ("html", SubmissionUnknownError),
+        ("lost_answer", SubmissionUnknownError),
+        ("reset", SubmissionUnknownError),
+        ("truncated", SubmissionUnknownError),
+        ("junk_json", SubmissionUnknownError),
+    ],
+)
+@pytest.mark.parametrize("on", ["create", "omni"])
+async def test_a_paid_request_goes_out_once(
+    kind: str, error: type[SoraCharsError], on: str, emulator: Emulator, session: CharacterSession
+) -> None:
+    """Whatever answers a paid request, unless it says that nothing was done, it is not sent again."""
+    emulator.fault(kind, on=on, times=None)
+    omni = OmniCharacterRequest(image="https://a.example/b.png", descriptions="d", key="my-key")
+    with pytest.raises(error) as caught:
+        await session.create(omni if on == "omni" else CharacterRequest(**FROM_TASK, key="my-key"))
+    assert type(caught.value) is error
+    assert len(emulator.requests) == 1
+    if isinstance(caught.value, SubmissionUnknownError):
+        assert (caught.value.key, caught.value.provider) == ("my-key", "kie")
+
+
+async def test_a_wrong_key(emulator: Emulator) -> None:
+    """A wrong key is refused once, and stands in no message."""
+    async with CharacterSession(provider(emulator, "sk-wrong-77"), pace=FixedPace(0.005)) as session:
+        with pytest.raises(AuthenticationError, match="KIE_API_KEY") as caught:
+            await session.create(**FROM_TASK)
+    assert "sk-wrong-77" not in str(caught.value)
+    assert len(emulator.requests) == 1
