@@ -82,10 +82,12 @@ def test_an_error_pickles_with_its_facts(kind: type[SoraCharsError]) -> None:
 def test_an_error_reads_as_its_message_and_hint(kind: type[SoraCharsError]) -> None:
     """The text of an error is what happened and what to do; its repr is the class and what happened."""
     error = make(kind)
-    assert str(error) == "it went wrong Do this."
+    assert str(error) == "it went wrong. Do this."
     assert repr(error) == f"{kind.__name__}('it went wrong')"
+    error.message = "did it go wrong?"
+    assert str(error) == "did it go wrong? Do this."
     error.hint = ""
-    assert str(error) == "it went wrong"
+    assert str(error) == "did it go wrong?"
 
 
 @pytest.mark.parametrize(
