@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sora_chars import (
+    AuthenticationError,
+    CharacterSession,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    Kkiai,
+    ModelUnavailableError,
+    ProviderError,
+    RequestRefusedError,
+    ServiceUnavailableError,
+    SoraCharsError,
+    SubmissionUnknownError,
+)
+from sora_chars.testing import Emulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+KEY = "sk-test-4f81"
+ROUTE = ("POST", "/sora/v1/characters")
+FROM_TASK: dict[str, Any] = {"from_task": "video_e50c76ca-21d4-40e9-8485-e4ead2d37133", "clip": "1,3"}
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    """Start an emulator that makes a character in some milliseconds."""
+    async with Emulator(durations=(0.01, 0.03), kkiai_key=KEY) as running:
+        yield running
+
+
+@pytest.fixture
+async def session(emulator: Emulator) -> AsyncIterator[CharacterSession]:
+    """Open a session with kkiai."""
+    async with CharacterSession(Kkiai(KEY, base_url=emulator.url)) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("source", [FROM_TASK, {"video": "https://videos.example/dog.mp4", "clip": (2.3, 3.3)}])
+async def test_a_character_in_one_call(source: dict[str, Any], emulator: Emulator, session: CharacterSession) -> None:
+    """The answer of the one call is the character: the handle is done when it is there, and nothing is polled."""
+    handle = await session.submit(**source, name="rex")
+    assert handle.done()
+    character = await handle
+    assert character.mention == f"@{character.username}"
+    assert character.permalink == f"https://sora.chatgpt.com/profile/{character.username}"
+    assert str(character.picture_url).startswith(emulator.url)
+    assert (character.name, character.provider, handle.task_id) == ("rex", "kkiai", character.id)
+    assert [snapshot.state async for snapshot in handle.updates()] == ["success"]
+    assert [request.path for request in emulator.requests] == [ROUTE[1]]
+
+
+@pytest.mark.parametrize("tail", ["", "/", "/v1", "/v1/", "//v1"])
+async def test_a_pasted_base_url_works(tail: str, emulator: Emulator) -> None:
+    """Whatever tail a base URL was pasted with, the call finds its route."""
+    async with CharacterSession(Kkiai(KEY, base_url=emulator.url + tail)) as session:
+        assert (await session.create(**FROM_TASK)).id
+    assert emulator.counts.characters == 1
+
+
+@pytest.mark.parametrize(("name", "model"), [("laozhang", "sora-2-character"), ("juxin", None)])
+async def test_a_gateway_gets_its_model_or_none(name: str, model: str | None) -> None:
+    """A gateway that demands a model gets it, and one that forbids it does not."""
+    async with (
+        Emulator(durations=(0, 0.01), kkiai_model=model) as emulator,
+        CharacterSession(Kkiai.gateway(name, KEY, base_url=emulator.url)) as session,
+    ):
+        assert (await session.create(**FROM_TASK)).provider == name
+
+
+async def test_nothing_is_sent_that_would_be_refused(emulator: Emulator, session: CharacterSession) -> None:
+    """A clip that is too long is refused here, with everything else that is wrong."""
+    with pytest.raises(InvalidRequestError) as caught:
+        await session.create(from_task="task_1", clip="0,3.01", prompt="A dog")
+    assert [line.split(":")[1].strip() for line in caught.value.problems] == ["clip", "prompt"]
+    assert not emulator.requests
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "error"),
+    [
+        ("kkiai_error", {"shape": 1}, ServiceUnavailableError),
+        ("kkiai_error", {"shape": 2}, ServiceUnavailableError),
+        ("kkiai_error", {"shape": 3}, ServiceUnavailableError),
+        ("kkiai_error", {"shape": 4}, ServiceUnavailableError),
+        ("kkiai_error", {"shape": 5}, ModelUnavailableError),
+        ("kkiai_error", {"shape": 6}, RequestRefusedError),
+        ("kkiai_error", {"shape": 7}, SubmissionUnknownError),
+        ("kkiai_error", {"shape": 7, "status": 400}, RequestRefusedError),
+        ("quota", {}, InsufficientCreditsError),
+        ("model_not_found", {}, ModelUnavailableError),
+        ("invalid_url", {}, ModelUnavailableError),
+        ("get_origin_task_failed", {}, RequestRefusedError),
+        ("task_not_exist", {}, RequestRefusedError),
+        ("cameo_permission_denied", {}, RequestRefusedError),
+        ("status", {"status": 524, "code": 524}, SubmissionUnknownError),
+        ("html", {}, SubmissionUnknownError),
+        ("html", {"status": 524}, SubmissionUnknownError),
+        ("lost_answer", {}, SubmissionUnknownError),
+        ("reset", {}, SubmissionUnknownError),
+        ("truncated", {}, SubmissionUnknownError),
+        ("junk_json", {}, SubmissionUnknownError),
+    ],
+)
+async def test_each_fault_is_one_clear_error(
+    kind: str,
+    settings: dict[str, Any],
+    error: type[SoraCharsError],
+    emulator: Emulator,
+    session: CharacterSession,
+) -> None:
+    """Each thing that goes wrong is the right error at once, and the paid call is not sent again."""
+    fault = emulator.fault(kind, on="character", times=None, **settings)
+    with pytest.raises(error) as caught:
+        await session.create(**FROM_TASK, key="my-key")
+    assert type(caught.value) is error
+    assert (fault.hits, emulator.seen[ROUTE]) == (1, 1)
+    if isinstance(caught.value, ProviderError):
+        assert caught.value.provider == "kkiai"
+    elif isinstance(caught.value, SubmissionUnknownError):
+        assert caught.value.key == "my-key"
+
+
+@pytest.mark.parametrize("shape", [1, 2, 3, 4, 6])
+async def test_the_request_id_is_kept(shape: int, emulator: Emulator, session: CharacterSession) -> None:
+    """The id that support asks for is a fact of the error."""
+    emulator.fault("kkiai_error", shape=shape)
+    with pytest.raises(ProviderError) as caught:
+        await session.create(**FROM_TASK)
+    assert caught.value.request_id == "20261101120000abc"
+
+
+async def test_a_time_out_leaves_the_outcome_unknown(emulator: Emulator) -> None:
+    """When the answer does not come in time, the character may exist all the same, so nothing is sent again."""
+    emulator.fault("delay", on="character", seconds=5.0)
+    async with CharacterSession(Kkiai(KEY, base_url=emulator.url, timeout=0.2)) as session:
+        with pytest.raises(SubmissionUnknownError, match="no answer within"):
+            await session.create(**FROM_TASK)
+    assert (emulator.counts.characters, emulator.seen[ROUTE]) == (1, 1)
+
+
+async def test_a_rate_limit_is_waited_out(emulator: Emulator, session: CharacterSession) -> None:
+    """A rate limit says that nothing was done: the call waits and goes out again, and makes one character."""
+    emulator.fault("rate")
+    assert (await session.create(**FROM_TASK)).id
+    assert (emulator.counts.characters, emulator.seen[ROUTE]) == (1, 2)
+
+
+async def test_a_wrong_key(emulator: Emulator) -> None:
+    """A wrong key is refused once, and stands in no message."""
+    async with CharacterSession(Kkiai("sk-wrong-77", base_url=emulator.url)) as session:
+        with pytest.raises(AuthenticationError) as caught:
+            await session.create(**FROM_TASK)
+    assert "sk-wrong-77" not in str(caught.value)
+    assert emulator.seen[ROUTE] == 1
