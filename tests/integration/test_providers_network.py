@@ -1,0 +1,165 @@
+"""The way to a provider: connections of one's own, redirects, proxies, TLS, and where the key may never be."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import attrs
+import pytest
+from aiohttp import web
+
+from sora_chars import CharacterSession, Kie, Kkiai, NoAnswerError, SoraCharsError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    Reply = Callable[[web.Request], web.Response]
+    Start = Callable[[Reply], Awaitable["Server"]]
+
+KEY = "sk-test-4f81"
+FROM_TASK: dict[str, Any] = {"from_task": "task_1", "clip": "1,3"}
+CHARACTER = {"id": "ch_1", "username": "a.b", "display_name": "Rex"}
+
+
+@attrs.define(eq=False)
+class Server:
+    """A server that answers everything alike. `heard`: the headers of each request."""
+
+    reply: Reply
+    url: str = ""
+    heard: list[dict[str, str]] = attrs.field(factory=list[dict[str, str]])
+
+    async def serve(self, request: web.Request) -> web.Response:
+        """Note the request and answer it."""
+        self.heard.append(dict(request.headers))
+        return self.reply(request)
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """Return what starts such a server."""
+    runners: list[web.AppRunner] = []
+
+    async def starter(reply: Reply) -> Server:
+        server = Server(reply)
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", server.serve)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        runners.append(runner)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        return server
+
+    yield starter
+    for runner in runners:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[tuple[str, asyncio.Queue[str]]]:
+    """Run a tiny HTTP proxy that answers for every host; gives its URL and the heads of the requests it gets."""
+    heads: asyncio.Queue[str] = asyncio.Queue()
+    answer = b'{"code":200,"msg":"success","data":12.5}'
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.put_nowait((await reader.readuntil(b"\r\n\r\n")).decode())
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer))
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(relay, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        yield f"http://user:secret@127.0.0.1:{port}", heads
+
+
+async def test_a_session_of_the_callers(start: Start) -> None:
+    """An aiohttp session that was passed in is used, with what it sends, and is still open afterwards."""
+    server = await start(lambda _: web.json_response({"code": 200, "data": 7.5}))
+    async with aiohttp.ClientSession(headers={"X-Mine": "yes"}) as http:
+        for _ in range(2):
+            async with CharacterSession(Kie(KEY, base_url=server.url, http=http)) as session:
+                assert await session.credit() == 7.5
+            assert not http.closed
+    assert [headers["X-Mine"] for headers in server.heard] == ["yes", "yes"]
+    assert [headers["Authorization"] for headers in server.heard] == [f"Bearer {KEY}"] * 2
+
+
+async def test_a_session_of_our_own_is_closed(start: Start) -> None:
+    """Without one passed in, the connections are opened and closed with the session."""
+    server = await start(lambda _: web.json_response({"code": 200, "data": 7.5}))
+    kie = Kie(KEY, base_url=server.url)
+    async with CharacterSession(kie) as session:
+        await session.credit()
+        opened = kie._transport._open
+        assert opened is not None
+    assert opened.closed
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("kind", [Kie, Kkiai])
+async def test_no_redirect_is_followed(status: int, kind: type[Kie | Kkiai], start: Start) -> None:
+    """A redirect is an error: neither the key nor a paid request goes to a host that was not named."""
+    thief = await start(lambda _: web.json_response(CHARACTER))
+    away = {"Location": f"{thief.url}/sora/v1/characters"}
+    server = await start(lambda _: web.Response(status=status, headers=away))
+    async with CharacterSession(kind(KEY, base_url=server.url)) as session:
+        prompt: dict[str, Any] = {"prompt": "A dog"} if kind is Kie else {}
+        with pytest.raises(SoraCharsError, match=str(status)):
+            await session.create(**FROM_TASK, **prompt)
+    assert len(server.heard) == 1
+    assert thief.heard == []
+
+
+async def test_a_key_that_is_echoed(start: Start) -> None:
+    """A server that repeats the key in its message does not bring it into ours."""
+    server = await start(
+        lambda request: web.json_response({"code": 401, "msg": f"{request.headers['Authorization']} is wrong"})
+    )
+    async with Kie(KEY, base_url=server.url) as kie:
+        with pytest.raises(SoraCharsError, match=r"Bearer \*\*\* is wrong") as caught:
+            await kie.credit()
+    assert KEY not in f"{caught.value} {caught.value!r} {vars(caught.value)}"
+
+
+async def test_by_way_of_a_proxy(proxy: tuple[str, asyncio.Queue[str]]) -> None:
+    """With a proxy set, requests go to it and name their real host, which needs no address here."""
+    url, heads = proxy
+    async with Kie(KEY, base_url="http://api.kie.invalid", proxy=url) as kie:
+        assert await kie.credit() == 12.5
+    head = heads.get_nowait()
+    assert head.startswith("GET http://api.kie.invalid/api/v1/chat/credit HTTP/1.1\r\n")
+    assert "\r\nProxy-Authorization: Basic dXNlcjpzZWNyZXQ=\r\n" in head
+    assert heads.empty()
+
+
+async def test_a_proxy_that_is_not_there(unused_tcp_port: int) -> None:
+    """A dead proxy is a passing fault that did no harm, and its password stands in no message."""
+    proxy = f"http://user:secret@127.0.0.1:{unused_tcp_port}"
+    async with Kie(KEY, base_url="http://api.kie.invalid", proxy=proxy) as kie:
+        with pytest.raises(NoAnswerError) as caught:
+            await kie.fetch("t")
+    assert (caught.value.passing, caught.value.harmless) == (True, True)
+    assert "secret" not in f"{caught.value} {caught.value.__cause__!r}"
+
+
+async def test_tls_that_is_none(start: Start) -> None:
+    """A host that does not speak TLS, or not as we trust it, is no passing fault: nothing is repeated."""
+    server = await start(lambda _: web.json_response({}))
+    async with CharacterSession(Kkiai(KEY, base_url=server.url.replace("http", "https"))) as session:
+        with pytest.raises(NoAnswerError) as caught:
+            await session.create(**FROM_TASK)
+    assert (caught.value.passing, caught.value.harmless) == (False, True)
+    assert server.heard == []
+
+
+@pytest.mark.parametrize("status", [200, 201, 202])
+async def test_every_good_status(status: int, start: Start) -> None:
+    """Gateways answer 200 or another 2xx, and some add a display name."""
+    server = await start(lambda _: web.json_response(CHARACTER, status=status))
+    async with CharacterSession(Kkiai.gateway("geekai", KEY, base_url=server.url)) as session:
+        character = await session.create(**FROM_TASK)
+    assert (character.id, character.mention, character.name) == ("ch_1", "@a.b", "Rex")
