@@ -66,7 +66,5 @@ def _hang_up(request: web.Request, *, reset: bool) -> web.StreamResponse:
         if reset:  # lingering for zero seconds makes the kernel send RST instead of FIN
             connection = cast("socket.socket", transport.get_extra_info("socket"))
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            transport.abort()
-        else:
-            transport.close()
+        transport.close()
     return web.Response()

@@ -57,7 +57,7 @@ class Receiver:
         self.received.append(Received(request.path_qs, request.headers, body))
         if self.held is not None:
             await self.held.wait()
-        return web.Response(status=self.answers.pop(0) if self.answers else 200)
+        return web.Response(status=self.answers.pop(0) if self.answers else 200, headers={"Location": "/elsewhere"})
 
 
 Start = Callable[..., Awaitable[EmulatedTask]]
@@ -246,6 +246,19 @@ async def test_a_task_forced_to_end_while_its_timer_runs_calls_once(
     await emulator.until(lambda: task.deliveries)
     await emulator.courier.deliver(task)
     assert len(receiver.received) == 1
+
+
+async def test_a_task_forced_to_end_has_no_second_end(receiver: Receiver) -> None:
+    """The time at which a finished task would have ended passes without a word."""
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    async with Emulator(durations=(0.05, 0.05)) as emulator, starting(emulator, receiver) as start:
+        task = await start()
+        natural_end = task.done_at
+        emulator.finish(task.task_id)
+        await emulator.until(lambda: task.deliveries)
+        await emulator.until(lambda: task.clock() > natural_end + 0.01)
+    assert (len(receiver.received), errors) == (1, [])
 
 
 async def test_a_stuck_task_calls_nobody_until_it_is_finished(

@@ -61,6 +61,7 @@ async def test_a_stream_upload_is_served_back(emulator: Emulator, http: aiohttp.
     assert (data["fileName"], data["fileSize"], data["mimeType"]) == ("a b%.webm", 4, "video/webm")
     assert str(data["filePath"]).endswith("/videos/user/a b%.webm")
     assert re.fullmatch(r"[0-9-]{10}T[0-9:]{8}\.[0-9]{3}Z", str(data["uploadedAt"]))
+    assert str(data["downloadUrl"]).endswith("/videos/user/a%20b%25.webm")
     assert await fetch(http, answer) == ("video/webm", b"clip")
     assert emulator.counts.uploads == 1
 
