@@ -14,6 +14,7 @@ import random
 import re
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
 import attrs
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Mapping
 
 T = TypeVar("T")
+S = TypeVar("S", str, bytes)
 
 log = logging.getLogger("sora_chars.transport")
 
@@ -46,12 +48,11 @@ _CONNECT_TIMEOUT = 15.0
 _KEY_LENGTH = 16  # characters; real keys have more
 _BODY_LIMIT = 16 * 1024 * 1024
 _HIDDEN = "***"
+_IN_URL = r'(?:[^\s"\\?]|\\+/)'  # in JSON, and in JSON inside JSON, where a slash may be escaped
 _SECRETS = (
-    (
-        re.compile(r'(callBackUrl[\\"\s:]+)[^"\\]+', re.IGNORECASE),
-        rf"\1{_HIDDEN}",
-    ),  # the last part is our token
-    (re.compile(r'(https?://[^\s"\\?]+\?)[^\s"\\]+'), rf"\1{_HIDDEN}"),  # signed links
+    # The last part of our callback URLs is a token; the query of any other may be a signature.
+    (re.compile(rf'(callBackUrl[\\"\s:]+){_IN_URL}+', re.IGNORECASE), rf"\1{_HIDDEN}"),
+    (re.compile(rf'(https?:(?:\\*/){{2}}{_IN_URL}+\?)(?:[^\s"\\]|\\+[/u])+'), rf"\1{_HIDDEN}"),
 )
 
 
@@ -109,8 +110,11 @@ def clean_url(url: str, *, field: str) -> str:
     Raises:
         ConfigurationError: it is no http(s) URL with a host, or holds a user, a query or a fragment.
     """
-    match = re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url)
-    if not match:
+    try:
+        good = re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url) and urlsplit(url).port != 0
+    except ValueError:  # the port is none, or a bracket is not closed
+        good = False
+    if not good:
         raise ConfigurationError(f"{field}: must be like https://host[:port][/path], got {printable(url)!r}.")
     return url.rstrip("/")
 
@@ -236,7 +240,7 @@ class Transport:
             except ProviderError as error:
                 self._note(error, sent)
                 error.provider = self.provider
-                error.message = error.message.replace(self.api_key, _HIDDEN)
+                error.message = self._hide(error.message)
                 error.harmless |= call.kind != "create"
                 raise
         self.account.pause.passed(sent=sent)
@@ -250,10 +254,11 @@ class Transport:
             self.account.pause.passed(sent=sent)
 
     async def _send(self, call: _Call) -> Answer:
-        if self._open is None:
+        if self._open is None or self._open.closed:
             raise SessionClosedError(f"{self.provider} is closed.", hint="Use it inside `async with`.")
         started = time.perf_counter()
-        timeout = aiohttp.ClientTimeout(total=call.timeout, connect=min(_CONNECT_TIMEOUT, call.timeout))
+        # Below the total, so that it is always clear which of the two ran out: without a connection nothing was sent.
+        timeout = aiohttp.ClientTimeout(total=call.timeout, connect=min(_CONNECT_TIMEOUT, call.timeout / 2))
         headers = {"Authorization": f"Bearer {self.api_key}", "User-Agent": "sora-chars"}
         try:
             async with self._open.request(
@@ -271,9 +276,13 @@ class Transport:
                 answer = Answer(response.status, response.headers, body)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self._log(call, started, error=error)
-            raise _no_answer(error, self.provider, call) from error
-        self._log(call, started, answer=answer)
-        return answer
+            failure = _no_answer(error, self.provider, call)
+            # Only an error of the connection goes along: any other may hold our headers, or what the server wrote.
+            failure.__cause__ = error if isinstance(error, OSError) else None
+        else:
+            self._log(call, started, answer=answer)
+            return answer
+        raise failure
 
     async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
         body = bytearray()
@@ -281,9 +290,14 @@ class Transport:
             body += chunk
             if len(body) > _BODY_LIMIT:
                 raise aiohttp.ClientPayloadError(f"the answer is larger than {_BODY_LIMIT} bytes")
+        return self._hide(bytes(body))
+
+    def _hide(self, shown: S) -> S:
         if len(self.api_key) < _KEY_LENGTH:  # a short test key may be part of the protocol's own words
-            return bytes(body)
-        return bytes(body.replace(self.api_key.encode(), _HIDDEN.encode()))
+            return shown
+        if isinstance(shown, bytes):
+            return shown.replace(self.api_key.encode(), _HIDDEN.encode())
+        return shown.replace(self.api_key, _HIDDEN)
 
     def _log(
         self, call: _Call, started: float, *, answer: Answer | None = None, error: Exception | None = None
@@ -299,7 +313,7 @@ class Transport:
                 "url": mask(call.url),
                 "sent": mask(json.dumps(call.options.get("json") or call.options.get("params") or {})),
                 "status": answer.status if answer else type(error).__name__,
-                "answer": mask(shown.replace(self.api_key, _HIDDEN)),
+                "answer": mask(self._hide(shown)),
                 "milliseconds": round((time.perf_counter() - started) * 1000),
             },
         )
