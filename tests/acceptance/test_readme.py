@@ -17,7 +17,7 @@ import pytest
 import sora_chars
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from sora_chars.testing import Emulator
 
@@ -43,12 +43,6 @@ def block_with(text: str) -> str:
     """The one block of Python that holds `text`."""
     (found,) = [code for code in PYTHON if text in code]
     return found
-
-
-@pytest.fixture
-def sora_emulator(sora_emulator_factory: Callable[..., Emulator]) -> Emulator:
-    """An emulator whose tasks are quick."""
-    return sora_emulator_factory(durations=(0.2, 0.4))
 
 
 @pytest.fixture
