@@ -300,9 +300,10 @@ class TaskSnapshot:
         if self.state != FAIL:
             return self.character or self
         failure = self.failure or TaskFailure(None, "")
-        code = f" with code {failure.code}" if failure.code else ""
+        code = f" with code {printable(failure.code, limit=50)}" if failure.code else ""
+        reason = printable(failure.message) or "no reason was given"
         raise TaskFailedError(
-            f"Task {self.task_id} failed at {self.provider}{code}: {failure.message or 'no reason was given'}",
+            f"Task {self.task_id} failed at {self.provider}{code}: {reason}",
             provider=self.provider,
             task_id=self.task_id,
             code=failure.code,

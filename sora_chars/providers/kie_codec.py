@@ -122,7 +122,7 @@ class Envelope:
         elif code == 500 and "is required" in text:  # noqa: PLR2004
             kind = RequestRefusedError
         error = kind(
-            f"kie.ai answered {code}: {printable(self.message) or 'no message'}",
+            f"kie.ai answered {printable(code, limit=20)}: {printable(self.message) or 'no message'}",
             hint=hint,
             status=self.answer.status,
             code=code,
