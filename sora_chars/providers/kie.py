@@ -15,7 +15,6 @@ from sora_chars.limits import Limits
 from sora_chars.media import probe
 from sora_chars.models import (
     SUCCESS,
-    CharacterRequest,
     OmniCharacterRequest,
     TaskRequest,
     TaskSnapshot,
@@ -102,16 +101,14 @@ class Kie(Provider):
 
     def check(self, request: Request) -> Sequence[str]:
         """See `Provider.check`. Local files are looked at: size, type, and the duration where the headers say it."""
-        match request:
-            case CharacterRequest():
-                video = request.video_path
-                return codec.character_problems(request) + ([] if video is None else _video_problems(video))
-            case OmniCharacterRequest():
-                blank = [] if request.descriptions.strip() else ["descriptions: is required and must not be empty"]
-                image = request.image
-                return blank + ([] if is_url(image) else _file_problems("image", Path(image), _IMAGE_LIMIT))
-            case TaskRequest():
-                return []
+        if isinstance(request, TaskRequest):
+            return []
+        if isinstance(request, OmniCharacterRequest):
+            blank = [] if request.descriptions.strip() else ["descriptions: is required and must not be empty"]
+            image = request.image
+            return blank + ([] if is_url(image) else _file_problems("image", Path(image), _IMAGE_LIMIT))
+        video = request.video_path
+        return codec.character_problems(request) + ([] if video is None else _video_problems(video))
 
     async def submit(
         self, request: Request, *, callback_url: str | None, sending: Callable[[], Awaitable[None]]
