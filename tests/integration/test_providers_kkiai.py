@@ -16,6 +16,7 @@ from sora_chars import (
     ServiceUnavailableError,
     SoraCharsError,
     SubmissionUnknownError,
+    TaskRequest,
 )
 from sora_chars.testing import Emulator
 
@@ -149,6 +150,17 @@ async def test_a_rate_limit_is_waited_out(emulator: Emulator, session: Character
     emulator.fault("rate")
     assert (await session.create(**FROM_TASK)).id
     assert (emulator.counts.characters, emulator.seen[ROUTE]) == (1, 2)
+
+
+async def test_a_task_of_another_kind(session: CharacterSession, emulator: Emulator) -> None:
+    """Whoever goes around `check` with another kind of request is told so, and nothing is sent."""
+
+    async def sending() -> None:
+        pytest.fail("it was about to be sent")
+
+    with pytest.raises(TypeError, match="TaskRequest"):
+        await session.providers[0].submit(TaskRequest(model="m"), callback_url=None, sending=sending)
+    assert not emulator.requests
 
 
 async def test_a_wrong_key(emulator: Emulator) -> None:

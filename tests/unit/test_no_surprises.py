@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sora_chars import SoraCharsError
+from sora_chars import SoraCharsError, TaskSnapshot
 from sora_chars.providers import kie_codec as codec
 from sora_chars.providers.kkiai import read_character
 from sora_chars.transport import Answer
@@ -75,7 +75,10 @@ ENVELOPES = st.fixed_dictionaries(
 def read(reader: str, status: int, headers: dict[str, str], body: bytes) -> None:
     """Read the answer: a value, or an error of our tree that can be shown."""
     try:
-        repr(READERS[reader](Answer(status, headers, body)))
+        value = READERS[reader](Answer(status, headers, body))
+        repr(value)
+        if isinstance(value, TaskSnapshot):
+            value.outcome()
     except SoraCharsError as error:
         shown = str(error)
     else:
@@ -122,6 +125,8 @@ def test_no_depth_surprises_a_reader(reader: str, member: str) -> None:
         b'{"code":200,"data":' + b"9" * 5000 + b"}",
         b'{"code":200,"data":NaN}',
         b'{"code":1e999}',
+        b'{"code":' + b"9" * 4000 + b"}",
+        b'{"code":200,"data":{"taskId":"t","state":"fail","failCode":"' + b"\\n9" * 4000 + b'"}}',
         b'{"code":200,"data":{"taskId":"t","createTime":1e999}}',
         b"\xef\xbb\xbf{}",
         "{}".encode("utf-16"),
@@ -129,7 +134,7 @@ def test_no_depth_surprises_a_reader(reader: str, member: str) -> None:
         b'"\\ud800"',
         b"\x00" * 100_000,
     ],
-    ids=["code", "digits", "nan", "infinite", "time", "bom", "utf-16", "double", "surrogate", "zeros"],
+    ids=["code", "digits", "nan", "infinite", "large", "long", "time", "bom", "utf-16", "double", "surrogate", "zeros"],
 )
 def test_known_traps_of_json(reader: str, body: bytes) -> None:
     """What JSON parsers are known to stumble over is a value or an error of our tree."""
