@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from sora_chars.testing.files import File
 
-KEY = "sk-test-4f81"
+KEY = "sk-test-4f81-0123456789"
 ORIGIN = "7118f712a5b0c9d8e7f60123456789ab"
 FROM_TASK: dict[str, Any] = {"from_task": ORIGIN, "clip": "3.55,5.55", "prompt": "A friendly cartoon dog"}
 
@@ -265,8 +265,8 @@ async def test_a_paid_request_goes_out_once(
 
 async def test_a_wrong_key(emulator: Emulator) -> None:
     """A wrong key is refused once, and stands in no message."""
-    async with CharacterSession(provider(emulator, "sk-wrong-77"), pace=FixedPace(0.005)) as session:
+    async with CharacterSession(provider(emulator, "sk-wrong-77-0123456789"), pace=FixedPace(0.005)) as session:
         with pytest.raises(AuthenticationError, match="KIE_API_KEY") as caught:
             await session.create(**FROM_TASK)
-    assert "sk-wrong-77" not in str(caught.value)
+    assert "sk-wrong-77-0123456789" not in str(caught.value)
     assert len(emulator.requests) == 1

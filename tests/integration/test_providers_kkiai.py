@@ -23,7 +23,7 @@ from sora_chars.testing import Emulator
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-KEY = "sk-test-4f81"
+KEY = "sk-test-4f81-0123456789"
 ROUTE = ("POST", "/sora/v1/characters")
 FROM_TASK: dict[str, Any] = {"from_task": "video_e50c76ca-21d4-40e9-8485-e4ead2d37133", "clip": "1,3"}
 
@@ -165,8 +165,8 @@ async def test_a_task_of_another_kind(session: CharacterSession, emulator: Emula
 
 async def test_a_wrong_key(emulator: Emulator) -> None:
     """A wrong key is refused once, and stands in no message."""
-    async with CharacterSession(Kkiai("sk-wrong-77", base_url=emulator.url)) as session:
+    async with CharacterSession(Kkiai("sk-wrong-77-0123456789", base_url=emulator.url)) as session:
         with pytest.raises(AuthenticationError) as caught:
             await session.create(**FROM_TASK)
-    assert "sk-wrong-77" not in str(caught.value)
+    assert "sk-wrong-77-0123456789" not in str(caught.value)
     assert emulator.seen[ROUTE] == 1

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Reply = Callable[[web.Request], web.Response]
     Start = Callable[[Reply], Awaitable["Server"]]
 
-KEY = "sk-test-4f81"
+KEY = "sk-test-4f81-0123456789"
 FROM_TASK: dict[str, Any] = {"from_task": "task_1", "clip": "1,3"}
 CHARACTER = {"id": "ch_1", "username": "a.b", "display_name": "Rex"}
 
