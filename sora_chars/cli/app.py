@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from sora_chars.models import TaskSnapshot
 
 
-class _BugError(SoraCharsError):
+class BugError(SoraCharsError):
     """Stands for an exception that nobody foresaw."""
 
 
@@ -42,11 +41,15 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that this locale cannot write is no crash
     job = Job(Screen(as_json="--json" in arguments))  # usage errors come before the option is read
     try:
-        status: int | None = cli.main(list(arguments), prog_name="sora-chars", standalone_mode=False, obj=job)
-        sys.stdout.flush()
+        return _status(job, arguments)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at its end
-        return 128 + signal.SIGPIPE
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        return 1
+
+
+def _status(job: Job, arguments: Sequence[str]) -> int:
+    try:
+        status: int | None = cli.main(list(arguments), prog_name="sora-chars", standalone_mode=False, obj=job)
     except click.ClickException as error:
         return _fail_usage(job, error)
     except (KeyboardInterrupt, click.Abort):
@@ -77,7 +80,7 @@ def _fail(job: Job, error: SoraCharsError) -> int:
 def _fail_bug(job: Job, error: Exception) -> int:
     if job.verbose:
         traceback.print_exception(error)
-    bug = _BugError(
+    bug = BugError(
         f"{type(error).__name__}: {printable(error)}",
         hint="This is a fault of sora-chars: please report it with what the same command prints with -v.",
     )
@@ -184,7 +187,7 @@ def credit(job: Job, /, **common: Any) -> None:
     """Show how many credits are left."""
     settings = Settings(**common)
     left = run(job, waiting.ask_credit(settings))
-    rows = [("provider", settings.provider), ("credits", f"{left:g}")]
+    rows = [("provider", settings.provider), ("credits", f"{left:.10g}")]
     job.screen.show({"provider": settings.provider, "credit": left}, rows, title="Credits")
 
 

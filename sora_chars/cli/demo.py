@@ -8,7 +8,7 @@ import secrets
 import socket
 import sys
 import time
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -16,7 +16,7 @@ import attrs
 import click
 from rich.text import Text
 
-from sora_chars.errors import ConfigurationError, SoraCharsError
+from sora_chars.errors import ConfigurationError, SoraCharsError, printable
 from sora_chars.models import CharacterRequest, Clip
 from sora_chars.providers import Kie, Kkiai
 from sora_chars.session import CharacterSession
@@ -72,10 +72,10 @@ class Result:
 
     def row(self) -> Text:
         """The result as a line of a table."""
-        mark = Text("ok   ", style="bold green") if self.problem is None else Text("BAD  ", style="bold red")
-        made = self.character and (self.character.mention or self.character.id)
+        mark = Text("ok  ", style="bold green") if self.problem is None else Text("BAD ", style="bold red")
+        made = self.character and printable(self.character.mention or self.character.id, limit=20)
         words = [f"{count} {_COUNTED[name]}{'s' * (count > 1)}" for name, count in self.requests.items() if count]
-        cells = f"{self.name:<28}  {self.seconds:>4.1f} s  {', '.join(words):<30}  {shown(self.problem or made)}"
+        cells = f"{self.name:<15}  {self.seconds:.1f} s  {', '.join(words):<28}  {shown(self.problem or made)}"
         return mark.append(cells, style="not bold default")
 
     def json(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def demo(job: Job, /) -> int:
     if job.screen.as_json:
         job.screen.show_json({"ok": ok, "ways": [result.json() for result in results]})
     elif ok:
-        _tell(job, Text("\nAll three are right. Next, with an account: sora-chars create --help"))
+        _tell(job, Text("\nAll three are right, the signature of the callback too. Next: sora-chars create --help"))
     else:
         _tell(job, Text("\nNot all of them are right."))
     return 0 if ok else 1
@@ -113,8 +113,8 @@ async def _play(job: Job) -> list[Result]:
         with job.screen.line() as line:
             line.say("Starting the emulator in a process of its own")
             url = await stack.enter_async_context(_emulator(hmac_key))
-        _tell(job, Text(f"An emulator plays kie.ai and kkiai.com at {url}: no account, no key, no cost.\n"))
-        _tell(job, Text(f"     {'way':<28}  {'time':>6}  {'requests':<30}  character", style="dim"))
+        _tell(job, Text(f"An emulator plays both providers at {url}: no account, no cost.\n"))
+        _tell(job, Text(f"    {'way':<15}  {'time':<5}  {'requests':<28}  character", style="dim"))
         for way in WAYS:
             with job.screen.line() as line:
                 line.say(way.name)
@@ -172,19 +172,19 @@ async def _ended(handle: TaskHandle[Character]) -> TaskHandle[Character]:
 
 WAYS = (
     Way(
-        name="kkiai, answered at once",
+        name="kkiai, at once",
         make=_one_call,
         woken_by="poll",
         cost={"characters": 1, "creates": 0, "polls": 0},
     ),
     Way(
-        name="kie, found by polling",
+        name="kie by polling",
         make=_by_polling,
         woken_by="poll",
         cost={"characters": 0, "creates": 1, "callbacks_sent": 0},
     ),
     Way(
-        name="kie, told by signed callback",
+        name="kie by callback",
         make=_by_callback,
         woken_by="callback",
         cost={"characters": 0, "creates": 1, "callbacks_sent": 1},
@@ -213,7 +213,7 @@ async def _emulator(hmac_key: str) -> AsyncGenerator[str]:
     try:
         yield await _url(process.stdout)
     finally:
-        if process.returncode is None:
+        with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
 

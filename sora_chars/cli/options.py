@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import socket
@@ -17,7 +16,6 @@ from sora_chars.pacing import FixedPace, LadderPace
 from sora_chars.providers import GATEWAYS, Kie, Kkiai
 from sora_chars.transport import parse_json
 
-from .output import ExchangeHandler
 from .running import Job
 
 if TYPE_CHECKING:
@@ -152,12 +150,7 @@ def _set_json(context: click.Context, _parameter: click.Parameter, value: bool) 
 
 
 def _set_verbose(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 # click calls it
-    job = context.ensure_object(Job)
-    job.verbose = value
-    if value:
-        log = logging.getLogger("sora_chars")
-        log.addHandler(ExchangeHandler(job.screen.err))
-        log.setLevel(logging.DEBUG)
+    context.ensure_object(Job).verbose = value
 
 
 def talking(command: C) -> C:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
 from rich.spinner import Spinner
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from .shapes import Rows, shown
@@ -55,7 +55,7 @@ class Screen:
         if self.as_json:
             self.show_json(payload)
         elif self.out.is_terminal:
-            table = Table(*head, box=box.SIMPLE_HEAD)
+            table = Table(Column(head[0], no_wrap=True), *head[1:], box=box.SIMPLE_HEAD)
             for row in rows:
                 table.add_row(*map(Text, row))
             self.out.print(table)
@@ -147,7 +147,7 @@ def panel(title: str, rows: Rows) -> Panel:
     return Panel(grid, title=Text(title, style="bold green"), title_align="left", expand=False, padding=(0, 1))
 
 
-class ExchangeHandler(logging.Handler):
+class RecordHandler(logging.Handler):
     """Shows log records on stderr: an exchange as two lines, any other as its name and facts.
 
     The transport has masked keys, tokens and signatures already.

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import shlex
 import signal
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -22,10 +22,10 @@ from sora_chars.errors import (
     WaitTimeoutError,
 )
 
-from .output import Screen
+from .output import RecordHandler, Screen
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Generator
 
 T = TypeVar("T")
 
@@ -88,16 +88,28 @@ def run(job: Job, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         CommandInterruptedError: a signal ended it; the error says what is known of its task.
     """
-    orphan = OrphanHandler()
-    log = logging.getLogger("sora_chars.session")
-    log.addHandler(orphan)
+    with _listening(job) as orphan:
+        try:
+            return asyncio.run(_interruptible(work))
+        except CommandInterruptedError as error:
+            _explain(error, job, orphan.facts)
+            raise
+
+
+@contextmanager
+def _listening(job: Job) -> Generator[OrphanHandler]:
+    """Show what the package logs, all of it with `-v`, and hear of orphans."""
+    package, session = logging.getLogger("sora_chars"), logging.getLogger("sora_chars.session")
+    shown, orphan = RecordHandler(job.screen.err), OrphanHandler()
+    shown.addFilter(lambda record: job.verbose or record.name != session.name)  # the error says it in words
+    package.setLevel(logging.DEBUG if job.verbose else logging.WARNING)
+    package.addHandler(shown)
+    session.addHandler(orphan)
     try:
-        return asyncio.run(_interruptible(work))
-    except CommandInterruptedError as error:
-        _explain(error, job, orphan.facts)
-        raise
+        yield orphan
     finally:
-        log.removeHandler(orphan)
+        package.removeHandler(shown)
+        session.removeHandler(orphan)
 
 
 async def _interruptible(work: Coroutine[Any, Any, T]) -> T:

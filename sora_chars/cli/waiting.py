@@ -38,7 +38,7 @@ async def make(job: Job, settings: Settings, request: CharacterRequest | TaskReq
             CharacterSession(provider, pace=settings.pace, drain=_DRAIN) as session,
             receiving(session, server, settings.webhook_key),
         ):
-            line.say(f"{provider.name}: sending the request")
+            line.say(f"{provider.name}: {'making the character' if provider.synchronous else 'sending the request'}")
             handle = await _submit(job, session, request)
             if provider.synchronous:
                 return await handle.result(), line.elapsed

@@ -1,0 +1,57 @@
+"""Fixtures that run the installed command line as real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+
+@pytest.fixture(scope="session")
+def script() -> str:
+    """The console script as it is installed."""
+    return str(Path(sys.executable).parent / "sora-chars")
+
+
+@pytest.fixture
+def cli_environment() -> dict[str, str]:
+    """The environment of a user with keys, whose Python turns warnings into errors."""
+    ours = {name: value for name, value in os.environ.items() if name not in {"FORCE_COLOR", "COLUMNS"}}
+    keys = {name: f"secret-{name.lower()}" for name in ("KIE_API_KEY", "KKIAI_API_KEY", "LAOZHANG_API_KEY")}
+    return ours | keys | {"PYTHONWARNINGS": "error"}
+
+
+@pytest.fixture
+def start_cli(cli_environment: dict[str, str], script: str) -> Generator[Callable[..., subprocess.Popen[str]]]:
+    """A function that starts `sora-chars` with arguments; what still runs after the test is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen([script, *arguments], env=cli_environment, text=True, stdout=pipe, stderr=pipe)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with process:
+            process.kill()
+
+
+@pytest.fixture
+def cli(start_cli: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function that runs `sora-chars` with arguments to its end."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        process = start_cli(*arguments)
+        out, err = process.communicate(timeout=30)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    return run

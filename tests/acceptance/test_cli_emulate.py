@@ -1,0 +1,169 @@
+"""`sora-chars emulate` and `sora-chars demo`, and what both show on a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sora_chars.testing import Emulator
+
+    Cli = Callable[..., subprocess.CompletedProcess[str]]
+    Start = Callable[..., subprocess.Popen[str]]
+
+QUICK = ("--port", "0", "--speed", "100")
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    """The first line that the process writes on stdout."""
+    assert process.stdout
+    return process.stdout.readline()
+
+
+def end(process: subprocess.Popen[str], number: int) -> tuple[int, str]:
+    """Send a signal, and wait for the end: status and stderr."""
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    return process.returncode, err
+
+
+def test_the_emulator_serves_until_it_is_told_to_end(start_cli: Start) -> None:
+    """`--json` gives the address in one line; the options reach the emulator; SIGTERM is a good end."""
+    faults = ("--fault", "credits:on=other,times=1", "--fault", "fail_task:code=501,rate=1.0,times=null")
+    process = start_cli("emulate", *QUICK, *faults, "--durations", "1,2", "--json")
+    url = json.loads(first_line(process))["url"]
+
+    headers = {"Authorization": "Bearer any"}
+    codes = [httpx.get(f"{url}/api/v1/chat/credit", headers=headers).json()["code"] for _ in range(2)]
+    assert codes == [402, 200]
+    assert "text/html" in httpx.get(url).headers["content-type"]
+    assert end(process, signal.SIGTERM) == (0, "")
+
+
+def test_the_commands_that_the_emulator_prints_work(
+    start_cli: Start, cli_environment: dict[str, str], script: str
+) -> None:
+    """A reader who copies the lines from the screen gets two characters."""
+    process = start_cli("emulate", *QUICK)
+    assert process.stdout
+    lines = [first_line(process)]
+    while "ends it" not in lines[-1]:
+        lines.append(first_line(process))
+    (block,) = re.findall(r"  export.*?(?=\n\n)", "".join(lines), re.DOTALL)
+
+    path = f"{Path(script).parent}:{cli_environment['PATH']}"
+    ended = subprocess.run(
+        ["sh", "-ec", block], env=cli_environment | {"PATH": path}, capture_output=True, text=True, check=True
+    )
+
+    assert re.findall(r"^provider: (\w+)$", ended.stdout, re.MULTILINE) == ["kie", "kkiai"]
+    assert end(process, signal.SIGINT) == (0, "Ended.\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--fault", "nonsense"), "no fault 'nonsense'"),
+        (("--fault", "delay:seconds=soon"), "'seconds=soon' is no number"),
+        (("--fault", "delay:colour=1"), "delay has no setting colour=1"),
+        (("--durations", "5"), "LO,HI"),
+    ],
+)
+def test_a_setting_that_there_is_not_ends_the_emulator(cli: Cli, arguments: tuple[str, ...], said: str) -> None:
+    """A wrong fault is named before anything is served."""
+    ended = cli("emulate", *QUICK, *arguments, "--json")
+
+    assert ended.returncode == 2
+    error = json.loads(ended.stdout)["error"]
+    assert error["type"] == "UsageError"
+    assert said in error["message"]
+
+
+def test_a_port_that_is_taken_ends_the_emulator(cli: Cli) -> None:
+    """The error says what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ended = cli("emulate", "--port", str(taken.getsockname()[1]), "--json")
+
+    assert ended.returncode == 2
+    error = json.loads(ended.stdout)["error"]
+    assert error["type"] == "ConfigurationError"
+    assert "--port" in error["hint"]
+
+
+def test_a_demo_that_is_interrupted_takes_its_emulator_along(start_cli: Start) -> None:
+    """No process outlives it."""
+    process = start_cli("demo", "--json", "-v")
+    assert process.stderr
+    url = re.findall(r"http://[\d.:]+\d", process.stderr.readline() + process.stderr.readline())[0]
+    assert httpx.get(url).status_code == 200
+
+    assert end(process, signal.SIGINT)[0] == 130
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
+
+
+def on_a_terminal(environment: dict[str, str], *command: str) -> str:
+    """Everything that a command writes to a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment | {"TERM": "xterm", "COLUMNS": "80"}
+    )
+    os.close(theirs)
+    written = b""
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        while True:
+            try:
+                chunk = terminal.read(65536)
+            except OSError:  # EIO: the last process has closed it
+                break
+            written += chunk
+    assert process.wait() == 0
+    return written.decode()
+
+
+def test_a_terminal_gets_a_live_line_and_a_panel(
+    cli_environment: dict[str, str], sora_emulator_factory: Callable[..., Emulator], script: str
+) -> None:
+    """The live line goes away with its cursor codes, and a frame holds the result."""
+    emulator = sora_emulator_factory(durations=(0.4, 0.4))
+    model = ("--model", "wan/2-7-image", "--poll", "0.1")
+    written = on_a_terminal(cli_environment, script, "run", "--base-url", emulator.url, *model)
+
+    (task_id,) = emulator.tasks
+    assert f"kie task {task_id}: waiting, seen by poll" in written
+    assert written.count("\x1b[?25l") == written.count("\x1b[?25h") == 1
+    assert "╭─" in written
+    assert "0.0625" in written
+
+    listed = on_a_terminal(cli_environment, script, "models", "--base-url", emulator.url)
+    assert "────" in listed
+    assert "seedream/5-lite-text-to-image" in listed
+
+
+def test_the_demo_makes_three_characters_and_says_what_each_cost(cli_environment: dict[str, str], script: str) -> None:
+    """All three ways are right by the emulator's own count, in 80 columns, and the emulator is gone afterwards."""
+    written = re.sub(r"\x1b\[[\d;?]*\w", "", on_a_terminal(cli_environment, script, "demo"))
+
+    rows = [row.strip() for row in re.findall(r"ok  .*", written)]
+    assert [re.sub(r"\d+\.\d s|(@|ch_)\S+", "*", row) for row in rows] == [
+        "ok  kkiai, at once   *  1 call                        *",
+        "ok  kie by polling   *  1 create, 1 look              *",
+        "ok  kie by callback  *  1 create, 1 look, 1 callback  *",
+    ]
+    assert max(map(len, rows)) <= 80
+    assert "All three are right" in written
+    (url,) = re.findall(r"http://[\d.:]+\d", written)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
