@@ -12,13 +12,12 @@ import hashlib
 import hmac
 import json
 import logging
-import math
 import re
 import time
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from aiohttp import http_exceptions, web
+from aiohttp import web
 
 from .errors import (
     ConfigurationError,
@@ -193,7 +192,7 @@ class CallbackReceiver:
         waiters = self._waiters.setdefault(task_id, set())
         waiters.add(waiter)
         try:
-            async with asyncio.timeout(None if limit == math.inf else limit):
+            async with asyncio.timeout(limit):
                 return await waiter
         except TimeoutError:
             raise WaitTimeoutError(
@@ -306,7 +305,7 @@ async def _aiohttp_body(request: web.Request) -> AsyncGenerator[bytes, None]:
     try:
         async for chunk in request.content.iter_any():
             yield chunk
-    except (OSError, web.RequestPayloadError, http_exceptions.HttpProcessingError) as error:
+    except (OSError, web.RequestPayloadError) as error:
         raise _refusal(400, "its body broke off") from error
 
 
@@ -329,7 +328,7 @@ class _Asgi:
                     await send({"type": f"lifespan.{phase}.complete"})
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         status, payload = await self.receiver.handle(scope["method"], scope["path"], headers, _asgi_body(receive))
         body = json.dumps(payload).encode()
         answer_headers = {**_ANSWER_HEADERS, "Content-Type": "application/json", "Content-Length": str(len(body))}

@@ -132,7 +132,9 @@ async def test_accepted(receiver: CallbackReceiver, session: CharacterSession, p
     waiting = asyncio.create_task(receiver.expect(handle.task_id))
     answer = await receiver.handle("POST", paper.paths[0], JSON, chunks(content()[:5], b"", content()[5:]))
     assert answer == (200, {"code": 200, "msg": "success"})
-    assert (await waiting).task_id == "t1"
+    event = await waiting
+    assert event.snapshot is not None
+    assert (event.task_id, event.snapshot.provider) == ("t1", "paper")
 
 
 @pytest.mark.parametrize("prefix", ["", "/hooks", "/a/b/c"])
