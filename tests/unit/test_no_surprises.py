@@ -109,7 +109,7 @@ def test_no_json_surprises_a_reader(reader: str, status: int, headers: dict[str,
 )
 def test_no_depth_surprises_a_reader(reader: str, member: str) -> None:
     """Nesting is refused or read at any depth, also right at the limit of what the parser takes."""
-    for depth in (*range(940, 1000, 2), 100_000):
+    for depth in (*range(920, 990), 100_000):
         for opening, closing in ((b"[", b"]"), (b'{"error":', b"}")):
             nested = opening * depth + b"1" + closing * depth
             head = b'{"taskId":"t","state":"success","model":"sora-2-characters","%s":' % member.encode()
