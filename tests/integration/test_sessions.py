@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import subprocess
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sora_chars import CharacterSession, FixedPace, Kie, Kkiai, Limits
+from sora_chars.errors import SubmissionUnknownError
+from sora_chars.testing import Emulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+CREATE = ("POST", "/api/v1/jobs/createTask")
+SOURCE: dict[str, Any] = {"from_task": "a" * 32, "clip": "1,3"}
+WISH: dict[str, Any] = SOURCE | {"prompt": "a dog", "provider": "kie"}
+WISHES: dict[str, dict[str, Any]] = {"kie": WISH, "kkiai": SOURCE | {"provider": "kkiai"}}
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    """An emulator in this loop whose tasks take a few milliseconds."""
+    async with Emulator(durations=(0.005, 0.02)) as running:
+        running.add_origin("a" * 32)
+        yield running
+
+
+def session_with(emulator: Emulator, **options: Any) -> CharacterSession:
+    """A session of both providers, at the emulator."""
+    kie = Kie("kie-key", base_url=emulator.url, upload_url=emulator.url, **({"limits": None} | options))
+    kkiai = Kkiai("kkiai-key", base_url=emulator.url, timeout=options.get("timeout", 5.0))
+    return CharacterSession(kie, kkiai, pace=FixedPace(0.005))
+
+
+LOST: list[tuple[str, dict[str, Any]]] = [
+    ("html", {"status": 502}),
+    ("html", {"status": 504}),
+    ("html", {"status": 524}),
+    ("status", {"status": 502, "code": 502}),
+    ("lost_answer", {}),
+    ("reset", {}),
+    ("truncated", {}),
+    ("junk_json", {}),
+    ("delay", {"seconds": 5.0}),
+    ("slow_body", {"seconds": 5.0}),
+]
+
+
+@pytest.mark.parametrize(("fault", "settings"), LOST, ids=str)
+@pytest.mark.parametrize("provider", ["kie", "kkiai"])
+async def test_a_lost_answer_is_told_and_never_sent_again(
+    provider: str, fault: str, settings: dict[str, Any], emulator: Emulator
+) -> None:
+    """Whatever stands where the answer should: one POST, and an error with the key of the wish."""
+    strikes = emulator.fault(fault, on="any", times=None, **settings)
+    async with session_with(emulator, timeout=0.2) as session:
+        with pytest.raises(SubmissionUnknownError, match="key mine") as caught:
+            await session.create(**WISHES[provider], key="mine")
+    assert (caught.value.key, caught.value.provider) == ("mine", provider)
+    assert strikes.hits == 1
+    assert sum(emulator.seen.values()) == 1
+
+
+@pytest.mark.parametrize("form", ["http_429", "body_429"])
+async def test_a_rejected_create_is_sent_again(form: str, emulator: Emulator) -> None:
+    """429 in either form means that nothing was created: the second POST makes the one task."""
+    emulator.fault(form, on="create")
+    async with session_with(emulator) as session:
+        await session.create(**WISH)
+    assert (emulator.seen[CREATE], emulator.counts.creates) == (2, 1)
+
+
+async def test_the_limits_are_kept_without_being_told(emulator: Emulator) -> None:
+    """Sixty tasks at once under the documented limits, run fifty times as fast, meet no 429."""
+    async with Emulator(durations=(1.0, 2.0), speed=50, strict_limits=True) as strict:
+        limits = Limits(creates=(20, 10 / 50), polls=(10, 1 / 50))
+        async with session_with(strict, limits=limits) as session:
+            await asyncio.gather(*(session.create(**WISH) for _ in range(60)))
+        assert strict.counts.creates == 60
+        assert not strict.counts.rejected
+    assert not emulator.seen
+
+
+async def test_closing_leaves_no_socket_task_or_warning(emulator: Emulator) -> None:
+    """After the block the server has no connection left, the loop no asyncio task, and nothing warns."""
+    before = asyncio.all_tasks()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        async with session_with(emulator) as session:
+            await session.create(**WISH)
+            await session.submit(**WISH)
+            await session.create(**WISHES["kkiai"])
+        gc.collect()
+    server = emulator._runner.server if emulator._runner else None
+    assert server
+    await emulator.until(lambda: not server.connections)
+    assert {task for task in asyncio.all_tasks() if "sora_chars" in task.get_name()} == set()
+    await emulator.until(lambda: asyncio.all_tasks() <= before)
+
+
+def test_two_runs_in_a_row_use_one_session(sora_emulator: Emulator) -> None:
+    """Closed in one `asyncio.run`, the same session and provider make a character in the next."""
+    session = session_with(sora_emulator)
+
+    async def use() -> str:
+        async with session:
+            return (await session.create(**WISH)).id
+
+    assert len({asyncio.run(use()) for _ in range(2)}) == 2
+
+
+FORKS = """
+import asyncio, os, sys
+from sora_chars import CharacterSession, FixedPace, Kie
+
+session = CharacterSession(Kie("kie-key", base_url=sys.argv[1]), pace=FixedPace(0.005))
+
+async def use():
+    async with session:
+        print((await session.create(from_task="a" * 32, clip="1,3", prompt="a dog")).id, flush=True)
+
+asyncio.run(use())
+child = os.fork()
+asyncio.run(use())
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_fork_after_closing_is_safe(sora_emulator: Emulator) -> None:
+    """Parent and child both go on with the session that was closed before the fork, and make one character each."""
+    command = [sys.executable, "-W", "error", "-c", FORKS, sora_emulator.url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(set(done.stdout.split())) == 3
+    assert sora_emulator.counts.creates == 3
