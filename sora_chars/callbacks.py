@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import json
 import logging
+import math
 import re
 import time
 from typing import TYPE_CHECKING, Any
@@ -192,17 +193,22 @@ class CallbackReceiver:
         waiters = self._waiters.setdefault(task_id, set())
         waiters.add(waiter)
         try:
-            async with asyncio.timeout(limit):
-                return await waiter
-        except TimeoutError:
-            raise WaitTimeoutError(
-                f"No callback of task {printable(task_id)} came within {limit:g} s.",
-                hint="It may be lost; await the task's handle, which polls too.",
-            ) from None
+            await asyncio.wait(
+                (waiter, self.session.closed),
+                timeout=None if limit == math.inf else max(limit, 0),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
         finally:
             waiters.discard(waiter)
             if not waiters:
                 self._waiters.pop(task_id, None)
+        if waiter.done():
+            return waiter.result()
+        self.session.check_open()
+        raise WaitTimeoutError(
+            f"No callback of task {printable(task_id)} came within {limit:g} s.",
+            hint="It may be lost; await the task's handle, which polls too.",
+        )
 
     def aiohttp_app(self) -> web.Application:
         """An application to mount: `app.add_subapp("/hooks/kie/", receiver.aiohttp_app())`."""

@@ -110,6 +110,7 @@ class CharacterSession:
         self.tokens = CallbackTokens()
         self._drain = drain
         self._submissions: dict[asyncio.Task[TaskHandle[Any]], _Submission] = {}
+        self.closed: asyncio.Future[None]  # since `open`; done when the session is closed
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stack = AsyncExitStack()
 
@@ -135,6 +136,7 @@ class CharacterSession:
                 await stack.enter_async_context(provider)
             self._stack = stack.pop_all()
         self._loop = asyncio.get_running_loop()
+        self.closed = self._loop.create_future()
         return self
 
     async def aclose(self) -> None:
@@ -143,6 +145,7 @@ class CharacterSession:
             return
         self.check_open()
         self._loop = None  # nothing new begins while the last answers come
+        self.closed.set_result(None)
         try:
             await self._finish_submissions()
         finally:

@@ -249,6 +249,16 @@ async def test_closed_session(paper: Paper) -> None:
         await receiver.expect("t1")
 
 
+async def test_waiters_hear_that_the_session_was_closed(paper: Paper) -> None:
+    """Whoever still expects a callback when the session closes is told so, at once."""
+    async with CharacterSession(paper) as session:
+        receiver = CallbackReceiver(session)
+        waiting = asyncio.create_task(receiver.expect("t1", timeout=math.inf))
+        await asyncio.sleep(0)  # it waits now
+    with pytest.raises(SessionClosedError):
+        await waiting
+
+
 async def test_session_closed_while_the_body_comes(paper: Paper) -> None:
     """A callback whose body is still coming when the session closes is answered 503 too, and has no effect."""
     session = await CharacterSession(paper).open()
