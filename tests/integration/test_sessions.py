@@ -30,10 +30,10 @@ async def emulator() -> AsyncIterator[Emulator]:
         yield running
 
 
-def session_with(emulator: Emulator, **options: Any) -> CharacterSession:
+def session_with(emulator: Emulator, *, timeout: float = 5.0, limits: Limits | None = None) -> CharacterSession:
     """A session of both providers, at the emulator."""
-    kie = Kie("kie-key", base_url=emulator.url, upload_url=emulator.url, **({"limits": None} | options))
-    kkiai = Kkiai("kkiai-key", base_url=emulator.url, timeout=options.get("timeout", 5.0))
+    kie = Kie("kie-key", base_url=emulator.url, limits=limits, timeout=timeout)
+    kkiai = Kkiai("kkiai-key", base_url=emulator.url, timeout=timeout)
     return CharacterSession(kie, kkiai, pace=FixedPace(0.005))
 
 
