@@ -178,7 +178,9 @@ async def test_a_cancelled_future_breaks_nothing() -> None:
     provider = Scripted([DONE])
     async with every(10.0) as watcher:
         first, second = (watcher.watch(provider, name, snapshot=NEW) for name in ("t1", "t2"))
+        still_watched = watcher.watch(Scripted([NEW], name="another"), "t4", snapshot=NEW)
         first.future.cancel()
+        still_watched.future.cancel()
         assert (await second.future).task_id == "t2"
         assert (await watcher.watch(provider, "t3", snapshot=NEW).future).task_id == "t3"
 
