@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sora_chars.errors import ProviderError, SoraCharsError, WaitTimeoutError, WatcherStoppedError, printable
+from sora_chars.errors import MissingCharacterError, ProviderError, SoraCharsError, WatcherStoppedError, printable
 from sora_chars.models import Character, CharacterRequest, TaskRequest, new_key
 
 from . import waiting
@@ -72,7 +72,7 @@ def _fail_usage(job: Job, error: click.ClickException) -> int:
 def _fail(job: Job, error: SoraCharsError) -> int:
     if job.task_id and isinstance(error, (ProviderError, WatcherStoppedError)):
         error.hint = f"{error.hint} The task may go on: {job.wait_command(job.task_id)}".strip()
-    paid = job.task_id or isinstance(error, (CommandInterruptedError, WaitTimeoutError))
+    paid = job.task_id or isinstance(error, (CommandInterruptedError, MissingCharacterError))
     job.screen.fail(error_json(error, task_id=job.task_id, key=job.key if paid else None))
     return 128 + error.number if isinstance(error, CommandInterruptedError) else exit_status(error)
 

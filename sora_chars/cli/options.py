@@ -178,7 +178,7 @@ def submitting(command: C) -> C:
         ),
         click.option("--listen", type=address, metavar="HOST:PORT", help="Where to receive callbacks while waiting."),
         click.option("--callback-url", metavar="URL", help="The public URL that leads to --listen."),
-        click.option("--upload-url", metavar="URL", help="Another address for uploads."),
+        click.option("--upload-url", metavar="URL", help="Another address for uploads; --base-url does not change it."),
     ):
         command = option(command)
     return command

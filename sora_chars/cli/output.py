@@ -90,13 +90,7 @@ class Screen:
         if self.as_json or not self.err.is_terminal or self.err.is_dumb_terminal:
             yield line
             return
-        with Live(
-            get_renderable=line.render,
-            console=self.err,
-            transient=True,
-            refresh_per_second=10,
-            redirect_stdout=False,  # stdout may be a file
-        ):
+        with Live(get_renderable=line.render, console=self.err, transient=True, refresh_per_second=10):
             line.alive = True
             yield line
 

@@ -274,7 +274,7 @@ def test_an_unknown_outcome_ends_with_6_and_the_key(
         wish = FROM_TASK
     else:
         emulator.fault("delay", on="character", seconds=30.0)
-        wish = ("--provider", "kkiai", "--from-task", f"task_{'0' * 26}", "--clip", "1,3", "--timeout", "0.3")
+        wish = ("--provider", "kkiai", "--from-task", f"task_{'0' * 26}", "--clip", "1,3", "--timeout", "0.6")
     error = error_of(cli("create", *at, *wish, "--key", "wish-6", "--json"), 6)
 
     assert (error["type"], error["key"]) == ("SubmissionUnknownError", "wish-6")

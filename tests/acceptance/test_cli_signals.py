@@ -65,7 +65,7 @@ def test_a_wait_that_is_interrupted_names_the_task(
 
 def test_the_answer_to_a_request_under_way_is_waited_for(start_cli: Start, sora_emulator: Emulator) -> None:
     """Ctrl-C after the request was sent does not lose the id of the task that it made."""
-    sora_emulator.fault("delay", on="create", seconds=0.5)
+    sora_emulator.fault("delay", on="create", seconds=1.0)
     process = start_cli("create", "--base-url", sora_emulator.url, *FROM_TASK)
     wait_for(sora_emulator, lambda: sora_emulator.counts.creates)
 
@@ -118,7 +118,7 @@ def test_a_refusal_that_comes_after_the_signal_is_told(
 ) -> None:
     """Whoever interrupts a request still hears that it made nothing."""
     emulator = sora_emulator_factory(kie_key="another")
-    emulator.fault("delay", on="create", seconds=0.5)
+    emulator.fault("delay", on="create", seconds=1.0)
     process = start_cli("create", "--base-url", emulator.url, *FROM_TASK, "--json")
     wait_for(emulator, lambda: emulator.counts.refused)
 
@@ -132,7 +132,7 @@ def test_a_character_that_was_made_after_the_signal_is_named(
     start_cli: Start, sora_emulator_factory: Callable[..., Emulator]
 ) -> None:
     """A synchronous provider has no task to wait for: the character's id is what there is."""
-    emulator = sora_emulator_factory(durations=(0.5, 0.5))
+    emulator = sora_emulator_factory(durations=(1.0, 1.0))
     source = ("--provider", "kkiai", "--from-task", f"task_{'0' * 26}", "--clip", "1,3")
     process = start_cli("create", "--base-url", emulator.url, *source, "--json")
     wait_for(emulator, lambda: emulator.counts.characters)

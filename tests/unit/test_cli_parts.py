@@ -292,6 +292,15 @@ def test_an_exception_that_nobody_foresaw_is_one_line(
     assert "Traceback" in verbose.err
 
 
+def test_success_without_a_character_names_the_key(capsys: pytest.CaptureFixture[str]) -> None:
+    """It may have been charged, also where the provider has no tasks to name."""
+    job = running.Job(output.Screen(as_json=True), key="wish")
+    error = MissingCharacterError("nothing", provider="kkiai", task_id=None)
+
+    assert app._fail(job, error) == 4
+    assert json.loads(capsys.readouterr().out)["error"]["key"] == "wish"
+
+
 def test_ctrl_c_outside_of_the_event_loop_ends_with_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
