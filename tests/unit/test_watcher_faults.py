@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from contextlib import aclosing
 from typing import TYPE_CHECKING
@@ -123,6 +124,15 @@ async def test_a_fatal_error_ends_the_wait_at_once(fault: SoraCharsError) -> Non
     async with watching() as watcher:
         assert await failure(watcher.watch(provider, "t1")) is fault
     assert len(provider.looks) == 1
+
+
+async def test_an_error_that_nobody_waits_for_makes_no_noise(caplog: pytest.LogCaptureFixture) -> None:
+    """A wait may end badly without a waiter; asyncio complains of no future whose error was never looked at."""
+    async with watching() as watcher:
+        watcher.watch(Faulty(lambda _: AuthenticationError("bad key")), "t1")
+        await asyncio.sleep(1)
+        gc.collect()
+    assert not caplog.records
 
 
 async def test_a_task_may_take_its_time_to_appear() -> None:
