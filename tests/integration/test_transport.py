@@ -376,6 +376,13 @@ async def test_the_key_goes_out_and_comes_nowhere_else(serve: Any) -> None:
     assert b"Authorization: Bearer ***" in body
 
 
+async def test_a_short_key_does_not_eat_the_answer(serve: Any) -> None:
+    """A test key that is a word of the protocol leaves the body as it came."""
+    server = await serve(answers(http(b'"success"')))
+    async with Opened(Transport(provider="raw", base_url=server.url, api_key="success")) as transport:
+        assert await transport.request("GET", server.url, read) == "success"
+
+
 JUNK = [f"HTTP/1.1 {KEY}\r\n\r\n", f"{KEY}\r\n\r\n", f"HTTP/1.1 200 OK\r\n{KEY}\x01: {KEY}\r\n\r\n"]
 CHUNKED = f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{KEY}\r\n"
 HALF = f"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\nX: {KEY}\r\n\r\n{KEY}"
