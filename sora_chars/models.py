@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
 import time
 import uuid
@@ -127,6 +128,18 @@ def _key_problems(key: Any) -> list[str]:
     return [f"key: must be 1 to {_KEY_LIMIT} printable characters, got {printable(repr(key), limit=60)}"]
 
 
+_URL = re.compile(r"https?://[^\s/?#]+\S*", re.IGNORECASE)
+
+
+def _place_problems(field: str, place: object, *allowed: type) -> list[str]:
+    """A URL must be a whole one, and a path must not be empty."""
+    if isinstance(place, str) and not place.strip():
+        return [f"{field}: must not be empty"]
+    if is_url(place) and not _URL.fullmatch(str(place)):
+        return [f"{field}: must be an http(s) URL with a host and without spaces, got {printable(place)!r}"]
+    return _type_problems(field, place, allowed, "a URL or a local path")
+
+
 def is_url(place: object) -> bool:
     """Whether a video or image is named by an http(s) URL; everything else is a local path."""
     return isinstance(place, str) and place.lower().startswith(("http://", "https://"))
@@ -155,10 +168,9 @@ class CharacterRequest:
         if (self.from_task is None) == (self.video is None):
             came = "neither" if self.video is None else "both"
             problems.append(f"from_task, video: exactly one of the two is needed, got {came}")
-        for name, value in (("from_task", self.from_task), ("video", self.video)):
-            if isinstance(value, str) and not value.strip():
-                problems.append(f"{name}: must not be empty")
-        problems += _type_problems("video", self.video, (str, os.PathLike, NoneType), "a URL or a local path")
+        if self.from_task is not None and not str(self.from_task).strip():
+            problems.append("from_task: must not be empty")
+        problems += _place_problems("video", self.video, str, os.PathLike, NoneType)
         problems += _type_problems("clip", self.clip, (Clip, NoneType), 'a Clip, "start,end" or (start, end)')
         refuse(problems + _key_problems(self.key), what="The character request")
 
@@ -188,7 +200,7 @@ class TaskRequest:
     def __attrs_post_init__(self) -> None:
         problems = _key_problems(self.key)
         problems += _type_problems("model", self.model, (str,), "text")
-        if self.model == "":
+        if not str(self.model).strip():
             problems.append("model: must not be empty")
         try:
             text = json.dumps(self.input, allow_nan=False)
@@ -218,7 +230,7 @@ class OmniCharacterRequest:
 
     def __attrs_post_init__(self) -> None:
         problems = _text_problems(name=self.name) + _key_problems(self.key)
-        problems += _type_problems("image", self.image, (str, os.PathLike), "a URL or a local path")
+        problems += _place_problems("image", self.image, str, os.PathLike)
         problems += _type_problems("descriptions", self.descriptions, (str,), "text")
         for number, audio_id in enumerate(self.audio_ids):
             problems += _type_problems(f"audio_ids[{number}]", audio_id, (str,), "text")

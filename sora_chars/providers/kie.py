@@ -151,6 +151,25 @@ class Kie(Provider):
         """Which models the job API serves now: free, so that a dead one is seen before anything is paid."""
         return await self._transport.request("GET", self._api("models"), codec.read_models)
 
+    async def upload(self, path: str | os.PathLike[str]) -> str:
+        """Upload a local file for the input of a `TaskRequest`, free of charge; its public URL lives for 3 days.
+
+        Raises:
+            OSError: the file cannot be read.
+            ProviderError: the upload failed.
+        """
+        path = Path(path)
+        content = await asyncio.to_thread(path.read_bytes)
+        name = f"{uuid.uuid4().hex}{path.suffix.lower()}"  # the same name overwrites, behind a cache
+
+        def form() -> aiohttp.FormData:
+            fields = aiohttp.FormData({"uploadPath": "sora-chars", "fileName": name})
+            fields.add_field("file", _Reported(content, path, self._on_upload), filename=name)
+            return fields
+
+        url = f"{self._upload_url}/api/file-stream-upload"
+        return await self._transport.request("POST", url, codec.read_upload, body=form)
+
     def _api(self, route: str) -> str:
         return f"{self._transport.base_url}/api/v1/{route}"
 
@@ -174,20 +193,7 @@ class Kie(Provider):
         )
 
     async def _url_of(self, place: str | os.PathLike[str]) -> str:
-        """The public URL of a video or image; a local one is uploaded, under a name that nobody else has."""
-        if is_url(place):
-            return str(place)
-        path = Path(place)
-        content = await asyncio.to_thread(path.read_bytes)
-        name = f"{uuid.uuid4().hex}{path.suffix.lower()}"  # the same name overwrites, behind a cache
-
-        def form() -> aiohttp.FormData:
-            fields = aiohttp.FormData({"uploadPath": "sora-chars", "fileName": name})
-            fields.add_field("file", _Reported(content, path, self._on_upload), filename=name)
-            return fields
-
-        url = f"{self._upload_url}/api/file-stream-upload"
-        return await self._transport.request("POST", url, codec.read_upload, body=form)
+        return str(place) if is_url(place) else await self.upload(place)
 
 
 class _Reported(io.BytesIO):

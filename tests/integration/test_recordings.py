@@ -153,7 +153,7 @@ async def test_a_recorded_job(name: str, replay: Replay, kie: Kie, tmp_path: Pat
                 file = json.loads(exchange["request"])["file"]
                 path = tmp_path / file["filename"]
                 path.write_bytes(bytes(file["size"]))
-                assert await kie._url_of(path) in json.dumps(asked), "the task uses what was uploaded"
+                assert await kie.upload(path) in json.dumps(asked), "the task uses what was uploaded"
         handle = await session.submit(TaskRequest(model=asked["model"], input=asked["input"]))
         seen = [snapshot async for snapshot in handle.updates()]
         finished = await handle
@@ -180,7 +180,7 @@ async def test_the_recorded_stream_upload(replay: Replay, kie: Kie, tmp_path: Pa
     path = tmp_path / "pixel.png"
     path.write_bytes(bytes(70))
     async with kie:
-        url = await kie._url_of(path)
+        url = await kie.upload(path)
     assert url == "https://tempfile.redpandaai.co/kieai/136592/images/test-uploads/1776323952044-dtzo7rcrpdj.png"
 
 

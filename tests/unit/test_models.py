@@ -123,6 +123,9 @@ def test_a_clip_is_given_in_any_of_its_forms(clip: Any) -> None:
         ({"from_task": " "}, ["from_task"]),
         ({"video": " "}, ["video"]),
         ({"video": 5}, ["video"]),
+        ({"video": "https://"}, ["video"]),
+        ({"video": "http:///dog.mp4"}, ["video"]),
+        ({"video": "https://host.example/a dog.mp4"}, ["video"]),
         ({"from_task": 5}, ["from_task"]),
         ({"from_task": "t", "clip": 5}, ["clip"]),
         ({"from_task": "t", "clip": (1, 2, 3)}, ["clip"]),
@@ -208,6 +211,8 @@ def test_a_task_request_needs_no_input() -> None:
     ("fields", "refused"),
     [
         ({"image": 5, "descriptions": "d"}, ["image"]),
+        ({"image": "", "descriptions": "d"}, ["image"]),
+        ({"image": "https://", "descriptions": "d"}, ["image"]),
         ({"image": "i", "descriptions": None}, ["descriptions"]),
         ({"image": "i", "descriptions": "d", "name": 5}, ["name"]),
         ({"image": "i", "descriptions": "d", "audio_ids": ["a", None, 3]}, ["audio_ids[1]", "audio_ids[2]"]),
