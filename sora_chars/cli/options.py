@@ -77,8 +77,8 @@ class Settings:
     def __attrs_post_init__(self) -> None:
         if (self.callback_url is None) != (self.listen is None):
             raise click.UsageError("--callback-url and --listen belong together: give both, or neither.")
-        if self.provider != "kie" and (self.upload_url or self.callback_url):
-            raise click.UsageError(f"--upload-url, --callback-url: kie has these, {self.provider} has not.")
+        if self.provider != "kie" and self.callback_url:
+            raise click.UsageError(f"--callback-url: kie sends callbacks, {self.provider} does not.")
 
     @property
     def pace(self) -> Pace:
@@ -159,6 +159,7 @@ def talking(command: C) -> C:
         click.option(
             "--timeout", type=seconds, metavar="SECONDS", help="How long to wait. [default: 1800; kkiai: 300]"
         ),
+        click.option("--upload-url", metavar="URL", help="Another address for uploads; --base-url does not change it."),
         click.option("--base-url", metavar="URL", help="Another address of the provider, as an emulator's."),
         click.option("--provider", type=click.Choice(["kie", *GATEWAYS]), default="kie", show_default=True),
     ):
@@ -167,7 +168,7 @@ def talking(command: C) -> C:
 
 
 def submitting(command: C) -> C:
-    """Give a command the options of uploads and callbacks."""
+    """Give a command the options of callbacks."""
     for option in (
         click.option(
             "--webhook-key",
@@ -178,7 +179,6 @@ def submitting(command: C) -> C:
         ),
         click.option("--listen", type=address, metavar="HOST:PORT", help="Where to receive callbacks while waiting."),
         click.option("--callback-url", metavar="URL", help="The public URL that leads to --listen."),
-        click.option("--upload-url", metavar="URL", help="Another address for uploads; --base-url does not change it."),
     ):
         command = option(command)
     return command

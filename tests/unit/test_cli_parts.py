@@ -245,7 +245,11 @@ WISH = ("create", "--from-task", "t", "--clip", "1,3", "--prompt", "A dog")
         ((*WISH, "--base-url", "nowhere"), "ConfigurationError", "base_url"),
         ((*WISH, "--callback-url", "http://127.0.0.1:1/"), "UsageError", "--listen"),
         ((*WISH, "--listen", "127.0.0.1:1"), "UsageError", "--callback-url"),
-        ((*WISH, "--provider", "kkiai", "--upload-url", "http://x"), "UsageError", "--upload-url"),
+        (
+            (*WISH, "--provider", "kkiai", "--callback-url", "http://x", "--listen", "127.0.0.1:1"),
+            "UsageError",
+            "--callback-url",
+        ),
         ((*WISH, "--timeout", "nan"), "UsageError", "--timeout"),
         (("run", "--model", "m", "--input", "[]"), "InvalidRequestError", "JSON object"),
         (("wait", "abc", "--provider", "kkiai"), "ConfigurationError", "no tasks"),
