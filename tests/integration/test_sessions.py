@@ -122,7 +122,8 @@ session = CharacterSession(Kie("kie-key", base_url=sys.argv[1]), pace=FixedPace(
 
 async def use():
     async with session:
-        print((await session.create(from_task="a" * 32, clip="1,3", prompt="a dog")).id, flush=True)
+        character = await session.create(from_task="a" * 32, clip="1,3", prompt="a dog")
+        os.write(1, f"{character.id}\\n".encode())  # in one piece: two processes share this pipe
 
 asyncio.run(use())
 child = os.fork()
