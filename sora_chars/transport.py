@@ -232,10 +232,11 @@ class Transport:
     async def _attempt(self, call: _Call) -> Any:
         self._check_loop()
         async with self.account.windows[call.kind].place() as sent, self._slots:
+            http = self._usable()
             if call.sending:
                 await call.sending()
             try:
-                result = call.read(await self._send(call))
+                result = call.read(await self._send(http, call))
             except ProviderError as error:
                 self._note(error, sent)
                 error.provider = self.provider
@@ -252,15 +253,18 @@ class Transport:
         elif not isinstance(error, NoAnswerError):
             self.account.pause.passed(sent=sent)
 
-    async def _send(self, call: _Call) -> Answer:
+    def _usable(self) -> aiohttp.ClientSession:
         if self._open is None or self._open.closed:
             raise SessionClosedError(f"{self.provider} is closed.", hint="Use it inside `async with`.")
+        return self._open
+
+    async def _send(self, http: aiohttp.ClientSession, call: _Call) -> Answer:
         started = time.perf_counter()
         # Below the total, so that it is always clear which of the two ran out: without a connection nothing was sent.
         timeout = aiohttp.ClientTimeout(total=call.timeout, connect=min(_CONNECT_TIMEOUT, call.timeout / 2))
         headers = {"Authorization": f"Bearer {self.api_key}", "User-Agent": "sora-chars"}
         try:
-            async with self._open.request(
+            async with http.request(
                 call.method,
                 call.url,
                 headers=headers,

@@ -109,7 +109,12 @@ class TaskWatcher:
                 return watch
             lane.watches[task_id] = watch
             watch.started = loop.time() if snapshot else None
-            lane.schedule(watch, self.pace.delay(snapshot, 0.0) if snapshot else 0.0, stretch=True)
+            try:
+                delay = self.pace.delay(snapshot, 0.0) if snapshot else 0.0
+            except Exception as error:  # noqa: BLE001 # a pace's bug must not lose an id that was just paid for
+                lane.give_up(watch, error)
+            else:
+                lane.schedule(watch, delay, stretch=True)
         return watch
 
     def nudge(self, provider: str, task_id: str) -> bool:
@@ -263,14 +268,17 @@ class _Lane:
         except SoraCharsError as error:
             self._end(watch, error)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 # the border: a bug ends one wait, not all
-            stopped = WatcherStoppedError(
-                f"Looking at task {watch.task_id} raised {type(error).__name__}: {printable(error)}",
-                task_id=watch.task_id,
-            )
-            stopped.__cause__ = error
-            self._end(watch, stopped)
+            self.give_up(watch, error)
         finally:
             watch.polling = False
+
+    def give_up(self, watch: Watch, error: BaseException) -> None:
+        """End a wait that a bug of a provider or a pace has broken."""
+        stopped = WatcherStoppedError(
+            f"Looking at task {watch.task_id} raised {type(error).__name__}: {printable(error)}", task_id=watch.task_id
+        )
+        stopped.__cause__ = error
+        self._end(watch, stopped)
 
     def see(self, watch: Watch, snapshot: TaskSnapshot, *, nudged: bool = False) -> None:
         """Take what a look has shown, and decide when to look next."""

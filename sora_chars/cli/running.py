@@ -102,12 +102,14 @@ def _listening(job: Job) -> Generator[OrphanHandler]:
     package, session = logging.getLogger("sora_chars"), logging.getLogger("sora_chars.session")
     shown, orphan = RecordHandler(job.screen.err), OrphanHandler()
     shown.addFilter(lambda record: job.verbose or record.name != session.name)  # the error says it in words
+    level = package.level
     package.setLevel(logging.DEBUG if job.verbose else logging.WARNING)
     package.addHandler(shown)
     session.addHandler(orphan)
     try:
         yield orphan
     finally:
+        package.setLevel(level)
         package.removeHandler(shown)
         session.removeHandler(orphan)
 

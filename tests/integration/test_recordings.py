@@ -21,6 +21,7 @@ from sora_chars import (
     TaskSnapshot,
 )
 from sora_chars.providers import kie_codec as codec
+from sora_chars.providers import kie_envelope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -199,7 +200,7 @@ async def test_the_recorded_refusal_inside_a_good_status(replay: Replay, kie: Ki
     url, body = kie._api("common/download-url"), json.loads(exchange["request"])
     async with kie:
         with pytest.raises(RequestRefusedError, match="url is wrong") as caught:
-            await kie._transport.request("POST", url, codec.read_data, json=body)
+            await kie._transport.request("POST", url, kie_envelope.read_data, json=body)
     assert (caught.value.status, caught.value.code) == (200, 422)
 
 

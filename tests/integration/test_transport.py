@@ -495,8 +495,13 @@ async def test_the_last_user_closes_the_connections(serve: Any) -> None:
         assert await transport.request("GET", server.url, read) == 7
 
 
+async def unexpected() -> None:
+    """Stand for what must not be awaited."""
+    pytest.fail("nothing is about to be sent")
+
+
 async def test_a_session_passed_in_is_used_and_not_closed(serve: Any) -> None:
-    """The connections of the caller's aiohttp session are its own to close; closed, they are an error of ours."""
+    """The caller's aiohttp session is its own to close; a closed one is an error before anything counts as sent."""
     server = await serve(answers(http(b"7")))
     async with aiohttp.ClientSession(headers={"X-Mine": "yes"}) as own:
         transport = transport_to(server.url, http=own)
@@ -506,7 +511,7 @@ async def test_a_session_passed_in_is_used_and_not_closed(serve: Any) -> None:
         async with Opened(transport):
             await own.close()
             with pytest.raises(SessionClosedError, match="raw is closed"):
-                await transport.request("GET", server.url, read)
+                await transport.request("GET", server.url, read, sending=unexpected)
     assert b"X-Mine: yes" in server.requests[0]
 
 

@@ -18,6 +18,7 @@ from sora_chars import (
     UsageCapError,
 )
 from sora_chars.providers import kie_codec as codec
+from sora_chars.providers import kie_envelope
 from sora_chars.transport import Answer
 
 MB = 1024 * 1024
@@ -108,7 +109,7 @@ def test_what_is_no_envelope(status: int, body: object, kind: type[ProviderError
 @pytest.mark.parametrize(("code", "effective"), [(True, 402), ("200", 402), (None, 402), (200.0, 402), (455, 455)])
 def test_the_effective_code(code: object, effective: int) -> None:
     """The code counts when it is an int, else the HTTP status does."""
-    assert codec.read_envelope(answer({"code": code, "msg": "x"}, status=402)).code == effective
+    assert kie_envelope.read_envelope(answer({"code": code, "msg": "x"}, status=402)).code == effective
 
 
 @pytest.mark.parametrize("body", [{"code": 429, "msg": "busy"}, HTML])

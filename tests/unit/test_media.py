@@ -106,9 +106,7 @@ def webm_head(doc_type: bytes = b"webm") -> bytes:
 
 def webm(*info: bytes) -> bytes:
     """Build a WebM file from the elements of its Info."""
-    return webm_head() + element(
-        SEGMENT, element(VOID, bytes(9)), element(INFO, *info), element(CLUSTER, MEDIA)
-    )
+    return webm_head() + element(SEGMENT, element(VOID, bytes(9)), element(INFO, *info), element(CLUSTER, MEDIA))
 
 
 def chunk(tag: bytes, *content: bytes) -> bytes:
@@ -143,8 +141,7 @@ WHOLE = {
     "webm, zero scale": webm(element(SCALE, b"\0"), duration(2500)),
     "webm, short float": webm(duration(2500, ">f")),
     "webm, padded type": webm_head(b"webm\0\0") + element(SEGMENT, element(INFO, duration(2500))),
-    "webm, open segment": webm_head()
-    + open_element(SEGMENT, element(VOID, bytes(200)), element(INFO, duration(2500))),
+    "webm, open segment": webm_head() + open_element(SEGMENT, element(VOID, bytes(200)), element(INFO, duration(2500))),
     "webm, open in 8 bytes": webm_head()
     + open_element(SEGMENT, open_element(INFO, duration(2500)), size=b"\1" + b"\xff" * 7),
     "avi": avi(avih(50_000, 50), chunk(b"LIST", b"strl", MEDIA)),
@@ -238,9 +235,7 @@ def test_one_iso_brand_makes_an_mp4(brand: bytes) -> None:
 
 
 @pytest.mark.parametrize(("microseconds", "frames", "seconds"), [(33_333, 30, 1.0), (41_667, 96, 4.0)])
-def test_rounded_frame_times_do_not_move_an_avi_over_a_limit(
-    microseconds: int, frames: int, seconds: float
-) -> None:
+def test_rounded_frame_times_do_not_move_an_avi_over_a_limit(microseconds: int, frames: int, seconds: float) -> None:
     """A second at 30 frames and four at 24 are that long, though no frame lasts whole microseconds."""
     assert facts(avi(avih(microseconds, frames))).duration == seconds
 
@@ -279,9 +274,7 @@ def test_a_stream_shorter_than_its_size_gives_facts() -> None:
         assert read_facts(BytesIO(data[:40]), len(data)).size == len(data)
 
 
-@given(
-    st.sampled_from([b"", *(data[:12] for data in WHOLE.values()), ftyp(b"isom"), webm_head()]), st.binary()
-)
+@given(st.sampled_from([b"", *(data[:12] for data in WHOLE.values()), ftyp(b"isom"), webm_head()]), st.binary())
 def test_no_bytes_raise(start: bytes, rest: bytes) -> None:
     """Any bytes at all, behind the start of any container, give facts with a usable duration or None."""
     found = facts(start + rest)

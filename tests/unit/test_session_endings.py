@@ -166,6 +166,24 @@ async def test_closing_before_the_answer_tells_the_caller_that_it_is_unknown() -
     assert caught.value.key == "mine"
 
 
+@attrs.frozen
+class BrokenPace:
+    """A pace with a bug."""
+
+    def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
+        """Fail."""
+        raise ZeroDivisionError(snapshot, age)
+
+
+async def test_a_broken_pace_does_not_lose_the_id() -> None:
+    """A pace that raises at the submission ends the wait, and the caller still gets the id that was paid for."""
+    async with CharacterSession(Slow(), pace=BrokenPace()) as session:
+        handle = await session.submit(**WISH)
+        assert handle.task_id == "t1"
+        with pytest.raises(WatcherStoppedError, match="ZeroDivisionError"):
+            await handle
+
+
 async def test_a_closing_session_takes_no_more_requests() -> None:
     """What is asked for while a session waits for its last answers is refused, not cut off."""
     provider = Slow()
