@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import math
 import random
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
@@ -21,7 +21,7 @@ import attrs
 from .errors import NoAnswerError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Mapping
+    from collections.abc import AsyncGenerator, Mapping
 
 Kind = Literal["create", "poll", "other"]  # of a request; only a create costs money
 
@@ -106,35 +106,42 @@ class Window:
     async def place(self) -> AsyncGenerator[float, None]:
         """Hold a place from sending to answer; yields the loop time of sending."""
         loop, answered = asyncio.get_running_loop(), True
-        with self._line(loop) as line:
-            async with line.first:
-                await self._until_free(loop, line)
+        if self._crowded(loop):
+            async with self._turn(loop):
                 place = self._take(loop.time())
-            try:
-                yield place.sent
-            except (asyncio.CancelledError, NoAnswerError):
-                answered = False  # it may still be on its way
-                raise
-            finally:
-                if answered:
-                    place.counts_from = min(place.counts_from, loop.time())
-                self._under_way.remove(place)
+        else:
+            place = self._take(loop.time())
+        try:
+            yield place.sent
+        except (asyncio.CancelledError, NoAnswerError):
+            answered = False  # it may still be on its way
+            raise
+        finally:
+            if answered:
+                place.counts_from = min(place.counts_from, loop.time())
+            self._under_way.remove(place)
+            if line := self._lines.get(loop):
                 line.changed.set()
 
     async def ready(self) -> None:
         """Return once a request would go out at once."""
         loop = asyncio.get_running_loop()
-        with self._line(loop) as line:
-            async with line.first:
-                await self._until_free(loop, line)
+        if self._crowded(loop):
+            async with self._turn(loop):
+                pass
 
-    @contextmanager
-    def _line(self, loop: asyncio.AbstractEventLoop) -> Generator[_Line]:
-        """The line of this loop, kept while somebody is in it: a lock holds its loop, even one that is over."""
+    def _crowded(self, loop: asyncio.AbstractEventLoop) -> bool:
+        return bool(self._lines) or self._wait(loop.time()) > 0
+
+    @asynccontextmanager
+    async def _turn(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None, None]:
+        """Stand in line until a place is free. The line goes with the last one: a lock keeps its loop alive."""
         line = self._lines.setdefault(loop, _Line())
         line.users += 1
         try:
-            yield line
+            async with line.first:
+                await self._until_free(loop, line)
+                yield
         finally:
             line.users -= 1
             if not line.users:

@@ -276,6 +276,7 @@ class TaskSnapshot:
 
     `state` is the provider's word; `waiting`, `queuing`, `generating`, `success` and `fail` are known, and any
     other means "still running". Times are epoch seconds by the provider's clock, `duration` seconds, `progress` 0-100.
+    `retry_after`: seconds until the next look, where the provider asks for that.
     """
 
     task_id: str
@@ -289,6 +290,7 @@ class TaskSnapshot:
     completed_at: float | None = None
     credits: float | None = None
     progress: float | None = None
+    retry_after: float | None = attrs.field(default=None, repr=False, eq=False)
     raw: Any = attrs.field(default=None, repr=False, eq=False)
 
     @property

@@ -66,8 +66,9 @@ class Answer:
     @property
     def retry_after(self) -> float | None:
         """`Retry-After` in seconds, when it is a number of them."""
+        text = self.headers.get("Retry-After")
         try:
-            seconds = float(self.headers.get("Retry-After", ""))
+            seconds = -1.0 if text is None else float(text)
         except ValueError:
             return None
         return seconds if 0 <= seconds < 24 * 3600 else None  # also refuses nan

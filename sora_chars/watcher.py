@@ -296,11 +296,13 @@ class _Lane:
         delay = self.watcher.pace.delay(snapshot, now - watch.started)
         if watch.nudged:
             delay = 0.0
+        elif snapshot.retry_after is not None:
+            delay = snapshot.retry_after
         elif nudged or watch.echoes:
             echo = _FIRST_ECHO * 2**watch.echoes
             watch.echoes = watch.echoes + 1 if echo < delay else 0
             delay = min(delay, echo)
-        self.schedule(watch, delay, stretch=not watch.echoes)
+        self.schedule(watch, delay, stretch=snapshot.retry_after is None and not watch.echoes)
 
     def _fault(self, watch: Watch, error: ProviderError) -> None:
         now = asyncio.get_running_loop().time()

@@ -105,7 +105,7 @@ def read_record(answer: Answer, *, task_id: str, provider: str) -> TaskSnapshot:
         snapshot = read_snapshot(envelope.data, provider=provider, wrong=lambda why: unreadable(answer, why))
         if snapshot.task_id != task_id:
             raise unreadable(answer, "another task's record")
-        return snapshot
+        return snapshot if answer.retry_after is None else attrs.evolve(snapshot, retry_after=answer.retry_after)
     if envelope.code in _ENDED_WITHOUT_RECORD:
         failure = TaskFailure(str(envelope.code), printable(envelope.message))
         return TaskSnapshot(task_id=task_id, provider=provider, state=FAIL, failure=failure)

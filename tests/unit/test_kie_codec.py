@@ -363,3 +363,11 @@ def test_an_answer_without_a_list_of_models(data: object) -> None:
     """An answer that lists no models is unreadable, and not an empty list."""
     with pytest.raises(NoAnswerError, match="no list of models"):
         codec.read_models(envelope(200, "success", data))
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("7", 7.0), ("0.5", 0.5), ("soon", None), ("-1", None), ("nan", None)])
+def test_a_good_answer_may_name_the_next_look(text: str, seconds: float | None) -> None:
+    """`Retry-After` of a good answer, in seconds, goes into the snapshot; anything else there is ignored."""
+    body = {"code": 200, "msg": "success", "data": {"taskId": "t", "state": "waiting"}}
+    seen = answer(body, headers={"Retry-After": text})
+    assert codec.read_record(seen, task_id="t", provider="kie").retry_after == seconds

@@ -99,6 +99,14 @@ async def test_a_task_is_looked_at_until_it_ends() -> None:
     assert provider.looks == [10, 20, 30]
 
 
+async def test_a_provider_that_names_the_next_look_is_heeded() -> None:
+    """`Retry-After` of a good answer wins over the pace, once."""
+    provider = Scripted([attrs.evolve(NEW, retry_after=25.0), NEW, DONE])
+    async with every(10.0) as watcher:
+        await watcher.watch(provider, "t1", snapshot=NEW).future
+    assert provider.looks == [10, 35, 45]
+
+
 async def test_a_resumed_task_is_looked_at_at_once() -> None:
     """Nothing is known of a task that comes without a snapshot, so the first look does not wait."""
     provider = Scripted([DONE])
