@@ -27,6 +27,7 @@ Kind = Literal["create", "poll", "other"]  # of a request; only a create costs m
 
 _ARRIVAL = 5.0  # seconds by which a request has arrived
 _SLACK = 0.01  # seconds by which the provider's clock may run otherwise than ours within one window
+_TICK = 0.001  # seconds; a clock ticks in steps, and may never reach a time in between
 _LOOK_AGAIN = 0.25  # seconds; an answer that another thread's loop received wakes nobody here
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
@@ -164,7 +165,7 @@ class Window:
     def _wait(self, now: float) -> float:
         """Seconds after which to look again; 0 when a place is free."""
         if self.pause.until > now:
-            return self.pause.until - now
+            return max(_TICK, self.pause.until - now)
         if self.pause.strikes and any(place.sent >= self.pause.until for place in self._under_way):
             return _LOOK_AGAIN  # one probe goes first, and its answer wakes the rest
         if self.limit is None:
@@ -174,7 +175,7 @@ class Window:
         self._places = [place for place in self._places if place.counts_from > over]
         if len(self._places) < count:
             return 0.0
-        return max(0.001, min(place.counts_from for place in self._places) - over)
+        return max(_TICK, min(place.counts_from for place in self._places) - over)
 
 
 @attrs.define(eq=False)

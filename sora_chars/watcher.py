@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sora_chars.watcher")
 
+_TICK = 0.001  # seconds by which a look may be early: a clock ticks in steps, and may never reach a time in between
 _STRETCH = 5.0  # how much rarer a task is polled while callbacks arrive
 _TRUST = 60.0  # seconds for which one callback vouches for the next
 _FAULT_DELAYS = (1.0, 30.0)
@@ -235,7 +236,7 @@ class _Lane:
         while True:
             self._changed.clear()
             wait = self._next_due() - loop.time()
-            if wait > 0:
+            if wait > _TICK:
                 timer = loop.call_later(wait, self._changed.set) if wait < math.inf else None
                 await self._changed.wait()
                 if timer:
@@ -243,7 +244,7 @@ class _Lane:
                 continue
             await self.provider.ready()
             await self._slots.acquire()
-            if self._next_due() > loop.time():  # ended, or put off, while we waited
+            if self._next_due() - loop.time() > _TICK:  # ended, or put off, while we waited
                 self._slots.release()
                 continue
             watch = heapq.heappop(self._heap)[2]

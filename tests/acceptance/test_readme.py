@@ -53,6 +53,7 @@ def environment(sora_emulator: Emulator) -> dict[str, str]:
         "KIE_API_KEY": "a-key-for-the-emulator",
         "KKIAI_API_KEY": "a-key-for-the-emulator",
         "PYTHONWARNINGS": "error",
+        "PYTHONASYNCIODEBUG": "",  # aiohttp then writes its access log to stderr
     }
 
 

@@ -107,6 +107,14 @@ async def test_a_provider_that_names_the_next_look_is_heeded() -> None:
     assert provider.looks == [10, 35, 45]
 
 
+async def test_a_time_between_two_ticks_of_the_clock_is_reached() -> None:
+    """A due time that the clock steps over, or never quite reaches, still leads to a look."""
+    provider = Scripted([NEW] * 60 + [DONE])
+    async with every(10.1) as watcher:
+        await watcher.watch(provider, "t1", snapshot=NEW).future
+    assert len(provider.looks) == 61
+
+
 async def test_a_resumed_task_is_looked_at_at_once() -> None:
     """Nothing is known of a task that comes without a snapshot, so the first look does not wait."""
     provider = Scripted([DONE])
