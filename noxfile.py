@@ -55,7 +55,8 @@ def tests(session: nox.Session, backoff: str) -> None:
     """All tests: on every interpreter that is here, and once with the archived backoff 2.2.1 in debug mode."""
     _install(session, "tests")
     if backoff == "backoff":
-        session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", "python-backoff", silent=True)
+        # Both wheels own the same folder: away with either of them first, also on a second run.
+        session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", "python-backoff", "backoff", silent=True)
         session.install("backoff==2.2.1")
         session.run("pytest", *session.posargs, env={"PYTHONASYNCIODEBUG": "1"})
     elif session.python == OLDEST and not session.posargs:
