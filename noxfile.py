@@ -40,7 +40,7 @@ OLDEST = next(iter(INTERPRETERS.values()))
 
 def _install(session: nox.Session, group: str) -> None:
     """This package with all its extras and one dependency group, in the versions of the lock file."""
-    session.install("-c", "requirements.lock", *nox.project.dependency_groups(PROJECT, group), "-e", ".[cli]")
+    session.install("-c", "requirements.lock", *nox.project.dependency_groups(PROJECT, group), "-e", ".[cli,postgres]")
 
 
 @nox.session
@@ -87,6 +87,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST)
 def bench(session: nox.Session) -> None:
-    """What waiting costs, beside a loop written by hand; figures, not verdicts."""
+    """What waiting and recording cost, beside the same written by hand; figures, not verdicts."""
     _install(session, "tests")
     session.run("python", "benchmarks/waiting.py", *session.posargs)
+    session.run("python", "benchmarks/ledger.py")

@@ -10,9 +10,13 @@ from .callbacks import CallbackEvent, CallbackReceiver
 from .errors import (
     AuthenticationError,
     ConfigurationError,
+    EntryMovedError,
+    IllegalMoveError,
     InsufficientCreditsError,
     InvalidCallbackError,
     InvalidRequestError,
+    KeyConflictError,
+    LedgerError,
     MissingCharacterError,
     ModelUnavailableError,
     NoAnswerError,
@@ -32,6 +36,7 @@ from .errors import (
     WrongLoopError,
 )
 from .handle import TaskHandle
+from .ledger import Entry, Ledger, State, Store, open_ledger
 from .limits import Limits
 from .models import (
     Character,
@@ -60,14 +65,20 @@ __all__ = [
     "CharacterSession",
     "Clip",
     "ConfigurationError",
+    "Entry",
+    "EntryMovedError",
     "FixedPace",
     "Gateway",
+    "IllegalMoveError",
     "InsufficientCreditsError",
     "InvalidCallbackError",
     "InvalidRequestError",
+    "KeyConflictError",
     "Kie",
     "Kkiai",
     "LadderPace",
+    "Ledger",
+    "LedgerError",
     "Limits",
     "MissingCharacterError",
     "ModelInfo",
@@ -83,6 +94,8 @@ __all__ = [
     "ServiceUnavailableError",
     "SessionClosedError",
     "SoraCharsError",
+    "State",
+    "Store",
     "SubmissionUnknownError",
     "TaskFailedError",
     "TaskFailure",
@@ -96,4 +109,5 @@ __all__ = [
     "WaitTimeoutError",
     "WatcherStoppedError",
     "WrongLoopError",
+    "open_ledger",
 ]

@@ -18,6 +18,10 @@
     │   ├── ServiceUnavailableError    the provider failed or is in maintenance
     │   ├── TaskNotFoundError          the provider knows no such task
     │   └── NoAnswerError              no answer, or none that the provider itself wrote
+    ├── LedgerError              the ledger could not be read or written
+    ├── KeyConflictError         the key was asked before, for something else; nothing was sent
+    ├── EntryMovedError          somebody else moved the entry first
+    ├── IllegalMoveError         a move that the ledger's states do not allow: a bug
     ├── SubmissionUnknownError   a paid request was sent and its outcome is unknown
     ├── TaskFailedError          the task ended without a result
     ├── MissingCharacterError    the task succeeded and its result holds no character id
@@ -160,6 +164,35 @@ class NoAnswerError(ProviderError):
     """
 
     passing: bool = True
+
+
+class LedgerError(SoraCharsError):
+    """The ledger could not be read or written. Nothing is sent that it could not record first."""
+
+
+@attrs.define(eq=False, slots=False, kw_only=True, repr=False)
+class KeyConflictError(SoraCharsError):
+    """The key was asked before, for something else. Nothing was sent. `first` and `second` are both requests."""
+
+    key: str
+    first: Any = None
+    second: Any = None
+
+
+@attrs.define(eq=False, slots=False, kw_only=True, repr=False)
+class EntryMovedError(SoraCharsError):
+    """Somebody else moved the entry first, and it was not touched. `entry` is the entry as it is now."""
+
+    entry: Any = None
+
+
+@attrs.define(eq=False, slots=False, kw_only=True, repr=False)
+class IllegalMoveError(SoraCharsError):
+    """A move that the ledger's states do not allow, which is a bug of whoever asked for it."""
+
+    key: str
+    state: str
+    to: str
 
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)

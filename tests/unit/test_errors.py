@@ -36,6 +36,11 @@ FACTS: dict[str, Any] = {
     "snapshot": {"state": "fail"},
     "payload": {"resultUrls": []},
     "handle": "a handle",
+    "first": {"from_task": "a"},
+    "second": {"from_task": "b"},
+    "entry": "an entry",
+    "state": "running",
+    "to": "asked",
 }
 ALL = sorted(
     (kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, SoraCharsError)),

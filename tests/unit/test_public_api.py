@@ -15,6 +15,7 @@ from sora_chars.transport import Transport
 KEY = "sk-do-not-show-me"
 MET = (
     *("errors", "models", "limits", "pacing", "protocols", "handle", "session", "watcher", "callbacks"),
+    *("ledger.ledger", "ledger.entry", "ledger.states"),
     *("providers.kie", "providers.kkiai"),
 )
 INNER = {"Account", "Pause", "Window", "Live", "Watch"}  # what the parts of one module are made of
@@ -57,7 +58,16 @@ def test_importing_the_package_imports_no_extra() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
     modules = set(json.loads(loaded.stdout))
     assert {"sora_chars.session", "aiohttp", "backoff"} <= modules
-    assert not modules & {"click", "rich", "pytest", "fastapi", "httpx", "sora_chars.cli", "sora_chars.testing"}
+    assert not modules & {
+        "click",
+        "rich",
+        "psycopg",
+        "pytest",
+        "fastapi",
+        "httpx",
+        "sora_chars.cli",
+        "sora_chars.testing",
+    }
 
 
 def test_no_key_shows_in_a_repr() -> None:

@@ -1,0 +1,80 @@
+"""Which processes are alive, known by lock files that the operating system frees when their holder dies."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import os
+import uuid
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class HolderLock:
+    """A locked file beside the ledger's, for as long as this process lives or until it is released.
+
+    It is of mode 0600 and named after a random `holder`, which no other process ever bears. Files that the dead left
+    are removed.
+
+    Raises:
+        OSError: the file could not be made.
+    """
+
+    def __init__(self, ledger: Path) -> None:
+        for left in ledger.parent.glob(f"{glob.escape(ledger.name)}-*.lock"):
+            is_gone(ledger, left.stem.rpartition("-")[2])
+        self.holder = uuid.uuid4().hex
+        self._path = _path(ledger, self.holder)
+        unlocked = self._path.with_suffix(".new")  # nobody may meet the file by its name before it is locked
+        self._file = os.open(unlocked, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        unlocked.rename(self._path)
+        _held.add(self)
+
+    def release(self) -> None:
+        """Say that this process holds nothing any more."""
+        self._path.unlink(missing_ok=True)
+        self.forget()
+
+    def forget(self) -> None:
+        """Close the file. A lock ends with the last process that has it open, so a forked child must not keep it."""
+        os.close(self._file)
+        _held.discard(self)
+
+
+def is_gone(ledger: Path, holder: str) -> bool:
+    """Whether the process that named itself `holder` has ended. Once it has, its file is removed.
+
+    Raises:
+        OSError: the file could not be looked at.
+    """
+    path = _path(ledger, holder)
+    try:
+        file = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look must not take each other for the holder
+    except BlockingIOError:
+        return False
+    else:
+        path.unlink(missing_ok=True)
+        return True
+    finally:
+        os.close(file)
+
+
+def _path(ledger: Path, holder: str) -> Path:
+    return ledger.with_name(f"{ledger.name}-{holder}.lock")
+
+
+def _forget_all() -> None:
+    for lock in list(_held):
+        lock.forget()
+
+
+_held: WeakSet[HolderLock] = WeakSet()
+os.register_at_fork(after_in_child=_forget_all)
