@@ -27,7 +27,6 @@ from .errors import printable
 if TYPE_CHECKING:
     from collections.abc import Callable
     from ssl import SSLContext
-    from typing import Self
 
     from aiohttp.abc import ResolveResult
 
@@ -57,12 +56,12 @@ def is_public(address: Address) -> bool:
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 
-@attrs.define(eq=False)
+@attrs.frozen
 class Pictures:
-    """Saves profile pictures as `folder/ID-HASH.png` (`.jpg`, `.webp`, `.gif`), mode 0600; open within `async with`.
+    """Saves profile pictures as `folder/ID-HASH.png` (`.jpg`, `.webp`, `.gif`), mode 0600.
 
     `timeout`: seconds for one picture, all in all. `allowed` says which addresses may be connected to, and `ssl`
-    is aiohttp's. The connections are its own: no key, no cookie and no proxy of the environment meets the link.
+    is aiohttp's. Each picture has its own client: no key, cookie or proxy of others meets a link, and none stays open.
     """
 
     folder: Path = attrs.field(converter=Path)
@@ -70,20 +69,6 @@ class Pictures:
     timeout: float = attrs.field(default=15.0, kw_only=True)
     allowed: Callable[[Address], bool] = attrs.field(default=is_public, kw_only=True)
     ssl: SSLContext | bool = attrs.field(default=True, kw_only=True)
-    _client: aiohttp.ClientSession | None = attrs.field(default=None, init=False)
-
-    async def __aenter__(self) -> Self:
-        self._client = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(resolver=_PublicResolver(self.allowed), ssl=self.ssl),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"Accept-Encoding": "identity"},
-            auto_decompress=False,  # a bomb stays small, and is no picture
-            timeout=aiohttp.ClientTimeout(),
-        )
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._opened().close()
 
     async def save(self, character: Character) -> Path | None:
         """Save the picture over an older one, return its file. Never raises: logs `picture.not_saved` with `why`."""
@@ -91,17 +76,27 @@ class Pictures:
             return None
         try:
             async with asyncio.timeout(self.timeout):
-                data = await self._download(URL(character.picture_url))
+                async with self._client() as client:
+                    data = await self._download(client, URL(character.picture_url))
                 return await asyncio.to_thread(_write, self.folder / _file_name(character, data), data)
-        except (_RefusedError, aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:  # the last: closed
+        except (_RefusedError, aiohttp.ClientError, OSError, ValueError) as error:
             who = {"provider": character.provider, "character": printable(character.id)}
             log.warning("picture.not_saved", extra={**who, "why": _why(error)})
             return None
 
-    async def _download(self, url: URL) -> bytes:
+    def _client(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(resolver=_PublicResolver(self.allowed), ssl=self.ssl),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Accept-Encoding": "identity"},
+            auto_decompress=False,  # a bomb stays small, and is no picture
+            timeout=aiohttp.ClientTimeout(),
+        )
+
+    async def _download(self, client: aiohttp.ClientSession, url: URL) -> bytes:
         for _ in range(1 + _REDIRECTS):
             self._check(url)
-            async with self._opened().get(url, allow_redirects=False) as answer:
+            async with client.get(url, allow_redirects=False) as answer:
                 if answer.status not in {301, 302, 303, 307, 308}:
                     return await self._read(answer)
                 url = url.join(URL(answer.headers.get("Location", "")))
@@ -126,11 +121,6 @@ class Pictures:
             if len(data) > self.max_bytes:
                 raise _RefusedError(f"more than {self.max_bytes} bytes")
         return bytes(data)
-
-    def _opened(self) -> aiohttp.ClientSession:
-        if self._client is None or self._client.closed:
-            raise _RefusedError("not open")
-        return self._client
 
 
 class _PublicResolver(aiohttp.ThreadedResolver):
