@@ -48,11 +48,10 @@ _LONG_KEY, _SHORT_KEY = 16, 4  # characters; real keys are long, those of tests 
 _BODY_LIMIT = 16 * 1024 * 1024
 _HIDDEN = "***"
 _IN_URL = r'(?:[^\s"\\?]|\\+/)'  # in JSON, and in JSON inside JSON, where a slash may be escaped
-_SECRETS = (
-    # The last part of our callback URLs is a token; the query of any other may be a signature.
-    (re.compile(rf'(callBackUrl[\\"\s:]+){_IN_URL}+', re.IGNORECASE), rf"\1{_HIDDEN}"),
-    (re.compile(rf'(https?:(?:\\*/){{2}}{_IN_URL}+\?)(?:[^\s"\\]|\\+[/u])+'), rf"\1{_HIDDEN}"),
-)
+# Nothing is given back once it is taken ("++"), and a link without a query is taken too: else a hostile answer keeps
+# the search busy for hours.
+_TOKEN = re.compile(rf'(callBackUrl[\\"\s:]++){_IN_URL}+', re.IGNORECASE)  # the last part of our callback URLs
+_QUERY = re.compile(rf'(https?:(?:\\*/){{2}}{_IN_URL}++)(\?(?:[^\s"\\]|\\+[/u])+)?')  # of any URL: may be a signature
 
 
 @attrs.frozen
@@ -328,11 +327,14 @@ class Transport:
             )
 
 
+def hide_tokens(text: str) -> str:
+    """The text without callback tokens."""
+    return _TOKEN.sub(rf"\1{_HIDDEN}", text)
+
+
 def mask(text: str) -> str:
     """The text without callback tokens and without the queries of links, which may be signatures."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
+    return _QUERY.sub(lambda link: f"{link[1]}?{_HIDDEN}" if link[2] else link[0], hide_tokens(text))
 
 
 def _no_answer(error: Exception, provider: str, call: _Call) -> NoAnswerError:

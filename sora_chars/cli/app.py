@@ -79,7 +79,8 @@ def _fail(job: Job, error: SoraCharsError) -> int:
 
 def _fail_bug(job: Job, error: Exception) -> int:
     if job.verbose:
-        traceback.print_exception(error)
+        for line in "".join(traceback.format_exception(error)).split("\n"):  # which may quote a provider
+            click.echo("".join(c if c.isprintable() else " " for c in line), err=True)
     bug = BugError(
         f"{type(error).__name__}: {printable(error)}",
         hint="This is a fault of sora-chars: please report it with what the same command prints with -v.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ async def receiving(
         yield
         return
     with server:
+        logging.getLogger("aiohttp.server").addHandler(logging.NullHandler())  # else a stranger's junk is a traceback
         runner = web.AppRunner(CallbackReceiver(session, hmac_key).aiohttp_app(), access_log=None)
         await runner.setup()
         try:

@@ -48,9 +48,13 @@ class HolderLock:
 def is_gone(ledger: Path, holder: str) -> bool:
     """Whether the process that named itself `holder` has ended. Once it has, its file is removed.
 
+    A name that none of ours has, as in a ledger that somebody has tampered with, leads to no file.
+
     Raises:
         OSError: the file could not be looked at.
     """
+    if not holder.isalnum():
+        return True
     path = _path(ledger, holder)
     try:
         file = os.open(path, os.O_RDWR)

@@ -14,7 +14,7 @@ from cattrs.gen import make_dict_structure_fn, override
 
 from sora_chars.errors import MissingCharacterError, TaskNotFoundError, printable
 from sora_chars.models import FAIL, SUCCESS, Character, CharacterRequest, ModelInfo, TaskFailure, TaskSnapshot
-from sora_chars.transport import GATEWAY_FAULTS, Answer, parse_json
+from sora_chars.transport import GATEWAY_FAULTS, Answer, hide_tokens, parse_json
 
 from .kie_envelope import Envelope, read_data, read_envelope, unreadable
 
@@ -27,6 +27,7 @@ _CHARACTER_MODELS = {FROM_TASK_MODEL, FROM_VIDEO_MODEL}
 _TEXT_LIMIT = 5000
 _NAME_LIMIT = 40
 _ENDED_WITHOUT_RECORD = {408, 501}
+_ID_LIMIT = 200
 
 # Requests
 
@@ -79,17 +80,22 @@ def read_task_id(answer: Answer) -> str:
     """The id in createTask's answer.
 
     Raises:
-        NoAnswerError: accepted without an id, or a gateway's code (408, 504): the outcome is unknown.
+        NoAnswerError: accepted without an id that is one, or a gateway's code (408, 504): the outcome is unknown.
         ProviderError: refused.
     """
     envelope = read_envelope(answer)
     match envelope:
-        case Envelope(code=200, data={"taskId": str(task_id)}) if task_id:
+        case Envelope(code=200, data={"taskId": str(task_id)}) if _is_id(task_id):
             return task_id
         case Envelope(code=code) if code == 200 or code in GATEWAY_FAULTS:  # noqa: PLR2004
             raise unreadable(answer, "no task id")
         case _:
             raise envelope.error()
+
+
+def _is_id(text: str) -> bool:
+    """Whether a log and a ledger can hold it."""
+    return 0 < len(text) <= _ID_LIMIT and text.isprintable()
 
 
 def read_record(answer: Answer, *, task_id: str, provider: str) -> TaskSnapshot:
@@ -203,7 +209,7 @@ def read_snapshot(data: Any, *, provider: str, wrong: Callable[[str], Exception]
         completed_at=_seconds(record.complete_time),
         credits=record.credits_consumed,
         progress=record.progress,
-        raw=data,
+        raw=data | {"param": hide_tokens(record.param)} if isinstance(record.param, str) else data,
     )
 
 
@@ -227,7 +233,8 @@ def _character(result: Any, record: _Record, provider: str) -> Character | None:
         if record.model not in _CHARACTER_MODELS:
             return None
         raise MissingCharacterError(
-            f"Task {record.task_id} succeeded, but its result holds no character id: {printable(record.result_json)}",
+            f"Task {printable(record.task_id)} succeeded, but its result holds no character id: "
+            f"{printable(record.result_json)}",
             hint="The payload is in the error; ask kie.ai.",
             provider=provider,
             task_id=record.task_id,
