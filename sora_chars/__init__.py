@@ -7,6 +7,7 @@
 """
 
 from .callbacks import CallbackEvent, CallbackReceiver
+from .desk import Step
 from .errors import (
     AuthenticationError,
     ConfigurationError,
@@ -52,6 +53,7 @@ from .models import (
 from .pacing import FixedPace, LadderPace
 from .protocols import Pace, Provider
 from .providers import GATEWAYS, Gateway, Kie, Kkiai
+from .records import SavedCharacter
 from .session import CharacterSession
 from .watcher import TaskWatcher
 
@@ -91,10 +93,12 @@ __all__ = [
     "ProviderError",
     "RateLimitedError",
     "RequestRefusedError",
+    "SavedCharacter",
     "ServiceUnavailableError",
     "SessionClosedError",
     "SoraCharsError",
     "State",
+    "Step",
     "Store",
     "SubmissionUnknownError",
     "TaskFailedError",

@@ -23,18 +23,23 @@ from aiohttp import web
 from .errors import (
     ConfigurationError,
     InvalidCallbackError,
+    LedgerError,
     MissingCharacterError,
+    ProviderError,
     SessionClosedError,
     WaitTimeoutError,
     WrongLoopError,
     printable,
 )
 from .providers.kie_codec import read_snapshot
+from .records import token_digest
+from .submission import is_token
 from .transport import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping, MutableMapping
 
+    from .ledger import Entry
     from .models import TaskSnapshot
     from .session import CharacterSession
 
@@ -150,10 +155,10 @@ def _check_signature(
 class CallbackReceiver:
     """Takes callbacks for a session; mount its `aiohttp_app()` or `asgi` where the provider's `callback_url` points.
 
-    The last part of a callback's path must be the token of one of the session's submissions. `hmac_key`: the
-    webhookHmacKey of the kie.ai account; with it unsigned callbacks are refused. `tolerance`: seconds that a
-    signed timestamp may be off. `body_limit`: bytes; `body_timeout`: seconds for them to come. `most_events`: how
-    many of the last events are kept for those who ask later.
+    The last part of a callback's path must be the token of an entry of the session's ledger, whatever process sent
+    it. `hmac_key`: the webhookHmacKey of the kie.ai account; with it unsigned callbacks are refused. `tolerance`:
+    seconds that a signed timestamp may be off. `body_limit`: bytes; `body_timeout`: seconds for them to come.
+    `most_events`: how many of the last events are kept for those who ask later.
 
     Raises:
         ConfigurationError: the key is empty.
@@ -226,21 +231,31 @@ class CallbackReceiver:
     ) -> tuple[int, dict[str, Any]]:
         """Answer a request, of whatever framework: HTTP status and the JSON to send. `headers` as in `verify`."""
         try:
-            self._take(await self._read(method, path, headers, body), _token(path))
+            entry = await self._owner(method, path)
+            await self._take(await self._read(entry, headers, body), entry)
         except InvalidCallbackError as error:
             log.warning("callback.refused", extra={"status": error.status, "reason": error.message})
             return error.status, {"code": error.status, "msg": error.message}
         return 200, {"code": 200, "msg": "success"}
 
-    async def _read(
-        self, method: str, path: str, headers: Mapping[str, str], body: AsyncIterable[bytes]
-    ) -> CallbackEvent:
+    async def _owner(self, method: str, path: str) -> Entry:
+        """The entry whose token the path bears."""
         if method != "POST":
             raise _refusal(405, "it must be a POST")
         self._check_session()
-        owner = self.session.tokens.owner(_token(path))
-        if owner is None:
+        token = _token(path)
+        entry = await self._ask_ledger(token_digest(token)) if is_token(token) else None
+        if entry is None:
             raise _refusal(401, "its token is unknown")
+        return entry
+
+    async def _ask_ledger(self, digest: str) -> Entry | None:
+        try:
+            return await self.session.ledger.by_token(digest)
+        except LedgerError as error:
+            raise _refusal(503, "its ledger is out of reach") from error
+
+    async def _read(self, entry: Entry, headers: Mapping[str, str], body: AsyncIterable[bytes]) -> CallbackEvent:
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise _refusal(415, "it must be application/json")
         content = await self._read_body(headers, body)
@@ -250,7 +265,7 @@ class CallbackReceiver:
             now=self.wall(),
             hmac_key=self.hmac_key,
             tolerance=self.tolerance,
-            provider=owner.provider,
+            provider=entry.provider,
         )
 
     async def _read_body(self, headers: Mapping[str, str], body: AsyncIterable[bytes]) -> bytes:
@@ -277,19 +292,22 @@ class CallbackReceiver:
         except (SessionClosedError, WrongLoopError) as error:
             raise _refusal(503, "its session is not open here") from error
 
-    def _take(self, event: CallbackEvent, token: str) -> None:
-        """Let the event have its effect, without a pause in between."""
+    async def _take(self, event: CallbackEvent, entry: Entry) -> None:
+        """Let the event have its effect."""
         self._check_session()  # it may have been closed while the body came
-        owner = self.session.tokens.claim(token, event.task_id)
-        if owner is None:
+        if entry.task_id is None and entry.token_digest:
+            entry = await self._ask_ledger(entry.token_digest) or entry  # createTask may have answered meanwhile
+        if entry.task_id not in {None, event.task_id}:
             raise _refusal(401, "its token belongs to another task")
         self._keep(event)
         for waiter in self._waiters.get(event.task_id, ()):
             if not waiter.done():
                 waiter.set_result(event)
         self.session.watcher.callback_arrived()
-        if owner.task_id is not None:  # else the session does it, once createTask has answered
-            self.session.watcher.nudge(owner.provider, owner.task_id)
+        try:
+            await self.session.heard(entry, event.task_id)
+        except (SessionClosedError, ConfigurationError, LedgerError, ProviderError) as error:
+            raise _refusal(503, "it cannot be confirmed now") from error
 
     def _keep(self, event: CallbackEvent) -> None:
         self._events.pop(event.task_id, None)  # so that it becomes the youngest

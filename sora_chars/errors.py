@@ -166,8 +166,16 @@ class NoAnswerError(ProviderError):
     passing: bool = True
 
 
+@attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class LedgerError(SoraCharsError):
-    """The ledger could not be read or written. Nothing is sent that it could not record first."""
+    """The ledger could not be read or written. Nothing is sent that it could not record first.
+
+    With a `task_id` the provider had made that task under `key` already; `snapshot` is its answer.
+    """
+
+    key: str | None = None
+    task_id: str | None = None
+    snapshot: Any = None
 
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)

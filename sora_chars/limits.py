@@ -79,9 +79,16 @@ class Pause:
 
 
 @attrs.define(eq=False)
-class _Place:
+class Place:
+    """The place of one request in a window, which is given back as if never taken unless it was used."""
+
     sent: float
     counts_from: float
+    used: bool = False
+
+    def use(self, now: float) -> None:
+        """The request leaves now, at loop time `now`."""
+        self.sent, self.counts_from, self.used = now, now + _ARRIVAL, True
 
 
 @attrs.define(eq=False)
@@ -99,13 +106,13 @@ class Window:
 
     limit: tuple[int, float] | None
     pause: Pause
-    _under_way: set[_Place] = attrs.field(factory=set[_Place])
-    _places: list[_Place] = attrs.field(factory=list[_Place])
+    _under_way: set[Place] = attrs.field(factory=set[Place])
+    _places: list[Place] = attrs.field(factory=list[Place])
     _lines: dict[asyncio.AbstractEventLoop, _Line] = attrs.field(factory=dict["asyncio.AbstractEventLoop", _Line])
 
     @asynccontextmanager
-    async def place(self) -> AsyncGenerator[float, None]:
-        """Hold a place from sending to answer; yields the loop time of sending."""
+    async def place(self) -> AsyncGenerator[Place, None]:
+        """Hold a place from sending to answer; `sent` is the loop time of sending."""
         loop, answered = asyncio.get_running_loop(), True
         if self._crowded(loop):
             async with self._turn(loop):
@@ -113,7 +120,7 @@ class Window:
         else:
             place = self._take(loop.time())
         try:
-            yield place.sent
+            yield place
         except (asyncio.CancelledError, NoAnswerError):
             answered = False  # it may still be on its way
             raise
@@ -121,6 +128,8 @@ class Window:
             if answered:
                 place.counts_from = min(place.counts_from, loop.time())
             self._under_way.remove(place)
+            if not place.used:
+                self._places = [other for other in self._places if other is not place]
             if line := self._lines.get(loop):
                 line.changed.set()
 
@@ -148,8 +157,8 @@ class Window:
             if not line.users:
                 del self._lines[loop]
 
-    def _take(self, now: float) -> _Place:
-        place = _Place(now, now + _ARRIVAL)
+    def _take(self, now: float) -> Place:
+        place = Place(now, now + _ARRIVAL)
         self._under_way.add(place)
         if self.limit:
             self._places.append(place)

@@ -240,6 +240,27 @@ class OmniCharacterRequest:
 Request = CharacterRequest | TaskRequest | OmniCharacterRequest
 
 
+def as_request(request: Request | None, fields: Mapping[str, Any]) -> Request:
+    """The request given, or one for a character made of `fields`.
+
+    Raises:
+        InvalidRequestError: both or neither, a field that does not exist, or one that is wrong.
+    """
+    if request is None:
+        allowed = [field.name for field in attrs.fields(CharacterRequest)]
+        if unknown := sorted(fields.keys() - allowed):
+            raise InvalidRequestError(
+                f"{', '.join(unknown)}: no such field. Allowed are {', '.join(allowed)}.", problems=tuple(unknown)
+            )
+        return CharacterRequest(**fields)
+    if fields or not isinstance(request, Request):
+        came = f"{type(request).__name__} with {', '.join(fields) or 'no fields'}"
+        raise InvalidRequestError(
+            f"request: give either a CharacterRequest, TaskRequest or OmniCharacterRequest, or fields; got {came}."
+        )
+    return request
+
+
 @attrs.frozen(kw_only=True)
 class Character:
     """A character that was made. `mention` is how prompts name it, set off by spaces.

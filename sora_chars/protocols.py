@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 from .errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self
 
@@ -33,12 +34,13 @@ class Provider(Protocol):
         ...
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], Awaitable[None]]
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """Start the task and return its first snapshot.
 
-        `await sending()` stands right before the request that costs money, once nothing is left to wait for. From
-        then on the session no longer cancels this coroutine when its caller goes away.
+        `async with sending():` stands around the request that costs money, entered once nothing is left to wait for:
+        the ledger is told, and the session no longer cancels this coroutine when its caller goes away. A `harmless`
+        error that leaves it takes that back.
 
         Raises:
             NoAnswerError: not `harmless` when the paid request may have arrived; it is then never sent again.

@@ -5,31 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AsyncExitStack
-from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import attrs
-
-from .errors import (
-    ConfigurationError,
-    InvalidRequestError,
-    NoAnswerError,
-    SessionClosedError,
-    SoraCharsError,
-    SubmissionUnknownError,
-    WrongLoopError,
-    printable,
-)
-from .handle import Live, TaskHandle
-from .models import Character, CharacterRequest, OmniCharacterRequest, TaskRequest, TaskSnapshot, new_key
+from . import records
+from .desk import Desk, log_outlived
+from .errors import ConfigurationError, InvalidRequestError, SessionClosedError, WrongLoopError, printable
+from .handle import TaskHandle
+from .ledger import Ledger, State, open_ledger
+from .models import Character, CharacterRequest, OmniCharacterRequest, TaskRequest, TaskSnapshot, as_request, new_key
 from .pacing import LadderPace
-from .tokens import CallbackTokens
-from .watcher import TaskWatcher, Watch
+from .pictures import Pictures
+from .watcher import TaskWatcher
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import AsyncGenerator
     from types import TracebackType
     from typing import Self
 
+    from .desk import Step
+    from .ledger import Entry
     from .models import ModelInfo, Request
     from .protocols import Pace, Provider
 
@@ -38,56 +34,15 @@ log = logging.getLogger("sora_chars.session")
 _DRAIN = 30.0
 
 
-@attrs.define(eq=False)
-class _Submission:
-    """One paid request on its way. It has an asyncio task of its own, so that no caller's end can lose the answer."""
-
-    provider: Provider
-    request: Request
-    key: str
-    token: str | None
-    sent: bool = False
-
-    async def sending(self) -> None:
-        """From here on the request may arrive: nothing cancels it any more."""
-        self.sent = True
-
-    async def run(self) -> TaskSnapshot:
-        """Send.
-
-        Raises:
-            SubmissionUnknownError: the outcome is unknown.
-        """
-        base = self.provider.callback_url
-        url = f"{base}/{self.token}" if self.token else None
-        try:
-            return await self.provider.submit(self.request, callback_url=url, sending=self.sending)
-        except NoAnswerError as error:
-            if error.harmless or not self.sent:
-                raise
-            raise self._unknown(error.message) from error
-
-    def cut_off(self) -> SoraCharsError:
-        """What a caller is told whose session was closed meanwhile."""
-        if self.sent:
-            return self._unknown("the session was closed before an answer came.")
-        return SessionClosedError("The session was closed before this request was sent. Nothing was sent.")
-
-    def _unknown(self, why: str) -> SubmissionUnknownError:
-        return SubmissionUnknownError(
-            f"Nobody knows whether {self.provider.name} made this character (key {self.key}): {why}",
-            hint="It may exist and be charged, so it is not sent again by itself: look at the provider's own task "
-            "list first, and ask anew only if it is not there.",
-            provider=self.provider.name,
-            key=self.key,
-        )
-
-
 class CharacterSession:
     """Makes characters through one or more providers. Use it inside `async with`, in one event loop.
 
     `pace`: when to poll (kie.ai's documented ladder). `wait`: seconds a wait lasts unless told otherwise. `drain`:
     seconds that closing waits for the answers of requests already sent. `watcher`: a `TaskWatcher` of your own.
+
+    `ledger`: where every wish is recorded before it is sent: a URL or path as in `open_ledger`, or a `Ledger`, which
+    is opened and closed here unless it is open already. What "memory:" keeps ends with this session. `pictures`: a
+    folder in which the profile picture of each character is saved, since its link dies within days.
 
     Raises:
         ConfigurationError: no provider, or two of the same name.
@@ -96,6 +51,8 @@ class CharacterSession:
     def __init__(
         self,
         *providers: Provider,
+        ledger: Ledger | str | os.PathLike[str] = "memory:",
+        pictures: str | os.PathLike[str] | None = None,
         pace: Pace | None = None,
         wait: float = 1800.0,
         drain: float = _DRAIN,
@@ -106,10 +63,11 @@ class CharacterSession:
             raise ConfigurationError(f"providers: one or more with different names are needed, got {names}.")
         self.providers = providers
         self.wait = wait
+        self.ledger = ledger if isinstance(ledger, Ledger) else open_ledger(ledger)
         self.watcher = watcher or TaskWatcher(pace=pace or LadderPace())
-        self.tokens = CallbackTokens()
+        self._pictures = None if pictures is None else Pictures(Path(pictures))
         self._drain = drain
-        self._submissions: dict[asyncio.Task[TaskHandle[Any]], _Submission] = {}
+        self._desk: Desk  # since `open`
         self.closed: asyncio.Future[None]  # since `open`; done when the session is closed
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stack = AsyncExitStack()
@@ -132,11 +90,14 @@ class CharacterSession:
             self.check_open()
             raise SessionClosedError("This session is open already.")
         async with AsyncExitStack() as stack:
+            if not self.ledger.is_open:
+                await stack.enter_async_context(self.ledger)
             for provider in self.providers:
                 await stack.enter_async_context(provider)
             self._stack = stack.pop_all()
         self._loop = asyncio.get_running_loop()
         self.closed = self._loop.create_future()
+        self._desk = Desk(self.providers, self.ledger, self.watcher, self.wait, self._pictures)
         return self
 
     async def aclose(self) -> None:
@@ -144,12 +105,11 @@ class CharacterSession:
         if self._loop is None:
             return
         self.check_open()
-        self._loop = None  # nothing new begins while the last answers come
+        self._loop = None
         self.closed.set_result(None)
         try:
-            await self._finish_submissions()
+            await self._desk.aclose(self._drain)
         finally:
-            await self.watcher.aclose()
             await self._stack.aclose()
 
     @overload
@@ -167,31 +127,18 @@ class CharacterSession:
 
         Give a request, or the fields of a `CharacterRequest`. It goes to the provider named, else to the first
         that can serve it. Once sent it is carried through, also when the caller is cancelled meanwhile.
+        A key that was asked before gives the task that it has, from whatever process; nothing is sent then.
 
         Raises:
             InvalidRequestError: no provider can serve the request; nothing was sent.
-            SubmissionUnknownError: it was sent, and nobody said what became of it.
+            KeyConflictError: the key was asked before for something else; nothing was sent.
+            SubmissionUnknownError: it was sent, now or earlier, and nobody said what became of it.
             ProviderError: the provider refused.
+            LedgerError: the ledger could not be written. Nothing was sent, unless the error has a `task_id`.
             SessionClosedError: the session was closed before the request was sent.
         """
         self.check_open()
-        wish = _request(request, fields)
-        chosen = self._choose(wish, provider)
-        token = self.tokens.mint(chosen.name) if chosen.callback_url and not chosen.synchronous else None
-        submission = _Submission(chosen, wish, wish.key or new_key(), token)
-        carrier = asyncio.create_task(self._carry(submission), name=f"sora_chars submit {submission.key}")
-        self._submissions[carrier] = submission
-        carrier.add_done_callback(self._submissions.pop)
-        try:
-            await asyncio.wait((carrier,))
-        except asyncio.CancelledError:
-            if not submission.sent:
-                carrier.cancel()
-            carrier.add_done_callback(partial(_log_orphan, submission))
-            raise
-        if carrier.cancelled():  # a caller that nobody cancelled must not look as if it were
-            raise submission.cut_off()
-        return carrier.result()
+        return await self._desk.submit(await self._desk.ask(as_request(request, fields), provider))
 
     @overload
     async def create(
@@ -224,13 +171,13 @@ class CharacterSession:
         `timeout`: seconds for both together. A request that is being sent is not given up for it.
         """
         began = asyncio.get_running_loop().time()
-        handle: TaskHandle[Any] = await self.submit(_request(request, fields), provider=provider)
+        handle: TaskHandle[Any] = await self.submit(as_request(request, fields), provider=provider)
         limit = self.wait if timeout is None else timeout
         left = max(0.0, began + limit - asyncio.get_running_loop().time())
         try:
             outcome: Character | TaskSnapshot = await handle.result(left)
         except asyncio.CancelledError:
-            _log_outlived(handle)
+            log_outlived(handle)
             raise
         return outcome
 
@@ -247,65 +194,96 @@ class CharacterSession:
         if not isinstance(task, TaskHandle):
             if not task or not str(task).isprintable():
                 raise InvalidRequestError(f"task_id: must be the id of a task, got {printable(repr(task), limit=60)}.")
-            task = TaskHandle(task_id=task, provider=self._provider(provider).name, key=key or new_key())
-        owner = self._provider(task.provider)
-        return task.within(self._live(owner, self.watcher.watch(owner, task.task_id)))
+            task = TaskHandle(task_id=task, provider=self._desk.provider(provider).name, key=key or new_key())
+        owner = self._desk.provider(task.provider)
+        return task.within(self._desk.live(owner, self.watcher.watch(owner, task.task_id)))
+
+    async def ask(self, request: Request | None = None, /, *, provider: str | None = None, **fields: Any) -> Entry:
+        """Record a wish without sending it; `advance` takes it on from there. Raises as `submit` before it sends."""
+        self.check_open()
+        return (await self._desk.ask(as_request(request, fields), provider)).entry
+
+    async def advance(self, key: str) -> Step:
+        """Do the next thing that a key needs: send once, look once, or nothing. For job engines.
+
+        Safe from any process at any time, also twice at once. It waits for one answer at most, and nothing here goes
+        on afterwards. How a finished one ended is in its entry.
+
+        Raises:
+            InvalidRequestError: the ledger has no such key.
+            ConfigurationError: this session has no such provider.
+            SubmissionUnknownError: it was sent and nobody said what became of it; see `resolve`.
+            ProviderError: looking failed in a way that no later look mends.
+            LedgerError: the ledger could not be read or written.
+        """
+        self.check_open()
+        return await self._desk.advance(await records.find(self.ledger, key))
+
+    async def recover(self) -> AsyncGenerator[TaskHandle[Any], None]:
+        """A handle for each task that the ledger says is running, watched again from now on.
+
+        What a process that has ended was sending becomes `unknown`: it is never sent again by itself. What a living
+        process polls is only followed. Entries of providers that this session has not are left alone.
+
+        Raises:
+            LedgerError: the ledger could not be read or written.
+        """
+        self.check_open()
+        names = {provider.name for provider in self.providers}
+        async for entry in self.ledger.entries(states={State.SENDING, State.RUNNING}):
+            now = await records.lost(self.ledger, entry)
+            if now.state is State.UNKNOWN:
+                log.warning("recovery.unknown", extra={"provider": now.provider, "key": now.key})
+            elif now.state is State.RUNNING and now.provider not in names:
+                log.warning("recovery.no_provider", extra={"provider": now.provider, "key": now.key})
+            elif now.state is State.RUNNING:
+                yield await self._desk.handle(now)
+
+    async def resolve(
+        self, key: str, *, task_id: str | None = None, never_sent: bool = False, give_up: bool = False
+    ) -> Entry:
+        """Record what you found out about an entry whose outcome is unknown. Sends nothing, pays nothing.
+
+        Exactly one of: `task_id`, what it became (`recover` watches it then); `never_sent`, so that it is sent when
+        it is asked for again; `give_up`, it has failed for good.
+
+        Raises:
+            InvalidRequestError: not exactly one, no such key, or nothing to resolve.
+            EntryMovedError: somebody else moved it meanwhile.
+        """
+        self.check_open()
+        if task_id is not None:
+            entry = await records.find(self.ledger, key)
+            if self._desk.provider(entry.provider).synchronous:
+                raise InvalidRequestError(f"task_id: {entry.provider} has no tasks; use never_sent or give_up.")
+        return await records.resolve(self.ledger, key, task_id=task_id, never_sent=never_sent, give_up=give_up)
+
+    async def entry(self, key: str) -> Entry | None:
+        """What the ledger knows of a key."""
+        self.check_open()
+        return await self.ledger.get(key)
+
+    def characters(
+        self, word: str | None = None, *, limit: int | None = None
+    ) -> AsyncGenerator[records.SavedCharacter, None]:
+        """The saved library, newest first: up to `limit` characters whose entries mention `word`, in any case."""
+        self.check_open()
+        return records.characters(self.ledger, word, limit=limit)
 
     async def credit(self, provider: str | None = None) -> float:
         """How many credits the account has left, at the provider named, else at the first that has tasks."""
         self.check_open()
-        return await self._provider(provider).credit()
+        return await self._desk.provider(provider).credit()
 
     async def models(self, provider: str | None = None) -> list[ModelInfo]:
         """Which models can be asked for now; free, so that a dead model is seen before anything is paid."""
         self.check_open()
-        return await self._provider(provider).models()
+        return await self._desk.provider(provider).models()
 
-    async def _carry(self, submission: _Submission) -> TaskHandle[Any]:
-        """Send, and turn the first snapshot into a watched handle without a pause in between."""
-        try:
-            snapshot = await submission.run()
-        except BaseException:
-            if submission.token:
-                self.tokens.retire(submission.token)
-            raise
-        provider, token = submission.provider, submission.token
-        watch = self.watcher.watch(provider, snapshot.task_id, snapshot=snapshot, expects_callback=token is not None)
-        if token:
-            watch.future.add_done_callback(lambda _: self.tokens.retire(token))
-            if self.tokens.bind(token, snapshot.task_id):
-                self.watcher.nudge(provider.name, snapshot.task_id)
-        request = submission.request
-        return TaskHandle(
-            task_id=snapshot.task_id,
-            provider=provider.name,
-            key=submission.key,
-            name=None if isinstance(request, TaskRequest) else request.name,
-            wants=TaskSnapshot if isinstance(request, TaskRequest) else Character,
-            live=self._live(provider, watch),
-        )
-
-    def _live(self, provider: Provider, watch: Watch) -> Live:
-        return Live(watch, partial(self.watcher.look, provider, watch), self.wait)
-
-    def _choose(self, request: Request, name: str | None) -> Provider:
-        reasons: list[str] = []
-        for provider in self.providers if name is None else (self._provider(name),):
-            problems = provider.check(request)
-            if not problems:
-                return provider
-            reasons += [f"{provider.name}: {problem}" for problem in problems]
-        raise InvalidRequestError(f"Nothing was sent. {'; '.join(reasons)}.", problems=tuple(reasons))
-
-    def _provider(self, name: str | None) -> Provider:
-        """The provider named, else the first that has tasks, else the first."""
-        if name is None:
-            return next((provider for provider in self.providers if not provider.synchronous), self.providers[0])
-        for provider in self.providers:
-            if provider.name == name:
-                return provider
-        names = ", ".join(provider.name for provider in self.providers)
-        raise ConfigurationError(f"provider: must be one of {names}, got {printable(name)!r}.")
+    async def heard(self, entry: Entry, task_id: str) -> None:
+        """Take a callback that bears the token of `entry`, for a `CallbackReceiver`. Raises as `Desk.heard`."""
+        self.check_open()
+        await self._desk.heard(entry, task_id)
 
     def check_open(self) -> None:
         """Say so if this session cannot be used here and now.
@@ -321,53 +299,3 @@ class CharacterSession:
                 "This session was opened in another event loop. Nothing was sent.",
                 hint="Open a session inside each asyncio.run(), and close it there.",
             )
-
-    async def _finish_submissions(self) -> None:
-        for carrier, submission in list(self._submissions.items()):
-            if not submission.sent:
-                carrier.cancel()
-        try:
-            if self._submissions:
-                await asyncio.wait(self._submissions, timeout=self._drain)
-        finally:
-            late = list(self._submissions)
-            for carrier in late:
-                carrier.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
-
-
-def _request(request: Request | None, fields: dict[str, Any]) -> Request:
-    if request is None:
-        allowed = [field.name for field in attrs.fields(CharacterRequest)]
-        if unknown := sorted(fields.keys() - allowed):
-            raise InvalidRequestError(
-                f"{', '.join(unknown)}: no such field. Allowed are {', '.join(allowed)}.", problems=tuple(unknown)
-            )
-        return CharacterRequest(**fields)
-    allowed_types = (CharacterRequest, TaskRequest, OmniCharacterRequest)
-    if fields or not isinstance(request, allowed_types):
-        came = f"{type(request).__name__} with {', '.join(fields) or 'no fields'}"
-        raise InvalidRequestError(
-            f"request: give either a CharacterRequest, TaskRequest or OmniCharacterRequest, or fields; got {came}."
-        )
-    return request
-
-
-def _log_orphan(submission: _Submission, carrier: asyncio.Task[TaskHandle[Any]]) -> None:
-    """Nobody is left to hear how it ended, so the log does: an id that was paid for is never lost."""
-    facts = {"provider": submission.provider.name, "key": submission.key}
-    if carrier.cancelled():
-        log.log(
-            logging.ERROR if submission.sent else logging.INFO,
-            "submission.cancelled",
-            extra=facts | {"sent": submission.sent},
-        )
-    elif error := carrier.exception():
-        log.error("submission.failed", extra=facts | {"error": printable(error)})
-    else:
-        _log_outlived(carrier.result())
-
-
-def _log_outlived(handle: TaskHandle[Any]) -> None:
-    facts = {"provider": handle.provider, "key": handle.key, "task_id": handle.task_id}
-    log.warning("submission.outlived_its_caller", extra=facts)

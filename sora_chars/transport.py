@@ -13,6 +13,7 @@ import os
 import random
 import re
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -34,6 +35,7 @@ from .limits import Account, Kind, Limits, account
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable, Generator, Mapping
+    from contextlib import AbstractAsyncContextManager
 
 T = TypeVar("T")
 
@@ -141,7 +143,7 @@ class _Call:
     kind: Kind
     read: Callable[[Answer], Any]
     timeout: float
-    sending: Callable[[], Awaitable[None]] | None
+    sending: Callable[[], AbstractAsyncContextManager[None]]
     body: Callable[[], Any] | None
     options: dict[str, Any]
 
@@ -210,14 +212,14 @@ class Transport:
         *,
         kind: Kind = "other",
         timeout: float | None = None,  # enforced by aiohttp, for sending and reading together
-        sending: Callable[[], Awaitable[None]] | None = None,
+        sending: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
         body: Callable[[], Any] | None = None,
         **options: Any,
     ) -> T:
         """Send, read with `read`, and repeat what may be repeated; `options` are aiohttp's (json, params).
 
-        `body` makes the data anew for each try. `sending` is awaited when nothing is left to wait for. Only a request
-        of kind "create" costs money; all others are harmless by nature.
+        `body` makes the data anew for each try. `sending` stands around each try, entered when nothing is left to
+        wait for. Only a request of kind "create" costs money; all others are harmless by nature.
 
         Raises:
             NoAnswerError: nobody answered, or a proxy did.
@@ -231,19 +233,19 @@ class Transport:
 
     async def _attempt(self, call: _Call) -> Any:
         self._check_loop()
-        async with self.account.windows[call.kind].place() as sent, self._slots:
+        async with self.account.windows[call.kind].place() as place, self._slots:
             http = self._usable()
-            if call.sending:
-                await call.sending()
-            try:
-                result = call.read(await self._send(http, call))
-            except ProviderError as error:
-                self._note(error, sent)
-                error.provider = self.provider
-                error.message = self._hide(error.message)
-                error.harmless |= call.kind != "create"
-                raise
-        self.account.pause.passed(sent=sent)
+            async with call.sending():
+                place.use(asyncio.get_running_loop().time())
+                try:
+                    result = call.read(await self._send(http, call))
+                except ProviderError as error:
+                    self._note(error, place.sent)
+                    error.provider = self.provider
+                    error.message = self._hide(error.message)
+                    error.harmless |= call.kind != "create"
+                    raise
+        self.account.pause.passed(sent=place.sent)
         return result
 
     def _note(self, error: ProviderError, sent: float) -> None:

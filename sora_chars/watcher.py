@@ -16,11 +16,18 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 
-from .errors import ProviderError, SoraCharsError, TaskNotFoundError, WatcherStoppedError, printable
+from .errors import (
+    MissingCharacterError,
+    ProviderError,
+    SoraCharsError,
+    TaskNotFoundError,
+    WatcherStoppedError,
+    printable,
+)
 from .models import TaskSnapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from .protocols import Pace, Provider
 
@@ -31,6 +38,7 @@ _STRETCH = 5.0  # how much rarer a task is polled while callbacks arrive
 _TRUST = 60.0  # seconds for which one callback vouches for the next
 _FAULT_DELAYS = (1.0, 30.0)
 _MISSING_DELAYS = (1.0, 5.0)
+_BACKSTOP = 30.0  # seconds between our own looks at a task that another process polls, which may have come to a stop
 _FIRST_ECHO = 0.25  # seconds until the next look when a callback came before its record showed it
 
 
@@ -42,6 +50,7 @@ class Watch:
     future: asyncio.Future[TaskSnapshot]
     expects_callback: bool = False
     snapshot: TaskSnapshot | None = None
+    follows: bool = False  # another process polls it
     woken_by: Literal["poll", "callback"] = "poll"
     started: float | None = None  # loop time; None until the first snapshot of a resumed task tells
     due: float = math.inf
@@ -76,12 +85,17 @@ class Watch:
             queue.put_nowait(None)
 
 
+async def _tell_nobody(provider: str, outcome: TaskSnapshot | MissingCharacterError) -> None:
+    del provider, outcome
+
+
 @attrs.define(eq=False, kw_only=True)
 class TaskWatcher:
     """Polls tasks until they end.
 
     `max_in_flight`: looks under way at once, for each provider. `fault_budget`: seconds of nothing but passing
     faults after which a wait ends. `grace`: seconds for which "no such task" may mean "not visible yet".
+    `settle` is awaited with the provider's name and how a task ended, before anybody else hears of it.
     """
 
     pace: Pace
@@ -89,47 +103,62 @@ class TaskWatcher:
     fault_budget: float = 300.0
     grace: float = 90.0
     wall: Callable[[], float] = time.time
+    settle: Callable[[str, TaskSnapshot | MissingCharacterError], Awaitable[None]] = _tell_nobody
     looks: set[asyncio.Task[None]] = attrs.field(factory=set["asyncio.Task[None]"], init=False, repr=False)
     _lanes: dict[str, _Lane] = attrs.field(factory=dict[str, "_Lane"], init=False)
     _trusted_until: float = attrs.field(default=-math.inf, init=False)
     _trust_timer: asyncio.TimerHandle | None = attrs.field(default=None, init=False)
 
     def watch(
-        self, provider: Provider, task_id: str, *, snapshot: TaskSnapshot | None = None, expects_callback: bool = False
+        self,
+        provider: Provider,
+        task_id: str,
+        *,
+        snapshot: TaskSnapshot | None = None,
+        expects_callback: bool = False,
+        follows: bool = False,
     ) -> Watch:
-        """Watch a task, or join those who watch it. With the `snapshot` of its submission it is known to be new."""
+        """Watch a task, or join those who watch it. With the `snapshot` of its submission it is known to be new.
+
+        `follows`: another process polls it, so that a look now and then is enough.
+        """
         loop = asyncio.get_running_loop()
         lane = self._lanes.get(provider.name)
         if lane is None:
             lane = self._lanes[provider.name] = _Lane(provider=provider, watcher=self)
         watch = lane.watches.get(task_id)
         if watch is None:
-            watch = Watch(task_id, loop.create_future(), expects_callback, snapshot)
+            watch = Watch(task_id, loop.create_future(), expects_callback, snapshot, follows)
             if snapshot and snapshot.finished:
                 watch.end(snapshot)
                 return watch
             lane.watches[task_id] = watch
             watch.started = loop.time() if snapshot else None
             try:
-                delay = self.pace.delay(snapshot, 0.0) if snapshot else 0.0
+                delay = self.pace.delay(snapshot, 0.0) if snapshot else _BACKSTOP if follows else 0.0
             except Exception as error:  # noqa: BLE001 # a pace's bug must not lose an id that was just paid for
                 lane.give_up(watch, error)
             else:
                 lane.schedule(watch, delay, stretch=True)
         return watch
 
-    def nudge(self, provider: str, task_id: str) -> bool:
+    def nudge(self, provider: str, task_id: str, *, by: Literal["poll", "callback"] = "callback") -> bool:
         """Look at a task now, since a callback says that it ended. False when nobody waits for it."""
         lane = self._lanes.get(provider)
         watch = lane.watches.get(task_id) if lane else None
         if lane is None or watch is None:
             return False
         watch.nudged = True
-        watch.woken_by = "callback"
+        watch.woken_by = by
         watch.echoes = 0
         if not watch.polling:  # else the look under way may be too early: it is followed by another
             lane.schedule(watch, 0.0)
         return True
+
+    def take_over(self, provider: str, watch: Watch) -> None:
+        """Poll a task from now on whose poller has gone."""
+        watch.follows = False
+        self.nudge(provider, watch.task_id, by="poll")
 
     async def look(self, provider: Provider, watch: Watch) -> TaskSnapshot:
         """Look at a task once, out of turn, and show what was seen to all who wait.
@@ -140,6 +169,8 @@ class TaskWatcher:
         if watch.snapshot and watch.snapshot.finished:
             return watch.snapshot
         snapshot = await provider.fetch(watch.task_id)
+        if snapshot.finished:
+            await self.settle(provider.name, snapshot)
         lane = self._lanes.get(provider.name)
         if lane and lane.watches.get(watch.task_id) is watch and not watch.polling:
             lane.see(watch, snapshot)
@@ -262,10 +293,15 @@ class _Lane:
         nudged, watch.nudged = watch.nudged, False
         try:
             snapshot = await self.provider.fetch(watch.task_id)
+            if snapshot.finished:
+                await self.watcher.settle(self.provider.name, snapshot)
             watch.polling = False
             self.see(watch, snapshot, nudged=nudged)
         except ProviderError as error:
             self._fault(watch, error)
+        except MissingCharacterError as error:
+            await self.watcher.settle(self.provider.name, error)
+            self._end(watch, error)
         except SoraCharsError as error:
             self._end(watch, error)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 # the border: a bug ends one wait, not all
@@ -299,6 +335,8 @@ class _Lane:
             delay = 0.0
         elif snapshot.retry_after is not None:
             delay = snapshot.retry_after
+        elif watch.follows and not nudged:
+            delay = max(delay, _BACKSTOP)
         elif nudged or watch.echoes:
             echo = _FIRST_ECHO * 2**watch.echoes
             watch.echoes = watch.echoes + 1 if echo < delay else 0

@@ -81,6 +81,11 @@ class Ledger:
         self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
 
     @property
+    def is_open(self) -> bool:
+        """Whether somebody has opened it."""
+        return self._home is not None
+
+    @property
     def holder(self) -> str:
         """This process, as the entries that it holds name it."""
         return self._store.holder
@@ -173,7 +178,7 @@ class Ledger:
             raise EntryMovedError(
                 f"Entry {entry.key} is {kept.state} by now and was not moved from {entry.state} to {to}.", entry=kept
             )
-        self._waiters.wake(entry.key)
+        self._waiters.moved(entry.key, moved.version)
         return moved
 
     async def get(self, key: str) -> Entry | None:
@@ -225,6 +230,10 @@ class Ledger:
             except TimeoutError:
                 return entry
         return now
+
+    def listen(self, entry: Entry, call: Callable[[], object]) -> Callable[[], None]:
+        """Call `call` whenever another process may have moved `entry` on; returns what ends that."""
+        return self._waiters.listen(entry.key, entry.version, call)
 
     async def is_gone(self, holder: str) -> bool:
         """Whether a process that holds entries has ended. True stays true; no clock is asked."""

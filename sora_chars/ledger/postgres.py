@@ -66,7 +66,8 @@ _INSERT = (
 )
 _REPLACE = (
     f"WITH moved AS (UPDATE sora_chars_entries SET {', '.join(f'{name} = %s' for name in _MOVED)}"  # noqa: S608 # our own names
-    f" WHERE key = %s AND version = %s RETURNING key) SELECT pg_notify('{_CHANNEL}', key) FROM moved"
+    " WHERE key = %s AND version = %s RETURNING key, version)"
+    f" SELECT pg_notify('{_CHANNEL}', version || ' ' || key) FROM moved"
 )
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM sora_chars_entries WHERE"  # noqa: S608 # our own names
 _FIND: dict[By, str] = {
@@ -205,7 +206,8 @@ class PostgresStore:
         while True:
             try:
                 async for notice in self._line.notifies():  # pragma: no branch # it ends by an error only
-                    waiters.wake(notice.payload)
+                    version, _, key = notice.payload.partition(" ")
+                    waiters.wake(key, int(version))
             except psycopg.Error as error:
                 log.warning("ledger.line_lost", extra={"error": printable(error)})
                 await self._line.close()

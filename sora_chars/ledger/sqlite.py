@@ -76,6 +76,7 @@ _PAGE = (
 _PAGES = {False: f"{_PAGE} > ? ORDER BY place LIMIT ?", True: f"{_PAGE} < ? ORDER BY place DESC LIMIT ?"}
 _VERSIONS = "SELECT key, version FROM entries WHERE key IN (SELECT value FROM json_each(?))"
 _LAST = 2**63 - 1
+_RARER = 20  # times as long as a look took until the next: many who wait must not keep the reader busy
 
 
 class SqliteStore:
@@ -173,9 +174,11 @@ class SqliteStore:
         """Wake those who wait for what another process moved."""
         seen: dict[str, int] = {}
         mark = -1
+        pause = self._interval
         while True:
             await waiters.some.wait()
-            await asyncio.sleep(self._interval)
+            await asyncio.sleep(pause)
+            began = time.monotonic()
             try:
                 now, mark = await self._reader.call(partial(_versions, list(waiters.keys), seen, mark))
             except LedgerError as error:
@@ -183,8 +186,9 @@ class SqliteStore:
                 continue
             for key, version in now.items():
                 if seen.get(key) != version:
-                    waiters.wake(key)
+                    waiters.wake(key, version)
             seen = now
+            pause = max(self._interval, _RARER * (time.monotonic() - began))
 
 
 def _upgrade(cursor: sqlite3.Cursor) -> None:

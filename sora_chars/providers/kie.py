@@ -29,7 +29,8 @@ from . import kie_codec as codec
 if TYPE_CHECKING:
     import os
     import ssl
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self
 
@@ -111,7 +112,7 @@ class Kie(Provider):
         return codec.character_problems(request) + ([] if video is None else _video_problems(video))
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], Awaitable[None]]
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """See `Provider.submit`. A local file is uploaded first, for free."""
         if isinstance(request, OmniCharacterRequest):
@@ -173,7 +174,9 @@ class Kie(Provider):
     def _api(self, route: str) -> str:
         return f"{self._transport.base_url}/api/v1/{route}"
 
-    async def _omni(self, request: OmniCharacterRequest, sending: Callable[[], Awaitable[None]]) -> TaskSnapshot:
+    async def _omni(
+        self, request: OmniCharacterRequest, sending: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> TaskSnapshot:
         body = {
             "descriptions": request.descriptions,
             "image_urls": [await self._url_of(request.image)],

@@ -28,7 +28,8 @@ from sora_chars.transport import GATEWAY_FAULTS, Answer, Transport, clean_url, p
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self
 
@@ -156,7 +157,7 @@ class Kkiai(Provider):
         return problems
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], Awaitable[None]]
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """See `Provider.submit`. Takes 30 s to minutes."""
         del callback_url

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from sora_chars import CallbackReceiver, CharacterSession, FixedPace, Kie, TaskFailedError, WaitTimeoutError
+from sora_chars.records import token_digest
 from sora_chars.testing import Emulator
 from sora_chars.testing.deliveries import envelope, sign
 
@@ -214,7 +215,7 @@ async def test_task_of_another_session() -> None:
         task = other.emulator.tasks[handle.task_id]
         token = str(task.callback_url).rpartition("/")[2]
         on.session.resume(handle.task_id)
-        assert other.session.tokens.owner(token)
-        assert on.session.tokens.owner(token) is None
+        assert await other.session.ledger.by_token(token_digest(token))
+        assert await on.session.ledger.by_token(token_digest(token)) is None
         task.callback_url = str(on.session.providers[0].callback_url) + "/" + token
         assert await other.forge(handle.task_id) == 401

@@ -53,7 +53,7 @@ async def test_a_create_cancelled_at_any_step_sends_nothing_or_logs_the_id(
         async with session_at(emulator) as session:
             creating = asyncio.create_task(session.create(**WISH, key=f"key {number}"))
             await steps(number)
-            waiting = not session._submissions and number > 3
+            waiting = not session._desk._submissions and number > 3
             creating.cancel()
             await asyncio.wait([creating])
             assert creating.cancelled()

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -155,7 +155,7 @@ async def test_a_rate_limit_is_waited_out(emulator: Emulator, session: Character
 async def test_a_task_of_another_kind(session: CharacterSession, emulator: Emulator) -> None:
     """Whoever goes around `check` with another kind of request is told so, and nothing is sent."""
 
-    async def sending() -> None:
+    def sending() -> NoReturn:
         pytest.fail("it was about to be sent")
 
     with pytest.raises(TypeError, match="TaskRequest"):

@@ -6,7 +6,8 @@ import logging
 import socket
 import struct
 import traceback
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import aiohttp
 import attrs
@@ -22,7 +23,7 @@ from sora_chars.errors import (
 from sora_chars.transport import Answer, Transport, parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     from sora_chars.limits import Kind
 
@@ -274,8 +275,10 @@ async def test_a_refused_connection_is_harmless(serve: Any) -> None:
         port = free.getsockname()[1]
     tries: list[RawServer | None] = []
 
-    async def sending() -> None:
+    @asynccontextmanager
+    async def sending() -> AsyncGenerator[None]:
         tries.append(await serve(answers(http(b"8")), port=port) if tries else None)
+        yield
 
     url = f"http://127.0.0.1:{port}"
     async with Opened(transport_to(url)) as transport:
@@ -318,8 +321,10 @@ async def test_a_429_is_sent_again_after_the_pause(kind: Kind, serve: Any) -> No
     """Rejected is not created: even a paid request goes out again, once the account's pause is over."""
     times: list[float] = []
 
-    async def sending() -> None:
+    @asynccontextmanager
+    async def sending() -> AsyncGenerator[None]:
         times.append(asyncio.get_running_loop().time())
+        yield
 
     server = await serve(answers(http(b"429")), answers(http(b"7")))
     async with Opened(transport_to(server.url)) as transport:
@@ -495,8 +500,8 @@ async def test_the_last_user_closes_the_connections(serve: Any) -> None:
         assert await transport.request("GET", server.url, read) == 7
 
 
-async def unexpected() -> None:
-    """Stand for what must not be awaited."""
+def unexpected() -> NoReturn:
+    """Stand for what must not be entered."""
     pytest.fail("nothing is about to be sent")
 
 

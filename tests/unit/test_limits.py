@@ -38,7 +38,8 @@ def most_in_any_window(arrivals: list[float], seconds: float) -> int:
 
 async def ask(window: Window, arrivals: list[float], *, way: float, back: float = 0.0) -> None:
     """One request: `way` seconds until it arrives, `back` until its answer is here."""
-    async with window.place():
+    async with window.place() as place:
+        place.use(asyncio.get_running_loop().time())
         await asyncio.sleep(way)
         arrivals.append(asyncio.get_running_loop().time())
         await asyncio.sleep(back)
@@ -75,7 +76,8 @@ async def test_a_request_given_up_may_still_arrive(why: str) -> None:
     window, loop = free((1, 10.0)), asyncio.get_running_loop()
 
     async def give_up() -> None:
-        async with window.place():
+        async with window.place() as place:
+            place.use(loop.time())
             if why == "timed out":
                 raise NoAnswerError("no answer")
             await asyncio.sleep(60)
@@ -85,8 +87,8 @@ async def test_a_request_given_up_may_still_arrive(why: str) -> None:
     given_up.cancel()
     await asyncio.wait([given_up])
     assert given_up.cancelled() or isinstance(given_up.exception(), NoAnswerError)
-    async with window.place() as sent:
-        assert sent >= 15.0
+    async with window.place() as place:
+        assert place.sent >= 15.0
     assert loop.time() < 15.1
 
 
@@ -110,12 +112,24 @@ async def test_a_long_request_counts_from_its_arrival() -> None:
 
 
 @pytest.mark.looptime
+async def test_a_place_that_nobody_used_is_free_again() -> None:
+    """A request that was not sent after all takes nothing from the next one."""
+    window, arrivals = free((1, 10.0)), list[float]()
+    for _ in range(3):
+        async with window.place():
+            pass
+    await ask(window, arrivals, way=0.0)
+    assert arrivals == [0.0]
+
+
+@pytest.mark.looptime
 async def test_first_come_first_served() -> None:
     """Places are given in the order in which they were asked for."""
     window, order = free((2, 1.0)), list[int]()
 
     async def ask_in_turn(number: int) -> None:
-        async with window.place():
+        async with window.place() as place:
+            place.use(asyncio.get_running_loop().time())
             order.append(number)
 
     async with asyncio.TaskGroup() as group:
@@ -163,11 +177,12 @@ async def test_ready_returns_when_a_place_is_free_and_takes_none() -> None:
 async def test_a_refusal_pauses_the_whole_account() -> None:
     """After a 429 to a create, polls and all other requests wait too."""
     busy, loop = Account.with_limits(Limits()), asyncio.get_running_loop()
-    async with busy.windows["create"].place() as sent:
-        busy.pause.refused(sent=sent, now=loop.time(), retry_after=None)
+    async with busy.windows["create"].place() as place:
+        place.use(loop.time())
+        busy.pause.refused(sent=place.sent, now=loop.time(), retry_after=None)
     for kind in ("create", "poll", "other"):
-        async with busy.windows[kind].place() as sent:
-            assert sent >= 1.0
+        async with busy.windows[kind].place() as place:
+            assert place.sent >= 1.0
 
 
 def test_the_pause_grows_and_is_capped() -> None:
@@ -216,10 +231,11 @@ async def test_one_probe_goes_first() -> None:
     window.pause.refused(sent=0.0, now=0.0, retry_after=2.0)
 
     async def probe() -> None:
-        async with window.place() as at:
-            sent.append(at)
+        async with window.place() as place:
+            place.use(loop.time())
+            sent.append(place.sent)
             await asyncio.sleep(3)
-        window.pause.passed(sent=at)
+        window.pause.passed(sent=place.sent)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(4):

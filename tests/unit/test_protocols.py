@@ -18,7 +18,8 @@ from sora_chars import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from sora_chars.models import Request
 
@@ -37,13 +38,13 @@ class Studio(Provider):
         return [] if clip else ["clip: is required"]
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], Awaitable[None]]
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """Start a task."""
         del callback_url
-        await sending()
-        task_id = f"task-{len(self.looks)}"
-        self.looks[task_id] = 0
+        async with sending():
+            task_id = f"task-{len(self.looks)}"
+            self.looks[task_id] = 0
         return TaskSnapshot(task_id=task_id, provider=self.name, state="waiting", raw=request)
 
     async def fetch(self, task_id: str) -> TaskSnapshot:

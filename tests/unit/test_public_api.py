@@ -14,11 +14,23 @@ from sora_chars.transport import Transport
 
 KEY = "sk-do-not-show-me"
 MET = (
-    *("errors", "models", "limits", "pacing", "protocols", "handle", "session", "watcher", "callbacks"),
+    *(
+        "errors",
+        "models",
+        "limits",
+        "pacing",
+        "protocols",
+        "handle",
+        "session",
+        "desk",
+        "records",
+        "watcher",
+        "callbacks",
+    ),
     *("ledger.ledger", "ledger.entry", "ledger.states"),
     *("providers.kie", "providers.kkiai"),
 )
-INNER = {"Account", "Pause", "Window", "Live", "Watch"}  # what the parts of one module are made of
+INNER = {"Account", "Pause", "Place", "Window", "Live", "Watch", "Desk"}  # what the parts of one module are made of
 
 
 def test_the_public_names_are_sorted() -> None:

@@ -19,11 +19,13 @@ from sora_chars.errors import (
 from sora_chars.models import Character, ModelInfo, OmniCharacterRequest, TaskRequest, TaskSnapshot
 from sora_chars.pacing import FixedPace
 from sora_chars.protocols import Provider
+from sora_chars.records import token_digest
 from sora_chars.session import CharacterSession
 from sora_chars.watcher import TaskWatcher
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from sora_chars.models import Request
 
@@ -53,16 +55,16 @@ class Fake(Provider):
         return self.problems
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], Awaitable[None]]
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """See `Provider`."""
         del request
         await asyncio.sleep(self.before)
-        await sending()
-        self.posts.append(callback_url)
-        await asyncio.sleep(self.after)
-        if self.fault:
-            raise self.fault
+        async with sending():
+            self.posts.append(callback_url)
+            await asyncio.sleep(self.after)
+            if self.fault:
+                raise self.fault
         return self.snapshot("success" if self.synchronous else "waiting")
 
     async def fetch(self, task_id: str) -> TaskSnapshot:
@@ -259,7 +261,7 @@ async def test_an_unknown_outcome_is_told_with_the_key() -> None:
     """A lost answer is never sent again, and the error names the key and the provider."""
     provider = Fake(fault=NoAnswerError("reset by peer"))
     async with session_of(provider) as session:
-        with pytest.raises(SubmissionUnknownError, match=r"key mine.*reset by peer.*not sent again") as caught:
+        with pytest.raises(SubmissionUnknownError, match=r"key mine.*reset by peer.*never sent again") as caught:
             await session.create(**WISH, key="mine")
     assert (caught.value.provider, caught.value.key) == ("fake", "mine")
     assert caught.value.__cause__ is provider.fault
@@ -284,7 +286,11 @@ async def test_no_answer_before_sending_is_no_doubt() -> None:
 
     class Uploading(Fake):
         async def submit(
-            self, request: Request, *, callback_url: str | None, sending: Callable[[], Awaitable[None]]
+            self,
+            request: Request,
+            *,
+            callback_url: str | None,
+            sending: Callable[[], AbstractAsyncContextManager[None]],
         ) -> TaskSnapshot:
             """See `Provider`."""
             del request, callback_url, sending
@@ -296,16 +302,16 @@ async def test_no_answer_before_sending_is_no_doubt() -> None:
 
 
 async def test_callbacks_carry_a_token_of_their_own() -> None:
-    """Each task has an unguessable URL; its token is living while the task is, and known afterwards."""
+    """Each task has an unguessable URL; the ledger keeps the digest of its token, also when the task has ended."""
     provider = Fake(callback_url="https://a.invalid/cb")
     async with session_of(provider) as session:
         first, second = await session.submit(**WISH), await session.submit(**WISH)
         tokens = [str(url).removeprefix("https://a.invalid/cb/") for url in provider.posts]
         assert len({*tokens}) == 2
         assert min(map(len, tokens)) >= 32
-        assert all(session.tokens.claim(token, "t1") for token in tokens)
         await asyncio.gather(first, second)
-        assert session.tokens.owner(tokens[0])
+        entries = [await session.ledger.by_token(token_digest(token)) for token in tokens]
+        assert [entry and entry.key for entry in entries] == [first.key, second.key]
 
 
 async def test_an_early_callback_brings_a_look_at_once() -> None:
@@ -314,16 +320,9 @@ async def test_an_early_callback_brings_a_look_at_once() -> None:
     async with session_of(provider) as session:
         submitting = asyncio.create_task(session.submit(**WISH))
         await asyncio.sleep(15)
-        assert session.tokens.claim(str(provider.posts[0]).rpartition("/")[2], "t1")
+        entry = await session.ledger.by_token(token_digest(str(provider.posts[0]).rpartition("/")[2]))
+        assert entry
+        await session.heard(entry, "t1")
         handle = await submitting
         await handle
-        assert (loop.time(), handle.woken_by) == (20, "callback")
-
-
-async def test_the_token_of_a_failed_submission_is_retired() -> None:
-    """A request that made no task leaves no living token behind."""
-    provider = Fake(callback_url="https://a.invalid/cb", fault=AuthenticationError("bad key"))
-    async with session_of(provider) as session:
-        with pytest.raises(AuthenticationError):
-            await session.submit(**WISH)
-        assert session.tokens._owners == {}
+        assert loop.time() == 20

@@ -13,7 +13,8 @@ from sora_chars.protocols import Provider
 from sora_chars.session import CharacterSession
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from sora_chars.models import Request
 
@@ -37,16 +38,16 @@ class Slow(Provider):
         return ()
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], Awaitable[None]]
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """See `Provider`."""
         del request, callback_url
         await asyncio.sleep(10.0)
-        await sending()
-        self.posts += 1
-        await asyncio.sleep(self.answer)
-        if self.fault:
-            raise self.fault
+        async with sending():
+            self.posts += 1
+            await asyncio.sleep(self.answer)
+            if self.fault:
+                raise self.fault
         return TaskSnapshot(task_id="t1", provider=self.name, state="waiting")
 
     async def fetch(self, task_id: str) -> TaskSnapshot:

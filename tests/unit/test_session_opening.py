@@ -13,7 +13,8 @@ from sora_chars.protocols import Provider
 from sora_chars.session import CharacterSession
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
     from sora_chars.models import Request
@@ -45,12 +46,12 @@ class Fake(Provider):
         return ()
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], Awaitable[None]]
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """See `Provider`."""
         del request, callback_url
-        await sending()
-        self.posts += 1
+        async with sending():
+            self.posts += 1
         return TaskSnapshot(task_id="t1", provider=self.name, state="waiting")
 
     async def fetch(self, task_id: str) -> TaskSnapshot:

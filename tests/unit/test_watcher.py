@@ -14,7 +14,8 @@ from sora_chars.protocols import Pace, Provider
 from sora_chars.watcher import TaskWatcher
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from sora_chars.models import Request
 
@@ -45,7 +46,7 @@ class Scripted(Provider):
         raise NotImplementedError
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], Awaitable[None]]
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """See `Provider`."""
         raise NotImplementedError

@@ -25,7 +25,8 @@ from sora_chars.protocols import Provider
 from sora_chars.watcher import TaskWatcher, Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from sora_chars.models import Request
 
@@ -49,7 +50,7 @@ class Faulty(Provider):
         raise NotImplementedError
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], Awaitable[None]]
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """See `Provider`."""
         raise NotImplementedError

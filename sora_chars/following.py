@@ -1,0 +1,110 @@
+"""Which process looks after a task on record: one polls it, the others hear of its end, and one takes over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+import attrs
+
+from .errors import EntryMovedError, LedgerError, printable
+from .ledger import State
+from .records import to_snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .ledger import Entry, Ledger
+    from .models import TaskSnapshot
+    from .protocols import Provider
+    from .watcher import TaskWatcher, Watch
+
+log = logging.getLogger("sora_chars.session")
+
+
+@attrs.define(eq=False)
+class Follower:
+    """Brings tasks on record under a watcher.
+
+    `interval`: seconds between two looks whether the processes that poll the others are still alive.
+    """
+
+    ledger: Ledger
+    watcher: TaskWatcher
+    interval: float = 1.0
+    _followed: dict[Watch, tuple[Provider, Entry]] = attrs.field(factory=dict["Watch", "tuple[Provider, Entry]"])
+    _rounds: asyncio.Task[None] | None = None
+
+    async def join(self, provider: Provider, entry: Entry, snapshot: TaskSnapshot | None = None) -> Watch:
+        """Wait for the task of an entry, and poll it unless a living process does. `snapshot`: its first one."""
+        if snapshot is None:
+            entry = await self._hold(entry)
+            snapshot = None if entry.state is State.RUNNING else to_snapshot(entry)
+        task_id = snapshot.task_id if snapshot else entry.task_id or ""
+        follows = snapshot is None and entry.holder != self.ledger.holder
+        watch = self.watcher.watch(
+            provider,
+            task_id,
+            snapshot=snapshot,
+            expects_callback=bool(provider.callback_url and entry.token_digest),
+            follows=follows,
+        )
+        if not watch.future.done() and (watch.follows or watch.expects_callback):  # others may hear of its end first
+            end = self.ledger.listen(entry, partial(self.watcher.nudge, provider.name, task_id, by="poll"))
+            watch.future.add_done_callback(lambda _: end())
+        if watch.follows and watch not in self._followed:
+            self._follow(provider, entry, watch)
+        return watch
+
+    async def aclose(self) -> None:
+        """Follow nobody any more."""
+        if self._rounds:
+            self._rounds.cancel()
+            await asyncio.wait((self._rounds,))
+
+    async def _hold(self, entry: Entry) -> Entry:
+        """The entry, held by this process from now on unless another one that lives holds it."""
+        holder = entry.holder
+        while entry.state is State.RUNNING and holder != self.ledger.holder:
+            if holder and not await self.ledger.is_gone(holder):
+                break
+            try:
+                entry = await self.ledger.move(entry, State.RUNNING)
+            except EntryMovedError as error:
+                entry = error.entry
+            holder = entry.holder
+        return entry
+
+    def _follow(self, provider: Provider, entry: Entry, watch: Watch) -> None:
+        self._followed[watch] = provider, entry
+        watch.future.add_done_callback(lambda _: self._followed.pop(watch, None))
+        if self._rounds is None or self._rounds.done():
+            self._rounds = asyncio.create_task(self._go_round(), name="sora_chars follower")
+
+    async def _go_round(self) -> None:
+        while self._followed:
+            await asyncio.sleep(self.interval)
+            try:
+                for holder in {entry.holder for _, entry in self._followed.values()}:
+                    if holder is None or await self.ledger.is_gone(holder):
+                        await self._take_over(
+                            [watch for watch, (_, one) in self._followed.items() if one.holder == holder]
+                        )
+            except LedgerError as error:
+                log.warning("follower.failed", extra={"error": printable(error)})
+
+    async def _take_over(self, watches: Sequence[Watch]) -> None:
+        for watch in watches:
+            provider, entry = self._followed.get(watch, (None, None))
+            if provider is None or entry is None:  # it ended meanwhile
+                continue
+            entry = await self._hold(entry)
+            if entry.holder == self.ledger.holder:
+                self._followed.pop(watch, None)
+                self.watcher.take_over(provider.name, watch)
+            elif entry.state is State.RUNNING:
+                self._followed[watch] = provider, entry
+            else:
+                self.watcher.nudge(provider.name, watch.task_id, by="poll")

@@ -1,0 +1,146 @@
+"""What a session writes into the ledger once a provider has answered: never cancelled, and tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+
+from .errors import EntryMovedError, LedgerError, MissingCharacterError, printable
+from .ledger import State
+from .models import SUCCESS, TaskSnapshot
+from .records import ending
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from .ledger import Entry, Ledger
+
+T = TypeVar("T")
+
+log = logging.getLogger("sora_chars.session")
+
+_DELAYS = (0.25, 10.0)
+_OPEN = frozenset({State.ASKED, State.REFUSED, State.SENDING, State.UNKNOWN})
+
+
+async def record(ledger: Ledger, entry: Entry, to: State, **facts: Any) -> Entry:
+    """Move an entry to where the provider's answer puts it, wherever others have moved it meanwhile.
+
+    Without a task id among the facts the first move of somebody else stands. Returns the entry as it is then, which
+    is another task's when somebody else had paid for one; that is logged as an error.
+    """
+    task_id = facts.get("task_id")
+    while True:
+        try:
+            if task_id and entry.state in {State.ASKED, State.REFUSED}:  # a person, or a code 500, said "never made"
+                entry = await ledger.move(entry, State.SENDING)
+            return await ledger.move(entry, to, **facts)
+        except EntryMovedError as error:
+            entry = error.entry
+        same = entry.task_id == task_id
+        if task_id and (entry.state in _OPEN or (same and entry.state is State.RUNNING and to is not State.RUNNING)):
+            continue
+        if task_id and not same:
+            names = {"key": entry.key, "task_id": task_id, "recorded": entry.task_id}
+            log.error("submission.second_task", extra=names)
+        return entry
+
+
+async def settle(ledger: Ledger, snapshot: TaskSnapshot) -> None:
+    """Record a finished task, if it has an entry that waits for that."""
+    entry = await ledger.by_task(snapshot.provider, snapshot.task_id)
+    if entry and entry.state is State.RUNNING:
+        to, facts = ending(snapshot, entry.kind)
+        await record(ledger, entry, to, **facts)
+
+
+async def unsend(ledger: Ledger, key: str, digest: str) -> None:
+    """Take back a `sending` that was written for a request that did not go; `digest` says for which."""
+    entry = await ledger.get(key)
+    if entry and entry.state is State.SENDING and entry.token_digest == digest:
+        await record(ledger, entry, State.ASKED)
+
+
+@attrs.define(eq=False)
+class Writes:
+    """Writes that neither a caller's end nor a fault of the ledger may lose, until `aclose`."""
+
+    ledger: Ledger
+    _under_way: set[asyncio.Task[Any]] = attrs.field(factory=set["asyncio.Task[Any]"])
+    _closing: asyncio.Event = attrs.field(factory=asyncio.Event)
+
+    async def record(self, entry: Entry, to: State, **facts: Any) -> Entry:
+        """`record`, also when the caller is cancelled meanwhile. What fails is tried again later.
+
+        Raises:
+            LedgerError: it failed this time.
+        """
+        names = {"key": entry.key, "state": str(to), "task_id": facts.get("task_id")}
+        return await self._write(partial(record, self.ledger, entry, to, **facts), names)
+
+    async def settle(self, provider: str, outcome: TaskSnapshot | MissingCharacterError) -> None:
+        """Record how a task ended, if it has an entry. A fault is logged, and it is tried again later."""
+        if isinstance(outcome, MissingCharacterError):
+            task_id, payload = outcome.task_id or "", outcome.payload
+            outcome = TaskSnapshot(task_id=task_id, provider=provider, state=SUCCESS, result=payload)
+        names = {"state": outcome.state, "task_id": outcome.task_id}
+        with suppress(LedgerError):
+            await self._write(partial(settle, self.ledger, outcome), names)
+
+    def unsend(self, key: str, digest: str) -> None:
+        """`unsend`, as soon as the ledger can be written again."""
+        self.start(self._repeat(partial(unsend, self.ledger, key, digest), {"key": key, "state": State.ASKED.value}))
+
+    async def aclose(self) -> None:
+        """Try what failed once more, and wait for all."""
+        self._closing.set()
+        while self._under_way:
+            await asyncio.wait(self._under_way)
+
+    async def _write(self, write: Callable[[], Coroutine[Any, Any, T]], names: dict[str, Any]) -> T:
+        try:
+            return await asyncio.shield(self.start(write()))
+        except LedgerError as error:
+            log.error("ledger.write_failed", extra=names | {"error": printable(error)})  # noqa: TRY400 # one line
+            self.start(self._repeat(write, names))
+            raise
+
+    def start(self, write: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Give it an asyncio task of its own, which closing waits for."""
+        under_way = asyncio.create_task(write, name="sora_chars ledger write")
+        self._under_way.add(under_way)
+        under_way.add_done_callback(self._ended)
+        return under_way
+
+    def _ended(self, under_way: asyncio.Task[Any]) -> None:
+        self._under_way.discard(under_way)
+        if not under_way.cancelled():
+            under_way.exception()  # whoever shielded it may be gone
+
+    async def _repeat(self, write: Callable[[], Coroutine[Any, Any, object]], names: dict[str, Any]) -> None:
+        delay, longest = _DELAYS
+        while True:
+            closing = await self._closing_within(delay)
+            try:
+                await write()
+            except LedgerError as error:
+                if closing:
+                    log.error("ledger.write_lost", extra=names | {"error": printable(error)})  # noqa: TRY400 # one line
+                    return
+            else:
+                log.info("ledger.written_late", extra=names)
+                return
+            delay = min(2 * delay, longest)
+
+    async def _closing_within(self, delay: float) -> bool:
+        try:
+            async with asyncio.timeout(delay):
+                await self._closing.wait()
+        except TimeoutError:
+            return False
+        return True
