@@ -46,21 +46,28 @@ def block_with(text: str) -> str:
 
 
 @pytest.fixture
-def environment(sora_emulator: Emulator) -> dict[str, str]:
+def environment(sora_emulator: Emulator, tmp_path: Path) -> dict[str, str]:
     """A reader's environment: keys, and nothing else that the README does not name."""
     return os.environ | {
         "EMULATOR": sora_emulator.url,
         "KIE_API_KEY": "a-key-for-the-emulator",
         "KKIAI_API_KEY": "a-key-for-the-emulator",
+        "SORA_CHARS_LEDGER": str(tmp_path / "ledger.db"),
         "PYTHONWARNINGS": "error",
         "PYTHONASYNCIODEBUG": "",  # aiohttp then writes its access log to stderr
     }
 
 
-def run(program: str, environment: dict[str, str]) -> str:
+def run(program: str, environment: dict[str, str], folder: Path) -> str:
     """What the program prints; it must end well and warn of nothing."""
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=50, check=False
+        [sys.executable, "-c", program],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -71,13 +78,14 @@ def run(program: str, environment: dict[str, str]) -> str:
     [
         ("character.id, character.mention", r"ch_\w+ "),
         ("handle.updates()", r"(waiting .*\n)+(generating .*\n)*success .*\n\{'resultUrls': \[.*\]\}\nsuccess\n"),
+        ("session.recover()", r"True\nch_\w+ 7118f712a5efa1d0f1c3f2ac1b3f9a55 [\d.]+\n"),
         ("SubmissionUnknownError as error", r"A day at the beach with @\S+ \.\n"),
     ],
-    ids=["ten-lines", "handle", "errors"],
+    ids=["ten-lines", "handle", "ledger", "errors"],
 )
-def test_a_program_of_the_readme_runs(text: str, says: str, environment: dict[str, str]) -> None:
+def test_a_program_of_the_readme_runs(text: str, says: str, environment: dict[str, str], tmp_path: Path) -> None:
     """Each program of the README runs as it stands and prints what it promises."""
-    assert re.match(says, run(AIM + block_with(text), environment))
+    assert re.match(says, run(AIM + block_with(text), environment, tmp_path))
 
 
 @pytest.fixture
