@@ -1,0 +1,447 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+
+from sora_chars.errors import (
+    AuthenticationError,
+    KeyConflictError,
+    LedgerError,
+    MissingCharacterError,
+    NoAnswerError,
+    RateLimitedError,
+    RequestRefusedError,
+    SessionClosedError,
+    SubmissionUnknownError,
+)
+from sora_chars.ledger import Entry, Ledger, State
+from sora_chars.ledger.memory import MemoryStore
+from sora_chars.models import Character, TaskSnapshot
+from sora_chars.pacing import FixedPace
+from sora_chars.protocols import Provider
+from sora_chars.session import CharacterSession
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from sora_chars.models import Request
+
+pytestmark = pytest.mark.looptime
+
+WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog", "key": "mine"}
+OTHER = "another process"
+
+
+@attrs.define(eq=False)
+class Fake(Provider):
+    """A provider that takes 10 s before sending and 10 s after, and whose tasks end at the first look.
+
+    `faults`: what the first requests meet, None for nothing. `early`: what each meets before it is sent.
+    """
+
+    faults: list[Exception | None] = attrs.field(factory=list["Exception | None"])
+    early: Exception | None = None
+    synchronous: bool = False
+    name: str = "fake"
+    callback_url: str | None = None
+    posts: int = 0
+
+    def check(self, request: Request) -> Sequence[str]:
+        """See `Provider`."""
+        del request
+        return ()
+
+    async def submit(
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> TaskSnapshot:
+        """See `Provider`."""
+        del request, callback_url
+        await asyncio.sleep(10)
+        if self.early:
+            raise self.early
+        async with sending():
+            self.posts += 1
+            await asyncio.sleep(10)
+            if self.faults and (fault := self.faults.pop(0)):
+                raise fault
+        return self.snapshot(f"t{self.posts}", "success" if self.synchronous else "waiting")
+
+    async def fetch(self, task_id: str) -> TaskSnapshot:
+        """See `Provider`."""
+        return self.snapshot(task_id, "success")
+
+    def snapshot(self, task_id: str, state: str) -> TaskSnapshot:
+        """A task."""
+        made = Character(id="ch_1", provider=self.name) if state == "success" else None
+        return TaskSnapshot(task_id=task_id, provider=self.name, state=state, character=made)
+
+
+@attrs.define(eq=False)
+class Shaky(MemoryStore):
+    """A store that cannot write the states in `full`, and writes those in `mute` without saying so.
+
+    `slow`: seconds that a new key takes. `bug`: raised in place of `LedgerError`. `others_live`: whether holders
+    other than this process do.
+    """
+
+    full: set[State] = attrs.field(factory=set[State])
+    mute: set[State] = attrs.field(factory=set[State])
+    slow: float = 0.0
+    bug: Exception | None = None
+    others_live: bool = True
+
+    async def insert(self, entry: Entry) -> Entry:
+        """See `Store`."""
+        await asyncio.sleep(self.slow)
+        self.check(self.full, entry)
+        return await super().insert(entry)
+
+    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+        """See `Store`."""
+        self.check(self.full, after)
+        kept = await super().replace(before, after)
+        self.check(self.mute, after)
+        return kept
+
+    async def is_gone(self, holder: str) -> bool:
+        """See `Store`."""
+        del holder
+        return not self.others_live
+
+    def check(self, states: set[State], entry: Entry) -> None:
+        """Raise what is to be raised."""
+        if entry.state in states:
+            raise self.bug or LedgerError("The disk is full.")
+
+    async def elsewhere(self, key: str, to: State, **facts: Any) -> None:
+        """Move an entry as another process would."""
+        entry = await self.find("key", key)
+        assert entry
+        await super().replace(entry, entry.moved(to, at=0.0, holder=OTHER, **facts))
+
+
+@pytest.fixture
+def store() -> Shaky:
+    """Return a store that works so far."""
+    return Shaky()
+
+
+def session_of(provider: Provider, store: Shaky | None = None, **options: Any) -> CharacterSession:
+    """A session that looks every 10 s."""
+    ledger = Ledger(store) if store else "memory:"
+    return CharacterSession(provider, pace=FixedPace(10.0), ledger=ledger, **options)
+
+
+async def state_of(session: CharacterSession, key: str = "mine") -> State:
+    """What the ledger says of a key."""
+    entry = await session.entry(key)
+    assert entry
+    return entry.state
+
+
+async def moved_on(session: CharacterSession, key: str = "mine") -> State:
+    """What the ledger says of a key after its next move."""
+    entry = await session.entry(key)
+    assert entry
+    return (await session.ledger.changed(entry)).state
+
+
+async def test_one_key_asked_many_times_at_once_is_one_request() -> None:
+    """All who ask for a key in the same instant get the one task that it becomes."""
+    provider = Fake()
+    async with session_of(provider) as session:
+        handles = await asyncio.gather(*(session.submit(**WISH) for _ in range(50)))
+        assert {handle.task_id for handle in handles} == {"t1"}
+        assert {(await handle).id for handle in handles} == {"ch_1"}
+    assert provider.posts == 1
+
+
+@pytest.mark.parametrize("synchronous", [False, True])
+async def test_a_finished_key_answers_without_a_request(store: Shaky, *, synchronous: bool) -> None:
+    """A key that has ended gives its character again, in a later session too."""
+    provider = Fake(synchronous=synchronous)
+    for _ in range(2):
+        async with session_of(provider, store) as session:
+            made = [await session.create(**WISH) for _ in range(2)]
+            assert [(one.id, one.provider) for one in made] == [("ch_1", "fake")] * 2
+    assert provider.posts == 1
+
+
+async def test_one_key_names_one_wish() -> None:
+    """Another request under a key that was asked before sends nothing, and shows both."""
+    provider = Fake()
+    async with session_of(provider) as session:
+        await session.submit(**WISH)
+        with pytest.raises(KeyConflictError) as caught:
+            await session.submit(**WISH | {"prompt": "a cat"})
+    assert (caught.value.first["prompt"], caught.value.second["prompt"]) == ("a dog", "a cat")
+    assert provider.posts == 1
+
+
+async def test_an_unknown_outcome_is_never_sent_again() -> None:
+    """Asked again, the key says that nobody knows, and why; nothing is sent."""
+    provider = Fake([NoAnswerError("reset by peer")])
+    async with session_of(provider) as session:
+        for _ in range(3):
+            with pytest.raises(SubmissionUnknownError, match=r"key mine\): reset by peer"):
+                await session.submit(**WISH)
+        assert await state_of(session) is State.UNKNOWN
+    assert provider.posts == 1
+
+
+async def test_a_refused_key_is_sent_when_asked_again() -> None:
+    """A refusal cost nothing, and what was wrong may have been put right."""
+    provider = Fake([RequestRefusedError("a real person")])
+    async with session_of(provider) as session:
+        with pytest.raises(RequestRefusedError):
+            await session.submit(**WISH)
+        assert await state_of(session) is State.REFUSED
+        assert (await session.submit(**WISH)).task_id == "t2"
+    assert provider.posts == 2
+
+
+async def test_a_refusal_is_for_all_who_waited() -> None:
+    """Whoever waited for another's try gets the refusal that it met, with its facts, and sends nothing."""
+    provider = Fake([RequestRefusedError("a real person", hint="Take a cat.", status=200, code=422, provider="fake")])
+    async with session_of(provider) as session:
+        tries = await asyncio.gather(*(session.submit(**WISH) for _ in range(3)), return_exceptions=True)
+    errors = [one for one in tries if isinstance(one, RequestRefusedError)]
+    facts = [(str(one), one.status, one.code, one.provider) for one in errors]
+    assert facts == [("a real person. Take a cat.", 200, 422, "fake")] * 3
+    assert provider.posts == 1
+
+
+async def test_a_request_that_did_nothing_may_be_sent_again() -> None:
+    """After "too many requests" the key is as if it had never been sent."""
+    provider = Fake([RateLimitedError("busy", retry_after=7.0)])
+    async with session_of(provider) as session:
+        with pytest.raises(RateLimitedError):
+            await session.submit(**WISH)
+        entry = await session.entry("mine")
+        assert entry
+        assert (entry.state, entry.holder, entry.error["type"]) == (State.ASKED, None, "RateLimitedError")
+        assert (await session.submit(**WISH)).task_id == "t2"
+
+
+async def test_a_refusal_that_did_nothing_is_one_all_the_same() -> None:
+    """A harmless error that no later try mends ends as refused, not as asked."""
+    async with session_of(Fake([AuthenticationError("bad key", harmless=True)])) as session:
+        with pytest.raises(AuthenticationError):
+            await session.submit(**WISH)
+        assert await state_of(session) is State.REFUSED
+
+
+async def test_the_entry_is_sending_only_while_it_is() -> None:
+    """Waiting for a slot is still `asked`; `sending` begins with the paid request."""
+    async with session_of(Fake()) as session:
+        submitting = asyncio.create_task(session.submit(**WISH))
+        await asyncio.sleep(9)
+        assert await state_of(session) is State.ASKED
+        assert await moved_on(session) is State.SENDING
+        assert asyncio.get_running_loop().time() == 10
+        assert await moved_on(session) is State.RUNNING
+        assert (await submitting).task_id == "t1"
+
+
+@pytest.mark.parametrize(
+    ("early", "state"),
+    [
+        (NoAnswerError("reset"), State.ASKED),
+        (RateLimitedError("busy"), State.ASKED),
+        (RequestRefusedError("no such clip"), State.REFUSED),
+        (KeyError("x"), State.ASKED),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_a_fault_before_the_request_leaves_no_doubt(early: Exception, state: State) -> None:
+    """What fails before the paid request, such as an upload, never makes an entry `unknown`."""
+    provider = Fake(early=early)
+    async with session_of(provider) as session:
+        for _ in range(2):
+            with pytest.raises(type(early)) as caught:
+                await session.submit(**WISH)
+            assert caught.value is early
+            assert await state_of(session) is state
+    assert provider.posts == 0
+
+
+async def test_a_sender_that_never_moves_on_is_not_waited_for_without_end(store: Shaky) -> None:
+    """After `wait` seconds of another process's `sending` the caller is told so, and nothing is sent."""
+    provider, loop = Fake(), asyncio.get_running_loop()
+    async with session_of(provider, store, wait=60) as session:
+        await session.ask(**WISH)
+        await store.elsewhere("mine", State.SENDING)
+        with pytest.raises(SubmissionUnknownError, match="another process has been sending it for 60 s"):
+            await session.submit(**WISH)
+        assert loop.time() == 60
+        assert await state_of(session) is State.SENDING
+    assert provider.posts == 0
+
+
+async def test_another_process_may_have_sent_it(store: Shaky) -> None:
+    """Whoever waits for another process's request gets its task."""
+    provider = Fake()
+    async with session_of(provider, store) as session:
+        await session.ask(**WISH)
+        await store.elsewhere("mine", State.SENDING)
+        submitting = asyncio.create_task(session.submit(**WISH))
+        await asyncio.sleep(5)
+        await store.elsewhere("mine", State.RUNNING, task_id="t9")
+        assert (await submitting).task_id == "t9"
+    assert provider.posts == 0
+
+
+async def test_a_sender_that_died_leaves_doubt(store: Shaky) -> None:
+    """Whoever waits for a process that ends meanwhile is told that nobody knows, and nothing is sent."""
+    provider = Fake()
+    async with session_of(provider, store) as session:
+        await session.ask(**WISH)
+        await store.elsewhere("mine", State.SENDING)
+        submitting = asyncio.create_task(session.submit(**WISH))
+        await asyncio.sleep(5)
+        store.others_live = False
+        with pytest.raises(SubmissionUnknownError, match="the process that sent it ended"):
+            await submitting
+        assert await state_of(session) is State.UNKNOWN
+    assert provider.posts == 0
+
+
+async def test_nothing_is_sent_that_cannot_be_recorded(store: Shaky) -> None:
+    """A ledger that takes no new key ends the try, and the error says that nothing was sent."""
+    provider = Fake()
+    store.full.add(State.ASKED)
+    async with session_of(provider, store) as session:
+        with pytest.raises(LedgerError, match=r"The disk is full\. Nothing was sent") as caught:
+            await session.submit(**WISH)
+    assert (caught.value.key, caught.value.task_id, provider.posts) == ("mine", None, 0)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+async def test_nothing_is_sent_before_sending_is_on_record(store: Shaky, *, kept: bool) -> None:
+    """A `sending` that failed, or was kept and not confirmed, sends nothing and is taken back."""
+    provider = Fake()
+    (store.mute if kept else store.full).add(State.SENDING)
+    async with session_of(provider, store) as session:
+        with pytest.raises(LedgerError, match=r"The disk is full\. Nothing was sent") as caught:
+            await session.submit(**WISH)
+        assert (caught.value.key, caught.value.task_id, provider.posts) == ("mine", None, 0)
+        if kept:
+            assert await moved_on(session) is State.ASKED
+        store.full, store.mute = set(), set()
+        assert (await session.submit(**WISH)).task_id == "t1"
+
+
+async def test_a_bug_of_the_ledger_sends_nothing(store: Shaky) -> None:
+    """What is no `LedgerError` comes as it is, and nothing was sent either."""
+    provider = Fake()
+    store.full, store.bug = {State.SENDING}, ZeroDivisionError()
+    async with session_of(provider, store) as session:
+        with pytest.raises(ZeroDivisionError):
+            await session.submit(**WISH)
+        assert await state_of(session) is State.ASKED
+    assert provider.posts == 0
+
+
+async def test_an_id_that_was_paid_for_is_told_whatever_happens(store: Shaky, caplog: pytest.LogCaptureFixture) -> None:
+    """When the ledger fails after the request, the id is in the error and the log, and on record later."""
+    provider = Fake()
+    store.full.add(State.RUNNING)
+    async with session_of(provider, store) as session:
+        with pytest.raises(LedgerError, match=r"fake made task t1 \(key mine\).*The disk is full") as caught:
+            await session.submit(**WISH)
+        assert (caught.value.key, caught.value.task_id) == ("mine", "t1")
+        assert caught.value.snapshot == provider.snapshot("t1", "waiting")
+        (line,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+        assert (line.message, line.__dict__["key"], line.__dict__["task_id"]) == ("ledger.write_failed", "mine", "t1")
+        store.full.clear()
+        assert await moved_on(session) is State.RUNNING
+        assert (await session.submit(**WISH)).task_id == "t1"
+    assert provider.posts == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "told", "to"),
+    [
+        (NoAnswerError("reset"), SubmissionUnknownError, State.UNKNOWN),
+        (RequestRefusedError("no"), RequestRefusedError, State.REFUSED),
+        (RateLimitedError("busy"), LedgerError, State.ASKED),
+        (MissingCharacterError("none", provider="fake", task_id=None), MissingCharacterError, State.FAILED),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_an_answer_is_told_and_written_late(
+    store: Shaky, fault: Exception, told: type[Exception], to: State
+) -> None:
+    """When the ledger cannot take an answer, its caller still hears it, and it is written as soon as it can be."""
+    provider = Fake([fault])
+    async with session_of(provider, store) as session:
+        submitting = asyncio.create_task(session.submit(**WISH))
+        await asyncio.sleep(15)
+        store.full.add(to)
+        with pytest.raises(told):
+            await submitting
+        assert await state_of(session) is State.SENDING
+        store.full.clear()
+        assert await moved_on(session) is to
+    assert provider.posts == 1
+
+
+async def test_a_bug_after_sending_leaves_doubt() -> None:
+    """A provider that breaks once it has sent may have made the task: the key is never sent again."""
+    provider = Fake([KeyError("x")])
+    async with session_of(provider) as session:
+        with pytest.raises(KeyError):
+            await session.submit(**WISH)
+        with pytest.raises(SubmissionUnknownError, match="KeyError before an answer was read"):
+            await session.submit(**WISH)
+    assert provider.posts == 1
+
+
+async def test_a_synchronous_success_without_a_character_has_failed() -> None:
+    """It was paid for and gave nothing: the same key says so again, and sends nothing."""
+    fault = MissingCharacterError("none", provider="fake", task_id=None, payload={"id": ""})
+    provider = Fake([fault], synchronous=True)
+    async with session_of(provider) as session:
+        for _ in range(2):
+            with pytest.raises(MissingCharacterError) as caught:
+                await session.create(**WISH)
+            assert caught.value.payload == {"id": ""}
+        assert await state_of(session) is State.FAILED
+    assert provider.posts == 1
+
+
+async def test_a_session_that_closes_sends_nothing_new(store: Shaky) -> None:
+    """A request that reaches a closing session is not sent, though that still waits for an earlier one's answer."""
+    provider = Fake()
+    session = await session_of(provider, store).open()
+    first = asyncio.create_task(session.submit(**WISH))
+    await asyncio.sleep(15)
+    store.slow = 2.0
+    late = asyncio.create_task(session.submit(**WISH | {"key": "late"}))
+    await asyncio.sleep(1)
+    await session.aclose()
+    with pytest.raises(SessionClosedError, match="Nothing was sent"):
+        await late
+    assert (await first).task_id == "t1"
+    assert provider.posts == 1
+
+
+async def test_a_picture_of_a_new_character_is_saved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture is saved where a character is made, synchronously or not, and not again for a key that has ended."""
+    saved: list[str] = []
+
+    async def save(_: object, character: Character) -> None:
+        saved.append(character.provider)
+
+    monkeypatch.setattr("sora_chars.pictures.Pictures.save", save)
+    for provider in (Fake(synchronous=True, name="at once"), Fake(name="later")):
+        async with session_of(provider, pictures=tmp_path) as session:
+            await session.create(**WISH)
+            await session.create(**WISH)
+    assert saved == ["at once", "later"]
