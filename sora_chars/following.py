@@ -101,10 +101,8 @@ class Follower:
             if provider is None or entry is None:  # it ended meanwhile
                 continue
             entry = await self._hold(entry)
-            if entry.holder == self.ledger.holder:
+            if entry.state is not State.RUNNING or entry.holder == self.ledger.holder:
                 self._followed.pop(watch, None)
                 self.watcher.take_over(provider.name, watch)
-            elif entry.state is State.RUNNING:
+            elif watch in self._followed:  # it did not end meanwhile
                 self._followed[watch] = provider, entry
-            else:
-                self.watcher.nudge(provider.name, watch.task_id, by="poll")

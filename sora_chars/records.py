@@ -104,7 +104,8 @@ def to_snapshot(entry: Entry) -> TaskSnapshot:
 def is_of_another(snapshot: TaskSnapshot, digest: str | None) -> bool:
     """Whether a record repeats a callback URL, and none of ours: its last part has another digest."""
     text = json.dumps(snapshot.raw).replace("\\", "")
-    tokens = [url.rpartition("/")[2] for url in re.findall(r'callBackUrl["\s:]+([^"\s]+)', text)]
+    urls = re.findall(r'callBackUrl["\s:]+(https?:[^"\s]+)', text, re.IGNORECASE)
+    tokens = [url.rpartition("/")[2] for url in urls]
     return bool(tokens) and all(token_digest(token) != digest for token in tokens)
 
 
@@ -126,9 +127,10 @@ def to_error(error: SoraCharsError) -> dict[str, Any]:
 
 def refusal(entry: Entry) -> ProviderError:
     """The error with which the provider refused the entry's request."""
-    facts = dict(entry.error or {})
-    kind = getattr(errors, str(facts.pop("type", "")), ProviderError)
-    made: ProviderError = kind(**facts)
+    facts = {"message": ""} | (entry.error or {})
+    kind = getattr(errors, facts.get("type", ""), ProviderError)
+    known = {field.name for field in attrs.fields(kind)}
+    made: ProviderError = kind(**{name: value for name, value in facts.items() if name in known})
     return made
 
 

@@ -52,7 +52,8 @@ _HIDDEN = "***"
 _IN_URL = r'(?:[^\s"\\?]|\\+/)'  # in JSON, and in JSON inside JSON, where a slash may be escaped
 # Nothing is given back once it is taken ("++"), and a link without a query is taken too: else a hostile answer keeps
 # the search busy for hours.
-_TOKEN = re.compile(rf'(callBackUrl[\\"\s:]++){_IN_URL}+', re.IGNORECASE)  # the last part of our callback URLs
+# The last part of our callback URLs. Only of a URL: to put stars for a null would spoil the JSON around it.
+_TOKEN = re.compile(rf'(callBackUrl[\\"\s:]++)https?:{_IN_URL}+', re.IGNORECASE)
 _QUERY = re.compile(rf'(https?:(?:\\*/){{2}}{_IN_URL}++)(\?(?:[^\s"\\]|\\+[/u])+)?')  # of any URL: may be a signature
 
 
