@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+
+from sora_chars.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    InvalidRequestError,
+    LedgerError,
+    MissingCharacterError,
+    NoAnswerError,
+    RateLimitedError,
+    RequestRefusedError,
+    SubmissionUnknownError,
+    TaskNotFoundError,
+)
+from sora_chars.ledger import Entry, Ledger, State
+from sora_chars.ledger.memory import MemoryStore
+from sora_chars.models import Character, TaskSnapshot
+from sora_chars.pacing import FixedPace
+from sora_chars.protocols import Provider
+from sora_chars.session import CharacterSession
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from sora_chars.models import Request
+
+pytestmark = pytest.mark.looptime
+
+WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog", "key": "mine"}
+
+
+@attrs.define(eq=False)
+class Fake(Provider):
+    """A provider that takes 10 s to answer a request, with `fault` if there is one, and whose tasks end at once.
+
+    `early`: met before a request is sent. `seen`: what a look meets, in place of the end.
+    """
+
+    fault: Exception | None = None
+    early: Exception | None = None
+    seen: TaskSnapshot | Exception | None = None
+    synchronous: bool = False
+    name: str = "fake"
+    posts: int = 0
+    looks: int = 0
+
+    def check(self, request: Request) -> Sequence[str]:
+        """See `Provider`."""
+        del request
+        return ()
+
+    async def submit(
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> TaskSnapshot:
+        """See `Provider`."""
+        del request, callback_url
+        if self.early:
+            raise self.early
+        async with sending():
+            self.posts += 1
+            await asyncio.sleep(10)
+            if self.fault:
+                raise self.fault
+        return self.ended() if self.synchronous else self.running()
+
+    async def fetch(self, task_id: str) -> TaskSnapshot:
+        """See `Provider`."""
+        self.looks += 1
+        await asyncio.sleep(1)
+        if isinstance(self.seen, Exception):
+            raise self.seen
+        return self.seen or self.ended(task_id)
+
+    def running(self, **facts: Any) -> TaskSnapshot:
+        """The task while it runs."""
+        return TaskSnapshot(task_id="t1", provider=self.name, state="generating", **facts)
+
+    def ended(self, task_id: str = "t1") -> TaskSnapshot:
+        """A task that has succeeded."""
+        made = Character(id="ch_1", provider=self.name)
+        return TaskSnapshot(task_id=task_id, provider=self.name, state="success", character=made)
+
+
+@attrs.define(eq=False)
+class Shaky(MemoryStore):
+    """A store that cannot write the states in `full`. `others_live`: whether other processes do."""
+
+    full: frozenset[str] = frozenset()
+    others_live: bool = True
+
+    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+        """See `Store`."""
+        if after.state in self.full:
+            raise LedgerError("The disk is full.")
+        return await super().replace(before, after)
+
+    async def is_gone(self, holder: str) -> bool:
+        """See `Store`."""
+        del holder
+        return not self.others_live
+
+    async def elsewhere(self, key: str, to: State, **facts: Any) -> None:
+        """Move an entry as another process would."""
+        entry = await self.find("key", key)
+        assert entry
+        await super().replace(entry, entry.moved(to, at=0.0, holder="another process", **facts))
+
+
+@pytest.fixture
+def provider() -> Fake:
+    """Return the provider."""
+    return Fake()
+
+
+@pytest.fixture
+def store() -> Shaky:
+    """Return a store that works so far."""
+    return Shaky()
+
+
+@pytest.fixture
+async def session(provider: Fake, store: Shaky) -> AsyncGenerator[CharacterSession]:
+    """Return a session that looks every 10 s, and has no time to wait."""
+    async with CharacterSession(provider, pace=FixedPace(10.0), ledger=Ledger(store)) as session:
+        yield session
+
+
+async def state_of(session: CharacterSession, key: str = "mine") -> State:
+    """What the ledger says of a key."""
+    entry = await session.entry(key)
+    assert entry
+    return entry.state
+
+
+async def advance(session: CharacterSession) -> tuple[State, float | None]:
+    """Take the wish one step on, and say where it is and when to call again."""
+    step = await session.advance("mine")
+    assert step.finished is (step.again_in is None)
+    assert step.entry == await session.entry("mine")
+    return step.entry.state, step.again_in
+
+
+async def test_one_step_at_a_time(session: CharacterSession, provider: Fake) -> None:
+    """A wish is recorded, sent once, looked at until its end, and then left alone."""
+    assert (await session.ask(**WISH)).state is State.ASKED
+    assert provider.posts == 0
+    provider.seen = provider.running()
+    assert await advance(session) == (State.RUNNING, 10)
+    assert (provider.posts, provider.looks) == (1, 0)
+    assert await advance(session) == (State.RUNNING, 10)
+    provider.seen = provider.running(retry_after=77.0)
+    assert await advance(session) == (State.RUNNING, 77)
+    provider.seen = None
+    assert await advance(session) == (State.SUCCEEDED, None)
+    assert await advance(session) == (State.SUCCEEDED, None)
+    assert (provider.posts, provider.looks) == (1, 3)
+    assert [saved.character.id async for saved in session.characters("DOG")] == ["ch_1"]
+
+
+async def test_nothing_goes_on_after_a_step(session: CharacterSession, provider: Fake) -> None:
+    """A task that a step has started is polled by nobody until the next."""
+    await session.ask(**WISH)
+    await session.advance("mine")
+    await asyncio.sleep(1000)
+    assert provider.looks == 0
+
+
+async def test_steps_at_once_send_once(session: CharacterSession, provider: Fake) -> None:
+    """Many who advance one key in the same instant make one request, and find one end."""
+    await session.ask(**WISH)
+    assert {await one for one in [asyncio.create_task(advance(session)) for _ in range(9)]} == {(State.RUNNING, 10)}
+    ends = await asyncio.gather(*(advance(session) for _ in range(9)))
+    assert {*ends} == {(State.SUCCEEDED, None)}
+    assert provider.posts == 1
+
+
+async def test_a_synchronous_provider_needs_one_step() -> None:
+    """Its answer is the end."""
+    async with CharacterSession(Fake(synchronous=True)) as session:
+        await session.ask(**WISH)
+        assert await advance(session) == (State.SUCCEEDED, None)
+
+
+async def test_a_refusal_ends_the_steps(session: CharacterSession, provider: Fake) -> None:
+    """Refused is finished, for all who advance it at once, and a later step sends nothing either."""
+    provider.fault = RequestRefusedError("a real person")
+    await session.ask(**WISH)
+    assert await asyncio.gather(advance(session), advance(session)) == [(State.REFUSED, None)] * 2
+    assert await advance(session) == (State.REFUSED, None)
+    assert provider.posts == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "early", "again_in"),
+    [
+        (RateLimitedError("busy"), None, 5.0),
+        (RateLimitedError("busy", retry_after=60.0), None, 60.0),
+        (None, NoAnswerError("the upload was reset"), 5.0),
+    ],
+)
+async def test_a_step_that_did_nothing_is_worth_another(
+    session: CharacterSession, provider: Fake, fault: Exception | None, early: Exception | None, again_in: float
+) -> None:
+    """A passing fault leaves the wish as it was, to be tried again when the provider says."""
+    provider.fault, provider.early = fault, early
+    await session.ask(**WISH)
+    assert await advance(session) == (State.ASKED, again_in)
+
+
+async def test_a_refusal_that_is_not_on_record_yet_is_told(
+    session: CharacterSession, provider: Fake, store: Shaky
+) -> None:
+    """Where the ledger cannot take a refusal, the caller hears it as an error."""
+    provider.fault = RequestRefusedError("a real person")
+    store.full = frozenset({"refused"})
+    await session.ask(**WISH)
+    with pytest.raises(RequestRefusedError):
+        await session.advance("mine")
+    assert await state_of(session) is State.SENDING
+
+
+async def test_what_another_process_sends_is_left_to_it(session: CharacterSession, store: Shaky) -> None:
+    """A step waits for nobody while the sender lives, and leaves doubt once it does not."""
+    await session.ask(**WISH)
+    await store.elsewhere("mine", State.SENDING)
+    began = asyncio.get_running_loop().time()
+    assert await advance(session) == (State.SENDING, 5)
+    assert asyncio.get_running_loop().time() == began
+    store.others_live = False
+    for _ in range(2):
+        with pytest.raises(SubmissionUnknownError, match="the process that sent it ended"):
+            await session.advance("mine")
+    assert await state_of(session) is State.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("seen", "state", "again_in"),
+    [
+        (NoAnswerError("reset"), State.RUNNING, 5.0),
+        (RateLimitedError("busy", retry_after=9.0), State.RUNNING, 9.0),
+        (TaskNotFoundError("no such task"), State.RUNNING, 5.0),
+        (MissingCharacterError("none", provider="fake", task_id="t1", payload={}), State.FAILED, None),
+        (TaskSnapshot(task_id="t1", provider="fake", state="fail"), State.FAILED, None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_what_a_look_may_meet(
+    session: CharacterSession,
+    provider: Fake,
+    seen: TaskSnapshot | Exception,
+    state: State,
+    again_in: float | None,
+) -> None:
+    """A fault that may pass is worth another step; an end without a character is one."""
+    await session.ask(**WISH)
+    await session.advance("mine")
+    provider.seen = seen
+    assert await advance(session) == (state, again_in)
+
+
+async def test_a_look_that_no_later_one_mends(session: CharacterSession, provider: Fake) -> None:
+    """A bad key is told, and the task still runs."""
+    await session.ask(**WISH)
+    await session.advance("mine")
+    provider.seen = AuthenticationError("bad key")
+    with pytest.raises(AuthenticationError):
+        await session.advance("mine")
+    assert await state_of(session) is State.RUNNING
+
+
+async def test_an_end_that_is_not_on_record_yet(session: CharacterSession, provider: Fake, store: Shaky) -> None:
+    """Where the ledger cannot take the end, the key is not finished."""
+    await session.ask(**WISH)
+    await session.advance("mine")
+    store.full = frozenset({"succeeded"})
+    assert await advance(session) == (State.RUNNING, 5)
+    store.full = frozenset()
+    assert await advance(session) == (State.SUCCEEDED, None)
+    assert provider.posts == 1
+
+
+async def test_only_what_is_known_is_advanced(session: CharacterSession, store: Shaky) -> None:
+    """An unknown key, and one of a provider that is not here, are named."""
+    with pytest.raises(InvalidRequestError, match="no entry 'mine'"):
+        await session.advance("mine")
+    await session.ledger.ask(key="mine", provider="gone", kind="character", request={})
+    for state in (State.ASKED, State.SENDING, State.RUNNING):
+        if state is not State.ASKED:
+            await store.elsewhere("mine", state, task_id="t1")
+        if state is not State.SENDING:
+            with pytest.raises(ConfigurationError, match="must be one of fake, got 'gone'"):
+                await session.advance("mine")
