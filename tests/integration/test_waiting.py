@@ -58,17 +58,18 @@ async def test_a_task_that_is_not_visible_yet_is_waited_for(
 
 
 @pytest.mark.parametrize("form", ["http_429", "body_429"])
-async def test_a_429_to_a_poll_pauses_the_account(form: str, emulator: Emulator, session: CharacterSession) -> None:
+async def test_a_429_to_a_poll_pauses_the_account(form: str) -> None:
     """After one rejected look nothing is sent until the pause is over, by no task; then all end well."""
-    handles = [await session.submit(**WISH) for _ in range(5)]
-    emulator.fault(form, on="poll")
-    loop = asyncio.get_running_loop()
-    await emulator.until(lambda: emulator.counts.rejected["poll"])
-    began, polls = loop.time(), emulator.counts.polls
-    await emulator.until(lambda: emulator.counts.polls > polls + 4)  # those that were under way may still arrive
-    assert loop.time() - began >= 0.9
-    await asyncio.gather(*handles)
-    assert emulator.counts.rejected["poll"] == 1
+    async with Emulator(durations=(1.0, 1.1)) as emulator, session_at(emulator) as session:
+        handles = [await session.submit(**WISH) for _ in range(5)]
+        emulator.fault(form, on="poll")
+        loop = asyncio.get_running_loop()
+        await emulator.until(lambda: emulator.counts.rejected["poll"])
+        began, polls = loop.time(), emulator.counts.polls
+        await emulator.until(lambda: emulator.counts.polls > polls + 4)  # those that were under way may still arrive
+        assert loop.time() - began >= 0.9
+        await asyncio.gather(*handles)
+        assert emulator.counts.rejected["poll"] == 1
 
 
 async def test_a_bad_key_ends_the_wait_at_once(emulator: Emulator, session: CharacterSession) -> None:
