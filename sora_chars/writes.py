@@ -103,8 +103,11 @@ class Writes:
             await asyncio.wait(self._under_way)
 
     async def _write(self, write: Callable[[], Coroutine[Any, Any, T]], names: dict[str, Any]) -> T:
+        return await asyncio.shield(self.start(self._try(write, names)))
+
+    async def _try(self, write: Callable[[], Coroutine[Any, Any, T]], names: dict[str, Any]) -> T:
         try:
-            return await asyncio.shield(self.start(write()))
+            return await write()
         except LedgerError as error:
             log.error("ledger.write_failed", extra=names | {"error": printable(error)})  # noqa: TRY400 # one line
             self.start(self._repeat(write, names))
