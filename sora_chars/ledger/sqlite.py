@@ -11,7 +11,9 @@ import json
 import logging
 import os
 import sqlite3
+import threading
 import time
+from contextlib import suppress
 from functools import cache, partial
 from itertools import compress
 from typing import TYPE_CHECKING, Any
@@ -76,6 +78,7 @@ _PAGE = (
 _PAGES = {False: f"{_PAGE} > ? ORDER BY place LIMIT ?", True: f"{_PAGE} < ? ORDER BY place DESC LIMIT ?"}
 _VERSIONS = "SELECT key, version FROM entries WHERE key IN (SELECT value FROM json_each(?))"
 _LAST = 2**63 - 1
+_creating = threading.Lock()  # nobody of this process connects to a new file before it is closed again
 _RARER = 20  # times as long as a look took until the next: many who wait must not keep the reader busy
 
 
@@ -147,7 +150,7 @@ class SqliteStore:
         return LedgerError(f"The ledger could not be used: {printable(error)}.")
 
     def _connect(self) -> sqlite3.Connection:
-        os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite gives the files beside it the same mode
+        self._create()
         connection = sqlite3.connect(self._path, timeout=self._patience, isolation_level=None)
         try:
             self._use_wal(connection)
@@ -156,6 +159,16 @@ class SqliteStore:
             connection.close()
             raise
         return connection
+
+    def _create(self) -> None:
+        """Make the file, unless it is there. SQLite gives the files beside it the same mode.
+
+        It must not even be opened when it is there: closing it would free the locks of every connection that this
+        process has to it, and another process would take itself for the last and remove the write-ahead log.
+        https://sqlite.org/howtocorrupt.html, 2.2.
+        """
+        with _creating, suppress(FileExistsError):
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
     def _use_wal(self, connection: sqlite3.Connection) -> None:
         """Switch to the write-ahead log. Here alone SQLite does not wait when several processes come at once."""
