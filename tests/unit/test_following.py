@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+
+from sora_chars.errors import LedgerError
+from sora_chars.following import Follower
+from sora_chars.ledger import Ledger, State
+from sora_chars.ledger.memory import MemoryStore
+from sora_chars.models import Character, TaskSnapshot
+from sora_chars.pacing import FixedPace
+from sora_chars.protocols import Provider
+from sora_chars.records import ending
+from sora_chars.watcher import TaskWatcher
+from sora_chars.writes import Writes
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from sora_chars.ledger import Entry
+    from sora_chars.ledger.ledger import By
+    from sora_chars.ledger.waiters import Waiters
+    from sora_chars.models import Request
+
+pytestmark = pytest.mark.looptime
+
+DONE = TaskSnapshot(task_id="t1", provider="fake", state="success", character=Character(id="ch_1", provider="fake"))
+PACE = 5.0
+RARE = 30.0
+
+
+@attrs.define(eq=False)
+class House:
+    """Entries that several processes share, which of them have died, and whether they hear of each other."""
+
+    entries: MemoryStore = attrs.field(factory=MemoryStore)
+    dead: set[str] = attrs.field(factory=set[str])
+    waiters: dict[str, Waiters] = attrs.field(factory=dict[str, "Waiters"])
+
+
+@attrs.define(eq=False)
+class Shared:
+    """The store of one process. Its next `faults` checks on another process fail; each takes `takes` seconds."""
+
+    house: House
+    holder: str
+    faults: int = 0
+    takes: float = 0.0
+    checks: int = 0
+
+    async def open(self, waiters: Waiters) -> None:
+        """See `Store`."""
+        self.house.waiters[self.holder] = waiters
+
+    async def aclose(self) -> None:
+        """See `Store`."""
+        self.house.dead.add(self.holder)
+
+    async def insert(self, entry: Entry) -> Entry:
+        """See `Store`."""
+        return await self.house.entries.insert(entry)
+
+    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+        """See `Store`."""
+        await asyncio.sleep(self.takes)
+        kept = await self.house.entries.replace(before, after)
+        for name, waiters in self.house.waiters.items():
+            if name != self.holder:
+                waiters.wake(after.key, after.version)
+        return kept
+
+    async def find(self, by: By, *values: str) -> Entry | None:
+        """See `Store`."""
+        return await self.house.entries.find(by, *values)
+
+    async def page(
+        self, states: Collection[State], *, after: int | None, newest_first: bool, size: int
+    ) -> Sequence[tuple[int, Entry]]:
+        """See `Store`."""
+        return await self.house.entries.page(states, after=after, newest_first=newest_first, size=size)
+
+    async def is_gone(self, holder: str) -> bool:
+        """See `Store`."""
+        self.checks += 1
+        if self.faults:
+            self.faults -= 1
+            raise LedgerError("the disk fails")
+        return holder in self.house.dead
+
+
+@attrs.define(eq=False)
+class Fake(Provider):
+    """A provider whose tasks all end at once when `ended` is set."""
+
+    name: str = "fake"
+    callback_url: str | None = None
+    ended: bool = False
+    looks: list[float] = attrs.field(factory=list[float])
+
+    def check(self, request: Request) -> Sequence[str]:
+        """See `Provider`."""
+        del request
+        return ()
+
+    async def submit(
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> TaskSnapshot:
+        """See `Provider`."""
+        raise NotImplementedError
+
+    async def fetch(self, task_id: str) -> TaskSnapshot:
+        """See `Provider`."""
+        self.looks.append(asyncio.get_running_loop().time())
+        if self.ended:
+            return attrs.evolve(DONE, task_id=task_id)
+        return TaskSnapshot(task_id=task_id, provider=self.name, state="generating")
+
+
+@attrs.define(eq=False)
+class Process:
+    """What one process has of a session."""
+
+    store: Shared
+    ledger: Ledger
+    watcher: TaskWatcher
+    follower: Follower
+    provider: Fake
+
+
+@asynccontextmanager
+async def process(house: House, name: str, **facts: Any) -> AsyncGenerator[Process, None]:
+    """Open one."""
+    store = Shared(house, name)
+    async with Ledger(store) as ledger:
+        writes = Writes(ledger)
+        watcher = TaskWatcher(pace=FixedPace(PACE), settle=writes.settle)
+        follower = Follower(ledger, watcher)
+        try:
+            yield Process(store, ledger, watcher, follower, Fake(**facts))
+        finally:
+            await follower.aclose()
+            await watcher.aclose()
+            await writes.aclose()
+
+
+@pytest.fixture
+def house() -> House:
+    """Give entries for processes to share."""
+    return House()
+
+
+async def run(ledger: Ledger, number: int = 1, *, digest: str | None = None, held: bool = True) -> Entry:
+    """Put a running task on record."""
+    entry = await ledger.ask(key=f"k-{number}", provider="fake", kind="character", request={"from_task": "t0"})
+    entry = await ledger.move(entry, State.SENDING, token_digest=digest)
+    return await ledger.move(entry, State.RUNNING, task_id=f"t{number}", held=held)
+
+
+async def holder(ledger: Ledger, number: int = 1) -> str | None:
+    """Who holds a task."""
+    entry = await ledger.get(f"k-{number}")
+    assert entry
+    return entry.holder
+
+
+@pytest.mark.parametrize("held", [True, False])
+async def test_what_nobody_else_holds_is_polled(house: House, held: bool) -> None:  # noqa: FBT001 # a parameter
+    """One's own task, or one that nobody holds, is held and looked at by the pace."""
+    async with process(house, "a") as one:
+        entry = await run(one.ledger, held=held)
+        watch = await one.follower.join(one.provider, entry)
+        await asyncio.sleep(4.5 * PACE)
+        assert (watch.follows, len(one.provider.looks), await holder(one.ledger)) == (False, 5, "a")
+        one.provider.ended = True
+        assert await watch.future == DONE
+        assert (await one.ledger.get("k-1")).state is State.SUCCEEDED  # type: ignore[union-attr] # it is there
+
+
+async def test_a_first_snapshot_spares_the_ledger(house: House) -> None:
+    """What has just been submitted is watched without another write; what has ended already is at hand."""
+    async with process(house, "a") as one:
+        entry = await run(one.ledger)
+        new = TaskSnapshot(task_id="t1", provider="fake", state="waiting")
+        watch = await one.follower.join(one.provider, entry, new)
+        assert (watch.snapshot, watch.follows) == (new, False)
+        assert await one.follower.join(one.provider, entry) is watch
+        assert await one.ledger.get("k-1") == entry
+
+
+async def test_what_has_ended_is_at_hand(house: House) -> None:
+    """An entry that has ended is not looked at again."""
+    async with process(house, "a", callback_url="https://me.invalid") as one:
+        to, facts = ending(DONE, "character")
+        entry = await one.ledger.move(await run(one.ledger, digest="d"), to, **facts)
+        watch = await one.follower.join(one.provider, entry)
+        assert (watch.future.result(), one.provider.looks) == (DONE, [])
+
+
+async def test_what_a_living_process_polls_is_looked_at_rarely(house: House) -> None:
+    """One's own looks are a backstop for a poller that has come to a stop."""
+    async with process(house, "a") as other, process(house, "b") as one:
+        watch = await one.follower.join(one.provider, await run(other.ledger))
+        await asyncio.sleep(3.5 * RARE)
+        assert (watch.follows, len(one.provider.looks), await holder(one.ledger)) == (True, 3, "a")
+        one.provider.ended = True
+        assert await watch.future == DONE
+
+
+async def test_the_ledger_tells_of_the_end(house: House) -> None:
+    """As soon as the process that polls a task has recorded its end, those that follow it look."""
+    async with process(house, "a", ended=True) as other, process(house, "b", ended=True) as one:
+        entry = await run(other.ledger)
+        watch = await one.follower.join(one.provider, entry)
+        assert await one.follower.join(one.provider, entry) is watch
+        assert one.provider.looks == []
+        await (await other.follower.join(other.provider, entry)).future
+        assert (await watch.future, one.provider.looks) == (DONE, other.provider.looks)
+        assert not one.ledger._waiters.keys
+
+
+async def test_a_callback_to_another_process_is_heard_of(house: House) -> None:
+    """Who polls a task that expects a callback looks at once when another process has recorded its end."""
+    async with process(house, "a") as other, process(house, "b", callback_url="https://me.invalid") as one:
+        entry = await run(one.ledger, digest="d")
+        watch = await one.follower.join(one.provider, entry)
+        await asyncio.sleep(0.5 * PACE)
+        one.provider.ended = True
+        to, facts = ending(DONE, "character")
+        await other.ledger.move(entry, to, **facts)
+        before = asyncio.get_running_loop().time()
+        assert (await watch.future, asyncio.get_running_loop().time()) == (DONE, before)
+
+
+async def test_what_a_dead_process_polled_is_taken_over(house: House) -> None:
+    """When the holder dies, one of those who follow polls, and the others follow that one."""
+    async with process(house, "b") as one, process(house, "c") as two:
+        async with process(house, "a") as other:
+            entry = await run(other.ledger)
+            watches = [await each.follower.join(each.provider, entry) for each in (one, two)]
+            await asyncio.sleep(0.5 * RARE)
+            assert one.provider.looks == two.provider.looks == []
+        await asyncio.sleep(0.5 * RARE)
+        winner, loser = (one, two) if await holder(one.ledger) == "b" else (two, one)
+        assert sorted(watch.follows for watch in watches) == [False, True]
+        assert len(winner.provider.looks) > len(loser.provider.looks)
+        one.provider.ended = two.provider.ended = True
+        assert [await watch.future for watch in watches] == [DONE, DONE]
+        await asyncio.sleep(RARE)
+        checks = [each.store.checks for each in (one, two)]
+        await asyncio.sleep(RARE)
+        assert [each.store.checks for each in (one, two)] == checks  # nobody is followed any more
+
+
+async def test_the_loser_takes_over_from_the_winner(house: House) -> None:
+    """A process that took a task over and died as well is followed in its turn."""
+    async with process(house, "c") as two:
+        async with process(house, "b") as one:
+            async with process(house, "a") as other:
+                entry = await run(other.ledger)
+                watch = await two.follower.join(two.provider, entry)
+            await one.ledger.move(entry, State.RUNNING)
+            await asyncio.sleep(5.0)
+            assert (watch.follows, await holder(two.ledger)) == (True, "b")
+        await asyncio.sleep(5.0)
+        assert (watch.follows, await holder(two.ledger)) == (False, "c")
+
+
+async def test_a_task_that_dies_with_nobody_there_is_taken_over_on_joining(house: House) -> None:
+    """Whoever joins a task whose holder has died holds it, or follows whoever was faster."""
+    async with process(house, "b") as one, process(house, "c") as two:
+        async with process(house, "a") as other:
+            entry = await run(other.ledger)
+        one.store.takes = two.store.takes = 1.0
+        watches = await asyncio.gather(*(each.follower.join(each.provider, entry) for each in (one, two)))
+        assert [watch.follows for watch in watches] == [False, True]
+        assert await holder(one.ledger) == "b"
+
+
+async def test_what_a_person_gave_up_is_polled_by_the_pace(house: House) -> None:
+    """An entry that ended otherwise than the provider says is held by nobody, and its waiters look themselves."""
+    async with process(house, "b") as one:
+        async with process(house, "a") as other:
+            entry = await run(other.ledger)
+            watch = await one.follower.join(one.provider, entry)
+            failed = TaskSnapshot(task_id="t1", provider="fake", state="fail")
+            to, facts = ending(failed, "character")
+            await other.ledger.move(entry, to, **facts)
+        await asyncio.sleep(20 * PACE)
+        assert (watch.follows, watch.future.done()) == (False, False)
+        assert 20 <= len(one.provider.looks) < 40  # by the pace, with some more at first
+        one.provider.ended = True
+        assert await watch.future == DONE
+
+
+async def test_what_ends_while_it_is_taken_over(house: House) -> None:
+    """Of many tasks that are taken over one after another, those that end meanwhile are left alone."""
+    async with process(house, "b") as one:
+        async with process(house, "a") as other:
+            entries = [await run(other.ledger, number) for number in (1, 2)]
+            watches = [await one.follower.join(one.provider, entry) for entry in entries]
+            one.store.takes = 5.0
+        await asyncio.sleep(3.0)  # the first is being taken over
+        one.provider.ended = True
+        one.watcher.nudge("fake", "t2")
+        await watches[1].future
+        await watches[0].future
+        assert await holder(one.ledger, 2) is None
+
+
+async def test_what_ends_while_somebody_else_takes_it_over(house: House) -> None:
+    """A task that ends just while another process takes it over is followed no more."""
+    async with process(house, "b") as one, process(house, "c") as two:
+        async with process(house, "a") as other:
+            entry = await run(other.ledger)
+            watch = await one.follower.join(one.provider, entry)
+            one.store.takes = 5.0
+        await asyncio.sleep(2.0)  # it is being taken over
+        await two.ledger.move(entry, State.RUNNING)
+        watch.end(DONE)
+        await asyncio.sleep(10.0)
+        assert await holder(one.ledger) == "c"
+        assert one.follower._rounds
+        assert one.follower._rounds.done()
+
+
+async def test_a_round_outlives_a_fault(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    """A fault of the ledger is logged, and the next round takes over all the same."""
+    async with process(house, "b") as one:
+        async with process(house, "a") as other:
+            watch = await one.follower.join(one.provider, await run(other.ledger))
+            one.store.faults = 2
+        await asyncio.sleep(5.0)
+        assert [record.message for record in caplog.records] == ["follower.failed"] * 2
+        assert (watch.follows, await holder(one.ledger)) == (False, "b")
+
+
+async def test_following_begins_again(house: House) -> None:
+    """After everybody followed has ended, the next one is followed as well."""
+    async with process(house, "b") as one:
+        async with process(house, "a") as other:
+            first = await one.follower.join(one.provider, await run(other.ledger))
+            one.provider.ended = True
+            await first.future
+            await asyncio.sleep(5.0)
+            second = await one.follower.join(one.provider, await run(other.ledger, 2))
+        await second.future
+        assert len(one.provider.looks) == 2
