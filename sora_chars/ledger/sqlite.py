@@ -169,6 +169,9 @@ class SqliteStore:
         """
         with _creating, suppress(FileExistsError):
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        # SQLite would open it all the same, and leave files beside it that nobody can write later either.
+        if not os.access(self._path, os.R_OK | os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise LedgerError(f"The ledger could not be used: it is read-only ({printable(str(self._path))}).")
 
     def _use_wal(self, connection: sqlite3.Connection) -> None:
         """Switch to the write-ahead log. Here alone SQLite does not wait when several processes come at once."""
