@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+
+from sora_chars.callbacks import CallbackReceiver
+from sora_chars.errors import (
+    ConfigurationError,
+    InvalidRequestError,
+    LedgerError,
+    NoAnswerError,
+    SubmissionUnknownError,
+    TaskFailedError,
+    TaskNotFoundError,
+)
+from sora_chars.ledger import Entry, Ledger, State
+from sora_chars.ledger.memory import MemoryStore
+from sora_chars.models import Character, TaskSnapshot
+from sora_chars.pacing import FixedPace
+from sora_chars.protocols import Provider
+from sora_chars.session import CharacterSession
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from sora_chars.models import Request
+
+pytestmark = pytest.mark.looptime
+
+WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog", "key": "mine"}
+
+
+@attrs.define(eq=False)
+class Fake(Provider):
+    """A provider that takes 10 s to answer a request, with `fault` if there is one, and whose tasks end at once.
+
+    `raw`: what its records repeat. `missing`: whether it denies to know any task.
+    """
+
+    fault: Exception | None = None
+    raw: Any = None
+    missing: bool = False
+    synchronous: bool = False
+    name: str = "fake"
+    callback_url: str | None = "https://a.invalid/hooks"
+    posts: list[str] = attrs.field(factory=list[str])
+    looks: int = 0
+
+    def check(self, request: Request) -> Sequence[str]:
+        """See `Provider`."""
+        del request
+        return ()
+
+    async def submit(
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> TaskSnapshot:
+        """See `Provider`."""
+        del request
+        async with sending():
+            self.posts.append(str(callback_url))
+            await asyncio.sleep(10)
+            if self.fault:
+                raise self.fault
+        return TaskSnapshot(task_id="t1", provider=self.name, state="waiting")
+
+    async def fetch(self, task_id: str) -> TaskSnapshot:
+        """See `Provider`."""
+        self.looks += 1
+        if self.missing:
+            raise TaskNotFoundError("no such task")
+        made = Character(id="ch_1", provider=self.name)
+        return TaskSnapshot(task_id=task_id, provider=self.name, state="success", character=made, raw=self.raw)
+
+
+@attrs.define(eq=False)
+class Shaky(MemoryStore):
+    """A store that cannot write the states in `full`, and cannot be read while `away`."""
+
+    full: frozenset[State] = frozenset()
+    away: bool = False
+    others_live: bool = True
+
+    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+        """See `Store`."""
+        if after.state in self.full:
+            raise LedgerError("The disk is full.")
+        return await super().replace(before, after)
+
+    async def find(self, by: Any, *values: str) -> Entry | None:
+        """See `Store`."""
+        if self.away:
+            raise LedgerError("The database is away.")
+        return await super().find(by, *values)
+
+    async def is_gone(self, holder: str) -> bool:
+        """See `Store`."""
+        del holder
+        return not self.others_live
+
+    async def elsewhere(self, key: str, to: State, **facts: Any) -> None:
+        """Move an entry as another process would."""
+        entry = await self.find("key", key)
+        assert entry
+        await super().replace(entry, entry.moved(to, at=0.0, holder="another process", **facts))
+
+
+@pytest.fixture
+def provider() -> Fake:
+    """Return the provider, which loses its answers."""
+    return Fake(fault=NoAnswerError("reset"))
+
+
+@pytest.fixture
+def store() -> Shaky:
+    """Return a store that works so far."""
+    return Shaky()
+
+
+@pytest.fixture
+async def session(provider: Fake, store: Shaky) -> AsyncGenerator[CharacterSession]:
+    """Return a session that looks every 10 s."""
+    async with CharacterSession(provider, pace=FixedPace(10.0), ledger=Ledger(store)) as session:
+        yield session
+
+
+@pytest.fixture
+async def lost(session: CharacterSession) -> Entry:
+    """Return an entry whose answer was lost."""
+    with pytest.raises(SubmissionUnknownError):
+        await session.submit(**WISH)
+    return await entry_of(session)
+
+
+async def entry_of(session: CharacterSession, key: str = "mine") -> Entry:
+    """What the ledger knows of a key."""
+    entry = await session.entry(key)
+    assert entry
+    return entry
+
+
+async def recovered(session: CharacterSession) -> list[str]:
+    """The ids of the tasks that recovery finds."""
+    return [handle.task_id async for handle in session.recover()]
+
+
+async def call_back(session: CharacterSession, url: str, task_id: str = "t1") -> int:
+    """Bring a callback and return the status that answers it."""
+
+    async def body() -> AsyncGenerator[bytes]:
+        yield json.dumps({"code": 200, "data": {"taskId": task_id, "state": "success"}}).encode()
+
+    receiver = CallbackReceiver(session)
+    return (await receiver.handle("POST", url, {"content-type": "application/json"}, body()))[0]
+
+
+@pytest.mark.usefixtures("lost")
+@pytest.mark.parametrize("raw", [None, "own", {"param": "no URL"}])
+async def test_a_callback_repairs_a_lost_answer(session: CharacterSession, provider: Fake, raw: Any) -> None:
+    """The callback's token names the entry, which gets its task and its end; nothing is sent again."""
+    provider.raw = {"param": json.dumps({"callBackUrl": provider.posts[0]})} if raw == "own" else raw
+    assert await call_back(session, provider.posts[0]) == 200
+    assert (await session.create(**WISH)).id == "ch_1"
+    entry = await entry_of(session)
+    assert (entry.state, entry.task_id, len(provider.posts)) == (State.SUCCEEDED, "t1", 1)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"param": '{"callBackUrl": "https://a.invalid/hooks/of-another"}'},
+        {"callBackUrl": "https://a.invalid/hooks/of-another"},
+    ],
+)
+async def test_a_callback_that_names_anothers_task(
+    session: CharacterSession, provider: Fake, lost: Entry, raw: Any
+) -> None:
+    """A token does not open a task whose record says that it was asked for under another one."""
+    provider.raw = raw
+    assert await call_back(session, provider.posts[0], "t9") == 401
+    assert await entry_of(session) == lost
+
+
+async def test_a_callback_that_cannot_be_confirmed(session: CharacterSession, provider: Fake, lost: Entry) -> None:
+    """A task that the provider does not know (yet) changes nothing, and its sender is told to come again."""
+    provider.missing = True
+    assert await call_back(session, provider.posts[0]) == 503
+    assert await entry_of(session) == lost
+
+
+@pytest.mark.usefixtures("lost")
+async def test_a_callback_while_the_ledger_is_away(session: CharacterSession, provider: Fake, store: Shaky) -> None:
+    """Its sender is told to come again, whether the ledger cannot be read or cannot be written."""
+    store.away = True
+    assert await call_back(session, provider.posts[0]) == 503
+    store.away, store.full = False, frozenset({State.RUNNING})
+    assert await call_back(session, provider.posts[0]) == 503
+    store.full = frozenset()
+    assert await call_back(session, provider.posts[0]) == 200
+
+
+async def test_a_callback_for_what_was_given_up(session: CharacterSession, provider: Fake, lost: Entry) -> None:
+    """It is taken, and changes nothing."""
+    given_up = await session.resolve(lost.key, give_up=True)
+    assert await call_back(session, provider.posts[0]) == 200
+    assert await entry_of(session) == given_up
+    assert provider.looks == 0
+
+
+@pytest.mark.parametrize("fault", [None, NoAnswerError("reset")])
+async def test_a_callback_may_be_faster_than_the_answer(
+    session: CharacterSession, provider: Fake, fault: Exception | None
+) -> None:
+    """A task that ended before createTask answered, or failed to, is done when `submit` returns."""
+    provider.fault = fault
+    submitting = asyncio.create_task(session.submit(**WISH))
+    await asyncio.sleep(5)
+    assert await call_back(session, provider.posts[0]) == 200
+    assert (await session.ledger.changed(await entry_of(session))).state is State.SUCCEEDED
+    assert asyncio.get_running_loop().time() == 5
+    handle = await submitting
+    assert handle.done()
+    assert ((await handle).id, len(provider.posts), provider.looks) == ("ch_1", 1, 2)
+
+
+async def test_a_person_names_the_task(session: CharacterSession, provider: Fake, lost: Entry) -> None:
+    """The task is on record, watched by nobody until recovery, and its end is found."""
+    entry = await session.resolve(lost.key, task_id="t7")
+    assert (entry.state, entry.task_id, entry.holder) == (State.RUNNING, "t7", None)
+    assert provider.looks == 0
+    (handle,) = [handle async for handle in session.recover()]
+    assert (await handle).id == "ch_1"
+    assert ((await entry_of(session)).state, len(provider.posts)) == (State.SUCCEEDED, 1)
+
+
+async def test_a_person_says_that_it_never_arrived(session: CharacterSession, provider: Fake, lost: Entry) -> None:
+    """Then the key is sent when it is asked for again, and not before."""
+    assert (await session.resolve(lost.key, never_sent=True)).state is State.ASKED
+    assert (await recovered(session), len(provider.posts)) == ([], 1)
+    provider.fault = None
+    assert (await session.submit(**WISH)).task_id == "t1"
+    assert len(provider.posts) == 2
+
+
+async def test_a_person_gives_it_up(session: CharacterSession, provider: Fake, lost: Entry) -> None:
+    """It has failed then, for whoever asks; a running one can be given up as well."""
+    assert (await session.resolve(lost.key, give_up=True)).state is State.FAILED
+    with pytest.raises(TaskFailedError, match="a person gave it up"):
+        await session.create(**WISH)
+    provider.fault = None
+    running = await session.submit(**WISH | {"key": "other"})
+    entry = await session.resolve("other", give_up=True)
+    assert (entry.state, entry.task_id) == (State.FAILED, running.task_id)
+    assert len(provider.posts) == 2
+
+
+async def test_what_cannot_be_resolved(session: CharacterSession, lost: Entry, store: Shaky) -> None:
+    """Each misuse is named, and moves nothing."""
+    await session.ask(**WISH | {"key": "asked"})
+    for key in ("sending", "running"):
+        await session.ask(**WISH | {"key": key})
+        await store.elsewhere(key, State.SENDING)
+    await store.elsewhere("running", State.RUNNING, task_id="t7")
+    before = [entry async for entry in session.ledger.entries()]
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        (lost.key, {}, "exactly one"),
+        (lost.key, {"task_id": "t1", "give_up": True}, "exactly one"),
+        ("none", {"task_id": "t1"}, "no entry 'none'"),
+        ("none", {"give_up": True}, "no entry 'none'"),
+        ("asked", {"never_sent": True}, "is asked, so there is nothing to resolve"),
+        ("running", {"never_sent": True}, "is running, so there is nothing to resolve"),
+        ("sending", {"give_up": True}, "is being sent by a living process"),
+        (lost.key, {"task_id": "t7"}, "t7 is the task of key running already"),
+        (lost.key, {"task_id": ""}, "must be the id of a task"),
+        (lost.key, {"task_id": "a\nb"}, "must be the id of a task"),
+    ]
+    for key, how, why in cases:
+        with pytest.raises(InvalidRequestError, match=why):
+            await session.resolve(key, **how)
+    assert [entry async for entry in session.ledger.entries()] == before
+
+
+async def test_a_provider_without_tasks_names_none() -> None:
+    """An unknown outcome of a synchronous provider is never sent, or given up."""
+    async with CharacterSession(Fake(synchronous=True, fault=NoAnswerError("reset"))) as session:
+        with pytest.raises(SubmissionUnknownError):
+            await session.submit(**WISH)
+        with pytest.raises(InvalidRequestError, match="fake has no tasks; use never_sent or give_up"):
+            await session.resolve("mine", task_id="t1")
+        assert (await session.resolve("mine", never_sent=True)).state is State.ASKED
+
+
+async def test_recovery(session: CharacterSession, store: Shaky, caplog: pytest.LogCaptureFixture) -> None:
+    """Running tasks are watched again; what was being sent is in doubt; what belongs to others is left alone."""
+    for provider, key in (("fake", "sending"), ("fake", "running"), ("gone", "foreign"), ("fake", "asked")):
+        await session.ledger.ask(key=key, provider=provider, kind="task", request={"model": "m"})
+        if key != "asked":
+            await store.elsewhere(key, State.SENDING)
+    await store.elsewhere("running", State.RUNNING, task_id="t7")
+    await store.elsewhere("foreign", State.RUNNING, task_id="t8")
+    assert await recovered(session) == ["t7"]
+    assert (await entry_of(session, "sending")).state is State.SENDING  # its process lives
+    store.others_live = False
+    assert await recovered(session) == ["t7"]
+    states = {entry.key: str(entry.state) async for entry in session.ledger.entries()}
+    assert states == {"sending": "unknown", "running": "running", "foreign": "running", "asked": "asked"}
+    told = [(line.message, line.__dict__["key"]) for line in caplog.records if line.name == "sora_chars.session"]
+    assert told == [
+        ("recovery.no_provider", "foreign"),
+        ("recovery.unknown", "sending"),
+        ("recovery.no_provider", "foreign"),
+    ]
+    with pytest.raises(ConfigurationError, match="must be one of fake, got 'gone'"):
+        await session.resolve("foreign", task_id="t8")
+
+
+async def test_a_task_that_another_process_polls_is_taken_over(
+    session: CharacterSession, provider: Fake, store: Shaky
+) -> None:
+    """While its poller lives a task is followed with hardly a look; when that ends, it is polled here."""
+    provider.missing = True
+    await session.ask(**WISH)
+    await store.elsewhere("mine", State.SENDING)
+    await store.elsewhere("mine", State.RUNNING, task_id="t1")
+    (handle,) = [handle async for handle in session.recover()]
+    await asyncio.sleep(29)
+    assert provider.looks == 0
+    store.others_live, provider.missing = False, False
+    assert (await handle).id == "ch_1"
+    assert asyncio.get_running_loop().time() < 30  # no look was due before
+    assert (await entry_of(session)).state is State.SUCCEEDED
