@@ -1,0 +1,42 @@
+"""Nothing is lost or paid twice when processes are killed at each step of the way; `benchmarks/faults.py`, small."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+KEYS = 30
+
+
+@pytest.fixture(scope="module")
+def faults() -> ModuleType:
+    """The benchmark, which is no package's module."""
+    path = Path(__file__).parents[2] / "benchmarks/faults.py"
+    spec = spec_from_file_location("faults", path)
+    assert spec
+    assert spec.loader
+    module = sys.modules[spec.name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("callbacks", [False, True], ids=["polls", "callbacks"])
+async def test_kills_at_every_step(faults: ModuleType, tmp_path: Path, *, callbacks: bool) -> None:
+    """Killed once at each named step, workers make each key's task at most once, and what is unclear is unknown."""
+    kills = [(step, 1) for step in faults.STEPS]
+    trial = faults.Trial(keys=KEYS, kills=kills, crew=1, at_once=2, callbacks=callbacks)
+    outcome = await faults.run(trial, tmp_path)
+    assert outcome.killed == dict.fromkeys(faults.STEPS, 1)
+    assert (outcome.twice, outcome.lost) == (0, 0)
+    assert outcome.succeeded + outcome.unknown == KEYS
+    assert outcome.tasks == outcome.succeeded + outcome.unknown_made
+    assert 0 < outcome.unknown <= outcome.in_flight
+    assert bool(outcome.unknown_made) is not callbacks
+    assert (outcome.tasks_at_last, outcome.twice_at_last, outcome.succeeded_at_last) == (KEYS, 0, KEYS)
