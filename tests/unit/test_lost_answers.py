@@ -12,6 +12,7 @@ from sora_chars.errors import (
     ConfigurationError,
     InvalidRequestError,
     LedgerError,
+    MissingCharacterError,
     NoAnswerError,
     SubmissionUnknownError,
     TaskFailedError,
@@ -39,13 +40,14 @@ WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog",
 class Fake(Provider):
     """A provider that answers a request after `answer` seconds, with `fault` if there is one; its tasks end at once.
 
-    `raw`: what its records repeat. `missing`: whether it denies to know any task.
+    `raw`: what its records repeat. `missing`: whether it denies to know any task. `unmade`: what a look meets.
     """
 
     fault: Exception | None = None
     answer: float = 0.0  # looptime leaves the time of fixtures as it is
     raw: Any = None
     missing: bool = False
+    unmade: MissingCharacterError | None = None
     synchronous: bool = False
     name: str = "fake"
     callback_url: str | None = "https://a.invalid/hooks"
@@ -74,6 +76,8 @@ class Fake(Provider):
         self.looks += 1
         if self.missing:
             raise TaskNotFoundError("no such task")
+        if self.unmade:
+            raise self.unmade
         made = Character(id="ch_1", provider=self.name)
         return TaskSnapshot(task_id=task_id, provider=self.name, state="success", character=made, raw=self.raw)
 
@@ -334,3 +338,37 @@ async def test_a_task_that_another_process_polls_is_taken_over(
     assert (await handle).id == "ch_1"
     assert asyncio.get_running_loop().time() < 30  # no look was due before
     assert (await entry_of(session)).state is State.SUCCEEDED
+
+
+async def test_a_success_without_a_character_is_on_record(session: CharacterSession, provider: Fake) -> None:
+    """The watcher's finding is kept, so that the same key says it again without a look."""
+    provider.fault = None
+    provider.unmade = MissingCharacterError("none", provider="fake", task_id="t1", payload={"id": ""})
+    for _ in range(2):
+        with pytest.raises(MissingCharacterError) as caught:
+            await session.create(**WISH)
+        assert caught.value.payload == {"id": ""}
+    assert ((await entry_of(session)).state, provider.looks, len(provider.posts)) == (State.FAILED, 1, 1)
+
+
+async def test_a_ledger_that_is_open_already_is_left_open(store: Shaky) -> None:
+    """Sessions may share a ledger, and its keys, at once; who opened it closes it."""
+    provider = Fake()
+    async with Ledger(store) as ledger:
+        async with CharacterSession(provider, ledger=ledger) as one, CharacterSession(provider, ledger=ledger) as two:
+            made = await asyncio.gather(one.create(**WISH), two.create(**WISH))
+        assert [character.id for character in made] == ["ch_1"] * 2
+        assert await ledger.get("mine")
+    assert len(provider.posts) == 1
+
+
+async def test_what_stays_unwritten_is_told_at_the_end(store: Shaky, caplog: pytest.LogCaptureFixture) -> None:
+    """A ledger that never comes back is tried until the session closes, and the log names what is lost."""
+    provider = Fake()
+    store.full = frozenset({State.RUNNING})
+    async with CharacterSession(provider, ledger=Ledger(store)) as session:
+        with pytest.raises(LedgerError):
+            await session.submit(**WISH)
+        await asyncio.sleep(100)
+    told = [(line.message, line.__dict__["task_id"]) for line in caplog.records if line.name == "sora_chars.session"]
+    assert told == [("ledger.write_failed", "t1"), ("ledger.write_lost", "t1")]
