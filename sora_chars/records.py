@@ -127,7 +127,7 @@ def to_error(error: SoraCharsError) -> dict[str, Any]:
 
 def refusal(entry: Entry) -> ProviderError:
     """The error with which the provider refused the entry's request."""
-    facts = {"message": ""} | (entry.error or {})
+    facts: dict[str, Any] = {"message": ""} | (entry.error or {})
     kind = getattr(errors, facts.get("type", ""), ProviderError)
     known = {field.name for field in attrs.fields(kind)}
     made: ProviderError = kind(**{name: value for name, value in facts.items() if name in known})
@@ -185,7 +185,8 @@ async def resolve(
     failure = TaskFailure("given_up", "a person gave it up")
     given_up = TaskSnapshot(task_id=entry.task_id or "", provider=entry.provider, state=FAIL, failure=failure)
     to, facts = ending(given_up, entry.kind)
-    return await ledger.move(entry, to, **facts | {"task_id": entry.task_id})
+    facts["task_id"] = entry.task_id
+    return await ledger.move(entry, to, **facts)
 
 
 async def _in_doubt(ledger: Ledger, key: str, *, running: bool) -> Entry:

@@ -295,8 +295,9 @@ async def test_what_cannot_be_resolved(ledger: Ledger, options: dict[str, Any], 
     await put(ledger, "sending", State.SENDING)
     await put(ledger, "running", State.SENDING, State.RUNNING, task_id="taken")
     before = [entry async for entry in ledger.entries()]
+    options = {"key": "unknown"} | options
     with pytest.raises(InvalidRequestError, match=match):
-        await resolve(ledger, **{"key": "unknown"} | options)
+        await resolve(ledger, **options)
     assert [entry async for entry in ledger.entries()] == before
 
 
