@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pytest
 
-from sora_chars.errors import LedgerError
+from sora_chars.errors import LedgerError, MissingCharacterError
 from sora_chars.following import Follower
 from sora_chars.ledger import Ledger, State
 from sora_chars.ledger.memory import MemoryStore
@@ -95,11 +95,12 @@ class Shared:
 
 @attrs.define(eq=False)
 class Fake(Provider):
-    """A provider whose tasks all end at once when `ended` is set."""
+    """A provider whose tasks all end at once when `ended` is set, without a character when `broken` is."""
 
     name: str = "fake"
     callback_url: str | None = None
     ended: bool = False
+    broken: bool = False
     looks: list[float] = attrs.field(factory=list[float])
 
     def check(self, request: Request) -> Sequence[str]:
@@ -116,6 +117,8 @@ class Fake(Provider):
     async def fetch(self, task_id: str) -> TaskSnapshot:
         """See `Provider`."""
         self.looks.append(asyncio.get_running_loop().time())
+        if self.broken:
+            raise MissingCharacterError("none", provider=self.name, task_id=task_id, payload={"a": 1})
         if self.ended:
             return attrs.evolve(DONE, task_id=task_id)
         return TaskSnapshot(task_id=task_id, provider=self.name, state="generating")
@@ -179,6 +182,17 @@ async def test_what_nobody_else_holds_is_polled(house: House, held: bool) -> Non
         one.provider.ended = True
         assert await watch.future == DONE
         assert (await one.ledger.get("k-1")).state is State.SUCCEEDED  # type: ignore[union-attr] # it is there
+
+
+async def test_an_end_without_a_character_is_recorded(house: House) -> None:
+    """Whoever waits hears that the result holds none, and the entry has failed with that result kept."""
+    async with process(house, "a", broken=True) as one:
+        watch = await one.follower.join(one.provider, await run(one.ledger))
+        with pytest.raises(MissingCharacterError):
+            await watch.future
+        entry = await one.ledger.get("k-1")
+        assert entry
+        assert (entry.state, entry.result["result"]) == (State.FAILED, {"a": 1})
 
 
 async def test_a_first_snapshot_spares_the_ledger(house: House) -> None:
