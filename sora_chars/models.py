@@ -342,7 +342,7 @@ class TaskSnapshot:
             provider=self.provider,
             task_id=self.task_id,
             code=failure.code,
-            snapshot=self,
+            snapshot=attrs.evolve(self, raw=None),  # which repeats our callback's token; the ledger keeps it without
         )
 
 

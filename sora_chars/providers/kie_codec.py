@@ -14,7 +14,7 @@ from cattrs.gen import make_dict_structure_fn, override
 
 from sora_chars.errors import MissingCharacterError, TaskNotFoundError, printable
 from sora_chars.models import FAIL, SUCCESS, Character, CharacterRequest, ModelInfo, TaskFailure, TaskSnapshot
-from sora_chars.transport import GATEWAY_FAULTS, Answer, hide_tokens, parse_json
+from sora_chars.transport import GATEWAY_FAULTS, Answer, parse_json
 
 from .kie_envelope import Envelope, read_data, read_envelope, unreadable
 
@@ -209,7 +209,7 @@ def read_snapshot(data: Any, *, provider: str, wrong: Callable[[str], Exception]
         completed_at=_seconds(record.complete_time),
         credits=record.credits_consumed,
         progress=record.progress,
-        raw=data | {"param": hide_tokens(record.param)} if isinstance(record.param, str) else data,
+        raw=data,
     )
 
 

@@ -1,0 +1,175 @@
+"""The command line against a provider, and strangers, who write to its user's terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import re
+import socket
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from sora_chars.testing import Emulator
+
+    Screens = dict[str, str]
+
+CONTROLS = [*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0)), "\u2028", "\u2029", "\u202e", "\u200b"]
+HOSTILE = f"hostile{''.join(f'<{control}>' for control in CONTROLS)}"
+CREATE, RECORD = "/api/v1/jobs/createTask", "/api/v1/jobs/recordInfo"
+CHARACTERS = "/sora/v1/characters"
+ACCEPTED = {CREATE: {"code": 200, "data": {"taskId": "t1"}}}
+MAKE = ("create", "--from-task", "a" * 32, "--clip", "1,3", "--prompt", "A dog", "--poll", "0.05")
+GATEWAY = ("create", "--provider", "kkiai", "--video", "https://a.invalid/b.mp4", "--clip", "1,3")
+
+
+def record(state: str, **members: Any) -> dict[str, Any]:
+    """The answers of a task that is in this state."""
+    data = {"taskId": "t1", "state": state, "model": "sora-2-characters"} | members
+    return ACCEPTED | {RECORD: {"code": 200, "data": data}}
+
+
+CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "refused": (MAKE, {CREATE: {"code": 400, "msg": HOSTILE}}),
+    "no JSON": (MAKE, {CREATE: HOSTILE}),
+    "task id": (MAKE, {CREATE: {"code": 200, "data": {"taskId": HOSTILE}}}),
+    "failed": (MAKE, record("fail", failCode=HOSTILE, failMsg=HOSTILE)),
+    "no character": (MAKE, record("success", resultJson=json.dumps({"x": HOSTILE}))),
+    "another task": (("status", "t1"), record("success", taskId=HOSTILE, resultJson=HOSTILE)),
+    "character": (MAKE, record("success", resultJson={"character_id": HOSTILE, "character_user_name": HOSTILE})),
+    "state": (("status", "t1"), record(HOSTILE, model=HOSTILE)),
+    "live state": (("wait", "t1", "--poll", "0.05", "--timeout", "0.3"), record(HOSTILE)),
+    "result": (("run", "--model", "m", "--poll", "0.05"), record("success", model=HOSTILE, resultJson=[HOSTILE])),
+    "gateway's character": (
+        GATEWAY,
+        {
+            CHARACTERS: dict.fromkeys(
+                ("id", "username", "display_name", "permalink", "profile_picture_url"),
+                HOSTILE,
+            )
+        },
+    ),
+    "gateway's refusal": (GATEWAY, {CHARACTERS: {"error": {"message": HOSTILE, "code": HOSTILE, "type": HOSTILE}}}),
+    "models": (
+        ("models",),
+        {
+            "/api/v1/models": {
+                "code": 200,
+                "data": {"models": [{"model": HOSTILE, "title": HOSTILE, "taskType": HOSTILE}]},
+            }
+        },
+    ),
+    "credit": (("credit",), {"/api/v1/chat/credit": {"code": 401, "msg": HOSTILE}}),
+}
+
+
+@pytest.fixture
+async def provider(request: pytest.FixtureRequest) -> AsyncGenerator[str]:
+    """Serve the answers of the case, and give their address."""
+    answers = CASES[request.param][1]
+
+    async def answer(asked: web.Request) -> web.Response:
+        value = answers[asked.path]
+        return web.Response(text=value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+def through_pipes(environment: dict[str, str], *command: str) -> str:
+    """Everything that a command writes where no terminal is."""
+    ended = subprocess.run(command, capture_output=True, env=environment, check=False, timeout=30)
+    return (ended.stdout + ended.stderr).decode()
+
+
+def on_a_terminal(environment: dict[str, str], *command: str) -> str:
+    """Everything that a command writes to a terminal."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment | {"TERM": "xterm", "COLUMNS": "500"}
+    ):
+        os.close(theirs)
+        written = b""
+        with os.fdopen(ours, "rb", buffering=0) as terminal:
+            while True:
+                try:
+                    written += terminal.read(65536)
+                except OSError:  # EIO: the process has closed it
+                    return written.decode()
+
+
+@pytest.mark.parametrize(("case", "provider"), [(case, case) for case in CASES], indirect=["provider"])
+async def test_no_provider_writes_to_the_terminal(
+    case: str, provider: str, script: str, cli_environment: dict[str, str]
+) -> None:
+    """No control character of an answer arrives: not through pipes, with `--json` or on a terminal, all with `-v`."""
+    environment = cli_environment | {"PYTHONUTF8": "1"}
+    command = (script, *CASES[case][0], "--base-url", provider)
+    plain, objects, terminal = await asyncio.gather(
+        asyncio.to_thread(through_pipes, environment, *command, "-v"),
+        asyncio.to_thread(through_pipes, environment, *command, "-v", "--json"),
+        asyncio.to_thread(on_a_terminal, environment, *command, "-v"),
+    )
+    for written in (plain, objects):
+        assert "hostile<" in written
+        assert re.sub("[\n\t]", "", written).isprintable()
+    assert not [line for line in plain.splitlines() if line.startswith(">") and not line.startswith("> ")]
+    assert "hostile<" in terminal
+    assert not [control for control in CONTROLS if f"<{control}>" in terminal.replace("\r\n", "\n")]
+
+
+async def test_strangers_at_the_port_write_nothing(
+    script: str, cli_environment: dict[str, str], sora_emulator_factory: Callable[..., Emulator]
+) -> None:
+    """Whatever is sent to the port of `--listen`, the terminal shows at most a line of ours for it."""
+    emulator = sora_emulator_factory()
+    emulator.fault("stuck")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    callback = ("--callback-url", f"http://127.0.0.1:{port}", "--listen", f"127.0.0.1:{port}")
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        script, *MAKE, "--base-url", emulator.url, *callback, env=cli_environment, stdout=pipe, stderr=pipe
+    )
+    await emulator.until(lambda: emulator.tasks)
+    ((task_id, task),) = emulator.tasks.items()
+    path = str(task.callback_url).rpartition("/")[2].encode()
+    json_type = b"Content-Type: application/json\r\n"
+    for junk in (
+        b"GET /\x1b[31mred HTTP/1.1\r\n\r\n",
+        b"\x1b[31m\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nX-\x1b[31m: b\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+        b"POST /%1b%5b31mred HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        b"POST /" + path + b" HTTP/1.1\r\nHost: a\r\n" + json_type + b"Transfer-Encoding: chunked\r\n\r\n\x1b[31m\r\n",
+        b"POST /"
+        + path
+        + b" HTTP/1.1\r\nHost: a\r\n"
+        + json_type
+        + b"Connection: close\r\nContent-Length: 2\r\n\r\n\x1b[",
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(junk)
+        assert b" 400 " in (status := await reader.readline()) or b" 401 " in status
+        writer.close()
+        await writer.wait_closed()
+    emulator.finish(task_id)
+    output, errors = await process.communicate()
+
+    assert process.returncode == 0, errors
+    assert b"Traceback" not in errors
+    said_by_us = [line for line in errors.decode().splitlines() if not line.startswith(("kie", "callback.refused "))]
+    assert said_by_us == []
+    assert (output + errors).decode().replace("\n", "").isprintable()

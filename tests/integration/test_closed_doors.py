@@ -1,0 +1,463 @@
+"""Doors that are closed to strangers: floods, bombs, hostile ids, redirects, and secrets that must not get out."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import gzip
+import json
+import logging
+import os
+import pickle
+import sqlite3
+import stat
+import sys
+import time
+import traceback
+import tracemalloc
+from contextlib import asynccontextmanager, closing
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from sora_chars import (
+    CallbackReceiver,
+    CharacterSession,
+    FixedPace,
+    Kie,
+    LedgerError,
+    NoAnswerError,
+    SoraCharsError,
+    State,
+    SubmissionUnknownError,
+    open_ledger,
+)
+from sora_chars.testing import Emulator
+from sora_chars.testing.deliveries import sign
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+    from pathlib import Path
+
+    Post = tuple[str, str, dict[str, str], bytes]
+
+KEY = "sk-CANARY-0123456789abcdef"
+HMAC_KEY = "hook-CANARY-0123456789"
+PASSWORD = "proxy-CANARY-0123456789"
+WISH: dict[str, Any] = {"from_task": "a" * 32, "clip": "1,3", "prompt": "A dog"}
+JSON = {"content-type": "application/json"}
+MB = 1_000_000
+HOSTILE = (
+    "'; DROP TABLE entries; --",
+    '" OR ""="',
+    "../../etc/passwd",
+    "..%2f..%2fx",
+    "k'||(SELECT 1)||'",
+    "%s %(key)s {} ? :1 $1",
+    "C:\\x\\y",
+    "名前 \U0001f600",
+)
+UNKEEPABLE = ("a\nb", "a\r\nX: y", "\x00", "\x1b[2J", "\ud800", "\u2028")
+
+
+@asynccontextmanager
+async def serving(app: web.Application) -> AsyncGenerator[str]:
+    """Serve an application, and give its address."""
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def emulator() -> AsyncGenerator[Emulator]:
+    """Run an emulator whose tasks end at once, and which signs."""
+    async with Emulator(durations=(0.0, 0.0), hmac_key=HMAC_KEY) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+async def receiver(emulator: Emulator) -> AsyncGenerator[CallbackReceiver]:
+    """Give a receiver that wants signatures, of a session whose callbacks come from the test alone."""
+    emulator.fault("lost_callback", times=None)
+    kie = Kie(KEY, base_url=emulator.url, callback_url="http://127.0.0.1:9/hooks")
+    async with CharacterSession(kie, pace=FixedPace(0.01)) as session:
+        yield CallbackReceiver(session, HMAC_KEY, body_limit=100_000, most_events=5)
+
+
+async def ended(receiver: CallbackReceiver, emulator: Emulator) -> tuple[str, str]:
+    """Make a character; return its task's id and the path of its callback."""
+    character = await receiver.session.create(**WISH)
+    assert character.task_id
+    path = str(emulator.tasks[character.task_id].callback_url).removeprefix("http://127.0.0.1:9")
+    return character.task_id, path
+
+
+def signed(task_id: str, *, key: str = HMAC_KEY, age: int = 0) -> dict[str, str]:
+    """The headers of a callback that was signed `age` seconds ago."""
+    timestamp = str(int(time.time()) - age)
+    return JSON | {"x-webhook-timestamp": timestamp, "x-webhook-signature": sign(key, task_id, timestamp)}
+
+
+def junk(task_id: str, path: str, number: int) -> Post:
+    """One of the posts of a flood: every kind in turn, no two alike."""
+    body = b'{"code":200,"data":{"taskId":"%s","state":"success","n":%d}}' % (task_id.encode(), number)
+    kinds: tuple[Callable[[], Post], ...] = (
+        lambda: ("POST", f"/hooks/{number}", JSON, body),
+        lambda: ("POST", f"/hooks/{'../' * (number % 9)}{number}'--", JSON, body),
+        lambda: ("GET", path, JSON, b""),
+        lambda: ("POST", path, {"content-type": f"text/{number}"}, body),
+        lambda: ("POST", path, JSON | {"content-length": str(10**6 + number)}, b""),
+        lambda: ("POST", path, JSON, b"%d junk" % number),
+        lambda: ("POST", path, JSON, b"[" * 200 + b"%d" % number),
+        lambda: ("POST", path, JSON, body),  # unsigned
+        lambda: ("POST", path, signed(task_id, key=str(number)), body),
+        lambda: ("POST", path, signed(task_id, age=301 + number % 1000), body),  # replayed
+        lambda: ("POST", path, signed(f"x{number}"), body.replace(task_id.encode(), b"x%d" % number)),  # another task's
+        lambda: ("POST", path, signed(task_id), body),  # true, and late
+    )
+    return kinds[number % len(kinds)]()
+
+
+async def once(content: bytes) -> AsyncIterator[bytes]:
+    """Give a body in one part."""
+    yield content
+
+
+@pytest.fixture
+def memory() -> Generator[Callable[[], int]]:
+    """Return a function that tells how many bytes are in use."""
+
+    def used() -> int:
+        if not tracemalloc.is_tracing():
+            tracemalloc.start(1)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    yield used
+    tracemalloc.stop()
+
+
+async def test_memory_is_flat_under_a_flood(
+    receiver: CallbackReceiver, emulator: Emulator, memory: Callable[[], int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A hundred thousand junk posts of every kind leave nothing behind, and only the true ones are accepted."""
+    caplog.set_level(logging.CRITICAL, logger="sora_chars.callbacks")  # the tests' own log would keep every line
+    task_id, path = await ended(receiver, emulator)
+
+    async def flood(numbers: range) -> int:
+        accepted = 0
+        for number in numbers:
+            method, where, headers, body = junk(task_id, path, number)
+            status, _ = await receiver.handle(method, where, headers, once(body))
+            accepted += status == 200
+            if number % 100 == 0:
+                await asyncio.sleep(0)  # as a server does between two requests
+        return accepted
+
+    await flood(range(6_000))
+    gc.collect()
+    blocks = sys.getallocatedblocks()
+    assert await flood(range(6_000, 96_000)) == 90_000 // 12
+    gc.collect()
+    assert sys.getallocatedblocks() - blocks < 2_000
+    memory()  # which sees large blocks too, and takes its time
+    await flood(range(96_000, 97_200))
+    before = memory()
+    assert await flood(range(97_200, 106_800)) == 9_600 // 12
+    assert memory() - before < 50_000
+
+
+async def test_memory_is_flat_under_a_flood_of_connections(
+    receiver: CallbackReceiver, emulator: Emulator, memory: Callable[[], int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three thousand junk posts over real connections are all answered, none by a 500, and leave nothing behind."""
+    caplog.set_level(logging.CRITICAL)
+    task_id, path = await ended(receiver, emulator)
+    app = web.Application()
+    app.add_subapp("/hooks/", receiver.aiohttp_app())
+    statuses: set[int] = set()
+
+    async def flood(http: aiohttp.ClientSession, numbers: range) -> None:
+        for number in numbers:
+            method, where, headers, body = junk(task_id, path, number)
+            headers = {name: value for name, value in headers.items() if name != "content-length"}
+            async with http.request(method, where.replace("../", ".."), headers=headers, data=body) as answer:
+                statuses.add(answer.status)
+
+    async def floods(http: aiohttp.ClientSession, first: int, count: int) -> None:
+        await asyncio.gather(*(flood(http, range(first + n, first + count, 10)) for n in range(10)))
+
+    async with serving(app) as url, aiohttp.ClientSession(url) as http:
+        memory()
+        await floods(http, 0, 600)
+        before = memory()
+        await floods(http, 600, 3_000)
+        assert memory() - before < 200_000
+    assert statuses == {200, 400, 401, 405, 415}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["token", "no token"])
+async def test_a_packed_callback_is_not_unpacked_whole(
+    known: bool,  # noqa: FBT001 # a parameter
+    receiver: CallbackReceiver,
+    emulator: Emulator,
+    memory: Callable[[], int],
+) -> None:
+    """A body of a few kB that unpacks to 64 MB is refused, and never lies in memory."""
+    _, path = await ended(receiver, emulator)
+    bomb = gzip.compress(bytes(64 * MB))
+    app = web.Application()
+    app.add_subapp("/hooks/", receiver.aiohttp_app())
+    async with serving(app) as url, aiohttp.ClientSession() as http:
+        memory()
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        headers = JSON | {"Content-Encoding": "gzip", "Connection": "close"}
+        async with http.post(f"{url}{path if known else '/hooks/x'}", data=bomb, headers=headers) as answer:
+            assert answer.status == (413 if known else 401)
+        assert tracemalloc.get_traced_memory()[1] - before < 8 * MB
+
+
+async def test_a_packed_answer_is_not_unpacked_whole(memory: Callable[[], int]) -> None:
+    """An answer of a few kB that unpacks to 256 MB is given up at the limit of 16 MiB."""
+    bomb = gzip.compress(bytes(256 * MB))
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=bomb, headers={"Content-Encoding": "gzip"})
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    async with serving(app) as url, Kie(KEY, base_url=url) as kie:
+        before = memory()
+        tracemalloc.reset_peak()
+        with pytest.raises(NoAnswerError, match="larger than 16777216 bytes"):
+            await kie.fetch("t")
+        assert tracemalloc.get_traced_memory()[1] - before < 40 * MB
+
+
+async def test_an_answer_that_drips_for_ever_is_given_up() -> None:
+    """A provider that sends a byte now and then, and never ends, is waited for no longer than one that is silent."""
+
+    async def drip(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        while True:
+            await answer.write(b" ")
+            await asyncio.sleep(0.005)
+
+    app = web.Application()
+    app.router.add_post("/{path:.*}", drip)
+    async with serving(app) as url, CharacterSession(Kie(KEY, base_url=url, timeout=0.2)) as session:
+        with pytest.raises(SoraCharsError, match=r"no answer within 0\.2 s"):
+            await session.submit(**WISH)
+
+
+async def test_no_question_and_no_upload_is_redirected(make_clip: Callable[..., Path]) -> None:
+    """A look, a free question or an upload that is sent elsewhere ends as an error; the other host hears nothing."""
+    heard: list[str] = []
+
+    async def note(request: web.Request) -> web.Response:
+        heard.append(request.path)
+        return web.json_response({"code": 200, "data": 1.0})
+
+    other = web.Application()
+    other.router.add_route("*", "/{path:.*}", note)
+    async with serving(other) as elsewhere:
+
+        async def send_away(request: web.Request) -> web.Response:
+            assert request.headers["Authorization"] == f"Bearer {KEY}"
+            await request.read()
+            status = int(request.path.split("/")[1])
+            return web.Response(status=status, headers={"Location": f"{elsewhere}{request.path}"})
+
+        async def check(url: str, status: int) -> None:
+            async with Kie(KEY, base_url=f"{url}/{status}", upload_url=f"{url}/{status}") as kie:
+                calls = (kie.fetch("t"), kie.credit(), kie.models(), kie.upload(make_clip()))
+                for error in await asyncio.gather(*calls, return_exceptions=True):
+                    assert isinstance(error, SoraCharsError)
+                    assert str(status) in str(error)
+
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", send_away)
+        async with serving(app) as url:
+            await asyncio.gather(*(check(url, status) for status in (301, 302, 303, 307, 308)))
+    assert heard == []
+
+
+async def test_hostile_ids_are_only_text(ledger_url: str, tmp_path: Path) -> None:
+    """Quotes, statements, placeholders and paths in a key, a task id or a token name their own entry and do nothing."""
+    async with open_ledger(ledger_url) as ledger:
+        for number, text in enumerate(HOSTILE):
+            asked = await ledger.ask(key=text, provider=text, kind=text, request={text: text, "n": number})
+            sending = await ledger.move(asked, State.SENDING, token_digest=text)
+            await ledger.move(sending, State.RUNNING, task_id=text)
+        for number, text in enumerate(HOSTILE):
+            found = [await ledger.get(text), await ledger.by_task(text, text), await ledger.by_token(text)]
+            assert [entry and entry.request for entry in found] == [{text: text, "n": number}] * 3
+        assert [entry.key async for entry in ledger.entries(word="DROP TABLE")] == [HOSTILE[0]]
+        assert [entry.key async for entry in ledger.entries()] == list(HOSTILE)
+        for text in UNKEEPABLE:
+            with pytest.raises(LedgerError, match="no text that can be recorded"):
+                await ledger.ask(key=text, provider="kie", kind="k", request={})
+            assert await ledger.by_task("kie", text) is None
+        victim = tmp_path / "victim.lock"
+        victim.touch()
+        for holder in (*HOSTILE, "\x00", "/../victim", "x/../../victim"):
+            assert await ledger.is_gone(holder)
+        assert victim.exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {"victim.lock", "characters.db"}
+
+
+async def test_hostile_paths_and_ids_open_nothing(
+    receiver: CallbackReceiver, emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A callback with a hostile token or task id is refused, and the log repeats none of it."""
+    caplog.set_level(logging.DEBUG)
+    task_id, path = await ended(receiver, emulator)
+    caplog.clear()
+    for text in (*HOSTILE, *UNKEEPABLE, f"{path}/..", f"{path}%00", path.upper(), ""):
+        body = json.dumps({"data": {"taskId": task_id, "state": "success"}}).encode()
+        status, _ = await receiver.handle("POST", f"/hooks/{text}", signed(task_id), once(body))
+        assert status == 401
+        body = json.dumps({"data": {"taskId": text, "state": "success"}}).encode()
+        status, _ = await receiver.handle("POST", path, signed(text.encode(errors="replace").decode()), once(body))
+        assert status in {400, 401}
+    lines = [record for record in caplog.records if record.name == "sora_chars.callbacks"]
+    assert len(lines) == 2 * (len(HOSTILE) + len(UNKEEPABLE) + 4)
+    shown = "".join(f"{record.getMessage()} {record.__dict__['reason']}" for record in lines)
+    assert shown.isprintable()
+    assert not [text for text in HOSTILE if text in shown]
+
+
+async def test_a_true_token_cannot_claim_another_task(receiver: CallbackReceiver, emulator: Emulator) -> None:
+    """A request whose answer was lost is not settled by a callback that bears its token and names another's task."""
+    other, _ = await ended(receiver, emulator)
+    emulator.fault("lost_answer", on="create")
+    with pytest.raises(SubmissionUnknownError):
+        await receiver.session.submit(**WISH, key="lost")
+    (*_, lost) = emulator.tasks.values()
+    path = str(lost.callback_url).removeprefix("http://127.0.0.1:9")
+    for task_id, status, state in ((other, 401, State.UNKNOWN), (lost.task_id, 200, State.RUNNING)):
+        body = json.dumps({"data": {"taskId": task_id, "state": "success"}}).encode()
+        assert (await receiver.handle("POST", path, signed(task_id), once(body)))[0] == status
+        entry = await receiver.session.entry("lost")
+        assert entry
+        assert entry.state is state
+
+
+@pytest.fixture
+def umask(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Create files under another umask."""
+    before = os.umask(request.param)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask")
+@pytest.mark.parametrize("umask", [0, 0o077], indirect=True, ids=["none", "strict"])
+async def test_no_umask_opens_the_ledger(tmp_path: Path) -> None:
+    """The database, its log, its index and the locks are for their owner only, whatever the umask."""
+    path = tmp_path / "characters.db"
+    async with open_ledger(path) as ledger, open_ledger(path) as second:
+        await ledger.ask(key="k", provider="kie", kind="k", request={})
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
+        endings = ("", "-wal", "-shm", f"-{ledger.holder}.lock", f"-{second.holder}.lock")
+        assert modes == {f"characters.db{ending}": 0o600 for ending in endings}
+
+
+async def test_all_that_is_stored_is_plain(tmp_path: Path) -> None:
+    """Every value in the file is text or a number, and what has a structure is JSON."""
+    path = tmp_path / "characters.db"
+    async with open_ledger(path) as ledger:
+        ends: dict[State, dict[str, Any]] = {
+            State.SUCCEEDED: {"result": [{"a": "\x00"}]},
+            State.FAILED: {"error": {"b": None}},
+        }
+        for end, facts in ends.items():
+            asked = await ledger.ask(key=end, provider="kie", kind="k", request={"c": 1.5})
+            running = await ledger.move(await ledger.move(asked, State.SENDING), State.RUNNING, task_id=end)
+            await ledger.move(running, end, credits=0.5, **facts)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.row_factory = sqlite3.Row
+        rows = [dict(row) for row in connection.execute("SELECT * FROM entries")]
+    assert len(rows) == 2
+    for row in rows:
+        assert {type(value) for value in row.values()} <= {str, int, float, type(None)}
+        texts = [value for name, value in row.items() if name.endswith("_json") and value is not None]
+        assert len([json.loads(text) for text in texts]) == 2
+
+
+def told(error: BaseException) -> str:
+    """All that an error can be seen to say: its traceback, its text, its facts, its causes' and what it pickles to."""
+    said = [*traceback.format_exception(error), pickle.dumps(error).decode("latin-1")]
+    link: BaseException | None = error
+    while link:
+        said += [str(link), repr(link), repr(vars(link))]
+        link = link.__cause__ or link.__context__
+    return "\n".join(said)
+
+
+FAULTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("credits", {"on": "create"}),
+    ("unauthorized", {"on": "create"}),
+    ("status", {"on": "create", "code": 400, "message": f"Bearer {KEY} is no key"}),
+    ("html", {"on": "create"}),
+    ("lost_answer", {"on": "create"}),
+    ("junk_json", {"on": "create"}),
+    ("truncated", {"on": "create"}),
+    ("delay", {"on": "create", "seconds": 5.0}),
+    ("unauthorized", {"on": "poll"}),
+    ("fail_task", {"message": f"{KEY} has failed"}),
+    ("result_shape", {"shape": "none"}),
+    ("stuck", {}),
+)
+
+
+async def test_no_secret_is_told(emulator: Emulator, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Key, HMAC key, callback tokens and a proxy's password are in no log, repr, error, pickle, page or ledger."""
+    caplog.set_level(logging.DEBUG)
+    said: list[str] = []
+    emulator.fault("lost_callback", times=None)
+    kie = Kie(KEY, base_url=emulator.url, callback_url="http://127.0.0.1:9/hooks", timeout=0.3, limits=None)
+    ledger = tmp_path / "characters.db"
+    async with CharacterSession(kie, ledger=ledger, pace=FixedPace(0.01)) as session:
+        receiver = CallbackReceiver(session, HMAC_KEY)
+        for fault, settings in FAULTS:
+            emulator.fault(fault, **settings)
+            with pytest.raises(SoraCharsError) as caught:
+                await session.create(**WISH, timeout=0.5)
+            said.append(told(caught.value))
+        character = await session.create(**WISH)
+        handle = await session.submit(**WISH)
+        await handle.result()
+        said += [repr(thing) for thing in (kie, session, receiver, session.watcher, handle, handle.snapshot, character)]
+        said += [pickle.dumps(thing).decode("latin-1") for thing in (handle, character)]
+        for task in list(emulator.tasks.values()):
+            path, body = str(task.callback_url), json.dumps({"data": task.data()}).encode()
+            for headers in (JSON, signed(task.task_id, key="forged"), signed(task.task_id)):
+                await receiver.handle("POST", path, headers, once(body))
+        said.append(repr(receiver))
+        said += [repr(entry) async for entry in session.ledger.entries()]
+        said += [file.read_bytes().decode("latin-1") for file in tmp_path.iterdir()]  # its log of writes too
+    said += [file.read_bytes().decode("latin-1") for file in tmp_path.iterdir()]
+    async with aiohttp.ClientSession(emulator.url) as http:
+        for page in ("/", "/_emulator/tasks", "/_emulator/counts"):
+            async with http.get(page) as answer:
+                said.append(await answer.text())
+    proxy = f"http://user:{PASSWORD}@127.0.0.1:9"
+    async with Kie(KEY, base_url="http://api.kie.invalid", proxy=proxy) as through:
+        with pytest.raises(NoAnswerError) as caught_at_proxy:
+            await through.fetch("t")
+        said += [told(caught_at_proxy.value), repr(through)]
+    said += [f"{record.getMessage()} {vars(record)}" for record in caplog.records if record.name != "aiohttp.access"]
+    tokens = {str(task.callback_url).rpartition("/")[2] for task in emulator.tasks.values()}
+    assert len(tokens) > 5
+    everything = "\n".join(said)
+    assert "createTask" in everything  # the exchanges are among it
+    assert not [secret for secret in (KEY, HMAC_KEY, PASSWORD, *tokens) if secret in everything]

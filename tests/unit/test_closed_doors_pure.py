@@ -1,0 +1,93 @@
+"""Doors that are closed without a network: foreign text in messages, logs that cannot be kept busy, no pickles."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import sora_chars
+from sora_chars import NoAnswerError, SoraCharsError
+from sora_chars.callbacks import verify
+from sora_chars.providers import kie_codec
+from sora_chars.providers.kkiai import read_character
+from sora_chars.transport import Answer, mask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HOSTILE = "evil\x1b]0;owned\x07\r\n\x9b31m\x00\x7f\u202e\u2028evil"
+READERS: dict[str, Callable[[Answer], object]] = {
+    "task id": kie_codec.read_task_id,
+    "record": lambda answer: kie_codec.read_record(answer, task_id="t", provider="kie").outcome(),
+    "omni": lambda answer: kie_codec.read_omni(answer, provider="kie"),
+    "upload": kie_codec.read_upload,
+    "credit": kie_codec.read_credit,
+    "models": kie_codec.read_models,
+    "character": lambda answer: read_character(answer, provider="kkiai"),
+    "callback": lambda answer: verify({}, answer.body, now=0.0, hmac_key=None),
+}
+RECORD = {"taskId": "t", "state": "success", "model": "sora-2-characters", "failCode": HOSTILE, "failMsg": HOSTILE}
+BODIES: dict[str, Any] = {
+    "envelope": {"code": 400, "msg": HOSTILE},
+    "other envelope": {"code": HOSTILE, "message": HOSTILE, "data": HOSTILE},
+    "accepted": {"code": 200, "data": {"taskId": HOSTILE, "characterId": "", "downloadUrl": ""}},
+    "failed": {"code": 200, "data": RECORD | {"state": "fail"}},
+    "ended without a record": {"code": 501, "msg": HOSTILE},
+    "another task": {"code": 200, "data": RECORD | {"taskId": HOSTILE, "resultJson": HOSTILE}},
+    "no character": {"code": 200, "data": RECORD | {"resultJson": {HOSTILE: HOSTILE}}},
+    "malformed": {"code": 200, "data": RECORD | {"taskId": [HOSTILE]}},
+    "gateway": {"error": {"message": HOSTILE, "code": HOSTILE, "type": HOSTILE}},
+    "gateway in Chinese": {"error": {"message_zh": HOSTILE}},
+    "flat": {"detail": HOSTILE, "code": HOSTILE},
+    "text": HOSTILE,
+}
+
+
+@pytest.mark.parametrize("status", [200, 201, 400, 401, 404, 429, 500, 502])
+@pytest.mark.parametrize("body", [*BODIES, "no JSON"])
+@pytest.mark.parametrize("reader", READERS)
+def test_no_message_repeats_control_characters(reader: str, body: str, status: int) -> None:
+    """Whatever a provider says and wherever it says it, an error's message and hint are one printable line."""
+    content = HOSTILE if body == "no JSON" else json.dumps(BODIES[body])
+    said = ""
+    try:
+        READERS[reader](Answer(status, {}, content.encode()))
+    except SoraCharsError as error:
+        said = str(error)
+    assert said.isprintable()
+
+
+@pytest.mark.parametrize("task_id", ["a\nb", "\x1b[2J", "\x00", "\u2028", "x" * 201])
+def test_a_task_id_that_nobody_can_keep_is_none(task_id: str) -> None:
+    """An id that would break a log line, or that a database cannot hold, leaves the outcome unknown."""
+    answer = Answer(200, {}, json.dumps({"code": 200, "data": {"taskId": task_id}}).encode())
+    with pytest.raises(NoAnswerError, match="no task id"):
+        kie_codec.read_task_id(answer)
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    "text",
+    ["http://" * 100_000, "callBackUrl" + "\\" * 700_000, "callBackUrl:" * 50_000, "http://a?" * 80_000],
+    ids=["links", "backslashes", "callbacks", "queries"],
+)
+def test_no_answer_keeps_the_mask_busy(text: str) -> None:
+    """Hiding secrets in 700 kB takes no minutes, however the text is made to mislead the search."""
+    assert mask(f"{text} x https://a/b?SIGNATURE").endswith("https://a/b?***")
+
+
+def test_nothing_reads_pickles() -> None:
+    """No module of the package imports what would run the code in a file that somebody else has written."""
+    imported: set[str] = set()
+    files = list(Path(sora_chars.__path__[0]).rglob("*.py"))
+    for node in (node for file in files for node in ast.walk(ast.parse(file.read_text()))):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").partition(".")[0])
+    assert {"json", "sqlite3"} <= imported
+    assert not imported & {"pickle", "_pickle", "shelve", "marshal", "dill", "cloudpickle"}
