@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import time
 import uuid
 from typing import TYPE_CHECKING, Any, LiteralString
 
@@ -58,6 +59,7 @@ UPGRADES: tuple[LiteralString, ...] = (
 """Each script takes the tables from one version to the next; the table `sora_chars_ledger` keeps which they have."""
 
 _CHANNEL = "sora_chars_ledger"
+_CONNECTIONS = 10
 _MOVED = (*MOVING, *NAMING)
 _to_moved = getter(_MOVED)
 _INSERT = (
@@ -120,13 +122,14 @@ class PostgresStore:
             self._url,
             kwargs={"autocommit": True},
             min_size=0,
-            max_size=10,
+            max_size=_CONNECTIONS,
             open=False,
             check=AsyncConnectionPool.check_connection,
-            timeout=self._patience,
             reconnect_timeout=self._patience,
         )
         await self._pool.open()
+        self._turns = asyncio.Semaphore(_CONNECTIONS)
+        self._served_at = time.monotonic()
         self._line = line
         self._listening = asyncio.create_task(self._listen(waiters), name="sora_chars ledger line")
 
@@ -170,16 +173,28 @@ class PostgresStore:
         return entry if kept == entry else kept
 
     async def _run(self, statement: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
+        came = time.monotonic()
         tried = False
-        while True:
+        async with self._turns:  # not in the pool's own line, where a busy database looks like one that is away
+            while True:
+                try:
+                    return await self._served(statement, values, since=came)
+                except PoolTimeout as error:
+                    raise _failure(f"no connection in {self._patience:g} seconds") from error
+                except psycopg.Error as error:
+                    if tried or not isinstance(error, psycopg.OperationalError):
+                        raise _failure(error) from error
+                came, tried = time.monotonic(), True
+
+    async def _served(self, statement: str, values: Sequence[object], *, since: float) -> list[tuple[Any, ...]]:
+        """Patience begins when the last who had a connection gave it back: then all in line hear at once of a fault."""
+        patience = max(since, self._served_at) + self._patience - time.monotonic()
+        async with self._pool.connection(patience) as connection:
             try:
-                async with self._pool.connection() as connection:
-                    cursor = await connection.execute(statement.encode(), values)
-                    return await cursor.fetchall()
-            except psycopg.Error as error:
-                if tried or isinstance(error, PoolTimeout) or not isinstance(error, psycopg.OperationalError):
-                    raise _failure(error) from error
-                tried = True
+                cursor = await connection.execute(statement.encode(), values)
+                return await cursor.fetchall()
+            finally:
+                self._served_at = time.monotonic()
 
     async def _connect(self) -> psycopg.AsyncConnection[tuple[Any, ...]]:
         """The line. It listens before it locks: an old one that hangs may hold the lock for a while."""
@@ -239,5 +254,5 @@ def _number(name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"sora_chars {name}".encode()).digest()[:8], signed=True)
 
 
-def _failure(error: psycopg.Error) -> LedgerError:
+def _failure(error: psycopg.Error | str) -> LedgerError:
     return LedgerError(f"The ledger's database could not be used: {printable(error)}.")
