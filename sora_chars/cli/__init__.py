@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-_NEEDED = {"click", "rich"}
+_NEEDED = {"click", "platformdirs", "rich"}
 
 
 def main() -> NoReturn:
@@ -15,6 +15,6 @@ def main() -> NoReturn:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _NEEDED:
             raise
-        sys.stderr.write('The command line needs click and rich: pip install "sora-chars[cli]"\n')
+        sys.stderr.write('The command line needs click, platformdirs and rich: pip install "sora-chars[cli]"\n')
         sys.exit(2)
     sys.exit(run(sys.argv[1:]))

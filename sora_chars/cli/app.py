@@ -10,14 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sora_chars.errors import MissingCharacterError, ProviderError, SoraCharsError, WatcherStoppedError, printable
+from sora_chars.errors import (
+    LedgerError,
+    MissingCharacterError,
+    ProviderError,
+    SoraCharsError,
+    SubmissionUnknownError,
+    WatcherStoppedError,
+    printable,
+)
 from sora_chars.models import Character, CharacterRequest, TaskRequest, new_key
 
 from . import waiting
 from .demo import demo
 from .emulating import emulate
+from .keeping import keeping
+from .library import characters, ledger
 from .options import Settings, json_input, polling, speaking, submitting, talking
 from .output import Screen
+from .recovering import resume
 from .running import BUG, USAGE, CommandInterruptedError, Job, exit_status, run
 from .shapes import character_json, character_rows, error_json, model_rows, models_json, task_json, task_rows
 
@@ -35,7 +46,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command.
 
     The status: 0 done; 2 bad usage, or a request refused before sending; 3 refused by the provider; 4 the task failed;
-    5 still running when the time ran out; 6 outcome unknown; 130 and 143 interrupted; 1 the demo went wrong; 70 a bug.
+    5 still running when the time ran out; 6 outcome unknown, or not on record; 130 and 143 interrupted; 1 the demo went
+    wrong; 70 a bug.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that this locale cannot write is no crash
@@ -70,11 +82,25 @@ def _fail_usage(job: Job, error: click.ClickException) -> int:
 
 
 def _fail(job: Job, error: SoraCharsError) -> int:
-    if job.task_id and isinstance(error, (ProviderError, WatcherStoppedError)):
-        error.hint = f"{error.hint} The task may go on: {job.wait_command(job.task_id)}".strip()
+    error.hint = _hint(job, error)
     paid = job.task_id or isinstance(error, (CommandInterruptedError, MissingCharacterError))
     job.screen.fail(error_json(error, task_id=job.task_id, key=job.key if paid else None))
     return 128 + error.number if isinstance(error, CommandInterruptedError) else exit_status(error)
+
+
+def _hint(job: Job, error: SoraCharsError) -> str:
+    """What to do about an error, in commands where there are any."""
+    match error:
+        case SubmissionUnknownError():
+            return job.settling(error.key, tasks=job.has_tasks)
+        case LedgerError(key=str(key), task_id=str(task_id)):
+            return job.kept_outside(key, task_id)
+        case LedgerError():
+            return f"{error.hint} The ledger is {job.place}; --ledger names another.".strip()
+        case ProviderError() | WatcherStoppedError() if job.task_id:
+            return f"{error.hint} The task may go on: {job.command('wait', job.task_id)}".strip()
+        case _:
+            return error.hint
 
 
 def _fail_bug(job: Job, error: Exception) -> int:
@@ -98,8 +124,8 @@ def cli() -> None:
     """
 
 
-cli.add_command(demo)
-cli.add_command(emulate)
+for command in (demo, emulate, characters, ledger, resume):
+    cli.add_command(command)
 
 
 @cli.command()
@@ -110,9 +136,10 @@ cli.add_command(emulate)
 @click.option("--name", help="A name for the character.")
 @click.option("--prompt", help="What the character is like.")
 @click.option("--safety", help="What the character must not be used for.")
-@click.option("--key", help="Your name for this wish. [default: a new UUID]")
+@click.option("--key", help="Your name for this wish; asked again, it pays nothing. [default: a new UUID]")
 @submitting
 @polling
+@keeping
 @speaking
 @click.pass_obj
 def create(
@@ -145,9 +172,10 @@ def create(
 @talking
 @click.option("--model", required=True, help="The model, as `sora-chars models` lists it.")
 @click.option("--input", "inputs", type=json_input, default="{}", metavar="JSON|@FILE", help="What the model is given.")
-@click.option("--key", help="Your name for this wish. [default: a new UUID]")
+@click.option("--key", help="Your name for this wish; asked again, it pays nothing. [default: a new UUID]")
 @submitting
 @polling
+@keeping
 @speaking
 @click.pass_obj
 def run_model(job: Job, /, *, model: str, inputs: Any, key: str | None, **common: Any) -> None:
@@ -157,17 +185,18 @@ def run_model(job: Job, /, *, model: str, inputs: Any, key: str | None, **common
 
 
 @cli.command()
-@click.argument("task_id")
+@click.argument("task", metavar="TASK_ID|KEY")
 @talking
 @polling
+@keeping
 @speaking
 @click.pass_obj
-def wait(job: Job, /, *, task_id: str, **common: Any) -> None:
+def wait(job: Job, /, *, task: str, **common: Any) -> None:
     """Go on waiting for a task."""
     settings = Settings(**common)
-    job.wait_options = settings.wait_options
-    outcome, how = run(job, waiting.resume(job, settings, task_id))
-    _show(job, outcome, how=how)
+    job.take(settings)
+    outcome, how = run(job, waiting.wait(job, settings, task))
+    _show(job, outcome, key=job.key, how=how)
 
 
 @cli.command()
@@ -208,7 +237,7 @@ def models(job: Job, /, *, word: str, **common: Any) -> None:
 
 
 def _make(job: Job, settings: Settings, request: CharacterRequest | TaskRequest) -> None:
-    job.wait_options = settings.wait_options
+    job.take(settings)
     outcome, how = run(job, waiting.make(job, settings, request))
     _show(job, outcome, key=request.key, how=how)
 

@@ -16,6 +16,7 @@ from sora_chars.pacing import FixedPace, LadderPace
 from sora_chars.providers import GATEWAYS, Kie, Kkiai
 from sora_chars.transport import parse_json
 
+from .keeping import Place
 from .running import Job
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Settings:
     callback_url: str | None = None
     listen: tuple[str, int] | None = None
     webhook_key: str | None = attrs.field(default=None, repr=False)
+    place: Place = attrs.field(factory=Place)
 
     def __attrs_post_init__(self) -> None:
         if (self.callback_url is None) != (self.listen is None):
@@ -86,8 +88,8 @@ class Settings:
         return LadderPace() if self.poll is None else FixedPace(self.poll)
 
     @property
-    def wait_options(self) -> tuple[str, ...]:
-        """The options with which `wait` finds a task made with these."""
+    def address(self) -> tuple[str, ...]:
+        """The options with which another command meets the same provider."""
         return () if self.base_url is None else ("--base-url", self.base_url)
 
     def make_provider(self, on_upload: Callable[[UploadProgress], None] | None = None) -> Provider:

@@ -50,14 +50,20 @@ class Screen:
             for label, text in rows:
                 plain(self.out, f"{label}: {text}")
 
-    def show_table(self, payload: Mapping[str, Any], rows: Sequence[Sequence[str]], *, head: Sequence[str]) -> None:
-        """Show many results: a table on a terminal, else a line of tab-separated cells for each."""
+    def show_table(
+        self, payload: Mapping[str, Any], rows: Sequence[Sequence[str]], *, head: Sequence[str], stacked: int = 1
+    ) -> None:
+        """Show many results: a table on a terminal, else a line of tab-separated cells for each.
+
+        On a terminal the first columns, as many as `stacked`, stand below each other. They are never cut, since they
+        have to be copied.
+        """
         if self.as_json:
             self.show_json(payload)
-        elif self.out.is_terminal:
-            table = Table(Column(head[0], no_wrap=True), *head[1:], box=box.SIMPLE_HEAD)
+        elif rows and self.out.is_terminal:
+            table = Table(Column("\n".join(head[:stacked]), no_wrap=True), *head[stacked:], box=box.SIMPLE_HEAD)
             for row in rows:
-                table.add_row(*map(Text, row))
+                table.add_row(Text("\n".join(row[:stacked])), *map(Text, row[stacked:]))
             self.out.print(table)
         else:
             for row in rows:
@@ -115,6 +121,15 @@ class Line:
         if text != self.text and not self.alive:
             self.screen.note(f"{shown(text)} ({self.elapsed})" if self.text else shown(text))
         self.text = text
+
+    def tell(self, payload: Mapping[str, Any], text: Text) -> None:
+        """Show a result while the line lives on."""
+        if self.screen.as_json:
+            self.screen.show_json(payload)
+            return
+        # Where both are one terminal, only the console of the live line can write above it.
+        console = self.screen.err if self.alive and self.screen.out.is_terminal else self.screen.out
+        console.print(text, soft_wrap=True)
 
     def render(self) -> Table:
         """The line as it is now."""

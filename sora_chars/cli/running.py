@@ -13,7 +13,10 @@ import attrs
 
 from sora_chars.errors import (
     ConfigurationError,
+    EntryMovedError,
     InvalidRequestError,
+    KeyConflictError,
+    LedgerError,
     MissingCharacterError,
     ProviderError,
     SoraCharsError,
@@ -22,28 +25,39 @@ from sora_chars.errors import (
     WaitTimeoutError,
 )
 
+from .keeping import Place
 from .output import RecordHandler, Screen
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator
 
+    from .options import Settings
+
 T = TypeVar("T")
 
+_SUBMISSION = "submission."  # how the events of submissions begin
+_TOLD = (_SUBMISSION, "recovery.")  # the error, or the command, says these in words
+
 USAGE = 2
+UNKNOWN = 6
 BUG = 70  # EX_SOFTWARE of sysexits.h
 _STATUSES: tuple[tuple[type[SoraCharsError], int], ...] = (
     (InvalidRequestError, USAGE),
     (ConfigurationError, USAGE),
+    (KeyConflictError, USAGE),
+    (EntryMovedError, USAGE),
     (ProviderError, 3),
     (TaskFailedError, 4),
     (MissingCharacterError, 4),
     (WaitTimeoutError, 5),
-    (SubmissionUnknownError, 6),
+    (SubmissionUnknownError, UNKNOWN),
 )
 
 
 def exit_status(error: SoraCharsError) -> int:
     """The status that a script can tell this error by."""
+    if isinstance(error, LedgerError):
+        return UNKNOWN if error.task_id else USAGE
     return next((status for kind, status in _STATUSES if isinstance(error, kind)), BUG)
 
 
@@ -63,11 +77,38 @@ class Job:
     key: str | None = None  # set when a paid request is about to be sent
     task_id: str | None = None
     has_tasks: bool = True  # else `task_id` is the id of the character that was made
-    wait_options: tuple[str, ...] = ()
+    place: Place = attrs.field(factory=Place)
+    address: tuple[str, ...] = ()  # the options that lead to the provider
+    again: str | None = None  # the command that goes on when this one is interrupted
 
-    def wait_command(self, task_id: str) -> str:
-        """The command that goes on waiting for the task."""
-        return shlex.join(["sora-chars", "wait", task_id, *self.wait_options])
+    def command(self, *words: str) -> str:
+        """Another command, at the same provider and with the same ledger."""
+        return shlex.join(["sora-chars", *words, *self.address, *self.place.options])
+
+    def settling(self, key: str, *, tasks: bool = True) -> str:
+        """What to do about an entry whose outcome is unknown. `tasks`: whether its provider has any."""
+        choice = "--task-id ID | --never-sent | --give-up" if tasks else "--never-sent | --give-up"
+        return (
+            "It may exist and be charged, so it is never sent again by itself. "
+            f"Look at the provider's own list, then: {self.resolve_command(key)} {choice}"
+        )
+
+    def resolve_command(self, key: str, *words: str) -> str:
+        """The command that tells the ledger what a person found out."""
+        return shlex.join(["sora-chars", "ledger", "resolve", key, *words, *self.place.options])
+
+    def kept_outside(self, key: str, task_id: str) -> str:
+        """What to do about a task that was made, and that the ledger could not be told of."""
+        if not self.has_tasks:
+            settle = self.resolve_command(key, "--give-up")
+            return f"This is the id of the character. Once the ledger can be written again: {settle}"
+        wait = shlex.join(["sora-chars", "wait", task_id, *self.address, "--ledger", "memory:"])
+        settle = self.resolve_command(key, "--task-id", task_id)
+        return f"Keep this id. Go on with: {wait}; once the ledger can be written again: {settle}"
+
+    def take(self, settings: Settings) -> None:
+        """Take over what other commands must be given to go on with this one's work."""
+        self.address, self.place = settings.address, settings.place
 
 
 class OrphanHandler(logging.Handler):
@@ -78,8 +119,9 @@ class OrphanHandler(logging.Handler):
         self.facts: dict[str, Any] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the facts of the last record."""
-        self.facts = vars(record)
+        """Keep the facts of the last record of a submission."""
+        if record.msg.startswith(_SUBMISSION):
+            self.facts = vars(record)
 
 
 def run(job: Job, work: Coroutine[Any, Any, T]) -> T:
@@ -101,7 +143,7 @@ def _listening(job: Job) -> Generator[OrphanHandler]:
     """Show what the package logs, all of it with `-v`, and hear of orphans."""
     package, session = logging.getLogger("sora_chars"), logging.getLogger("sora_chars.session")
     shown, orphan = RecordHandler(job.screen.err), OrphanHandler()
-    shown.addFilter(lambda record: job.verbose or record.name != session.name)  # the error says it in words
+    shown.addFilter(lambda record: job.verbose or not record.msg.startswith(_TOLD))
     level = package.level
     package.setLevel(logging.DEBUG if job.verbose else logging.WARNING)
     package.addHandler(shown)
@@ -139,11 +181,14 @@ def _explain(error: CommandInterruptedError, job: Job, orphan: dict[str, Any]) -
         error.message = f"Interrupted. The character was made, its id is {job.task_id}."
     elif job.task_id:
         error.message = f"Interrupted. Task {job.task_id} is not disturbed by that."
-        error.hint = f"Go on with: {job.wait_command(job.task_id)}"
+        error.hint = f"Go on with: {job.command('wait', job.task_id)}"
     elif "error" in orphan:
         error.message = f"Interrupted. The request had no success: {orphan['error']}"
     elif orphan.get("sent"):
         error.message = "Interrupted while the request was being sent: nobody knows whether it was received."
-        error.hint = "Look at the provider's own task list before you ask anew."
+        error.hint = job.settling(job.key or "", tasks=job.has_tasks)
+    elif job.again:
+        error.message = "Interrupted. No task is disturbed by that."
+        error.hint = f"Go on with: {job.again}"
     elif job.key:
         error.message = "Interrupted. Nothing was sent that costs money."

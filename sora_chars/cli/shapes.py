@@ -6,16 +6,26 @@ All text of a provider goes through `printable` before it becomes a row: no esca
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from sora_chars.errors import SoraCharsError, WaitTimeoutError, printable
+from sora_chars.ledger import Entry
+from sora_chars.records import to_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from sora_chars.models import Character, ModelInfo, TaskSnapshot
+    from sora_chars.records import SavedCharacter
 
 Rows = list[tuple[str, str]]
+Cells = tuple[str, ...]
+
+SAVED_HEAD = ("mention", "key", "source", "clip", "provider", "credits", "made")
+ENTRY_HEAD = ("key", "state", "asked", "provider", "credits", "what")
 
 _ROOM = 100_000  # characters; a result is shown whole
 
@@ -99,6 +109,75 @@ def task_rows(snapshot: TaskSnapshot, *, how: str | None = None) -> Rows:
 def model_rows(models: Iterable[ModelInfo]) -> list[tuple[str, str, str]]:
     """A row for each model: its name, what it makes, its title."""
     return [(shown(model.model), shown(model.task_type or ""), shown(model.title or "")) for model in models]
+
+
+def saved_json(saved: SavedCharacter) -> dict[str, Any]:
+    """The object of a character in the ledger: as `create` shows it, and what it was made from."""
+    made = {name: getattr(saved, name) for name in ("source", "prompt", "credits", "created_at")}
+    return character_json(saved.character, key=saved.key) | {"clip": saved.clip and str(saved.clip)} | made
+
+
+def saved_row(saved: SavedCharacter, now: float) -> Cells:
+    """A character of the ledger as the cells of `SAVED_HEAD`; without a user name its id stands for the mention."""
+    character = saved.character
+    clip = str(saved.clip or "")
+    cells = (character.mention or character.id, saved.key, saved.source, clip, character.provider)
+    return (*map(shown, cells), _credits(saved.credits), _age(saved.created_at, now))
+
+
+def entry_json(entry: Entry) -> dict[str, Any]:
+    """The whole entry. Times are epoch seconds."""
+    names = [field.name.removesuffix("_json") for field in attrs.fields(Entry)]
+    return {name: getattr(entry, name) for name in names}
+
+
+def entry_row(entry: Entry, now: float) -> Cells:
+    """An entry as the cells of `ENTRY_HEAD`."""
+    asked = entry.request
+    what = [asked.get(name) for name in ("model", "name", "from_task", "video", "image", "clip", "prompt")]
+    cells = (entry.key, entry.state, _age(entry.created_at, now), entry.provider, _credits(entry.credits))
+    return (*map(shown, cells), shown("  ".join(filter(None, what))))
+
+
+def entry_rows(entry: Entry) -> Rows:
+    """The rows of an entry, with what came of it."""
+    ended = to_snapshot(entry) if entry.result else None
+    made = ended.character if ended else None
+    error = entry.error or {}
+    result = ended.result if ended and entry.kind == "task" else None
+    return _rows(
+        {
+            "key": entry.key,
+            "state": entry.state,
+            "why": " ".join(str(error[name]) for name in ("code", "message") if error.get(name)) or None,
+            "id": made.id if made else None,
+            "mention": made.mention if made else None,
+            "permalink": made.permalink if made else None,
+            "result": None if result is None else json.dumps(result, ensure_ascii=False),
+            "provider": entry.provider,
+            "task": entry.task_id,
+            "credits": _credits(entry.credits) or None,
+            "asked": _moment(entry.created_at),
+            "changed": _moment(entry.updated_at),
+            "request": json.dumps(entry.request, ensure_ascii=False),
+        }
+    )
+
+
+def _credits(credit: float | None) -> str:
+    return "" if credit is None else f"{credit:g}"
+
+
+def _moment(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def _age(at: float, now: float) -> str:
+    """How long ago that was; a date where that says more."""
+    for limit, seconds, unit in ((60, 1, "s"), (3600, 60, "min"), (48 * 3600, 3600, "h")):
+        if now - at < limit:
+            return f"{max(0, now - at) // seconds:.0f} {unit}"
+    return _moment(at).partition(" ")[0]
 
 
 def _rows(fields: Mapping[str, str | None]) -> Rows:

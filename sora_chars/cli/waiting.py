@@ -6,7 +6,8 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from sora_chars.errors import NoAnswerError, WaitTimeoutError
+from sora_chars.errors import InvalidRequestError, NoAnswerError, WaitTimeoutError
+from sora_chars.ledger import State
 from sora_chars.session import CharacterSession
 
 from .receiving import receiving
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from sora_chars.handle import TaskHandle
+    from sora_chars.ledger import Entry
     from sora_chars.models import Character, CharacterRequest, TaskRequest, TaskSnapshot, UploadProgress
     from sora_chars.protocols import Provider
 
@@ -22,39 +24,62 @@ if TYPE_CHECKING:
     from .output import Line
     from .running import Job
 
-_WAIT = 1800.0
+WAIT = 1800.0
+_UNSENT = {State.ASKED, State.REFUSED}
+_ENDED = {State.SUCCEEDED, State.FAILED}
 _DRAIN = 8.0  # seconds for the answer of a paid request after a signal: service managers kill after 10
 
 
 async def make(job: Job, settings: Settings, request: CharacterRequest | TaskRequest) -> tuple[Any, str]:
     """Submit and wait: the outcome, and how it came."""
-    limit = settings.timeout or _WAIT
+    limit = settings.timeout or WAIT
     with job.screen.line() as line:
         deadline = asyncio.get_running_loop().time() + limit
         provider = settings.make_provider(lambda progress: line.say(_upload(progress)))
         job.has_tasks = not provider.synchronous
         server = settings.open_port()
         async with (
-            CharacterSession(provider, pace=settings.pace, drain=_DRAIN) as session,
+            CharacterSession(
+                provider, ledger=settings.place.make(), pace=settings.pace, wait=limit, drain=_DRAIN
+            ) as session,
             receiving(session, server, settings.webhook_key),
         ):
-            line.say(f"{provider.name}: {'making the character' if provider.synchronous else 'sending the request'}")
+            entry = await session.entry(str(request.key))
+            line.say(_intent(provider, entry))
             handle = await _submit(job, session, request)
+            if entry and entry.state in _ENDED:
+                return await handle.result(), "none, it is from the ledger"
             if provider.synchronous:
                 return await handle.result(), line.elapsed
             left = max(0.0, deadline - asyncio.get_running_loop().time())
             return await _watch(job, line, handle, left)
 
 
-async def resume(job: Job, settings: Settings, task_id: str) -> tuple[Any, str]:
-    """Wait for a task that was made before: the outcome, and how it came."""
+async def wait(job: Job, settings: Settings, task: str) -> tuple[Any, str]:
+    """Wait for a task that was made before, named by its id or its key: the outcome, and how it came.
+
+    Raises:
+        InvalidRequestError: the key has no task.
+    """
     provider = settings.make_provider()
     with job.screen.line() as line:
-        async with CharacterSession(provider, pace=settings.pace) as session:
-            handle = session.resume(task_id)
+        async with CharacterSession(provider, ledger=settings.place.make(), pace=settings.pace) as session:
+            handle = await _find(job, session, task)
             job.task_id = handle.task_id
-            line.say(f"{provider.name} task {task_id}: looking")
-            return await _watch(job, line, handle, settings.timeout or _WAIT)
+            line.say(f"{provider.name} task {handle.task_id}: looking")
+            return await _watch(job, line, handle, settings.timeout or WAIT)
+
+
+async def _find(job: Job, session: CharacterSession, task: str) -> TaskHandle[Any]:
+    (provider,) = session.providers
+    entry = await session.entry(task) or await session.ledger.by_task(provider.name, task)
+    if entry is None:
+        return session.resume(task)
+    job.key = entry.key
+    if entry.task_id is None:
+        hint = job.settling(entry.key) if entry.state is State.UNKNOWN else ""
+        raise InvalidRequestError(f"Key {entry.key} is {entry.state}: it has no task to wait for.", hint=hint)
+    return session.resume(entry.task_id, provider=entry.provider, key=entry.key)
 
 
 async def look(settings: Settings, task_id: str) -> Character | TaskSnapshot:
@@ -83,7 +108,7 @@ async def ask_models(settings: Settings) -> list[Any]:
 @asynccontextmanager
 async def _asking(settings: Settings) -> AsyncGenerator[Provider]:
     """The provider, for a free question that `--timeout` limits."""
-    limit = settings.timeout or _WAIT
+    limit = settings.timeout or WAIT
     async with settings.make_provider() as provider:
         try:
             async with asyncio.timeout(limit):
@@ -110,9 +135,15 @@ async def _watch(job: Job, line: Line, handle: TaskHandle[Any], limit: float) ->
         async for snapshot in handle.updates(limit):
             line.say(f"{handle.provider} task {handle.task_id}: {snapshot.state}, seen by {handle.woken_by}")
     except WaitTimeoutError as error:
-        error.hint = f"Go on with: {job.wait_command(handle.task_id)}"
+        error.hint = f"Go on with: {job.command('wait', handle.task_id)}"
         raise
     return await handle.result(0), f"{line.elapsed}, seen by {handle.woken_by}"
+
+
+def _intent(provider: Provider, entry: Entry | None) -> str:
+    if entry is None or entry.state in _UNSENT:
+        return f"{provider.name}: {'making the character' if provider.synchronous else 'sending the request'}"
+    return f"{provider.name}: key {entry.key} was asked before, {entry.state}"
 
 
 def _upload(progress: UploadProgress) -> str:

@@ -21,9 +21,11 @@ def script() -> str:
 
 
 @pytest.fixture
-def cli_environment() -> dict[str, str]:
-    """The environment of a user with keys, whose Python turns warnings into errors."""
-    ours = {name: value for name, value in os.environ.items() if name not in {"FORCE_COLOR", "COLUMNS"}}
+def cli_environment(tmp_path: Path) -> dict[str, str]:
+    """The environment of a user with keys and a fresh home, whose Python turns warnings into errors."""
+    foreign = {"FORCE_COLOR", "COLUMNS", "SORA_CHARS_LEDGER"}
+    ours = {name: value for name, value in os.environ.items() if name not in foreign}
+    ours |= {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data")}
     keys = {name: f"secret-{name.lower()}" for name in ("KIE_API_KEY", "KKIAI_API_KEY", "LAOZHANG_API_KEY")}
     return ours | keys | {"PYTHONWARNINGS": "error"}
 

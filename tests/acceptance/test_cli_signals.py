@@ -93,6 +93,7 @@ def test_a_second_signal_leaves_at_once_and_names_the_key(start_cli: Start, sora
 
     assert (ended, out) == (130, "")
     assert "Interrupted while the request was being sent" in err
+    assert "sora-chars ledger resolve wish --task-id ID | --never-sent | --give-up\n" in err
     assert err.endswith("  key: wish\n")
     assert "Traceback" not in err
 

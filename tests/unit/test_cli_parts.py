@@ -40,6 +40,12 @@ if TYPE_CHECKING:
 TASK = {"provider": "kie", "task_id": "t"}
 
 
+@pytest.fixture(autouse=True)
+def _fresh_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.delenv("SORA_CHARS_LEDGER", raising=False)
+
+
 @pytest.mark.parametrize(("text", "value"), [("0.5", 0.5), ("30", 30.0), ("1e3", 1000.0)])
 def test_seconds_are_read(text: str, value: float) -> None:
     """Any finite number above 0 is a number of seconds."""
