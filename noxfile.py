@@ -113,3 +113,4 @@ def bench(session: nox.Session) -> None:
     _install(session, "tests")
     session.run("python", "benchmarks/waiting.py", *session.posargs)
     session.run("python", "benchmarks/ledger.py")
+    session.run("python", "benchmarks/faults.py", "--quick")
