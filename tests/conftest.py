@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import tempfile
@@ -127,10 +128,12 @@ def postgres() -> Iterator[PostgresServer]:
         server.run("initdb", "-D", folder / "data", "-U", "postgres", "-A", "trust", "--no-sync")
         with (folder / "data/postgresql.conf").open("a") as settings:
             settings.write(f"listen_addresses = ''\nunix_socket_directories = '{folder}'\nmax_connections = 200\n")
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # who ends the run ends the server, too
         try:
             server.start()
             yield server
         finally:
+            signal.signal(signal.SIGTERM, before)
             if (folder / "data/postmaster.pid").exists():  # a test may have left it stopped
                 server.stop()
 
