@@ -28,6 +28,7 @@ SUCCESS = "success"
 FAIL = "fail"
 
 _KEY_LIMIT = 200
+_ID_LIMIT = 200
 
 
 def new_key() -> str:
@@ -138,6 +139,11 @@ def _place_problems(field: str, place: object, *allowed: type) -> list[str]:
     if is_url(place) and not _URL.fullmatch(str(place)):
         return [f"{field}: must be an http(s) URL with a host and without spaces, got {printable(place)!r}"]
     return _type_problems(field, place, allowed, "a URL or a local path")
+
+
+def is_id(text: str) -> bool:
+    """Whether a provider's text can be the id of a task: one that every log and ledger can hold."""
+    return 0 < len(text) <= _ID_LIMIT and text.isprintable()
 
 
 def is_url(place: object) -> bool:

@@ -70,8 +70,8 @@ class Screen:
                 click.echo("\t".join(row))
 
     def show_json(self, payload: Mapping[str, Any]) -> None:
-        """Write one JSON object in one line, in printable ASCII: right in every locale, harmless in every terminal."""
-        click.echo(json.dumps(payload).replace("\x7f", "\\u007f"))  # DEL is the one that `dumps` leaves
+        """Write one JSON object in one line, in ASCII: right in every locale, harmless in every terminal."""
+        click.echo(json.dumps(payload))
 
     def fail(self, payload: Mapping[str, Any]) -> None:
         """Show an error object: on stdout as JSON, else on stderr as a few lines."""

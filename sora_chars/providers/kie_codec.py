@@ -13,7 +13,7 @@ import cattrs
 from cattrs.gen import make_dict_structure_fn, override
 
 from sora_chars.errors import MissingCharacterError, TaskNotFoundError, printable
-from sora_chars.models import FAIL, SUCCESS, Character, CharacterRequest, ModelInfo, TaskFailure, TaskSnapshot
+from sora_chars.models import FAIL, SUCCESS, Character, CharacterRequest, ModelInfo, TaskFailure, TaskSnapshot, is_id
 from sora_chars.transport import GATEWAY_FAULTS, Answer, parse_json
 
 from .kie_envelope import Envelope, read_data, read_envelope, unreadable
@@ -27,7 +27,6 @@ _CHARACTER_MODELS = {FROM_TASK_MODEL, FROM_VIDEO_MODEL}
 _TEXT_LIMIT = 5000
 _NAME_LIMIT = 40
 _ENDED_WITHOUT_RECORD = {408, 501}
-_ID_LIMIT = 200
 
 # Requests
 
@@ -85,17 +84,12 @@ def read_task_id(answer: Answer) -> str:
     """
     envelope = read_envelope(answer)
     match envelope:
-        case Envelope(code=200, data={"taskId": str(task_id)}) if _is_id(task_id):
+        case Envelope(code=200, data={"taskId": str(task_id)}) if is_id(task_id):
             return task_id
         case Envelope(code=code) if code == 200 or code in GATEWAY_FAULTS:  # noqa: PLR2004
             raise unreadable(answer, "no task id")
         case _:
             raise envelope.error()
-
-
-def _is_id(text: str) -> bool:
-    """Whether a log and a ledger can hold it."""
-    return 0 < len(text) <= _ID_LIMIT and text.isprintable()
 
 
 def read_record(answer: Answer, *, task_id: str, provider: str) -> TaskSnapshot:
@@ -280,7 +274,7 @@ def read_omni(answer: Answer, *, provider: str) -> Character:
     """The character of omni/character/create. The errors are those of `read_task_id`."""
     envelope = read_envelope(answer)
     match envelope:
-        case Envelope(code=200, data={"characterId": str(id_)}) if id_:
+        case Envelope(code=200, data={"characterId": str(id_)}) if is_id(id_):
             return Character(id=id_, provider=provider, raw=envelope.data)
         case Envelope(code=200):
             raise MissingCharacterError(

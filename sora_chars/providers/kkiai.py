@@ -22,7 +22,7 @@ from sora_chars.errors import (
     printable,
 )
 from sora_chars.limits import Limits
-from sora_chars.models import SUCCESS, Character, CharacterRequest, TaskSnapshot
+from sora_chars.models import SUCCESS, Character, CharacterRequest, TaskSnapshot, is_id
 from sora_chars.protocols import Provider
 from sora_chars.transport import GATEWAY_FAULTS, Answer, Transport, clean_url, parse_json, resolve_key
 
@@ -196,7 +196,7 @@ def read_character(answer: Answer, *, provider: str) -> Character:
     match body:
         case {"error": error} if error:
             raise _refusal(answer, body, provider)
-        case {"id": str(id_), "username": str(username)} if answer.status // 100 == 2 and id_ and username:  # noqa: PLR2004
+        case {"id": str(id_), "username": str(username)} if answer.status // 100 == 2 and is_id(id_) and username:  # noqa: PLR2004
             return Character(
                 id=id_,
                 provider=provider,

@@ -49,13 +49,9 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "result": (("run", "--model", "m", "--poll", "0.05"), record("success", model=HOSTILE, resultJson=[HOSTILE])),
     "gateway's character": (
         GATEWAY,
-        {
-            CHARACTERS: dict.fromkeys(
-                ("id", "username", "display_name", "permalink", "profile_picture_url"),
-                HOSTILE,
-            )
-        },
+        {CHARACTERS: {"id": "c1"} | dict.fromkeys(("username", "display_name", "permalink"), HOSTILE)},
     ),
+    "gateway's id": (GATEWAY, {CHARACTERS: {"id": HOSTILE, "username": HOSTILE}}),
     "gateway's refusal": (GATEWAY, {CHARACTERS: {"error": {"message": HOSTILE, "code": HOSTILE, "type": HOSTILE}}}),
     "models": (
         ("models",),
@@ -91,6 +87,7 @@ async def provider(request: pytest.FixtureRequest) -> AsyncGenerator[str]:
 def through_pipes(environment: dict[str, str], *command: str) -> str:
     """Everything that a command writes where no terminal is."""
     ended = subprocess.run(command, capture_output=True, env=environment, check=False, timeout=30)
+    assert ended.returncode in {0, 3, 4, 5, 6}, ended  # 70 would be a fault of ours
     return (ended.stdout + ended.stderr).decode()
 
 
@@ -173,3 +170,22 @@ async def test_strangers_at_the_port_write_nothing(
     said_by_us = [line for line in errors.decode().splitlines() if not line.startswith(("kie", "callback.refused "))]
     assert said_by_us == []
     assert (output + errors).decode().replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("provider", ["character", "failed"], indirect=True)
+async def test_nothing_that_was_kept_writes_to_the_terminal(
+    provider: str, script: str, cli_environment: dict[str, str]
+) -> None:
+    """What a provider said is shown from the ledger as harmless as it was when it came."""
+    environment = cli_environment | {"PYTHONUTF8": "1"}
+    await asyncio.to_thread(through_pipes, environment, script, *MAKE, "--base-url", provider, "--key", "wish")
+    shown = ""
+    for command in (("characters",), ("ledger", "ls"), ("ledger", "show", "wish"), ("ledger", "export")):
+        piped, terminal = await asyncio.gather(
+            asyncio.to_thread(through_pipes, environment, script, *command),
+            asyncio.to_thread(on_a_terminal, environment, script, *command),
+        )
+        assert re.sub("[\n\t]", "", piped).isprintable()
+        assert not [control for control in CONTROLS if f"<{control}>" in terminal.replace("\r\n", "\n")]
+        shown += piped
+    assert "hostile<" in shown

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import sora_chars
-from sora_chars import NoAnswerError, SoraCharsError
+from sora_chars import MissingCharacterError, NoAnswerError, SoraCharsError
 from sora_chars.callbacks import verify
 from sora_chars.providers import kie_codec
 from sora_chars.providers.kkiai import read_character
@@ -67,6 +67,16 @@ def test_a_task_id_that_nobody_can_keep_is_none(task_id: str) -> None:
     answer = Answer(200, {}, json.dumps({"code": 200, "data": {"taskId": task_id}}).encode())
     with pytest.raises(NoAnswerError, match="no task id"):
         kie_codec.read_task_id(answer)
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "\x1b[2J", "x" * 201])
+@pytest.mark.parametrize("reader", ["omni", "character"])
+def test_a_character_id_that_nobody_can_keep_is_none(reader: str, name: str) -> None:
+    """Where the answer to a paid request is the character, an id that no ledger can hold is told as it came."""
+    content = {"code": 200, "data": {"characterId": name}} if reader == "omni" else {"id": name, "username": "u"}
+    with pytest.raises(MissingCharacterError) as caught:
+        READERS[reader](Answer(200, {}, json.dumps(content).encode()))
+    assert caught.value.payload in (content, content.get("data"))
 
 
 @pytest.mark.timeout(10)
