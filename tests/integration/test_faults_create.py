@@ -89,13 +89,15 @@ async def test_a_create_that_may_have_left_is_never_sent_again(
     emulator: Emulator,
     proxy: FaultProxy,
 ) -> None:
-    """One POST, and an error with its key, whatever happens once the connection stands, also to one that is reused."""
+    """One POST, and an error with its key, also when it is asked for again, whatever happens to a connection."""
     wish = WISHES[provider]
     async with session_at(proxy.url, timeout=0.5 if fault.name in TOO_LATE else 10.0) as session:
         if reused:
             await session.create(**wish)
         proxy.faults.append(fault)
         with pytest.raises(SubmissionUnknownError, match="key mine") as caught:
+            await session.create(**wish, key="mine")
+        with pytest.raises(SubmissionUnknownError, match="key mine"):
             await session.create(**wish, key="mine")
     assert (caught.value.key, caught.value.provider) == ("mine", provider)
     assert proxy.faults == []

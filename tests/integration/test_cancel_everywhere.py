@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+import pytest
+
+from sora_chars import CharacterSession, FixedPace, Kie
+from sora_chars.ledger import State, open_ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from pathlib import Path
+
+    from sora_chars.testing import Emulator
+
+When = Literal["while it waits", "as it wakes"]
+WHEN: tuple[When, ...] = ("while it waits", "as it wakes")
+
+
+@attrs.define(eq=False)
+class Awaits:
+    """Counts the awaits of all asyncio tasks born meanwhile, once there is a `victim`, and cancels it at one."""
+
+    number: int
+    when: When
+    victim: asyncio.Task[Any] | None = None
+    count: int = 0
+    struck: bool = False
+
+    def reached(self, awaited: asyncio.Future[Any] | None) -> None:
+        """Note that an asyncio task waits; cancel now, or between the end of what it waits for and its waking."""
+        if self.victim is None:
+            return
+        if self.count == self.number:
+            if awaited is None or self.when == "while it waits":
+                self.strike(awaited)
+            else:
+                awaited.add_done_callback(self.strike)
+        self.count += 1
+
+    def strike(self, _: object) -> None:
+        """Cancel the victim, if it still runs."""
+        self.struck = bool(self.victim and self.victim.cancel())
+
+
+@attrs.define(eq=False)
+class Driven(Coroutine[Any, Any, Any]):
+    """A coroutine whose every await is told."""
+
+    inner: Coroutine[Any, Any, Any]
+    tell: Callable[[Any], None]
+
+    def send(self, value: Any, /) -> Any:
+        """Wake it."""
+        awaited = self.inner.send(value)
+        self.tell(awaited)
+        return awaited
+
+    def throw(self, *error: Any) -> Any:
+        """Wake it with an error."""
+        awaited = self.inner.throw(*error)
+        self.tell(awaited)
+        return awaited
+
+    def close(self) -> None:
+        """End it."""
+        self.inner.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        raise NotImplementedError  # asyncio tasks drive it by `send`
+
+
+@contextmanager
+def counted(number: int, when: When) -> Generator[Awaits]:
+    """Count the awaits of all asyncio tasks that are born in the block."""
+    awaits = Awaits(number, when)
+    loop = asyncio.get_running_loop()
+
+    def born(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        return asyncio.Task(Driven(coroutine, awaits.reached), loop=loop, **options)
+
+    loop.set_task_factory(born)
+    try:
+        yield awaits
+    finally:
+        loop.set_task_factory(None)
+
+
+def session_at(emulator: Emulator, ledger: str) -> CharacterSession:
+    """A session that looks every 5 ms."""
+    kie = Kie("kie-key", base_url=emulator.url, upload_url=emulator.url, limits=None)
+    return CharacterSession(kie, ledger=ledger, pace=FixedPace(0.005))
+
+
+async def on_record(ledger: str, key: str) -> tuple[State | None, str | None]:
+    """The state and the task id of a key, as the next process will find them."""
+    async with open_ledger(ledger) as opened:
+        entry = await opened.get(key)
+    return (entry.state, entry.task_id) if entry else (None, None)
+
+
+async def nothing_left(emulator: Emulator, alive: set[asyncio.Task[Any]]) -> None:
+    """Wait until the loop holds no asyncio task but those `alive` before, and the emulator no connection."""
+    await emulator.until(lambda: asyncio.all_tasks() <= alive)
+    server = emulator._runner.server if emulator._runner else None
+    assert server
+    await emulator.until(lambda: not server.connections)
+
+
+@pytest.mark.parametrize("when", WHEN)
+async def test_create_cancelled_at_every_await(
+    when: When,
+    sora_emulator_factory: Callable[..., Emulator],
+    make_clip: Callable[[], Path],
+    make_url: Callable[[str], str],
+) -> None:
+    """Wherever it is cancelled, the id of what was made is on record after closing, and nothing is left over."""
+    emulator = sora_emulator_factory(durations=(0.0, 0.0))  # in a thread of its own: its awaits are not counted
+    clip, ledger, alive = make_clip(), make_url("sqlite"), asyncio.all_tasks()
+    number, reached, outcomes = 0, True, set[tuple[bool, State | None]]()
+    while reached:
+        before = set(emulator.tasks)
+        session = await session_at(emulator, ledger).open()
+        with counted(number, when) as awaits:
+            creating = asyncio.create_task(session.create(video=clip, prompt="a dog", key=f"key {number}"))
+            awaits.victim = creating
+            await asyncio.wait([creating])
+        await session.aclose()
+        await nothing_left(emulator, alive)
+        assert creating.cancelled() == awaits.struck
+        state, task_id = await on_record(ledger, f"key {number}")
+        assert set(emulator.tasks) - before == ({task_id} if task_id else set())
+        outcomes.add((awaits.struck, state))
+        number, reached = number + 1, awaits.count > number
+    assert outcomes - {(True, None), (True, State.SUCCEEDED)} == {
+        (True, State.ASKED),
+        (True, State.RUNNING),
+        (False, State.SUCCEEDED),
+    }
