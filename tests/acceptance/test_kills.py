@@ -12,6 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from types import ModuleType
 
+pytestmark = pytest.mark.timeout(180)  # processes take their time on a busy machine
+
 KEYS = 30
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from sora_chars import Entry, Ledger
 
+pytestmark = pytest.mark.timeout(180)  # processes take their time on a busy machine
+
 KEYS = 100
 
 CREATOR = """
