@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -84,12 +85,11 @@ class Desk:
     async def aclose(self, drain: float) -> None:
         """Carry through what was sent, for up to `drain` seconds, and write down what can be."""
         self.closing = True  # nothing new begins while the last answers come
-        try:
+        async with AsyncExitStack() as closing:  # all of it, also when one of them is cancelled
+            closing.push_async_callback(self._writes.aclose)
+            closing.push_async_callback(self.watcher.aclose)
+            closing.push_async_callback(self._follower.aclose)
             await self._finish_submissions(drain)
-        finally:
-            await self._follower.aclose()
-            await self.watcher.aclose()
-            await self._writes.aclose()
 
     async def ask(self, request: Request, provider: str | None) -> Submission:
         """Put a wish on record, or find it there."""

@@ -9,14 +9,16 @@ import attrs
 import pytest
 
 from sora_chars import CharacterSession, FixedPace, Kie
+from sora_chars.errors import SubmissionUnknownError, WatcherStoppedError
 from sora_chars.ledger import State, open_ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import AsyncIterator, Callable, Generator
     from pathlib import Path
 
     from sora_chars.testing import Emulator
 
+WISH: dict[str, Any] = {"from_task": "a" * 32, "clip": "1,3", "prompt": "a dog"}
 When = Literal["while it waits", "as it wakes"]
 WHEN: tuple[When, ...] = ("while it waits", "as it wakes")
 
@@ -103,6 +105,16 @@ async def on_record(ledger: str, key: str) -> tuple[State | None, str | None]:
     return (entry.state, entry.task_id) if entry else (None, None)
 
 
+def names(number: int) -> list[str]:
+    """Three keys of one round."""
+    return [f"key {number}.{part}" for part in range(3)]
+
+
+async def grown(emulator: Emulator, number: int) -> None:
+    """Wait until the emulator has so many tasks."""
+    await emulator.until(lambda: len(emulator.tasks) == number)
+
+
 async def nothing_left(emulator: Emulator, alive: set[asyncio.Task[Any]]) -> None:
     """Wait until the loop holds no asyncio task but those `alive` before, and the emulator no connection."""
     await emulator.until(lambda: asyncio.all_tasks() <= alive)
@@ -141,3 +153,57 @@ async def test_create_cancelled_at_every_await(
         (True, State.RUNNING),
         (False, State.SUCCEEDED),
     }
+
+
+async def closed_at(awaits: Awaits, session: CharacterSession) -> None:
+    """Close a session; the awaits count from here on, and this is what is cancelled."""
+    awaits.victim = asyncio.current_task()
+    await session.aclose()
+
+
+@pytest.fixture
+async def followed(
+    sora_emulator_factory: Callable[..., Emulator], make_url: Callable[[str], str]
+) -> AsyncIterator[tuple[Emulator, str]]:
+    """An emulator, and a ledger in which a living process, as it seems, looks after the task of the key `theirs`."""
+    emulator, url = sora_emulator_factory(durations=(60.0, 60.0)), make_url("sqlite")
+    async with session_at(emulator, url) as session:
+        await session.submit(**WISH, key="theirs")
+    async with open_ledger(url) as other:
+        entry = await other.get("theirs")
+        assert entry
+        await other.move(entry, State.RUNNING)
+        yield emulator, url
+
+
+@pytest.mark.parametrize("when", WHEN)
+async def test_closing_cancelled_at_every_await(when: When, followed: tuple[Emulator, str]) -> None:
+    """Wherever it is cancelled, all is closed, and the ledger knows each id, or that the outcome is unknown."""
+    emulator, url = followed
+    alive = asyncio.all_tasks()
+    number, reached, outcomes = 0, True, set[State | None]()
+    while reached:
+        session = await session_at(emulator, url).open()
+        waiting = asyncio.create_task((await session.submit(**WISH, key="theirs")).result())
+        for seconds in (0.01, 0.03, 0.05):  # so that closing is cancelled while some have come and some have not
+            emulator.fault("delay", on="create", seconds=seconds)
+        made = set(emulator.tasks)
+        with counted(number, when) as awaits:
+            asked = {key: asyncio.create_task(session.submit(**WISH, key=key)) for key in names(number)}
+            await grown(emulator, len(made) + 3)
+            closing = asyncio.create_task(closed_at(awaits, session))
+            await asyncio.wait([closing, waiting, *asked.values()])
+        await nothing_left(emulator, alive)
+        assert closing.cancelled() == awaits.struck
+        assert isinstance(waiting.exception(), WatcherStoppedError)
+        new = set(emulator.tasks) - made
+        for key, submitting in asked.items():
+            state, task_id = await on_record(url, key)
+            outcomes.add(state)
+            if error := submitting.exception():
+                assert isinstance(error, SubmissionUnknownError)
+            else:
+                assert submitting.result().task_id == task_id
+            assert (task_id in new) == (state is State.RUNNING)
+        number, reached = number + 1, awaits.count > number
+    assert outcomes == {State.RUNNING, State.UNKNOWN}
