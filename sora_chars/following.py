@@ -56,6 +56,7 @@ class Follower:
             watch.future.add_done_callback(lambda _: end())
         if watch.follows and watch not in self._followed:
             self._follow(provider, entry, watch)
+            await self._catch_up(entry, watch)
         return watch
 
     async def aclose(self) -> None:
@@ -82,6 +83,16 @@ class Follower:
         watch.future.add_done_callback(lambda _: self._followed.pop(watch, None))
         if self._rounds is None or self._rounds.done():
             self._rounds = asyncio.create_task(self._go_round(), name="sora_chars follower")
+
+    async def _catch_up(self, entry: Entry, watch: Watch) -> None:
+        """Look at once if the entry was moved between our reading of it and our listening: that was told to nobody."""
+        try:
+            now = await self.ledger.get(entry.key)
+        except LedgerError as error:  # the task is looked at now and then all the same
+            log.warning("follower.failed", extra={"error": printable(error)})
+            return
+        if now and now.version != entry.version:
+            self.watcher.nudge(entry.provider, watch.task_id, by="poll")
 
     async def _go_round(self) -> None:
         while self._followed:

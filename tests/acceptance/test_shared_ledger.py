@@ -70,7 +70,7 @@ async def process(code: str, *arguments: str) -> AsyncGenerator[Process]:
 async def line(started: Process) -> str:
     """Return the next line that a process prints."""
     assert started.stdout
-    return (await asyncio.wait_for(started.stdout.readline(), 30)).decode().strip()
+    return (await asyncio.wait_for(started.stdout.readline(), 120)).decode().strip()
 
 
 async def go(started: Process) -> None:

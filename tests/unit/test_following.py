@@ -45,11 +45,15 @@ class House:
 
 @attrs.define(eq=False)
 class Shared:
-    """The store of one process. Its next `faults` checks on another process fail; each takes `takes` seconds."""
+    """The store of one process. Its next `faults` checks on another process fail; each takes `takes` seconds.
+
+    While it is `blind`, it cannot be read.
+    """
 
     house: House
     holder: str
     faults: int = 0
+    blind: bool = False
     takes: float = 0.0
     checks: int = 0
 
@@ -76,6 +80,8 @@ class Shared:
 
     async def find(self, by: By, *values: str) -> Entry | None:
         """See `Store`."""
+        if self.blind:
+            raise LedgerError("the disk fails")
         return await self.house.entries.find(by, *values)
 
     async def page(
@@ -235,6 +241,26 @@ async def test_the_ledger_tells_of_the_end(house: House) -> None:
         await (await other.follower.join(other.provider, entry)).future
         assert (await watch.future, one.provider.looks) == (DONE, other.provider.looks)
         assert not one.ledger._waiters.keys
+
+
+async def test_an_end_just_before_it_is_followed_is_found(house: House) -> None:
+    """What the other process recorded after the entry was read here, and before this one listened, is asked for."""
+    async with process(house, "a", ended=True) as other, process(house, "b", ended=True) as one:
+        entry = await run(other.ledger)
+        await (await other.follower.join(other.provider, entry)).future
+        watch = await one.follower.join(one.provider, entry)
+        assert (await watch.future, one.provider.looks) == (DONE, [0.0])
+
+
+async def test_a_ledger_that_fails_meanwhile_ends_no_wait(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    """When the ledger cannot be asked whether something was missed, the looks now and then still find the end."""
+    async with process(house, "a") as other, process(house, "b", ended=True) as one:
+        entry = await run(other.ledger)
+        one.store.blind = True
+        watch = await one.follower.join(one.provider, entry)
+        assert "follower.failed" in caplog.messages
+        one.store.blind = False
+        assert (await watch.future, one.provider.looks) == (DONE, [RARE])
 
 
 async def test_a_callback_to_another_process_is_heard_of(house: House) -> None:
