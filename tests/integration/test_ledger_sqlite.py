@@ -9,6 +9,8 @@ import os
 import resource
 import sqlite3
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +21,6 @@ from sora_chars.ledger.sqlite import SqliteStore
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator
-    from pathlib import Path
 
 NOBODY = 65534
 
@@ -46,14 +47,13 @@ def path(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def no_superuser(folder: Path) -> Generator[None]:
-    """Be somebody whom file modes bind."""
+def no_superuser(*files: Path) -> Generator[None]:
+    """Be somebody whom file modes bind, and who owns `files`. What Python imports meanwhile it may fail to read."""
     if os.geteuid() != 0:
         yield
         return
-    for parent in (folder, *list(folder.parents)[:3]):
-        parent.chmod(parent.stat().st_mode | 0o755)
-    os.chown(folder, NOBODY, NOBODY)
+    for file in files:
+        os.chown(file, NOBODY, NOBODY)
     os.seteuid(NOBODY)
     try:
         yield
@@ -201,17 +201,19 @@ async def test_a_full_disk_is_said(path: Path) -> None:
         assert [entry.key async for entry in ledger.entries()] == ["k-1", "k-2", "k-3"]
 
 
-async def test_a_read_only_file_is_said(path: Path) -> None:
+async def test_a_read_only_file_is_said() -> None:
     """A file that may not be written cannot be opened, and can be once it may."""
-    with no_superuser(path.parent):
+    with TemporaryDirectory() as folder:  # pytest's own are for its user only, and made so again by every other run
+        path = Path(folder) / "characters.db"
         async with open_ledger(path) as ledger:
             await ask(ledger)
-        path.chmod(0o400)
-        with pytest.raises(LedgerError, match="it is read-only"):
-            await open_ledger(path).open()
-        path.chmod(0o600)
-        async with open_ledger(path) as ledger:
-            assert (await ask(ledger)).version == 1
+        with no_superuser(path.parent, path):
+            path.chmod(0o400)
+            with pytest.raises(LedgerError, match="it is read-only"):
+                await open_ledger(path).open()
+            path.chmod(0o600)
+            async with open_ledger(path) as ledger:
+                assert (await ask(ledger)).version == 1
 
 
 async def test_a_file_of_another_kind_is_said(path: Path) -> None:
