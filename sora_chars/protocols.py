@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from .models import ModelInfo, Request, TaskSnapshot
+    from .models import Eta, ModelInfo, Request, TaskSnapshot
 
 
 class Provider(Protocol):
@@ -56,6 +56,10 @@ class Provider(Protocol):
         """
         raise ConfigurationError(f"{self.name} answers at once and has no tasks to look at: {task_id!r}.")
 
+    async def refetch(self, seen: TaskSnapshot) -> TaskSnapshot:
+        """Look again at a task that was last `seen` so; may return `seen` itself. Raises as `fetch`."""
+        return await self.fetch(seen.task_id)
+
     async def ready(self) -> None:
         """Return once a `fetch` would be sent at once, so that the watcher picks the task as late as it can."""
         return  # a type checker takes a method of a Protocol without any statement for abstract
@@ -80,8 +84,26 @@ class Provider(Protocol):
 
 
 class Pace(Protocol):
-    """When to look at a task next."""
+    """When to look at a task next. Inherit from it and write `delay`; the rest is for those that learn."""
 
     def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
         """Seconds until the next look at a task that is `age` seconds old; `snapshot` is the last one, if any."""
         ...
+
+    def learn(self, snapshot: TaskSnapshot) -> None:
+        """Hear of a task that has ended, well or not; also of those that are on record when a session opens."""
+        del snapshot
+
+    def gain(self, snapshot: TaskSnapshot | None, age: float, unseen: float) -> float:
+        """How much waiting a look now saves at a task `age` seconds old that was last looked at `unseen` seconds ago.
+
+        Of the tasks that are due when fewer looks are allowed, the one with the largest gain goes first. Seconds, 0 or
+        more; growing with `unseen`, so that none starves.
+        """
+        del snapshot, age
+        return unseen
+
+    def expect(self, snapshot: TaskSnapshot | None, age: float) -> Eta | None:
+        """When a task that has not ended at `age` seconds will, if anything is known."""
+        del snapshot, age
+        return None

@@ -14,6 +14,7 @@ import random
 import re
 import time
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -82,14 +83,18 @@ def parse_json(body: bytes | str) -> Any:
     Raises:
         ValueError: it is none, whatever the reason (encoding, depth, NaN, a number of a million digits).
     """
+    text = body if isinstance(body, str) else body.decode(json.detect_encoding(body), "surrogatepass")
     try:
-        return json.loads(body, parse_constant=_no_constant)
+        return _DECODER.decode(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)  # `json.loads` would make one for every answer
 
 
 def resolve_key(api_key: str | None, *, variable: str, provider: str) -> str:
@@ -131,6 +136,12 @@ def _delays() -> Generator[float, ProviderError, None]:
         ceiling = min(ceiling * 2, 30.0)
 
 
+@lru_cache
+def _client_timeout(seconds: float) -> aiohttp.ClientTimeout:
+    """Less for connecting, so that it is always clear which ran out: without a connection nothing was sent."""
+    return aiohttp.ClientTimeout(total=seconds, connect=min(_CONNECT_TIMEOUT, seconds / 2))
+
+
 def _final(error: Exception) -> bool:
     return not (isinstance(error, ProviderError) and error.passing and error.harmless)
 
@@ -147,6 +158,7 @@ class _Call:
     sending: Callable[[], AbstractAsyncContextManager[None]]
     body: Callable[[], Any] | None
     options: dict[str, Any]
+    failure: ProviderError | None = None  # of the first try
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -229,10 +241,20 @@ class Transport:
         if timeout is None:
             timeout = self.timeout if kind == "create" else _TIMEOUTS[kind]
         call = _Call(method, url, kind, read, timeout, sending, body, options)
-        result: T = await self._repeat[kind](call)
+        result: T
+        try:
+            result = await self._attempt(call)  # most go well, and need no machinery for repeating
+        except ProviderError as error:
+            if _final(error):
+                raise
+            call.failure = error
+            result = await self._repeat[kind](call)
         return result
 
     async def _attempt(self, call: _Call) -> Any:
+        if call.failure:
+            error, call.failure = call.failure, None
+            raise error
         self._check_loop()
         async with self.account.windows[call.kind].place() as place, self._slots:
             http = self._usable()
@@ -263,15 +285,13 @@ class Transport:
 
     async def _send(self, http: aiohttp.ClientSession, call: _Call) -> Answer:
         started = time.perf_counter()
-        # Below the total, so that it is always clear which of the two ran out: without a connection nothing was sent.
-        timeout = aiohttp.ClientTimeout(total=call.timeout, connect=min(_CONNECT_TIMEOUT, call.timeout / 2))
         headers = {"Authorization": f"Bearer {self.api_key}", "User-Agent": "sora-chars"}
         try:
             async with http.request(
                 call.method,
                 call.url,
                 headers=headers,
-                timeout=timeout,
+                timeout=_client_timeout(call.timeout),
                 allow_redirects=False,  # the key goes to the host it was meant for
                 proxy=self.proxy,
                 ssl=self.ssl,
@@ -292,7 +312,7 @@ class Transport:
 
     async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
         body = bytearray()
-        async for chunk in response.content.iter_any():
+        while chunk := await response.content.readany():
             body += chunk
             if len(body) > _BODY_LIMIT:
                 raise aiohttp.ClientPayloadError(f"the answer is larger than {_BODY_LIMIT} bytes")

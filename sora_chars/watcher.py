@@ -67,8 +67,11 @@ class Watch:
 
     def show(self, snapshot: TaskSnapshot) -> None:
         """Take a snapshot and tell those who listen, if it says anything new."""
-        changed, self.snapshot = snapshot != self.snapshot, snapshot
-        if changed:
+        before = self.snapshot
+        if snapshot is before:
+            return
+        self.snapshot = snapshot if snapshot.finished else attrs.evolve(snapshot, raw=None)  # of many, it adds up
+        if snapshot != before:
             for queue in self.listeners:
                 queue.put_nowait(snapshot)
 
@@ -292,7 +295,8 @@ class _Lane:
     async def _look(self, watch: Watch) -> None:
         nudged, watch.nudged = watch.nudged, False
         try:
-            snapshot = await self.provider.fetch(watch.task_id)
+            seen = watch.snapshot
+            snapshot = await (self.provider.refetch(seen) if seen else self.provider.fetch(watch.task_id))
             if snapshot.finished:
                 await self.watcher.settle(self.provider.name, snapshot)
             watch.polling = False

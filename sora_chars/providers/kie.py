@@ -83,6 +83,7 @@ class Kie(Provider):
             ssl=ssl,
             timeout=timeout,
         )
+        self._record_url = self._api("jobs/recordInfo")
 
     def __repr__(self) -> str:
         return f"Kie(name={self.name!r}, base_url={self._transport.base_url!r})"
@@ -136,13 +137,11 @@ class Kie(Provider):
 
     async def fetch(self, task_id: str) -> TaskSnapshot:
         """See `Provider.fetch`."""
-        return await self._transport.request(
-            "GET",
-            self._api("jobs/recordInfo"),
-            partial(codec.read_record, task_id=task_id, provider=self.name),
-            kind="poll",
-            params={"taskId": task_id},
-        )
+        return await self._look(task_id, None)
+
+    async def refetch(self, seen: TaskSnapshot) -> TaskSnapshot:
+        """See `Provider.refetch`. What did not change is not read again."""
+        return await self._look(seen.task_id, seen)
 
     async def credit(self) -> float:
         """How many credits the account has left."""
@@ -170,6 +169,15 @@ class Kie(Provider):
 
         url = f"{self._upload_url}/api/file-stream-upload"
         return await self._transport.request("POST", url, codec.read_upload, body=form)
+
+    async def _look(self, task_id: str, seen: TaskSnapshot | None) -> TaskSnapshot:
+        return await self._transport.request(
+            "GET",
+            self._record_url,
+            partial(codec.read_record, task_id=task_id, provider=self.name, seen=seen),
+            kind="poll",
+            params={"taskId": task_id},
+        )
 
     def _api(self, route: str) -> str:
         return f"{self._transport.base_url}/api/v1/{route}"

@@ -92,20 +92,23 @@ def read_task_id(answer: Answer) -> str:
             raise envelope.error()
 
 
-def read_record(answer: Answer, *, task_id: str, provider: str) -> TaskSnapshot:
-    """The snapshot in recordInfo's answer.
+def read_record(answer: Answer, *, task_id: str, provider: str, seen: TaskSnapshot | None = None) -> TaskSnapshot:
+    """The snapshot in recordInfo's answer; `seen` itself if it came of the same answer.
 
     Raises:
         TaskNotFoundError: the task is unknown, or not visible yet.
         MissingCharacterError: success of a character model without an id.
         ProviderError: as `read_data`.
     """
+    digest, retry_after = hash((answer.status, answer.body)), answer.retry_after
+    if seen and seen.digest == digest and seen.retry_after == retry_after:
+        return seen
     envelope = read_envelope(answer)
     if isinstance(envelope.data, dict) and (envelope.code == 200 or "state" in envelope.data):  # noqa: PLR2004
         snapshot = read_snapshot(envelope.data, provider=provider, wrong=lambda why: unreadable(answer, why))
         if snapshot.task_id != task_id:
             raise unreadable(answer, "another task's record")
-        return snapshot if answer.retry_after is None else attrs.evolve(snapshot, retry_after=answer.retry_after)
+        return attrs.evolve(snapshot, task_id=task_id, retry_after=retry_after, digest=digest)
     if envelope.code in _ENDED_WITHOUT_RECORD:
         failure = TaskFailure(str(envelope.code), printable(envelope.message))
         return TaskSnapshot(task_id=task_id, provider=provider, state=FAIL, failure=failure)

@@ -371,3 +371,17 @@ def test_a_good_answer_may_name_the_next_look(text: str, seconds: float | None) 
     body = {"code": 200, "msg": "success", "data": {"taskId": "t", "state": "waiting"}}
     seen = answer(body, headers={"Retry-After": text})
     assert codec.read_record(seen, task_id="t", provider="kie").retry_after == seconds
+
+
+def test_an_unchanged_answer_is_not_read_again() -> None:
+    """The same bytes give the very same snapshot; another body, status or Retry-After gives a new one."""
+    body = {"code": 200, "msg": "success", "data": {"taskId": "t", "state": "generating"}}
+    seen = codec.read_record(answer(body), task_id="t", provider="kie")
+
+    def again(came: Answer) -> TaskSnapshot:
+        return codec.read_record(came, task_id="t", provider="kie", seen=seen)
+
+    assert again(answer(body)) is seen
+    assert again(answer(body, headers={"Retry-After": "3"})).retry_after == 3
+    assert again(answer(body, status=201)) is not seen
+    assert again(answer(body | {"data": {"taskId": "t", "state": "success"}})).state == "success"

@@ -194,12 +194,47 @@ async def test_a_cancelled_future_breaks_nothing() -> None:
     """Even a waiter that cancels the shared future itself leaves the scheduler and all other tasks alone."""
     provider = Scripted([DONE])
     async with every(10.0) as watcher:
-        first, second = (watcher.watch(provider, name, snapshot=NEW) for name in ("t1", "t2"))
+        new = [attrs.evolve(NEW, task_id=name) for name in ("t1", "t2", "t3")]
+        first, second = (watcher.watch(provider, one.task_id, snapshot=one) for one in new[:2])
         still_watched = watcher.watch(Scripted([NEW], name="another"), "t4", snapshot=NEW)
         first.future.cancel()
         still_watched.future.cancel()
         assert (await second.future).task_id == "t2"
-        assert (await watcher.watch(provider, "t3", snapshot=NEW).future).task_id == "t3"
+        assert (await watcher.watch(provider, "t3", snapshot=new[2]).future).task_id == "t3"
+
+
+async def test_the_raw_answer_of_a_running_task_is_not_kept() -> None:
+    """Those who listen get the provider's answer; of the many tasks that run, only their facts stay in memory."""
+    running, done = (attrs.evolve(seen(state), raw={"state": state}) for state in ("generating", "success"))
+    async with every(10.0) as watcher:
+        watch = watcher.watch(Scripted([running, done]), "t1", snapshot=NEW)
+        queue: asyncio.Queue[TaskSnapshot | None] = asyncio.Queue()
+        watch.listeners.append(queue)
+        shown = await queue.get()
+        assert shown
+        assert (shown.raw, watch.snapshot, getattr(watch.snapshot, "raw", 0)) == (running.raw, running, None)
+        assert (await watch.future).raw == done.raw
+
+
+async def test_a_second_look_is_told_what_the_first_has_seen() -> None:
+    """A provider may compare, and give back what it gave before; those who listen hear of changes only."""
+
+    @attrs.define(eq=False)
+    class Comparing(Scripted):
+        before: list[TaskSnapshot] = attrs.field(factory=list[TaskSnapshot])
+
+        async def refetch(self, seen: TaskSnapshot) -> TaskSnapshot:
+            self.before.append(seen)
+            return DONE if len(self.before) == 3 else seen
+
+    provider = Comparing([seen("generating")])
+    async with every(10.0) as watcher:
+        watch = watcher.watch(provider, "t1")
+        queue: asyncio.Queue[TaskSnapshot | None] = asyncio.Queue()
+        watch.listeners.append(queue)
+        assert await watch.future == DONE
+    assert [queue.get_nowait() for _ in range(3)] == [seen("generating"), DONE, None]
+    assert provider.before == [seen("generating")] * 3
 
 
 async def test_the_ladder_is_climbed() -> None:
