@@ -261,10 +261,11 @@ def open_ledger(url: str | os.PathLike[str], *, clock: Callable[[], float] = tim
     """The ledger at `url`; `async with` opens it.
 
     `memory:`, `sqlite:///relative/path`, `sqlite:////absolute/path`, `postgresql://...` (extra `postgres`), or the path
-    of an SQLite file. Processes of one machine may share a file, those of many a PostgreSQL database.
+    of an SQLite file. Processes of one machine may share a file, those of many a PostgreSQL database. In memory the
+    last 10,000 finished entries are kept, and all that are not finished.
 
     Raises:
-        ConfigurationError: the URL is of no such kind.
+        ConfigurationError: the URL is of no such kind, or of one that this system cannot serve.
     """
     return Ledger(_store(url) if isinstance(url, str) else _sqlite(os.fspath(url)), clock=clock)
 
@@ -288,8 +289,13 @@ def _store(url: str) -> Store:
 
 
 def _sqlite(path: str) -> Store:
-    from .sqlite import SqliteStore  # noqa: PLC0415 # sqlite3 and fcntl are not on every system
-
+    try:
+        from .sqlite import SqliteStore  # noqa: PLC0415 # sqlite3 and fcntl are not on every system
+    except ImportError as error:
+        raise ConfigurationError(
+            f"ledger: an SQLite file needs what this system does not have ({error}).",
+            hint="Use memory: or postgresql://... instead.",
+        ) from error
     return SqliteStore(Path(path))
 
 

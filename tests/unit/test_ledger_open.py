@@ -61,6 +61,17 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
         open_ledger("postgresql://db/x")
 
 
+@pytest.mark.parametrize("missing", ["fcntl", "sqlite3"])
+def test_without_locks_or_sqlite_it_says_what_to_use(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path on a system that lacks a module which SQLite ledgers need, such as Windows, says what serves there."""
+    for name in ("sqlite", "holders", "worker"):
+        monkeypatch.delitem(sys.modules, f"sora_chars.ledger.{name}")
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ConfigurationError, match=rf"{missing}.* Use memory: or postgresql://\.\.\. instead"):
+        open_ledger("characters.db")
+    assert isinstance(open_ledger("memory:")._store, MemoryStore)
+
+
 def test_a_store_shows_no_password() -> None:
     """Neither a ledger nor its store shows the URL."""
     ledger = open_ledger("postgresql://me:secret@db/x")
