@@ -41,8 +41,9 @@ class CharacterSession:
     seconds that closing waits for the answers of requests already sent. `watcher`: a `TaskWatcher` of your own.
 
     `ledger`: where every wish is recorded before it is sent: a URL or path as in `open_ledger`, or a `Ledger`, which
-    is opened and closed here unless it is open already. What "memory:" keeps ends with this session. `pictures`: a
-    folder in which the profile picture of each character is saved, since its link dies within days.
+    is opened and closed here unless it is open already. What "memory:" keeps ends with this session, and of finished
+    entries it keeps the last 10,000. `pictures`: a folder in which the profile picture of each character is saved,
+    since its link dies within days.
 
     Raises:
         ConfigurationError: no provider, or two of the same name.
