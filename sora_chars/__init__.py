@@ -6,6 +6,7 @@
         character = await session.create(from_task="7118f712...", clip="3.55,5.55", prompt="A friendly cartoon dog")
 """
 
+from .batch import Outcome, Outcomes
 from .callbacks import CallbackEvent, CallbackReceiver
 from .desk import Step
 from .errors import (
@@ -43,6 +44,7 @@ from .models import (
     Character,
     CharacterRequest,
     Clip,
+    Eta,
     ModelInfo,
     OmniCharacterRequest,
     TaskFailure,
@@ -50,7 +52,8 @@ from .models import (
     TaskSnapshot,
     UploadProgress,
 )
-from .pacing import FixedPace, LadderPace
+from .pacing import FixedPace, LadderPace, LearnedPace
+from .progress import Progress
 from .protocols import Pace, Provider
 from .providers import GATEWAYS, Gateway, Kie, Kkiai
 from .records import SavedCharacter
@@ -69,6 +72,7 @@ __all__ = [
     "ConfigurationError",
     "Entry",
     "EntryMovedError",
+    "Eta",
     "FixedPace",
     "Gateway",
     "IllegalMoveError",
@@ -79,6 +83,7 @@ __all__ = [
     "Kie",
     "Kkiai",
     "LadderPace",
+    "LearnedPace",
     "Ledger",
     "LedgerError",
     "Limits",
@@ -87,8 +92,11 @@ __all__ = [
     "ModelUnavailableError",
     "NoAnswerError",
     "OmniCharacterRequest",
+    "Outcome",
+    "Outcomes",
     "Pace",
     "PermissionDeniedError",
+    "Progress",
     "Provider",
     "ProviderError",
     "RateLimitedError",

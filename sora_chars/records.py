@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +147,17 @@ async def characters(
         if saved := _saved(entry):
             left = None if left is None else left - 1
             yield saved
+
+
+async def endings(ledger: Ledger, *, limit: int) -> list[TaskSnapshot]:
+    """The last tasks that ended, up to `limit`, the oldest first. A row that cannot be read as one is left out."""
+    found: list[TaskSnapshot] = []
+    async for entry in ledger.entries(states={State.SUCCEEDED, State.FAILED}, newest_first=True, limit=limit):
+        with suppress(ValueError, TypeError, AttributeError, KeyError):  # a row that somebody else has written
+            snapshot = to_snapshot(entry)
+            if math.isfinite(snapshot.duration or 0.0) and isinstance(snapshot.model, str | None):
+                found.append(snapshot)
+    return found[::-1]
 
 
 def _saved(entry: Entry) -> SavedCharacter | None:

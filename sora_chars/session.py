@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from . import records
+from .batch import Outcomes
 from .desk import Desk, log_outlived
 from .errors import ConfigurationError, InvalidRequestError, SessionClosedError, WrongLoopError, printable
 from .handle import TaskHandle
 from .ledger import Ledger, State, open_ledger
 from .models import Character, CharacterRequest, OmniCharacterRequest, TaskRequest, TaskSnapshot, as_request, new_key
-from .pacing import LadderPace
+from .pacing import LearnedPace
 from .pictures import Pictures
+from .protocols import Pace
 from .watcher import TaskWatcher
 
 if TYPE_CHECKING:
@@ -24,21 +26,25 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from .batch import Outcome, Price, Rows
     from .desk import Step
     from .ledger import Entry
     from .models import ModelInfo, Request
-    from .protocols import Pace, Provider
+    from .protocols import Provider
 
 log = logging.getLogger("sora_chars.session")
 
 _DRAIN = 30.0
+_SENDERS = 16  # submits under way in one batch, so that another one's turn is never far
+_LESSONS = 2000  # finished tasks of the ledger that a pace is told of
 
 
 class CharacterSession:
     """Makes characters through one or more providers. Use it inside `async with`, in one event loop.
 
-    `pace`: when to poll (kie.ai's documented ladder). `wait`: seconds a wait lasts unless told otherwise. `drain`:
-    seconds that closing waits for the answers of requests already sent. `watcher`: a `TaskWatcher` of your own.
+    `pace`: when to poll (a `LearnedPace`; it is told what the ledger holds). `wait`: seconds a wait lasts unless told
+    otherwise. `drain`: seconds that closing waits for the answers of requests already sent. `watcher`: a `TaskWatcher`
+    of your own.
 
     `ledger`: where every wish is recorded before it is sent: a URL or path as in `open_ledger`, or a `Ledger`, which
     is opened and closed here unless it is open already. What "memory:" keeps ends with this session, and of finished
@@ -65,7 +71,7 @@ class CharacterSession:
         self.providers = providers
         self.wait = wait
         self.ledger = ledger if isinstance(ledger, Ledger) else open_ledger(ledger)
-        self.watcher = watcher or TaskWatcher(pace=pace or LadderPace())
+        self.watcher = watcher or TaskWatcher(pace=pace or LearnedPace())
         self._pictures = None if pictures is None else Pictures(Path(pictures))
         self._drain = drain
         self._desk: Desk  # since `open`
@@ -95,11 +101,18 @@ class CharacterSession:
                 await stack.enter_async_context(self.ledger)
             for provider in self.providers:
                 await stack.enter_async_context(provider)
+            await self._teach(self.watcher.pace)
             self._stack = stack.pop_all()
         self._loop = asyncio.get_running_loop()
         self.closed = self._loop.create_future()
         self._desk = Desk(self.providers, self.ledger, self.watcher, self.wait, self._pictures)
         return self
+
+    async def _teach(self, pace: Pace) -> None:
+        """Tell a pace that learns what is on record."""
+        if getattr(type(pace), "learn", Pace.learn) is not Pace.learn:
+            for snapshot in await records.endings(self.ledger, limit=_LESSONS):
+                pace.learn(snapshot)
 
     async def aclose(self) -> None:
         """Close everything. Requests already sent get `drain` seconds for their answers; waiters hear why they end."""
@@ -181,6 +194,63 @@ class CharacterSession:
             log_outlived(handle)
             raise
         return outcome
+
+    def create_many(
+        self,
+        requests: Rows,
+        *,
+        limit: int = 100,
+        provider: str | None = None,
+        budget: float | None = None,
+        price: Price | None = None,
+        timeout: float | None = None,
+    ) -> Outcomes:
+        """Make many characters: `async with session.create_many(requests) as outcomes`, then `async for` each outcome.
+
+        `requests`: any iterable or async iterable, also an endless one, of requests or mappings of a
+        `CharacterRequest`'s fields (and `provider`). It is read as places become free: at most `limit` tasks are in
+        flight and `limit` outcomes unread. One that fails stops no other, and an invalid one is an outcome, too.
+        Leaving the block sends nothing more. What was sent goes on: ask again with the same keys, or `recover`.
+
+        `timeout`: seconds for each, as in `create`. `budget`: credits that all of them may cost together, whenever
+        they were paid. `price`: credits that one costs, or a function of the request; without it, one at a time is
+        sent until the provider has told, and then each is taken to cost as much as the dearest so far.
+
+        Raises:
+            InvalidRequestError: `requests` is no iterable, or an option is wrong.
+            ConfigurationError: there is no such provider here.
+        """
+        self.check_open()
+        serving = self.providers if provider is None else (self._desk.provider(provider),)
+        synchronous = any(one.synchronous for one in serving)  # it answers when the task ends, not when it begins
+        return Outcomes(
+            requests=requests,
+            start=lambda request, name: self.submit(request, provider=name or provider),
+            limit=limit,
+            senders=limit if synchronous else _SENDERS,
+            timeout=self.wait if timeout is None else timeout,
+            budget=budget,
+            price=price,
+        )
+
+    async def create_all(
+        self,
+        requests: Rows,
+        *,
+        limit: int = 100,
+        provider: str | None = None,
+        budget: float | None = None,
+        price: Price | None = None,
+        timeout: float | None = None,
+    ) -> list[Outcome]:
+        """`create_many` for the small case: all outcomes, in the order of the requests, once the last has ended.
+
+        It raises for none of them. Requests that the budget did not allow are missing at the end of the list.
+        """
+        async with self.create_many(
+            requests, limit=limit, provider=provider, budget=budget, price=price, timeout=timeout
+        ) as outcomes:
+            return sorted([outcome async for outcome in outcomes], key=lambda outcome: outcome.index)
 
     def resume(
         self, task: str | TaskHandle[Any], *, provider: str | None = None, key: str | None = None
