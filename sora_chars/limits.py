@@ -13,7 +13,9 @@ import asyncio
 import hashlib
 import math
 import random
+from collections import deque
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
 Kind = Literal["create", "poll", "other"]  # of a request; only a create costs money
+
+flow: ContextVar[object] = ContextVar("sora_chars_flow", default=None)
+"""For whom requests are sent, as a batch. Those of one flow stand in line together, and flows take turns."""
 
 _ARRIVAL = 5.0  # seconds by which a request has arrived
 _SLACK = 0.01  # seconds by which the provider's clock may run otherwise than ours within one window
@@ -93,16 +98,50 @@ class Place:
 
 @attrs.define(eq=False)
 class _Line:
-    """Who is here from one event loop: the holder of `first` is the next to go."""
+    """Who waits in one event loop. Flows take turns to have their oldest request at the head."""
 
-    users: int = 0
-    first: asyncio.Lock = attrs.field(factory=asyncio.Lock)
+    flows: dict[object, deque[asyncio.Future[None]]] = attrs.field(
+        factory=dict[object, "deque[asyncio.Future[None]]"]  # the next one's turn first
+    )
+    headed: bool = False
     changed: asyncio.Event = attrs.field(factory=asyncio.Event)
+
+    @asynccontextmanager
+    async def head(self, whose: object) -> AsyncGenerator[None, None]:
+        """Be at the head, once it is one's turn."""
+        if self.headed:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.flows.setdefault(whose, deque()).append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if not turn.cancelled():  # it had come just then
+                    self._pass_on()
+                raise
+        self.headed = True
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Let the next flow have its turn."""
+        self.headed = False
+        while self.flows and not self.headed:
+            whose = next(iter(self.flows))
+            waiting = self.flows.pop(whose)
+            while waiting and not self.headed:
+                turn = waiting.popleft()
+                if not turn.cancelled():
+                    turn.set_result(None)
+                    self.headed = True
+            if waiting:
+                self.flows[whose] = waiting
 
 
 @attrs.define(eq=False)
 class Window:
-    """At most `count` requests in `seconds`, first come first served; `limit` None only heeds the pause."""
+    """At most `count` requests in `seconds`, flows in turn; `limit` None only heeds the pause."""
 
     limit: tuple[int, float] | None
     pause: Pause
@@ -111,11 +150,11 @@ class Window:
     _lines: dict[asyncio.AbstractEventLoop, _Line] = attrs.field(factory=dict["asyncio.AbstractEventLoop", _Line])
 
     @asynccontextmanager
-    async def place(self) -> AsyncGenerator[Place, None]:
-        """Hold a place from sending to answer; `sent` is the loop time of sending."""
+    async def place(self, whose: object = None) -> AsyncGenerator[Place, None]:
+        """Hold a place from sending to answer, in the flow `whose` unless one is set; `sent` is its loop time."""
         loop, answered = asyncio.get_running_loop(), True
         if self._crowded(loop):
-            async with self._turn(loop):
+            async with self._turn(loop, flow.get() or whose):
                 place = self._take(loop.time())
         else:
             place = self._take(loop.time())
@@ -137,24 +176,22 @@ class Window:
         """Return once a request would go out at once."""
         loop = asyncio.get_running_loop()
         if self._crowded(loop):
-            async with self._turn(loop):
+            async with self._turn(loop, None):
                 pass
 
     def _crowded(self, loop: asyncio.AbstractEventLoop) -> bool:
         return bool(self._lines) or self._wait(loop.time()) > 0
 
     @asynccontextmanager
-    async def _turn(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None, None]:
-        """Stand in line until a place is free. The line goes with the last one: a lock keeps its loop alive."""
+    async def _turn(self, loop: asyncio.AbstractEventLoop, whose: object) -> AsyncGenerator[None, None]:
+        """Stand in line until a place is free. The line goes with the last one: its futures keep its loop alive."""
         line = self._lines.setdefault(loop, _Line())
-        line.users += 1
         try:
-            async with line.first:
+            async with line.head(whose):
                 await self._until_free(loop, line)
                 yield
         finally:
-            line.users -= 1
-            if not line.users:
+            if not line.headed and self._lines.get(loop) is line:
                 del self._lines[loop]
 
     def _take(self, now: float) -> Place:

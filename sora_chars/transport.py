@@ -256,7 +256,7 @@ class Transport:
             error, call.failure = call.failure, None
             raise error
         self._check_loop()
-        async with self.account.windows[call.kind].place() as place, self._slots:
+        async with self.account.windows[call.kind].place(self) as place, self._slots:
             http = self._usable()
             async with call.sending():
                 place.use(asyncio.get_running_loop().time())

@@ -10,7 +10,7 @@ import pytest
 
 from sora_chars import limits as module
 from sora_chars.errors import NoAnswerError
-from sora_chars.limits import Account, Limits, Pause, Window, account
+from sora_chars.limits import Account, Limits, Pause, Window, account, flow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,6 +136,79 @@ async def test_first_come_first_served() -> None:
         for number in range(9):
             group.create_task(ask_in_turn(number))
     assert order == list(range(9))
+
+
+async def go(window: Window, whose: object, order: list[object]) -> None:
+    """One request of a flow, which notes when it went."""
+    async with window.place(whose) as place:
+        place.use(asyncio.get_running_loop().time())
+        order.append(whose)
+
+
+@pytest.mark.looptime
+async def test_flows_take_turns() -> None:
+    """A thousand requests that came before hold up one of somebody else by two at most, and nobody for ever."""
+    window, order = free((1, 1.0)), list[object]()
+    async with asyncio.TaskGroup() as group:
+        for number in range(1003):
+            group.create_task(go(window, "batch" if number < 1000 else f"other {number % 2}", order))
+    assert order[:7] == ["batch", "batch", "batch", "other 0", "other 1", "batch", "other 0"]
+    assert order[7:] == ["batch"] * 996
+
+
+@pytest.mark.looptime
+async def test_a_flow_that_is_set_goes_along() -> None:
+    """What `flow` is set to holds for all that is sent from there, whatever sends it."""
+    window, order = free((1, 1.0)), list[object]()
+
+    async def batch() -> None:
+        flow.set("batch")
+        async with asyncio.TaskGroup() as group:
+            for number in range(4):
+                group.create_task(go(window, number, order))
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(batch())
+        await asyncio.sleep(0.1)
+        group.create_task(go(window, "other", order))
+    assert order == [0, 1, 2, "other", 3]
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("seed", range(20))
+async def test_waiters_that_give_up_hold_up_nobody(seed: int) -> None:
+    """Whoever is cancelled, and whenever, all others go, in turn, and the line is gone afterwards."""
+    chance, window, order = random.Random(seed), free((2, 1.0)), list[object]()
+    waiters = [asyncio.create_task(go(window, number % 3, order)) for number in range(60)]
+    given_up = chance.sample(waiters, 30)
+    for waiter in given_up:
+        await asyncio.sleep(chance.choice([0, 0, 0.5, 1.0]))
+        waiter.cancel()
+    done, _ = await asyncio.wait(waiters, timeout=100)
+    assert len(done) == 60
+    assert len(order) == sum(not waiter.cancelled() for waiter in waiters) >= 30
+    assert not window._lines
+
+
+@pytest.mark.looptime
+async def test_a_turn_that_came_too_late_is_passed_on() -> None:
+    """A waiter cancelled in the very moment in which its turn came gives it to the next one."""
+    window, order = free((1, 10.0)), list[object]()
+    await ask(window, [], way=0.0)
+    first, second, third = (asyncio.create_task(go(window, name, order)) for name in "abc")
+    await asyncio.sleep(0.1)
+    first.cancel()
+    asyncio.get_running_loop().call_soon(second.cancel)  # after the first has passed its turn on
+    await third
+    assert order == ["c"]
+    fourth = asyncio.create_task(go(window, "d", order))
+    await asyncio.sleep(0)
+    fifth = asyncio.create_task(go(window, "e", order))
+    await asyncio.sleep(0.1)
+    fourth.cancel()
+    asyncio.get_running_loop().call_soon(fifth.cancel)
+    await asyncio.wait([fourth, fifth])
+    assert not window._lines
 
 
 @pytest.mark.looptime
