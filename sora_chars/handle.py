@@ -77,9 +77,22 @@ class TaskHandle(Generic[R]):
         if not future.done():
             # asyncio.wait() neither cancels the future nor leaves with its error: waiters stay independent.
             await asyncio.wait((future,), timeout=None if limit == math.inf else max(limit, 0))
+        return self.outcome()
+
+    def outcome(self) -> R:
+        """What `result` gives, without waiting: a `WaitTimeoutError` if the task still runs."""
+        future = self._in_session().watch.future
         if not future.done():
             self._timed_out()
         return self._unwrap(future.result())
+
+    def add_done_callback(self, callback: Callable[[TaskHandle[R]], object]) -> None:
+        """Have the event loop call `callback` with this handle once the wait is over; soon, if it is already.
+
+        Raises:
+            WrongLoopError: as `result`.
+        """
+        self._in_loop().watch.future.add_done_callback(lambda _: callback(self))
 
     def __await__(self) -> Generator[Any, None, R]:
         """Wait as `result` does."""

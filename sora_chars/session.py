@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from . import records
-from .batch import Outcomes
+from .batch import Batch, Outcomes
 from .desk import Desk, log_outlived
 from .errors import ConfigurationError, InvalidRequestError, SessionClosedError, WrongLoopError, printable
 from .handle import TaskHandle
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from .batch import Outcome, Price, Rows
+    from .batch import Outcome, Rows
     from .desk import Step
     from .ledger import Entry
     from .models import ModelInfo, Request
     from .protocols import Provider
+    from .spending import Price
 
 log = logging.getLogger("sora_chars.session")
 
@@ -223,7 +224,7 @@ class CharacterSession:
         self.check_open()
         serving = self.providers if provider is None else (self._desk.provider(provider),)
         synchronous = any(one.synchronous for one in serving)  # it answers when the task ends, not when it begins
-        return Outcomes(
+        batch = Batch(
             requests=requests,
             start=lambda request, name: self.submit(request, provider=name or provider),
             limit=limit,
@@ -232,6 +233,7 @@ class CharacterSession:
             budget=budget,
             price=price,
         )
+        return Outcomes(batch=batch)
 
     async def create_all(
         self,

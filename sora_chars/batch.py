@@ -1,0 +1,377 @@
+"""A batch: many requests, a bounded number of tasks in flight, and an outcome for each as it ends.
+
+One asyncio task takes the requests up, a few submit them, and none waits: a task in flight costs a callback at the
+future that all its waiters share, and a timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import deque
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sized
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+
+from .errors import (
+    LedgerError,
+    MissingCharacterError,
+    SessionClosedError,
+    SoraCharsError,
+    SubmissionUnknownError,
+    TaskFailedError,
+    printable,
+)
+from .ledger import State
+from .models import Character, Request, TaskSnapshot, as_request, new_key, refuse
+from .progress import Meter
+from .spending import Purse, amount_problems
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable
+    from types import TracebackType
+    from typing import Self
+
+    from .handle import TaskHandle
+    from .progress import Progress
+    from .spending import Price
+
+log = logging.getLogger("sora_chars.batch")
+
+Row = Request | Mapping[str, Any]
+Rows = Iterable[Row] | AsyncIterable[Row]
+Start = Callable[[Request, str | None], "Awaitable[TaskHandle[Any]]"]
+
+
+@attrs.frozen(kw_only=True)
+class Outcome:
+    """How one of a batch ended: a character or an error, and the request it belongs to.
+
+    `index`: its place among the requests, from 0. `request`: what was given there. `key`: what it is recorded under,
+    also when the request names none; None when it is no request at all. `snapshot`: the task as it was last seen.
+
+    `state`: "succeeded"; "failed": the task ended without a result; "refused": nothing was sent for it now, or the
+    provider did nothing, so that it can be asked for again; "unknown": nobody knows whether it was made, see
+    `CharacterSession.resolve`; "running": the task goes on, and this batch no longer waits for it.
+    """
+
+    index: int
+    request: Any
+    state: State
+    key: str | None = None
+    provider: str | None = None
+    task_id: str | None = None
+    character: Character | None = None
+    error: Exception | None = None
+    snapshot: TaskSnapshot | None = attrs.field(default=None, repr=False)
+
+    @property
+    def credits(self) -> float | None:
+        """What the task cost, where the provider told."""
+        return self.snapshot.credits if self.snapshot else None
+
+    def unwrap(self) -> Character | Any:
+        """The character, or for a `TaskRequest` its finished snapshot; raises the error if there is one."""
+        if self.error:
+            raise self.error
+        return self.character or self.snapshot
+
+
+@attrs.define(eq=False)
+class _Job:
+    """One request that was taken up and has not ended. `cost`: the credits it is expected to take, if known."""
+
+    index: int
+    given: Any
+    request: Request
+    provider: str | None
+    began: float
+    cost: float | None = None
+    handle: TaskHandle[Any] | None = None
+    timer: asyncio.TimerHandle | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Batch:
+    """What was asked for. `start` submits one request to the provider named; `senders`: how many it does at a time.
+
+    Raises:
+        InvalidRequestError: the requests are no iterable, or an option is wrong.
+    """
+
+    requests: Rows
+    start: Start
+    limit: int
+    senders: int
+    timeout: float
+    budget: float | None
+    price: Price | None
+
+    def __attrs_post_init__(self) -> None:
+        problems: list[str] = []
+        rows: object = self.requests
+        if not isinstance(rows, Iterable | AsyncIterable) or isinstance(rows, str | bytes | Mapping):
+            problems.append(f"requests: must be an iterable of requests, got {type(rows).__name__}")
+        if type(self.limit) is not int or self.limit < 1:
+            problems.append(f"limit: must be a whole number above 0, got {printable(repr(self.limit), limit=60)}")
+        if self.timeout != math.inf:
+            problems += amount_problems("timeout", self.timeout, "seconds")
+        if self.budget is not None:
+            problems += amount_problems("budget", self.budget, "credits")
+        if not (self.price is None or callable(self.price)):
+            problems += amount_problems("price", self.price, "credits")
+        refuse(problems, what="The batch")
+
+
+@attrs.define(eq=False, kw_only=True)
+class Outcomes:
+    """The outcomes of a batch, as they end: `async for outcome in outcomes`, inside `async with`.
+
+    `stopped` says why submitting ended before the requests did: "budget"; "price" (there is a budget, and neither
+    the caller nor the provider tells what a task costs); "closed" (the session was).
+    """
+
+    _batch: Batch = attrs.field(alias="batch")
+    stopped: Literal["budget", "price", "closed"] | None = attrs.field(default=None, init=False)
+    _purse: Purse = attrs.field(init=False)
+    _meter: Meter = attrs.field(init=False)  # since `async with`
+    _feeder: asyncio.Task[None] | None = attrs.field(default=None, init=False)
+    _submitting: set[asyncio.Task[None]] = attrs.field(factory=set["asyncio.Task[None]"], init=False)
+    _in_flight: set[_Job] = attrs.field(factory=set[_Job], init=False)
+    _unread: deque[Outcome] = attrs.field(factory=deque[Outcome], init=False)
+    _changed: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
+    _broken: BaseException | None = attrs.field(default=None, init=False)  # what the requests raised
+    _left: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._purse = Purse(self._batch.budget, self._batch.price)
+
+    @property
+    def progress(self) -> Progress:
+        """How far the batch is now."""
+        self._check_entered()
+        return self._meter.progress(asyncio.get_running_loop().time(), len(self._in_flight))
+
+    async def updates(self) -> AsyncGenerator[Progress, None]:
+        """How far the batch is: now, after changes, and at its end. A slow reader misses what lies between."""
+        seen: Progress | None = None
+        while True:
+            now = self.progress
+            if now != seen:
+                seen = now
+                yield now
+            elif self._finished():
+                return
+            else:
+                await self._changed.wait()
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        total = len(self._batch.requests) if isinstance(self._batch.requests, Sized) else None
+        self._meter = Meter(began=loop.time(), total=total)
+        self._feeder = loop.create_task(self._feed(), name="sora_chars batch")
+        self._feeder.add_done_callback(lambda _: self._ring())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Submit nothing more, and wait for no task: what was sent is on record and goes on."""
+        self._left = True
+        asyncio_tasks = [self._check_entered(), *self._submitting]
+        for asyncio_task in asyncio_tasks:
+            asyncio_task.cancel()
+        try:
+            await asyncio.wait(asyncio_tasks)
+        finally:
+            if self._in_flight:
+                log.info("batch.left", extra={"in_flight": len(self._in_flight)})
+            for job in self._in_flight:
+                if job.timer:
+                    job.timer.cancel()
+            self._in_flight.clear()
+            self._ring()
+        if error is None:
+            self._raise_broken()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Outcome:
+        self._check_entered()
+        while not self._unread:
+            if self._finished():
+                self._raise_broken()
+                raise StopAsyncIteration
+            await self._changed.wait()
+        outcome = self._unread.popleft()
+        self._ring()
+        return outcome
+
+    def _check_entered(self) -> asyncio.Task[None]:
+        if self._feeder is None:
+            raise SessionClosedError("This batch is not open. Nothing was sent.", hint="Use it inside `async with`.")
+        return self._feeder
+
+    def _finished(self) -> bool:
+        return self._left or (self._check_entered().done() and not self._in_flight)
+
+    def _raise_broken(self) -> None:
+        error, self._broken = self._broken, None
+        if error:
+            raise error
+
+    def _ring(self) -> None:
+        """Wake all who wait for a change; each looks for itself."""
+        self._changed.set()
+        self._changed.clear()
+
+    async def _feed(self) -> None:
+        """Take up one request after the other, each as late as can be."""
+        rows, index = _each(self._batch.requests), 0
+        while await self._room():
+            try:
+                row = await anext(rows)
+            except StopAsyncIteration:
+                self._meter.total = index
+                return
+            except (Exception, asyncio.CancelledError) as error:  # whatever it is, it is the consumer's
+                if self._left:
+                    raise
+                self._broken = error
+                return
+            await self._take_up(index, row)
+            index += 1
+
+    async def _room(self) -> bool:
+        """Wait until one more may be taken up; False when none will be."""
+        while not self.stopped and (
+            len(self._in_flight) >= self._batch.limit
+            or len(self._unread) >= self._batch.limit  # a slow consumer holds us back
+            or len(self._submitting) >= self._batch.senders
+        ):
+            await self._changed.wait()
+        return not self.stopped
+
+    async def _take_up(self, index: int, row: Any) -> None:
+        now = asyncio.get_running_loop().time()
+        try:
+            job = _job(index, row, now)
+            affordable = await self._afford(job)
+        except Exception as error:  # noqa: BLE001 # the border: a row is made by the caller, as is its price
+            self._meter.ask(now)
+            self._tell(_outcome_of_row(index, row, error), began=now)
+            return
+        if affordable:
+            job.began = asyncio.get_running_loop().time()
+            self._meter.ask(job.began)
+            self._in_flight.add(job)
+            asyncio_task = asyncio.create_task(self._submit(job), name=f"sora_chars batch {job.request.key}")
+            self._submitting.add(asyncio_task)
+            asyncio_task.add_done_callback(self._submitted)
+
+    async def _afford(self, job: _Job) -> bool:
+        """Wait until the budget allows it; False when it never will."""
+        while True:
+            job.cost = self._purse.expect(job.request)
+            match self._purse.verdict(job.cost, in_flight=bool(self._in_flight)):
+                case "go":
+                    self._purse.hold(job.cost)
+                    return True
+                case "wait":
+                    await self._changed.wait()
+                case why:
+                    self.stopped = why
+                    return False
+
+    async def _submit(self, job: _Job) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            job.handle = await self._batch.start(job.request, job.provider)
+            job.handle.add_done_callback(lambda _: self._settle(job))
+        except Exception as error:  # noqa: BLE001 # the border: one must not stop the others
+            if isinstance(error, SessionClosedError):
+                self.stopped = "closed"
+            self._settle(job, error)
+        else:
+            if self._batch.timeout != math.inf:
+                job.timer = loop.call_at(job.began + self._batch.timeout, self._settle, job)
+
+    def _submitted(self, asyncio_task: asyncio.Task[None]) -> None:
+        self._submitting.discard(asyncio_task)
+        self._ring()
+
+    def _settle(self, job: _Job, error: Exception | None = None) -> None:
+        """Take the end of a task, or of our waiting for it."""
+        if job not in self._in_flight:  # it came after its time-out, or after we left
+            return
+        self._in_flight.remove(job)
+        if job.timer:
+            job.timer.cancel()
+        outcome = _outcome(job, error)
+        self._purse.settle(job.cost, outcome.credits, outcome.state)
+        self._tell(outcome, began=job.began)
+
+    def _tell(self, outcome: Outcome, *, began: float) -> None:
+        if outcome.error and not isinstance(outcome.error, SoraCharsError):
+            log.error("batch.broken", exc_info=outcome.error, extra={"index": outcome.index, "key": outcome.key})
+        self._meter.end(outcome.state, outcome.credits, began=began, now=asyncio.get_running_loop().time())
+        self._unread.append(outcome)
+        self._ring()
+
+
+async def _each(requests: Rows) -> AsyncGenerator[Any, None]:
+    if isinstance(requests, AsyncIterable):
+        async for row in requests:
+            yield row
+    else:
+        for row in requests:
+            yield row
+
+
+def _job(index: int, row: Any, now: float) -> _Job:
+    """Make a row a request with a key, so that its outcome can name it whatever happens."""
+    fields = dict(row) if isinstance(row, Mapping) else {}
+    provider = fields.pop("provider", None)
+    request = as_request(None, fields) if isinstance(row, Mapping) else as_request(row, {})
+    given = request if isinstance(row, Mapping) else row
+    keyed = request if request.key else attrs.evolve(request, key=new_key())
+    return _Job(index, given, keyed, provider, now)
+
+
+def _outcome_of_row(index: int, row: Any, error: Exception) -> Outcome:
+    return Outcome(index=index, request=row, state=State.REFUSED, error=error)
+
+
+def _outcome(job: _Job, error: Exception | None) -> Outcome:
+    handle, made, snapshot = job.handle, None, None
+    if handle:
+        snapshot = handle.snapshot
+        try:
+            made = handle.outcome()
+        except Exception as caught:  # noqa: BLE001 # the border; it is told, and logged unless it is ours
+            error = caught
+    return Outcome(
+        index=job.index,
+        request=job.given,
+        state=_state(error, waiting=handle is not None),
+        key=job.request.key,
+        provider=handle.provider if handle else getattr(error, "provider", None) or job.provider,
+        task_id=handle.task_id if handle else getattr(error, "task_id", None),
+        character=made if isinstance(made, Character) else None,
+        snapshot=snapshot,
+        error=error,
+    )
+
+
+def _state(error: Exception | None, *, waiting: bool) -> State:
+    if error is None:
+        return State.SUCCEEDED
+    if isinstance(error, TaskFailedError | MissingCharacterError):
+        return State.FAILED
+    if waiting or (isinstance(error, LedgerError) and error.task_id):
+        return State.RUNNING
+    in_doubt = isinstance(error, SubmissionUnknownError) or not isinstance(error, SoraCharsError)
+    return State.UNKNOWN if in_doubt else State.REFUSED
