@@ -11,6 +11,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sized
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
@@ -25,6 +26,7 @@ from .errors import (
     printable,
 )
 from .ledger import State
+from .limits import flow
 from .models import Character, Request, TaskSnapshot, as_request, new_key, refuse
 from .progress import Meter
 from .spending import Purse, amount_problems
@@ -43,6 +45,8 @@ log = logging.getLogger("sora_chars.batch")
 Row = Request | Mapping[str, Any]
 Rows = Iterable[Row] | AsyncIterable[Row]
 Start = Callable[[Request, str | None], "Awaitable[TaskHandle[Any]]"]
+
+_END = object()
 
 
 @attrs.frozen(kw_only=True)
@@ -142,7 +146,7 @@ class Outcomes:
     _in_flight: set[_Job] = attrs.field(factory=set[_Job], init=False)
     _unread: deque[Outcome] = attrs.field(factory=deque[Outcome], init=False)
     _changed: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
-    _broken: BaseException | None = attrs.field(default=None, init=False)  # what the requests raised
+    _told: bool = attrs.field(default=False, init=False)  # whether the consumer knows what the requests raised
     _left: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -151,8 +155,8 @@ class Outcomes:
     @property
     def progress(self) -> Progress:
         """How far the batch is now."""
-        self._check_entered()
-        return self._meter.progress(asyncio.get_running_loop().time(), len(self._in_flight))
+        self._entered()
+        return self._meter.progress(asyncio.get_running_loop().time())
 
     async def updates(self) -> AsyncGenerator[Progress, None]:
         """How far the batch is: now, after changes, and at its end. A slow reader misses what lies between."""
@@ -168,6 +172,8 @@ class Outcomes:
                 await self._changed.wait()
 
     async def __aenter__(self) -> Self:
+        if self._feeder:
+            raise SessionClosedError("This batch was opened before.", hint="Call `create_many` again.")
         loop = asyncio.get_running_loop()
         total = len(self._batch.requests) if isinstance(self._batch.requests, Sized) else None
         self._meter = Meter(began=loop.time(), total=total)
@@ -179,8 +185,8 @@ class Outcomes:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Submit nothing more, and wait for no task: what was sent is on record and goes on."""
-        self._left = True
-        asyncio_tasks = [self._check_entered(), *self._submitting]
+        feeder, self._left = self._entered(), True
+        asyncio_tasks = (feeder, *self._submitting)
         for asyncio_task in asyncio_tasks:
             asyncio_task.cancel()
         try:
@@ -193,35 +199,33 @@ class Outcomes:
                     job.timer.cancel()
             self._in_flight.clear()
             self._ring()
-        if error is None:
-            self._raise_broken()
+        broken = None if feeder.cancelled() else feeder.exception()
+        if broken and error is None and not self._told:
+            raise broken
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Outcome:
-        self._check_entered()
+        feeder = self._entered()
         while not self._unread:
             if self._finished():
-                self._raise_broken()
+                if not (self._left or self._told):
+                    self._told = True
+                    feeder.result()  # raises what the requests raised
                 raise StopAsyncIteration
             await self._changed.wait()
         outcome = self._unread.popleft()
         self._ring()
         return outcome
 
-    def _check_entered(self) -> asyncio.Task[None]:
+    def _entered(self) -> asyncio.Task[None]:
         if self._feeder is None:
             raise SessionClosedError("This batch is not open. Nothing was sent.", hint="Use it inside `async with`.")
         return self._feeder
 
     def _finished(self) -> bool:
-        return self._left or (self._check_entered().done() and not self._in_flight)
-
-    def _raise_broken(self) -> None:
-        error, self._broken = self._broken, None
-        if error:
-            raise error
+        return self._left or (self._entered().done() and not self._in_flight)
 
     def _ring(self) -> None:
         """Wake all who wait for a change; each looks for itself."""
@@ -229,21 +233,17 @@ class Outcomes:
         self._changed.clear()
 
     async def _feed(self) -> None:
-        """Take up one request after the other, each as late as can be."""
-        rows, index = _each(self._batch.requests), 0
-        while await self._room():
-            try:
-                row = await anext(rows)
-            except StopAsyncIteration:
-                self._meter.total = index
-                return
-            except (Exception, asyncio.CancelledError) as error:  # whatever it is, it is the consumer's
-                if self._left:
-                    raise
-                self._broken = error
-                return
-            await self._take_up(index, row)
-            index += 1
+        """Take up one request after the other, each as late as can be. It ends with what the requests raise."""
+        flow.set(self)  # also of those who submit
+        index = 0
+        async with aclosing(_each(self._batch.requests)) as rows:
+            while await self._room():
+                row = await anext(rows, _END)
+                if row is _END:
+                    self._meter.total = index
+                    return
+                await self._take_up(index, row)
+                index += 1
 
     async def _room(self) -> bool:
         """Wait until one more may be taken up; False when none will be."""
@@ -262,7 +262,7 @@ class Outcomes:
             affordable = await self._afford(job)
         except Exception as error:  # noqa: BLE001 # the border: a row is made by the caller, as is its price
             self._meter.ask(now)
-            self._tell(_outcome_of_row(index, row, error), began=now)
+            self._tell(Outcome(index=index, request=row, state=State.REFUSED, error=error), began=now)
             return
         if affordable:
             job.began = asyncio.get_running_loop().time()
@@ -333,22 +333,19 @@ async def _each(requests: Rows) -> AsyncGenerator[Any, None]:
 
 def _job(index: int, row: Any, now: float) -> _Job:
     """Make a row a request with a key, so that its outcome can name it whatever happens."""
-    fields = dict(row) if isinstance(row, Mapping) else {}
-    provider = fields.pop("provider", None)
-    request = as_request(None, fields) if isinstance(row, Mapping) else as_request(row, {})
-    given = request if isinstance(row, Mapping) else row
+    provider = None
+    if isinstance(row, Mapping):
+        fields = dict(row)
+        provider = fields.pop("provider", None)
+        row = as_request(None, fields)
+    request = as_request(row, {})
     keyed = request if request.key else attrs.evolve(request, key=new_key())
-    return _Job(index, given, keyed, provider, now)
-
-
-def _outcome_of_row(index: int, row: Any, error: Exception) -> Outcome:
-    return Outcome(index=index, request=row, state=State.REFUSED, error=error)
+    return _Job(index, request, keyed, provider, now)
 
 
 def _outcome(job: _Job, error: Exception | None) -> Outcome:
-    handle, made, snapshot = job.handle, None, None
+    handle, made = job.handle, None
     if handle:
-        snapshot = handle.snapshot
         try:
             made = handle.outcome()
         except Exception as caught:  # noqa: BLE001 # the border; it is told, and logged unless it is ours
@@ -361,7 +358,7 @@ def _outcome(job: _Job, error: Exception | None) -> Outcome:
         provider=handle.provider if handle else getattr(error, "provider", None) or job.provider,
         task_id=handle.task_id if handle else getattr(error, "task_id", None),
         character=made if isinstance(made, Character) else None,
-        snapshot=snapshot,
+        snapshot=handle.snapshot if handle else getattr(error, "snapshot", None),
         error=error,
     )
 

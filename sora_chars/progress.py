@@ -65,13 +65,13 @@ class Meter:
         self._recent[-1][1] += 1
         self._forget(now)
 
-    def progress(self, now: float, in_flight: int) -> Progress:
+    def progress(self, now: float) -> Progress:
         """The state of things."""
         left = None if self.total is None else max(0, self.total - self.asked)
-        rate = self._rate(now)
+        rate, running = self._rate(now), self.asked - self.ends.total() + self.ends[State.RUNNING]
         return Progress(
             asked=self.asked,
-            running=in_flight + self.ends[State.RUNNING],
+            running=running,
             succeeded=self.ends[State.SUCCEEDED],
             failed=self.ends[State.FAILED],
             refused=self.ends[State.REFUSED],
@@ -79,7 +79,7 @@ class Meter:
             left=left,
             credits=self.credits,
             rate=rate,
-            eta=self._eta(now, rate, in_flight, left),
+            eta=self._eta(now, rate, left),
         )
 
     def _rate(self, now: float) -> float:
@@ -91,9 +91,10 @@ class Meter:
         while self._recent and self._recent[0][0] < now - _RECENT:
             self._recent.popleft()
 
-    def _eta(self, now: float, rate: float, in_flight: int, left: int | None) -> float | None:
+    def _eta(self, now: float, rate: float, left: int | None) -> float | None:
         """What is left goes at the rate of now; then the youngest takes as long as the others did on average."""
         ended = self.ends.total()
+        in_flight = self.asked - ended
         if left == in_flight == 0:
             return 0.0
         if left is None or not ended or (left and not rate):
