@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from .models import Request
     from .pictures import Pictures
     from .protocols import Provider
-    from .watcher import TaskWatcher, Watch
+    from .watch import Watch
+    from .watcher import TaskWatcher
 
 T = TypeVar("T")
 
@@ -158,7 +159,7 @@ class Desk:
 
     def live(self, provider: Provider, watch: Watch) -> Live:
         """What a handle borrows."""
-        return Live(watch, partial(self.watcher.look, provider, watch), self.wait)
+        return Live(watch, partial(self.watcher.look, provider, watch), partial(self.watcher.expect, watch), self.wait)
 
     def provider(self, name: str | None) -> Provider:
         """The provider named, else the first that has tasks, else the first.
@@ -199,9 +200,14 @@ class Desk:
         if isinstance(outcome, TaskSnapshot):
             self._keep_picture(outcome)
 
-    def _keep_picture(self, snapshot: TaskSnapshot) -> None:
+    def _keep_picture(self, snapshot: TaskSnapshot) -> asyncio.Task[object] | None:
         if self.pictures and snapshot.character:
-            self._writes.start(self.pictures.save(snapshot.character))
+            return self._writes.start(self.pictures.save(snapshot.character))
+        return None
+
+    async def _picture_of(self, snapshot: TaskSnapshot) -> None:
+        if saving := self._keep_picture(snapshot):
+            await asyncio.wait((saving,))
 
     async def _carry(self, submission: Submission) -> TaskHandle[Any]:
         snapshot = await submission.run()
@@ -239,6 +245,8 @@ class Desk:
             if not error.passing:
                 raise
             return Step(submission.entry, error.retry_after or _AGAIN)
+        if snapshot:
+            await self._picture_of(snapshot)
         running = submission.entry.state is State.RUNNING
         return Step(submission.entry, self.watcher.pace.delay(snapshot, 0.0) if running else None)
 
@@ -256,6 +264,9 @@ class Desk:
             age = max(0.0, self.watcher.wall() - (seen.created_at or entry.created_at))
             return Step(entry, seen.retry_after or self.watcher.pace.delay(seen, age))
         await self._writes.settle(provider.name, seen)
+        if isinstance(seen, TaskSnapshot):
+            self.watcher.learn(seen)
+            await self._picture_of(seen)
         entry = await find(self.ledger, entry.key)
         return Step(entry, _AGAIN if entry.state is State.RUNNING else None)
 

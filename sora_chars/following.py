@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .ledger import Entry, Ledger
     from .models import TaskSnapshot
     from .protocols import Provider
-    from .watcher import TaskWatcher, Watch
+    from .watch import Watch
+    from .watcher import TaskWatcher
 
 log = logging.getLogger("sora_chars.session")
 

@@ -15,17 +15,19 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
     from typing import Literal
 
-    from .watcher import Watch
+    from .models import Eta
+    from .watch import Watch
 
 R = TypeVar("R", bound=Character | TaskSnapshot)
 
 
 @attrs.frozen
 class Live:
-    """What a session lends to its handles: the shared watch, a single look, the default wait in seconds."""
+    """What a session lends to its handles: the shared watch, a single look, the ETA, the default wait in seconds."""
 
     watch: Watch
     look: Callable[[], Awaitable[TaskSnapshot]]
+    expect: Callable[[], Eta | None]
     wait: float
 
 
@@ -52,6 +54,11 @@ class TaskHandle(Generic[R]):
     def snapshot(self) -> TaskSnapshot | None:
         """The task as it was last seen."""
         return self._in_session().watch.snapshot
+
+    @property
+    def eta(self) -> Eta | None:
+        """How many seconds are left, as a range; None while too little is known of the model, and at the end."""
+        return self._in_session().expect()
 
     @property
     def woken_by(self) -> Literal["poll", "callback"]:

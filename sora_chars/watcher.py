@@ -12,6 +12,8 @@ import logging
 import math
 import random
 import time
+from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import attrs
@@ -24,11 +26,12 @@ from .errors import (
     WatcherStoppedError,
     printable,
 )
-from .models import TaskSnapshot
+from .watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from .models import Eta, TaskSnapshot
     from .protocols import Pace, Provider
 
 log = logging.getLogger("sora_chars.watcher")
@@ -39,53 +42,8 @@ _TRUST = 60.0  # seconds for which one callback vouches for the next
 _FAULT_DELAYS = (1.0, 30.0)
 _MISSING_DELAYS = (1.0, 5.0)
 _BACKSTOP = 30.0  # seconds between our own looks at a task that another process polls, which may have come to a stop
+_MOST_WEIGHED = 500  # tasks of which the most promising is looked at first, when more are due than may be looked at
 _FIRST_ECHO = 0.25  # seconds until the next look when a callback came before its record showed it
-
-
-@attrs.define(eq=False)
-class Watch:
-    """A task that is waited for, shared by all who wait. `future` is never cancelled by a waiter."""
-
-    task_id: str
-    future: asyncio.Future[TaskSnapshot]
-    expects_callback: bool = False
-    snapshot: TaskSnapshot | None = None
-    follows: bool = False  # another process polls it
-    woken_by: Literal["poll", "callback"] = "poll"
-    started: float | None = None  # loop time; None until the first snapshot of a resumed task tells
-    due: float = math.inf
-    plain_due: float = math.inf  # what `due` would be without callbacks
-    entry: int = 0  # the one valid entry of the heap; others are stale
-    polling: bool = False
-    nudged: bool = False  # a callback came since the last look began
-    echoes: int = 0  # looks after a callback that did not show the end yet
-    faulty_since: float | None = None
-    missing_since: float | None = None
-    listeners: list[asyncio.Queue[TaskSnapshot | None]] = attrs.field(
-        factory=list["asyncio.Queue[TaskSnapshot | None]"]
-    )
-
-    def show(self, snapshot: TaskSnapshot) -> None:
-        """Take a snapshot and tell those who listen, if it says anything new."""
-        before = self.snapshot
-        if snapshot is before:
-            return
-        self.snapshot = snapshot if snapshot.finished else attrs.evolve(snapshot, raw=None)  # of many, it adds up
-        if snapshot != before:
-            for queue in self.listeners:
-                queue.put_nowait(snapshot)
-
-    def end(self, outcome: TaskSnapshot | SoraCharsError) -> None:
-        """Settle the future once; everybody who waits or listens hears it."""
-        if self.future.done():
-            return
-        if isinstance(outcome, TaskSnapshot):
-            self.future.set_result(outcome)
-        else:
-            self.future.set_exception(outcome)
-            self.future.exception()  # nobody may be waiting, and that is no fault
-        for queue in self.listeners:
-            queue.put_nowait(None)
 
 
 async def _tell_nobody(provider: str, outcome: TaskSnapshot | MissingCharacterError) -> None:
@@ -136,7 +94,8 @@ class TaskWatcher:
                 watch.end(snapshot)
                 return watch
             lane.watches[task_id] = watch
-            watch.started = loop.time() if snapshot else None
+            watch.looked = loop.time()
+            watch.started = watch.looked if snapshot else None
             try:
                 delay = self.pace.delay(snapshot, 0.0) if snapshot else _BACKSTOP if follows else 0.0
             except Exception as error:  # noqa: BLE001 # a pace's bug must not lose an id that was just paid for
@@ -154,7 +113,8 @@ class TaskWatcher:
         watch.nudged = True
         watch.woken_by = by
         watch.echoes = 0
-        if not watch.polling:  # else the look under way may be too early: it is followed by another
+        # A look under way may be too early: it is followed by another. What is due already needs no second place.
+        if not watch.polling and watch.due > asyncio.get_running_loop().time():
             lane.schedule(watch, 0.0)
         return True
 
@@ -178,6 +138,19 @@ class TaskWatcher:
         if lane and lane.watches.get(watch.task_id) is watch and not watch.polling:
             lane.see(watch, snapshot)
         return snapshot
+
+    def learn(self, snapshot: TaskSnapshot) -> None:
+        """Tell the pace of a task that has ended."""
+        try:
+            self.pace.learn(snapshot)
+        except Exception:
+            log.exception("pace.failed")  # its bug must not cost what was paid for
+
+    def expect(self, watch: Watch) -> Eta | None:
+        """When a task will end, as far as its pace knows."""
+        if watch.started is None or watch.future.done():
+            return None
+        return self.pace.expect(watch.snapshot, asyncio.get_running_loop().time() - watch.started)
 
     def callback_arrived(self) -> None:
         """Poll tasks that expect a callback more rarely, for as long as callbacks keep arriving."""
@@ -229,6 +202,8 @@ class _Lane:
     watcher: TaskWatcher
     watches: dict[str, Watch] = attrs.field(factory=dict[str, Watch])
     _heap: list[tuple[float, int, Watch]] = attrs.field(factory=list[tuple[float, int, Watch]])
+    _due: deque[tuple[int, Watch]] = attrs.field(factory=deque["tuple[int, Watch]"])
+    _crowded: bool = False  # more is due than may be looked at
     _entries: int = 0
     _changed: asyncio.Event = attrs.field(factory=asyncio.Event)
     _slots: asyncio.Semaphore = attrs.field(init=False)
@@ -259,34 +234,60 @@ class _Lane:
         if self._heap[0][2] is watch:
             self._changed.set()
 
-    def _next_due(self) -> float:
-        """When the next task is due; drops stale entries."""
-        while self._heap and self._heap[0][1] != self._heap[0][2].entry:
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else math.inf
+    def _wait(self, now: float) -> float:
+        """Seconds until something is due; moves what is due out of the heap, and drops stale entries."""
+        while self._heap and (self._heap[0][0] - now <= _TICK or self._heap[0][1] != self._heap[0][2].entry):
+            _, entry, watch = heapq.heappop(self._heap)
+            if watch.entry == entry:
+                self._due.append((entry, watch))
+        while self._due and self._due[0][0] != self._due[0][1].entry:
+            self._due.popleft()
+        if self._due:
+            return 0.0
+        self._crowded = False
+        return self._heap[0][0] - now if self._heap else math.inf
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             self._changed.clear()
-            wait = self._next_due() - loop.time()
-            if wait > _TICK:
+            wait = self._wait(loop.time())
+            if wait > 0:
                 timer = loop.call_later(wait, self._changed.set) if wait < math.inf else None
                 await self._changed.wait()
                 if timer:
                     timer.cancel()
                 continue
+            began = loop.time()
             await self.provider.ready()
+            self._crowded |= loop.time() - began > _TICK
             await self._slots.acquire()
-            if self._next_due() - loop.time() > _TICK:  # ended, or put off, while we waited
+            if self._wait(loop.time()) > 0:  # ended, or put off, while we waited
                 self._slots.release()
                 continue
-            watch = heapq.heappop(self._heap)[2]
+            watch = self._pick(loop.time())
             watch.entry, watch.polling = 0, True
             look = loop.create_task(self._look(watch))
             self.watcher.looks.add(look)  # which outlives this lane, should it die
             look.add_done_callback(self._looked)
             await asyncio.sleep(0)  # it takes its place in the limits before the next one is picked
+
+    def _pick(self, now: float) -> Watch:
+        """Take the task that was due first; when not all may be looked at, the one whose look promises most."""
+        best = 0
+        if self._crowded:
+            gains = [self._gain(entry, watch, now) for entry, watch in islice(self._due, _MOST_WEIGHED)]
+            best = max(range(len(gains)), key=gains.__getitem__)
+        _, watch = self._due[best]
+        del self._due[best]
+        return watch
+
+    def _gain(self, entry: int, watch: Watch, now: float) -> float:
+        if entry != watch.entry:
+            return -math.inf
+        if watch.nudged or watch.started is None:
+            return math.inf
+        return self.watcher.pace.gain(watch.snapshot, now - watch.started, now - watch.looked)
 
     def _looked(self, look: asyncio.Task[None]) -> None:
         self.watcher.looks.discard(look)
@@ -325,6 +326,7 @@ class _Lane:
         """Take what a look has shown, and decide when to look next."""
         now = asyncio.get_running_loop().time()
         watch.faulty_since = watch.missing_since = None
+        watch.looked = now
         if watch.started is None:
             age = 0.0 if snapshot.created_at is None else max(0.0, self.watcher.wall() - snapshot.created_at)
             watch.started = now - age
@@ -333,6 +335,7 @@ class _Lane:
         watch.show(snapshot)
         if snapshot.finished:
             self._end(watch, snapshot)
+            self.watcher.learn(snapshot)
             return
         delay = self.watcher.pace.delay(snapshot, now - watch.started)
         if watch.nudged:

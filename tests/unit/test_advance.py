@@ -22,12 +22,14 @@ from sora_chars.ledger import Entry, Ledger, State
 from sora_chars.ledger.memory import MemoryStore
 from sora_chars.models import Character, TaskSnapshot
 from sora_chars.pacing import FixedPace
+from sora_chars.pictures import Pictures
 from sora_chars.protocols import Provider
 from sora_chars.session import CharacterSession
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
 
     from sora_chars.models import Request
 
@@ -297,3 +299,32 @@ async def test_only_what_is_known_is_advanced(session: CharacterSession, store: 
         if state is not State.SENDING:
             with pytest.raises(ConfigurationError, match="must be one of fake, got 'gone'"):
                 await session.advance("mine")
+
+
+async def test_a_step_that_finds_the_end_saves_the_picture_and_teaches_the_pace(
+    provider: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The one that finds the end does all that waiting would have done, before it returns."""
+    saved: list[Character] = []
+    learned: list[TaskSnapshot] = []
+
+    async def save(self: Pictures, character: Character) -> None:
+        del self
+        await asyncio.sleep(3)
+        saved.append(character)
+
+    class Pupil(FixedPace):
+        def learn(self, snapshot: TaskSnapshot) -> None:
+            learned.append(snapshot)
+
+    monkeypatch.setattr(Pictures, "save", save)
+    async with CharacterSession(provider, pace=Pupil(10.0), pictures=tmp_path) as session:
+        await session.ask(**WISH)
+        await session.advance("mine")
+        assert (saved, learned) == ([], [])
+        await session.advance("mine")
+        assert (saved, learned) == ([provider.ended().character], [provider.ended()])
+        provider.synchronous = True
+        await session.ask(**WISH | {"key": "another"})
+        await session.advance("another")
+        assert len(saved) == 2

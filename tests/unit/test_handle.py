@@ -19,8 +19,8 @@ from sora_chars.errors import (
     WrongLoopError,
 )
 from sora_chars.handle import Live, TaskHandle
-from sora_chars.models import Character, TaskFailure, TaskSnapshot
-from sora_chars.watcher import Watch
+from sora_chars.models import Character, Eta, TaskFailure, TaskSnapshot
+from sora_chars.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,12 +46,15 @@ class Stage:
     watch: Watch
     wait: float = 1800.0
     looks: int = 0
+    eta: Eta | None = None
 
     def handle(self, **facts: Any) -> TaskHandle[Any]:
         """A live handle."""
-        return TaskHandle(
-            task_id="t1", provider="fake", key="k1", live=Live(self.watch, self._look, self.wait), **facts
-        )
+        return TaskHandle(task_id="t1", provider="fake", key="k1", live=self.live(), **facts)
+
+    def live(self) -> Live:
+        """What a session would lend."""
+        return Live(self.watch, self._look, lambda: self.eta, self.wait)
 
     def end(self, outcome: TaskSnapshot) -> None:
         """Show the last snapshot and settle the wait."""
@@ -242,6 +245,13 @@ async def test_who_stops_listening_is_forgotten(stage: Stage) -> None:
     assert stage.watch.listeners == []
 
 
+async def test_what_is_left_is_told(stage: Stage) -> None:
+    """A handle says how long the task will take, as soon as its session knows."""
+    assert stage.handle().eta is None
+    stage.eta = Eta(low=1.0, median=2.0, high=4.0)
+    assert stage.handle().eta == stage.eta
+
+
 async def test_refresh_looks_once(stage: Stage) -> None:
     """A refresh is one look, now."""
     assert await stage.handle().refresh() == GENERATING
@@ -253,7 +263,7 @@ async def test_a_handle_pickles_as_its_ids(stage: Stage) -> None:
     copy = pickle.loads(pickle.dumps(stage.handle(name="rex", wants=Character)))
     assert repr(copy) == "TaskHandle(task_id='t1', provider='fake', key='k1', name='rex')"
     assert copy.wants is Character
-    live = copy.within(Live(stage.watch, stage._look, 1.0))
+    live = copy.within(stage.live())
     stage.end(DONE)
     assert (await live).name == "rex"
 

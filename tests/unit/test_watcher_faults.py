@@ -22,13 +22,14 @@ from sora_chars.errors import (
 from sora_chars.models import TaskSnapshot
 from sora_chars.pacing import FixedPace
 from sora_chars.protocols import Provider
-from sora_chars.watcher import TaskWatcher, Watch
+from sora_chars.watcher import TaskWatcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from sora_chars.models import Request
+    from sora_chars.watch import Watch
 
 pytestmark = pytest.mark.looptime
 

@@ -1,0 +1,62 @@
+"""A task that is waited for."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+
+from .models import TaskSnapshot
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from .errors import SoraCharsError
+
+
+@attrs.define(eq=False)
+class Watch:
+    """A task that is waited for, shared by all who wait. `future` is never cancelled by a waiter."""
+
+    task_id: str
+    future: asyncio.Future[TaskSnapshot]
+    expects_callback: bool = False
+    snapshot: TaskSnapshot | None = None
+    follows: bool = False  # another process polls it
+    woken_by: Literal["poll", "callback"] = "poll"
+    started: float | None = None  # loop time; None until the first snapshot of a resumed task tells
+    looked: float = 0.0  # loop time of what was last seen
+    due: float = math.inf
+    plain_due: float = math.inf  # what `due` would be without callbacks
+    entry: int = 0  # the one valid entry of the heap; others are stale
+    polling: bool = False
+    nudged: bool = False  # a callback came since the last look began
+    echoes: int = 0  # looks after a callback that did not show the end yet
+    faulty_since: float | None = None
+    missing_since: float | None = None
+    listeners: list[asyncio.Queue[TaskSnapshot | None]] = attrs.field(
+        factory=list["asyncio.Queue[TaskSnapshot | None]"]
+    )
+
+    def show(self, snapshot: TaskSnapshot) -> None:
+        """Take a snapshot and tell those who listen, if it says anything new."""
+        before = self.snapshot
+        if snapshot is before:
+            return
+        self.snapshot = snapshot if snapshot.finished else attrs.evolve(snapshot, raw=None)  # of many, it adds up
+        if snapshot != before:
+            for queue in self.listeners:
+                queue.put_nowait(snapshot)
+
+    def end(self, outcome: TaskSnapshot | SoraCharsError) -> None:
+        """Settle the future once; everybody who waits or listens hears it."""
+        if self.future.done():
+            return
+        if isinstance(outcome, TaskSnapshot):
+            self.future.set_result(outcome)
+        else:
+            self.future.set_exception(outcome)
+            self.future.exception()  # nobody may be waiting, and that is no fault
+        for queue in self.listeners:
+            queue.put_nowait(None)
