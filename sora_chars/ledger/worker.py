@@ -77,10 +77,10 @@ class Worker(threading.Thread):
     def _answers(self, jobs: Sequence[Job]) -> list[Any]:
         try:
             connection = self._connection = self._connection or self._connect()
-            cursor = connection.cursor()
-            cursor.execute(self._begin)
-            answers = [job(cursor) for job, _ in jobs]
-            cursor.execute("COMMIT")
+            with contextlib.closing(connection.cursor()) as cursor:  # an error that is kept would keep both open
+                cursor.execute(self._begin)
+                answers = [job(cursor) for job, _ in jobs]
+                cursor.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 # a thread that died would leave every caller waiting
             self._disconnect()
             return [_failure(error) for _ in jobs]

@@ -201,6 +201,18 @@ async def test_a_full_disk_is_said(path: Path) -> None:
         assert [entry.key async for entry in ledger.entries()] == ["k-1", "k-2", "k-3"]
 
 
+async def test_an_error_that_is_kept_keeps_no_connection(path: Path) -> None:
+    """Whoever holds the errors of a fault holds no file open: nothing is left beside the database after closing."""
+    async with open_ledger(path) as ledger:
+        first = await ask(ledger)
+        assert await ledger.get("k-1") == first
+        with full_disk(100_000):
+            ends = [await asyncio.gather(ask(ledger, "k-2", size=300_000), return_exceptions=True) for _ in range(3)]
+        await ask(ledger, "k-3")
+    assert [type(end) for [end] in ends] == [LedgerError] * 3
+    assert [file.name for file in path.parent.iterdir()] == ["characters.db"]
+
+
 async def test_a_read_only_file_is_said() -> None:
     """A file that may not be written cannot be opened, and can be once it may."""
     with TemporaryDirectory() as folder:  # pytest's own are for its user only, and made so again by every other run
