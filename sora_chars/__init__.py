@@ -6,120 +6,76 @@
         character = await session.create(from_task="7118f712...", clip="3.55,5.55", prompt="A friendly cartoon dog")
 """
 
-from .batch import Outcome, Outcomes
-from .callbacks import CallbackEvent, CallbackReceiver
-from .desk import Step
-from .errors import (
-    AuthenticationError,
-    ConfigurationError,
-    EntryMovedError,
-    IllegalMoveError,
-    InsufficientCreditsError,
-    InvalidCallbackError,
-    InvalidRequestError,
-    KeyConflictError,
-    LedgerError,
-    MissingCharacterError,
-    ModelUnavailableError,
-    NoAnswerError,
-    PermissionDeniedError,
-    ProviderError,
-    RateLimitedError,
-    RequestRefusedError,
-    ServiceUnavailableError,
-    SessionClosedError,
-    SoraCharsError,
-    SubmissionUnknownError,
-    TaskFailedError,
-    TaskNotFoundError,
-    UsageCapError,
-    WaitTimeoutError,
-    WatcherStoppedError,
-    WrongLoopError,
-)
-from .handle import TaskHandle
-from .ledger import Entry, Ledger, State, Store, open_ledger
-from .limits import Limits
-from .models import (
-    Character,
-    CharacterRequest,
-    Clip,
-    Eta,
-    ModelInfo,
-    OmniCharacterRequest,
-    TaskFailure,
-    TaskRequest,
-    TaskSnapshot,
-    UploadProgress,
-)
-from .pacing import FixedPace, LadderPace, LearnedPace
-from .progress import Progress
-from .protocols import Pace, Provider
-from .providers import GATEWAYS, Gateway, Kie, Kkiai
-from .records import SavedCharacter
-from .session import CharacterSession
-from .watcher import TaskWatcher
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "GATEWAYS",
-    "AuthenticationError",
-    "CallbackEvent",
-    "CallbackReceiver",
-    "Character",
-    "CharacterRequest",
-    "CharacterSession",
-    "Clip",
-    "ConfigurationError",
-    "Entry",
-    "EntryMovedError",
-    "Eta",
-    "FixedPace",
-    "Gateway",
-    "IllegalMoveError",
-    "InsufficientCreditsError",
-    "InvalidCallbackError",
-    "InvalidRequestError",
-    "KeyConflictError",
-    "Kie",
-    "Kkiai",
-    "LadderPace",
-    "LearnedPace",
-    "Ledger",
-    "LedgerError",
-    "Limits",
-    "MissingCharacterError",
-    "ModelInfo",
-    "ModelUnavailableError",
-    "NoAnswerError",
-    "OmniCharacterRequest",
-    "Outcome",
-    "Outcomes",
-    "Pace",
-    "PermissionDeniedError",
-    "Progress",
-    "Provider",
-    "ProviderError",
-    "RateLimitedError",
-    "RequestRefusedError",
-    "SavedCharacter",
-    "ServiceUnavailableError",
-    "SessionClosedError",
-    "SoraCharsError",
-    "State",
-    "Step",
-    "Store",
-    "SubmissionUnknownError",
-    "TaskFailedError",
-    "TaskFailure",
-    "TaskHandle",
-    "TaskNotFoundError",
-    "TaskRequest",
-    "TaskSnapshot",
-    "TaskWatcher",
-    "UploadProgress",
-    "UsageCapError",
-    "WaitTimeoutError",
-    "WatcherStoppedError",
-    "WrongLoopError",
-    "open_ledger",
-]
+_ROOMS = {
+    "batch": ("Outcome", "Outcomes"),
+    "callbacks": ("CallbackEvent", "CallbackReceiver"),
+    "desk": ("Step",),
+    "errors": (
+        "AuthenticationError",
+        "ConfigurationError",
+        "EntryMovedError",
+        "IllegalMoveError",
+        "InsufficientCreditsError",
+        "InvalidCallbackError",
+        "InvalidRequestError",
+        "KeyConflictError",
+        "LedgerError",
+        "MissingCharacterError",
+        "ModelUnavailableError",
+        "NoAnswerError",
+        "PermissionDeniedError",
+        "ProviderError",
+        "RateLimitedError",
+        "RequestRefusedError",
+        "ServiceUnavailableError",
+        "SessionClosedError",
+        "SoraCharsError",
+        "SubmissionUnknownError",
+        "TaskFailedError",
+        "TaskNotFoundError",
+        "UsageCapError",
+        "WaitTimeoutError",
+        "WatcherStoppedError",
+        "WrongLoopError",
+    ),
+    "handle": ("TaskHandle",),
+    "ledger": ("Entry", "Ledger", "State", "Store", "open_ledger"),
+    "limits": ("Limits",),
+    "models": (
+        "Character",
+        "CharacterRequest",
+        "Clip",
+        "Eta",
+        "ModelInfo",
+        "OmniCharacterRequest",
+        "TaskFailure",
+        "TaskRequest",
+        "TaskSnapshot",
+        "UploadProgress",
+    ),
+    "pacing": ("FixedPace", "LadderPace", "LearnedPace"),
+    "progress": ("Progress",),
+    "protocols": ("Pace", "Provider"),
+    "providers": ("GATEWAYS", "Gateway", "Kie", "Kkiai"),
+    "records": ("SavedCharacter",),
+    "session": ("CharacterSession",),
+    "watcher": ("TaskWatcher",),
+}
+"""Where the public names live; `__init__.pyi` tells type checkers the same. Each is loaded when first asked for."""
+
+_HOMES = {name: room for room, names in _ROOMS.items() for name in names}
+__all__ = sorted(_HOMES, key=lambda name: (not name.isupper(), name))  # noqa: PLE0605 # the stub has them one by one
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

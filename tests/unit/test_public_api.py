@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -64,13 +66,39 @@ def test_nothing_is_exported_that_is_not_met() -> None:
         assert getattr(sora_chars, name).__module__.startswith("sora_chars.")
 
 
-def test_importing_the_package_imports_no_extra() -> None:
-    """`import sora_chars` loads neither the command line nor the emulator, nor what only they need."""
-    code = "import json, sys, sora_chars; print(json.dumps(sorted(sys.modules)))"
-    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
-    modules = set(json.loads(loaded.stdout))
-    assert {"sora_chars.session", "aiohttp", "backoff"} <= modules
+def test_type_checkers_are_told_the_same() -> None:
+    """The stub imports each public name from the room that the package takes it from, and lists them all."""
+    stub = ast.parse(Path(sora_chars.__file__).with_suffix(".pyi").read_text())
+    rooms = {
+        node.module: tuple(name.name for name in node.names) for node in stub.body if isinstance(node, ast.ImportFrom)
+    }
+    (names,) = (ast.literal_eval(node.value) for node in stub.body if isinstance(node, ast.Assign))
+    assert rooms == sora_chars._ROOMS
+    assert names == sora_chars.__all__
+
+
+def test_every_public_name_can_be_found() -> None:
+    """A shell that completes names offers them before they are loaded, and a wrong one is said as usual."""
+    assert set(sora_chars.__all__) <= set(dir(sora_chars))
+    with pytest.raises(AttributeError, match="module 'sora_chars' has no attribute 'Session'"):
+        sora_chars.Session  # noqa: B018 # asked for
+
+
+@pytest.mark.parametrize(
+    ("code", "loaded"),
+    [
+        ("import sora_chars", set[str]()),
+        ("from sora_chars import CharacterSession, Kie", {"sora_chars.session", "aiohttp", "backoff"}),
+    ],
+)
+def test_importing_the_package_imports_what_is_needed(code: str, loaded: set[str]) -> None:
+    """Neither the command line nor the emulator, nor a web server, nor what only they need; no name, nothing at all."""
+    code = f"import json, sys; {code}; print(json.dumps(sorted(sys.modules)))"
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    modules = set(json.loads(printed.stdout))
+    assert loaded == modules & {"sora_chars.session", "aiohttp", "backoff"}
     assert not modules & {
+        "aiohttp.web",
         "click",
         "rich",
         "psycopg",
