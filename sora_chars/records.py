@@ -88,7 +88,7 @@ def to_request(entry: Entry) -> Request:
 
 def to_result(snapshot: TaskSnapshot) -> dict[str, Any]:
     """A finished snapshot as JSON, free of tokens."""
-    facts = attrs.asdict(snapshot, filter=lambda _, value: value is not None)
+    facts = attrs.asdict(snapshot, filter=lambda field, value: value is not None and field.name != "digest")
     result: dict[str, Any] = json.loads(hide_tokens(json.dumps(facts)))
     return result
 

@@ -126,6 +126,11 @@ async def test_a_result_comes_back_as_it_was(ledger: Ledger, facts: dict[str, An
     assert (to_snapshot(entry).raw, entry.credits) == ({"b": [1]}, facts.get("credits"))
 
 
+def test_a_digest_is_not_kept() -> None:
+    """What tells two answers apart means nothing in another process."""
+    assert "digest" not in to_result(TaskSnapshot(task_id="t1", provider="kie", state="success", digest=7))
+
+
 async def test_a_result_holds_no_token(ledger: Ledger) -> None:
     """The callback URL that a record repeats is hidden, in JSON and in JSON inside JSON."""
     url = "https://me.invalid/hook/secret"
