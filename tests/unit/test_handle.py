@@ -41,7 +41,7 @@ FAILED = seen("fail", failure=TaskFailure("501", "generation failed"))
 
 @attrs.define(eq=False)
 class Stage:
-    """A watch that the test moves by hand, and handles of it. `wait` is the session's default."""
+    """A watch that the test moves by hand, in a watcher's stead, and handles of it. `wait` is the session's default."""
 
     watch: Watch
     wait: float = 1800.0
@@ -54,16 +54,24 @@ class Stage:
 
     def live(self) -> Live:
         """What a session would lend."""
-        return Live(self.watch, self._look, lambda: self.eta, self.wait)
+        this: Any = self
+        return Live(self.watch, this, this, self.wait)
 
     def end(self, outcome: TaskSnapshot) -> None:
         """Show the last snapshot and settle the wait."""
         self.watch.show(outcome)
         self.watch.end(outcome)
 
-    async def _look(self) -> TaskSnapshot:
+    async def look(self, provider: Provider, watch: Watch) -> TaskSnapshot:
+        """See `TaskWatcher`."""
+        assert (provider, watch) == (self, self.watch)
         self.looks += 1
         return GENERATING
+
+    def expect(self, watch: Watch) -> Eta | None:
+        """See `TaskWatcher`."""
+        assert watch is self.watch
+        return self.eta
 
 
 @pytest.fixture
@@ -306,3 +314,33 @@ def test_a_handle_that_is_done_gives_its_result_in_any_loop(elsewhere: Stage) ->
     elsewhere.end(DONE)
     assert run_elsewhere(elsewhere.handle().result()) == CHARACTER
     assert run_elsewhere(collect(elsewhere.handle())) == ["success"]
+
+
+async def test_a_handle_tells_without_waiting(stage: Stage) -> None:
+    """`outcome` gives at once what `result` gives, and that a task still runs is its error."""
+    with pytest.raises(WaitTimeoutError) as caught:
+        stage.handle().outcome()
+    stage.end(DONE)
+    assert caught.value.handle.outcome() == CHARACTER
+
+
+async def test_a_handle_calls_back_when_it_is_done(stage: Stage) -> None:
+    """Whoever asked is called once with the handle, from the event loop; also when it is done already."""
+    called: list[TaskHandle[Any]] = []
+    first, second = stage.handle(), stage.handle()
+    first.add_done_callback(called.append)
+    stage.end(DONE)
+    second.add_done_callback(called.append)
+    assert called == []
+    await asyncio.sleep(0)
+    assert called == [first, second]
+
+
+def test_a_handle_calls_back_in_its_own_loop(elsewhere: Stage) -> None:
+    """In another one it would call from there."""
+
+    async def ask() -> None:
+        elsewhere.handle().add_done_callback(print)
+
+    with pytest.raises(WrongLoopError, match="another event loop"):
+        run_elsewhere(ask())
