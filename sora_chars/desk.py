@@ -159,7 +159,7 @@ class Desk:
 
     def live(self, provider: Provider, watch: Watch) -> Live:
         """What a handle borrows."""
-        return Live(watch, partial(self.watcher.look, provider, watch), partial(self.watcher.expect, watch), self.wait)
+        return Live(watch, provider, self.watcher, self.wait)
 
     def provider(self, name: str | None) -> Provider:
         """The provider named, else the first that has tasks, else the first.

@@ -12,22 +12,24 @@ from .errors import MissingCharacterError, SessionClosedError, WaitTimeoutError,
 from .models import Character, TaskSnapshot
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+    from collections.abc import AsyncGenerator, Callable, Generator
     from typing import Literal
 
     from .models import Eta
+    from .protocols import Provider
     from .watch import Watch
+    from .watcher import TaskWatcher
 
 R = TypeVar("R", bound=Character | TaskSnapshot)
 
 
 @attrs.frozen
 class Live:
-    """What a session lends to its handles: the shared watch, a single look, the ETA, the default wait in seconds."""
+    """What a session lends to its handles: the shared watch, who looks and where, the default wait in seconds."""
 
     watch: Watch
-    look: Callable[[], Awaitable[TaskSnapshot]]
-    expect: Callable[[], Eta | None]
+    provider: Provider
+    watcher: TaskWatcher
     wait: float
 
 
@@ -58,7 +60,8 @@ class TaskHandle(Generic[R]):
     @property
     def eta(self) -> Eta | None:
         """How many seconds are left, as a range; None while too little is known of the model, and at the end."""
-        return self._in_session().expect()
+        live = self._in_session()
+        return live.watcher.expect(live.watch)
 
     @property
     def woken_by(self) -> Literal["poll", "callback"]:
@@ -137,7 +140,7 @@ class TaskHandle(Generic[R]):
             ProviderError: the look failed; waits go on.
         """
         live = self._in_session()
-        return await live.look()
+        return await live.watcher.look(live.provider, live.watch)
 
     def within(self, live: Live) -> TaskHandle[R]:
         """The same task, in the session that lends `live`."""

@@ -25,6 +25,8 @@ from sora_chars.watch import Watch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sora_chars.protocols import Provider
+
 pytestmark = pytest.mark.looptime
 
 CHARACTER = Character(id="ch_1", provider="fake", username="a.b")
