@@ -10,10 +10,13 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_right
-from collections import deque
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 RUNGS = ((30.0, 2.0, 3.0), (120.0, 5.0, 10.0), (math.inf, 15.0, 30.0))
 """kie.ai's ladder: until which age the gap is drawn from which range, all seconds."""
@@ -66,11 +69,14 @@ class Curve:
     tail: float  # past the last age, hazard accumulates by this for each e-fold of age
     trust: float  # 0 to 1, by the number of durations; the ladder's share in the looks is the rest
 
-    def hazard(self, age: float) -> float:
-        """The hazard accumulated by `age`."""
-        if age >= self.ages[-1]:
-            return self.hazards[-1] + self.tail * math.log(age / self.ages[-1])
-        return _between(age, self.ages, self.hazards)
+    def hazard(self, age: float) -> tuple[float, float]:
+        """The hazard accumulated by `age`, and by how much it grows a second."""
+        ages, hazards = self.ages, self.hazards
+        right = bisect_right(ages, age)
+        if right == len(ages):
+            return hazards[-1] + self.tail * math.log(age / ages[-1]), self.tail / age
+        rate = (hazards[right] - hazards[right - 1]) / (ages[right] - ages[right - 1])
+        return hazards[right] - (ages[right] - age) * rate, rate
 
     def next_look(self, age: float, growth: float) -> float:
         """The age at which `growth` more looks are due than at `age`, which lies on the curve."""
@@ -79,14 +85,30 @@ class Curve:
             return _between(wanted, self.looks, self.ages)
         return ladder_age(ladder_looks(self.ages[-1]) + wanted - self.looks[-1])
 
-    def quantile(self, hazard: float) -> float:
-        """The age by which so much hazard has accumulated; at most the last one."""
+    def age(self, part: float, *, after: float = 0.0) -> float:
+        """The age by which `part`, from 0 to 1, of the tasks that outlive `after` have ended; at most the last one."""
+        hazard = self.hazard(after)[0] - math.log1p(-part)
         if hazard >= self.hazards[-1]:
             return self.ages[-1]
         return _between(hazard, self.hazards, self.ages)
 
+    def cost(self) -> tuple[float, float]:
+        """How many looks a task takes on average, and by how many seconds its end is seen late."""
+        return self._cost(self.looks)
 
-def _between(x: float, xs: array[float], ys: array[float]) -> float:
+    def ladder_cost(self) -> tuple[float, float]:
+        """What `cost` would be with kie.ai's ladder."""
+        return self._cost([ladder_looks(age) for age in self.ages])
+
+    def _cost(self, looks: Sequence[float]) -> tuple[float, float]:
+        surviving = [math.exp(-hazard) for hazard in self.hazards]
+        cells = list(zip(pairwise(self.ages), pairwise(looks), pairwise(surviving), strict=True))
+        before = sum((n1 - n0) * (s0 + s1) / 2 for _, (n0, n1), (s0, s1) in cells)
+        late = sum((s0 - s1) * (t1 - t0) / (n1 - n0) / 2 for (t0, t1), (n0, n1), (s0, s1) in cells if n1 > n0)
+        return before + 0.5, late  # the look that shows the end comes half a gap after it
+
+
+def _between(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
     """`ys` at `x`, linear between neighbours; `xs[0] <= x < xs[-1]`."""
     right = bisect_right(xs, x)
     x0, y0 = xs[right - 1], ys[right - 1]
@@ -97,16 +119,21 @@ def _between(x: float, xs: array[float], ys: array[float]) -> float:
 class Durations:
     """The last durations of one model, as logarithms, and the curve made of them."""
 
-    logs: deque[float] = attrs.field(factory=lambda: deque[float](maxlen=_WINDOW))
+    logs: array[float] = attrs.field(factory=lambda: array("f"))
     _fresh: int = 0
     _curve: Curve | None = None
 
     def add(self, seconds: float) -> None:
         """Learn one duration. The curve is made anew with every eighth of what is known, not with each."""
+        del self.logs[: len(self.logs) - _WINDOW + 1]
         self.logs.append(math.log(seconds))
         self._fresh += 1
         if self._fresh * 8 > len(self.logs):
             self._curve = None
+
+    def seconds(self) -> tuple[float, ...]:
+        """The durations, the oldest first."""
+        return tuple(map(math.exp, self.logs))
 
     def curve(self, scale: float) -> Curve:
         """The curve of what is known; `scale` as `LearnedPace` has it, the same each time."""
@@ -115,7 +142,17 @@ class Durations:
         return self._curve
 
 
-def fit(logs: deque[float], scale: float) -> Curve:
+@attrs.frozen(kw_only=True)
+class Lesson:
+    """What is known of one model: the last durations, the oldest first, and the curve made of them."""
+
+    provider: str
+    model: str | None
+    seconds: tuple[float, ...]
+    curve: Curve
+
+
+def fit(logs: array[float], scale: float) -> Curve:
     """The curve of one or more durations, given by their logarithms, the oldest first."""
     weights = [_DECAY**age for age in range(len(logs) - 1, -1, -1)]
     total = sum(weights)
@@ -131,7 +168,7 @@ def fit(logs: deque[float], scale: float) -> Curve:
     hazards = list(accumulate((-math.log(s) for s in surviving), max, initial=0.0))  # rounding must not turn it back
     trust = len(logs) / (len(logs) + 1)
     looks = _looks(ages, hazards, scale, trust)
-    return Curve(array("d", ages), array("d", hazards), array("d", looks), tail=1 / width, trust=trust)
+    return Curve(array("f", ages), array("f", hazards), array("f", looks), tail=1 / width, trust=trust)
 
 
 def _looks(ages: list[float], hazards: list[float], scale: float, trust: float) -> list[float]:
@@ -142,12 +179,13 @@ def _looks(ages: list[float], hazards: list[float], scale: float, trust: float) 
     shape = [math.sqrt((b - a) * dt) for (a, b), dt in zip(pairwise(hazards), seconds, strict=True)]
     wanted = max(_FEWEST, sum(n * s for n, s in zip(ladder, alive, strict=True)))
     factor = wanted / sum(n * s for n, s in zip(shape, alive, strict=True))
+    learned = trust**2 * factor  # less than `trust`, as few durations know little of the slow ones yet
     rates = zip(shape, ladder, seconds, strict=True)
-    grown = [min(scale * (trust * factor * n + (1 - trust) * rung), dt / _CLOSEST) for n, rung, dt in rates]
+    grown = [min(scale * (learned * n + (1 - trust) * rung), dt / _CLOSEST) for n, rung, dt in rates]
     return list(accumulate(grown, initial=0.0))
 
 
-def _kernel_width(logs: deque[float], shares: list[float]) -> float:
+def _kernel_width(logs: array[float], shares: list[float]) -> float:
     """Silverman's rule for a logistic kernel, with the usual spread mixed in while little is known."""
     known = 1 / sum(share * share for share in shares)  # how many equal weights would tell as much
     mean = sum(share * log for share, log in zip(shares, logs, strict=True))

@@ -8,21 +8,20 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from .hazards import RUNGS, Curve, Durations
+from .hazards import RUNGS, Curve, Durations, Lesson
 from .models import Eta
 from .protocols import Pace
 
 if TYPE_CHECKING:
     from .models import TaskSnapshot
 
-_LONGEST = 86400.0  # seconds; a longer duration is a clock gone wrong, or no longer of interest
+_SHORTEST, _LONGEST = 0.001, 86400.0  # seconds; any other duration comes of a clock gone wrong
 _OLDEST = 1e9
 _MOST_MODELS = 256
 _JITTER = 0.2
 _UNKNOWN_SCALE = 30.0  # seconds by which a task of an unknown model has ended as likely as not
+_MOST_HAZARD = 50.0  # whose exp() can still be reckoned with
 _LEAST_TO_EXPECT = 3  # durations; fewer make no range
-_LEAST_GROWN, _MOST_GROWN = 1e-6, 50.0  # between which exp() is exact enough
-_LOW, _MEDIAN, _HIGH = (-math.log(1 - part) for part in (0.1, 0.5, 0.9))
 
 
 @attrs.frozen
@@ -83,7 +82,7 @@ class LearnedPace(Pace):
     def learn(self, snapshot: TaskSnapshot) -> None:
         """See `Pace.learn`. Times that cannot be are ignored; the model heard of longest ago makes place for a new."""
         seconds = snapshot.duration
-        if seconds is None or not 0 < seconds <= _LONGEST:
+        if seconds is None or not _SHORTEST <= seconds <= _LONGEST:
             return
         model = (snapshot.provider, snapshot.model)
         durations = self._models.pop(model, None) or Durations()
@@ -103,17 +102,20 @@ class LearnedPace(Pace):
     def gain(self, snapshot: TaskSnapshot | None, age: float, unseen: float) -> float:
         """See `Pace.gain`.
 
-        With hazard h since the last look u seconds ago, the task waits unseen with p = 1 - exp(-hu). The price of a
-        look at which looking now and a moment later cost the same, p**2 / (h (1 - p)) - integral of p, is with g = hu
-        u (exp(g) - 1 - g) / g: about h u**2 / 2 while little can have happened, and growing without end.
+        If a look cost c seconds of waiting, looks would best lie sqrt(2c/h) apart, and living on one second would make
+        what is still to come cheaper by sqrt(2ch) + ch. So one waits until y = p / (1 - p), the odds that the task has
+        ended unseen, are that much. The c at which they are so by now is what a look is worth:
+        c = (sqrt(1 + 2y) - 1)**2 / (2h), about h unseen**2 / 2 while little can have happened.
         """
-        age, unseen = _sane(age), _sane(unseen)
-        since = max(0.0, age - unseen)
-        grown = math.log((age + _UNKNOWN_SCALE) / (since + _UNKNOWN_SCALE))
+        age = _sane(age)
+        since = max(0.0, age - _sane(unseen))
+        hazard, rate = math.log1p((age - since) / (since + _UNKNOWN_SCALE)), 1 / (age + _UNKNOWN_SCALE)
         if curve := self._curve(snapshot):
-            grown += curve.trust * (curve.hazard(age) - curve.hazard(since) - grown)
-        grown = min(max(grown, _LEAST_GROWN), _MOST_GROWN)
-        return unseen * (math.expm1(grown) / grown - 1)
+            learned, learned_rate = curve.hazard(age)
+            hazard += curve.trust * (learned - curve.hazard(since)[0] - hazard)
+            rate += curve.trust * (learned_rate - rate)
+        odds = math.expm1(min(hazard, _MOST_HAZARD))
+        return (2 * odds / (math.sqrt(1 + 2 * odds) + 1)) ** 2 / (2 * rate)
 
     def expect(self, snapshot: TaskSnapshot | None, age: float) -> Eta | None:
         """See `Pace.expect`. None while a model is hardly known, and for a task past all that is known."""
@@ -121,9 +123,15 @@ class LearnedPace(Pace):
         curve = self._curve(snapshot, least=_LEAST_TO_EXPECT)
         if curve is None or age >= curve.ages[-1]:
             return None
-        now = curve.hazard(age)
-        low, median, high = (curve.quantile(now + part) - age for part in (_LOW, _MEDIAN, _HIGH))
+        low, median, high = (max(0.0, curve.age(part, after=age) - age) for part in (0.1, 0.5, 0.9))
         return Eta(low=low, median=median, high=high)
+
+    def lessons(self) -> list[Lesson]:
+        """What is known, by provider and model."""
+        return [
+            Lesson(provider=provider, model=model, seconds=durations.seconds(), curve=durations.curve(self.scale))
+            for (provider, model), durations in sorted(self._models.items(), key=lambda item: str(item[0]))
+        ]
 
     def _curve(self, snapshot: TaskSnapshot | None, *, least: int = 1) -> Curve | None:
         """What is known of the model of a task, if that is as many durations as `least`."""
