@@ -129,7 +129,7 @@ class Batch:
         refuse(problems, what="The batch")
 
 
-@attrs.define(eq=False, kw_only=True)
+@attrs.define(eq=False, kw_only=True, repr=False)
 class Outcomes:
     """The outcomes of a batch, as they end: `async for outcome in outcomes`, inside `async with`.
 

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sora_chars import CharacterSession, FixedPace, Kie, Kkiai, Limits, State
+from sora_chars.testing import Emulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+SOURCE: dict[str, Any] = {"from_task": "a" * 32, "clip": "1,3", "provider": "kie"}
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    """An emulator in this loop whose tasks take some milliseconds."""
+    async with Emulator(durations=(0.02, 0.1)) as running:
+        running.add_origin("a" * 32)
+        yield running
+
+
+def session_at(emulator: Emulator, *, ledger: str | Path = "memory:", limits: Limits | None = None) -> CharacterSession:
+    """A session of both providers that looks every 10 ms."""
+    kie = Kie("kie-key", base_url=emulator.url, limits=limits, timeout=5.0)
+    return CharacterSession(kie, Kkiai("kkiai-key", base_url=emulator.url), ledger=ledger, pace=FixedPace(0.01))
+
+
+def wishes(number: int) -> list[dict[str, Any]]:
+    """So many rows, each with a key that its prompt repeats."""
+    return [SOURCE | {"key": f"key {index}", "prompt": f"key {index}"} for index in range(number)]
+
+
+def made(emulator: Emulator) -> Counter[str]:
+    """How many tasks the server has for each key."""
+    return Counter(str(task.input["character_prompt"]) for task in emulator.tasks.values())
+
+
+async def test_a_batch_with_faults_ends_for_every_row(emulator: Emulator) -> None:
+    """Each of 200 keys has one outcome, as the server knows it, and never a second task."""
+    emulator.fault("lost_answer", on="create", rate=0.1, times=None)
+    emulator.fault("unauthorized", on="create", rate=0.1, times=None)
+    emulator.fault("fail_task", rate=0.1, times=None)
+    emulator.fault("http_500", on="poll", rate=0.05, times=None)
+    async with session_at(emulator) as session:
+        outcomes = await session.create_all(wishes(200), limit=50)
+    tasks, ends = made(emulator), Counter(outcome.state for outcome in outcomes)
+    assert [outcome.index for outcome in outcomes] == list(range(200))
+    assert set(ends) == {State.SUCCEEDED, State.FAILED, State.REFUSED, State.UNKNOWN}
+    assert max(tasks.values()) == 1
+    assert {str(outcome.key) for outcome in outcomes if outcome.state is not State.REFUSED} == set(tasks)
+    for outcome in outcomes:
+        if outcome.task_id:
+            assert emulator.tasks[outcome.task_id].input["character_prompt"] == outcome.key
+
+
+async def test_a_batch_that_was_left_is_finished_by_the_next(emulator: Emulator, tmp_path: Path) -> None:
+    """Left in the middle and with answers lost: the next session takes up what runs, and pays only for the rest."""
+    emulator.fault("lost_answer", on="create", times=3)
+    lost: set[str | None] = set()
+    async with session_at(emulator, ledger=tmp_path / "ledger.db") as session:
+        async with session.create_many(wishes(60), limit=10) as outcomes:
+            async for outcome in outcomes:
+                lost |= {outcome.key} if outcome.state is State.UNKNOWN else set()
+                if outcomes.progress.ended == 25:
+                    break
+        assert outcomes.progress.left
+    before = made(emulator)
+    assert 25 <= len(before) <= 25 + 10
+    async with session_at(emulator, ledger=tmp_path / "ledger.db") as session:
+        waiting = [handle async for handle in session.recover()]
+        assert all(handle.key in before for handle in waiting)
+        again = await session.create_all(wishes(60))
+        assert {outcome.key for outcome in again if outcome.state is State.UNKNOWN} == lost
+        assert {outcome.state for outcome in again if outcome.key not in lost} == {State.SUCCEEDED}
+        counted = emulator.counts.creates
+        await session.create_all(wishes(60))
+    assert emulator.counts.creates == counted
+    assert made(emulator) == Counter(str(wish["key"]) for wish in wishes(60))
+    assert len(lost) == 3
+
+
+async def test_a_batch_that_is_cancelled_at_any_step_pays_nothing_twice(emulator: Emulator) -> None:
+    """Whatever was sent when the caller was cancelled is found under its key, and no asyncio task of it is left."""
+    async with session_at(emulator) as session:
+        for steps in range(0, 120, 3):
+            batch = asyncio.create_task(session.create_all(wishes(40), limit=4))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            batch.cancel()
+            await asyncio.wait([batch])
+            assert batch.cancelled()
+            names = {task.get_name() for task in asyncio.all_tasks()}
+            assert not [name for name in names if name.startswith("sora_chars batch")]
+        outcomes = await session.create_all(wishes(40))
+    assert {outcome.state for outcome in outcomes} == {State.SUCCEEDED}
+    assert made(emulator) == Counter(str(wish["key"]) for wish in wishes(40))
+
+
+async def test_a_synchronous_provider_makes_as_many_at_once_as_there_are_places(emulator: Emulator) -> None:
+    """Its answers take as long as its characters, and come as they end."""
+    emulator.fault("delay", on="character", times=None, seconds=0.2)
+    rows = [SOURCE | {"key": str(index), "provider": "kkiai"} for index in range(40)]
+    loop = asyncio.get_running_loop()
+    async with session_at(emulator) as session:
+        began = loop.time()
+        outcomes = await session.create_all(rows, limit=40)
+        assert {(outcome.state, outcome.provider) for outcome in outcomes} == {(State.SUCCEEDED, "kkiai")}
+        assert loop.time() - began < 40 / 16 * 0.2  # which it takes with the sixteen at a time of other providers
+    assert emulator.counts.characters == 40
+
+
+async def test_a_strict_server_turns_no_create_of_a_batch_away() -> None:
+    """Two batches at once stay under the limit of creates together, and take turns."""
+    async with Emulator(durations=(0.02, 0.1), speed=50.0, strict_limits=True) as emulator:
+        emulator.add_origin("a" * 32)
+        limits = Limits(creates=(20, 0.25), polls=(10, 0.05))
+        async with session_at(emulator, limits=limits) as session:
+            rows = [SOURCE | {"prompt": "a dog"}] * 300
+            async with session.create_many(rows) as large:
+                await anext(large)
+                small = await session.create_all(rows[:10])
+                assert large.progress.left
+    assert {outcome.state for outcome in small} == {State.SUCCEEDED}
+    assert (emulator.counts.rejected["create"], emulator.counts.creates > 20) == (0, True)
