@@ -2,14 +2,24 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sora_chars import transport
 from sora_chars.errors import ConfigurationError, NoAnswerError, RateLimitedError
 from sora_chars.limits import Limits
 from sora_chars.transport import Answer, Transport, _delays, clean_url, mask, parse_json, resolve_key
+
+
+@pytest.fixture(params=["orjson", "the standard library's"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read JSON with orjson, or as where it is not installed."""
+    if request.param != "orjson":
+        monkeypatch.setattr(transport, "_fast", None)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +48,7 @@ def test_an_answer_without_retry_after_asks_for_nothing() -> None:
 
 
 @pytest.mark.parametrize("body", [b"NaN", b"Infinity", b"[-Infinity]", b"[" * 100_000, b"\xff", b"", b"{", b"9" * 5000])
+@pytest.mark.usefixtures("reader")
 def test_what_is_no_json_is_a_value_error(body: bytes) -> None:
     """Junk of any kind (depth, NaN, encoding, length of a number) is one type of error."""
     with pytest.raises(ValueError):  # noqa: PT011 # the reason is json's own
@@ -53,9 +64,25 @@ def test_any_bytes_are_json_or_a_value_error(body: bytes) -> None:
         return
 
 
-def test_json_is_read() -> None:
-    """Bytes and text give what they hold."""
-    assert parse_json(b'{"a": [1]}') == parse_json('{"a": [1]}') == {"a": [1]}
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize(
+    "text", ['{"a": [1]}', '"\\ud800"', "18446744073709551615", "-0.5", '"\u20ac"', "[" * 900 + "]" * 900]
+)
+def test_json_is_read(text: str) -> None:
+    """Bytes and text give what they hold, whichever reader is installed."""
+    assert parse_json(text.encode()) == parse_json(text) == json.loads(text)
+
+
+def test_no_reader_but_the_standard_one_is_needed() -> None:
+    """Without orjson, answers are read all the same."""
+    code = """
+import sys
+sys.modules["orjson"] = None
+from sora_chars.transport import _fast, parse_json
+print(_fast, parse_json(b"[1]"))
+"""
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    assert printed.stdout == "None [1]\n"
 
 
 def test_the_key_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
