@@ -41,7 +41,10 @@ class Follower:
     async def join(self, provider: Provider, entry: Entry, snapshot: TaskSnapshot | None = None) -> Watch:
         """Wait for the task of an entry, and poll it unless a living process does. `snapshot`: its first one."""
         if snapshot is None:
-            entry = await self._hold(entry)
+            try:
+                entry = await self._hold(entry)
+            except LedgerError as error:  # it is held as soon as the ledger can be written again
+                log.warning("follower.failed", extra={"error": printable(error)})
             snapshot = None if entry.state is State.RUNNING else to_snapshot(entry)
         task_id = snapshot.task_id if snapshot else entry.task_id or ""
         follows = snapshot is None and entry.holder != self.ledger.holder

@@ -67,6 +67,14 @@ class Submission:
             ProviderError: the provider refused, or was out of reach.
             LedgerError: it could not be written. With a `task_id` that is what was made; without, nothing was sent.
         """
+        try:
+            return await self._run()
+        except LedgerError as error:
+            if self.sent or error.key:
+                raise
+            raise not_sent(error, self.entry.key) from error  # it could not even be read
+
+    async def _run(self) -> TaskSnapshot | None:
         waited = False
         while True:
             self.entry = await lost(self.ledger, self.entry)

@@ -378,6 +378,19 @@ async def test_a_round_outlives_a_fault(house: House, caplog: pytest.LogCaptureF
         assert (watch.follows, await holder(one.ledger)) == (False, "b")
 
 
+async def test_joining_outlives_a_fault(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    """A task on record is waited for also when nobody can say who holds it, and is held by the next round."""
+    async with process(house, "b") as one:
+        async with process(house, "a") as other:
+            entry = await run(other.ledger)
+        one.store.faults = 1
+        watch = await one.follower.join(one.provider, entry)
+        assert watch.follows
+        await asyncio.sleep(2.0)
+        assert [record.message for record in caplog.records] == ["follower.failed"]
+        assert (watch.follows, await holder(one.ledger)) == (False, "b")
+
+
 async def test_following_begins_again(house: House) -> None:
     """After everybody followed has ended, the next one is followed as well."""
     async with process(house, "b") as one:

@@ -87,14 +87,14 @@ class Shaky(MemoryStore):
     """A store that cannot write the states in `full`, and writes those in `mute` without saying so.
 
     `slow`: seconds that a new key takes. `bug`: raised in place of `LedgerError`. `others_live`: whether holders
-    other than this process do.
+    other than this process do; None if nobody can say.
     """
 
     full: set[State] = attrs.field(factory=set[State])
     mute: set[State] = attrs.field(factory=set[State])
     slow: float = 0.0
     bug: Exception | None = None
-    others_live: bool = True
+    others_live: bool | None = True
 
     async def insert(self, entry: Entry) -> Entry:
         """See `Store`."""
@@ -112,6 +112,8 @@ class Shaky(MemoryStore):
     async def is_gone(self, holder: str) -> bool:
         """See `Store`."""
         del holder
+        if self.others_live is None:
+            raise LedgerError("The disk fails.")
         return not self.others_live
 
     def check(self, states: set[State], entry: Entry) -> None:
@@ -310,6 +312,19 @@ async def test_a_sender_that_died_leaves_doubt(store: Shaky) -> None:
         with pytest.raises(SubmissionUnknownError, match="the process that sent it ended"):
             await submitting
         assert await state_of(session) is State.UNKNOWN
+    assert provider.posts == 0
+
+
+async def test_a_sender_that_cannot_be_looked_for_is_left_alone(store: Shaky) -> None:
+    """When the ledger cannot say whether another process still sends it, the error says that this one sent nothing."""
+    provider = Fake()
+    async with session_of(provider, store) as session:
+        await session.ask(**WISH)
+        await store.elsewhere("mine", State.SENDING)
+        store.others_live = None
+        with pytest.raises(LedgerError, match=r"The disk fails\. Nothing was sent") as caught:
+            await session.submit(**WISH)
+        assert (caught.value.key, await state_of(session)) == ("mine", State.SENDING)
     assert provider.posts == 0
 
 
