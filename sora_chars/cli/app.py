@@ -22,6 +22,7 @@ from sora_chars.errors import (
 from sora_chars.models import Character, CharacterRequest, TaskRequest, new_key
 
 from . import waiting
+from .batch import batch
 from .demo import demo
 from .emulating import emulate
 from .keeping import keeping
@@ -124,7 +125,7 @@ def cli() -> None:
     """
 
 
-for command in (demo, emulate, characters, ledger, resume):
+for command in (batch, demo, emulate, characters, ledger, resume):
     cli.add_command(command)
 
 

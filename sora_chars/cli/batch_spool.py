@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from sora_chars.errors import ConfigurationError
-from sora_chars.models import CharacterRequest
 
-from .rows import Problem, Row
+from .rows import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
     from sora_chars.protocols import Provider
+
+    from .rows import Row
 
 _TOLD = 20
 
@@ -49,10 +50,11 @@ class Spool:
         self.repeated += 1
         return None
 
-    def __iter__(self) -> Iterator[Row]:
-        for key, line, record in self._database.execute("SELECT key, line, record FROM rows ORDER BY number"):
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The columns of each row."""
+        for key, record in self._database.execute("SELECT key, record FROM rows ORDER BY number"):
             provider, fields = json.loads(record)
-            yield Row(line, provider, CharacterRequest(**fields, key=key))
+            yield {"key": key, "provider": provider} | fields
 
 
 @contextmanager

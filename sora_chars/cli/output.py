@@ -40,15 +40,16 @@ class Screen:
     out: Console = attrs.field(factory=_stdout)
     err: Console = attrs.field(factory=_stderr)
 
-    def show(self, payload: Mapping[str, Any], rows: Rows, *, title: str) -> None:
-        """Show a result: a panel on a terminal, else a line for each row."""
+    def show(self, payload: Mapping[str, Any], rows: Rows, *, title: str, aside: bool = False) -> None:
+        """Show a result: a panel on a terminal, else a line for each row. `aside`: on stderr, unless as JSON."""
+        console = self.err if aside else self.out
         if self.as_json:
             self.show_json(payload)
-        elif self.out.is_terminal:
-            self.out.print(panel(title, rows))
+        elif console.is_terminal:
+            console.print(panel(title, rows))
         else:
             for label, text in rows:
-                plain(self.out, f"{label}: {text}")
+                plain(console, f"{label}: {text}")
 
     def show_table(
         self, payload: Mapping[str, Any], rows: Sequence[Sequence[str]], *, head: Sequence[str], stacked: int = 1

@@ -29,7 +29,7 @@ from .keeping import Place
 from .output import RecordHandler, Screen
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator
+    from collections.abc import Callable, Coroutine, Generator
 
     from .options import Settings
 
@@ -39,6 +39,7 @@ _SUBMISSION = "submission."  # how the events of submissions begin
 _TOLD = (_SUBMISSION, "recovery.")  # the error, or the command, says these in words
 
 USAGE = 2
+STILL_RUNNING = 5
 UNKNOWN = 6
 BUG = 70  # EX_SOFTWARE of sysexits.h
 _STATUSES: tuple[tuple[type[SoraCharsError], int], ...] = (
@@ -49,7 +50,7 @@ _STATUSES: tuple[tuple[type[SoraCharsError], int], ...] = (
     (ProviderError, 3),
     (TaskFailedError, 4),
     (MissingCharacterError, 4),
-    (WaitTimeoutError, 5),
+    (WaitTimeoutError, STILL_RUNNING),
     (SubmissionUnknownError, UNKNOWN),
 )
 
@@ -124,15 +125,17 @@ class OrphanHandler(logging.Handler):
             self.facts = vars(record)
 
 
-def run(job: Job, work: Coroutine[Any, Any, T]) -> T:
+def run(job: Job, work: Coroutine[Any, Any, T], *, on_signal: Callable[[int], object] = lambda _: None) -> T:
     """Run `work` in an event loop of its own. SIGINT and SIGTERM cancel it, so that its session closes well.
+
+    `on_signal` hears of each before.
 
     Raises:
         CommandInterruptedError: a signal ended it; the error says what is known of its task.
     """
     with _listening(job) as orphan:
         try:
-            return asyncio.run(_interruptible(work))
+            return asyncio.run(_interruptible(work, on_signal))
         except CommandInterruptedError as error:
             _explain(error, job, orphan.facts)
             raise
@@ -156,13 +159,14 @@ def _listening(job: Job) -> Generator[OrphanHandler]:
         session.removeHandler(orphan)
 
 
-async def _interruptible(work: Coroutine[Any, Any, T]) -> T:
+async def _interruptible(work: Coroutine[Any, Any, T], on_signal: Callable[[int], object]) -> T:
     loop = asyncio.get_running_loop()
     asyncio_task = loop.create_task(work)
     came: list[int] = []
 
     def stop(number: int) -> None:
         came.append(number)
+        on_signal(number)
         asyncio_task.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):

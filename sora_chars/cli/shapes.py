@@ -64,6 +64,7 @@ def error_json(error: SoraCharsError, *, task_id: str | None = None, key: str | 
         "type": type(error).__name__,
         "message": error.message,
         "code": getattr(error, "code", None),
+        "problems": list(getattr(error, "problems", ())) or None,
         "task_id": getattr(error, "task_id", None) or getattr(handle, "task_id", None) or task_id,
         "key": getattr(error, "key", None) or key,
         "hint": error.hint or None,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 WAIT = 1800.0
 _UNSENT = {State.ASKED, State.REFUSED}
 _ENDED = {State.SUCCEEDED, State.FAILED}
-_DRAIN = 8.0  # seconds for the answer of a paid request after a signal: service managers kill after 10
+DRAIN = 8.0  # seconds for the answer of a paid request after a signal: service managers kill after 10
 
 
 async def make(job: Job, settings: Settings, request: CharacterRequest | TaskRequest) -> tuple[Any, str]:
@@ -40,7 +40,7 @@ async def make(job: Job, settings: Settings, request: CharacterRequest | TaskReq
         server = settings.open_port()
         async with (
             CharacterSession(
-                provider, ledger=settings.place.make(), pace=settings.pace, wait=limit, drain=_DRAIN
+                provider, ledger=settings.place.make(), pace=settings.pace, wait=limit, drain=DRAIN
             ) as session,
             receiving(session, server, settings.webhook_key),
         ):
@@ -123,7 +123,7 @@ async def _submit(job: Job, session: CharacterSession, request: CharacterRequest
         handle: TaskHandle[Any] = await session.submit(request)
     except asyncio.CancelledError:
         job.screen.note(
-            f"Interrupted. If the request was sent, its answer is waited for: {_DRAIN:g} s, or until the next Ctrl-C."
+            f"Interrupted. If the request was sent, its answer is waited for: {DRAIN:g} s, or until the next Ctrl-C."
         )
         raise
     job.task_id = handle.task_id
