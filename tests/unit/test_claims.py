@@ -1,0 +1,39 @@
+"""docs/security.md and docs/rules.md name real tests, and leave no threat and no rule without one."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TEXTS = [(ROOT / "docs" / name).read_text() for name in ("security.md", "rules.md")]
+CLAIMS: dict[str, list[tuple[str, str]]] = {
+    section.partition("\n")[0]: re.findall(r"^- `([\w/]+\.py)::(\w+)`$", section, re.MULTILINE)
+    for text in TEXTS
+    for section in text.partition("\n## ")[0].split("\n### ")[1:]
+}
+
+
+def names_in(path: Path) -> set[str]:
+    """The names of the test functions in a file."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, functions)}
+    return {name for name in found if name.startswith("test_")}
+
+
+def test_there_are_claims() -> None:
+    """The lists are found, and every mention of a test in them is one of their lines."""
+    assert len(CLAIMS) >= 20
+    assert sum(text.count("::") for text in TEXTS) == sum(map(len, CLAIMS.values()))
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_every_claim_has_its_tests(claim: str) -> None:
+    """Each threat and each rule names at least one test, none twice, and all of them exist."""
+    named = CLAIMS[claim]
+    assert named
+    assert len(set(named)) == len(named)
+    assert not [(file, name) for file, name in named if name not in names_in(ROOT / file)]
