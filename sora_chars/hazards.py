@@ -125,8 +125,8 @@ class Durations:
 
     def add(self, seconds: float) -> None:
         """Learn one duration. The curve is made anew with every eighth of what is known, not with each."""
-        del self.logs[: len(self.logs) - _WINDOW + 1]
         self.logs.append(math.log(seconds))
+        del self.logs[:-_WINDOW]
         self._fresh += 1
         if self._fresh * 8 > len(self.logs):
             self._curve = None

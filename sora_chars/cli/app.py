@@ -29,6 +29,7 @@ from .keeping import keeping
 from .library import characters, ledger
 from .options import Settings, json_input, polling, speaking, submitting, talking
 from .output import Screen
+from .pacing import pace
 from .recovering import resume
 from .running import BUG, USAGE, CommandInterruptedError, Job, exit_status, run
 from .shapes import character_json, character_rows, error_json, model_rows, models_json, task_json, task_rows
@@ -125,7 +126,7 @@ def cli() -> None:
     """
 
 
-for command in (batch, demo, emulate, characters, ledger, resume):
+for command in (batch, demo, emulate, characters, ledger, pace, resume):
     cli.add_command(command)
 
 

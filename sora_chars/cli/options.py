@@ -12,7 +12,7 @@ import attrs
 import click
 
 from sora_chars.errors import ConfigurationError
-from sora_chars.pacing import FixedPace, LadderPace
+from sora_chars.pacing import FixedPace, LearnedPace
 from sora_chars.providers import GATEWAYS, Kie, Kkiai
 from sora_chars.transport import parse_json
 
@@ -85,7 +85,7 @@ class Settings:
     @property
     def pace(self) -> Pace:
         """How often to look."""
-        return LadderPace() if self.poll is None else FixedPace(self.poll)
+        return LearnedPace() if self.poll is None else FixedPace(self.poll)
 
     @property
     def address(self) -> tuple[str, ...]:
@@ -189,5 +189,5 @@ def submitting(command: C) -> C:
 def polling(command: C) -> C:
     """Give a command the option of a pace."""
     return click.option(
-        "--poll", type=seconds, metavar="SECONDS", help="Look at the task this often. [default: kie.ai's ladder]"
+        "--poll", type=seconds, metavar="SECONDS", help="Look at the task this often. [default: as learned, see pace]"
     )(command)
