@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from . import errors
-from .errors import InvalidRequestError, ProviderError, SoraCharsError, printable
+from .errors import InvalidRequestError, MissingCharacterError, ProviderError, SoraCharsError, printable
 from .ledger import Entry, State
 from .models import (
     FAIL,
+    SUCCESS,
     Character,
     CharacterRequest,
     Clip,
@@ -29,6 +30,7 @@ from .models import (
     TaskFailure,
     TaskRequest,
     TaskSnapshot,
+    is_id,
     is_url,
 )
 from .transport import hide_tokens
@@ -109,6 +111,11 @@ def is_of_another(snapshot: TaskSnapshot, digest: str | None) -> bool:
     urls = re.findall(r'callBackUrl["\s:]+(https?:[^"\s]+)', text, re.IGNORECASE)
     tokens = [url.rpartition("/")[2] for url in urls]
     return bool(tokens) and all(token_digest(token) != digest for token in tokens)
+
+
+def without_character(provider: str, error: MissingCharacterError) -> TaskSnapshot:
+    """The success that held no character, as a snapshot."""
+    return TaskSnapshot(task_id=error.task_id or "", provider=provider, state=SUCCESS, result=error.payload)
 
 
 def ending(snapshot: TaskSnapshot, kind: str) -> tuple[State, dict[str, Any]]:
@@ -215,7 +222,7 @@ async def _in_doubt(ledger: Ledger, key: str, *, running: bool) -> Entry:
 
 
 async def _free(ledger: Ledger, entry: Entry, task_id: str) -> str:
-    if not task_id or not task_id.isprintable():
+    if not is_id(task_id):
         raise InvalidRequestError(f"task_id: must be the id of a task, got {printable(repr(task_id), limit=60)}.")
     other = await ledger.by_task(entry.provider, task_id)
     if other:

@@ -19,15 +19,14 @@ from .errors import (
     SubmissionUnknownError,
 )
 from .ledger import State
-from .models import SUCCESS, TaskSnapshot
-from .records import ending, lost, refusal, to_error, token_digest
+from .records import ending, lost, refusal, to_error, token_digest, without_character
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from .errors import SoraCharsError
     from .ledger import Entry, Ledger
-    from .models import Request
+    from .models import Request, TaskSnapshot
     from .protocols import Provider
     from .writes import Writes
 
@@ -124,7 +123,8 @@ class Submission:
             await self._failed(error)
             return None
         except MissingCharacterError as error:
-            await self._ended_without(error)
+            to, facts = ending(without_character(self.provider.name, error), self.entry.kind)
+            await self._note(to, **facts)
             raise
         except BaseException as error:
             if self.sent:
@@ -166,13 +166,6 @@ class Submission:
         if not (error.harmless and error.passing) and self.entry.state is not State.REFUSED:
             await self._note(State.REFUSED, error=to_error(error))
         raise error
-
-    async def _ended_without(self, error: MissingCharacterError) -> None:
-        ended = TaskSnapshot(
-            task_id=error.task_id or "", provider=self.provider.name, state=SUCCESS, result=error.payload
-        )
-        to, facts = ending(ended, self.entry.kind)
-        await self._note(to, **facts)
 
     async def _note(self, to: State, **facts: Any) -> None:
         """Record something that may as well be written later."""

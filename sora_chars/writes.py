@@ -12,13 +12,13 @@ import attrs
 
 from .errors import EntryMovedError, LedgerError, MissingCharacterError, printable
 from .ledger import State
-from .models import SUCCESS, TaskSnapshot
-from .records import ending
+from .records import ending, without_character
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from .ledger import Entry, Ledger
+    from .models import TaskSnapshot
 
 T = TypeVar("T")
 
@@ -86,8 +86,7 @@ class Writes:
     async def settle(self, provider: str, outcome: TaskSnapshot | MissingCharacterError) -> None:
         """Record how a task ended, if it has an entry. A fault is logged, and it is tried again later."""
         if isinstance(outcome, MissingCharacterError):
-            task_id, payload = outcome.task_id or "", outcome.payload
-            outcome = TaskSnapshot(task_id=task_id, provider=provider, state=SUCCESS, result=payload)
+            outcome = without_character(provider, outcome)
         names = {"state": outcome.state, "task_id": outcome.task_id}
         with suppress(LedgerError):
             await self._write(partial(settle, self.ledger, outcome), names)
