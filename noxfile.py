@@ -111,8 +111,9 @@ def audit(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST)
 def bench(session: nox.Session) -> None:
-    """What waiting and recording cost, beside the same written by hand; figures, not verdicts."""
-    _install(session, "tests")
-    session.run("python", "benchmarks/waiting.py", *session.posargs)
-    session.run("python", "benchmarks/ledger.py")
-    session.run("python", "benchmarks/faults.py", "--quick")
+    """Parts A to E beside the peers, into benchmarks/results.json, RESULTS.md and results.png.
+
+    `nox -s bench -- --quick` takes two minutes and keeps and judges nothing; `--parts A,C` runs some.
+    """
+    session.install("-c", "requirements.lock", "-r", "benchmarks/requirements.txt", "-e", ".")
+    session.run("python", "benchmarks/run.py", *session.posargs)

@@ -1,120 +1,98 @@
-"""What waiting for many tasks costs: this package beside a loop written by hand, against one emulator.
-
-The emulator runs in a process of its own. Both wait for the same number of tasks of 3 to 8 s and look once a second.
-Printed: wall and CPU seconds, CPU per poll, the worst event-loop lag (a 50 ms ticker), and how long after its end a
-task was seen. Only the ratios mean anything on a shared machine. Usage: python benchmarks/waiting.py [TASKS]
-"""
+"""Part A: what it costs to wait for N tasks at once, each peer in a process of its own at a server of its own."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import multiprocessing
-import resource
+import os
+import statistics
+import subprocess
 import sys
-import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-import aiohttp
+from peers import HAND, OURS, OURS_1S, WAITING
+from server import serving
 
-from sora_chars import CharacterSession, FixedPace, Kie, TaskRequest
-from sora_chars.testing import Emulator
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-    from multiprocessing.connection import Connection
-
-KEY = "benchmark-key-of-no-account"
-BODY: dict[str, Any] = {"model": "wan/2-7-image", "input": {"prompt": "A lighthouse"}}
-
-
-def serve(pipe: Connection) -> None:
-    """Run the emulator until anything comes through the pipe; then send what it counted."""
-
-    async def main() -> None:
-        async with Emulator(durations=(3.0, 8.0)) as emulator:
-            pipe.send(emulator.url)
-            while not pipe.poll():  # noqa: ASYNC110 # a pipe has no event to wait for
-                await asyncio.sleep(0.1)
-            pipe.send(emulator.counts.snapshot())
-
-    asyncio.run(main())
+SIZES = (200, 1000, 5000)
+DEADLINE = 75.0  # seconds; the last task ends after 20
+GRACE = 60.0  # seconds for a process that is too busy to end
+ROUNDS = {HAND: 3, OURS_1S: 3, OURS: 3}  # the goals compare these, and a shared machine is uneven
+QUICK: dict[str, Any] = {"durations": (0.5, 2.0)}
+QUICK_SIZE, QUICK_DEADLINE = 50, 6.0
+SKIPPED_WHEN_QUICK = {"azure-core"}  # which looks every 30 s
 
 
-async def by_hand(url: str, tasks: int) -> None:
-    """Wait with one asyncio task a task and nothing else: no limits, no faults, no time-outs."""
-
-    async def one(http: aiohttp.ClientSession) -> None:
-        async with http.post(f"{url}/api/v1/jobs/createTask", json=BODY) as response:
-            task_id = (await response.json())["data"]["taskId"]
-        while True:
-            await asyncio.sleep(1)
-            async with http.get(f"{url}/api/v1/jobs/recordInfo", params={"taskId": task_id}) as response:
-                data = (await response.json())["data"]
-            if data["state"] in {"success", "fail"}:
-                json.loads(data["resultJson"])
-                return
-
-    headers = {"Authorization": f"Bearer {KEY}"}
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=100), headers=headers) as http:
-        await asyncio.gather(*(one(http) for _ in range(tasks)))
+def figures(*, quick: bool) -> dict[str, Any]:
+    """A list of runs, and for each peer and size the medians with their ratio to the hand-written loop's."""
+    runs = []
+    for size in (QUICK_SIZE,) if quick else SIZES:
+        for turn in range(1 if quick else max(ROUNDS.values())):
+            for peer in WAITING:
+                if turn < ROUNDS.get(peer, 1) and not (quick and peer in SKIPPED_WHEN_QUICK):
+                    runs.append(run(peer, size, quick=quick))
+                    print(f"  {size:>5} {peer:<20}", shown(runs[-1]), flush=True)
+    return {"runs": runs, "table": table(runs)}
 
 
-async def by_session(url: str, tasks: int) -> None:
-    """Wait with a `CharacterSession`, as a user would; the limits are off since the other side has none."""
-    request = TaskRequest(**BODY)
-    async with CharacterSession(Kie(KEY, base_url=url, limits=None), pace=FixedPace(1)) as session:
-        await asyncio.gather(*(session.create(request) for _ in range(tasks)))
+def run(peer: str, tasks: int, *, quick: bool, plan: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Run one peer once: what it used itself, and what the server counted."""
+    with serving(**(plan or (QUICK if quick else {}))) as server:
+        return {"peer": peer, "tasks": tasks, **measure(peer, tasks, server, QUICK_DEADLINE if quick else DEADLINE)}
 
 
-async def worst_lag(work: Awaitable[None]) -> float:
-    """Await the work, and return by how many seconds a 50 ms ticker was late at worst."""
-    worst = 0.0
-
-    async def tick() -> None:
-        nonlocal worst
-        while True:
-            began = time.perf_counter()
-            await asyncio.sleep(0.05)
-            worst = max(worst, time.perf_counter() - began - 0.05)
-
-    ticker = asyncio.create_task(tick())
-    await work
-    ticker.cancel()
-    return worst
-
-
-def measure(work: Callable[[str, int], Awaitable[None]], tasks: int) -> dict[str, float]:
-    """Run one side against a fresh emulator."""
-    ours, theirs = multiprocessing.Pipe()
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,))
-    server.start()
-    url = ours.recv()
-    before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    lag = asyncio.run(worst_lag(work(url, tasks)))
-    after, wall = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter() - began
-    ours.send("stop")
-    counts = ours.recv()
-    server.join()
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def measure(peer: str, tasks: int, server: Any, deadline: float) -> dict[str, Any]:
+    """Run one peer at a running server."""
+    command = [sys.executable, str(Path(__file__).with_name("measure.py")), peer, str(tasks), server.url, str(deadline)]
+    environment = {**os.environ, "NO_PROXY": "*", "no_proxy": "*"}
+    facts: dict[str, Any] = {"finished": 0, "failed": 0, "open": tasks}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=deadline + GRACE, env=environment, check=False
+        )
+        facts = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        facts["errors"] = {"hung": tasks}
+    except (IndexError, ValueError):
+        facts["errors"] = {done.stderr.strip().rpartition("\n")[2]: tasks}
+    counts = server.counts()
+    used = facts.pop("used", [])
+    since = [cpu for at, cpu in used if at >= counts["last_create"]]
     return {
-        "wall_s": wall,
-        "cpu_s": cpu,
-        "cpu_us_per_poll": cpu / counts["polls"] * 1e6,
-        "worst_lag_ms": lag * 1000,
-        "polls_per_task": counts["polls"] / tasks,
-        "mean_detection_s": counts["detection"]["mean"],
+        **facts,
+        **counts,
+        "cpu_per_get_us": _micro(facts.get("cpu_s", 0.0), counts["gets"]),
+        "cpu_per_get_waiting_us": _micro(since[-1] - since[0] if since else 0.0, counts["gets_after_creates"]),
+        "gets_per_task": counts["gets"] / counts["creates"] if counts["creates"] else None,
     }
 
 
-def main() -> None:
-    """Measure both and print a table."""
-    tasks = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    hand, session = measure(by_hand, tasks), measure(by_session, tasks)
-    print(f"{tasks} tasks of 3 to 8 s, one look a second{'by hand':>16}{'session':>12}{'ratio':>8}")
-    for figure, value in hand.items():
-        print(f"{figure:>40}{value:>20.2f}{session[figure]:>12.2f}{session[figure] / value:>8.2f}")
+def _micro(seconds: float, count: int) -> float | None:
+    return seconds / count * 1e6 if seconds and count else None
 
 
-if __name__ == "__main__":
-    main()
+def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each peer and size: medians over its rounds, and ratios to the hand-written loop of that size."""
+    rows = []
+    for peer, tasks in dict.fromkeys((run["peer"], run["tasks"]) for run in runs):
+        same = [run for run in runs if (run["peer"], run["tasks"]) == (peer, tasks)]
+        row = {name: middle([run.get(name) for run in same]) for name in same[0]}
+        hand = next((row for row in rows if row["peer"] == HAND and row["tasks"] == tasks), row)
+        for name in ("cpu_per_get_us", "cpu_per_get_waiting_us", "cpu_s"):
+            row[f"{name}_ratio"] = row[name] / hand[name] if row.get(name) and hand.get(name) else None
+        rows.append({**row, "rounds": len(same)})
+    return rows
+
+
+def middle(values: list[Any]) -> Any:
+    """The median of numbers; of anything else the first."""
+    numbers = [value for value in values if isinstance(value, (int, float))]
+    return statistics.median(numbers) if numbers else values[0]
+
+
+def shown(run: dict[str, Any]) -> str:
+    """A run in a few words."""
+    ended = f"{run['finished']} finished, {run['failed']} failed, {run['open']} open"
+    if "wall_s" not in run:
+        return ended
+    cost = f"{run['cpu_s']:.1f} s CPU, {run['cpu_per_get_us'] or 0:.0f} us/GET, lag {run['lag_max_ms']:.0f} ms"
+    return f"{ended}; {run['wall_s']:.1f} s, {cost}, {run['gets_per_task'] or 0:.1f} GETs/task"

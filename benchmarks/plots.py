@@ -1,0 +1,186 @@
+"""results.png out of results.json: one page, each panel one question."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import goals
+import matplotlib as mpl
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+SHADES = ("#9ecae1", "#4292c6", "#08306b")  # few, more, most tasks
+OURS, THEIRS, LIMIT = "#d94801", "#6b7785", "#a50f15"
+
+
+def draw(results: Mapping[str, Any], path: Path) -> None:
+    """Draw what there are figures of."""
+    panels = [(name, panel) for name, panel in PANELS if name in results]
+    columns = 3
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(17, 5 * rows), layout="constrained", squeeze=False)
+    for ax, (name, panel) in zip(axes.flat, panels, strict=False):
+        panel(ax, results[name]["figures"])
+        ax.spines[["top", "right"]].set_visible(False)
+    for ax in list(axes.flat)[len(panels) :]:
+        ax.set_visible(False)
+    shape = next(iter(results.values()))["machine"]
+    figure.suptitle(
+        f"sora_chars beside its peers, at one fake server on loopback ({shape['cores']} cores, {shape['python']})",
+        fontsize=15,
+    )
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def _clients(figures: dict[str, Any]) -> tuple[list[str], list[int]]:
+    peers = list(dict.fromkeys(row["peer"] for row in figures["table"]))
+    return peers, sorted({row["tasks"] for row in figures["table"]})
+
+
+def _by_client(ax: Axes, figures: dict[str, Any], value: Callable[[dict[str, Any]], float | None]) -> None:
+    """A group of bars for each client, the sizes beside each other; what there is not is marked."""
+    peers, sizes = _clients(figures)
+    rows = {(row["peer"], row["tasks"]): row for row in figures["table"]}
+    height = 0.8 / len(sizes)
+    for at, (size, shade) in enumerate(zip(sizes, SHADES[-len(sizes) :], strict=True)):
+        values = [value(rows.get((peer, size), {})) for peer in peers]
+        places = [place + (at - (len(sizes) - 1) / 2) * height for place in range(len(peers))]
+        ax.barh(places, [one or 0 for one in values], height, color=shade, label=f"{size:,} tasks")
+        for place, one in zip(places, values, strict=True):
+            if one is None:
+                ax.annotate("none", (0, place), (4, 0), ("axes fraction", "data"), "offset points", va="center", size=6)
+    ax.set_yticks(range(len(peers)), peers)
+    ax.invert_yaxis()
+    for label in ax.get_yticklabels():
+        label.set_color(OURS if label.get_text().startswith("sora_chars") else "black")
+    ax.legend(fontsize=8, loc="lower right")
+
+
+def cpu(ax: Axes, figures: dict[str, Any]) -> None:
+    """What a look costs."""
+    _by_client(ax, figures, lambda row: row.get("cpu_per_get_us"))
+    ax.set(xscale="log", xlabel="CPU microseconds a GET, creating included (log)", title="A. What a look costs")
+    _plain_numbers(ax)
+
+
+def lag(ax: Axes, figures: dict[str, Any]) -> None:
+    """How long the loop stands still."""
+    _by_client(ax, figures, lambda row: row.get("lag_max_ms"))
+    ax.axvline(goals.LAG_MS, color=LIMIT, linewidth=1, linestyle="--")
+    ax.set(xscale="log", xlabel="milliseconds (log); dashed: the goal", title="A. Worst event-loop lag")
+    _plain_numbers(ax)
+
+
+def finished(ax: Axes, figures: dict[str, Any]) -> None:
+    """How many are finished in time."""
+    _by_client(ax, figures, lambda row: 100 * row["finished"] / row["tasks"] if row else None)
+    ax.set(xlim=(0, 103), xlabel="% of the tasks, each of 5 to 20 s", title="A. Finished within 75 s")
+    ax.legend(fontsize=8, loc="center right")
+
+
+def seen(ax: Axes, figures: dict[str, Any]) -> None:
+    """What a look buys."""
+    _, sizes = _clients(figures)
+    size = 1000 if 1000 in sizes else sizes[-1]
+    for row in figures["table"]:
+        if row["tasks"] != size or row.get("detection_mean_s") is None:
+            continue
+        ours = row["peer"].startswith("sora_chars")
+        ax.scatter(row["gets_per_task"], row["detection_mean_s"], color=OURS if ours else THEIRS, zorder=3)
+        place = (row["gets_per_task"], row["detection_mean_s"])
+        ax.annotate(row["peer"], place, (5, 3), textcoords="offset points", fontsize=8)
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="GETs a task (log)",
+        ylabel="seconds from a task's end to its sight, mean (log)",
+    )
+    ax.set_title(f"A. Looks and what they buy, {size:,} tasks")
+    ax.margins(0.25)
+    ax.grid(alpha=0.3, which="both")
+    _plain_numbers(ax)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: goals.number(value)))
+    ax.yaxis.set_minor_formatter("")
+
+
+def watched(ax: Axes, rows: list[dict[str, Any]]) -> None:
+    """What a waiting task weighs."""
+    names = [f"{row['tasks']:,}" for row in rows]
+    ax.bar(names, [row["bytes_a_task"] for row in rows], 0.5, color=OURS, label="a waiting task")
+    extra, base = [row["bytes_an_awaiter"] for row in rows], [row["bytes_a_task"] for row in rows]
+    ax.bar(names, extra, 0.5, bottom=base, color=THEIRS, label="an asyncio task that awaits it")
+    ax.axhline(goals.BYTES, color=LIMIT, linewidth=1, linestyle="--", label="the goal for a waiting task")
+    for at, row in enumerate(rows):
+        text = f"worst lag {row['lag_max_ms']:.0f} ms, closing {row['close_s']:.2f} s"
+        ax.annotate(text, (at, base[at] + extra[at]), (0, 4), textcoords="offset points", ha="center", fontsize=9)
+    ax.set(xlabel="tasks waiting at once", ylabel="bytes each", title="A. Memory of a waiting task")
+    ax.margins(y=0.15)
+    ax.legend(fontsize=8, loc="lower center")
+
+
+def callbacks(ax: Axes, rows: list[dict[str, Any]]) -> None:
+    """What a callback costs."""
+    names = [re.sub(", ", ",\n", row["kind"]) for row in rows]
+    ax.bar(names, [row["cpu_us"] for row in rows], 0.6, color=[THEIRS] + [OURS] * (len(rows) - 1))
+    ax.axhline(goals.CALLBACK_CPU * rows[0]["cpu_us"], color=LIMIT, linewidth=1, linestyle="--")
+    for at, row in enumerate(rows):
+        text = f"{row['cpu_ratio']:.2f} x\np99 {row['p99_ms']:.1f} ms"
+        ax.annotate(text, (at, row["cpu_us"]), (0, 4), textcoords="offset points", ha="center", fontsize=9)
+    ax.set(ylabel="CPU microseconds each; dashed: the goal", title="C. What a callback costs, on one core")
+    ax.margins(y=0.15)
+
+
+def lost(ax: Axes, cards: dict[str, Any]) -> None:
+    """Who pays twice when answers are lost."""
+    rows = cards["lost"]["peers"]
+    names = [row["peer"] for row in rows]
+    made = [row["creates"] for row in rows]
+    ax.barh(names, made, color=[OURS if name.startswith("sora_chars") else THEIRS for name in names])
+    ax.axvline(10, color=LIMIT, linewidth=1, linestyle="--")
+    for at, row in enumerate(rows):
+        text = f"{row['creates']} paid, {row['finished']} known to the caller"
+        if row["peer"].startswith("sora_chars"):
+            text = f"{row['creates']} paid, {cards['lost']['ours']['recovered']} found by their callbacks"
+        ax.annotate(text, (0.3, at), va="center", fontsize=8, color="white")
+    ax.invert_yaxis()
+    ax.set(xlabel="tasks on the server; dashed: those asked for", title="D. The answers of 10 creates are lost")
+
+
+def presence(ax: Axes, figures: dict[str, Any]) -> None:
+    """What an import costs."""
+    names = ["aiohttp, attrs,\ncattrs, backoff", "sora_chars\n(imports those, too)"]
+    values = [figures["theirs_ms"], figures["ours_ms"]]
+    ax.bar(names, values, 0.5, color=[THEIRS, OURS])
+    ax.axhline(goals.IMPORT * values[0], color=LIMIT, linewidth=1, linestyle="--")
+    for at, value in enumerate(values):
+        text = f"{value:.0f} ms, {value / values[0]:.2f} x"
+        ax.annotate(text, (at, value), (0, 4), textcoords="offset points", ha="center")
+    ax.set(ylabel="milliseconds, median; dashed: the goal", title="E. What the import costs")
+    ax.margins(y=0.15)
+
+
+def _plain_numbers(ax: Axes) -> None:
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: goals.number(value)))
+    ax.xaxis.set_minor_formatter("")
+
+
+PANELS: list[tuple[str, Callable[[Axes, Any], None]]] = [
+    ("waiting", cpu),
+    ("waiting", lag),
+    ("waiting", finished),
+    ("waiting", seen),
+    ("watched", watched),
+    ("callbacks", callbacks),
+    ("cards", lost),
+    ("presence", presence),
+]

@@ -1,0 +1,282 @@
+"""RESULTS.md out of results.json: only what was measured, and what went badly with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import goals
+from goals import number
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+NOTES = Path(__file__).with_name("notes.md")
+"""What a person has to say about what was missed, and why."""
+
+HEAD = """# Results
+
+Written by `python benchmarks/run.py` from results.json; not by hand. Everything here was measured on one machine, each
+part in one run with its peers at a fake server on loopback. Absolute times mean little elsewhere: look at the ratios.
+"""
+
+WAITING = {
+    "tasks": "tasks",
+    "peer": "client",
+    "finished": "finished",
+    "failed": "failed",
+    "open": "still open at 75 s",
+    "wall_s": "wall s",
+    "cpu_s": "CPU s",
+    "cpu_per_get_us": "CPU a GET us",
+    "cpu_per_get_us_ratio": "to by hand",
+    "cpu_per_get_waiting_us": "of it waiting us",
+    "cpu_per_get_waiting_us_ratio": "to by hand",
+    "memory_mb": "memory MB",
+    "lag_p99_ms": "lag p99 ms",
+    "lag_max_ms": "lag max ms",
+    "sockets": "sockets",
+    "gets_per_task": "GETs a task",
+    "detection_mean_s": "seen after s, mean",
+    "detection_p99_s": "p99",
+    "refused_429": "429s",
+}
+WATCHED = {
+    "tasks": "tasks",
+    "bytes_a_task": "bytes a task",
+    "bytes_an_awaiter": "bytes more for an asyncio task that awaits it",
+    "looks_a_second": "looks/s",
+    "cpu_a_look_us": "CPU a look us",
+    "lag_p99_ms": "lag p99 ms",
+    "lag_max_ms": "lag max ms",
+    "submit_s": "submitting s",
+    "close_s": "closing s",
+    "told": "waiters told",
+}
+CALLBACKS = {
+    "kind": "",
+    "callbacks_a_second": "callbacks/s",
+    "cpu_us": "CPU each us",
+    "cpu_ratio": "to bare",
+    "p50_ms": "p50 ms at 200/s",
+    "p99_ms": "p99 ms",
+    "flood_p50_ms": "p50 ms at full speed",
+    "flood_p99_ms": "p99 ms",
+}
+LOST = {
+    "peer": "client",
+    "asked": "asked",
+    "creates": "tasks made and paid",
+    "finished": "finished",
+    "errors": "errors",
+}
+FAULTY = {
+    "peer": "client",
+    "asked": "asked",
+    "finished": "finished",
+    "failed": "failed",
+    "open": "open",
+    "creates": "tasks made",
+    "gets": "GETs",
+    "refused_429": "429s",
+    "answers_503": "503s",
+    "wall_s": "wall s",
+    "errors": "errors",
+}
+KINDS = {
+    "kind": "callbacks",
+    "tasks": "tasks",
+    "results": "results",
+    "entries_succeeded": "entries that ended well",
+    "callbacks": "posts",
+    "refused": "of them refused",
+}
+LOOPS = {"peer": "client", "first": "first loop", "second": "second loop", "creates": "tasks made, of 2 asked"}
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """The whole page."""
+    parts = [HEAD, _machines(results), "![Plots](results.png)\n", _judged(results), _badly(results)]
+    for name, title in TITLES.items():
+        if name in results:
+            render = RENDERERS.get(name, plain)
+            parts.append(f"## {title}\n\n{render(results[name]['figures']).strip()}\n")
+    return "\n".join(parts)
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
+    """A table with these columns; numbers to the right."""
+    numeric = [any(isinstance(row.get(name), (int, float)) for row in rows) for name in columns]
+    lines = [_line(columns.values()), _line("---:" if is_number else "---" for is_number in numeric)]
+    lines += [_line(cell(row.get(name)) for name in columns) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def cell(value: Any) -> str:
+    """A value as the text of a cell."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case int() | float():
+            return number(value)
+        case dict():
+            return ", ".join(f"{count} {name}" for name, count in value.items())
+        case _:
+            return str(value).replace("|", "/")
+
+
+def _machines(results: Mapping[str, Any]) -> str:
+    shapes: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
+    for name, result in results.items():
+        shapes.setdefault(str(result["machine"]), (result["machine"], []))[1].append(name)
+    lines = []
+    for shape, names in shapes.values():
+        versions = ", ".join(f"{name} {found}" for name, found in shape["packages"].items())
+        lines.append(
+            f"**{', '.join(names)}**: {shape['day']}, {shape['cores']} cores ({shape['processor']}), "
+            f"{shape['memory_gb']} GB, {shape['kernel']}, {shape['python']}; {versions}.\n"
+        )
+    took = ", ".join(f"{name} {result['took_s']:.0f} s" for name, result in results.items())
+    return "\n".join([*lines, f"Took: {took}.\n"])
+
+
+def _judged(results: Mapping[str, Any]) -> str:
+    rows = [
+        {
+            "part": goal.part,
+            "goal": goal.what,
+            "wanted": goal.wanted,
+            "measured": f"{number(goal.measured)}{goal.unit}",
+            "reached": "yes" if goal.reached else f"**missed by {goal.missed_by}**",
+        }
+        for goal in goals.goals(results)
+    ]
+    reached = sum(row["reached"] == "yes" for row in rows)
+    names = ("part", "goal", "wanted", "measured", "reached")
+    return f"## Goals: {reached} of {len(rows)} reached\n\n{table(rows, {name: name for name in names})}"
+
+
+def _badly(results: Mapping[str, Any]) -> str:
+    missed = [goal for goal in goals.goals(results) if not goal.reached]
+    lines = [
+        f"- {goal.part}. {goal.what}: {number(goal.measured)}{goal.unit}; wanted {goal.wanted}; "
+        f"missed by {goal.missed_by}."
+        for goal in missed
+    ]
+    notes = NOTES.read_text() if NOTES.exists() else ""
+    return "## What went badly\n\n" + "\n".join(lines or ["Every goal of these figures was reached."]) + f"\n\n{notes}"
+
+
+def _waiting(figures: dict[str, Any]) -> str:
+    intro = (
+        "Each task takes 5 to 20 s. Every client is a process of its own with 75 s to end. Medians where there are "
+        "several rounds (hand-written loop and sora_chars). CPU a GET includes making the tasks; `of it waiting` "
+        "begins with the last create.\n\n"
+    )
+    return intro + table(figures["table"], WAITING) + _errors(figures["table"])
+
+
+def _errors(rows: list[dict[str, Any]]) -> str:
+    lines = [f"- {row['tasks']:,} tasks, {row['peer']}: {cell(row['errors'])}" for row in rows if row.get("errors")]
+    return "\nErrors:\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def _watched(rows: list[dict[str, Any]]) -> str:
+    intro = (
+        "Submitted through a session with an SQLite ledger, then looked at every 20 s with kie.ai's bytes from memory, "
+        "read by the package's own reader; then each is awaited by an asyncio task, and the session is closed.\n\n"
+    )
+    return intro + table(rows, WATCHED)
+
+
+def _callbacks(rows: list[dict[str, Any]]) -> str:
+    intro = (
+        "On one core, the sender on another. `confirmed`: the awaiter waits for the task's end, so a look at the task "
+        "stands between (answered from memory); the others wait for the callback itself.\n\n"
+    )
+    return intro + table(rows, CALLBACKS)
+
+
+def _cards(cards: dict[str, Any]) -> str:
+    ours, flood = cards["lost"]["ours"], cards["callbacks"]["flood"]
+    kills = {name: name for name in cards["kills"][0]}
+    return "\n".join(
+        [
+            f"### The answers of 10 creates are lost\n\nWith callbacks on, sora_chars: {cell(ours)}.\n",
+            table(cards["lost"]["peers"], LOST),
+            "### SIGKILL at every step, restarted until done\n",
+            table(_turned(cards["kills"], kills), {"what": "", "0": "run 1", "1": "run 2"}),
+            "### Every GET answered with 503 for four minutes\n",
+            table(cards["outage"], FAULTY),
+            "### A strict server: 20 creates in 2 s, as a sliding window\n",
+            table(cards["storm"], FAULTY),
+            "### Callbacks that are not as they should be\n",
+            table(cards["callbacks"]["kinds"], KINDS),
+            f"Junk, {flood['callbacks']:,}: {flood['taken']} taken, {number(flood['bytes_each'])} bytes kept of each.\n",
+            "### Opened in one `asyncio.run`, used in another\n",
+            table(cards["loops"], LOOPS),
+        ]
+    )
+
+
+def _turned(rows: list[dict[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{"what": title, **{str(at): row[name] for at, row in enumerate(rows)}} for name, title in names.items()]
+
+
+def _presence(figures: dict[str, Any]) -> str:
+    names = ("threads", "tasks", "sockets")
+    steps = [{"step": step, **counted} for step, counted in figures["steps"].items()]
+    return (
+        f"`import sora_chars`: {number(figures['ours_ms'])} ms; `import aiohttp, attrs, cattrs, backoff`: "
+        f"{number(figures['theirs_ms'])} ms; ratio {number(figures['ratio'])}, of CPU {number(figures['cpu_ratio'])} "
+        f"(medians of {figures['turns']}, interleaved, each in a fresh interpreter).\n\n"
+        + table(steps, {"step": "", **{name: name for name in names}})
+    )
+
+
+def plain(figures: Any, depth: int = 3) -> str:
+    """Figures of no known shape: rows as a table, a mapping as a heading each."""
+    match figures:
+        case list() if figures and isinstance(figures[0], dict):
+            return table(figures, {name: name for name in figures[0]})
+        case dict() if figures and all(_is_row(value) for value in figures.values()):
+            rows = [{"": name, **value} for name, value in figures.items()]
+            return table(rows, {name: name for name in dict.fromkeys(name for row in rows for name in row)})
+        case dict():
+            return "\n".join(_entry(name, value, depth) for name, value in figures.items())
+        case _:
+            return f"{cell(figures)}\n"
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, dict) and not any(isinstance(inner, (dict, list)) for inner in value.values())
+
+
+def _entry(name: str, value: Any, depth: int) -> str:
+    if isinstance(value, (dict, list)):
+        return f"{'#' * depth} {name}\n\n{plain(value, depth + 1)}"
+    return f"- {name}: {cell(value)}"
+
+
+TITLES = {
+    "waiting": "A. Waiting for N tasks at once",
+    "watched": "A. Very many at once",
+    "pacing": "B. Seeing it sooner for fewer GETs",
+    "callbacks": "C. Callbacks",
+    "cards": "D. Fault cards",
+    "limits": "D. Limits, counted by a strict server",
+    "presence": "E. Being there",
+}
+RENDERERS: dict[str, Callable[[Any], str]] = {
+    "waiting": _waiting,
+    "watched": _watched,
+    "callbacks": _callbacks,
+    "cards": _cards,
+    "presence": _presence,
+}

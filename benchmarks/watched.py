@@ -1,0 +1,147 @@
+"""Part A, at scale: 20,000 and 100,000 tasks that wait in one process, with answers from memory instead of a network.
+
+As a program it is one size: `python watched.py TASKS SECONDS` submits so many through a session with a ledger on disk,
+watches them for so long with a look at each every 20 s, has somebody await each one, and closes. One line of JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dialects import Facts, kie
+from measure import Meter, cpu_seconds, memory_bytes
+
+from sora_chars import CharacterSession, FixedPace, Provider, TaskHandle, TaskRequest, TaskSnapshot
+from sora_chars.providers.kie_codec import read_record
+from sora_chars.transport import Answer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from sora_chars.models import Request
+
+SIZES = (20_000, 100_000)
+SECONDS = 40.0  # two looks at each task
+LOOK_EVERY = 20.0  # seconds
+AT_ONCE = 1000
+QUICK_SIZE, QUICK_SECONDS = 2000, 2.0
+
+
+class Stub(Provider):
+    """kie.ai's own bytes, read by the own codec, without a network. Its tasks never end."""
+
+    name = "stub"
+    _looks = 0
+
+    def __init__(self) -> None:
+        self._answers = ("0" * 32, kie(Facts("http://localhost", "0" * 32, round(time.time() * 1000), 10.0)).running)
+
+    @property
+    def looks(self) -> int:
+        """How often it was asked."""
+        return self._looks
+
+    def check(self, _request: Request) -> list[str]:
+        """See `Provider.check`."""
+        return []
+
+    async def submit(
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> TaskSnapshot:
+        """See `Provider.submit`."""
+        del callback_url
+        async with sending():
+            return TaskSnapshot(task_id=f"{int(str(request.key)):032x}", provider=self.name, state="waiting")
+
+    async def fetch(self, task_id: str) -> TaskSnapshot:
+        """See `Provider.fetch`."""
+        return self._look(task_id, None)
+
+    async def refetch(self, seen: TaskSnapshot) -> TaskSnapshot:
+        """See `Provider.refetch`."""
+        return self._look(seen.task_id, seen)
+
+    def _look(self, task_id: str, seen: TaskSnapshot | None) -> TaskSnapshot:
+        self._looks += 1
+        blank, body = self._answers
+        answer = Answer(200, {}, body.replace(blank.encode(), task_id.encode()))
+        return read_record(answer, task_id=task_id, provider=self.name, seen=seen)
+
+
+async def watch(tasks: int, seconds: float) -> dict[str, Any]:
+    """Submit, watch, await, close; bytes and seconds of each."""
+    stub, figures = Stub(), {"tasks": tasks}
+    with tempfile.TemporaryDirectory() as folder:
+        session = CharacterSession(stub, ledger=Path(folder) / "characters.db", pace=FixedPace(LOOK_EVERY))
+        await session.open()
+        handles = await submit(session, 0, 100)  # what is made once is no task's
+        memory, cpu, began = settled(), cpu_seconds(), time.perf_counter()
+        handles += await submit(session, 100, tasks)
+        figures["submit_s"], figures["submit_cpu_s"] = time.perf_counter() - began, cpu_seconds() - cpu
+        figures["bytes_a_task_before_a_look"] = (settled() - memory) / (tasks - 100)
+        figures |= await watched(stub, seconds)
+        figures["bytes_a_task"] = (settled() - memory) / (tasks - 100)
+        memory = settled()
+        awaiters = [asyncio.create_task(handle.result()) for handle in handles]
+        await asyncio.sleep(0)
+        figures["bytes_an_awaiter"] = (settled() - memory) / tasks
+        began = time.perf_counter()
+        await session.aclose()
+        outcomes = await asyncio.gather(*awaiters, return_exceptions=True)
+        figures["close_s"] = time.perf_counter() - began
+        figures["told"] = sum(type(outcome).__name__ == "WatcherStoppedError" for outcome in outcomes)
+    return figures
+
+
+async def submit(session: CharacterSession, first: int, last: int) -> list[TaskHandle[TaskSnapshot]]:
+    """Submit tasks of these numbers, some at a time."""
+    handles: list[TaskHandle[TaskSnapshot]] = []
+    for begin in range(first, last, AT_ONCE):
+        requests = [
+            TaskRequest(model="wan/2-7-image", input={"prompt": "A lighthouse"}, key=f"{number}")
+            for number in range(begin, min(begin + AT_ONCE, last))
+        ]
+        handles += await asyncio.gather(*(session.submit(request) for request in requests))
+    return handles
+
+
+async def watched(stub: Stub, seconds: float) -> dict[str, float]:
+    """Let the watcher work for so long."""
+    meter, looks = Meter(), stub.looks
+    meter.start()
+    await asyncio.sleep(seconds)
+    read = meter.read()
+    meter.stop()
+    looks = stub.looks - looks
+    lags = {name: read[name] for name in ("lag_p99_ms", "lag_max_ms")}
+    return {**lags, "looks_a_second": looks / read["wall_s"], "cpu_a_look_us": read["cpu_s"] / max(looks, 1) * 1e6}
+
+
+def settled() -> int:
+    """Resident memory once garbage is gone."""
+    gc.collect()
+    return memory_bytes()
+
+
+def figures(*, quick: bool) -> list[dict[str, Any]]:
+    """One row for each size, each in a process of its own."""
+    rows = []
+    for tasks in (QUICK_SIZE,) if quick else SIZES:
+        command = [sys.executable, __file__, str(tasks), str(QUICK_SECONDS if quick else SECONDS)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=600, check=True)
+        rows.append(json.loads(done.stdout))
+        print(f"  {tasks} watched:", {name: round(value, 2) for name, value in rows[-1].items()}, flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(watch(int(sys.argv[1]), float(sys.argv[2])))))
