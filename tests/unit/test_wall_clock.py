@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+
+from sora_chars import CallbackReceiver, CharacterSession, LadderPace, LearnedPace, Ledger, State, open_ledger
+from sora_chars.errors import (
+    LedgerError,
+    RateLimitedError,
+    ServiceUnavailableError,
+    TaskNotFoundError,
+    WaitTimeoutError,
+)
+from sora_chars.ledger.memory import MemoryStore
+from sora_chars.models import Character, TaskSnapshot
+from sora_chars.protocols import Pace, Provider
+from sora_chars.watcher import TaskWatcher
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from sora_chars.errors import SoraCharsError
+    from sora_chars.ledger import Entry
+    from sora_chars.models import Request
+
+HOUR, DAY = 3600.0, 86400.0
+BEGAN = 1_795_000_000.0
+JUMPS = [-30 * DAY, -5 * HOUR, -1.0, 1.0, 5 * HOUR, 30 * DAY]
+WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog"}
+
+looptime = pytest.mark.looptime
+jumps = pytest.mark.parametrize("jump", JUMPS)
+
+
+@attrs.define(eq=False)
+class Wall:
+    """A wall clock that runs with the loop's, unless somebody sets it."""
+
+    set_by: float = BEGAN
+
+    def __call__(self) -> float:
+        """Epoch seconds."""
+        return self.set_by + asyncio.get_running_loop().time()
+
+
+@attrs.define(eq=False)
+class Ages(Pace):
+    """A look every 10 s, at whatever age; it notes the ages."""
+
+    ages: list[float] = attrs.field(factory=list[float])
+
+    def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
+        """See `Pace`."""
+        del snapshot
+        self.ages.append(round(age, 3))
+        return 10.0
+
+
+@attrs.define(eq=False)
+class Fake(Provider):
+    """A provider whose tasks take 95 s; looks meet `faults` first. Its own clock is nobody else's."""
+
+    faults: list[SoraCharsError] = attrs.field(factory=list["SoraCharsError"])
+    lasts: float = 95.0
+    callback_url: str | None = None
+    name: str = "fake"
+    begun: list[float] = attrs.field(factory=list[float])
+    looks: list[float] = attrs.field(factory=list[float])
+    hook: str = ""
+
+    def check(self, request: Request) -> Sequence[str]:
+        """See `Provider`."""
+        del request
+        return ()
+
+    async def submit(
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> TaskSnapshot:
+        """See `Provider`."""
+        del request
+        self.hook = str(callback_url)
+        async with sending():
+            self.begun.append(asyncio.get_running_loop().time())
+        return self.seen(f"t{len(self.begun)}", "waiting")
+
+    async def fetch(self, task_id: str) -> TaskSnapshot:
+        """See `Provider`."""
+        now = asyncio.get_running_loop().time()
+        self.looks.append(round(now, 3))
+        if self.faults:
+            raise self.faults.pop(0)
+        return self.seen(task_id, "success" if now - self.begun[0] >= self.lasts else "waiting")
+
+    def seen(self, task_id: str, state: str) -> TaskSnapshot:
+        """A snapshot."""
+        made = Character(id=f"ch_{task_id}", provider=self.name) if state == "success" else None
+        created = BEGAN + self.begun[0]
+        return TaskSnapshot(task_id=task_id, provider=self.name, state=state, character=made, created_at=created)
+
+
+@pytest.fixture
+def wall() -> Wall:
+    """Give a clock."""
+    return Wall()
+
+
+def session_of(
+    provider: Provider, wall: Wall, pace: Pace, *, ledger: Ledger | None = None, **options: Any
+) -> CharacterSession:
+    """A session all of whose wall clocks are one."""
+    watcher = TaskWatcher(pace=pace, wall=wall)
+    ledger = ledger or open_ledger("memory:", clock=wall)
+    return CharacterSession(provider, watcher=watcher, ledger=ledger, **options)
+
+
+@looptime
+@jumps
+async def test_a_wait_goes_on_as_if_nothing_were(wall: Wall, jump: float) -> None:
+    """A clock set while a task is waited for changes no look, no age that the pace hears, and no end."""
+    provider, pace, loop = Fake(), Ages(), asyncio.get_running_loop()
+    async with session_of(provider, wall, pace) as session:
+        handle = await session.submit(**WISH)
+        await asyncio.sleep(45)
+        wall.set_by += jump
+        assert (await handle).id == "ch_t1"
+        assert loop.time() == 100
+    assert provider.looks == [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
+    assert pace.ages == [0, 10, 20, 30, 40, 50, 60, 70, 80, 90]
+
+
+@looptime
+@jumps
+async def test_a_wait_ends_when_it_should(wall: Wall, jump: float) -> None:
+    """The seconds of `timeout` are seconds, whatever the clock on the wall says."""
+    async with session_of(Fake(), wall, Ages()) as session:
+        creating = asyncio.create_task(session.create(**WISH, timeout=60))
+        await asyncio.sleep(30)
+        wall.set_by += jump
+        with pytest.raises(WaitTimeoutError):
+            await creating
+        assert asyncio.get_running_loop().time() == 60
+
+
+@looptime
+@jumps
+@pytest.mark.parametrize("pace", [LadderPace(), LearnedPace()], ids=lambda pace: type(pace).__name__)
+async def test_a_task_picked_up_after_the_jump_is_looked_at_in_time(wall: Wall, jump: float, pace: Pace) -> None:
+    """A task that seems to come from the future, or from last month, is looked at by some rung of the ladder."""
+    provider = Fake()
+    async with session_of(provider, wall, pace) as session:
+        handle = await session.submit(**WISH)
+    wall.set_by += jump
+    async with session_of(provider, wall, pace) as session:
+        assert (await session.resume(handle).result()).id == "ch_t1"
+        assert 95 <= asyncio.get_running_loop().time() <= 95 + 30
+    gaps = [after - before for before, after in zip(provider.looks, provider.looks[1:], strict=False)]
+    assert all(1.99 < gap < 30.01 for gap in gaps)
+
+
+@looptime
+@jumps
+@pytest.mark.parametrize("pace", [LadderPace(), LearnedPace()], ids=lambda pace: type(pace).__name__)
+async def test_a_step_says_when_to_come_again(wall: Wall, jump: float, pace: Pace) -> None:
+    """`advance` asks to be called again within a rung of the ladder, and brings the task to its end."""
+    async with session_of(Fake(), wall, pace) as session:
+        await session.ask(**WISH, key="mine")
+        step = await session.advance("mine")
+        while not step.finished:
+            wall.set_by += jump
+            assert 2 <= (step.again_in or 0) <= 30
+            await asyncio.sleep(step.again_in or 0)
+            step = await session.advance("mine")
+        assert step.entry.state is State.SUCCEEDED
+
+
+FAULTS = [
+    ([TaskNotFoundError("not visible yet")] * 3, 90.0),
+    ([ServiceUnavailableError("maintenance")] * 3, 300.0),
+    ([RateLimitedError("busy", retry_after=20.0)], 300.0),
+]
+
+
+@looptime
+@jumps
+@pytest.mark.parametrize(("faults", "budget"), FAULTS, ids=lambda value: type(value).__name__)
+async def test_retries_go_on(wall: Wall, jump: float, faults: list[SoraCharsError], budget: float) -> None:
+    """Faults that pass do so after a jump too; those that do not end the wait when their budget is used up."""
+    provider = Fake([*faults])
+    async with session_of(provider, wall, Ages()) as session:
+        handle = await session.submit(**WISH)
+        await asyncio.sleep(11)  # the first fault was met
+        wall.set_by += jump
+        assert (await handle).id == "ch_t1"
+    provider, loop = Fake(faults * 1000), asyncio.get_running_loop()
+    async with session_of(provider, wall, Ages()) as session:
+        began = loop.time()
+        handle = await session.submit(**WISH)
+        await asyncio.sleep(11)
+        wall.set_by += jump
+        with pytest.raises(type(faults[0])):
+            await handle
+        assert budget <= loop.time() - began <= budget + 31  # 10 s to the first look, then some to the last
+
+
+@attrs.define(eq=False)
+class Full(MemoryStore):
+    """A store on a full disk, for as long as `full`."""
+
+    full: bool = False
+
+    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+        """See `Store`."""
+        if self.full:
+            raise LedgerError("The disk is full.")
+        return await super().replace(before, after)
+
+
+@looptime
+@jumps
+async def test_a_write_that_failed_is_tried_again(wall: Wall, jump: float) -> None:
+    """What the ledger could not be told is written when it can be, not when the clock says so."""
+    store = Full()
+    async with session_of(Fake(), wall, Ages(), ledger=Ledger(store, clock=wall)) as session:
+        handle = await session.submit(**WISH)
+        store.full = True
+        await handle
+        wall.set_by += jump
+        await asyncio.sleep(60)
+        store.full = False
+        running = await session.entry(handle.key)
+        assert running
+        ended = await session.ledger.changed(running, timeout=11)
+        assert (running.state, ended.state) == (State.RUNNING, State.SUCCEEDED)
+        assert ended.updated_at == pytest.approx(wall(), abs=11)
+
+
+async def keys(ledger: Ledger, **choice: Any) -> list[str]:
+    """The keys of the entries of a choice."""
+    return [entry.key async for entry in ledger.entries(**choice)]
+
+
+@pytest.mark.parametrize("kind", ["memory:", "file"])
+async def test_times_that_go_back_disturb_no_order(tmp_path: Path, kind: str) -> None:
+    """Entries and characters come in the order in which they were asked; each move is seen, whatever its time."""
+    ticks = iter(BEGAN + jump * number for number, jump in enumerate(JUMPS * 20))
+    url = "memory:" if kind == "memory:" else f"sqlite:///{tmp_path}/characters.db"
+    order = [f"k-{number}" for number in range(10)]
+    async with open_ledger(url, clock=lambda: next(ticks)) as ledger:
+        times: list[float] = []
+        for key in order:
+            asked = await ledger.ask(key=key, provider="fake", kind="character", request={"from_task": key})
+            sending = await ledger.move(asked, State.SENDING)
+            waits = asyncio.create_task(ledger.changed(sending, timeout=30))
+            await asyncio.sleep(0)
+            run = await ledger.move(sending, State.RUNNING, task_id=f"t-{key}")
+            assert await waits == run
+            result = {"task_id": f"t-{key}", "provider": "fake", "state": "success"}
+            made = {"character": {"id": f"ch_{key}", "provider": "fake"}}
+            done = await ledger.move(run, State.SUCCEEDED, result=result | made)
+            times += [done.created_at, done.updated_at]
+        assert sorted(times) != times
+        assert await keys(ledger) == order
+        assert await keys(ledger, newest_first=True) == order[::-1]
+        assert await keys(ledger, newest_first=True, limit=3) == order[:-4:-1]
+        async with CharacterSession(Fake(), ledger=ledger) as session:
+            assert [saved.key async for saved in session.characters()] == order[::-1]
+
+
+@jumps
+async def test_who_holds_what_is_no_question_of_time(tmp_path: Path, jump: float) -> None:
+    """A living process keeps what it sends and polls, however old it looks; one that has ended keeps nothing."""
+    url = f"sqlite:///{tmp_path}/characters.db"
+    mine = Fake(lasts=0.0)
+    async with session_of(mine, Wall(), Ages(), ledger=open_ledger(url, clock=lambda: BEGAN + jump)) as here:
+        async with open_ledger(url, clock=lambda: BEGAN) as there:
+            held = await there.ask(key="held", provider="fake", kind="character", request=WISH)
+            sending = await there.ask(key="sending", provider="fake", kind="character", request=WISH)
+            held = await there.move(await there.move(held, State.SENDING), State.RUNNING, task_id="t-held")
+            sending = await there.move(sending, State.SENDING)
+            assert [handle.key async for handle in here.recover()] == ["held"]
+            assert [await here.entry("held"), await here.entry("sending")] == [held, sending]
+            assert mine.looks == []  # the other one polls
+        mine.begun.append(0.0)
+        [handle] = [handle async for handle in here.recover()]
+        assert (await handle).id == "ch_t-held"
+        ends = [await here.entry(key) for key in ("held", "sending")]
+        assert [entry.state for entry in ends if entry] == [State.SUCCEEDED, State.UNKNOWN]
+
+
+def callback(at: float, *, key: str = "whsec") -> tuple[dict[str, str], bytes]:
+    """The headers and the body of a callback of task t1, signed at a time."""
+    digest = hmac.digest(key.encode(), f"t1.{at:.0f}".encode(), hashlib.sha256)
+    signed = {"x-webhook-timestamp": f"{at:.0f}", "x-webhook-signature": base64.b64encode(digest).decode()}
+    body = json.dumps({"code": 200, "msg": "ok", "data": {"taskId": "t1", "state": "success"}})
+    return {"content-type": "application/json"} | signed, body.encode()
+
+
+async def post(receiver: CallbackReceiver, provider: Fake, at: float) -> int:
+    """Bring a callback that was signed then, and return the status that answers it."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield body
+
+    headers, body = callback(at)
+    return (await receiver.handle("POST", provider.hook, headers, chunks()))[0]
+
+
+@looptime
+@jumps
+async def test_callbacks_are_fresh_by_our_clock(wall: Wall, jump: float) -> None:
+    """With a clock far off they are refused, which polling makes good; once it is right again, they are taken."""
+    provider = Fake(callback_url="https://host.example/hooks")
+    async with session_of(provider, wall, Ages()) as session:
+        receiver = CallbackReceiver(session, "whsec", wall=wall)
+        handle = await session.submit(**WISH)
+        await asyncio.sleep(32)
+        wall.set_by += jump
+        assert await post(receiver, provider, wall() - jump) == (200 if abs(jump) < 300 else 401)
+        wall.set_by -= jump
+        await asyncio.sleep(2)
+        assert await post(receiver, provider, wall()) == 200
+        wall.set_by += jump
+        assert (await handle).id == "ch_t1"
+    assert 34 in provider.looks
+
+
+@looptime
+async def test_a_replay_is_refused_until_the_clock_is_set_back(wall: Wall) -> None:
+    """A callback from before the window is refused; one that a wrong clock takes for fresh has no effect but a look."""
+    provider = Fake(callback_url="https://host.example/hooks")
+    async with session_of(provider, wall, Ages()) as session:
+        receiver = CallbackReceiver(session, "whsec", wall=wall)
+        handle = await session.submit(**WISH)
+        caught = wall()
+        assert await post(receiver, provider, caught) == 200
+        await asyncio.sleep(41)
+        wall.set_by += HOUR
+        assert await post(receiver, provider, caught) == 401
+        assert provider.looks[-1] < 41
+        wall.set_by -= HOUR
+        assert await post(receiver, provider, caught) == 200
+        await asyncio.sleep(0.1)
+        assert provider.looks[-1] == 41
+        assert not handle.done()  # whatever it claims
+        await handle
+        ended = await session.entry(handle.key)
+        looks = len(provider.looks)
+        wall.set_by -= wall() - caught
+        assert await post(receiver, provider, caught) == 200
+        await asyncio.sleep(100)
+        assert (await session.entry(handle.key), len(provider.looks)) == (ended, looks)
