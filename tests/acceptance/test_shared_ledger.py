@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(180)  # processes take their time on a busy machine
 
-KEYS = 100
+KEYS = 500
 
 CREATOR = """
 import asyncio, json, sys
@@ -31,7 +31,7 @@ from sora_chars import CharacterSession, FixedPace, Kie
 async def main(url, ledger, *keys):
     async with CharacterSession(Kie("key", base_url=url, limits=None), ledger=ledger, pace=FixedPace(0.05)) as session:
         async def create(key):
-            character = await session.create(from_task="7118f712" * 4, clip="1,3", prompt="A dog", key=key, timeout=60)
+            character = await session.create(from_task="7118f712" * 4, clip="1,3", prompt="A dog", key=key, timeout=150)
             return character.id
         print(session.ledger.holder, flush=True)
         await asyncio.to_thread(sys.stdin.readline)
