@@ -37,6 +37,8 @@ def _interpreters() -> dict[str, str]:
 
 INTERPRETERS = _interpreters()
 OLDEST = next(iter(INTERPRETERS.values()))
+BETWEEN = [*INTERPRETERS.values()][1:-1]
+INSIDE = ("tests/unit", "tests/integration")  # without the command line and whole processes
 
 
 def _install(session: nox.Session, group: str) -> None:
@@ -53,22 +55,24 @@ def _install(session: nox.Session, group: str) -> None:
     ],
 )
 def tests(session: nox.Session, backoff: str) -> None:
-    """All tests: on every interpreter that is here, and once with the archived backoff 2.2.1 in debug mode."""
+    """All tests on the oldest and the newest interpreter here; those of the inside on the others.
+
+    And those once more with the archived backoff 2.2.1, in debug mode.
+    """
     _install(session, "tests")
     if backoff == "backoff":
         # Both wheels own the same folder: away with either of them first, also on a second run.
         session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", "python-backoff", "backoff", silent=True)
         session.install("backoff==2.2.1")
-        # Whole processes and the command line are the same with either.
-        args = session.posargs or ["tests/unit", "tests/integration"]
-        session.run("pytest", *args, env={"PYTHONASYNCIODEBUG": "1"})
+        session.run("pytest", *(session.posargs or INSIDE), env={"PYTHONASYNCIODEBUG": "1"})
     elif session.python == OLDEST and not session.posargs:
         session.run("coverage", "erase")
         session.run("coverage", "run", "-m", "pytest")
         session.run("coverage", "combine", "--quiet")
         session.run("coverage", "report")
     else:
-        session.run("pytest", *session.posargs)
+        inside = INSIDE if session.python in BETWEEN else ()
+        session.run("pytest", *(session.posargs or inside))
 
 
 @nox.session(python=OLDEST)
