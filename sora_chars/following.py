@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from .errors import EntryMovedError, LedgerError, printable
+from .errors import EntryMovedError, LedgerError, SessionClosedError, printable
 from .ledger import State
 from .records import to_snapshot
 
@@ -37,15 +37,22 @@ class Follower:
     interval: float = 1.0
     _followed: dict[Watch, tuple[Provider, Entry]] = attrs.field(factory=dict["Watch", "tuple[Provider, Entry]"])
     _rounds: asyncio.Task[None] | None = None
+    _closed: bool = False
 
     async def join(self, provider: Provider, entry: Entry, snapshot: TaskSnapshot | None = None) -> Watch:
-        """Wait for the task of an entry, and poll it unless a living process does. `snapshot`: its first one."""
+        """Wait for the task of an entry, and poll it unless a living process does. `snapshot`: its first one.
+
+        Raises:
+            SessionClosedError: nobody polls here any more.
+        """
         if snapshot is None:
             try:
                 entry = await self._hold(entry)
             except LedgerError as error:  # it is held as soon as the ledger can be written again
                 log.warning("follower.failed", extra={"error": printable(error)})
             snapshot = None if entry.state is State.RUNNING else to_snapshot(entry)
+        if self._closed:  # perhaps while the ledger was asked; what began now would never be stopped
+            raise SessionClosedError(f"The session was closed before anybody waited for the task of key {entry.key}.")
         task_id = snapshot.task_id if snapshot else entry.task_id or ""
         follows = snapshot is None and entry.holder != self.ledger.holder
         watch = self.watcher.watch(
@@ -65,6 +72,7 @@ class Follower:
 
     async def aclose(self) -> None:
         """Follow nobody any more."""
+        self._closed = True
         if self._rounds:
             self._rounds.cancel()
             await asyncio.wait((self._rounds,))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pytest
 
-from sora_chars.errors import LedgerError, MissingCharacterError
+from sora_chars.errors import LedgerError, MissingCharacterError, SessionClosedError
 from sora_chars.following import Follower
 from sora_chars.ledger import Ledger, State
 from sora_chars.ledger.memory import MemoryStore
@@ -389,6 +389,17 @@ async def test_joining_outlives_a_fault(house: House, caplog: pytest.LogCaptureF
         await asyncio.sleep(2.0)
         assert [record.message for record in caplog.records] == ["follower.failed"]
         assert (watch.follows, await holder(one.ledger)) == (False, "b")
+
+
+async def test_nobody_joins_what_was_closed_meanwhile(house: House) -> None:
+    """A wait that is asked for while the session closes is refused: nothing would ever end it."""
+    async with process(house, "a") as other, process(house, "b") as one:
+        entry = await run(other.ledger)
+        joining = asyncio.create_task(one.follower.join(one.provider, entry))
+        await one.follower.aclose()
+        with pytest.raises(SessionClosedError, match="before anybody waited for the task of key k-1"):
+            await joining
+        assert one.watcher._lanes == {}
 
 
 async def test_following_begins_again(house: House) -> None:
