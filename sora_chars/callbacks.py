@@ -306,7 +306,7 @@ class CallbackReceiver:
         self.session.watcher.callback_arrived()
         try:
             await self.session.heard(entry, event.task_id)
-        except (SessionClosedError, ConfigurationError, LedgerError, ProviderError) as error:
+        except (SessionClosedError, ConfigurationError, LedgerError, ProviderError, MissingCharacterError) as error:
             raise _refusal(503, "it cannot be confirmed now") from error
 
     def _keep(self, event: CallbackEvent) -> None:

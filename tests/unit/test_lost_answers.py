@@ -197,6 +197,15 @@ async def test_a_callback_that_cannot_be_confirmed(session: CharacterSession, pr
     assert await entry_of(session) == lost
 
 
+async def test_a_callback_for_a_success_without_a_character(
+    session: CharacterSession, provider: Fake, lost: Entry
+) -> None:
+    """Its record is of no help in telling whose it is, so that doubt remains; the sender is told to come again."""
+    provider.unmade = MissingCharacterError("none", provider="fake", task_id="t1", payload={"id": ""})
+    assert await call_back(session, provider.posts[0]) == 503
+    assert await entry_of(session) == lost
+
+
 @pytest.mark.usefixtures("lost")
 async def test_a_callback_while_the_ledger_is_away(session: CharacterSession, provider: Fake, store: Shaky) -> None:
     """Its sender is told to come again, whether the ledger cannot be read or cannot be written."""
