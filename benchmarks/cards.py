@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,9 @@ def figures(*, quick: bool) -> dict[str, Any]:
         ("callbacks", junk.figures),
         ("loops", two_loops),
     ):
+        began = time.perf_counter()
         made[name] = card(quick=quick)
-        print(f"  {name}: {json.dumps(made[name])[:600]}", flush=True)
+        print(f"  {name} took {time.perf_counter() - began:.0f} s", flush=True)
     return made
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 CPU, LAG_MS, BYTES, CLOSING_S = 1.25, 25.0, 2048.0, 2.0
+BOUND, LEARNING, CROWD = 1.2, 1.1, 0.5
 CALLBACK_CPU, IMPORT = 1.5, 1.15
 
 
@@ -89,6 +90,16 @@ def _watched(rows: list[dict[str, Any]]) -> Iterator[Goal]:
     yield Goal("A", f"{size} and awaited: closing", row["close_s"], most=CLOSING_S, unit=" s")
 
 
+def _pacing(figures: dict[str, Any]) -> Iterator[Goal]:
+    for spread, found in figures["goals"].items():
+        title = f"durations of spread {spread}:"
+        yield Goal("B", f"{title} once learned, seen after, to the bound", found["bound"], most=BOUND, unit=" x")
+        for name, what in (("learning_gets", "GETs"), ("learning_late", "seen after")):
+            yield Goal("B", f"{title} before that, {what}, to the ladder's", found[name], most=LEARNING, unit=" x")
+        what = f"{title} 500 tasks at 10 GETs a second, seen after, to round-robin's"
+        yield Goal("B", what, found["crowd"], most=CROWD, unit=" x")
+
+
 def _callbacks(rows: list[dict[str, Any]]) -> Iterator[Goal]:
     for row in rows[1:3]:
         yield Goal(
@@ -133,6 +144,7 @@ def _presence(figures: dict[str, Any]) -> Iterator[Goal]:
 JUDGES = {
     "waiting": _waiting,
     "watched": _watched,
+    "pacing": _pacing,
     "callbacks": _callbacks,
     "cards": _cards,
     "presence": _presence,

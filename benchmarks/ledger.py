@@ -1,8 +1,8 @@
 """What a record costs: many writers at once, each taking entries from the wish to the result, four records an entry.
 
-Printed for each kind of ledger: records a second, CPU microseconds a record (of this process, all its threads), and how
-long one writer waits for one record to be durable. `by hand` is the same SQLite statements in one thread, committed one
-by one. Only the ratios mean anything on a shared machine. Usage: python benchmarks/ledger.py [WRITERS] [POSTGRES_URL]
+For each kind of ledger: records a second, CPU microseconds a record (of this process, all its threads), and how long
+one writer waits for one record to be durable. `by hand` is the same SQLite statements in one thread, committed one by
+one. Only the ratios mean anything on a shared machine. Usage: python benchmarks/ledger.py [POSTGRES_URL]
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sqlite3
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ DIGEST = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d0"
 RESULT = {"id": "ch_1", "username": "a.dog"}
 RECORDS = 4  # of each entry
 ENTRIES = 60_000
+WRITERS = 100
 
 
 async def write(ledger: Ledger, name: str, entries: int, waits: list[float]) -> None:
@@ -66,28 +68,38 @@ def by_hand(path: Path, entries: int) -> list[float]:
     return waits
 
 
-def measure(name: str, entries: int, work: Callable[[], list[float]]) -> None:
-    """Print one line of the table."""
+def measure(name: str, entries: int, work: Callable[[], list[float]]) -> dict[str, Any]:
+    """One row of the table."""
     began, cpu = time.perf_counter(), time.process_time()
     waits = sorted(work())
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu
     records = entries * RECORDS
-    middle, late = waits[len(waits) // 2] * 1000, waits[len(waits) * 99 // 100] * 1000
-    print(f"{name:>24}{records / wall:>12,.0f}{cpu / records * 1e6:>14.1f}{middle:>14.2f}{late:>12.2f}")
+    row = {
+        "ledger": name,
+        "records_a_second": records / wall,
+        "cpu_us_each": cpu / records * 1e6,
+        "wait_p50_ms": waits[len(waits) // 2] * 1000,
+        "wait_p99_ms": waits[len(waits) * 99 // 100] * 1000,
+    }
+    print("  " + ", ".join(f"{value:,.1f} {name}" if value != row["ledger"] else value for name, value in row.items()))
+    return row
 
 
-def main() -> None:
-    """Measure every kind and print a table."""
-    writers = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    print(f"{f'{writers} writers':>24}{'records/s':>12}{'CPU us each':>14}{'wait ms, 50 %':>14}{'99 %':>12}")
+def figures(*, quick: bool, urls: list[str] | None = None) -> list[dict[str, Any]]:
+    """A row for each kind; `urls`: of databases to be measured, too."""
+    many, few = (2000, 100) if quick else (ENTRIES, 2000)
     with tempfile.TemporaryDirectory() as folder:
-        measure("memory:", ENTRIES, lambda: asyncio.run(by_ledger("memory:", writers, ENTRIES)))
-        measure("sqlite:", ENTRIES, lambda: asyncio.run(by_ledger(f"{folder}/many.db", writers, ENTRIES)))
-        measure("sqlite:, 1 writer", 2000, lambda: asyncio.run(by_ledger(f"{folder}/one.db", 1, 2000)))
-        measure("sqlite by hand", 2000, lambda: by_hand(Path(folder, "hand.db"), 2000))
-    for url in sys.argv[2:]:
-        measure("postgresql:", 5000, lambda url=url: asyncio.run(by_ledger(url, writers, 5000)))
+        rows = [
+            measure(f"memory:, {WRITERS} writers", many, lambda: asyncio.run(by_ledger("memory:", WRITERS, many))),
+            measure(f"sqlite:, {WRITERS} writers", many, lambda: asyncio.run(by_ledger(f"{folder}/a", WRITERS, many))),
+            measure("sqlite:, 1 writer", few, lambda: asyncio.run(by_ledger(f"{folder}/b", 1, few))),
+            measure("sqlite by hand", few, lambda: by_hand(Path(folder, "c"), few)),
+        ]
+    for url in urls or ():
+        work = partial(by_ledger, url, WRITERS, 5000)
+        rows.append(measure(f"postgresql:, {WRITERS} writers", 5000, lambda work=work: asyncio.run(work())))
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    figures(quick=False, urls=sys.argv[1:])

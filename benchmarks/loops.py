@@ -1,4 +1,4 @@
-"""A client that was opened in one `asyncio.run` and is used in another: `python loops.py PEER URL` prints how it ends."""
+"""A client opened in one `asyncio.run` and used in another: `python loops.py PEER URL` prints how that ends."""
 
 from __future__ import annotations
 

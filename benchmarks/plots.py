@@ -128,6 +128,25 @@ def watched(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.legend(fontsize=8, loc="lower center")
 
 
+def pacing(ax: Axes, figures: dict[str, Any]) -> None:
+    """What a pace makes of its looks."""
+    spread = "0.25"
+    rows = figures["paces"][spread]["learned"]
+    best = next(row["gets"] * row["late"] / row["bound"] for row in rows.values())
+    looks = [5 * 1.1**step for step in range(30)]
+    ax.plot(looks, [best / one for one in looks], color=LIMIT, linewidth=1, linestyle="--", label="the bound")
+    for name, row in rows.items():
+        ax.scatter(row["gets"], row["late"], color=OURS if name == "learned" else THEIRS, zorder=3)
+        ax.annotate(name, (row["gets"], row["late"]), (6, 3), textcoords="offset points", fontsize=9)
+    ax.set(xscale="log", yscale="log", xlabel="GETs a task (log)", ylabel="seconds until an end is seen, mean (log)")
+    ax.set_title(f"B. Paces, once a model is known (spread {spread})")
+    ax.grid(alpha=0.3, which="both")
+    ax.legend(fontsize=8, loc="lower left")
+    _plain_numbers(ax)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: goals.number(value)))
+    ax.yaxis.set_minor_formatter("")
+
+
 def callbacks(ax: Axes, rows: list[dict[str, Any]]) -> None:
     """What a callback costs."""
     names = [re.sub(", ", ",\n", row["kind"]) for row in rows]
@@ -180,6 +199,7 @@ PANELS: list[tuple[str, Callable[[Axes, Any], None]]] = [
     ("waiting", finished),
     ("waiting", seen),
     ("watched", watched),
+    ("pacing", pacing),
     ("callbacks", callbacks),
     ("cards", lost),
     ("presence", presence),

@@ -26,6 +26,7 @@ PARTS = {
     "C": {"callbacks": "callbacks"},
     "D": {"cards": "cards", "limits": "limits"},
     "E": {"presence": "presence"},
+    "L": {"records": "ledger"},
 }
 """For each part the modules, each with a `figures(quick)` of its own."""
 

@@ -63,6 +63,15 @@ CALLBACKS = {
     "flood_p50_ms": "p50 ms at full speed",
     "flood_p99_ms": "p99 ms",
 }
+PACES = {
+    "spread": "spread",
+    "pace": "pace",
+    "gets": "GETs a task",
+    "late": "seen after s, mean",
+    "late_p99": "p99",
+    "bound": "to the bound",
+    "even": "to even looks",
+}
 LOST = {
     "peer": "client",
     "asked": "asked",
@@ -195,6 +204,29 @@ def _watched(rows: list[dict[str, Any]]) -> str:
     return intro + table(rows, WATCHED)
 
 
+def _pacing(figures: dict[str, Any]) -> str:
+    titles = {"learning": "Before a model has 20 durations", "learned": "Once it has"}
+    parts = [
+        "In virtual time, 24 models of recorded medians. `bound`: to the least for as many GETs; `even`: to looks at "
+        "even intervals for as many GETs.\n"
+    ]
+    for part, title in titles.items():
+        rows = [
+            {"spread": spread, "pace": pace, **row}
+            for spread, found in figures["paces"].items()
+            for pace, row in found[part].items()
+        ]
+        parts += [f"### {title}\n", table(rows, PACES)]
+    crowd = [
+        {"spread": spread, "rule": rule, **row}
+        for spread, found in figures["crowd"].items()
+        for rule, row in found.items()
+    ]
+    parts += ["### 500 tasks, 10 GETs a second\n", plain(crowd)]
+    parts += ["### A model that changes, learned to ladder\n", plain(figures["drift"])]
+    return "\n".join(parts)
+
+
 def _callbacks(rows: list[dict[str, Any]]) -> str:
     intro = (
         "On one core, the sender on another. `confirmed`: the awaiter waits for the task's end, so a look at the task "
@@ -205,6 +237,7 @@ def _callbacks(rows: list[dict[str, Any]]) -> str:
 
 def _cards(cards: dict[str, Any]) -> str:
     ours, flood = cards["lost"]["ours"], cards["callbacks"]["flood"]
+    kept = f"{flood['taken']} taken, {number(flood['bytes_each'])} bytes kept of each"
     kills = {name: name for name in cards["kills"][0]}
     return "\n".join(
         [
@@ -218,7 +251,7 @@ def _cards(cards: dict[str, Any]) -> str:
             table(cards["storm"], FAULTY),
             "### Callbacks that are not as they should be\n",
             table(cards["callbacks"]["kinds"], KINDS),
-            f"Junk, {flood['callbacks']:,}: {flood['taken']} taken, {number(flood['bytes_each'])} bytes kept of each.\n",
+            f"{flood['callbacks']:,} junk callbacks: {kept}.\n",
             "### Opened in one `asyncio.run`, used in another\n",
             table(cards["loops"], LOOPS),
         ]
@@ -272,10 +305,12 @@ TITLES = {
     "cards": "D. Fault cards",
     "limits": "D. Limits, counted by a strict server",
     "presence": "E. Being there",
+    "records": "L. What a record costs",
 }
 RENDERERS: dict[str, Callable[[Any], str]] = {
     "waiting": _waiting,
     "watched": _watched,
+    "pacing": _pacing,
     "callbacks": _callbacks,
     "cards": _cards,
     "presence": _presence,
