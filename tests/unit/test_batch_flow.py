@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import weakref
 from contextlib import suppress
 from itertools import count, repeat
@@ -173,10 +174,11 @@ async def test_leaving_early_sends_nothing_more_and_loses_nothing(make_shop: Cal
         assert (caller.cancelling(), loop.time()) == (how == "cancel", 1.5)
         caller.uncancel()
         names = {asyncio_task.get_name() for asyncio_task in asyncio.all_tasks() - before}
+        await asyncio.sleep(0)  # a generator that nobody closed would be closed by an asyncio task of its own
+        names |= {asyncio_task.get_name() for asyncio_task in asyncio.all_tasks() - before}
         assert names == {"sora_chars watcher of shop", *(f"sora_chars submit {number}" for number in range(16, 20))}
-        assert (outcomes.progress.running, await states(outcomes)) == (20, [])
         await asyncio.sleep(100)
-        assert len(shop.posts) == 20
+        assert (len(shop.posts), outcomes.progress.running, await states(outcomes)) == (20, 20, [])
         assert [handle.done() async for handle in session.recover()] == []  # these were watched all the time
         began = loop.time()
         again = await session.create_all(wishes[:20])
@@ -197,37 +199,50 @@ async def test_a_small_batch_does_not_wait_for_a_large_one(make_shop: Callable[.
 async def test_progress_is_told_as_it_changes(make_shop: Callable[..., Any]) -> None:
     """Each change comes to a reader that keeps up, the last one last; a slow reader misses what lies between."""
     seen: list[Progress] = []
-    async with session_of(make_shop()) as session, session.create_many([wish(), wish("fails 5")]) as outcomes:
+    async with session_of(make_shop()) as session, session.create_many(iter([wish(), wish("fails 5")])) as outcomes:
 
         async def read() -> None:
             seen.extend([progress async for progress in outcomes.updates()])
 
         reading, slow = asyncio.create_task(read()), outcomes.updates()
-        assert (await anext(slow)).left == 2
+        assert (await anext(slow)).left is None
         await asyncio.sleep(9)
         assert ((await anext(slow)).failed, outcomes.progress.running) == (1, 1)
         assert await states(outcomes) == ["1 failed", "0 succeeded"]
         await reading
         assert [progress.ended async for progress in slow] == [2]
     assert [progress.ended for progress in seen if progress.asked == 2] == [0, 1, 2]
-    assert (seen[-1].running, seen[-1].ended, seen[-1].credits) == (0, 2, 4.0)
+    assert (seen[-1].running, seen[-1].ended, seen[-1].left, seen[-1].credits) == (0, 2, 0, 4.0)
     assert seen[-1] == outcomes.progress
 
 
-async def test_updates_end_when_the_batch_is_left(make_shop: Callable[..., Any]) -> None:
-    """Whoever observes from elsewhere is not left waiting."""
+@pytest.mark.parametrize("number", [3, 1000])
+async def test_updates_end_when_the_batch_is_left(make_shop: Callable[..., Any], number: int) -> None:
+    """Whoever observes from elsewhere is not left waiting, whether or not all has been sent."""
     seen: list[Progress] = []
 
     async def read(outcomes: Outcomes) -> None:
         seen.extend([progress async for progress in outcomes.updates()])
 
     async with session_of(make_shop()) as session:
-        async with session.create_many(wish() for _ in count()) as outcomes:
+        async with session.create_many([wish()] * number) as outcomes:
             reading = asyncio.create_task(read(outcomes))
             await asyncio.sleep(5)
         await reading
-    assert {progress.left for progress in seen} == {None}
     assert seen[-1] == outcomes.progress
+
+
+async def test_what_was_left_is_forgotten(make_shop: Callable[..., Any]) -> None:
+    """Once its task has ended nothing holds a request any more, long before the wait for it would have been over."""
+    requests = [wish("ends 5")]
+    alive = weakref.ref(requests[0])
+    async with session_of(make_shop()) as session:
+        async with session.create_many(iter(requests)):
+            await asyncio.sleep(2)
+            requests.clear()
+        await asyncio.sleep(10)
+        gc.collect()
+        assert alive() is None
 
 
 @pytest.mark.parametrize("price", [2, 2.0, None, lambda _: 2])
@@ -248,6 +263,13 @@ async def test_cheaper_ones_than_expected_leave_room(make_shop: Callable[..., An
     async with session_of(shop) as session:
         outcomes = await session.create_all([wish()] * 9, budget=4, price=2)
     assert (len(outcomes), shop.peaks["running"]) == (3, 2)
+
+
+async def test_what_waits_for_the_budget_is_not_yet_asked(make_shop: Callable[..., Any]) -> None:
+    """Its time-out counts from when it goes."""
+    async with session_of(make_shop(credits=1.0)) as session:
+        outcomes = await session.create_all([wish(), wish()], budget=3, price=2, timeout=15)
+    assert [outcome.state for outcome in outcomes] == ["succeeded"] * 2
 
 
 async def test_a_budget_needs_a_price(make_shop: Callable[..., Any]) -> None:
