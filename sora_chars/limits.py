@@ -4,7 +4,7 @@ A provider counts a request when it arrives, somewhere between our sending and i
 is taken when a request is sent and counts from its *answer*: whatever the network delays, the provider never sees
 more than the limit in any window. (A limiter that counts from sending lets two bursts through, the first one
 delayed on its way and the second one not.) A synchronous create answers minutes after it arrived, so a place
-counts from `_ARRIVAL` seconds after sending at the latest.
+counts from `ARRIVAL` seconds after sending at the latest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import random
 from collections import deque
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import attrs
 
@@ -30,7 +30,7 @@ Kind = Literal["create", "poll", "other"]  # of a request; only a create costs m
 flow: ContextVar[object] = ContextVar("sora_chars_flow", default=None)
 """For whom requests are sent, as a batch. Those of one flow stand in line together, and flows take turns."""
 
-_ARRIVAL = 5.0  # seconds by which a request has arrived
+ARRIVAL = 5.0  # seconds by which a request has arrived
 _SLACK = 0.01  # seconds by which the provider's clock may run otherwise than ours within one window
 _TICK = 0.001  # seconds; a clock ticks in steps, and may never reach a time in between
 _LOOK_AGAIN = 0.25  # seconds; an answer that another thread's loop received wakes nobody here
@@ -77,6 +77,11 @@ class Pause:
         jittered = grown * random.uniform(1.0, 1.25)  # noqa: S311 # jitter, no secret
         self.until = max(self.until, now + max(jittered, retry_after or 0.0))
 
+    def heard(self, until: float) -> None:
+        """Note that another process was refused, and is silent until then."""
+        self.until = max(self.until, until)
+        self.strikes = max(self.strikes, 1)
+
     def passed(self, *, sent: float) -> None:
         """Note an answer that was no 429 to a request sent at `sent`."""
         if sent >= self.until:
@@ -93,7 +98,7 @@ class Place:
 
     def use(self, now: float) -> None:
         """The request leaves now, at loop time `now`."""
-        self.sent, self.counts_from, self.used = now, now + _ARRIVAL, True
+        self.sent, self.counts_from, self.used = now, now + ARRIVAL, True
 
 
 @attrs.define(eq=False)
@@ -139,12 +144,30 @@ class _Line:
                 self.flows[whose] = waiting
 
 
+class Share(Protocol):
+    """The part of a limit that falls to this process, where several divide it between them."""
+
+    def limit(self, now: float) -> tuple[int, float]:
+        """The part at loop time `now`, as (count, seconds); a count of 0 until it is known."""
+        ...
+
+    def hear(self) -> None:
+        """More is needed, or the account was paused. Called from any thread."""
+        ...
+
+
 @attrs.define(eq=False)
 class Window:
-    """At most `count` requests in `seconds`, flows in turn; `limit` None only heeds the pause."""
+    """At most `count` requests in `seconds`, flows in turn; `limit` None only heeds the pause.
+
+    `shares`: of the sessions that divide the limit with other processes. The first one's holds for all.
+    """
 
     limit: tuple[int, float] | None
     pause: Pause
+    shares: list[Share] = attrs.field(factory=list[Share])
+    waiting: int = 0
+    """How many stand in line, in all event loops."""
     _under_way: set[Place] = attrs.field(factory=set[Place])
     _places: list[Place] = attrs.field(factory=list[Place])
     _lines: dict[asyncio.AbstractEventLoop, _Line] = attrs.field(factory=dict["asyncio.AbstractEventLoop", _Line])
@@ -171,6 +194,8 @@ class Window:
                 self._places = [other for other in self._places if other is not place]
             if line := self._lines.get(loop):
                 line.changed.set()
+            if self.shares and self.pause.until > loop.time():
+                self.shares[0].hear()
 
     async def ready(self) -> None:
         """Return once a request would go out at once."""
@@ -186,16 +211,20 @@ class Window:
     async def _turn(self, loop: asyncio.AbstractEventLoop, whose: object) -> AsyncGenerator[None, None]:
         """Stand in line until a place is free. The line goes with the last one: its futures keep its loop alive."""
         line = self._lines.setdefault(loop, _Line())
+        self.waiting += 1
+        if self.shares:
+            self.shares[0].hear()
         try:
             async with line.head(whose):
                 await self._until_free(loop, line)
                 yield
         finally:
+            self.waiting -= 1
             if not line.headed and self._lines.get(loop) is line:
                 del self._lines[loop]
 
     def _take(self, now: float) -> Place:
-        place = Place(now, now + _ARRIVAL)
+        place = Place(now, now + ARRIVAL)
         self._under_way.add(place)
         if self.limit:
             self._places.append(place)
@@ -216,12 +245,23 @@ class Window:
             return _LOOK_AGAIN  # one probe goes first, and its answer wakes the rest
         if self.limit is None:
             return 0.0
-        count, seconds = self.limit
+        count, seconds = self.shares[0].limit(now) if self.shares else self.limit
         over = now - seconds - _SLACK
         self._places = [place for place in self._places if place.counts_from > over]
         if len(self._places) < count:
             return 0.0
-        return max(_TICK, min(place.counts_from for place in self._places) - over)
+        first = min((place.counts_from for place in self._places), default=math.inf)
+        return min(max(_TICK, first - over), _LOOK_AGAIN if self.shares else math.inf)
+
+    def taken(self, now: float) -> int:
+        """How many places of the limit still count at loop time `now`."""
+        over = now - (self.limit[1] if self.limit else 0.0) - _SLACK
+        return sum(place.counts_from > over for place in self._places)
+
+    def look_again(self) -> None:
+        """Wake who stands in line in the running event loop; those in others look by themselves."""
+        if line := self._lines.get(asyncio.get_running_loop()):
+            line.changed.set()
 
 
 @attrs.define(eq=False)
@@ -230,9 +270,11 @@ class Account:
 
     pause: Pause
     windows: Mapping[Kind, Window]
+    name: str = ""
+    """The same in all processes; a digest, which holds no key."""
 
     @classmethod
-    def with_limits(cls, limits: Limits) -> Account:
+    def with_limits(cls, limits: Limits, name: str = "") -> Account:
         """A fresh account."""
         pause = Pause()
         kinds: dict[Kind, tuple[int, float] | None] = {
@@ -240,10 +282,10 @@ class Account:
             "poll": limits.polls,
             "other": None,
         }
-        return cls(pause, {kind: Window(limit, pause) for kind, limit in kinds.items()})
+        return cls(pause, {kind: Window(limit, pause) for kind, limit in kinds.items()}, name)
 
 
-_ACCOUNTS: dict[tuple[str, str, Limits], Account] = {}
+_ACCOUNTS: dict[tuple[str, Limits], Account] = {}
 
 
 def account(base_url: str, api_key: str, limits: Limits) -> Account:
@@ -251,7 +293,7 @@ def account(base_url: str, api_key: str, limits: Limits) -> Account:
 
     It outlives sessions and event loops, since the provider goes on counting when they end.
     """
-    name = (base_url, hashlib.sha256(api_key.encode()).hexdigest(), limits)
-    while len(_ACCOUNTS) >= _MOST_ACCOUNTS and name not in _ACCOUNTS:
+    name = hashlib.sha256(f"{base_url} {api_key}".encode()).hexdigest()
+    while len(_ACCOUNTS) >= _MOST_ACCOUNTS and (name, limits) not in _ACCOUNTS:
         del _ACCOUNTS[next(iter(_ACCOUNTS))]  # the oldest; whoever uses it keeps it
-    return _ACCOUNTS.setdefault(name, Account.with_limits(limits))
+    return _ACCOUNTS.setdefault((name, limits), Account.with_limits(limits, name))

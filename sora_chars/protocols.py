@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from .limits import Account
     from .models import Eta, ModelInfo, Request, TaskSnapshot
 
 
@@ -19,12 +20,14 @@ class Provider(Protocol):
     """A service that makes characters. Inherit from it, write `check`, `submit` and, unless `synchronous`, `fetch`.
 
     `name` is how requests and ledgers name it. A `synchronous` provider's first snapshot is already finished.
-    `callback_url`: the base URL under which callbacks of this provider's tasks arrive, if they do.
+    `callback_url`: the base URL under which callbacks of this provider's tasks arrive, if they do. `account`: whose
+    limits it keeps, which processes on one ledger then divide between them; None for none that are known here.
     """
 
     name: str
     synchronous: bool = False
     callback_url: str | None = None
+    account: Account | None = None
 
     def check(self, request: Request) -> Sequence[str]:
         """Say why this provider cannot serve `request`, a line for each reason, naming the field; empty if it can.

@@ -18,6 +18,7 @@ from .models import Character, CharacterRequest, OmniCharacterRequest, TaskReque
 from .pacing import LearnedPace
 from .pictures import Pictures
 from .protocols import Pace
+from .sharing import shared
 from .watcher import TaskWatcher
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class CharacterSession:
                 await stack.enter_async_context(self.ledger)
             for provider in self.providers:
                 await stack.enter_async_context(provider)
+                await stack.enter_async_context(shared(provider.account, self.ledger.division))
             await self._teach(self.watcher.pace)
             self._stack = stack.pop_all()
         self._loop = asyncio.get_running_loop()

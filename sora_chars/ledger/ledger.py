@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sora_chars.errors import ConfigurationError, EntryMovedError, LedgerError, WrongLoopError
+from sora_chars.sharing import Division
 
 from .entry import Entry, check_storable, to_json
 from .memory import MemoryStore
@@ -89,6 +90,11 @@ class Ledger:
     def holder(self) -> str:
         """This process, as the entries that it holds name it."""
         return self._store.holder
+
+    @property
+    def division(self) -> Division | None:
+        """Where the processes on this ledger divide an account's limits between them; None where they cannot."""
+        return self._store if isinstance(self._store, Division) else None
 
     async def __aenter__(self) -> Self:
         return await self.open()

@@ -15,16 +15,21 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any, LiteralString
 
+import attrs
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from sora_chars.errors import ConfigurationError, LedgerError, printable
+from sora_chars.sharing import Part
 
+from . import division
 from .entry import COLUMNS, MOVING, NAMING, from_row, getter, to_row
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+
+    from sora_chars.sharing import Claim
 
     from .entry import Entry
     from .ledger import By
@@ -55,6 +60,7 @@ UPGRADES: tuple[LiteralString, ...] = (
     CREATE INDEX ON sora_chars_entries (task_id) WHERE task_id IS NOT NULL;
     CREATE INDEX ON sora_chars_entries (token_digest) WHERE token_digest IS NOT NULL;
     """,
+    division.TABLES,
 )
 """Each script takes the tables from one version to the next; the table `sora_chars_ledger` keeps which they have."""
 
@@ -166,6 +172,15 @@ class PostgresStore:
         """Try its lock, for as long as the statement lasts, and shared with others who try."""
         rows = await self._run("SELECT pg_try_advisory_xact_lock_shared(%s)", (_number(holder),))
         return bool(rows[0][0])
+
+    async def divide(self, claim: Claim) -> Part:
+        """Take a part of a limit that the processes on this database share."""
+        rows = await self._run(division.DIVIDE, (self.holder, *attrs.astuple(claim)))
+        return Part(*rows[0])
+
+    async def leave(self, name: str, held: int, grace: float) -> None:
+        """Take part no more."""
+        await self._run(division.LEAVE, (held, grace, name, self.holder))
 
     async def _kept(self, entry: Entry) -> Entry | None:
         """What is there instead of `entry`; itself when a first try did keep it and its answer was lost."""

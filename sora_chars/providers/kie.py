@@ -83,6 +83,7 @@ class Kie(Provider):
             ssl=ssl,
             timeout=timeout,
         )
+        self.account = self._transport.account
         self._record_url = self._api("jobs/recordInfo")
 
     def __repr__(self) -> str:

@@ -107,6 +107,7 @@ class Kkiai(Provider):
             ssl=ssl,
             timeout=timeout,
         )
+        self.account = self._transport.account
 
     @classmethod
     def gateway(cls, name: str, /, api_key: str | None = None, **options: Any) -> Kkiai:

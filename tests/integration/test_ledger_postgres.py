@@ -175,7 +175,7 @@ async def test_newer_tables_are_left_alone(postgres_url: str, monkeypatch: pytes
         pass
     monkeypatch.setattr(module, "UPGRADES", ())
     for _ in range(2):
-        with pytest.raises(LedgerError, match=r"version 1, newer than this package knows \(0\)"):
+        with pytest.raises(LedgerError, match=r"version 2, newer than this package knows \(0\)"):
             await open_ledger(postgres_url).open()
 
 

@@ -1,0 +1,209 @@
+"""How a PostgreSQL database divides a limit: by its own clock, and never more than there is."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import psycopg
+import pytest
+
+from sora_chars import Kie, Ledger, LedgerError, Limits, State, open_ledger
+from sora_chars.ledger import postgres as module
+from sora_chars.ledger.postgres import PostgresStore
+from sora_chars.sharing import Claim, shared
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from sora_chars.sharing import Part
+
+CLAIM = Claim(name="n", count=20, wanted=20, held=0, lease=10.0, grace=20.0, turn=1e9, paused=0.0)
+
+
+@asynccontextmanager
+async def stores(url: str, count: int) -> AsyncGenerator[list[PostgresStore]]:
+    """Give the stores of some processes, in the order of their holders' names."""
+    async with AsyncExitStack() as stack:
+        opened = [PostgresStore(url) for _ in range(count)]
+        for store in opened:
+            await stack.enter_async_context(Ledger(store))
+        yield sorted(opened, key=lambda store: store.holder)
+
+
+@attrs.define
+class Busy:
+    """A process that keeps what it got, as far as it does not count less at its next asking."""
+
+    store: PostgresStore
+    part: int = 0
+
+    async def ask(self, **changes: Any) -> Part:
+        """Ask again, holding what there is."""
+        part = await self.store.divide(attrs.evolve(CLAIM, held=self.part, **changes))
+        self.part = part.places
+        return part
+
+
+async def rounds(processes: list[Busy], *, wanted: list[int], count: int = 20, times: int = 3) -> list[int]:
+    """Let all ask by turns, and return what each has then."""
+    for _ in range(times):
+        for process, want in zip(processes, wanted, strict=True):
+            await process.ask(wanted=want, count=count)
+    return [process.part for process in processes]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "parts"),
+    [
+        ([20], [20]),
+        ([20, 20], [10, 10]),
+        ([20, 20, 20], [7, 7, 6]),
+        ([20, 20, 2], [9, 9, 2]),
+        ([3, 0, 20], [3, 0, 17]),
+        ([0, 0, 0], [0, 0, 0]),
+        ([1] * 3, [1] * 3),
+    ],
+)
+async def test_each_gets_what_it_needs_or_as_much_as_the_others(
+    wanted: list[int], parts: list[int], postgres_url: str
+) -> None:
+    """Small wishes are granted, and the rest is divided equally between those who want more."""
+    async with stores(postgres_url, len(wanted)) as opened:
+        got = await rounds([Busy(store) for store in opened], wanted=wanted)
+        assert sorted(got) == sorted(parts)
+        assert sum(got) == min(20, sum(wanted))
+
+
+async def test_nobody_gets_what_another_one_holds(postgres_url: str) -> None:
+    """Who wants a part waits until those who have too much say that they hold less."""
+    async with stores(postgres_url, 2) as (first, second):
+        assert (await first.divide(CLAIM)).places == 20
+        assert (await second.divide(CLAIM)).places == 0
+        assert (await first.divide(attrs.evolve(CLAIM, held=20))).places == 10
+        assert (await second.divide(CLAIM)).places == 0
+        await first.divide(attrs.evolve(CLAIM, held=13))
+        assert (await second.divide(CLAIM)).places == 7
+
+
+async def test_an_answer_that_was_lost_takes_nothing_away(postgres_url: str) -> None:
+    """The same question twice gets the same answer, and what was said to be held is held all the same."""
+    async with stores(postgres_url, 2) as (first, second):
+        await second.divide(attrs.evolve(CLAIM, wanted=5))
+        claim = attrs.evolve(CLAIM, wanted=1, held=15)
+        assert await first.divide(claim) == await first.divide(claim)
+        assert (await second.divide(CLAIM)).places == 5
+
+
+async def test_all_ask_at_once(postgres_url: str) -> None:
+    """Many processes that ask at the same moment get no more than there is, together."""
+    async with stores(postgres_url, 8) as opened:
+        parts = await asyncio.gather(*(store.divide(CLAIM) for store in opened))
+        assert sum(part.places for part in parts) == 20
+
+
+async def test_more_processes_than_places_take_turns(postgres_url: str) -> None:
+    """What cannot be divided goes round, so that each has had a place after some turns."""
+    async with stores(postgres_url, 5) as opened:
+        processes, had = [Busy(store) for store in opened], set[int]()
+        async with asyncio.timeout(20):
+            while len(had) < 5:
+                for number, process in enumerate(processes):
+                    await process.ask(wanted=2, count=2, turn=0.1)
+                    if process.part:
+                        had.add(number)
+                assert sum(process.part for process in processes) <= 2
+
+
+async def test_the_dead_and_the_gone_give_back(postgres_url: str) -> None:
+    """The places of a process that left, and of one that went silent, are free when its own time is over."""
+    async with stores(postgres_url, 3) as (dead, gone, other):
+        await dead.divide(attrs.evolve(CLAIM, wanted=8, grace=1.0))
+        await gone.divide(attrs.evolve(CLAIM, wanted=8))
+        for _ in range(2):  # as when the first answer was lost
+            await gone.leave("n", 4, 1.0)
+        part = await other.divide(CLAIM)
+        assert (part.places, part.processes) == (8, 2)
+        async with asyncio.timeout(10):
+            while (part := await other.divide(attrs.evolve(CLAIM, held=8))).places < 20:
+                pass
+        assert part.processes == 1
+
+
+async def test_after_an_outage_nobody_grows_at_first(postgres_url: str) -> None:
+    """When all leases and graces ran out, all keep what they say they use until the last one must be back."""
+    async with stores(postgres_url, 3) as (first, second, new):
+        for store in (first, second):
+            await store.divide(attrs.evolve(CLAIM, grace=0.1))
+        await asyncio.sleep(0.2)  # the database's clock has no event to wait for
+        claim = attrs.evolve(CLAIM, lease=1.0)
+        part = await new.divide(claim)
+        assert (part.places, part.processes) == (0, 3)
+        for store in (first, second):
+            assert (await store.divide(attrs.evolve(claim, held=9))).places == 9
+        assert (await new.divide(claim)).places == 0
+        await asyncio.sleep(1)
+        assert (await new.divide(claim)).places == 2
+        assert (await first.divide(attrs.evolve(claim, held=9))).places < 9
+
+
+async def test_one_process_alone_goes_on_at_once(postgres_url: str) -> None:
+    """A process that was frozen past its own time, and is the only one, waits for nobody."""
+    async with stores(postgres_url, 1) as (only,):
+        await only.divide(attrs.evolve(CLAIM, grace=0.05))
+        await asyncio.sleep(0.1)
+        assert (await only.divide(CLAIM)).places == 20
+
+
+async def test_a_pause_is_told_to_all(postgres_url: str) -> None:
+    """The longest pause that any process told of is everybody's, and counts down."""
+    async with stores(postgres_url, 2) as (first, second):
+        assert (await second.divide(CLAIM)).paused == 0
+        assert 29 < (await first.divide(attrs.evolve(CLAIM, paused=30.0))).paused <= 30
+        assert 5 < (await second.divide(attrs.evolve(CLAIM, paused=5.0))).paused <= 30
+
+
+async def test_accounts_and_kinds_are_apart(postgres_url: str) -> None:
+    """What one window has is not taken from another one."""
+    async with stores(postgres_url, 2) as (first, second):
+        assert (await first.divide(CLAIM)).places == 20
+        assert (await second.divide(attrs.evolve(CLAIM, name="another"))).places == 20
+
+
+async def test_no_key_is_stored(postgres_url: str) -> None:
+    """The database sees a digest of the account, and it is the same for all who have the same key and address."""
+    names = set[str]()
+    async with Ledger(PostgresStore(postgres_url)) as ledger:
+        for _ in range(2):
+            account = Kie("a-secret-key-of-somebody", limits=Limits(creates=(1, 1.0))).account
+            async with shared(account, ledger.division):
+                pass
+        async with await psycopg.AsyncConnection.connect(postgres_url) as other:
+            rows = await (await other.execute("SELECT name FROM sora_chars_parts")).fetchall()
+            names |= {row[0] for row in rows}
+    assert len(names) == 1
+    assert "secret" not in str(names)
+
+
+async def test_a_ledger_of_the_first_version_is_upgraded(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier version of this package recorded is there after the upgrade, and limits can be shared."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr(module, "UPGRADES", module.UPGRADES[:1])
+        async with open_ledger(postgres_url) as ledger:
+            asked = await ledger.ask(key="k-1", provider="kie", kind="character", request={"a": 1})
+            sending = await ledger.move(asked, State.SENDING)
+        store = PostgresStore(postgres_url)
+        async with Ledger(store):
+            with pytest.raises(LedgerError, match="sora_chars_divide"):
+                await store.divide(CLAIM)
+    store = PostgresStore(postgres_url)
+    async with Ledger(store) as ledger:
+        assert await ledger.get("k-1") == sending
+        assert (await store.divide(CLAIM)).places == 20
+
+
+async def test_other_ledgers_divide_nothing() -> None:
+    """Only a PostgreSQL ledger shares limits."""
+    assert open_ledger("memory:").division is None

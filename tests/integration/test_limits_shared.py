@@ -1,0 +1,91 @@
+"""Limits at a server that counts strictly: over a network that delays, and of several processes on one PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sora_chars import CharacterSession, FixedPace, Kie, Limits
+from sora_chars.testing import Emulator
+from sora_chars.testing.proxy import FaultProxy
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+    from collections.abc import AsyncGenerator
+
+    from sora_chars.testing.proxy import Passing, Step
+
+WISH: dict[str, Any] = {"from_task": "7118f712" * 4, "clip": "1,3", "prompt": "A dog"}
+
+WORKER = """
+import asyncio, sys
+from sora_chars import CharacterSession, FixedPace, Kie, Limits
+
+async def main(url, ledger, speed, name, count):
+    limits = Limits(creates=(20, 10 / float(speed)))
+    provider = Kie("key", base_url=url, limits=limits)
+    async with CharacterSession(provider, ledger=ledger, pace=FixedPace(1000.0)) as session:
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        wish = {"from_task": "7118f712" * 4, "clip": "1,3", "prompt": "A dog"}
+        await asyncio.gather(*(session.submit(**wish, key=f"{name} {number}") for number in range(int(count))))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@asynccontextmanager
+async def worker(*arguments: object) -> AsyncGenerator[Process]:
+    """Run a worker, once it is ready, and see that it ends."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-c", WORKER, *map(str, arguments)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout
+    try:
+        assert await process.stdout.readline() == b"ready\n"
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_delays_never_make_a_strict_server_refuse(seed: int) -> None:
+    """Requests and answers that take anything from nothing to a whole window reach the server within its limits."""
+    chance, speed = random.Random(seed), 50.0
+    late: dict[Step, float] = {"forward_head": 10 / speed, "pass_answer": 3 / speed}
+
+    async def on_step(step: Step, request: Passing) -> None:
+        del request
+        if step in late and chance.random() < 0.5:
+            await asyncio.sleep(chance.uniform(0, late[step]))
+
+    async with (
+        Emulator(speed=speed, strict_limits=True) as emulator,
+        FaultProxy(emulator.url, on_step=on_step) as proxy,
+        CharacterSession(
+            Kie("key", base_url=proxy.url, limits=Limits(creates=(20, 10 / speed))), pace=FixedPace(1000.0)
+        ) as session,
+    ):
+        await asyncio.gather(*(session.submit(**WISH) for _ in range(100)))
+    assert (emulator.counts.creates, emulator.counts.rejected) == (100, {})
+
+
+async def test_processes_share_the_limit(postgres_url: str) -> None:
+    """Four processes with 75 creates each, all at once, send no more together than one may, and all of them."""
+    speed = 20.0
+    async with Emulator(speed=speed, strict_limits=True) as emulator, AsyncExitStack() as stack:
+        workers = [
+            await stack.enter_async_context(worker(emulator.url, postgres_url, speed, name, 75)) for name in "abcd"
+        ]
+        await asyncio.gather(*(process.communicate(b"go\n") for process in workers))
+        assert [process.returncode for process in workers] == [0] * 4
+    assert (emulator.counts.creates, emulator.counts.rejected) == (300, {})
