@@ -78,10 +78,11 @@ def run(program: str, environment: dict[str, str], folder: Path) -> str:
     [
         ("character.id, character.mention", r"ch_\w+ "),
         ("handle.updates()", r"(waiting .*\n)+(generating .*\n)*success .*\n\{'resultUrls': \[.*\]\}\nsuccess\n"),
+        ("session.create_many(", r"(dog \d succeeded Character\(.*\)\n){5}Progress\(asked=5, running=0, .*\)\n"),
         ("session.recover()", r"True\nch_\w+ 7118f712a5efa1d0f1c3f2ac1b3f9a55 [\d.]+\n"),
         ("SubmissionUnknownError as error", r"A day at the beach with @\S+ \.\n"),
     ],
-    ids=["ten-lines", "handle", "ledger", "errors"],
+    ids=["ten-lines", "handle", "batch", "ledger", "errors"],
 )
 def test_a_program_of_the_readme_runs(text: str, says: str, environment: dict[str, str], tmp_path: Path) -> None:
     """Each program of the README runs as it stands and prints what it promises."""
