@@ -143,6 +143,7 @@ def memory() -> Generator[Callable[[], int]]:
     tracemalloc.stop()
 
 
+@pytest.mark.timeout(180)  # it takes its time on a busy machine
 async def test_memory_is_flat_under_a_flood(
     receiver: CallbackReceiver, emulator: Emulator, memory: Callable[[], int], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -173,6 +174,7 @@ async def test_memory_is_flat_under_a_flood(
     assert memory() - before < 50_000
 
 
+@pytest.mark.timeout(180)  # it takes its time on a busy machine
 async def test_memory_is_flat_under_a_flood_of_connections(
     receiver: CallbackReceiver, emulator: Emulator, memory: Callable[[], int], caplog: pytest.LogCaptureFixture
 ) -> None:
