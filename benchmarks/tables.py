@@ -206,10 +206,11 @@ def _watched(rows: list[dict[str, Any]]) -> str:
 
 def _pacing(figures: dict[str, Any]) -> str:
     titles = {"learning": "Before a model has 20 durations", "learned": "Once it has"}
-    parts = [
+    intro = (
         "In virtual time, 24 models of recorded medians. `bound`: to the least for as many GETs; `even`: to looks at "
         "even intervals for as many GETs.\n"
-    ]
+    )
+    parts = [intro]
     for part, title in titles.items():
         rows = [
             {"spread": spread, "pace": pace, **row}
