@@ -1,14 +1,16 @@
-"""The file that a batch writes: whole lines, also after a crash."""
+"""The rows that a batch gives, and the file it writes: whole lines, also after a crash."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sora_chars.cli.batch_output import open_output
+from sora_chars.batch import Outcome
+from sora_chars.cli.batch_output import entry_row, open_output, outcome_row
 from sora_chars.errors import ConfigurationError
+from sora_chars.ledger import Entry, State
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,3 +72,56 @@ def test_a_dash_is_stdout(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     with open_output("-") as write:
         write(ROW)
         assert capfdbinary.readouterr().out == LINE
+
+
+def entry(state: State, **more: Any) -> Entry:
+    """An entry of the ledger."""
+    facts: dict[str, Any] = {"kind": "character", "request_json": "{}", "created_at": 0.0, "updated_at": 0.0}
+    facts |= {name: json.dumps(value) for name, value in more.items()}
+    return Entry(key="k", provider="kie", state=state, **facts)
+
+
+@pytest.mark.parametrize("nothing", [None, entry(State.ASKED), entry(State.SENDING)])
+def test_what_was_not_sent_is_no_row(nothing: Entry | None) -> None:
+    """It will be sent by the next run."""
+    assert entry_row(nothing) is None
+
+
+@pytest.mark.parametrize(
+    ("ended", "more"),
+    [
+        (entry(State.RUNNING), {"status": "running"}),
+        (
+            entry(State.FAILED, error_json={"code": "501", "message": "no"}),
+            {"status": "failed", "error": {"type": "TaskFailedError", "message": "no", "code": "501"}},
+        ),
+        (
+            entry(State.UNKNOWN, error_json={"message": "lost"}),
+            {"status": "unknown", "error": {"type": "SubmissionUnknownError", "message": "lost"}},
+        ),
+        (
+            entry(
+                State.REFUSED, error_json={"type": "UsageCapError", "message": "cap", "code": 433, "provider": "kie"}
+            ),
+            {"status": "refused", "error": {"type": "UsageCapError", "message": "cap", "code": 433}},
+        ),
+    ],
+)
+def test_the_row_of_an_entry(ended: Entry, more: dict[str, Any]) -> None:
+    """As the row of an outcome."""
+    assert entry_row(ended) == {"key": "k", "provider": "kie", "task_id": None} | more
+
+
+def test_the_row_of_an_entry_that_ended_well() -> None:
+    """With its character."""
+    character = {"id": "ch_1", "provider": "kie"}
+    result = {"task_id": "t", "provider": "kie", "state": "success", "character": character}
+    row = entry_row(entry(State.SUCCEEDED, result_json=result))
+    assert row
+    assert (row["status"], row["character"]["id"]) == ("succeeded", "ch_1")
+
+
+def test_an_error_that_nobody_foresaw_has_a_row() -> None:
+    """It is one line, and named by its type."""
+    row = outcome_row(Outcome(index=0, request=None, state=State.UNKNOWN, key="k", error=KeyError("a\nb")))
+    assert row["error"] == {"type": "KeyError", "message": "'a\\nb'"}
