@@ -273,9 +273,12 @@ def crowd(rule: str, spread: float, seconds: float) -> dict[str, float]:
                 pace.learn(ended(task))
                 waiting[waiting.index(task)] = fresh(now)
                 found += [task] * (now > seconds / 3)
+    gets, late = fmean(task.gets for task in found), fmean(task.late for task in found)
+    least = fmean(math.sqrt(model.bound()) for model in among) ** 2 / gets  # looks divided among models at their best
     return {
-        "gets": fmean(task.gets for task in found),
-        "late": fmean(task.late for task in found),
+        "gets": gets,
+        "late": late,
+        "bound": late / least,
         "late_p99": quantiles([task.late for task in found], n=100)[98],
         "late_max": max(task.late for task in found),
         "found_a_second": len(found) / (seconds * 2 / 3),

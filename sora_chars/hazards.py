@@ -25,34 +25,33 @@ _WINDOW = 64  # durations kept of a model
 _DECAY = 0.95  # what each newer one takes from the weight of an older: those of 14 tasks ago count half
 _CELLS = 64  # of a curve
 _REACH = 5.0  # how far a curve goes beyond all durations seen, in kernel widths
-_CLOSEST = 0.5  # seconds; looking more often than an answer takes shows nothing sooner
+_CLOSEST = 0.5  # seconds between looks; but for the shortest tasks, an answer takes as long
 _FEWEST = 1.0  # looks before the end, on average: a ladder's first look at a short task comes after it
 _USUAL_SPREAD = 0.3  # of the logarithms of one model's durations, believed as if seen twice
 _BELIEF = 2.0
 _NARROWEST = 0.02
+_LEAST_DENSE = 4  # durations
+_DENSE_THIRD = 0.86  # a normal distribution has a third of itself within so many deviations
 
 
 def ladder_looks(age: float) -> float:
     """How many looks the ladder has taken by `age`, on average."""
     looks = since = 0.0
     for until, low, high in RUNGS:
-        looks += 2 * (min(age, until) - since) / (low + high)
-        if age <= until:
-            break
+        looks += max(0.0, min(age, until) - since) * 2 / (low + high)
         since = until
     return looks
 
 
 def ladder_age(looks: float) -> float:
     """The age by which the ladder has taken so many looks: the inverse of `ladder_looks`."""
-    since = 0.0
+    age = since = 0.0
     for until, low, high in RUNGS:
-        span = (until - since) * 2 / (low + high)
-        if looks <= span:
-            return since + looks * (low + high) / 2
-        looks -= span
+        here = min(looks, (until - since) * 2 / (low + high))
+        age += here * (low + high) / 2
+        looks -= here
         since = until
-    raise AssertionError(looks)  # pragma: no cover - the last rung has no end
+    return age
 
 
 @attrs.define(eq=False)
@@ -180,8 +179,9 @@ def _looks(ages: list[float], hazards: list[float], scale: float, trust: float) 
     wanted = max(_FEWEST, sum(n * s for n, s in zip(ladder, alive, strict=True)))
     factor = wanted / sum(n * s for n, s in zip(shape, alive, strict=True))
     learned = trust**2 * factor  # less than `trust`, as few durations know little of the slow ones yet
+    closest = min(_CLOSEST, ages[len(ages) // 2] / 4)
     rates = zip(shape, ladder, seconds, strict=True)
-    grown = [min(scale * (learned * n + (1 - trust) * rung), dt / _CLOSEST) for n, rung, dt in rates]
+    grown = [min(scale * (learned * n + (1 - trust) * rung), dt / closest) for n, rung, dt in rates]
     return list(accumulate(grown, initial=0.0))
 
 
@@ -190,5 +190,13 @@ def _kernel_width(logs: array[float], shares: list[float]) -> float:
     known = 1 / sum(share * share for share in shares)  # how many equal weights would tell as much
     mean = sum(share * log for share, log in zip(shares, logs, strict=True))
     spread2 = sum(share * (log - mean) ** 2 for share, log in zip(shares, logs, strict=True))
+    if len(logs) >= _LEAST_DENSE:
+        spread2 = min(spread2, _dense_spread(logs) ** 2)
     spread = math.sqrt((spread2 * known + _USUAL_SPREAD**2 * _BELIEF) / (known + _BELIEF))
-    return max(_NARROWEST, 0.5 * spread * math.pow(known, -0.2))
+    return max(_NARROWEST, 0.6 * spread * math.pow(known, -0.2))
+
+
+def _dense_spread(logs: array[float]) -> float:
+    """The spread of one kind of tasks, if there are several: by the shortest stretch that holds a third of all."""
+    ordered = sorted(logs)
+    return min(b - a for a, b in zip(ordered, ordered[math.ceil(len(logs) / 3) :], strict=False)) / _DENSE_THIRD

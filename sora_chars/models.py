@@ -356,7 +356,7 @@ class TaskSnapshot:
 
 @attrs.frozen(kw_only=True)
 class Eta:
-    """How many seconds a task has left: with 9 chances in 10 `low` or more, `median` as likely as not, 9 in 10 `high`.
+    """How many seconds a task has left: `low` or more with 9 chances in 10, `median` with 5, `high` with 1.
 
     Reckoned from tasks of the same model, given that this one has not ended yet.
     """

@@ -66,10 +66,12 @@ class LearnedPace(Pace):
     `LadderPace` does, and so is a task that runs longer than all that is known. `hazards.py` has the mathematics.
 
     Raises:
-        ValueError: `scale` is not above 0.
+        ValueError: `scale` is not above 0, or not finite.
     """
 
-    scale: float = attrs.field(default=1.0, kw_only=True, validator=attrs.validators.gt(0))
+    scale: float = attrs.field(
+        default=1.0, kw_only=True, validator=[attrs.validators.gt(0), attrs.validators.lt(math.inf)]
+    )
     random: random.Random = attrs.field(factory=random.Random, kw_only=True, repr=False)
     _ladder: LadderPace = attrs.field(init=False, repr=False)
     _models: dict[tuple[str, str | None], Durations] = attrs.field(

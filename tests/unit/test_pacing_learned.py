@@ -1,0 +1,307 @@
+"""What a pace makes of what it learns. The goals of cost are ratios in virtual time, from fixed seeds."""
+
+from __future__ import annotations
+
+import math
+import random
+from itertools import pairwise
+from statistics import fmean
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sora_chars import LadderPace, LearnedPace, Pace, TaskSnapshot
+from sora_chars.hazards import ladder_age, ladder_looks
+
+ANY = st.floats()  # NaN and infinities too
+SECONDS = st.floats(min_value=0.001, max_value=86400)
+HISTORY = st.lists(SECONDS | ANY, max_size=70)
+
+
+def waiting(model: str | None = "m", provider: str = "kie") -> TaskSnapshot:
+    """A task that runs."""
+    return TaskSnapshot(task_id="t", provider=provider, state="generating", model=model)
+
+
+def taught(*durations: float, scale: float = 1.0, model: str | None = "m", seed: int = 1) -> LearnedPace:
+    """A pace that has heard of tasks that took so long."""
+    pace = LearnedPace(scale=scale, random=random.Random(seed))
+    for seconds in durations:
+        teach(pace, seconds, model)
+    return pace
+
+
+def teach(pace: Pace, seconds: float, model: str | None = "m") -> None:
+    """Tell of one task."""
+    pace.learn(
+        TaskSnapshot(task_id="t", provider="kie", state="success", model=model, created_at=0.0, completed_at=seconds)
+    )
+
+
+def draws(median: float, spread: float, count: int, seed: int = 2) -> list[float]:
+    """Durations of one model."""
+    dice = random.Random(seed)
+    return [median * math.exp(dice.gauss(0, spread)) for _ in range(count)]
+
+
+def looks(pace: Pace, until: float) -> list[float]:
+    """The ages at which a task is looked at that does not end."""
+    ages = [0.0]
+    while ages[-1] < until:
+        ages.append(ages[-1] + pace.delay(waiting(), ages[-1]))
+    return ages[1:]
+
+
+def cost(pace: Pace, durations: list[float]) -> tuple[float, float]:
+    """GETs a task, and seconds until the end is seen; nothing is learned."""
+    seen = [looks(pace, seconds) for seconds in durations]
+    late = [ages[-1] - seconds for ages, seconds in zip(seen, durations, strict=True)]
+    return fmean(map(len, seen)), fmean(late)
+
+
+def bound(median: float, spread: float) -> float:
+    """The least product of GETs and lateness, (integral of sqrt(f S))**2 / 2."""
+    total = 0.0
+    for z in (k / 100 for k in range(-800, 801)):
+        normal = math.exp(-z * z / 2) / math.sqrt(2 * math.pi) * math.erfc(z / math.sqrt(2)) / 2
+        total += math.sqrt(normal * spread * median * math.exp(spread * z)) / 100
+    return total * total / 2
+
+
+class Plain(Pace):
+    """Somebody's pace that only says when."""
+
+    def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
+        """Every second."""
+        del snapshot, age
+        return 1.0
+
+
+def test_a_pace_needs_no_more_than_a_delay() -> None:
+    """What a pace does not write has a default: it learns nothing, gains by time unseen, expects nothing."""
+    pace = Plain()
+    teach(pace, 3.0)
+    assert pace.gain(waiting(), 10.0, 4.0) == 4.0
+    assert pace.expect(waiting(), 10.0) is None
+
+
+@pytest.mark.parametrize("snapshot", [None, waiting(), waiting("other"), waiting(None), waiting(provider="other")])
+def test_what_is_unknown_is_looked_at_by_the_ladder(snapshot: TaskSnapshot | None) -> None:
+    """A model that nothing is known of gets exactly the delays of kie.ai's ladder, whatever else is known."""
+    known = () if snapshot == waiting() else (10.0,) * 30
+    ages = [0.0, 1.0, 29.0, 31.0, 119.0, 500.0]
+    pace, ladder = taught(*known), LadderPace(random.Random(1))
+    assert [pace.delay(snapshot, age) for age in ages] == [ladder.delay(snapshot, age) for age in ages]
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 0.0, 86401.0, 1e300, math.nan, math.inf, 1e-9])
+def test_durations_that_cannot_be_teach_nothing(seconds: float) -> None:
+    """A clock gone wrong leaves no trace, nor does a task whose times are missing."""
+    pace = taught(seconds)
+    pace.learn(waiting())
+    assert pace.lessons() == []
+
+
+def test_looks_lie_where_tasks_end() -> None:
+    """Half a minute passes before the first look at a model of 46 s; then they are close, and later rarer again."""
+    pace = taught(*draws(46, 0.15, 40))
+    ages = looks(pace, 200)
+    assert ages[0] > 20
+    around = [age for age in ages if 38 < age < 54]
+    assert len(around) > 10
+    assert all(b - a > 14 for a, b in pairwise(ages) if a > 130)
+
+
+def test_two_kinds_of_tasks_are_both_met() -> None:
+    """Between the short and the long tasks of a model there are fewer looks than at either."""
+    pace = taught(*(seconds * (1 if k % 2 else 10) for k, seconds in enumerate(draws(10, 0.1, 64))))
+    ages = looks(pace, 150)
+    rates = [sum(low <= age < high for age in ages) / (high - low) for low, high in ((8, 13), (20, 70), (85, 115))]
+    assert rates[1] < rates[0] / 2
+    assert rates[1] < rates[2] / 2
+
+
+def test_past_everything_seen_the_ladder_goes_on() -> None:
+    """A task that has run ten times as long as any other is looked at as rarely as the ladder does, without end."""
+    pace, ladder = taught(*[46.0] * 40), LadderPace(random.Random(1))
+    for age in (460.0, 1e4, 1e8):
+        pace.random.seed(7)
+        ladder.random.seed(7)
+        assert pace.delay(waiting(), age) == ladder.delay(waiting(), age)
+
+
+def test_tasks_made_together_do_not_stay_together() -> None:
+    """Two tasks of one age are not looked at at one time."""
+    pace = taught(*[46.0] * 40)
+    assert len({pace.delay(waiting(), 0.0) for _ in range(20)}) == 20
+
+
+def test_a_task_of_a_moment_is_not_waited_for_as_long_as_the_ladder_does() -> None:
+    """The ladder's first look comes after 2 s; what takes 0.3 s is known to, and is looked at by then."""
+    assert cost(taught(*[0.3] * 20), [0.3] * 20)[1] < 0.3
+
+
+@given(history=HISTORY, age=ANY, unseen=ANY, scale=st.floats(min_value=1e-6, max_value=1e6))
+def test_no_number_upsets_a_pace(history: list[float], age: float, unseen: float, scale: float) -> None:
+    """Whatever it was told and is asked, a delay is some time, a gain no less than nothing, and an ETA in order."""
+    pace = taught(*history, scale=scale)
+    delay, gain, eta = pace.delay(waiting(), age), pace.gain(waiting(), age, unseen), pace.expect(waiting(), age)
+    assert 0 < delay < 1e9
+    assert 0 <= gain < math.inf
+    if eta is not None:
+        assert 0 <= eta.low <= eta.median <= eta.high < math.inf
+    for lesson in pace.lessons():
+        assert all(0 <= number < math.inf for number in (*lesson.curve.cost(), *lesson.curve.ladder_cost()))
+
+
+@given(history=st.lists(SECONDS, max_size=70), age=st.floats(0, 1e6))
+def test_a_task_grows_more_urgent_the_longer_it_was_not_seen(history: list[float], age: float) -> None:
+    """The gain rises from nothing with the time since the last look, so that no task starves."""
+    pace = taught(*history)
+    gains = [pace.gain(waiting(), age, age * part) for part in (0.0, 0.01, 0.1, 0.5, 1.0)]
+    assert gains[0] == 0.0
+    assert gains == sorted(gains)
+    if age > 0.01:
+        assert gains[1] > 0
+
+
+@given(history=st.lists(SECONDS, min_size=1, max_size=70))
+def test_curves_only_rise(history: list[float]) -> None:
+    """Ages, hazards and looks never fall along a curve, and hazards and looks start at nothing."""
+    (lesson,) = taught(*history).lessons()
+    for table in (lesson.curve.ages, lesson.curve.hazards, lesson.curve.looks):
+        assert table[0] == 0.0
+        assert list(table) == sorted(table)
+
+
+@given(looked=st.floats(0, 1e6))
+def test_the_ladder_can_be_read_both_ways(looked: float) -> None:
+    """The age of so many looks has so many looks."""
+    assert ladder_looks(ladder_age(looked)) == pytest.approx(looked, rel=1e-9, abs=1e-9)
+
+
+def test_a_look_goes_where_a_task_may_have_ended() -> None:
+    """Not to the one that cannot have ended yet, though it waits longer; and to the one that surely has before all."""
+    pace = taught(*draws(46, 0.15, 64))
+    early, now, over = (pace.gain(waiting(), age, unseen) for age, unseen in ((20.0, 20.0), (46.0, 5.0), (80.0, 50.0)))
+    assert early < now < over
+
+
+def test_the_gain_of_a_short_while_is_half_its_square_times_the_hazard() -> None:
+    """Where little can have happened, c = h u**2 / 2: of an unknown model at 70 s, h = 1 / 100 s."""
+    assert taught().gain(waiting(), 70.0, 0.1) == pytest.approx(0.1**2 / 100 / 2, rel=0.01)
+
+
+def test_an_eta_is_the_range_of_what_is_left() -> None:
+    """At first it is that of all durations, then that of those which are not over; past them nothing is expected."""
+    durations = sorted(draws(46, 0.25, 64))
+    random.Random(3).shuffle(durations)
+    pace = taught(*durations)
+    eta = pace.expect(waiting(), 0.0)
+    assert eta is not None
+    assert (eta.low, eta.median, eta.high) == pytest.approx((34, 46, 63), rel=0.2)
+    later = pace.expect(waiting(), 45.0)
+    assert later is not None
+    assert 0 < later.low < later.median < eta.median - 30
+    assert pace.expect(waiting(), 1000.0) is None
+
+
+@pytest.mark.parametrize(("count", "known"), [(0, False), (2, False), (3, True)])
+def test_an_eta_takes_three_tasks(count: int, known: bool) -> None:  # noqa: FBT001 # pytest gives it
+    """One or two durations make no range."""
+    assert (taught(*[46.0] * count).expect(waiting(), 1.0) is not None) is known
+
+
+def test_a_model_that_has_changed_is_learned_anew() -> None:
+    """After as many tasks as are kept, nothing is left of how it was; after half of them, little."""
+    pace = taught(*[20.0] * 64, *[100.0] * 32)
+    assert pace.lessons()[0].curve.age(0.5) == pytest.approx(100, rel=0.1)
+    for _ in range(32):
+        teach(pace, 100.0)
+    assert pace.lessons()[0].seconds == pytest.approx([100.0] * 64)
+
+
+def test_models_are_bounded() -> None:
+    """Of too many models those are forgotten that were heard of longest ago."""
+    pace = taught()
+    for number in range(300):
+        teach(pace, 10.0, f"m{number}")
+        teach(pace, 10.0, "m0")
+    names = {lesson.model for lesson in pace.lessons()}
+    assert len(names) == 256
+    assert {"m0", "m299"} <= names
+    assert "m1" not in names
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
+def test_a_scale_must_be_one(scale: float) -> None:
+    """A pace that would never look, or always, is refused when it is made."""
+    with pytest.raises(ValueError, match="scale"):
+        LearnedPace(scale=scale)
+
+
+@pytest.mark.parametrize("spread", [0.15, 0.25, 0.4])
+@pytest.mark.parametrize("median", [13.0, 46.0, 127.0])
+def test_20_tasks_teach_enough(median: float, spread: float) -> None:
+    """Then the product of GETs and lateness is at most 1.2 x the least there is, with no more GETs than the ladder."""
+    new = draws(median, spread, 100, seed=4)
+    costs = [cost(taught(*draws(median, spread, 20, seed=seed)), new) for seed in range(10)]
+    gets, late = fmean(gets for gets, _ in costs), fmean(late for _, late in costs)
+    assert gets * late < 1.2 * bound(median, spread)
+    assert gets < cost(LadderPace(random.Random(1)), new)[0] * 1.02
+
+
+@pytest.mark.parametrize("known", [1, 2, 5, 10])
+def test_few_tasks_teach_something(known: int) -> None:
+    """From the first one on, ends of tasks are seen in two thirds of the ladder's time, for at most 1.1 x its GETs."""
+    new = draws(46, 0.25, 100, seed=4)
+    costs = [cost(taught(*draws(46, 0.25, known, seed=seed)), new) for seed in range(10)]
+    gets, late = cost(LadderPace(random.Random(1)), new)
+    assert fmean(late for _, late in costs) < late * 2 / 3
+    assert fmean(gets for gets, _ in costs) < gets * 1.1
+
+
+@pytest.mark.parametrize("median", [13.0, 46.0, 127.0])
+def test_what_looks_cost_is_known(median: float) -> None:
+    """The costs that a curve tells are those that it leads to, its own and the ladder's."""
+    pace = taught(*draws(median, 0.25, 64))
+    (lesson,) = pace.lessons()
+    again = list(lesson.seconds) * 10
+    assert lesson.curve.cost() == pytest.approx(cost(pace, again), rel=0.15)
+    assert lesson.curve.ladder_cost() == pytest.approx(cost(LadderPace(random.Random(1)), again), rel=0.15)
+
+
+def test_a_scale_buys_time_with_looks() -> None:
+    """Twice the looks for half the wait."""
+    known, new = draws(127, 0.25, 64), draws(127, 0.25, 200, seed=4)
+    (gets, late), (more, sooner) = (cost(taught(*known, scale=scale), new) for scale in (1.0, 2.0))
+    assert more == pytest.approx(2 * gets, rel=0.1)
+    assert sooner == pytest.approx(late / 2, rel=0.1)
+
+
+def crowd(pace: Pace, count: int = 100, every: float = 0.5) -> float:
+    """How late ends are seen where 100 tasks wait at all times and one GET is free each half second."""
+    dice = random.Random(5)
+    medians = {"a": 13.0, "b": 46.0, "c": 127.0}
+
+    def fresh(now: float) -> list[float | str]:
+        model = dice.choice(list(medians))
+        return [now, now + medians[model] * math.exp(dice.gauss(0, 0.2)), now, model]
+
+    tasks, late = [fresh(0.0) for _ in range(count)], list[float]()
+    for now in (turn * every for turn in range(1, 1600)):
+        gains = [pace.gain(waiting(str(model)), now - float(made), now - float(seen)) for made, _, seen, model in tasks]
+        best = gains.index(max(gains))
+        if float(tasks[best][1]) > now:
+            tasks[best][2] = now
+            continue
+        late += [now - float(tasks[best][1])] * (now > 200)
+        teach(pace, float(tasks[best][1]) - float(tasks[best][0]), str(tasks[best][3]))
+        tasks[best] = fresh(now)
+    return fmean(late)
+
+
+def test_in_a_crowd_ends_are_seen_in_half_the_time() -> None:
+    """With few GETs for many tasks, taking the largest gain sees ends in half the time of taking turns, or less."""
+    assert crowd(taught()) < crowd(Plain()) / 2
