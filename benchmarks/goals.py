@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 from peers import HAND, OURS, OURS_1S, OURS_LIMITED
+from presence import STATEMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -134,7 +135,9 @@ def _cards(cards: dict[str, Any]) -> Iterator[Goal]:
 
 
 def _presence(figures: dict[str, Any]) -> Iterator[Goal]:
-    yield Goal("E", "import, to that of what it stands on", figures["ratio"], most=IMPORT, unit=" x")
+    for name in ("bare", "used"):
+        ratio = figures["imports"][name]["cpu_ms_ratio"]
+        yield Goal("E", f"CPU of `{STATEMENTS[name]}`, to `{STATEMENTS['theirs']}`", ratio, most=IMPORT, unit=" x")
     for step in ("imported", "session made"):
         if step in figures["steps"]:
             things = sum(figures["steps"][step].values())

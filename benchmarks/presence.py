@@ -9,7 +9,12 @@ import sys
 import tempfile
 from typing import Any
 
-OURS, THEIRS = "import sora_chars", "import aiohttp, attrs, cattrs, backoff"
+STATEMENTS = {
+    "theirs": "import aiohttp, attrs, cattrs, backoff",
+    "bare": "import sora_chars",
+    "used": "from sora_chars import CharacterSession, Kie",
+}
+"""`bare` loads next to nothing, since names are loaded when they are asked for; `used` is what a program does."""
 TURNS, QUICK_TURNS = 61, 3
 
 TIMED = """
@@ -49,25 +54,21 @@ print(json.dumps(steps))
 
 def figures(*, quick: bool) -> dict[str, Any]:
     """Medians of interleaved imports, each in a fresh interpreter, and what was counted before the first use."""
-    for statement in (OURS, THEIRS):
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in STATEMENTS}
+    for statement in STATEMENTS.values():
         timed(statement)  # writes the byte code
-    walls: dict[str, list[float]] = {OURS: [], THEIRS: []}
-    cpus: dict[str, list[float]] = {OURS: [], THEIRS: []}
     for turn in range(QUICK_TURNS if quick else TURNS):
-        for statement in (OURS, THEIRS) if turn % 2 else (THEIRS, OURS):
-            wall, cpu = timed(statement)
-            walls[statement].append(wall)
-            cpus[statement].append(cpu)
-    middle = {statement: statistics.median(found) for statement, found in walls.items()}
-    middle_cpu = {statement: statistics.median(found) for statement, found in cpus.items()}
-    return {
-        "turns": len(walls[OURS]),
-        "ours_ms": middle[OURS] * 1000,
-        "theirs_ms": middle[THEIRS] * 1000,
-        "ratio": middle[OURS] / middle[THEIRS],
-        "cpu_ratio": middle_cpu[OURS] / middle_cpu[THEIRS],
-        "steps": look(),
-    }
+        for name in sorted(STATEMENTS, reverse=turn % 2 == 1):
+            times[name].append(timed(STATEMENTS[name]))
+    rows = {name: _middle(found) for name, found in times.items()}
+    for row in rows.values():
+        row |= {f"{figure}_ratio": row[figure] / rows["theirs"][figure] for figure in ("wall_ms", "cpu_ms")}
+    return {"turns": len(times["bare"]), "imports": rows, "steps": look()}
+
+
+def _middle(times: list[tuple[float, float]]) -> dict[str, float]:
+    walls, cpus = zip(*times, strict=True)
+    return {"wall_ms": statistics.median(walls) * 1000, "cpu_ms": statistics.median(cpus) * 1000}
 
 
 def timed(statement: str) -> tuple[float, float]:

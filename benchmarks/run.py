@@ -62,16 +62,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small, and nothing is kept")
     parser.add_argument("--parts", default=",".join(PARTS), help="such as A,C; none for the report alone")
-    parser.add_argument("--output", type=Path, default=HERE, help="the folder of results.json")
+    parser.add_argument("--output", type=Path, help="the folder of results.json")
     given = parser.parse_args()
     parts = [part for part in given.parts.upper().split(",") if part and part != "NONE"]
     if unknown := set(parts) - PARTS.keys():
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
-    if given.quick:
-        with tempfile.TemporaryDirectory() as folder:
-            run(parts, Path(folder), quick=True)
-    else:
-        run(parts, given.output, quick=False)
+    with tempfile.TemporaryDirectory() as nowhere:
+        folder = given.output or (Path(nowhere) if given.quick else HERE)
+        run(parts, folder, quick=given.quick)
 
 
 if __name__ == "__main__":

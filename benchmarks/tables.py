@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import goals
 from goals import number
+from presence import STATEMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -100,6 +101,14 @@ KINDS = {
     "callbacks": "posts",
     "refused": "of them refused",
 }
+IMPORTS = {
+    "statement": "statement",
+    "wall_ms": "ms",
+    "wall_ms_ratio": "to the first",
+    "cpu_ms": "CPU ms",
+    "cpu_ms_ratio": "to the first",
+}
+STEPS = {"step": "", "threads": "threads", "tasks": "asyncio tasks", "sockets": "sockets"}
 LOOPS = {"peer": "client", "first": "first loop", "second": "second loop", "creates": "tasks made, of 2 asked"}
 
 
@@ -264,14 +273,10 @@ def _turned(rows: list[dict[str, Any]], names: Mapping[str, str]) -> list[dict[s
 
 
 def _presence(figures: dict[str, Any]) -> str:
-    names = ("threads", "tasks", "sockets")
+    imports = [{"statement": f"`{STATEMENTS[name]}`", **row} for name, row in figures["imports"].items()]
     steps = [{"step": step, **counted} for step, counted in figures["steps"].items()]
-    return (
-        f"`import sora_chars`: {number(figures['ours_ms'])} ms; `import aiohttp, attrs, cattrs, backoff`: "
-        f"{number(figures['theirs_ms'])} ms; ratio {number(figures['ratio'])}, of CPU {number(figures['cpu_ratio'])} "
-        f"(medians of {figures['turns']}, interleaved, each in a fresh interpreter).\n\n"
-        + table(steps, {"step": "", **{name: name for name in names}})
-    )
+    intro = f"Medians of {figures['turns']} imports, interleaved, each in a fresh interpreter.\n\n"
+    return f"{intro}{table(imports, IMPORTS)}\n{table(steps, STEPS)}"
 
 
 def plain(figures: Any, depth: int = 3) -> str:
