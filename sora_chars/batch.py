@@ -144,6 +144,7 @@ class Outcomes:
     _feeder: asyncio.Task[None] | None = attrs.field(default=None, init=False)
     _submitting: set[asyncio.Task[None]] = attrs.field(factory=set["asyncio.Task[None]"], init=False)
     _in_flight: set[_Job] = attrs.field(factory=set[_Job], init=False)
+    _youngest: _Job | None = attrs.field(default=None, init=False)
     _unread: deque[Outcome] = attrs.field(factory=deque[Outcome], init=False)
     _changed: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
     _told: bool = attrs.field(default=False, init=False)  # whether the consumer knows what the requests raised
@@ -156,7 +157,9 @@ class Outcomes:
     def progress(self) -> Progress:
         """How far the batch is now."""
         self._entered()
-        return self._meter.progress(asyncio.get_running_loop().time())
+        handle = self._youngest.handle if self._youngest in self._in_flight else None
+        learned = handle.eta if handle else None
+        return self._meter.progress(asyncio.get_running_loop().time(), last=learned.median if learned else None)
 
     async def updates(self) -> AsyncGenerator[Progress, None]:
         """How far the batch is: now, after changes, and at its end. A slow reader misses what lies between."""
@@ -234,7 +237,7 @@ class Outcomes:
 
     async def _feed(self) -> None:
         """Take up one request after the other, each as late as can be. It ends with what the requests raise."""
-        flow.set(self)  # also of those who submit
+        flow.set(object())  # also of all that is begun from here, which may outlive this batch
         index = 0
         async with aclosing(_each(self._batch.requests)) as rows:
             while await self._room():
@@ -290,6 +293,7 @@ class Outcomes:
         loop = asyncio.get_running_loop()
         try:
             job.handle = await self._batch.start(job.request, job.provider)
+            self._youngest = job
             job.handle.add_done_callback(lambda _: self._settle(job))
         except Exception as error:  # noqa: BLE001 # the border: one must not stop the others
             if isinstance(error, SessionClosedError):

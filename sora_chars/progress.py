@@ -65,8 +65,8 @@ class Meter:
         self._recent[-1][1] += 1
         self._forget(now)
 
-    def progress(self, now: float) -> Progress:
-        """The state of things."""
+    def progress(self, now: float, *, last: float | None = None) -> Progress:
+        """The state of things. `last`: seconds until the youngest in flight ends, if anything was learned of that."""
         left = None if self.total is None else max(0, self.total - self.asked)
         rate, running = self._rate(now), self.asked - self.ends.total() + self.ends[State.RUNNING]
         return Progress(
@@ -79,7 +79,7 @@ class Meter:
             left=left,
             credits=self.credits,
             rate=rate,
-            eta=self._eta(now, rate, left),
+            eta=self._eta(now, rate, left, last),
         )
 
     def _rate(self, now: float) -> float:
@@ -91,16 +91,16 @@ class Meter:
         while self._recent and self._recent[0][0] < now - _RECENT:
             self._recent.popleft()
 
-    def _eta(self, now: float, rate: float, left: int | None) -> float | None:
-        """What is left goes at the rate of now; then the youngest takes as long as the others did on average."""
+    def _eta(self, now: float, rate: float, left: int | None, last: float | None) -> float | None:
+        """What is left goes at the rate of now; then the youngest lasts as was learned, or as the others did."""
         ended = self.ends.total()
         in_flight = self.asked - ended
         if left == in_flight == 0:
             return 0.0
-        if left is None or not ended or (left and not rate):
+        if left is None or (left and not rate):
             return None
-        youngest = 0.0 if left else now - self._last_asked
-        last = self._waited / ended - youngest
-        if last > 0:
+        if last is None and ended:
+            last = self._waited / ended - (0.0 if left else now - self._last_asked)
+        if last is not None and last > 0:
             return last + (left / rate if left else 0.0)
         return in_flight / rate if rate else None  # longer than most: nothing but the rate tells

@@ -11,7 +11,7 @@ import pytest
 
 from sora_chars.ledger import open_ledger
 from sora_chars.limits import Pause, Window
-from sora_chars.models import CharacterRequest, TaskRequest
+from sora_chars.models import CharacterRequest, Eta, TaskRequest
 from sora_chars.pacing import FixedPace
 from sora_chars.session import CharacterSession
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from sora_chars.batch import Outcomes
+    from sora_chars.models import TaskSnapshot
     from sora_chars.progress import Progress
     from sora_chars.protocols import Provider
 
@@ -33,6 +34,15 @@ def wish(how: str = "ends 10", **fields: Any) -> CharacterRequest:
 def session_of(*providers: Provider, **options: Any) -> CharacterSession:
     """A session that looks every second."""
     return CharacterSession(*providers, pace=FixedPace(1.0), **options)
+
+
+class Knowing(FixedPace):
+    """A pace that has learned that tasks take a minute."""
+
+    def expect(self, snapshot: TaskSnapshot | None, age: float) -> Eta:
+        """See `Pace.expect`."""
+        del snapshot
+        return Eta(low=50 - age, median=60 - age, high=70 - age)
 
 
 async def states(outcomes: Outcomes) -> list[str]:
@@ -214,6 +224,19 @@ async def test_progress_is_told_as_it_changes(make_shop: Callable[..., Any]) -> 
     assert [progress.ended for progress in seen if progress.asked == 2] == [0, 1, 2]
     assert (seen[-1].running, seen[-1].ended, seen[-1].left, seen[-1].credits) == (0, 2, 0, 4.0)
     assert seen[-1] == outcomes.progress
+
+
+async def test_the_eta_knows_what_the_pace_has_learned(make_shop: Callable[..., Any]) -> None:
+    """Before any task has ended the youngest one's own ETA tells; with no task in flight there is none to ask."""
+    async with (
+        CharacterSession(make_shop(), pace=Knowing(1.0)) as session,
+        session.create_many([wish("ends 60"), wish("ends 60")]) as outcomes,
+    ):
+        etas = [outcomes.progress.eta]
+        await asyncio.sleep(11)
+        etas.append(outcomes.progress.eta)
+        assert await states(outcomes) == ["0 succeeded", "1 succeeded"]
+        assert [*etas, outcomes.progress.eta] == [None, 50, 0]
 
 
 @pytest.mark.parametrize("number", [3, 1000])

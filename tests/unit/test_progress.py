@@ -64,6 +64,17 @@ def test_the_eta_of_a_small_batch_is_that_of_its_youngest() -> None:
     assert meter.progress(502.0).eta == 0.0
 
 
+def test_the_eta_takes_what_was_learned() -> None:
+    """What is known of the youngest task counts for more than how long the others took, and before one has ended."""
+    meter = Meter(began=0.0, total=2)
+    meter.ask(0.0)
+    assert meter.progress(1.0, last=9.0).eta is None
+    meter.ask(1.0)
+    assert meter.progress(2.0, last=9.0).eta == 9.0
+    meter.end(State.SUCCEEDED, None, began=0.0, now=3.0)
+    assert (meter.progress(3.0, last=9.0).eta, meter.progress(3.0).eta) == (9.0, 1.0)
+
+
 def test_no_eta_is_made_up() -> None:
     """While nobody knows how many are left, or nothing ends any more, there is none."""
     endless = Meter(began=0.0, total=None)
