@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 README = Path(__file__).parents[2] / "README.md"
 BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
+(TABLE,) = [text for language, text in BLOCKS if language == "csv"]
 SHELL = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
 
 # The providers' addresses are defaults of keyword-only parameters: put the emulator there, and change nothing else.
@@ -142,13 +143,17 @@ def test_the_test_of_the_readme_passes(environment: dict[str, str], tmp_path: Pa
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("sora-chars ")])
-def test_a_command_of_the_readme_works(line: str, environment: dict[str, str], sora_emulator: Emulator) -> None:
+def test_a_command_of_the_readme_works(
+    line: str, environment: dict[str, str], sora_emulator: Emulator, tmp_path: Path
+) -> None:
     """Each command of the README ends with exit status 0 when it is sent to the emulator."""
+    (tmp_path / "dogs.csv").write_text(TABLE)
     command, *arguments = shlex.split(line)
     program = str(Path(sys.executable).with_name(command))
     done = subprocess.run(
         [program, *arguments, "--base-url", sora_emulator.url],
         env=environment,
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=50,
