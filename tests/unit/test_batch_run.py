@@ -1,0 +1,34 @@
+"""A run of a batch: what ends it quietly."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import pytest
+
+from sora_chars.cli.batch_run import BatchRun
+from sora_chars.cli.batch_spool import open_spool
+from sora_chars.cli.options import Settings
+from sora_chars.cli.running import Job
+
+
+async def test_only_a_signal_ends_a_run_quietly() -> None:
+    """Whatever else cancels it is told to whoever waits for it."""
+    with open_spool() as spool:
+        batch_run = BatchRun(
+            job=Job(),
+            settings=Settings(provider="kie", base_url=None, timeout=None),
+            spool=spool,
+            output="-",
+            write=print,
+            concurrency=1,
+            budget=None,
+            price=None,
+            patient=True,
+        )
+    with pytest.raises(asyncio.CancelledError), batch_run._until_signal():
+        raise asyncio.CancelledError
+    batch_run.interrupted(signal.SIGINT)
+    with batch_run._until_signal():
+        raise asyncio.CancelledError
