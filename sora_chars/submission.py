@@ -134,6 +134,8 @@ class Submission:
 
     async def _mark(self, digest: str) -> None:
         """From here on the request may arrive: nothing cancels it any more."""
+        if self.entry.state not in {State.ASKED, State.REFUSED}:  # others took this process for dead since its last try
+            raise EntryMovedError(f"Entry {self.entry.key} is {self.entry.state} by now.", entry=self.entry)
         before, self.sent = self.entry, True
         try:
             self.entry = await self.ledger.move(before, State.SENDING, token_digest=digest)
