@@ -176,6 +176,7 @@ def _looks(ages: list[float], hazards: list[float], scale: float, trust: float) 
     alive = [(math.exp(-a) + math.exp(-b)) / 2 for a, b in pairwise(hazards)]
     ladder = [ladder_looks(b) - ladder_looks(a) for a, b in pairwise(ages)]
     shape = [math.sqrt((b - a) * dt) for (a, b), dt in zip(pairwise(hazards), seconds, strict=True)]
+    shape[0] = 0.0  # nothing has ever ended so early
     wanted = max(_FEWEST, sum(n * s for n, s in zip(ladder, alive, strict=True)))
     factor = wanted / sum(n * s for n, s in zip(shape, alive, strict=True))
     learned = trust**2 * factor  # less than `trust`, as few durations know little of the slow ones yet

@@ -160,9 +160,10 @@ async def endings(ledger: Ledger, *, limit: int) -> list[TaskSnapshot]:
     """The last tasks that ended, up to `limit`, the oldest first. A row that cannot be read as one is left out."""
     found: list[TaskSnapshot] = []
     async for entry in ledger.entries(states={State.SUCCEEDED, State.FAILED}, newest_first=True, limit=limit):
-        with suppress(ValueError, TypeError, AttributeError, KeyError):  # a row that somebody else has written
+        with suppress(ValueError, TypeError, OverflowError):  # a row that somebody else has written
             snapshot = to_snapshot(entry)
-            if math.isfinite(snapshot.duration or 0.0) and isinstance(snapshot.model, str | None):
+            readable = math.isfinite(snapshot.duration or 0.0) and isinstance(snapshot.model, str | None)
+            if readable and snapshot.provider == entry.provider:
                 found.append(snapshot)
     return found[::-1]
 
