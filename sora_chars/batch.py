@@ -290,7 +290,6 @@ class Outcomes:
                     return False
 
     async def _submit(self, job: _Job) -> None:
-        loop = asyncio.get_running_loop()
         try:
             job.handle = await self._batch.start(job.request, job.provider)
             self._youngest = job
@@ -301,7 +300,7 @@ class Outcomes:
             self._settle(job, error)
         else:
             if self._batch.timeout != math.inf:
-                job.timer = loop.call_at(job.began + self._batch.timeout, self._settle, job)
+                job.timer = asyncio.get_running_loop().call_later(self._batch.timeout, self._settle, job)
 
     def _submitted(self, asyncio_task: asyncio.Task[None]) -> None:
         self._submitting.discard(asyncio_task)

@@ -215,9 +215,9 @@ class CharacterSession:
         flight and `limit` outcomes unread. One that fails stops no other, and an invalid one is an outcome, too.
         Leaving the block sends nothing more. What was sent goes on: ask again with the same keys, or `recover`.
 
-        `timeout`: seconds for each, as in `create`. `budget`: credits that all of them may cost together, whenever
-        they were paid. `price`: credits that one costs, or a function of the request; without it, one at a time is
-        sent until the provider has told, and then each is taken to cost as much as the dearest so far.
+        `timeout`: seconds that each is waited for once it was sent. `budget`: credits that all of them may cost
+        together, whenever they were paid. `price`: credits that one costs, or a function of the request; without it,
+        one at a time is sent until the provider has told, and then each is taken to cost as much as the dearest so far.
 
         Raises:
             InvalidRequestError: `requests` is no iterable, or an option is wrong.

@@ -289,10 +289,18 @@ async def test_cheaper_ones_than_expected_leave_room(make_shop: Callable[..., An
 
 
 async def test_what_waits_for_the_budget_is_not_yet_asked(make_shop: Callable[..., Any]) -> None:
-    """Its time-out counts from when it goes."""
-    async with session_of(make_shop(credits=1.0)) as session:
-        outcomes = await session.create_all([wish(), wish()], budget=3, price=2, timeout=15)
-    assert [outcome.state for outcome in outcomes] == ["succeeded"] * 2
+    """It is counted, and its time runs, from when it goes."""
+    wishes = [wish(), wish()]
+    async with (
+        session_of(make_shop(credits=1.0)) as session,
+        session.create_many(wishes, budget=3, price=2) as outcomes,
+    ):
+        await asyncio.sleep(5)
+        assert (outcomes.progress.asked, outcomes.progress.left) == (1, 1)
+        await anext(outcomes)
+        await asyncio.sleep(5)
+        assert outcomes.progress.eta == 11 - 5
+        assert await states(outcomes) == ["1 succeeded"]
 
 
 async def test_a_budget_needs_a_price(make_shop: Callable[..., Any]) -> None:
