@@ -34,6 +34,7 @@ ARRIVAL = 5.0  # seconds by which a request has arrived
 _SLACK = 0.01  # seconds by which the provider's clock may run otherwise than ours within one window
 _TICK = 0.001  # seconds; a clock ticks in steps, and may never reach a time in between
 _LOOK_AGAIN = 0.25  # seconds; an answer that another thread's loop received wakes nobody here
+_FEW = 100  # places
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 _MOST_ACCOUNTS = 1000  # a web app may hold a key for each of its users
@@ -170,6 +171,7 @@ class Window:
     """How many stand in line, in all event loops."""
     _under_way: set[Place] = attrs.field(factory=set[Place])
     _places: list[Place] = attrs.field(factory=list[Place])
+    _crowd: int = _FEW  # how many places are worth going through, so that a wide window costs each request little
     _lines: dict[asyncio.AbstractEventLoop, _Line] = attrs.field(factory=dict["asyncio.AbstractEventLoop", _Line])
 
     @asynccontextmanager
@@ -246,8 +248,11 @@ class Window:
         if self.limit is None:
             return 0.0
         count, seconds = self.shares[0].limit(now) if self.shares else self.limit
+        if len(self._places) < min(count, self._crowd):
+            return 0.0
         over = now - seconds - _SLACK
         self._places = [place for place in self._places if place.counts_from > over]
+        self._crowd = 2 * len(self._places) + _FEW
         if len(self._places) < count:
             return 0.0
         first = min((place.counts_from for place in self._places), default=math.inf)
