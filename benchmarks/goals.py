@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 CPU, LAG_MS, BYTES, CLOSING_S = 1.25, 25.0, 2048.0, 2.0
+MANY = 10_000
 BOUND, LEARNING, CROWD = 1.2, 1.1, 0.5
 CALLBACK_CPU, IMPORT = 1.5, 1.15
 
@@ -85,6 +86,8 @@ def _waiting(figures: dict[str, Any]) -> Iterator[Goal]:
 
 def _watched(rows: list[dict[str, Any]]) -> Iterator[Goal]:
     row = rows[-1]
+    if row["tasks"] < MANY:  # where what is made once weighs more than what is made for each
+        return
     size = f"{row['tasks']:,} watched"
     yield Goal("A", f"{size}: memory of one", row["bytes_a_task"], most=BYTES, unit=" bytes")
     yield Goal("A", f"{size}: worst lag", row["lag_max_ms"], most=LAG_MS, unit=" ms")

@@ -63,29 +63,32 @@ class Meter:
     _began: float = 0.0
     _cpu: float = 0.0
     _memory: int = 0
+    _tick_began: float = 0.0
     _ticker: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin."""
         forget_peak()
         self._ticker = asyncio.create_task(self._tick())
+        self._tick_began = time.perf_counter()
         self._began, self._cpu, self._memory = time.perf_counter(), cpu_seconds(), memory_bytes()
 
     async def _tick(self) -> None:
         while True:
-            began = time.perf_counter()
+            self._tick_began = time.perf_counter()
             await asyncio.sleep(TICK)
-            self.lags.append(time.perf_counter() - began - TICK)
+            self.lags.append(time.perf_counter() - self._tick_began - TICK)
             self.used.append((time.time(), cpu_seconds()))
 
     def read(self) -> dict[str, float]:
         """What was used so far."""
+        lags = [*self.lags, max(0.0, time.perf_counter() - self._tick_began - TICK)]  # a loop may stand still now
         return {
             "wall_s": time.perf_counter() - self._began,
             "cpu_s": cpu_seconds() - self._cpu,
             "memory_mb": max(0, memory_bytes(peak=True) - self._memory) / 2**20,
-            "lag_p99_ms": at(0.99, self.lags) * 1000,
-            "lag_max_ms": max(self.lags, default=0.0) * 1000,
+            "lag_p99_ms": at(0.99, lags) * 1000,
+            "lag_max_ms": max(lags) * 1000,
         }
 
     def stop(self) -> None:

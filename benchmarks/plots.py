@@ -10,15 +10,17 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 SHADES = ("#9ecae1", "#4292c6", "#08306b")  # few, more, most tasks
+MARKERS = "osD^vP*X<>hp"
 OURS, THEIRS, LIMIT = "#d94801", "#6b7785", "#a50f15"
 
 
@@ -92,25 +94,18 @@ def seen(ax: Axes, figures: dict[str, Any]) -> None:
     """What a look buys."""
     _, sizes = _clients(figures)
     size = 1000 if 1000 in sizes else sizes[-1]
-    for row in figures["table"]:
-        if row["tasks"] != size or row.get("detection_mean_s") is None:
-            continue
+    rows = [row for row in figures["table"] if row["tasks"] == size and row.get("detection_mean_s") is not None]
+    for at, row in enumerate(rows):
         ours = row["peer"].startswith("sora_chars")
-        ax.scatter(row["gets_per_task"], row["detection_mean_s"], color=OURS if ours else THEIRS, zorder=3)
+        color, marker = OURS if ours else mpl.colormaps["tab10"](at % 10), MARKERS[at % len(MARKERS)]
         place = (row["gets_per_task"], row["detection_mean_s"])
-        ax.annotate(row["peer"], place, (5, 3), textcoords="offset points", fontsize=8)
-    ax.set(
-        xscale="log",
-        yscale="log",
-        xlabel="GETs a task (log)",
-        ylabel="seconds from a task's end to its sight, mean (log)",
-    )
+        ax.plot(*place, marker, color=color, label=row["peer"], zorder=3 + ours, markersize=8)
+    ax.set(xscale="log", yscale="log", xlabel="GETs a task (log)", ylabel="seconds until an end is seen, mean (log)")
     ax.set_title(f"A. Looks and what they buy, {size:,} tasks")
     ax.margins(0.25)
-    ax.grid(alpha=0.3, which="both")
-    _plain_numbers(ax)
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: goals.number(value)))
-    ax.yaxis.set_minor_formatter("")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8, ncols=2)
+    _plain_numbers(ax, ax.yaxis)
 
 
 def watched(ax: Axes, rows: list[dict[str, Any]]) -> None:
@@ -140,11 +135,9 @@ def pacing(ax: Axes, figures: dict[str, Any]) -> None:
         ax.annotate(name, (row["gets"], row["late"]), (6, 3), textcoords="offset points", fontsize=9)
     ax.set(xscale="log", yscale="log", xlabel="GETs a task (log)", ylabel="seconds until an end is seen, mean (log)")
     ax.set_title(f"B. Paces, once a model is known (spread {spread})")
-    ax.grid(alpha=0.3, which="both")
+    ax.grid(alpha=0.3)
     ax.legend(fontsize=8, loc="lower left")
-    _plain_numbers(ax)
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: goals.number(value)))
-    ax.yaxis.set_minor_formatter("")
+    _plain_numbers(ax, ax.yaxis)
 
 
 def callbacks(ax: Axes, rows: list[dict[str, Any]]) -> None:
@@ -189,9 +182,12 @@ def presence(ax: Axes, figures: dict[str, Any]) -> None:
     ax.margins(y=0.15)
 
 
-def _plain_numbers(ax: Axes) -> None:
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: goals.number(value)))
-    ax.xaxis.set_minor_formatter("")
+def _plain_numbers(ax: Axes, *others: Axis) -> None:
+    """1, 2, 5, 10 along a logarithmic axis."""
+    for axis in (ax.xaxis, *others):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: goals.number(value)))
+        axis.set_minor_formatter("")
 
 
 PANELS: list[tuple[str, Callable[[Axes, Any], None]]] = [
