@@ -119,5 +119,6 @@ def bench(session: nox.Session) -> None:
 
     `nox -s bench -- --quick` takes two minutes and keeps and judges nothing; `--parts A,C` runs some.
     """
-    session.install("-c", "requirements.lock", "-r", "benchmarks/requirements.txt", "-e", ".")
+    _install(session, "tests")  # for the PostgreSQL of the limits
+    session.install("-c", "requirements.lock", "-r", "benchmarks/requirements.txt")
     session.run("python", "benchmarks/run.py", *session.posargs)

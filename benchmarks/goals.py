@@ -124,8 +124,8 @@ def _cards(cards: dict[str, Any]) -> Iterator[Goal]:
         if row["peer"] in {OURS, OURS_1S}:
             yield Goal("D", f"503 throughout: {row['peer']}, waits ended well", row["finished"], least=row["asked"])
     storm = next(row for row in cards["storm"] if row["peer"] == OURS_LIMITED)
-    yield Goal("D", "strict server: creates refused", storm["refused_429"], most=0)
-    yield Goal("D", "strict server: finished", storm["finished"], least=storm["asked"])
+    yield Goal("D", "strict server, all at once: creates refused", storm["refused_429"], most=0)
+    yield Goal("D", "strict server, all at once: finished", storm["finished"], least=storm["asked"])
     for row in cards["callbacks"]["kinds"]:
         what = f"callbacks {row['kind']}: entries that ended well, one a task"
         yield Goal("D", what, row["entries_succeeded"], least=row["tasks"], most=row["entries"])
@@ -135,6 +135,13 @@ def _cards(cards: dict[str, Any]) -> Iterator[Goal]:
     ours = next(row for row in cards["loops"] if row["peer"] == OURS_1S)
     clear = ours["second"].startswith("WrongLoopError") and ours["creates"] == 1
     yield Goal("D", "second event loop: a clear error before anything is sent", int(clear), least=1)
+
+
+def _limits(rows: dict[str, dict[str, Any]]) -> Iterator[Goal]:
+    for title, row in rows.items():
+        if "creates" in row:
+            what = f"strict server, {title}: of {row['creates']:,} creates refused"
+            yield Goal("D", what, row["refused creates"], most=0)
 
 
 def _presence(figures: dict[str, Any]) -> Iterator[Goal]:
@@ -153,5 +160,6 @@ JUDGES = {
     "pacing": _pacing,
     "callbacks": _callbacks,
     "cards": _cards,
+    "limits": _limits,
     "presence": _presence,
 }

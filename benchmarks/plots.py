@@ -71,7 +71,12 @@ def _by_client(ax: Axes, figures: dict[str, Any], value: Callable[[dict[str, Any
 def cpu(ax: Axes, figures: dict[str, Any]) -> None:
     """What a look costs."""
     _by_client(ax, figures, lambda row: row.get("cpu_per_get_us"))
-    ax.set(xscale="log", xlabel="CPU microseconds a GET, creating included (log)", title="A. What a look costs")
+    ax.set(
+        xscale="log",
+        xlim=(100, None),
+        xlabel="CPU microseconds a GET, creating included (log)",
+        title="A. What a look costs",
+    )
     _plain_numbers(ax)
 
 
@@ -79,7 +84,7 @@ def lag(ax: Axes, figures: dict[str, Any]) -> None:
     """How long the loop stands still."""
     _by_client(ax, figures, lambda row: row.get("lag_max_ms"))
     ax.axvline(goals.LAG_MS, color=LIMIT, linewidth=1, linestyle="--")
-    ax.set(xscale="log", xlabel="milliseconds (log); dashed: the goal", title="A. Worst event-loop lag")
+    ax.set(xscale="log", xlim=(5, None), xlabel="milliseconds (log); dashed: the goal", title="A. Worst event-loop lag")
     _plain_numbers(ax)
 
 
