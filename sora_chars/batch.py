@@ -144,7 +144,7 @@ class Outcomes:
     _feeder: asyncio.Task[None] | None = attrs.field(default=None, init=False)
     _submitting: set[asyncio.Task[None]] = attrs.field(factory=set["asyncio.Task[None]"], init=False)
     _in_flight: set[_Job] = attrs.field(factory=set[_Job], init=False)
-    _youngest: _Job | None = attrs.field(default=None, init=False)
+    _youngest: TaskHandle[Any] | None = attrs.field(default=None, init=False)
     _unread: deque[Outcome] = attrs.field(factory=deque[Outcome], init=False)
     _changed: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
     _told: bool = attrs.field(default=False, init=False)  # whether the consumer knows what the requests raised
@@ -157,8 +157,7 @@ class Outcomes:
     def progress(self) -> Progress:
         """How far the batch is now."""
         self._entered()
-        handle = self._youngest.handle if self._youngest in self._in_flight else None
-        learned = handle.eta if handle else None
+        learned = self._youngest.eta if self._youngest else None
         return self._meter.progress(asyncio.get_running_loop().time(), last=learned.median if learned else None)
 
     async def updates(self) -> AsyncGenerator[Progress, None]:
@@ -292,7 +291,7 @@ class Outcomes:
     async def _submit(self, job: _Job) -> None:
         try:
             job.handle = await self._batch.start(job.request, job.provider)
-            self._youngest = job
+            self._youngest = job.handle
             job.handle.add_done_callback(lambda _: self._settle(job))
         except Exception as error:  # noqa: BLE001 # the border: one must not stop the others
             if isinstance(error, SessionClosedError):
