@@ -94,6 +94,7 @@ class BatchRun:
         """
         if not providers:
             return
+        self.job.has_tasks = not all(provider.synchronous for provider in providers)
         with self._until_signal():
             async with self.settings.place.make() as ledger:
                 with self._until_signal():
@@ -198,4 +199,4 @@ class BatchRun:
         if unknown:
             named = ", ".join(map(shown, self._tally.unknown))
             screen.note(f"{unknown} of unknown outcome: {named}{', ...' if unknown > len(self._tally.unknown) else ''}")
-            screen.note(self.job.settling("KEY"))
+            screen.note(self.job.settling("KEY", tasks=self.job.has_tasks))

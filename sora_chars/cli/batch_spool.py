@@ -38,15 +38,13 @@ class Spool:
 
     def add(self, row: Row) -> Problem | None:
         """Keep a row, or say which one has its key for something else."""
-        values = row.key, row.line, row.record
-        added = self._database.execute("INSERT OR IGNORE INTO rows (key, line, record) VALUES (?, ?, ?)", values)
-        if added.rowcount:
+        key, insert = row.key, "INSERT OR IGNORE INTO rows (key, line, record) VALUES (?, ?, ?)"
+        if self._database.execute(insert, (key, row.line, row.record)).rowcount:
             self.count += 1
             return None
-        known = self._database.execute("SELECT line, record FROM rows WHERE key = ?", (row.key,))
-        line, record = known.fetchone()
+        line, record = self._database.execute("SELECT line, record FROM rows WHERE key = ?", (key,)).fetchone()
         if record != row.record:
-            return Problem(row.line, (f"key: {row.key} stands for something else in line {line}",))
+            return Problem(row.line, (f"key: {key} stands for something else in line {line}",))
         self.repeated += 1
         return None
 

@@ -26,23 +26,23 @@ _SHOWN = 200
 _BOM = b"\xef\xbb\xbf"
 
 
+def _record(row: Row) -> str:
+    return to_json([row.provider, to_record(row.request)[1]])
+
+
 @attrs.frozen
 class Row:
-    """A character to make, as it stands from `line` on (1 is the first). Its request has a key."""
+    """A character to make, as it stands from `line` on (1 is the first). `record`: all it asks for, as one text."""
 
     line: int
     provider: str
     request: CharacterRequest
+    record: str = attrs.field(init=False, repr=False, default=attrs.Factory(_record, takes_self=True))
 
     @property
     def key(self) -> str:
         """The column's, else one made of the row's content."""
-        return str(self.request.key)
-
-    @property
-    def record(self) -> str:
-        """All that the key stands for, as one text."""
-        return _record(self.provider, self.request)
+        return self.request.key or f"row-{hashlib.sha256(self.record.encode()).hexdigest()[:32]}"
 
 
 @attrs.frozen
@@ -169,7 +169,7 @@ def _to_row(line: int, fields: dict[str, Any], provider: str, providers: Collect
         return Problem(line, (*problems, *error.problems))
     if problems:
         return Problem(line, tuple(problems))
-    return Row(line, name, request if request.key else attrs.evolve(request, key=_content_key(name, request)))
+    return Row(line, name, request)
 
 
 def _text_problem(value: object) -> str:
@@ -181,11 +181,3 @@ def _text_problem(value: object) -> str:
     except UnicodeEncodeError:
         return "must be whole Unicode characters, in UTF-8"
     return "must not hold a NUL character" if "\0" in value else ""
-
-
-def _content_key(provider: str, request: CharacterRequest) -> str:
-    return f"row-{hashlib.sha256(_record(provider, request).encode()).hexdigest()[:32]}"
-
-
-def _record(provider: str, request: CharacterRequest) -> str:
-    return to_json([provider, to_record(request)[1]])

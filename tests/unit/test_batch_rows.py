@@ -212,4 +212,5 @@ def test_what_is_written_is_read_again(written: list[dict[str, str]]) -> None:
     for wish, row in zip(written, from_json, strict=True):
         fields = {name: value for name, value in wish.items() if name != "provider"}
         assert row.provider == wish.get("provider", "kie")
-        assert row.request == CharacterRequest(**({"key": row.key} | fields))
+        assert row.request == CharacterRequest(**fields)
+        assert row.key == wish.get("key", row.key)
