@@ -199,12 +199,13 @@ class Window:
             if self.shares and self.pause.until > loop.time():
                 self.shares[0].hear()
 
-    async def ready(self) -> None:
-        """Return once a request would go out at once."""
+    async def ready(self) -> bool:
+        """Return once a request would go out at once, and whether that had to be waited for."""
         loop = asyncio.get_running_loop()
-        if self._crowded(loop):
-            async with self._turn(loop, None):
-                pass
+        if not self._crowded(loop):
+            return False
+        async with self._turn(loop, None):
+            return True
 
     def _crowded(self, loop: asyncio.AbstractEventLoop) -> bool:
         return bool(self._lines) or self._wait(loop.time()) > 0

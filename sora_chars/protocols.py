@@ -63,9 +63,12 @@ class Provider(Protocol):
         """Look again at a task that was last `seen` so; may return `seen` itself. Raises as `fetch`."""
         return await self.fetch(seen.task_id)
 
-    async def ready(self) -> None:
-        """Return once a `fetch` would be sent at once, so that the watcher picks the task as late as it can."""
-        return  # a type checker takes a method of a Protocol without any statement for abstract
+    async def ready(self) -> bool:
+        """Return once a `fetch` would be sent at once, so that the watcher picks the task as late as it can.
+
+        True when that had to be waited for: then the most promising task is looked at first.
+        """
+        return False
 
     async def credit(self) -> float:
         """How many credits the account has left."""

@@ -258,9 +258,7 @@ class _Lane:
                 if timer:
                     timer.cancel()
                 continue
-            began = loop.time()
-            await self.provider.ready()
-            self._crowded |= loop.time() - began > _TICK
+            self._crowded |= await self.provider.ready()
             await self._slots.acquire()
             if self._wait(loop.time()) > 0:  # ended, or put off, while we waited
                 self._slots.release()
@@ -362,7 +360,7 @@ class _Lane:
         else:
             self._end(watch, error)
             return
-        if now - since >= budget:
+        if now - since >= budget - _TICK:
             error.hint = f"{error.hint} It was so for {budget:g} s; the task may still run: resume it later.".strip()
             self._end(watch, error)
             return

@@ -98,9 +98,9 @@ class Kie(Provider):
     ) -> None:
         await self._transport.leave()
 
-    async def ready(self) -> None:
+    async def ready(self) -> bool:
         """See `Provider.ready`."""
-        await self._transport.account.windows["poll"].ready()
+        return await self._transport.account.windows["poll"].ready()
 
     def check(self, request: Request) -> Sequence[str]:
         """See `Provider.check`. Local files are looked at: size, type, and the duration where the headers say it."""

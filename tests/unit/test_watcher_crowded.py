@@ -41,9 +41,11 @@ class Narrow(Provider):
         """See `Provider`."""
         raise NotImplementedError
 
-    async def ready(self) -> None:
+    async def ready(self) -> bool:
         """See `Provider`."""
+        crowded = self.free_at > now()
         await asyncio.sleep(self.free_at - now())
+        return crowded
 
     async def fetch(self, task_id: str) -> TaskSnapshot:
         """See `Provider`."""
