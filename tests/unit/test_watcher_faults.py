@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import math
 import logging
+import math
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
