@@ -8,11 +8,11 @@ from itertools import pairwise
 from statistics import fmean
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sora_chars import LadderPace, LearnedPace, Pace, TaskSnapshot
-from sora_chars.hazards import ladder_age, ladder_looks
+from sora_chars.hazards import Durations, ladder_age, ladder_looks
 
 ANY = st.floats()  # NaN and infinities too
 SECONDS = st.floats(min_value=0.001, max_value=86400)
@@ -131,6 +131,13 @@ def test_past_everything_seen_the_ladder_goes_on() -> None:
         assert pace.delay(waiting(), age) == ladder.delay(waiting(), age)
 
 
+def test_no_two_looks_are_closer_than_an_answer_takes() -> None:
+    """Also at tasks that all take the same, and with looks to spend: half a second, less the jitter."""
+    ages = looks(taught(*[46.0] * 64, scale=100), 60)
+    assert len(ages) > 20
+    assert min(b - a for a, b in pairwise([0.0, *ages])) > 0.5 * 0.79
+
+
 def test_tasks_made_together_do_not_stay_together() -> None:
     """Two tasks of one age are not looked at at one time."""
     pace = taught(*[46.0] * 40)
@@ -142,6 +149,8 @@ def test_a_task_of_a_moment_is_not_waited_for_as_long_as_the_ladder_does() -> No
     assert cost(taught(*[0.3] * 20), [0.3] * 20)[1] < 0.3
 
 
+@example(history=[46.0] * 64, age=math.inf, unseen=math.inf, scale=1.0)
+@example(history=[46.0] * 64, age=1e9, unseen=1e9, scale=1e6)
 @given(history=HISTORY, age=ANY, unseen=ANY, scale=st.floats(min_value=1e-6, max_value=1e6))
 def test_no_number_upsets_a_pace(history: list[float], age: float, unseen: float, scale: float) -> None:
     """Whatever it was told and is asked, a delay is some time, a gain no less than nothing, and an ETA in order."""
@@ -188,6 +197,11 @@ def test_a_look_goes_where_a_task_may_have_ended() -> None:
     assert early < now < over
 
 
+def test_a_task_long_past_its_time_is_more_urgent_than_an_unknown_one() -> None:
+    """Tasks of its model have always ended by now, so that it is likely to have."""
+    assert taught(*[46.0] * 64).gain(waiting(), 460.0, 46.0) > taught().gain(waiting(), 460.0, 46.0) * 2
+
+
 def test_the_gain_of_a_short_while_is_half_its_square_times_the_hazard() -> None:
     """Where little can have happened, c = h u**2 / 2: of an unknown model at 70 s, h = 1 / 100 s."""
     assert taught().gain(waiting(), 70.0, 0.1) == pytest.approx(0.1**2 / 100 / 2, rel=0.01)
@@ -228,10 +242,23 @@ def test_models_are_bounded() -> None:
     for number in range(300):
         teach(pace, 10.0, f"m{number}")
         teach(pace, 10.0, "m0")
-    names = {lesson.model for lesson in pace.lessons()}
-    assert len(names) == 256
-    assert {"m0", "m299"} <= names
-    assert "m1" not in names
+    known = {lesson.model: len(lesson.seconds) for lesson in pace.lessons()}
+    assert len(known) == 256
+    assert (known["m0"], known["m299"]) == (64, 1)
+    assert "m1" not in known
+
+
+def test_a_curve_is_made_with_every_eighth_of_what_is_known() -> None:
+    """One more of 64 durations changes nothing yet, so that learning costs little; eight more do."""
+    durations = Durations()
+    for _ in range(64):
+        durations.add(46.0)
+    curve = durations.curve(1.0)
+    durations.add(46.0)
+    assert durations.curve(1.0) is curve
+    for _ in range(8):
+        durations.add(46.0)
+    assert durations.curve(1.0) is not curve
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])

@@ -13,7 +13,17 @@ import attrs
 import pytest
 from rich.console import Console
 
-from sora_chars import CharacterSession, LadderPace, LearnedPace, Pace, Provider, State, TaskSnapshot, open_ledger
+from sora_chars import (
+    CharacterSession,
+    LadderPace,
+    LearnedPace,
+    Pace,
+    Provider,
+    State,
+    TaskSnapshot,
+    open_ledger,
+    records,
+)
 from sora_chars.cli import app, output, pacing, running
 from sora_chars.records import endings, to_result
 
@@ -113,12 +123,13 @@ async def test_what_was_learned_survives_a_restart(tmp_path: Path) -> None:
         assert session.watcher.pace.delay(TaskSnapshot(task_id="t", provider="kie", state="", model=SEEDREAM), 0.0) > 20
 
 
-async def test_every_pace_that_learns_is_told(ledger: Ledger) -> None:
+async def test_every_pace_that_learns_is_told(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Anybody's pace hears of what is on record; for one that does not learn, nothing is read."""
     await put(ledger, 1, to_result(ended(1)))
     pupil = Pupil()
     async with CharacterSession(Bare(), ledger=ledger, pace=pupil):  # type: ignore[abstract]  # as above
         assert pupil.told == ["t1"]
+    monkeypatch.setattr(records, "endings", None)
     async with CharacterSession(Bare(), ledger=ledger, pace=LadderPace()) as session:  # type: ignore[abstract]  # as above
         assert session.watcher.pace.expect(None, 0.0) is None
 
