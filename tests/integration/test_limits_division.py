@@ -13,11 +13,13 @@ import pytest
 from sora_chars import Kie, Ledger, LedgerError, Limits, State, open_ledger
 from sora_chars.ledger import postgres as module
 from sora_chars.ledger.postgres import PostgresStore
+from sora_chars.limits import Account
 from sora_chars.sharing import Claim, shared
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from sora_chars.limits import Window
     from sora_chars.sharing import Part
 
 CLAIM = Claim(name="n", count=20, wanted=20, held=0, lease=10.0, grace=20.0, turn=1e9, paused=0.0)
@@ -163,6 +165,47 @@ async def test_a_pause_is_told_to_all(postgres_url: str) -> None:
         assert (await second.divide(CLAIM)).paused == 0
         assert 29 < (await first.divide(attrs.evolve(CLAIM, paused=30.0))).paused <= 30
         assert 5 < (await second.divide(attrs.evolve(CLAIM, paused=5.0))).paused <= 30
+
+
+async def test_a_server_that_stops_and_comes_back(postgres_url: str, postgres: Any) -> None:
+    """With the server down a process is content with its fair part, and divides the limit again when it is up."""
+    account = Account.with_limits(Limits(creates=(20, 0.5)), "account")
+    window = account.windows["create"]
+    async with stores(postgres_url, 2) as (first, second):
+        await second.divide(attrs.evolve(CLAIM, name="account create", wanted=0, grace=60.0))
+        async with shared(account, first):
+            await use(window, 20)
+            try:
+                await asyncio.to_thread(postgres.stop)
+                await part_is(window, 10)
+                await use(window, 20)
+            finally:
+                await asyncio.to_thread(postgres.start, "restart")
+            async with asyncio.timeout(30):
+                while part(window) != 20:
+                    await use(window, 20)
+
+
+def part(window: Window) -> int:
+    """How much of the limit this process has now."""
+    return window.shares[0].limit(asyncio.get_running_loop().time())[0]
+
+
+async def part_is(window: Window, places: int) -> None:
+    """Wait until it has so much."""
+    async with asyncio.timeout(30):
+        while part(window) != places:  # noqa: ASYNC110 # it asks by itself
+            await asyncio.sleep(0.01)
+
+
+async def use(window: Window, count: int) -> None:
+    """Send so many at once."""
+
+    async def send() -> None:
+        async with window.place() as place:
+            place.use(asyncio.get_running_loop().time())
+
+    await asyncio.gather(*(send() for _ in range(count)))
 
 
 async def test_accounts_and_kinds_are_apart(postgres_url: str) -> None:
