@@ -134,7 +134,7 @@ class Display:
             ProgressBar(total=total, completed=ended, width=32),
             f"{ended}/{total}",
             f"{ended * 100 // total} %",
-            Text("  ".join(_pace(progress)), style="dim"),
+            Text("  ".join(_pace(progress)), style="dim", no_wrap=True, overflow="ellipsis"),
         )
         counts = Text("  ").join(Text(text, style=_STYLES.get(text.split()[1], "")) for text in self._counts())
         return Group(head, counts, *self._errors)

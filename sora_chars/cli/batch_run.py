@@ -125,6 +125,7 @@ class BatchRun:
             async for outcome in outcomes:
                 self._take(outcome)
             self._stopped = outcomes.stopped
+            self._tally.taken.clear()  # the budget did not allow it
 
     async def _sent(self, ledger: Ledger) -> AsyncGenerator[dict[str, Any], None]:
         """The rows under way that are not ours to give up any more; the others are given up."""
