@@ -119,6 +119,5 @@ def bench(session: nox.Session) -> None:
 
     `nox -s bench -- --quick` takes two minutes and keeps and judges nothing; `--parts A,C` runs some.
     """
-    _install(session, "tests")  # for the PostgreSQL of the limits
-    session.install("-c", "requirements.lock", "-r", "benchmarks/requirements.txt")
+    session.install("-c", "requirements.lock", "-r", "benchmarks/requirements.txt", "-e", ".[postgres]")
     session.run("python", "benchmarks/run.py", *session.posargs)
