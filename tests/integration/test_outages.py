@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from sora_chars import Character, Entry
+    from sora_chars import Character, Entry, TaskSnapshot
+    from sora_chars.models import Request
 
 OUTAGE = 20.0  # seconds for which PostgreSQL is away
 ANSWER = 4.0  # seconds after which requests under way are answered, by when it surely is
@@ -56,9 +57,25 @@ class Server(Protocol):
         ...
 
 
+class Gated(Kie):
+    """A provider that sends while its gate is open."""
+
+    gate: asyncio.Event
+
+    async def submit(
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> TaskSnapshot:
+        """See `Provider`."""
+        await self.gate.wait()
+        return await super().submit(request, callback_url=callback_url, sending=sending)
+
+
 def session_on(emulator: Emulator, ledger: Ledger | str) -> CharacterSession:
     """A session that looks every 50 ms."""
-    return CharacterSession(Kie("key", base_url=emulator.url, limits=None), ledger=ledger, pace=FixedPace(0.05))
+    kie = Gated("key", base_url=emulator.url, limits=None)
+    kie.gate = asyncio.Event()
+    kie.gate.set()
+    return CharacterSession(kie, ledger=ledger, pace=FixedPace(0.05))
 
 
 def wish(key: str) -> dict[str, Any]:
@@ -135,15 +152,23 @@ async def outlive(
     log: pytest.LogCaptureFixture,
     answer: float = 0.3,
 ) -> None:
-    """Let the ledger be away while ten tasks end, ten requests are answered and ten wishes come."""
+    """Let the ledger be away while ten tasks end, ten requests are answered, ten are about to be sent and ten come."""
+    [kie] = session.providers
+    assert isinstance(kie, Gated)
     handles = [await session.submit(**wish(key)) for key in names("running")]
     waiting = [asyncio.create_task(handle.result()) for handle in handles]
     emulator.fault("delay", on="create", times=10, seconds=answer)
     under_way = create(session, names("under way"))
     await emulator.until(lambda: len(emulator.tasks) == 20)
+    kie.gate.clear()
+    ready = create(session, names("ready"))
+    for key in names("ready"):
+        while not await session.entry(key):  # noqa: ASYNC110 # asked, and not yet sent
+            await asyncio.sleep(0.01)
     async with away():
         end_all(emulator)
-        unsent = await settled(create(session, names("unsent")))
+        kie.gate.set()
+        unsent = await settled([*ready, *create(session, names("new"))])
         unwritten = await settled(under_way)
         ended = await settled(waiting)
     tasks = made(emulator)
@@ -153,7 +178,7 @@ async def outlive(
         assert isinstance(error, LedgerError), repr(error)
         assert (error.key, error.task_id) == (key, tasks[key])
         assert tasks[key] in str(error)
-    for key, error in zip(names("unsent"), unsent, strict=True):
+    for key, error in zip([*names("ready"), *names("new")], unsent, strict=True):
         assert isinstance(error, LedgerError), repr(error)
         assert (error.key, error.task_id) == (key, None)
         assert "Nothing was sent" in str(error)
@@ -162,7 +187,8 @@ async def outlive(
     failed = {record.__dict__["task_id"] for record in log.records if record.message == "ledger.write_failed"}
     assert failed == set(tasks.values())
     assert {record.levelname for record in log.records if record.message == "ledger.write_failed"} == {"ERROR"}
-    await create_all(emulator, [session], [*names("running"), *names("under way"), *names("unsent")])
+    keys = [key for what in ("running", "under way", "ready", "new") for key in names(what)]
+    await create_all(emulator, [session], keys)
 
 
 @pytest.fixture
