@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from sora_chars.models import Request
 
 READ, WRITE, TRAVEL = 0.003, 0.01, 0.05  # seconds, each a chance to die on the way
+ANSWER = 5.0  # seconds that a provider takes over a request
 TIMEOUT = 120.0  # after which a request without an answer is given up
 LATE = 20.0  # how long a request may wander about before it arrives
 WAIT = 300.0
@@ -326,7 +327,7 @@ class Fake(Provider):
         made = self.world.make(key, url)
         if fate == "empty":
             made.state = EMPTY
-        await self.process.passes(TIMEOUT if fate == "hangs" else TRAVEL)
+        await self.process.passes(TIMEOUT if fate == "hangs" else ANSWER)
         if fate in {"answer lost", "hangs"}:
             raise NoAnswerError("reset")
         return made
@@ -428,8 +429,9 @@ class Process:
         return (await self.receiver.handle("POST", url, {"content-type": "application/json"}, body()))[0]
 
 
-KEYS = st.sampled_from(["k-1", "k-2", "k-3", "k-4"])
+KEYS = st.sampled_from(["k-1", "k-2", "k-3", "k-4", "k-5", "k-6"])
 NUMBERS = st.integers(0, 2)
+VICTIMS = st.integers(0, 5)  # from 3 on: one that is sending, if there is any
 SECONDS = st.sampled_from([0.0, 0.004, 0.02, 0.06, 0.12, 0.3, 3.0, 40.0, 400.0])
 
 
@@ -471,6 +473,12 @@ class SessionMachine(RuleBasedStateMachine):
         """Return the process, if it lives and is not stopped."""
         process = self.processes[number]
         return process if process.alive and process.goes.is_set() else None
+
+    def victim(self, number: int) -> int:
+        """Return the number of the process that is meant."""
+        sending = {entry.holder for entry in self.world.kept.values() if entry.state is State.SENDING}
+        senders = [at for at, process in enumerate(self.processes) if process.store.holder in sending]
+        return number if number < 3 else senders[number % len(senders)] if senders else number - 3
 
     @rule(seconds=SECONDS)
     def time_passes(self, seconds: float) -> None:
@@ -517,16 +525,17 @@ class SessionMachine(RuleBasedStateMachine):
         async for handle in process.session.recover():
             process.start(handle.key, handle.result())
 
-    @rule(number=NUMBERS)
+    @rule(number=VICTIMS)
     def kill(self, number: int) -> None:
         """Kill a process, at whatever it is doing, and start it anew."""
+        number = self.victim(number)
         self.processes[number].kill()
         self.processes[number] = Process(self, number)
 
-    @rule(number=NUMBERS, presumed_dead=st.booleans())
+    @rule(number=VICTIMS, presumed_dead=st.booleans())
     def stop(self, number: int, presumed_dead: bool) -> None:  # noqa: FBT001 # drawn
         """Stop a process, at whatever it is doing."""
-        self.processes[number].stop(presumed_dead=presumed_dead)
+        self.processes[self.victim(number)].stop(presumed_dead=presumed_dead)
 
     @rule()
     def cont(self) -> None:
@@ -534,9 +543,10 @@ class SessionMachine(RuleBasedStateMachine):
         for process in self.processes:
             process.cont()
 
-    @rule(number=NUMBERS)
+    @rule(number=VICTIMS)
     def close(self, number: int) -> None:
         """End a process as it should be, and start it anew."""
+        number = self.victim(number)
         if process := self.living(number):
             self.world.doubted.update(process.callers.values())
             process.run(process.session.aclose())
@@ -750,7 +760,7 @@ def test_random_lives() -> None:
     run_state_machine_as_test(
         Life,
         settings=settings(
-            max_examples=150,
+            max_examples=120,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
@@ -764,7 +774,7 @@ def test_every_move() -> None:
     """The machine can lead a session through every legal move of the ledger."""
     life, short = SessionMachine(), SessionMachine()
     life.begin(callbacks=True, synchronous=False)
-    life.ask(0, "k-1", "upload refused", "create", 3.0)
+    life.ask(0, "k-1", "upload refused", "create", 40.0)
     life.ask(0, "k-1", "busy", "create", 40.0)
     life.kill(0)
     life.recover(1)
@@ -774,20 +784,20 @@ def test_every_move() -> None:
     life.resolve(2, "k-2", give_up=False)
     life.resolve(2, "k-3", give_up=False)
     life.end_tasks("k-2", FAIL)
-    life.advance(2, "k-2", "answer", 3.0)
-    life.ask(2, "k-3", "refused", "create", 3.0)
-    life.ask(0, "k-4", "answer lost", "create", 3.0)
+    life.advance(2, "k-2", "answer", 40.0)
+    life.ask(2, "k-3", "refused", "create", 40.0)
+    life.ask(0, "k-4", "answer lost", "create", 40.0)
     life.resolve(1, "k-4", give_up=True)
     life.teardown()
     short.begin(callbacks=False, synchronous=True)
-    short.ask(0, "k-1", "answer", "create", 3.0)
-    short.ask(0, "k-2", "empty", "create", 3.0)
+    short.ask(0, "k-1", "answer", "create", 40.0)
+    short.ask(0, "k-2", "empty", "create", 40.0)
     short.ask(0, "k-3", "answer", "create", 0.12)
     short.stop(0, presumed_dead=True)
     short.recover(1)
-    short.time_passes(3.0)
+    short.time_passes(40.0)
     short.cont()
-    short.time_passes(3.0)
+    short.time_passes(40.0)
     short.teardown()
     legal = {(before, after) for before in MOVES for after in MOVES[before]}
     legal.remove((State.UNKNOWN, State.REFUSED))  # a refusal that comes too late leaves the doubt as it is
@@ -801,9 +811,9 @@ def test_a_try_again_of_a_process_that_others_take_for_dead() -> None:
     life.ask(0, "k-1", "busy", "create", 0.12)
     life.stop(0, presumed_dead=True)
     life.recover(1)
-    life.time_passes(3.0)
+    life.time_passes(40.0)
     life.cont()
-    life.time_passes(3.0)
+    life.time_passes(40.0)
     life.all_is_right()
     assert life.world.kept["k-1"].state is State.UNKNOWN
     life.teardown()
