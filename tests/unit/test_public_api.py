@@ -33,7 +33,8 @@ MET = (
     *("ledger.ledger", "ledger.entry", "ledger.states"),
     *("providers.kie", "providers.kkiai"),
 )
-INNER = {"Account", "Pause", "Place", "Share", "Window", "Live", "Watch", "Desk"}  # what the parts of one module are made of
+# What the parts of one module are made of.
+INNER = {"Account", "Pause", "Place", "Share", "Window", "Live", "Watch", "Desk"}
 
 
 def test_the_public_names_are_sorted() -> None:

@@ -9,7 +9,7 @@ import pytest
 from sora_chars.errors import NoAnswerError, SessionClosedError, SubmissionUnknownError, WatcherStoppedError
 from sora_chars.models import TaskSnapshot
 from sora_chars.pacing import FixedPace
-from sora_chars.protocols import Provider
+from sora_chars.protocols import Pace, Provider
 from sora_chars.session import CharacterSession
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ async def test_closing_before_the_answer_tells_the_caller_that_it_is_unknown() -
 
 
 @attrs.frozen
-class BrokenPace:
+class BrokenPace(Pace):
     """A pace with a bug."""
 
     def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
