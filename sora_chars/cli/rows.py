@@ -57,8 +57,8 @@ class Problem:
 
 
 def guess_form(head: bytes) -> str:
-    """The form of rows that begin with `head`: JSONL if that is an object."""
-    return "jsonl" if head.removeprefix(_BOM).lstrip().startswith(b"{") else "csv"
+    """The form of rows that begin with `head`: JSONL if that looks like JSON."""
+    return "jsonl" if head.removeprefix(_BOM).lstrip().startswith((b"{", b"[")) else "csv"
 
 
 def read_rows(stream: BinaryIO, form: str, *, provider: str, providers: Collection[str]) -> Iterator[Row | Problem]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,6 @@ import pytest
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
-    from pathlib import Path
 
     from sora_chars.testing import Emulator
 
@@ -115,6 +115,7 @@ def test_whoever_leaves_is_told_what_runs(
 
     assert status == 128 + numbers[0]
     assert "running: 4\nnot sent: 8\n" in err
+    assert Path(command[3]).read_text().count('"status": "running"') == 4
     finish_all(sora_emulator)
     last, err = end(start_cli(*command))
     assert (last, sora_emulator.counts.creates) == (0, COUNT)

@@ -168,10 +168,10 @@ def test_what_is_no_table_is_told(content: bytes, says: str) -> None:
 
 @pytest.mark.parametrize(
     ("head", "form"),
-    [(b'{"key"', "jsonl"), (b"\xef\xbb\xbf\r\n {", "jsonl"), (b"key,clip", "csv"), (b"", "csv")],
+    [(b'{"key"', "jsonl"), (b"[{", "jsonl"), (b"\xef\xbb\xbf\r\n {", "jsonl"), (b"key,clip", "csv"), (b"", "csv")],
 )
 def test_the_form_is_guessed_from_the_first_bytes(head: bytes, form: str) -> None:
-    """A JSON object begins with a brace, and no column does."""
+    """JSON begins with a bracket, and no column does."""
     assert rows.guess_form(head) == form
 
 
