@@ -83,10 +83,11 @@ def parse_json(body: bytes | str) -> Any:
     Raises:
         ValueError: it is none, whatever the reason (encoding, depth, NaN, a number of a million digits).
     """
-    if _fast:
-        with suppress(ValueError):  # it refuses more, as surrogates: then the standard library decides
-            return _fast(body)
     text = body if isinstance(body, str) else body.decode(json.detect_encoding(body), "surrogatepass")
+    # It refuses surrogates, and reads what is nested too deeply for anything else: there the standard library decides.
+    if _fast and text.count("[") + text.count("{") < _DEEP:
+        with suppress(ValueError):
+            return _fast(text)
     try:
         return _DECODER.decode(text)
     except RecursionError as error:
@@ -97,6 +98,7 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
+_DEEP = 500
 _fast: Callable[[bytes | str], Any] | None = None
 with suppress(ImportError):  # an extra
     import orjson
