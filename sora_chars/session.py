@@ -14,7 +14,16 @@ from .desk import Desk, log_outlived
 from .errors import ConfigurationError, InvalidRequestError, SessionClosedError, WrongLoopError, printable
 from .handle import TaskHandle
 from .ledger import Ledger, State, open_ledger
-from .models import Character, CharacterRequest, OmniCharacterRequest, TaskRequest, TaskSnapshot, as_request, new_key
+from .models import (
+    Character,
+    CharacterRequest,
+    OmniCharacterRequest,
+    TaskRequest,
+    TaskSnapshot,
+    as_request,
+    is_id,
+    new_key,
+)
 from .pacing import LearnedPace
 from .pictures import Pictures
 from .protocols import Pace
@@ -267,7 +276,7 @@ class CharacterSession:
         """
         self.check_open()
         if not isinstance(task, TaskHandle):
-            if not task or not str(task).isprintable():
+            if not is_id(task):
                 raise InvalidRequestError(f"task_id: must be the id of a task, got {printable(repr(task), limit=60)}.")
             task = TaskHandle(task_id=task, provider=self._desk.provider(provider).name, key=key or new_key())
         owner = self._desk.provider(task.provider)
