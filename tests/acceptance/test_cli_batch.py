@@ -312,3 +312,13 @@ def test_whoever_reads_along_may_go(
     assert process.wait(30) == 1
     assert cli(*make).returncode == 0
     assert (states(out), emulator.counts.creates) == ({"succeeded": 10}, 10)
+
+
+def test_two_runs_at_once_pay_once(start_cli: Start, emulator: Emulator, command: Command, out: Path) -> None:
+    """Both end with all rows, and their lines do not mix."""
+    make = command(*map(kie, range(12)))
+    for process in [start_cli(*make), start_cli(*make)]:
+        _, err = process.communicate(timeout=50)
+        assert process.returncode == 0, err
+    assert (states(out), emulator.counts.creates) == ({"succeeded": 12}, 12)
+    assert len(out.read_text().splitlines()) == 24
