@@ -222,6 +222,8 @@ class _Member:
 async def shared(account: Account | None, division: Division | None) -> AsyncGenerator[None, None]:
     """Divide the limits of an account with other processes meanwhile, if there is a place where they meet.
 
+    Its pauses are told along with them, so an account without limits is each process's own.
+
     Raises:
         LedgerError: it cannot be reached at the beginning.
     """

@@ -267,8 +267,9 @@ def open_ledger(url: str | os.PathLike[str], *, clock: Callable[[], float] = tim
     """The ledger at `url`; `async with` opens it.
 
     `memory:`, `sqlite:///relative/path`, `sqlite:////absolute/path`, `postgresql://...` (extra `postgres`), or the path
-    of an SQLite file. Processes of one machine may share a file, those of many a PostgreSQL database. In memory the
-    last 10,000 finished entries are kept, and all that are not finished.
+    of an SQLite file. Processes of one machine may share a file, those of many a PostgreSQL database, and only
+    there they divide a provider's limits between them. In memory the last 10,000 finished entries are kept, and all
+    that are not finished.
 
     Raises:
         ConfigurationError: the URL is of no such kind, or of one that this system cannot serve.
