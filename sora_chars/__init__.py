@@ -67,7 +67,8 @@ _ROOMS = {
 """Where the public names live; `__init__.pyi` tells type checkers the same. Each is loaded when first asked for."""
 
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names}
-__all__ = sorted(_HOMES, key=lambda name: (not name.isupper(), name))  # noqa: PLE0605 # the stub has them one by one
+# The stub has them one by one.
+__all__ = sorted(_HOMES, key=lambda name: (not name.isupper(), name))  # noqa: PLE0605 # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,7 @@ import attrs
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 KINDS = ("memory", "sqlite", "postgres")
 USER = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
@@ -119,7 +119,7 @@ def make_server(folder: Path) -> PostgresServer:
 
 
 @contextmanager
-def temporary_server() -> Iterator[PostgresServer]:
+def temporary_server() -> Generator[PostgresServer]:
     """Give a running server of one's own; the benchmarks use it, too."""
     with tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp") as name:  # pytest's own is too long for a socket
         folder = Path(name)
