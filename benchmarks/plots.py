@@ -167,10 +167,14 @@ def lost(ax: Axes, cards: dict[str, Any]) -> None:
     for at, row in enumerate(rows):
         text = f"{row['creates']} paid, {row['finished']} known to the caller"
         if row["peer"].startswith("sora_chars"):
-            text = f"{row['creates']} paid, {cards['lost']['ours']['recovered']} found by their callbacks"
+            text = f"{row['creates']} paid, {cards['lost']['ours']['recovered']} found by callbacks"
         ax.annotate(text, (0.3, at), va="center", fontsize=8, color="white")
     ax.invert_yaxis()
-    ax.set(xlabel="tasks on the server; dashed: those asked for", title="D. The answers of 10 creates are lost")
+    ax.set(
+        xticks=range(0, 21, 5),
+        xlabel="tasks on the server; dashed: those asked for",
+        title="D. The answers of 10 creates are lost",
+    )
 
 
 def presence(ax: Axes, figures: dict[str, Any]) -> None:
