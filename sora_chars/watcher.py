@@ -13,7 +13,6 @@ import math
 import random
 import time
 from collections import deque
-from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import attrs
@@ -42,7 +41,7 @@ _TRUST = 60.0  # seconds for which one callback vouches for the next
 _FAULT_DELAYS = (1.0, 30.0)
 _MISSING_DELAYS = (1.0, 5.0)
 _BACKSTOP = 30.0  # seconds between our own looks at a task that another process polls, which may have come to a stop
-_MOST_WEIGHED = 500  # tasks of which the most promising is looked at first, when more are due than may be looked at
+_MOST_WEIGHED = 64  # tasks; the best of so many, drawn from a crowd, is hardly worse than the best of all
 _FIRST_ECHO = 0.25  # seconds until the next look when a callback came before its record showed it
 
 
@@ -110,12 +109,11 @@ class TaskWatcher:
         watch = lane.watches.get(task_id) if lane else None
         if lane is None or watch is None:
             return False
+        if not (watch.polling or watch.nudged):  # else the look under way may be too early: it is followed by another
+            lane.schedule(watch, 0.0)
         watch.nudged = True
         watch.woken_by = by
         watch.echoes = 0
-        # A look under way may be too early: it is followed by another. What is due already needs no second place.
-        if not watch.polling and watch.due > asyncio.get_running_loop().time():
-            lane.schedule(watch, 0.0)
         return True
 
     def take_over(self, provider: str, watch: Watch) -> None:
@@ -239,7 +237,7 @@ class _Lane:
         while self._heap and (self._heap[0][0] - now <= _TICK or self._heap[0][1] != self._heap[0][2].entry):
             _, entry, watch = heapq.heappop(self._heap)
             if watch.entry == entry:
-                self._due.append((entry, watch))
+                (self._due.appendleft if watch.nudged else self._due.append)((entry, watch))
         while self._due and self._due[0][0] != self._due[0][1].entry:
             self._due.popleft()
         if self._due:
@@ -274,8 +272,9 @@ class _Lane:
         """Take the task that was due first; when not all may be looked at, the one whose look promises most."""
         best = 0
         if self._crowded:
-            gains = [self._gain(entry, watch, now) for entry, watch in islice(self._due, _MOST_WEIGHED)]
-            best = max(range(len(gains)), key=gains.__getitem__)
+            crowd = range(1, len(self._due))
+            drawn = crowd if len(crowd) < _MOST_WEIGHED else random.sample(crowd, _MOST_WEIGHED - 1)
+            best = max((0, *drawn), key=lambda place: self._gain(*self._due[place], now))
         _, watch = self._due[best]
         del self._due[best]
         return watch
@@ -284,7 +283,7 @@ class _Lane:
         if entry != watch.entry:
             return -math.inf
         if watch.nudged or watch.started is None:
-            return math.inf
+            return math.inf  # its end was announced, or nobody knows how old it is
         return self.watcher.pace.gain(watch.snapshot, now - watch.started, now - watch.looked)
 
     def _looked(self, look: asyncio.Task[None]) -> None:

@@ -131,6 +131,19 @@ async def test_a_callback_outbids_every_gain() -> None:
     assert provider.looks == ["0", "3", "1"]
 
 
+async def test_a_callback_is_heard_in_the_largest_crowd() -> None:
+    """Of more tasks than are weighed, the one whose end was announced goes first."""
+    provider = Narrow(every=1.0)
+    async with aclosing(TaskWatcher(pace=FixedPace(1.0))) as watcher:
+        watch_all(watcher, provider, 1000)
+        await asyncio.sleep(3.5)
+        provider.ended = {"777"}
+        watcher.nudge("fake", "777")
+        await asyncio.sleep(2.0)
+    assert provider.looks[:3] == ["0", "1", "2"]
+    assert provider.looks[3] == "777"
+
+
 async def test_who_gives_up_in_the_crowd_is_passed_over() -> None:
     """A task that ends while it is in line takes no look from the others."""
     provider = Narrow(every=1.0)
