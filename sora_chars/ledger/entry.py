@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
@@ -15,6 +15,7 @@ from .states import State, check_move
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+By = Literal["key", "task", "token"]  # what an entry is found by
 _HELD = {State.SENDING, State.RUNNING}
 _SHOWN = 160
 _encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"))  # json.dumps would make one a call

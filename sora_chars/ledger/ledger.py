@@ -6,12 +6,12 @@ import asyncio
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sora_chars.errors import ConfigurationError, EntryMovedError, LedgerError, WrongLoopError
 from sora_chars.sharing import Division
 
-from .entry import Entry, check_storable, to_json
+from .entry import By, Entry, check_storable, to_json
 from .memory import MemoryStore
 from .states import State
 from .waiters import Waiters
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from typing import Self
 
 _PAGE = 200
-
-By = Literal["key", "task", "token"]
 
 
 class Store(Protocol):

@@ -14,8 +14,7 @@ from .states import State
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from .entry import Entry
-    from .ledger import By
+    from .entry import By, Entry
     from .waiters import Waiters
 
 _FINISHED = frozenset({State.SUCCEEDED, State.FAILED, State.REFUSED})

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
     from sora_chars.sharing import Claim
 
-    from .entry import Entry
-    from .ledger import By
+    from .entry import By, Entry
     from .states import State
     from .waiters import Waiters
 

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
-    from .entry import Entry
-    from .ledger import By
+    from .entry import By, Entry
     from .states import State
     from .waiters import Waiters
 

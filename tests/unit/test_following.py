@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from sora_chars.ledger import Entry
-    from sora_chars.ledger.ledger import By
+    from sora_chars.ledger.entry import By
     from sora_chars.ledger.waiters import Waiters
     from sora_chars.models import Request
 

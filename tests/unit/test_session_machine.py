@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from sora_chars.ledger.ledger import By
+    from sora_chars.ledger.entry import By
     from sora_chars.ledger.waiters import Waiters
     from sora_chars.models import Request
 
