@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from peers import HAND, OURS, OURS_1S, OURS_LIMITED
+from peers import HAND, OURS, OURS_1S, OURS_BATCH, OURS_LIMITED
 from presence import STATEMENTS
 
 if TYPE_CHECKING:
@@ -72,16 +72,16 @@ def _waiting(figures: dict[str, Any]) -> Iterator[Goal]:
     for row in figures["table"]:
         peer, tasks = row["peer"], row["tasks"]
         runs = [run for run in figures["runs"] if (run["peer"], run["tasks"]) == (peer, tasks)]
-        if peer in {OURS, OURS_1S}:
+        if peer in {OURS, OURS_1S, OURS_BATCH}:
             finished = min(run["finished"] for run in runs)
             yield Goal("A", f"{peer}, {tasks:,} tasks: finished", finished, least=tasks)
         if tasks < 1000:
             continue
         for figure, what in CPU_OF.items():
-            if peer == OURS_1S and (ratio := row[f"{figure}_ratio"]):
+            if peer in {OURS_1S, OURS_BATCH} and (ratio := row[f"{figure}_ratio"]):
                 title = f"{peer}, {tasks:,} tasks: CPU a GET, {what}, to the {HAND}'s"
                 yield Goal("A", title, ratio, most=CPU, unit=" x")
-        if tasks == 5000 and peer in {OURS, OURS_1S}:
+        if tasks == 5000 and peer in {OURS, OURS_1S, OURS_BATCH}:
             worst = max(run.get("lag_max_ms", 0.0) for run in runs)
             yield Goal("A", f"{peer}, {tasks:,} tasks: worst lag of all rounds", worst, most=LAG_MS, unit=" ms")
 

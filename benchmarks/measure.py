@@ -111,22 +111,32 @@ class Run:
 
     async def go(self) -> None:
         """Make all tasks at once, wait for all, report."""
-        from peers import PEERS  # noqa: PLC0415 # the first import of anything big is not measured
+        from peers import PEERS, Batch  # noqa: PLC0415 # the first import of anything big is not measured
 
         async with PEERS[self.peer](self.url) as one:
             # A thread, since the loop may be too busy to hear a timer.
             threading.Timer(self.deadline, self.report).start()
             self.meter.start()
-            await asyncio.gather(*(self._wait_for(one(number)) for number in range(self.tasks)))
+            if isinstance(one, Batch):
+                async for error in one.many(self.tasks):
+                    self._note(error)
+            else:
+                await asyncio.gather(*(self._wait_for(one(number)) for number in range(self.tasks)))
             self.report()
 
     async def _wait_for(self, end: Any) -> None:
         try:
             await end
         except Exception as error:  # noqa: BLE001 # whatever a peer raises
-            self.errors[type(error).__name__] += 1
+            self._note(error)
         else:
+            self._note(None)
+
+    def _note(self, error: Exception | None) -> None:
+        if error is None:
             self.finished += 1
+        else:
+            self.errors[type(error).__name__] += 1
 
     def report(self) -> None:
         """Print the line and end at once, whatever goes on."""

@@ -14,18 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import attrs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from sora_chars import Pace
+    from sora_chars import CharacterSession, Pace, TaskRequest
 
     One = Callable[[int], Awaitable[object]]
-    Peer = Callable[[str], AbstractAsyncContextManager[One]]
+    Peer = Callable[[str], AbstractAsyncContextManager["One | Batch"]]
 
 KEY = "benchmark-key-of-no-account"
 BODY: dict[str, Any] = {"model": "wan/2-7-image", "input": {"prompt": "A lighthouse"}}
-HAND, OURS, OURS_1S, OURS_LIMITED = "hand-written loop", "sora_chars", "sora_chars, 1 s", "sora_chars, limited"
+HAND, OURS, OURS_1S = "hand-written loop", "sora_chars", "sora_chars, 1 s"
+OURS_BATCH, OURS_LIMITED = "sora_chars, 1 s, create_many", "sora_chars, limited"
 
 
 @asynccontextmanager
@@ -48,19 +50,39 @@ async def by_hand(url: str) -> AsyncGenerator[One, None]:
         yield one
 
 
-def ours(seconds: float | None, *, creates: tuple[int, float] = (10**6, 10.0)) -> Peer:
+@attrs.frozen
+class Batch:
+    """What stands in the place of `one` where all can be asked for at once."""
+
+    session: CharacterSession
+
+    async def many(self, tasks: int) -> AsyncGenerator[Exception | None, None]:
+        """Make so many, and give the error of each as it ends, if it has one."""
+        requests = (_request(number) for number in range(tasks))
+        async with self.session.create_many(requests, limit=tasks) as outcomes:
+            async for outcome in outcomes:
+                yield outcome.error
+
+
+def _request(number: int) -> TaskRequest:
+    from sora_chars import TaskRequest  # noqa: PLC0415 # measured alone
+
+    return TaskRequest(**BODY, key=f"key-{number}")
+
+
+def ours(seconds: float | None, *, creates: tuple[int, float] = (10**6, 10.0), batch: bool = False) -> Peer:
     """This project with all its safety: a ledger on disk, keys, limits that count and, unless told, do not bind."""
 
     @asynccontextmanager
-    async def opened(url: str) -> AsyncGenerator[One, None]:
-        from sora_chars import CharacterSession, FixedPace, Kie, Limits, TaskRequest  # noqa: PLC0415 # measured alone
+    async def opened(url: str) -> AsyncGenerator[One | Batch, None]:
+        from sora_chars import CharacterSession, FixedPace, Kie, Limits  # noqa: PLC0415 # measured alone
 
         pace: Pace | None = None if seconds is None else FixedPace(seconds)
         limits = Limits(creates=creates, polls=(10**6, 1.0))
         with tempfile.TemporaryDirectory() as folder:
             kie = Kie(KEY, base_url=url, limits=limits)
             async with CharacterSession(kie, ledger=Path(folder) / "characters.db", pace=pace) as session:
-                yield lambda number: session.create(TaskRequest(**BODY, key=f"key-{number}"))
+                yield Batch(session) if batch else lambda number: session.create(_request(number))
 
     return opened
 
@@ -168,6 +190,7 @@ PEERS: dict[str, Peer] = {
     HAND: by_hand,
     OURS_LIMITED: ours(1.0, creates=(20, 2.0)),
     OURS_1S: ours(1.0),
+    OURS_BATCH: ours(1.0, batch=True),
     OURS: ours(None),
     "azure-core, 1 s": azure(1.0),
     "azure-core": azure(None),
