@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sora_chars import LadderPace, LearnedPace, Pace, TaskSnapshot
+from sora_chars import Eta, LadderPace, LearnedPace, Pace, TaskSnapshot
 from sora_chars.hazards import Durations, ladder_age, ladder_looks
 
 ANY = st.floats()  # NaN and infinities too
@@ -219,6 +219,15 @@ def test_an_eta_is_the_range_of_what_is_left() -> None:
     assert later is not None
     assert 0 < later.low < later.median < eta.median - 30
     assert pace.expect(waiting(), 1000.0) is None
+
+
+def test_an_eta_ends_with_what_is_known() -> None:
+    """Shortly before the longest duration that is reckoned with, no more than the rest of that is expected."""
+    pace = taught(*[46.0] * 20)
+    curve = pace._curve(waiting())
+    assert curve
+    last = curve.ages[-1]
+    assert pace.expect(waiting(), last - 2**-20) == Eta(low=2**-20, median=2**-20, high=2**-20)
 
 
 @pytest.mark.parametrize(("count", "known"), [(0, False), (2, False), (3, True)])
