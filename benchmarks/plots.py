@@ -65,7 +65,7 @@ def _by_client(ax: Axes, figures: dict[str, Any], value: Callable[[dict[str, Any
     ax.invert_yaxis()
     for label in ax.get_yticklabels():
         label.set_color(OURS if label.get_text().startswith("sora_chars") else "black")
-    ax.legend(fontsize=8, loc="lower right")
+    ax.legend(fontsize=8, loc="upper right", bbox_to_anchor=(1, -0.1), ncols=len(sizes), frameon=False)
 
 
 def cpu(ax: Axes, figures: dict[str, Any]) -> None:
@@ -92,7 +92,6 @@ def finished(ax: Axes, figures: dict[str, Any]) -> None:
     """How many are finished in time."""
     _by_client(ax, figures, lambda row: 100 * row["finished"] / row["tasks"] if row else None)
     ax.set(xlim=(0, 103), xlabel="% of the tasks, each of 5 to 20 s", title="A. Finished within 75 s")
-    ax.legend(fontsize=8, loc="center right")
 
 
 def seen(ax: Axes, figures: dict[str, Any]) -> None:
@@ -104,12 +103,12 @@ def seen(ax: Axes, figures: dict[str, Any]) -> None:
         ours = row["peer"].startswith("sora_chars")
         color, marker = OURS if ours else mpl.colormaps["tab10"](at % 10), MARKERS[at % len(MARKERS)]
         place = (row["gets_per_task"], row["detection_mean_s"])
-        ax.plot(*place, marker, color=color, label=row["peer"], zorder=3 + ours, markersize=8)
+        ax.plot(*place, marker, color=color, label=row["peer"], zorder=4 - ours, markersize=11 if ours else 7)
     ax.set(xscale="log", yscale="log", xlabel="GETs a task (log)", ylabel="seconds until an end is seen, mean (log)")
     ax.set_title(f"A. Looks and what they buy, {size:,} tasks")
     ax.margins(0.25)
     ax.grid(alpha=0.3)
-    ax.legend(fontsize=8, ncols=2)
+    ax.legend(fontsize=8)
     _plain_numbers(ax, ax.yaxis)
 
 
@@ -192,9 +191,10 @@ def presence(ax: Axes, figures: dict[str, Any]) -> None:
 
 
 def _plain_numbers(ax: Axes, *others: Axis) -> None:
-    """1, 2, 5, 10 along a logarithmic axis."""
+    """1, 2, 5, 10 along a logarithmic axis, or the powers of ten where that is too much."""
     for axis in (ax.xaxis, *others):
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: goals.number(value)))
         axis.set_minor_formatter("")
 
