@@ -34,6 +34,7 @@ ARRIVAL = 5.0  # seconds by which a request has arrived
 _SLACK = 0.01  # seconds by which the provider's clock may run otherwise than ours within one window
 _TICK = 0.001  # seconds; a clock ticks in steps, and may never reach a time in between
 _LOOK_AGAIN = 0.25  # seconds; an answer that another thread's loop received wakes nobody here
+ENDLESS = 2**31  # requests, where there is no limit
 _FEW = 100  # places
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
@@ -199,13 +200,24 @@ class Window:
             if self.shares and self.pause.until > loop.time():
                 self.shares[0].hear()
 
-    async def ready(self) -> bool:
-        """Return once a request would go out at once, and whether that had to be waited for."""
+    async def ready(self) -> int:
+        """How many requests would go out at once, as soon as one would."""
         loop = asyncio.get_running_loop()
-        if not self._crowded(loop):
-            return False
-        async with self._turn(loop, None):
-            return True
+        if self._crowded(loop):
+            async with self._turn(loop, None):
+                return self._room(loop.time())
+        return self._room(loop.time())
+
+    def _room(self, now: float) -> int:
+        """How many places are free when one is."""
+        if self.pause.strikes:
+            return 1  # the probe
+        if self.limit is None:
+            return ENDLESS
+        count, seconds = self.shares[0].limit(now) if self.shares else self.limit
+        if len(self._places) < _FEW:  # else those that are over hardly matter
+            self._prune(now - seconds - _SLACK)
+        return count - len(self._places)
 
     def _crowded(self, loop: asyncio.AbstractEventLoop) -> bool:
         return bool(self._lines) or self._wait(loop.time()) > 0
@@ -252,12 +264,16 @@ class Window:
         if len(self._places) < min(count, self._crowd):
             return 0.0
         over = now - seconds - _SLACK
-        self._places = [place for place in self._places if place.counts_from > over]
+        self._prune(over)
         self._crowd = 2 * len(self._places) + _FEW
         if len(self._places) < count:
             return 0.0
         first = min((place.counts_from for place in self._places), default=math.inf)
         return min(max(_TICK, first - over), _LOOK_AGAIN if self.shares else math.inf)
+
+    def _prune(self, over: float) -> None:
+        """Forget the places that count no more."""
+        self._places = [place for place in self._places if place.counts_from > over]
 
     def taken(self, now: float) -> int:
         """How many places of the limit still count at loop time `now`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from .errors import ConfigurationError
+from .limits import ENDLESS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,12 +64,12 @@ class Provider(Protocol):
         """Look again at a task that was last `seen` so; may return `seen` itself. Raises as `fetch`."""
         return await self.fetch(seen.task_id)
 
-    async def ready(self) -> bool:
-        """Return once a `fetch` would be sent at once, so that the watcher picks the task as late as it can.
+    async def ready(self) -> int:
+        """How many times `fetch` would be sent at once, as soon as it would be once.
 
-        True when that had to be waited for: then the most promising task is looked at first.
+        So tasks are picked as late as can be. When more are due, the most promising are looked at first.
         """
-        return False
+        return ENDLESS
 
     async def credit(self) -> float:
         """How many credits the account has left."""

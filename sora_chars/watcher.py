@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("sora_chars.watcher")
 
 _TICK = 0.001  # seconds by which a look may be early: a clock ticks in steps, and may never reach a time in between
+_SLOTS = 64  # a second, in which looks begin together
+_LONG = 0.25  # seconds; looks that are rarer may wait for each other
 _STRETCH = 5.0  # how much rarer a task is polled while callbacks arrive
 _TRUST = 60.0  # seconds for which one callback vouches for the next
 _FAULT_DELAYS = (1.0, 30.0)
@@ -43,6 +45,11 @@ _MISSING_DELAYS = (1.0, 5.0)
 _BACKSTOP = 30.0  # seconds between our own looks at a task that another process polls, which may have come to a stop
 _MOST_WEIGHED = 64  # tasks; the best of so many, drawn from a crowd, is hardly worse than the best of all
 _FIRST_ECHO = 0.25  # seconds until the next look when a callback came before its record showed it
+
+
+def _together(due: float) -> float:
+    """A hundredth of a second later at most, so that one waking serves all who are due by then."""
+    return math.ceil(due * _SLOTS) / _SLOTS
 
 
 async def _tell_nobody(provider: str, outcome: TaskSnapshot | MissingCharacterError) -> None:
@@ -201,14 +208,12 @@ class _Lane:
     watches: dict[str, Watch] = attrs.field(factory=dict[str, Watch])
     _heap: list[tuple[float, int, Watch]] = attrs.field(factory=list[tuple[float, int, Watch]])
     _due: deque[tuple[int, Watch]] = attrs.field(factory=deque["tuple[int, Watch]"])
-    _crowded: bool = False  # more is due than may be looked at
     _entries: int = 0
     _changed: asyncio.Event = attrs.field(factory=asyncio.Event)
-    _slots: asyncio.Semaphore = attrs.field(init=False)
+    _under_way: int = 0  # looks
     _runner: asyncio.Task[None] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._slots = asyncio.Semaphore(self.watcher.max_in_flight)
         self._runner = asyncio.create_task(self._run(), name=f"sora_chars watcher of {self.provider.name}")
         self._runner.add_done_callback(self._died)
 
@@ -217,7 +222,7 @@ class _Lane:
         now = asyncio.get_running_loop().time()
         watch.plain_due = now + delay
         rarer = _STRETCH if stretch and watch.expects_callback and self.watcher.trusts_callbacks else 1.0
-        self._push(watch, now + delay * rarer)
+        self._push(watch, _together(now + delay * rarer) if delay >= _LONG else now + delay)
 
     def snap_back(self) -> None:
         """Take back what was stretched."""
@@ -242,7 +247,6 @@ class _Lane:
             self._due.popleft()
         if self._due:
             return 0.0
-        self._crowded = False
         return self._heap[0][0] - now if self._heap else math.inf
 
     async def _run(self) -> None:
@@ -250,28 +254,31 @@ class _Lane:
         while True:
             self._changed.clear()
             wait = self._wait(loop.time())
+            if self._under_way == self.watcher.max_in_flight:
+                wait = math.inf
             if wait > 0:
                 timer = loop.call_later(wait, self._changed.set) if wait < math.inf else None
                 await self._changed.wait()
                 if timer:
                     timer.cancel()
                 continue
-            self._crowded |= await self.provider.ready()
-            await self._slots.acquire()
-            if self._wait(loop.time()) > 0:  # ended, or put off, while we waited
-                self._slots.release()
-                continue
-            watch = self._pick(loop.time())
-            watch.entry, watch.polling = 0, True
-            look = loop.create_task(self._look(watch))
-            self.watcher.looks.add(look)  # which outlives this lane, should it die
-            look.add_done_callback(self._looked)
-            await asyncio.sleep(0)  # it takes its place in the limits before the next one is picked
+            room = await self.provider.ready()
+            while room > 0 and self._under_way < self.watcher.max_in_flight and self._wait(loop.time()) <= 0:
+                self._begin(self._pick(loop.time(), crowded=len(self._due) > room))
+                room -= 1
+            await asyncio.sleep(0)  # they take their places in the limits before the next ones are picked
 
-    def _pick(self, now: float) -> Watch:
+    def _begin(self, watch: Watch) -> None:
+        watch.entry, watch.polling = 0, True
+        self._under_way += 1
+        look = asyncio.get_running_loop().create_task(self._look(watch))
+        self.watcher.looks.add(look)  # which outlives this lane, should it die
+        look.add_done_callback(self._looked)
+
+    def _pick(self, now: float, *, crowded: bool) -> Watch:
         """Take the task that was due first; when not all may be looked at, the one whose look promises most."""
         best = 0
-        if self._crowded:
+        if crowded:
             crowd = range(1, len(self._due))
             drawn = crowd if len(crowd) < _MOST_WEIGHED else random.sample(crowd, _MOST_WEIGHED - 1)
             best = max((0, *drawn), key=lambda place: self._gain(*self._due[place], now))
@@ -288,7 +295,9 @@ class _Lane:
 
     def _looked(self, look: asyncio.Task[None]) -> None:
         self.watcher.looks.discard(look)
-        self._slots.release()
+        if self._under_way == self.watcher.max_in_flight:
+            self._changed.set()
+        self._under_way -= 1
 
     async def _look(self, watch: Watch) -> None:
         nudged, watch.nudged = watch.nudged, False

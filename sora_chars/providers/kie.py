@@ -98,7 +98,7 @@ class Kie(Provider):
     ) -> None:
         await self._transport.leave()
 
-    async def ready(self) -> bool:
+    async def ready(self) -> int:
         """See `Provider.ready`."""
         return await self._transport.account.windows["poll"].ready()
 

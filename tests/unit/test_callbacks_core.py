@@ -69,9 +69,9 @@ class Paper(Provider):
         state = "success" if task_id in self.ended else "waiting"
         return TaskSnapshot(task_id=task_id, provider=self.name, state=state)
 
-    async def ready(self) -> bool:
+    async def ready(self) -> int:
         """Always be."""
-        return False
+        return 1
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -61,11 +61,11 @@ class Faulty(Provider):
         """See `Provider`."""
         raise NotImplementedError
 
-    async def ready(self) -> bool:
+    async def ready(self) -> int:
         """See `Provider`."""
         if self.broken:
             raise self.broken
-        return False
+        return 1
 
     async def fetch(self, task_id: str) -> TaskSnapshot:
         """See `Provider`."""
