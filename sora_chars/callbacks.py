@@ -175,6 +175,7 @@ class CallbackReceiver:
     _waiters: dict[str, set[asyncio.Future[CallbackEvent]]] = attrs.field(
         factory=dict[str, "set[asyncio.Future[CallbackEvent]]"], init=False, repr=False
     )
+    _closed: asyncio.Future[None] | None = attrs.field(default=None, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         if self.hmac_key is not None and not self.hmac_key:
@@ -194,26 +195,31 @@ class CallbackReceiver:
         if event := self._events.get(task_id):
             return event
         limit = self.session.wait if timeout is None else timeout
+        if self._closed is not self.session.closed:  # once for all waiters of an opening
+            self._closed = self.session.closed
+            self._closed.add_done_callback(self._release)
         waiter: asyncio.Future[CallbackEvent] = asyncio.get_running_loop().create_future()
         waiters = self._waiters.setdefault(task_id, set())
         waiters.add(waiter)
         try:
-            await asyncio.wait(
-                (waiter, self.session.closed),
-                timeout=None if limit == math.inf else max(limit, 0),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await asyncio.wait((waiter,), timeout=None if limit == math.inf else max(limit, 0))
         finally:
             waiters.discard(waiter)
             if not waiters:
                 self._waiters.pop(task_id, None)
-        if waiter.done():
+        if waiter.done() and not waiter.cancelled():
             return waiter.result()
         self.session.check_open()
         raise WaitTimeoutError(
             f"No callback of task {printable(task_id)} came within {limit:g} s.",
             hint="It may be lost; await the task's handle, which polls too.",
         )
+
+    def _release(self, _: object) -> None:
+        """Let all go who wait: the session was closed."""
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                waiter.cancel()  # which leaves alone whose callback came just now
 
     def aiohttp_app(self) -> web.Application:
         """An application to mount: `app.add_subapp("/hooks/kie/", receiver.aiohttp_app())`."""

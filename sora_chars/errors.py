@@ -44,6 +44,8 @@ _MESSAGE_LIMIT = 500
 
 def printable(text: object, *, limit: int = _MESSAGE_LIMIT) -> str:
     """Foreign text made fit for a message: one line, no control characters, at most `limit` characters."""
+    if isinstance(text, str) and len(text) <= limit and text.isprintable() and "  " not in text:
+        return text.strip()  # as most is
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)[: limit * 4]).split())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
