@@ -1,4 +1,4 @@
-"""results.png out of results.json: one page, each panel one question."""
+"""results.png out of results.json: one page, each panel one question; and looks.png, the panel of the README."""
 
 from __future__ import annotations
 
@@ -40,6 +40,16 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         f"sora_chars beside its peers, at one fake server on loopback ({shape['cores']} cores, {shape['python']})",
         fontsize=15,
     )
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def draw_looks(results: Mapping[str, Any], path: Path) -> None:
+    """Draw the one panel that the README shows."""
+    figure, ax = plt.subplots(figsize=(9, 5), layout="constrained")
+    cpu(ax, results["waiting"]["figures"])
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_title("What one look at a waiting task costs")
     figure.savefig(path, dpi=90)
     plt.close(figure)
 

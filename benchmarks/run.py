@@ -54,7 +54,10 @@ def report(folder: Path) -> None:
     """Make the tables and the plots."""
     results = json.loads((folder / "results.json").read_text())
     (folder / "RESULTS.md").write_text(importlib.import_module("tables").page(results))
-    importlib.import_module("plots").draw(results, folder / "results.png")
+    plots = importlib.import_module("plots")
+    plots.draw(results, folder / "results.png")
+    if "waiting" in results:
+        plots.draw_looks(results, folder / "looks.png")
 
 
 def main() -> None:
