@@ -70,7 +70,7 @@ def goals(results: Mapping[str, Any]) -> list[Goal]:
 
 def _waiting(figures: dict[str, Any]) -> Iterator[Goal]:
     for row in figures["table"]:
-        peer, tasks = row["peer"], row["tasks"]
+        peer, tasks = row["peer"], int(row["tasks"])
         runs = [run for run in figures["runs"] if (run["peer"], run["tasks"]) == (peer, tasks)]
         if peer in {OURS, OURS_1S, OURS_BATCH}:
             finished = min(run["finished"] for run in runs)

@@ -56,7 +56,7 @@ def draw_looks(results: Mapping[str, Any], path: Path) -> None:
 
 def _clients(figures: dict[str, Any]) -> tuple[list[str], list[int]]:
     peers = list(dict.fromkeys(row["peer"] for row in figures["table"]))
-    return peers, sorted({row["tasks"] for row in figures["table"]})
+    return peers, sorted({int(row["tasks"]) for row in figures["table"]})
 
 
 def _by_client(ax: Axes, figures: dict[str, Any], value: Callable[[dict[str, Any]], float | None]) -> None:
