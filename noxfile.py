@@ -37,8 +37,8 @@ def _interpreters() -> dict[str, str]:
 
 INTERPRETERS = _interpreters()
 OLDEST = next(iter(INTERPRETERS.values()))
-BETWEEN = [*INTERPRETERS.values()][1:-1]
-INSIDE = ("tests/unit", "tests/integration")  # without the command line and whole processes
+NEWEST = list(INTERPRETERS.values())[-1]
+RETRYING = [f"tests/integration/test_{name}.py" for name in ("transport", "sessions", "faults_create", "faults_polls")]
 
 
 def _install(session: nox.Session, group: str) -> None:
@@ -55,23 +55,24 @@ def _install(session: nox.Session, group: str) -> None:
     ],
 )
 def tests(session: nox.Session, backoff: str) -> None:
-    """All tests on the oldest and the newest interpreter here; those of the inside on the others.
+    """All tests on the oldest interpreter here, those without whole processes on the newest, unit tests between.
 
-    And those once more with the archived backoff 2.2.1, in debug mode.
+    And unit tests and those that retry once more with the archived backoff 2.2.1, in debug mode. With arguments, as
+    in `nox -s tests -- tests`, these are run everywhere.
     """
     _install(session, "tests")
     if backoff == "backoff":
         # Both wheels own the same folder: away with either of them first, also on a second run.
         session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", "python-backoff", "backoff", silent=True)
         session.install("backoff==2.2.1")
-        session.run("pytest", *(session.posargs or INSIDE), env={"PYTHONASYNCIODEBUG": "1"})
+        session.run("pytest", *(session.posargs or ["tests/unit", *RETRYING]), env={"PYTHONASYNCIODEBUG": "1"})
     elif session.python == OLDEST and not session.posargs:
         session.run("coverage", "erase")
         session.run("coverage", "run", "-m", "pytest")
         session.run("coverage", "combine", "--quiet")
         session.run("coverage", "report")
     else:
-        inside = INSIDE if session.python in BETWEEN else ()
+        inside = ["tests/unit", "tests/integration"] if session.python == NEWEST else ["tests/unit"]
         session.run("pytest", *(session.posargs or inside))
 
 
