@@ -120,7 +120,7 @@ async def test_five_minutes_of_nothing_but_faults_end_with_the_last_one() -> Non
 
 async def test_one_good_answer_gives_the_whole_budget_back() -> None:
     """Ten minutes of faults with one good answer in the middle end well."""
-    provider = Faulty(lambda at: DONE if at > 570 else NEW if 270 < at < 300 else NoAnswerError("reset"))
+    provider = Faulty(lambda at: DONE if at > 570 else NEW if 240 < at < 300 else NoAnswerError("reset"))
     async with watching() as watcher:
         assert await watcher.watch(provider, "t1").future == DONE
 
