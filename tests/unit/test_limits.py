@@ -247,6 +247,17 @@ async def test_ready_returns_when_a_place_is_free_and_takes_none() -> None:
 
 
 @pytest.mark.looptime
+@pytest.mark.parametrize(("limit", "sent", "room"), [((10, 10.0), 4, 6), ((1000, 10.0), 150, 850), ((10, 1.0), 4, 10)])
+async def test_ready_says_how_many_would_go_out(limit: tuple[int, float], sent: int, room: int) -> None:
+    """What was sent within the window is taken off the limit, in narrow windows and in wide ones."""
+    window = free(limit)
+    for _ in range(sent):
+        await ask(window, [], way=0.0)
+    await asyncio.sleep(5.0)
+    assert await window.ready() == room
+
+
+@pytest.mark.looptime
 async def test_a_refusal_pauses_the_whole_account() -> None:
     """After a 429 to a create, polls and all other requests wait too."""
     busy, loop = Account.with_limits(Limits()), asyncio.get_running_loop()
