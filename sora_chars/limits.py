@@ -214,7 +214,7 @@ class Window:
             return 1  # the probe
         if self.limit is None:
             return ENDLESS
-        count, seconds = self.shares[0].limit(now) if self.shares else self.limit
+        count, seconds = self._part(self.limit, now)
         if len(self._places) < _FEW:  # else those that are over hardly matter
             self._prune(now - seconds - _SLACK)
         return count - len(self._places)
@@ -260,7 +260,7 @@ class Window:
             return _LOOK_AGAIN  # one probe goes first, and its answer wakes the rest
         if self.limit is None:
             return 0.0
-        count, seconds = self.shares[0].limit(now) if self.shares else self.limit
+        count, seconds = self._part(self.limit, now)
         if len(self._places) < min(count, self._crowd):
             return 0.0
         over = now - seconds - _SLACK
@@ -270,6 +270,10 @@ class Window:
             return 0.0
         first = min((place.counts_from for place in self._places), default=math.inf)
         return min(max(_TICK, first - over), _LOOK_AGAIN if self.shares else math.inf)
+
+    def _part(self, limit: tuple[int, float], now: float) -> tuple[int, float]:
+        """What of the limit this process may use at loop time `now`."""
+        return self.shares[0].limit(now) if self.shares else limit
 
     def _prune(self, over: float) -> None:
         """Forget the places that count no more."""
