@@ -165,7 +165,7 @@ class Submission:
             if self.entry.state in {State.SENDING, State.UNKNOWN}:
                 raise self._unknown(error.message) from error
             return  # its callback was here already
-        if not (error.harmless and error.passing) and self.entry.state is not State.REFUSED:
+        if not (error.harmless and error.passing) and (self.sent or self.entry.state is State.ASKED):
             await self._note(State.REFUSED, error=to_error(error))
         raise error
 

@@ -31,10 +31,11 @@ _OPEN = frozenset({State.ASKED, State.REFUSED, State.SENDING, State.UNKNOWN})
 async def record(ledger: Ledger, entry: Entry, to: State, **facts: Any) -> Entry:
     """Move an entry to where the provider's answer puts it, wherever others have moved it meanwhile.
 
-    Without a task id among the facts the first move of somebody else stands. Returns the entry as it is then, which
-    is another task's when somebody else had paid for one; that is logged as an error.
+    Without a task id among the facts the first move of somebody else stands, unless that was `unknown`, said of the
+    very request that is answered now; its token tells. Returns the entry as it is then, which is another task's when
+    somebody else had paid for one; that is logged as an error.
     """
-    task_id = facts.get("task_id")
+    task_id, digest = facts.get("task_id"), entry.token_digest
     while True:
         try:
             if task_id and entry.state in {State.ASKED, State.REFUSED}:  # a person, or a code 500, said "never made"
@@ -42,6 +43,8 @@ async def record(ledger: Ledger, entry: Entry, to: State, **facts: Any) -> Entry
             return await ledger.move(entry, to, **facts)
         except EntryMovedError as error:
             entry = error.entry
+        if entry.state is State.UNKNOWN and to is not State.UNKNOWN and digest and entry.token_digest == digest:
+            continue
         same = entry.task_id == task_id
         if task_id and (entry.state in _OPEN or (same and entry.state is State.RUNNING and to is not State.RUNNING)):
             continue
@@ -62,7 +65,7 @@ async def settle(ledger: Ledger, snapshot: TaskSnapshot) -> None:
 async def unsend(ledger: Ledger, key: str, digest: str) -> None:
     """Take back a `sending` that was written for a request that did not go; `digest` says for which."""
     entry = await ledger.get(key)
-    if entry and entry.state is State.SENDING and entry.token_digest == digest:
+    if entry and entry.state in {State.SENDING, State.UNKNOWN} and entry.token_digest == digest:
         await record(ledger, entry, State.ASKED)
 
 

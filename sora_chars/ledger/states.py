@@ -24,7 +24,7 @@ _ANSWERS = frozenset({State.ASKED, State.RUNNING, State.SUCCEEDED, State.FAILED,
 MOVES: dict[State, frozenset[State]] = {
     State.ASKED: frozenset({State.SENDING, State.REFUSED}),  # refused: a step before the paid one, such as an upload
     State.SENDING: _ANSWERS | {State.UNKNOWN},  # back to asked: the provider did nothing, and it may be sent again
-    State.UNKNOWN: _ANSWERS,  # by a callback, a late answer, or a person
+    State.UNKNOWN: _ANSWERS,  # by a callback, its sender's own late answer, or a person
     State.RUNNING: frozenset({State.RUNNING, State.SUCCEEDED, State.FAILED}),  # running: another process looks after it
     State.REFUSED: frozenset({State.SENDING}),  # it cost nothing, and what was wrong may have been put right
     State.SUCCEEDED: frozenset(),

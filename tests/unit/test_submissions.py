@@ -315,6 +315,74 @@ async def test_a_sender_that_died_leaves_doubt(store: Shaky) -> None:
     assert provider.posts == 0
 
 
+@pytest.mark.parametrize(
+    ("fault", "end", "posts"),
+    [
+        (RequestRefusedError("a real person"), State.REFUSED, 2),
+        (AuthenticationError("bad key", harmless=True), State.REFUSED, 2),
+        (RateLimitedError("busy"), State.ASKED, 2),
+        (MissingCharacterError("none", provider="fake", task_id=None), State.FAILED, 1),
+        (NoAnswerError("reset"), State.UNKNOWN, 1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_a_late_answer_ends_the_doubt(store: Shaky, fault: Exception, end: State, posts: int) -> None:
+    """A sender that others took for dead records what it was answered, and is asked again as after any such answer."""
+    provider = Fake([fault])
+    async with session_of(provider, store) as session:
+        submitting = asyncio.create_task(session.submit(**WISH))
+        await asyncio.sleep(15)
+        await store.elsewhere("mine", State.UNKNOWN)
+        with pytest.raises(SubmissionUnknownError):
+            await session.submit(**WISH)
+        with pytest.raises(SubmissionUnknownError if end is State.UNKNOWN else type(fault)):
+            await submitting
+        assert await state_of(session) is end
+        again = await asyncio.gather(session.submit(**WISH), return_exceptions=True)
+        assert (isinstance(again[0], SubmissionUnknownError), provider.posts) == (end is State.UNKNOWN, posts)
+
+
+@pytest.mark.parametrize("harmless", [False, True])
+@pytest.mark.parametrize("state", [State.SENDING, State.UNKNOWN])
+async def test_a_late_answer_says_nothing_of_anothers_request(store: Shaky, state: State, *, harmless: bool) -> None:
+    """What was sent under the same key since then may have been paid for, whatever an earlier try was answered."""
+    async with session_of(Fake([AuthenticationError("bad key", harmless=harmless)]), store) as session:
+        submitting = asyncio.create_task(session.submit(**WISH))
+        await asyncio.sleep(15)
+        await store.elsewhere("mine", State.UNKNOWN)
+        await session.resolve("mine", never_sent=True)
+        await store.elsewhere("mine", State.SENDING, token_digest="of another")
+        if state is State.UNKNOWN:
+            await store.elsewhere("mine", State.UNKNOWN)
+        before = await session.entry("mine")
+        with pytest.raises(AuthenticationError):
+            await submitting
+        assert await session.entry("mine") == before
+
+
+async def test_a_try_again_is_none_once_others_send(store: Shaky) -> None:
+    """A sender that others took for dead, and whose key was sent anew meanwhile, leaves it to them."""
+
+    class Patient(Fake):
+        async def submit(self, request: Request, **options: Any) -> TaskSnapshot:
+            try:
+                return await super().submit(request, **options)
+            except RateLimitedError:
+                return await super().submit(request, **options)
+
+    provider = Patient([RateLimitedError("busy")])
+    async with session_of(provider, store) as session:
+        submitting = asyncio.create_task(session.submit(**WISH))
+        await asyncio.sleep(15)
+        await store.elsewhere("mine", State.UNKNOWN)
+        await session.resolve("mine", never_sent=True)
+        await store.elsewhere("mine", State.SENDING, token_digest="of another")
+        await asyncio.sleep(60)
+        await store.elsewhere("mine", State.RUNNING, task_id="t9")
+        assert (await submitting).task_id == "t9"
+    assert provider.posts == 1
+
+
 async def test_a_sender_that_cannot_be_looked_for_is_left_alone(store: Shaky) -> None:
     """When the ledger cannot say whether another process still sends it, the error says that this one sent nothing."""
     provider = Fake()

@@ -88,8 +88,11 @@ def names(caplog: pytest.LogCaptureFixture) -> list[str]:
         ([S, R], R, "t2", (R, "t1"), True),  # a person, or another process, has another task
         ([S, R], OK, "t2", (R, "t1"), True),
         ([S, U, BAD], R, "t1", (BAD, None), True),  # a person gave it up
-        ([S, U], A, None, (U, None), False),  # without a task the first move stands
-        ([S, U, A], NO, None, (A, None), False),
+        ([S, U], NO, None, (NO, None), False),  # the doubt was about this very request
+        ([S, U], A, None, (A, None), False),
+        ([S, U], U, None, (U, None), False),
+        ([S, U, A], NO, None, (A, None), False),  # without a task the first move stands
+        ([S, U, A, S, U], NO, None, (U, None), False),  # the doubt is about another request
     ],
 )
 async def test_whoever_was_faster(
@@ -103,10 +106,12 @@ async def test_whoever_was_faster(
     second: bool,
 ) -> None:
     """A task that was paid for gets on record unless there is another, which is logged as an error."""
-    sending = await put(ledger, S)
+    sending = await put(ledger, S, digest="mine")
     now = sending
     for step in others[1:]:
-        now = await ledger.move(now, step, task_id="t1" if step in {R, OK} else None)
+        now = await ledger.move(
+            now, step, task_id="t1" if step in {R, OK} else None, token_digest="other" if step is S else None
+        )
     moved = await record(ledger, sending, to, task_id=task_id)
     assert moved == await ledger.get("k-1")
     assert ((moved.state, moved.task_id), names(caplog)) == (end, ["submission.second_task"] * second)
@@ -130,11 +135,12 @@ async def test_only_a_running_entry_is_settled(ledger: Ledger, state: State, end
 
 
 @pytest.mark.parametrize(
-    ("ways", "digest", "end"), [([S], "mine", A), ([S], "other", S), ([S, U], "mine", U), ([], "mine", A)]
+    ("ways", "digest", "end"),
+    [([S], "mine", A), ([S], "other", S), ([S, U], "mine", A), ([S, R], "mine", R), ([], "mine", A)],
 )
 async def test_only_its_own_sending_is_taken_back(ledger: Ledger, ways: list[State], digest: str, end: State) -> None:
     """What was sent under another token, or is no longer being sent, stays."""
-    before = await put(ledger, *ways, digest=digest)
+    before = await put(ledger, *ways, task_id="t1", digest=digest)
     await unsend(ledger, "k-1", "mine")
     await unsend(ledger, "none", "mine")
     entry = await ledger.get("k-1")
