@@ -3,14 +3,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import pytest
 
 from sora_chars.errors import (
     AuthenticationError,
     ConfigurationError,
     InvalidRequestError,
-    LedgerError,
     MissingCharacterError,
     NoAnswerError,
     RateLimitedError,
@@ -18,101 +16,22 @@ from sora_chars.errors import (
     SubmissionUnknownError,
     TaskNotFoundError,
 )
-from sora_chars.ledger import Entry, Ledger, State
-from sora_chars.ledger.memory import MemoryStore
-from sora_chars.models import Character, TaskSnapshot
+from sora_chars.ledger import Ledger, State
+from sora_chars.models import TaskSnapshot
 from sora_chars.pacing import FixedPace
 from sora_chars.pictures import Pictures
-from sora_chars.protocols import Provider
 from sora_chars.session import CharacterSession
+from tests.unit.fakes import Fake, Shaky
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from sora_chars.models import Request
+    from sora_chars.models import Character
 
 pytestmark = pytest.mark.looptime
 
 WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog", "key": "mine"}
-
-
-@attrs.define(eq=False)
-class Fake(Provider):
-    """A provider that takes 10 s to answer a request, with `fault` if there is one, and whose tasks end at once.
-
-    `early`: met before a request is sent. `seen`: what a look meets, in place of the end.
-    """
-
-    fault: Exception | None = None
-    early: Exception | None = None
-    seen: TaskSnapshot | Exception | None = None
-    synchronous: bool = False
-    name: str = "fake"
-    posts: int = 0
-    looks: int = 0
-
-    def check(self, request: Request) -> Sequence[str]:
-        """See `Provider`."""
-        del request
-        return ()
-
-    async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
-    ) -> TaskSnapshot:
-        """See `Provider`."""
-        del request, callback_url
-        if self.early:
-            raise self.early
-        async with sending():
-            self.posts += 1
-            await asyncio.sleep(10)
-            if self.fault:
-                raise self.fault
-        return self.ended() if self.synchronous else self.running()
-
-    async def fetch(self, task_id: str) -> TaskSnapshot:
-        """See `Provider`."""
-        self.looks += 1
-        await asyncio.sleep(1)
-        if isinstance(self.seen, Exception):
-            raise self.seen
-        return self.seen or self.ended(task_id)
-
-    def running(self, **facts: Any) -> TaskSnapshot:
-        """The task while it runs."""
-        return TaskSnapshot(task_id="t1", provider=self.name, state="generating", **facts)
-
-    def ended(self, task_id: str = "t1") -> TaskSnapshot:
-        """A task that has succeeded."""
-        made = Character(id="ch_1", provider=self.name)
-        return TaskSnapshot(task_id=task_id, provider=self.name, state="success", character=made)
-
-
-@attrs.define(eq=False)
-class Shaky(MemoryStore):
-    """A store that cannot write the states in `full`. `others_live`: whether other processes do."""
-
-    full: frozenset[str] = frozenset()
-    others_live: bool = True
-
-    async def replace(self, before: Entry, after: Entry) -> Entry | None:
-        """See `Store`."""
-        if after.state in self.full:
-            raise LedgerError("The disk is full.")
-        return await super().replace(before, after)
-
-    async def is_gone(self, holder: str) -> bool:
-        """See `Store`."""
-        del holder
-        return not self.others_live
-
-    async def elsewhere(self, key: str, to: State, **facts: Any) -> None:
-        """Move an entry as another process would."""
-        entry = await self.find("key", key)
-        assert entry
-        await super().replace(entry, entry.moved(to, at=0.0, holder="another process", **facts))
 
 
 @pytest.fixture
@@ -152,17 +71,17 @@ async def advance(session: CharacterSession) -> tuple[State, float | None]:
 async def test_one_step_at_a_time(session: CharacterSession, provider: Fake) -> None:
     """A wish is recorded, sent once, looked at until its end, and then left alone."""
     assert (await session.ask(**WISH)).state is State.ASKED
-    assert provider.posts == 0
-    provider.seen = provider.running()
+    assert provider.posts == []
+    provider.seen = provider.snapshot(state="generating")
     assert await advance(session) == (State.RUNNING, 10)
-    assert (provider.posts, provider.looks) == (1, 0)
+    assert (len(provider.posts), provider.looks) == (1, 0)
     assert await advance(session) == (State.RUNNING, 10)
-    provider.seen = provider.running(retry_after=77.0)
+    provider.seen = provider.snapshot(state="generating", retry_after=77.0)
     assert await advance(session) == (State.RUNNING, 77)
     provider.seen = None
     assert await advance(session) == (State.SUCCEEDED, None)
     assert await advance(session) == (State.SUCCEEDED, None)
-    assert (provider.posts, provider.looks) == (1, 3)
+    assert (len(provider.posts), provider.looks) == (1, 3)
     assert [saved.character.id async for saved in session.characters("DOG")] == ["ch_1"]
 
 
@@ -180,7 +99,7 @@ async def test_steps_at_once_send_once(session: CharacterSession, provider: Fake
     assert {await one for one in [asyncio.create_task(advance(session)) for _ in range(9)]} == {(State.RUNNING, 10)}
     ends = await asyncio.gather(*(advance(session) for _ in range(9)))
     assert {*ends} == {(State.SUCCEEDED, None)}
-    assert provider.posts == 1
+    assert len(provider.posts) == 1
 
 
 async def test_a_synchronous_provider_needs_one_step() -> None:
@@ -196,7 +115,7 @@ async def test_a_refusal_ends_the_steps(session: CharacterSession, provider: Fak
     await session.ask(**WISH)
     assert {*await asyncio.gather(advance(session), advance(session))} == {(State.REFUSED, None)}
     assert await advance(session) == (State.REFUSED, None)
-    assert provider.posts == 1
+    assert len(provider.posts) == 1
 
 
 @pytest.mark.parametrize(
@@ -221,7 +140,7 @@ async def test_a_refusal_that_is_not_on_record_yet_is_told(
 ) -> None:
     """Where the ledger cannot take a refusal, the caller hears it as an error."""
     provider.fault = RequestRefusedError("a real person")
-    store.full = frozenset({"refused"})
+    store.full = {State.REFUSED}
     await session.ask(**WISH)
     with pytest.raises(RequestRefusedError):
         await session.advance("mine")
@@ -281,11 +200,11 @@ async def test_an_end_that_is_not_on_record_yet(session: CharacterSession, provi
     """Where the ledger cannot take the end, the key is not finished."""
     await session.ask(**WISH)
     await session.advance("mine")
-    store.full = frozenset({"succeeded"})
+    store.full = {State.SUCCEEDED}
     assert await advance(session) == (State.RUNNING, 5)
-    store.full = frozenset()
+    store.full.clear()
     assert await advance(session) == (State.SUCCEEDED, None)
-    assert provider.posts == 1
+    assert len(provider.posts) == 1
 
 
 async def test_only_what_is_known_is_advanced(session: CharacterSession, store: Shaky) -> None:
@@ -323,7 +242,7 @@ async def test_a_step_that_finds_the_end_saves_the_picture_and_teaches_the_pace(
         await session.advance("mine")
         assert (saved, learned) == ([], [])
         await session.advance("mine")
-        assert (saved, learned) == ([provider.ended().character], [provider.ended()])
+        assert (saved, learned) == ([provider.snapshot().character], [provider.snapshot()])
         provider.synchronous = True
         await session.ask(**WISH | {"key": "another"})
         await session.advance("another")

@@ -4,7 +4,6 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import pytest
 
 from sora_chars.callbacks import CallbackReceiver
@@ -18,106 +17,25 @@ from sora_chars.errors import (
     TaskFailedError,
     TaskNotFoundError,
 )
-from sora_chars.ledger import Entry, Ledger, State
-from sora_chars.ledger.memory import MemoryStore
-from sora_chars.models import Character, TaskSnapshot
+from sora_chars.ledger import Ledger, State
 from sora_chars.pacing import FixedPace
-from sora_chars.protocols import Provider
 from sora_chars.session import CharacterSession
+from tests.unit.fakes import Fake, Shaky
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncGenerator
 
-    from sora_chars.models import Request
+    from sora_chars.ledger import Entry
 
 pytestmark = pytest.mark.looptime
 
 WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog", "key": "mine"}
 
 
-@attrs.define(eq=False)
-class Fake(Provider):
-    """A provider that answers a request after `answer` seconds, with `fault` if there is one; its tasks end at once.
-
-    `raw`: what its records repeat. `missing`: whether it denies to know any task. `unmade`: what a look meets.
-    """
-
-    fault: Exception | None = None
-    answer: float = 0.0  # looptime leaves the time of fixtures as it is
-    raw: Any = None
-    missing: bool = False
-    unmade: MissingCharacterError | None = None
-    synchronous: bool = False
-    name: str = "fake"
-    callback_url: str | None = "https://a.invalid/hooks"
-    posts: list[str] = attrs.field(factory=list[str])
-    looks: int = 0
-
-    def check(self, request: Request) -> Sequence[str]:
-        """See `Provider`."""
-        del request
-        return ()
-
-    async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
-    ) -> TaskSnapshot:
-        """See `Provider`."""
-        del request
-        async with sending():
-            self.posts.append(str(callback_url))
-            await asyncio.sleep(self.answer)
-            if self.fault:
-                raise self.fault
-        return TaskSnapshot(task_id="t1", provider=self.name, state="waiting")
-
-    async def fetch(self, task_id: str) -> TaskSnapshot:
-        """See `Provider`."""
-        self.looks += 1
-        if self.missing:
-            raise TaskNotFoundError("no such task")
-        if self.unmade:
-            raise self.unmade
-        made = Character(id="ch_1", provider=self.name)
-        return TaskSnapshot(task_id=task_id, provider=self.name, state="success", character=made, raw=self.raw)
-
-
-@attrs.define(eq=False)
-class Shaky(MemoryStore):
-    """A store that cannot write the states in `full`, and cannot be read while `away`."""
-
-    full: frozenset[State] = frozenset()
-    away: bool = False
-    others_live: bool = True
-
-    async def replace(self, before: Entry, after: Entry) -> Entry | None:
-        """See `Store`."""
-        if after.state in self.full:
-            raise LedgerError("The disk is full.")
-        return await super().replace(before, after)
-
-    async def find(self, by: Any, *values: str) -> Entry | None:
-        """See `Store`."""
-        if self.away:
-            raise LedgerError("The database is away.")
-        return await super().find(by, *values)
-
-    async def is_gone(self, holder: str) -> bool:
-        """See `Store`."""
-        del holder
-        return not self.others_live
-
-    async def elsewhere(self, key: str, to: State, **facts: Any) -> None:
-        """Move an entry as another process would."""
-        entry = await self.find("key", key)
-        assert entry
-        await super().replace(entry, entry.moved(to, at=0.0, holder="another process", **facts))
-
-
 @pytest.fixture
 def provider() -> Fake:
-    """Return the provider, which loses its answers."""
-    return Fake(fault=NoAnswerError("reset"))
+    """Return the provider, which loses its answers, at once: looptime leaves the time of fixtures as it is."""
+    return Fake(callback_url="https://a.invalid/hooks", before=0, after=0, fault=NoAnswerError("reset"))
 
 
 @pytest.fixture
@@ -167,7 +85,8 @@ async def call_back(session: CharacterSession, url: str, task_id: str = "t1") ->
 @pytest.mark.parametrize("raw", [None, "own", {"param": "no URL"}])
 async def test_a_callback_repairs_a_lost_answer(session: CharacterSession, provider: Fake, raw: Any) -> None:
     """The callback's token names the entry, which gets its task and its end; nothing is sent again."""
-    provider.raw = {"param": json.dumps({"callBackUrl": provider.posts[0]})} if raw == "own" else raw
+    own = {"param": json.dumps({"callBackUrl": provider.posts[0]})}
+    provider.seen = provider.snapshot(raw=own if raw == "own" else raw)
     assert await call_back(session, provider.posts[0]) == 200
     assert (await session.create(**WISH)).id == "ch_1"
     entry = await entry_of(session)
@@ -185,14 +104,14 @@ async def test_a_callback_that_names_anothers_task(
     session: CharacterSession, provider: Fake, lost: Entry, raw: Any
 ) -> None:
     """A token does not open a task whose record says that it was asked for under another one."""
-    provider.raw = raw
+    provider.seen = provider.snapshot("t9", raw=raw)
     assert await call_back(session, provider.posts[0], "t9") == 401
     assert await entry_of(session) == lost
 
 
 async def test_a_callback_that_cannot_be_confirmed(session: CharacterSession, provider: Fake, lost: Entry) -> None:
     """A task that the provider does not know (yet) changes nothing, and its sender is told to come again."""
-    provider.missing = True
+    provider.seen = TaskNotFoundError("no such task")
     assert await call_back(session, provider.posts[0]) == 503
     assert await entry_of(session) == lost
 
@@ -201,7 +120,7 @@ async def test_a_callback_for_a_success_without_a_character(
     session: CharacterSession, provider: Fake, lost: Entry
 ) -> None:
     """Its record is of no help in telling whose it is, so that doubt remains; the sender is told to come again."""
-    provider.unmade = MissingCharacterError("none", provider="fake", task_id="t1", payload={"id": ""})
+    provider.seen = MissingCharacterError("none", provider="fake", task_id="t1", payload={"id": ""})
     assert await call_back(session, provider.posts[0]) == 503
     assert await entry_of(session) == lost
 
@@ -211,9 +130,9 @@ async def test_a_callback_while_the_ledger_is_away(session: CharacterSession, pr
     """Its sender is told to come again, whether the ledger cannot be read or cannot be written."""
     store.away = True
     assert await call_back(session, provider.posts[0]) == 503
-    store.away, store.full = False, frozenset({State.RUNNING})
+    store.away, store.full = False, {State.RUNNING}
     assert await call_back(session, provider.posts[0]) == 503
-    store.full = frozenset()
+    store.full = set()
     assert await call_back(session, provider.posts[0]) == 200
 
 
@@ -230,7 +149,7 @@ async def test_a_callback_may_be_faster_than_the_answer(
     session: CharacterSession, provider: Fake, fault: Exception | None
 ) -> None:
     """A task that ended before createTask answered, or failed to, is done when `submit` returns."""
-    provider.fault, provider.answer = fault, 10.0
+    provider.fault, provider.after = fault, 10.0
     submitting = asyncio.create_task(session.submit(**WISH))
     await asyncio.sleep(5)
     assert await call_back(session, provider.posts[0]) == 200
@@ -256,7 +175,7 @@ async def test_a_person_says_that_it_never_arrived(session: CharacterSession, pr
     assert (await session.resolve(lost.key, never_sent=True)).state is State.ASKED
     assert (await recovered(session), len(provider.posts)) == ([], 1)
     provider.fault = None
-    assert (await session.submit(**WISH)).task_id == "t1"
+    assert (await session.submit(**WISH)).task_id == "t2"
     assert len(provider.posts) == 2
 
 
@@ -336,14 +255,14 @@ async def test_a_task_that_another_process_polls_is_taken_over(
     session: CharacterSession, provider: Fake, store: Shaky
 ) -> None:
     """While its poller lives a task is followed with hardly a look; when that ends, it is polled here."""
-    provider.missing = True
+    provider.seen = TaskNotFoundError("no such task")
     await session.ask(**WISH)
     await store.elsewhere("mine", State.SENDING)
     await store.elsewhere("mine", State.RUNNING, task_id="t1")
     (handle,) = [handle async for handle in session.recover()]
     await asyncio.sleep(29)
     assert provider.looks == 0
-    store.others_live, provider.missing = False, False
+    store.others_live, provider.seen = False, None
     assert (await handle).id == "ch_1"
     assert asyncio.get_running_loop().time() < 30  # no look was due before
     assert (await entry_of(session)).state is State.SUCCEEDED
@@ -352,7 +271,7 @@ async def test_a_task_that_another_process_polls_is_taken_over(
 async def test_a_success_without_a_character_is_on_record(session: CharacterSession, provider: Fake) -> None:
     """The watcher's finding is kept, so that the same key says it again without a look."""
     provider.fault = None
-    provider.unmade = MissingCharacterError("none", provider="fake", task_id="t1", payload={"id": ""})
+    provider.seen = MissingCharacterError("none", provider="fake", task_id="t1", payload={"id": ""})
     for _ in range(2):
         with pytest.raises(MissingCharacterError) as caught:
             await session.create(**WISH)
@@ -374,7 +293,7 @@ async def test_a_ledger_that_is_open_already_is_left_open(store: Shaky) -> None:
 async def test_what_stays_unwritten_is_told_at_the_end(store: Shaky, caplog: pytest.LogCaptureFixture) -> None:
     """A ledger that never comes back is tried until the session closes, and the log names what is lost."""
     provider = Fake()
-    store.full = frozenset({State.RUNNING})
+    store.full = {State.RUNNING}
     async with CharacterSession(provider, ledger=Ledger(store)) as session:
         with pytest.raises(LedgerError):
             await session.submit(**WISH)

@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import attrs
 import pytest
 
 from sora_chars.errors import (
@@ -18,76 +17,17 @@ from sora_chars.errors import (
 )
 from sora_chars.models import Character, ModelInfo, OmniCharacterRequest, TaskRequest, TaskSnapshot
 from sora_chars.pacing import FixedPace
-from sora_chars.protocols import Provider
 from sora_chars.records import token_digest
 from sora_chars.session import CharacterSession
 from sora_chars.watcher import TaskWatcher
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from contextlib import AbstractAsyncContextManager
-
-    from sora_chars.models import Request
+from tests.unit.fakes import Fake
 
 pytestmark = pytest.mark.looptime
 
 WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog"}
 
 
-@attrs.define(eq=False)
-class Fake(Provider):
-    """A provider that takes 10 s before sending and 10 s after, and whose tasks end at their `end`-th look."""
-
-    name: str = "fake"
-    problems: Sequence[str] = ()
-    synchronous: bool = False
-    callback_url: str | None = None
-    before: float = 10.0
-    after: float = 10.0
-    fault: BaseException | None = None
-    end: int = 1
-    posts: list[str | None] = attrs.field(factory=list["str | None"])
-    looks: int = 0
-
-    def check(self, request: Request) -> Sequence[str]:
-        """See `Provider`."""
-        del request
-        return self.problems
-
-    async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
-    ) -> TaskSnapshot:
-        """See `Provider`."""
-        del request
-        await asyncio.sleep(self.before)
-        async with sending():
-            self.posts.append(callback_url)
-            await asyncio.sleep(self.after)
-            if self.fault:
-                raise self.fault
-        return self.snapshot("success" if self.synchronous else "waiting")
-
-    async def fetch(self, task_id: str) -> TaskSnapshot:
-        """See `Provider`."""
-        del task_id
-        self.looks += 1
-        return self.snapshot("success" if self.looks >= self.end else "generating")
-
-    async def credit(self) -> float:
-        """See `Provider`."""
-        return 7.5
-
-    async def models(self) -> list[ModelInfo]:
-        """See `Provider`."""
-        return [ModelInfo("m")]
-
-    def snapshot(self, state: str) -> TaskSnapshot:
-        """The one task."""
-        made = Character(id="ch_1", provider=self.name) if state == "success" else None
-        return TaskSnapshot(task_id="t1", provider=self.name, state=state, character=made)
-
-
-def session_of(*providers: Provider, **options: Any) -> CharacterSession:
+def session_of(*providers: Fake, **options: Any) -> CharacterSession:
     """A session that looks every 10 s."""
     return CharacterSession(*providers, pace=FixedPace(10.0), **options)
 
@@ -130,7 +70,7 @@ async def test_a_synchronous_provider_needs_no_look() -> None:
         handle = await session.submit(**WISH)
         assert handle.done()
         assert (await session.create(**WISH, timeout=0)).id == "ch_1"
-    assert (provider.looks, provider.posts) == (0, [None, None])
+    assert (provider.looks, provider.posts) == (0, ["", ""])
 
 
 async def test_the_first_provider_that_can_serves() -> None:
@@ -217,7 +157,15 @@ async def test_a_resumed_handle_shares_the_wait() -> None:
 
 async def test_credit_and_models_ask_the_provider_with_tasks() -> None:
     """Unnamed, the first provider that has tasks answers; with none of these, the first."""
-    async with session_of(Fake("sync", synchronous=True), Fake("jobs")) as session:
+
+    class Telling(Fake):
+        async def credit(self) -> float:
+            return 7.5
+
+        async def models(self) -> list[ModelInfo]:
+            return [ModelInfo("m")]
+
+    async with session_of(Fake("sync", synchronous=True), Telling("jobs")) as session:
         assert await session.credit() == 7.5
         assert await session.models("jobs") == [ModelInfo("m")]
     async with session_of(Fake("sync", synchronous=True)) as session:
@@ -283,20 +231,7 @@ async def test_a_known_outcome_is_told_as_it_is(fault: Exception) -> None:
 
 async def test_no_answer_before_sending_is_no_doubt() -> None:
     """A lost upload, before the paid request, leaves no doubt about that one."""
-
-    class Uploading(Fake):
-        async def submit(
-            self,
-            request: Request,
-            *,
-            callback_url: str | None,
-            sending: Callable[[], AbstractAsyncContextManager[None]],
-        ) -> TaskSnapshot:
-            """See `Provider`."""
-            del request, callback_url, sending
-            raise NoAnswerError("the upload was reset")
-
-    async with session_of(Uploading()) as session:
+    async with session_of(Fake(early=NoAnswerError("the upload was reset"))) as session:
         with pytest.raises(NoAnswerError, match="upload"):
             await session.create(**WISH)
 

@@ -7,55 +7,20 @@ import attrs
 import pytest
 
 from sora_chars.errors import NoAnswerError, SessionClosedError, SubmissionUnknownError, WatcherStoppedError
-from sora_chars.models import TaskSnapshot
 from sora_chars.pacing import FixedPace
-from sora_chars.protocols import Pace, Provider
+from sora_chars.protocols import Pace
 from sora_chars.session import CharacterSession
+from tests.unit.fakes import Fake
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from contextlib import AbstractAsyncContextManager
-
-    from sora_chars.models import Request
+    from sora_chars.models import TaskSnapshot
 
 pytestmark = pytest.mark.looptime
 
 WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog", "key": "mine"}
 
 
-@attrs.define(eq=False)
-class Slow(Provider):
-    """A provider that waits 10 s, sends, and answers after `answer` seconds, with `fault` if there is one."""
-
-    answer: float = 10.0
-    fault: Exception | None = None
-    name: str = "slow"
-    posts: int = 0
-
-    def check(self, request: Request) -> Sequence[str]:
-        """See `Provider`."""
-        del request
-        return ()
-
-    async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
-    ) -> TaskSnapshot:
-        """See `Provider`."""
-        del request, callback_url
-        await asyncio.sleep(10.0)
-        async with sending():
-            self.posts += 1
-            await asyncio.sleep(self.answer)
-            if self.fault:
-                raise self.fault
-        return TaskSnapshot(task_id="t1", provider=self.name, state="waiting")
-
-    async def fetch(self, task_id: str) -> TaskSnapshot:
-        """See `Provider`."""
-        return TaskSnapshot(task_id=task_id, provider=self.name, state="waiting")
-
-
-def session_of(provider: Provider, *, drain: float = 30.0) -> CharacterSession:
+def session_of(provider: Fake, *, drain: float = 30.0) -> CharacterSession:
     """A session that looks every 10 s."""
     return CharacterSession(provider, pace=FixedPace(10.0), drain=drain)
 
@@ -76,7 +41,7 @@ def events(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     return [{name: record[name] for name in facts if name in record} for record in own]
 
 
-FACTS = {"provider": "slow", "key": "mine"}
+FACTS = {"provider": "fake", "key": "mine"}
 OUTLIVED = FACTS | {"levelname": "WARNING", "message": "submission.outlived_its_caller", "task_id": "t1"}
 CANCELLED = FACTS | {"message": "submission.cancelled"}
 
@@ -84,17 +49,17 @@ CANCELLED = FACTS | {"message": "submission.cancelled"}
 async def test_cancelled_before_sending_nothing_is_sent(caplog: pytest.LogCaptureFixture) -> None:
     """A caller that goes away while its request waits for its turn takes the request along."""
     caplog.set_level("INFO")
-    provider = Slow()
+    provider = Fake()
     async with session_of(provider) as session:
         await cancel_after(5, session)
         await asyncio.sleep(60)
-    assert provider.posts == 0
+    assert provider.posts == []
     assert events(caplog) == [CANCELLED | {"levelname": "INFO", "sent": False}]
 
 
 async def test_cancelled_after_sending_the_id_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """A request under way is carried through without its caller, and the log says which task it made."""
-    async with session_of(Slow()) as session:
+    async with session_of(Fake()) as session:
         await cancel_after(15, session)
         assert events(caplog) == []
         await asyncio.sleep(10)
@@ -104,14 +69,14 @@ async def test_cancelled_after_sending_the_id_is_logged(caplog: pytest.LogCaptur
 
 async def test_cancelled_while_waiting_the_id_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """A `create` that is cancelled once its task runs has given nobody the id but the log."""
-    async with session_of(Slow()) as session:
+    async with session_of(Fake()) as session:
         await cancel_after(25, session)
         assert events(caplog) == [OUTLIVED]
 
 
 async def test_a_failure_that_nobody_waits_for_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """An unknown outcome without a caller is an error in the log, with its key."""
-    async with session_of(Slow(fault=NoAnswerError("reset"))) as session:
+    async with session_of(Fake(fault=NoAnswerError("reset"))) as session:
         await cancel_after(15, session)
     [event] = events(caplog)
     assert "reset" in event.pop("error")
@@ -120,7 +85,7 @@ async def test_a_failure_that_nobody_waits_for_is_logged(caplog: pytest.LogCaptu
 
 async def test_closing_waits_for_what_was_sent(caplog: pytest.LogCaptureFixture) -> None:
     """A session that is closed while a request without a caller is under way hears its answer first."""
-    async with session_of(Slow()) as session:
+    async with session_of(Fake()) as session:
         await cancel_after(15, session)
     assert asyncio.get_running_loop().time() == 20
     assert events(caplog) == [OUTLIVED]
@@ -128,7 +93,7 @@ async def test_closing_waits_for_what_was_sent(caplog: pytest.LogCaptureFixture)
 
 async def test_closing_waits_no_longer_than_the_drain(caplog: pytest.LogCaptureFixture) -> None:
     """A request that gets no answer is given up after `drain` seconds, as an error with its key."""
-    async with session_of(Slow(answer=1000), drain=7.0) as session:
+    async with session_of(Fake(after=1000), drain=7.0) as session:
         await cancel_after(15, session)
     assert asyncio.get_running_loop().time() == 22
     assert events(caplog) == [CANCELLED | {"levelname": "ERROR", "sent": True}]
@@ -137,7 +102,7 @@ async def test_closing_waits_no_longer_than_the_drain(caplog: pytest.LogCaptureF
 
 async def test_closing_gives_a_caller_its_handle() -> None:
     """Whoever waits for the answer while the session is closed gets the handle, whose wait says why it ended."""
-    async with session_of(Slow()) as session:
+    async with session_of(Fake()) as session:
         submitting = asyncio.create_task(session.submit(**WISH))
         await asyncio.sleep(15)
     handle = await submitting
@@ -148,18 +113,18 @@ async def test_closing_gives_a_caller_its_handle() -> None:
 
 async def test_closing_before_sending_tells_the_caller_that_nothing_was_sent() -> None:
     """A caller that nobody cancelled gets an error, and no cancellation."""
-    provider = Slow()
+    provider = Fake()
     async with session_of(provider) as session:
         submitting = asyncio.create_task(session.submit(**WISH))
         await asyncio.sleep(5)
     with pytest.raises(SessionClosedError, match=r"closed before this request was sent. Nothing was sent"):
         await submitting
-    assert provider.posts == 0
+    assert provider.posts == []
 
 
 async def test_closing_before_the_answer_tells_the_caller_that_it_is_unknown() -> None:
     """A caller whose request was sent and given up when closing hears of the doubt, with the key."""
-    async with session_of(Slow(answer=1000), drain=1.0) as session:
+    async with session_of(Fake(after=1000), drain=1.0) as session:
         submitting = asyncio.create_task(session.submit(**WISH))
         await asyncio.sleep(15)
     with pytest.raises(SubmissionUnknownError, match=r"key mine.*closed before an answer came") as caught:
@@ -178,7 +143,7 @@ class BrokenPace(Pace):
 
 async def test_a_broken_pace_does_not_lose_the_id() -> None:
     """A pace that raises at the submission ends the wait, and the caller still gets the id that was paid for."""
-    async with CharacterSession(Slow(), pace=BrokenPace()) as session:
+    async with CharacterSession(Fake(), pace=BrokenPace()) as session:
         handle = await session.submit(**WISH)
         assert handle.task_id == "t1"
         with pytest.raises(WatcherStoppedError, match="ZeroDivisionError"):
@@ -187,7 +152,7 @@ async def test_a_broken_pace_does_not_lose_the_id() -> None:
 
 async def test_a_closing_session_takes_no_more_requests() -> None:
     """What is asked for while a session waits for its last answers is refused, not cut off."""
-    provider = Slow()
+    provider = Fake()
     session = await session_of(provider).open()
     first = asyncio.create_task(session.submit(**WISH))
     await asyncio.sleep(15)
@@ -197,12 +162,12 @@ async def test_a_closing_session_takes_no_more_requests() -> None:
         await session.submit(**WISH)
     await closing
     assert (await first).task_id == "t1"
-    assert provider.posts == 1
+    assert len(provider.posts) == 1
 
 
 async def test_a_cancelled_closing_still_leaves_nothing() -> None:
     """Cancelled while it waits for answers, closing gives these up and closes all the same."""
-    session = await session_of(Slow(answer=1000)).open()
+    session = await session_of(Fake(after=1000)).open()
     submitting = asyncio.create_task(session.submit(**WISH))
     await asyncio.sleep(15)
     closing = asyncio.create_task(session.aclose())

@@ -1,35 +1,30 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 import pytest
 
 from sora_chars.errors import SessionClosedError, WatcherStoppedError, WrongLoopError
-from sora_chars.models import Character, TaskSnapshot
 from sora_chars.pacing import FixedPace
-from sora_chars.protocols import Provider
 from sora_chars.session import CharacterSession
+from tests.unit.fakes import Fake
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
-
-    from sora_chars.models import Request
 
 WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog"}
 
 
 @attrs.define(eq=False)
-class Fake(Provider):
-    """A provider that answers at once, counts who has it open, and whose tasks end unless they are `endless`."""
+class Counted(Fake):
+    """A provider that answers at once, and counts who has it open."""
 
-    name: str = "fake"
-    endless: bool = False
+    before: float = 0.0
+    after: float = 0.0
     entered: int = 0
-    posts: int = 0
 
     async def __aenter__(self) -> Self:
         self.entered += 1
@@ -40,34 +35,15 @@ class Fake(Provider):
     ) -> None:
         self.entered -= 1
 
-    def check(self, request: Request) -> Sequence[str]:
-        """See `Provider`."""
-        del request
-        return ()
 
-    async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
-    ) -> TaskSnapshot:
-        """See `Provider`."""
-        del request, callback_url
-        async with sending():
-            self.posts += 1
-        return TaskSnapshot(task_id="t1", provider=self.name, state="waiting")
-
-    async def fetch(self, task_id: str) -> TaskSnapshot:
-        """See `Provider`."""
-        made = None if self.endless else Character(id="ch_1", provider=self.name)
-        return TaskSnapshot(task_id=task_id, provider=self.name, state="success" if made else "waiting", character=made)
-
-
-def session_of(*providers: Provider) -> CharacterSession:
+def session_of(*providers: Fake) -> CharacterSession:
     """A session that looks every millisecond."""
     return CharacterSession(*providers, pace=FixedPace(0.001))
 
 
 async def test_a_closed_session_says_how_to_open_it() -> None:
     """Before and after its block every use of a session is an error, and closing twice is none."""
-    provider = Fake()
+    provider = Counted()
     session = session_of(provider)
     await session.aclose()
     for _ in range(2):
@@ -81,12 +57,12 @@ async def test_a_closed_session_says_how_to_open_it() -> None:
         async with session:
             assert provider.entered == 1
         await session.aclose()
-    assert (provider.entered, provider.posts) == (0, 0)
+    assert (provider.entered, provider.posts) == (0, [])
 
 
 async def test_a_session_opens_once_at_a_time() -> None:
     """Opening an open session is an error; one that was closed opens again."""
-    provider = Fake()
+    provider = Counted()
     session = await session_of(provider).open()
     with pytest.raises(SessionClosedError, match="open already"):
         await session.open()
@@ -99,11 +75,11 @@ async def test_a_session_opens_once_at_a_time() -> None:
 async def test_a_provider_that_does_not_open_closes_the_others() -> None:
     """When one provider cannot be entered, those that were are left, and the session stays closed."""
 
-    class Stuck(Fake):
+    class Stuck(Counted):
         async def __aenter__(self) -> Self:
             raise WrongLoopError("elsewhere")
 
-    first = Fake("a")
+    first = Counted("a")
     session = session_of(first, Stuck("b"))
     with pytest.raises(WrongLoopError):
         await session.open()
@@ -114,7 +90,7 @@ async def test_a_provider_that_does_not_open_closes_the_others() -> None:
 
 def test_a_second_event_loop_is_told_before_anything_is_sent() -> None:
     """A session left open by one `asyncio.run` says in the next one whose it is, at every use."""
-    provider = Fake()
+    provider = Counted()
     session = session_of(provider)
     asyncio.run(_only_open(session))
 
@@ -127,7 +103,7 @@ def test_a_second_event_loop_is_told_before_anything_is_sent() -> None:
             session.resume("t1")
 
     asyncio.run(use())
-    assert provider.posts == 0
+    assert provider.posts == []
 
 
 async def _only_open(session: CharacterSession) -> None:
@@ -136,7 +112,7 @@ async def _only_open(session: CharacterSession) -> None:
 
 def test_a_session_opens_in_each_event_loop_in_turn() -> None:
     """Closed in one `asyncio.run`, a session works in the next."""
-    session = session_of(Fake())
+    session = session_of(Counted())
 
     async def use() -> str:
         async with session:
@@ -147,7 +123,7 @@ def test_a_session_opens_in_each_event_loop_in_turn() -> None:
 
 async def test_closing_leaves_no_task_behind() -> None:
     """After the block there is no asyncio task but this one, and every wait has ended with why."""
-    async with session_of(Fake(endless=True)) as session:
+    async with session_of(Counted(end=math.inf)) as session:
         handle = await session.submit(**WISH)
         waiting = asyncio.create_task(handle.result())
         await asyncio.sleep(0)
@@ -160,7 +136,7 @@ async def test_an_error_in_the_block_comes_out_as_it_is() -> None:
     """The caller's own error is wrapped in no group."""
 
     async def program() -> None:
-        async with session_of(Fake(endless=True)) as session:
+        async with session_of(Counted(end=math.inf)) as session:
             await session.submit(**WISH)
             raise KeyError("mine")
 

@@ -1,0 +1,134 @@
+"""A provider and a ledger's store that do as a test bids them, for tests in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from sora_chars.errors import LedgerError
+from sora_chars.ledger.memory import MemoryStore
+from sora_chars.models import Character, TaskSnapshot
+from sora_chars.protocols import Provider
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from sora_chars.ledger import Entry, State
+    from sora_chars.ledger.entry import By
+    from sora_chars.models import Request
+
+
+def now() -> float:
+    """The loop's time."""
+    return asyncio.get_running_loop().time()
+
+
+@attrs.define(eq=False)
+class Fake(Provider):
+    """A provider that sends after `before` seconds and answers `after` more; its tasks end at the `end`-th look.
+
+    `problems`: what it has against any request. `early`: what a request meets before it is sent. `fault`: what the
+    answer is. `seen`: what looks meet, whatever `end` says. `posts`: the callback URLs of what was sent.
+    """
+
+    name: str = "fake"
+    problems: Sequence[str] = ()
+    synchronous: bool = False
+    callback_url: str | None = None
+    before: float = 10.0
+    after: float = 10.0
+    early: Exception | None = None
+    fault: Exception | None = None
+    end: float = 1
+    seen: TaskSnapshot | Exception | None = None
+    posts: list[str] = attrs.field(factory=list[str])
+    looks: int = 0
+
+    def check(self, request: Request) -> Sequence[str]:
+        """See `Provider`."""
+        del request
+        return self.problems
+
+    async def submit(
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> TaskSnapshot:
+        """See `Provider`."""
+        del request
+        await asyncio.sleep(self.before)
+        if self.early:
+            raise self.early
+        async with sending():
+            self.posts.append(callback_url or "")
+            task_id = f"t{len(self.posts)}"
+            await asyncio.sleep(self.after)
+            if self.fault:
+                raise self.fault
+        return self.snapshot(task_id, "success" if self.synchronous else "waiting")
+
+    async def fetch(self, task_id: str) -> TaskSnapshot:
+        """See `Provider`."""
+        self.looks += 1
+        await asyncio.sleep(0)
+        if isinstance(self.seen, Exception):
+            raise self.seen
+        return self.seen or self.snapshot(task_id, "success" if self.looks >= self.end else "generating")
+
+    def snapshot(self, task_id: str = "t1", state: str = "success", **facts: Any) -> TaskSnapshot:
+        """A task, with its character where it has succeeded."""
+        made = Character(id="ch_1", provider=self.name) if state == "success" else None
+        return TaskSnapshot(task_id=task_id, provider=self.name, state=state, character=made, **facts)
+
+
+@attrs.define(eq=False)
+class Shaky(MemoryStore):
+    """A store that cannot write the states in `full`, and writes those in `mute` without saying so.
+
+    `slow`: seconds that a new key takes. `bug`: raised in place of `LedgerError`. `away`: whether it cannot be read.
+    `others_live`: whether holders other than this process do; None if nobody can say.
+    """
+
+    full: set[State] = attrs.field(factory=set["State"])
+    mute: set[State] = attrs.field(factory=set["State"])
+    slow: float = 0.0
+    bug: Exception | None = None
+    away: bool = False
+    others_live: bool | None = True
+
+    async def insert(self, entry: Entry) -> Entry:
+        """See `Store`."""
+        await asyncio.sleep(self.slow)
+        self._meet(self.full, entry)
+        return await super().insert(entry)
+
+    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+        """See `Store`."""
+        self._meet(self.full, after)
+        kept = await super().replace(before, after)
+        self._meet(self.mute, after)
+        return kept
+
+    async def find(self, by: By, *values: str) -> Entry | None:
+        """See `Store`."""
+        if self.away:
+            raise LedgerError("The database is away.")
+        return await super().find(by, *values)
+
+    async def is_gone(self, holder: str) -> bool:
+        """See `Store`."""
+        del holder
+        if self.others_live is None:
+            raise LedgerError("The disk fails.")
+        return not self.others_live
+
+    def _meet(self, states: set[State], entry: Entry) -> None:
+        if entry.state in states:
+            raise self.bug or LedgerError("The disk is full.")
+
+    async def elsewhere(self, key: str, to: State, **facts: Any) -> None:
+        """Move an entry as another process would."""
+        entry = await self.find("key", key)
+        assert entry
+        await super().replace(entry, entry.moved(to, at=0.0, holder="another process", **facts))
