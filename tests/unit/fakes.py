@@ -83,6 +83,44 @@ class Fake(Provider):
 
 
 @attrs.define(eq=False)
+class Watched(Provider):
+    """A provider with nothing but looks: each takes `takes` seconds, and meets what `answer` says for the loop's time.
+
+    `looks`: when they began.
+    """
+
+    answer: Callable[[float], TaskSnapshot | BaseException]
+    takes: float = 0.0
+    name: str = "fake"
+    looks: list[float] = attrs.field(factory=list[float])
+
+    async def submit(
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> TaskSnapshot:
+        """See `Provider`."""
+        raise NotImplementedError
+
+    def check(self, request: Request) -> Sequence[str]:
+        """See `Provider`."""
+        raise NotImplementedError
+
+    async def fetch(self, task_id: str) -> TaskSnapshot:
+        """See `Provider`."""
+        self.looks.append(round(now(), 3))
+        met = self.answer(now())
+        await asyncio.sleep(self.takes)
+        if isinstance(met, BaseException):
+            raise met
+        return attrs.evolve(met, task_id=task_id)
+
+
+def script(*steps: TaskSnapshot | BaseException) -> Callable[[float], TaskSnapshot | BaseException]:
+    """An `answer` that is one step after another, the last one for ever."""
+    left = iter(steps)
+    return lambda _: next(left, steps[-1])
+
+
+@attrs.define(eq=False)
 class Shaky(MemoryStore):
     """A store that cannot write the states in `full`, and writes those in `mute` without saying so.
 

@@ -2,53 +2,17 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from typing import TYPE_CHECKING
 
-import attrs
 import pytest
 
 from sora_chars.models import TaskSnapshot
 from sora_chars.pacing import FixedPace
-from sora_chars.protocols import Provider
 from sora_chars.watcher import TaskWatcher
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from contextlib import AbstractAsyncContextManager
-
-    from sora_chars.models import Request
+from tests.unit.fakes import Watched, script
 
 pytestmark = pytest.mark.looptime
 
 NEW, DONE = (TaskSnapshot(task_id="t1", provider="fake", state=state) for state in ("waiting", "success"))
-
-
-@attrs.define(eq=False)
-class Scripted(Provider):
-    """A provider whose looks show the steps of a script, the last one for ever; each look takes `takes` seconds."""
-
-    script: Sequence[TaskSnapshot]
-    takes: float = 0.0
-    name: str = "fake"
-    looks: list[float] = attrs.field(factory=list[float])
-
-    def check(self, request: Request) -> Sequence[str]:
-        """See `Provider`."""
-        raise NotImplementedError
-
-    async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
-    ) -> TaskSnapshot:
-        """See `Provider`."""
-        raise NotImplementedError
-
-    async def fetch(self, task_id: str) -> TaskSnapshot:
-        """See `Provider`."""
-        self.looks.append(round(asyncio.get_running_loop().time(), 3))
-        step, *rest = self.script
-        self.script = rest or self.script
-        await asyncio.sleep(self.takes)
-        return attrs.evolve(step, task_id=task_id)
 
 
 def every(seconds: float) -> aclosing[TaskWatcher]:
@@ -58,7 +22,7 @@ def every(seconds: float) -> aclosing[TaskWatcher]:
 
 async def test_a_nudge_brings_a_look_at_once() -> None:
     """A callback does not wait for the next look's turn."""
-    provider = Scripted([DONE])
+    provider = Watched(script(DONE))
     async with every(100.0) as watcher:
         watch = watcher.watch(provider, "t1", snapshot=NEW)
         await asyncio.sleep(7)
@@ -70,7 +34,7 @@ async def test_a_nudge_brings_a_look_at_once() -> None:
 
 async def test_a_nudge_before_the_first_look_brings_one_look() -> None:
     """A callback that comes with the submission neither doubles the look nor loses it."""
-    provider = Scripted([NEW])
+    provider = Watched(script(NEW))
     async with every(100.0) as watcher:
         watcher.watch(provider, "t1")
         watcher.nudge("fake", "t1")
@@ -80,7 +44,7 @@ async def test_a_nudge_before_the_first_look_brings_one_look() -> None:
 
 async def test_a_nudge_during_a_look_is_followed_by_another() -> None:
     """The look under way may have read the record too early, so a second one follows it straight away."""
-    provider = Scripted([NEW, DONE], takes=4.0)
+    provider = Watched(script(NEW, DONE), takes=4.0)
     async with every(100.0) as watcher:
         watch = watcher.watch(provider, "t1")
         await asyncio.sleep(2)
@@ -93,13 +57,13 @@ async def test_a_nudge_for_nobody_says_so() -> None:
     """A nudge for a task or a provider that is not watched is told from one that is."""
     async with every(100.0) as watcher:
         assert not watcher.nudge("fake", "t1")
-        await watcher.watch(Scripted([DONE]), "t1").future
+        await watcher.watch(Watched(script(DONE)), "t1").future
         assert not watcher.nudge("fake", "t1")
 
 
 async def test_looks_after_an_early_callback_come_close_together() -> None:
     """A callback that came before its record showed the end is followed by looks at growing distances."""
-    provider = Scripted([NEW] * 7 + [DONE])
+    provider = Watched(script(*[NEW] * 7, DONE))
     async with every(10.0) as watcher:
         watch = watcher.watch(provider, "t1", snapshot=NEW)
         watcher.nudge("fake", "t1")
@@ -109,7 +73,7 @@ async def test_looks_after_an_early_callback_come_close_together() -> None:
 
 async def test_a_forged_callback_costs_a_few_looks_and_no_wait() -> None:
     """The looks after a callback that was none go back to the pace, however long the task then runs."""
-    provider = Scripted([NEW])
+    provider = Watched(script(NEW))
     async with every(0.5) as watcher:
         watch = watcher.watch(provider, "t1", snapshot=NEW)
         watcher.nudge("fake", "t1")
@@ -119,7 +83,7 @@ async def test_a_forged_callback_costs_a_few_looks_and_no_wait() -> None:
 
 async def test_looks_are_stretched_while_callbacks_arrive() -> None:
     """A task that expects a callback is looked at five times more rarely; one that does not is not."""
-    expecting, plain = Scripted([NEW]), Scripted([NEW], name="plain")
+    expecting, plain = Watched(script(NEW)), Watched(script(NEW), name="plain")
     async with every(10.0) as watcher:
         watcher.callback_arrived()
         watcher.watch(expecting, "t1", snapshot=NEW, expects_callback=True)
@@ -133,7 +97,7 @@ async def test_looks_are_stretched_while_callbacks_arrive() -> None:
 
 async def test_looks_snap_back_when_callbacks_stop() -> None:
     """A minute after the last callback the tasks are looked at as if there were none."""
-    provider = Scripted([NEW])
+    provider = Watched(script(NEW))
     async with every(30.0) as watcher:
         watcher.callback_arrived()
         watch = watcher.watch(provider, "t1", snapshot=NEW, expects_callback=True)
@@ -145,7 +109,7 @@ async def test_looks_snap_back_when_callbacks_stop() -> None:
 
 async def test_looks_snap_back_at_once_after_a_lost_callback() -> None:
     """A task whose end a poll found first shows that callbacks get lost: all others are looked at at once."""
-    lost, other = Scripted([DONE], name="lost"), Scripted([NEW])
+    lost, other = Watched(script(DONE), name="lost"), Watched(script(NEW))
     async with every(4.0) as watcher:
         watcher.callback_arrived()
         watcher.watch(other, "t1", snapshot=NEW, expects_callback=True)
@@ -159,7 +123,7 @@ async def test_looks_snap_back_at_once_after_a_lost_callback() -> None:
 
 async def test_a_look_under_way_is_not_moved_by_the_snap_back() -> None:
     """Taking back what was stretched starts no second look at a task that is being looked at."""
-    provider = Scripted([NEW], takes=30.0)
+    provider = Watched(script(NEW), takes=30.0)
     async with every(10.0) as watcher:
         watcher.callback_arrived()
         watcher.watch(provider, "t1", snapshot=NEW, expects_callback=True)
@@ -172,7 +136,7 @@ async def test_a_look_under_way_is_not_moved_by_the_snap_back() -> None:
 
 async def test_distrust_without_trust_does_nothing() -> None:
     """A lost callback where none ever arrived changes no look."""
-    provider = Scripted([DONE])
+    provider = Watched(script(DONE))
     async with every(10.0) as watcher:
         await watcher.watch(provider, "t1", snapshot=NEW, expects_callback=True).future
         assert not watcher.trusts_callbacks
@@ -181,7 +145,7 @@ async def test_distrust_without_trust_does_nothing() -> None:
 
 async def test_trust_ends_also_after_closing_and_opening_again() -> None:
     """A watcher that was closed while callbacks arrived snaps back as a new one does."""
-    watcher, provider = TaskWatcher(pace=FixedPace(30.0)), Scripted([NEW])
+    watcher, provider = TaskWatcher(pace=FixedPace(30.0)), Watched(script(NEW))
     watcher.callback_arrived()
     await watcher.aclose()
     assert not watcher.trusts_callbacks
