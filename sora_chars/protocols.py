@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Provider(Protocol):
-    """A service that makes characters. Inherit from it, write `check`, `submit` and, unless `synchronous`, `fetch`.
+    """A service that makes characters. Inherit from it, write `submit` and, unless `synchronous`, `fetch`.
 
     `name` is how requests and ledgers name it. A `synchronous` provider's first snapshot is already finished.
     `callback_url`: the base URL under which callbacks of this provider's tasks arrive, if they do. `account`: whose
@@ -35,7 +35,8 @@ class Provider(Protocol):
 
         No network, and no more disk than a local file's headers.
         """
-        ...
+        del request
+        return ()
 
     async def submit(
         self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]

@@ -14,7 +14,7 @@ from sora_chars.models import Character, CharacterRequest, TaskFailure, TaskSnap
 from sora_chars.protocols import Provider
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
     from typing import Any
 
@@ -36,11 +36,6 @@ class Shop(Provider):
     running: int = 0
     peaks: Counter[str] = attrs.field(factory=Counter[str])
     _ends: dict[str, tuple[str, float]] = attrs.field(factory=dict[str, "tuple[str, float]"])
-
-    def check(self, request: Request) -> Sequence[str]:
-        """See `Provider`."""
-        del request
-        return ()
 
     async def submit(
         self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]

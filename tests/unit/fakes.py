@@ -100,10 +100,6 @@ class Watched(Provider):
         """See `Provider`."""
         raise NotImplementedError
 
-    def check(self, request: Request) -> Sequence[str]:
-        """See `Provider`."""
-        raise NotImplementedError
-
     async def fetch(self, task_id: str) -> TaskSnapshot:
         """See `Provider`."""
         self.looks.append(round(now(), 3))

@@ -21,7 +21,7 @@ from sora_chars import (
 from sora_chars.protocols import Provider
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, MutableMapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, MutableMapping
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -45,11 +45,6 @@ class Paper(Provider):
         self.answers = asyncio.Event()
         self.answers.set()
         self.sent = asyncio.Event()
-
-    def check(self, request: Request) -> Sequence[str]:
-        """Take everything."""
-        del request
-        return ()
 
     async def submit(
         self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]

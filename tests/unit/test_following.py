@@ -109,11 +109,6 @@ class Fake(Provider):
     broken: bool = False
     looks: list[float] = attrs.field(factory=list[float])
 
-    def check(self, request: Request) -> Sequence[str]:
-        """See `Provider`."""
-        del request
-        return ()
-
     async def submit(
         self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:

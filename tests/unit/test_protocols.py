@@ -89,3 +89,4 @@ async def test_what_a_provider_has_not_says_so() -> None:
                 await asked
         await bare.ready()
         assert (bare.synchronous, bare.callback_url) == (False, None)
+        assert bare.check(CharacterRequest(from_task="t")) == ()

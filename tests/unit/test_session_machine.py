@@ -247,11 +247,6 @@ class Fake(Provider):
     def __attrs_post_init__(self) -> None:
         self.synchronous = self.world.synchronous
 
-    def check(self, request: Request) -> Sequence[str]:
-        """See `Provider`."""
-        del request
-        return ()
-
     async def submit(
         self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:

@@ -24,7 +24,7 @@ from sora_chars.protocols import Pace, Provider
 from sora_chars.watcher import TaskWatcher
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -76,11 +76,6 @@ class Fake(Provider):
     begun: list[float] = attrs.field(factory=list[float])
     looks: list[float] = attrs.field(factory=list[float])
     hook: str = ""
-
-    def check(self, request: Request) -> Sequence[str]:
-        """See `Provider`."""
-        del request
-        return ()
 
     async def submit(
         self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]

@@ -13,7 +13,7 @@ from sora_chars.protocols import Provider
 from sora_chars.watcher import TaskWatcher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
 
     from sora_chars.models import Request
@@ -30,10 +30,6 @@ class Narrow(Provider):
     looks: list[str] = attrs.field(factory=list[str])
     ended: set[str] = attrs.field(factory=set[str])
     free_at: float = 0.0
-
-    def check(self, request: Request) -> Sequence[str]:
-        """See `Provider`."""
-        raise NotImplementedError
 
     async def submit(
         self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
