@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from sora_chars.models import Request
 
 
+pytest.register_assert_rewrite("tests.unit.world")  # it asserts as a test does
+
+
 @attrs.define(eq=False)
 class Shop(Provider):
     """Answers a create after 1 s. The wish, as "fails 20", says how many seconds later the task ends, and how."""

@@ -6,67 +6,22 @@ A model of what really happened at the provider says what the ledger may hold an
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import json
-from collections import Counter, deque
-from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
-import attrs
 import looptime
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from sora_chars.callbacks import CallbackReceiver
-from sora_chars.desk import Step
-from sora_chars.errors import (
-    EntryMovedError,
-    IllegalMoveError,
-    InvalidRequestError,
-    KeyConflictError,
-    LedgerError,
-    MissingCharacterError,
-    NoAnswerError,
-    ProviderError,
-    RateLimitedError,
-    RequestRefusedError,
-    SessionClosedError,
-    SoraCharsError,
-    SubmissionUnknownError,
-    TaskFailedError,
-    TaskNotFoundError,
-    WaitTimeoutError,
-    WatcherStoppedError,
-)
-from sora_chars.handle import TaskHandle
-from sora_chars.ledger import Entry, Ledger, State
-from sora_chars.ledger.memory import MemoryStore
+from sora_chars.errors import EntryMovedError, InvalidRequestError, KeyConflictError, LedgerError
+from sora_chars.ledger import State
 from sora_chars.ledger.states import MOVES
-from sora_chars.models import FAIL, SUCCESS, Character, TaskFailure, TaskSnapshot
-from sora_chars.pacing import FixedPace
-from sora_chars.protocols import Provider
-from sora_chars.records import token_digest
-from sora_chars.session import CharacterSession
-from sora_chars.watcher import TaskWatcher
+from sora_chars.models import FAIL, SUCCESS
+from tests.unit.processes import TIMEOUT, WAIT, Process, own
+from tests.unit.world import EMPTY, ENDS, World, given_up
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Sequence
-    from contextlib import AbstractAsyncContextManager
-
-    from sora_chars.ledger.entry import By
-    from sora_chars.ledger.waiters import Waiters
-    from sora_chars.models import Request
-
-READ, WRITE, TRAVEL = 0.003, 0.01, 0.05  # seconds, each a chance to die on the way
-ANSWER = 5.0  # seconds that a provider takes over a request
-TIMEOUT = 120.0  # after which a request without an answer is given up
-LATE = 20.0  # how long a request may wander about before it arrives
-WAIT = 300.0
-HOOKS = "https://a.invalid/hooks"
-CLOSED = {State.SUCCEEDED, State.FAILED, State.REFUSED}
 FATES = st.sampled_from(
     [
         *["answer"] * 3,
@@ -82,348 +37,6 @@ FATES = st.sampled_from(
         "upload refused",
     ]
 )
-EMPTY = "empty"  # a success without a character
-ENDS = [SUCCESS, FAIL, EMPTY]
-
-T = TypeVar("T")
-PROCESS: contextvars.ContextVar[Process] = contextvars.ContextVar("PROCESS")
-
-
-class Killed(BaseException):
-    """A process that was killed goes no further."""
-
-
-@attrs.define(eq=False)
-class Made:
-    """A task at the provider. `state` is the truth; it cannot be seen before the loop time `visible`."""
-
-    task_id: str
-    key: str
-    url: str
-    visible: float
-    state: str = "generating"
-
-
-@attrs.define(eq=False)
-class World:
-    """What really happened: the tasks of the provider, the entries of the ledger, and who has died.
-
-    `on_the_way`: requests that may still make a task, by key, from before they are recorded; `posted`: those of them
-    that have left; `doubted`: keys whose answer may be lost. `synchronous`: whether tasks end with their requests.
-    `healed`: whether all goes well from now on.
-    """
-
-    synchronous: bool = False
-    healed: bool = False
-    made: dict[str, Made] = attrs.field(factory=dict[str, Made])
-    on_the_way: Counter[str] = attrs.field(factory=Counter[str])
-    posted: Counter[str] = attrs.field(factory=Counter[str])
-    doubted: set[str] = attrs.field(factory=set[str])
-    answers: set[tuple[str, str]] = attrs.field(factory=set[tuple[str, str]])
-    faulty_looks: int = 0
-    entries: MemoryStore = attrs.field(factory=MemoryStore)
-    kept: dict[str, Entry] = attrs.field(factory=dict[str, Entry])
-    moves: set[tuple[State, State]] = attrs.field(factory=set[tuple[State, State]])
-    dead: set[str] = attrs.field(factory=set[str])
-    waiters: dict[str, Waiters] = attrs.field(factory=dict[str, "Waiters"])
-    wrong: list[str] = attrs.field(factory=list[str])
-
-    def tasks(self, key: str) -> list[Made]:
-        """All that were made for a key: one at most, if all is right."""
-        return [made for made in self.made.values() if made.key == key]
-
-    def make(self, key: str, url: str) -> Made:
-        """Make a task, which has ended at once where that is so."""
-        now = asyncio.get_running_loop().time()
-        made = Made(f"t-{len(self.made) + 1}-{key}", key, url, now + 3.0)
-        self.made[made.task_id] = made
-        if self.healed or self.synchronous:
-            made.state = SUCCESS
-        return made
-
-    @contextmanager
-    def counted(self, where: Counter[str], key: str) -> Generator[None]:
-        """Count a request."""
-        where[key] += 1
-        try:
-            yield
-        finally:
-            where[key] -= 1
-
-    def moved(self, after: Entry) -> None:
-        """Take note of a move, and check it without the package's own check."""
-        before = self.kept[after.key]
-        if after.state not in MOVES[before.state] or after.version != before.version + 1:
-            self.wrong.append(f"{before} went to {after}")
-        self.moves.add((before.state, after.state))
-        self.kept[after.key] = after
-
-
-@attrs.define(eq=False)
-class Store:
-    """The door of one process to the shared entries. Its next writes end as `faults` say; so many `reads` fail."""
-
-    world: World
-    process: Process
-    holder: str
-    faults: deque[str] = attrs.field(factory=deque[str])
-    reads: int = 0
-
-    async def open(self, waiters: Waiters) -> None:
-        """See `Store`."""
-        self.world.waiters[self.holder] = waiters
-
-    async def aclose(self) -> None:
-        """See `Store`."""
-        self.world.waiters.pop(self.holder, None)
-        self.world.dead.add(self.holder)
-
-    async def insert(self, entry: Entry) -> Entry:
-        """See `Store`."""
-        return await self._write(partial(self._insert, entry))
-
-    async def replace(self, before: Entry, after: Entry) -> Entry | None:
-        """See `Store`."""
-        return await self._write(partial(self._replace, before, after))
-
-    async def find(self, by: By, *values: str) -> Entry | None:
-        """See `Store`."""
-        await self._read()
-        return await self.world.entries.find(by, *values)
-
-    async def page(
-        self, states: Collection[State], *, after: int | None, newest_first: bool, size: int
-    ) -> Sequence[tuple[int, Entry]]:
-        """See `Store`."""
-        await self._read()
-        return await self.world.entries.page(states, after=after, newest_first=newest_first, size=size)
-
-    async def is_gone(self, holder: str) -> bool:
-        """See `Store`."""
-        await self._read()
-        return holder in self.world.dead
-
-    async def _read(self) -> None:
-        await self.process.passes(READ)
-        if self.reads:
-            self.reads -= 1
-            raise LedgerError("The database is away.")
-
-    async def _write(self, write: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        await self.process.passes(WRITE)
-        fault = self.faults.popleft() if self.faults else ""
-        if fault == "not written":
-            raise LedgerError("The disk is full.")
-        kept = await write()
-        await self.process.passes(WRITE)
-        if fault == "written":
-            raise LedgerError("The database went away.")
-        return kept
-
-    async def _insert(self, entry: Entry) -> Entry:
-        return self.world.kept.setdefault(entry.key, await self.world.entries.insert(entry))
-
-    async def _replace(self, before: Entry, after: Entry) -> Entry | None:
-        kept = await self.world.entries.replace(before, after)
-        if kept is after:
-            self.world.moved(after)
-            for name, waiters in self.world.waiters.items():
-                if name != self.holder:
-                    waiters.wake(after.key, after.version)
-        return kept
-
-
-@attrs.define(eq=False)
-class Fake(Provider):
-    """A process's way to the provider. Its next request for a key ends as `fates` say."""
-
-    world: World
-    process: Process
-    fates: dict[str, str] = attrs.field(factory=dict[str, str])
-    name: str = "fake"
-    callback_url: str | None = HOOKS
-    synchronous: bool = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.synchronous = self.world.synchronous
-
-    async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
-    ) -> TaskSnapshot:
-        """See `Provider`. What did no harm is tried again once, as the transport does."""
-        key, url = request.key or "", callback_url or ""
-        fate = self._fate(key)
-        await self.process.passes(TRAVEL)
-        if fate == "upload lost":
-            raise NoAnswerError("the upload was reset")
-        if fate == "upload refused":
-            raise RequestRefusedError("no such film")
-        with self.world.counted(self.world.on_the_way, key):
-            try:
-                made = await self._post(key, url, fate, sending)
-            except ProviderError as error:
-                if not error.harmless:
-                    raise
-                await self.process.passes(2.0)
-                made = await self._post(key, url, self._fate(key), sending)
-        return self._snapshot(made)
-
-    async def fetch(self, task_id: str) -> TaskSnapshot:
-        """See `Provider`."""
-        await self.process.passes(TRAVEL)
-        made = self.world.made.get(task_id)
-        if self.world.faulty_looks:
-            self.world.faulty_looks -= 1
-            raise NoAnswerError("reset")
-        if made is None or asyncio.get_running_loop().time() < made.visible:
-            raise TaskNotFoundError("no such task")
-        snapshot = self._snapshot(made)
-        await self.process.passes(TRAVEL)
-        return snapshot
-
-    def _snapshot(self, made: Made) -> TaskSnapshot:
-        if made.state == EMPTY:
-            raise MissingCharacterError("none", provider=self.name, task_id=made.task_id, payload={"id": ""})
-        return TaskSnapshot(
-            task_id=made.task_id,
-            provider=self.name,
-            state=made.state,
-            character=Character(id=f"ch-{made.task_id}", provider=self.name) if made.state == SUCCESS else None,
-            failure=TaskFailure("1", "it failed") if made.state == FAIL else None,
-            raw={"param": json.dumps({"callBackUrl": made.url})},
-        )
-
-    def _fate(self, key: str) -> str:
-        fate = self.fates.pop(key, "answer")
-        self.world.answers.add((key, fate))
-        return fate
-
-    async def _post(
-        self, key: str, url: str, fate: str, sending: Callable[[], AbstractAsyncContextManager[None]]
-    ) -> Made:
-        async with sending():
-            with self.world.counted(self.world.posted, key):
-                return await self._arrive(key, url, fate)
-
-    async def _arrive(self, key: str, url: str, fate: str) -> Made:
-        await self.process.passes(TRAVEL)
-        if fate == "never left":
-            raise NoAnswerError("no connection", harmless=True)
-        if fate == "busy":
-            raise RateLimitedError("busy")
-        if fate == "refused":
-            raise RequestRefusedError("a real person")
-        if fate in {"request lost", "late", "answer lost", "hangs"}:
-            self.world.doubted.add(key)
-        if fate == "late":
-            self._wander(key, url)
-        if fate in {"request lost", "late"}:
-            raise NoAnswerError("reset")
-        made = self.world.make(key, url)
-        if fate == "empty":
-            made.state = EMPTY
-        await self.process.passes(TIMEOUT if fate == "hangs" else ANSWER)
-        if fate in {"answer lost", "hangs"}:
-            raise NoAnswerError("reset")
-        return made
-
-    def _wander(self, key: str, url: str) -> None:
-        """Let the request arrive later, whatever becomes of the process."""
-
-        def arrive() -> None:
-            self.world.make(key, url)
-            self.world.on_the_way[key] -= 1
-            self.world.posted[key] -= 1
-
-        self.world.on_the_way[key] += 1
-        self.world.posted[key] += 1
-        asyncio.get_running_loop().call_later(LATE, arrive)
-
-
-class Process:
-    """A process: its session, all its asyncio tasks, and those of its callers who still wait, each with its key."""
-
-    def __init__(self, machine: SessionMachine, number: int) -> None:
-        self.world = machine.world
-        self.runner = machine.runner
-        self.alive = True
-        self.faulted = False
-        self.goes = asyncio.Event()
-        self.goes.set()
-        self.asyncio_tasks: set[asyncio.Task[Any]] = set()
-        self.callers: dict[asyncio.Task[Any], str] = {}
-        self.context = contextvars.copy_context()
-        self.context.run(PROCESS.set, self)
-        machine.births += 1
-        self.store = Store(self.world, self, f"p{number}-{machine.births}")
-        self.provider = Fake(self.world, self)
-        clock = self.runner.get_loop().time
-        self.session = CharacterSession(
-            self.provider,
-            ledger=Ledger(self.store, clock=clock),
-            watcher=TaskWatcher(pace=FixedPace(10.0), wall=clock),
-            wait=WAIT,
-        )
-        self.receiver = CallbackReceiver(self.session)
-        self.run(self.session.open())
-
-    async def passes(self, seconds: float) -> None:
-        """Let time pass in a step of this process, which ends here if it is killed and pauses while it is stopped."""
-        await asyncio.sleep(seconds)
-        await self.goes.wait()
-        if not self.alive:
-            raise Killed
-
-    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Do something in this process, while all others go on."""
-        return self.runner.run(asyncio.wait_for(work, 9999.0), context=self.context)
-
-    def start(self, key: str, work: Coroutine[Any, Any, Any]) -> None:
-        """Begin something in this process that a caller waits for."""
-        self.callers[self.runner.get_loop().create_task(work, context=self.context)] = key
-
-    def doubt(self) -> None:
-        """Whoever waits for what this process is sending may have to give up."""
-        sending = {entry.key for entry in self.world.kept.values() if entry.state is State.SENDING}
-        self.world.doubted |= {key for key in sending if self.world.kept[key].holder == self.store.holder}
-
-    def stop(self, *, presumed_dead: bool) -> None:
-        """SIGSTOP; its line to the database may be cut then, which frees what it holds."""
-        self.doubt()
-        self.goes.clear()
-        if presumed_dead:
-            self.world.dead.add(self.store.holder)
-
-    def cont(self) -> None:
-        """SIGCONT, and a new line."""
-        self.goes.set()
-        self.world.dead.discard(self.store.holder)
-
-    def kill(self) -> None:
-        """SIGKILL: nothing that it does from now on reaches the ledger or the provider."""
-        self.doubt()
-        self.alive = False
-        self.goes.set()
-        self.world.waiters.pop(self.store.holder, None)
-        self.world.dead.add(self.store.holder)
-        self.callers.clear()
-        self.runner.run(self._bury())
-
-    async def _bury(self) -> None:
-        while self.asyncio_tasks:
-            for asyncio_task in self.asyncio_tasks:
-                asyncio_task.cancel()
-            await asyncio.wait(self.asyncio_tasks)
-
-    async def call_back(self, url: str, task_id: str) -> int:
-        """Bring a callback and return the status that answers it."""
-
-        async def body() -> AsyncGenerator[bytes]:
-            yield json.dumps({"code": 200, "data": {"taskId": task_id, "state": "success"}}).encode()
-
-        return (await self.receiver.handle("POST", url, {"content-type": "application/json"}, body()))[0]
-
-
 KEYS = st.sampled_from(["k-1", "k-2", "k-3", "k-4", "k-5", "k-6"])
 NUMBERS = st.integers(0, 2)
 VICTIMS = st.integers(0, 5)  # from 3 on: one that is sending, if there is any
@@ -445,24 +58,14 @@ class SessionMachine(RuleBasedStateMachine):
         """Start them. `callbacks`: whether those come that are left at the end, or a person has to look."""
         self.callbacks = callbacks and not synchronous
         self.world.synchronous = synchronous
-        self.runner.get_loop().set_task_factory(self._own)
+        self.runner.get_loop().set_task_factory(partial(own, self.world))
         self.runner.get_loop().set_exception_handler(lambda _, facts: self.world.wrong.append(str(facts)))
-        self.processes = [Process(self, number) for number in range(3)]
+        self.processes = [self.born(number) for number in range(3)]
 
-    def _own(self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
-        """Make an asyncio task that belongs to the process that began it, and look at how it ends."""
-        made = asyncio.Task(work, loop=loop, **options)
-        process = (options.get("context") or contextvars.copy_context()).get(PROCESS, None)
-        if process:
-            process.asyncio_tasks.add(made)
-            made.add_done_callback(process.asyncio_tasks.discard)
-        made.add_done_callback(self._ended)
-        return made
-
-    def _ended(self, ended: asyncio.Task[Any]) -> None:
-        error = None if ended.cancelled() else ended.exception()
-        if error and (isinstance(error, IllegalMoveError) or not isinstance(error, (SoraCharsError, Killed))):
-            self.world.wrong.append(f"{ended} raised {error!r}")
+    def born(self, number: int) -> Process:
+        """Start a process, in the place of the one before it."""
+        self.births += 1
+        return Process(self.world, self.runner, f"p{number}-{self.births}")
 
     def living(self, number: int) -> Process | None:
         """Return the process, if it lives and is not stopped."""
@@ -525,7 +128,7 @@ class SessionMachine(RuleBasedStateMachine):
         """Kill a process, at whatever it is doing, and start it anew."""
         number = self.victim(number)
         self.processes[number].kill()
-        self.processes[number] = Process(self, number)
+        self.processes[number] = self.born(number)
 
     @rule(number=VICTIMS, presumed_dead=st.booleans())
     def stop(self, number: int, presumed_dead: bool) -> None:  # noqa: FBT001 # drawn
@@ -550,7 +153,7 @@ class SessionMachine(RuleBasedStateMachine):
             self._check_callers(process, closed=True)
             assert not process.callers
             assert not process.asyncio_tasks
-            self.processes[number] = Process(self, number)
+            self.processes[number] = self.born(number)
 
     @rule(which=st.integers(0, 99))
     def give_up_waiting(self, which: int) -> None:
@@ -616,83 +219,17 @@ class SessionMachine(RuleBasedStateMachine):
         assert not world.wrong
         assert {made.key for made in world.made.values()} <= world.kept.keys()
         for entry in world.kept.values():
-            self._check_entry(entry)
+            world.check_entry(entry)
         for process in self.processes:
             self._check_callers(process)
-
-    def _check_entry(self, entry: Entry) -> None:
-        tasks = self.world.tasks(entry.key)
-        assert len(tasks) <= 1, "paid twice"
-        assert self.world.posted[entry.key] <= 1, "sent twice"
-        made = tasks[0] if tasks else None
-        if made and not self.world.synchronous:
-            assert entry.token_digest == token_digest(made.url.rpartition("/")[2])
-        if entry.task_id:
-            assert made
-            assert made.task_id == entry.task_id
-        match entry.state:
-            case State.ASKED | State.REFUSED:
-                assert not made
-                assert not self.world.posted[entry.key]
-            case State.RUNNING:
-                assert made
-            case State.SUCCEEDED:
-                assert made
-                assert (made.state, entry.result["character"]["id"]) == (SUCCESS, f"ch-{made.task_id}")
-            case State.FAILED:
-                assert _given_up(entry) or (made and made.state in {FAIL, EMPTY})
-            case State.UNKNOWN:
-                assert entry.key in self.world.doubted
-            case _:
-                pass
 
     def _check_callers(self, process: Process, *, closed: bool = False) -> None:
         for caller, key in list(process.callers.items()):
             if caller.done():
                 del process.callers[caller]
-                self._check_answer(process, caller, key, closed=closed)
-
-    def _check_answer(self, process: Process, caller: asyncio.Task[Any], key: str, *, closed: bool) -> None:
-        made = next(iter(self.world.tasks(key)), None)
-        given_up = key in self.world.kept and _given_up(self.world.kept[key])
-        assert not caller.cancelled(), "nobody did that"
-        outcome: Any = caller.exception() or caller.result()
-        match outcome:
-            case Character() as character:
-                assert made
-                assert (made.state, character.id) == (SUCCESS, f"ch-{made.task_id}")
-            case TaskHandle() as handle:
-                assert given_up or (made and handle.task_id == made.task_id)
-            case Step() as step:
-                assert step.finished is (step.entry.state in CLOSED)
-            case int() as status:
-                assert status in {200, 401, 503}
-            case Exception() as error:
-                self._check_error(error, process, key, closed=closed)
-            case _:
-                assert outcome is None or outcome.key == key
-
-    def _check_error(self, error: Exception, process: Process, key: str, *, closed: bool) -> None:
-        made = next(iter(self.world.tasks(key)), None)
-        met = {fate for asked, fate in self.world.answers if asked == key}
-        match error:
-            case TaskFailedError():
-                assert (made and made.state == FAIL) or _given_up(self.world.kept[key])
-            case MissingCharacterError():
-                assert made
-                assert made.state == EMPTY
-            case SubmissionUnknownError():
-                assert key in self.world.doubted
-            case RequestRefusedError():
-                assert met & {"refused", "upload refused"}
-            case NoAnswerError() | RateLimitedError():
-                assert met & {"never left", "busy", "upload lost"}
-            case LedgerError():
-                assert process.faulted or closed
-            case SessionClosedError() | WatcherStoppedError():
-                assert closed
-            case _:
-                assert isinstance(error, WaitTimeoutError)
+                assert not caller.cancelled(), "nobody did that"
+                heard = caller.exception() or caller.result()
+                self.world.check_answer(key, heard, faulted=process.faulted, closed=closed)
 
     def teardown(self) -> None:
         """Heal everything: then every key reaches an end that agrees with the provider."""
@@ -729,7 +266,7 @@ class SessionMachine(RuleBasedStateMachine):
         self._wait_for_all(WAIT + 1.0)
         for key, entry in world.kept.items():
             assert entry.state in {State.SUCCEEDED, State.FAILED}
-            assert len(world.tasks(key)) == 1 or _given_up(entry)
+            assert len(world.tasks(key)) == 1 or given_up(entry)
         for number in range(3):
             self.close(number)
 
@@ -737,10 +274,6 @@ class SessionMachine(RuleBasedStateMachine):
         self.time_passes(seconds)
         self.all_is_right()
         assert not any(process.callers for process in self.processes), "somebody waits for ever"
-
-
-def _given_up(entry: Entry) -> bool:
-    return entry.state is State.FAILED and entry.error["code"] == "given_up"
 
 
 def test_random_lives() -> None:

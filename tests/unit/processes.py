@@ -1,0 +1,335 @@
+"""The processes of the random lives of sessions: each has its doors to the ledger and to the provider, and may die."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+
+from sora_chars.callbacks import CallbackReceiver
+from sora_chars.errors import (
+    IllegalMoveError,
+    LedgerError,
+    MissingCharacterError,
+    NoAnswerError,
+    ProviderError,
+    RateLimitedError,
+    RequestRefusedError,
+    SoraCharsError,
+    TaskNotFoundError,
+)
+from sora_chars.ledger import Entry, Ledger, State
+from sora_chars.models import FAIL, SUCCESS, Character, TaskFailure, TaskSnapshot
+from sora_chars.pacing import FixedPace
+from sora_chars.protocols import Provider
+from sora_chars.session import CharacterSession
+from sora_chars.watcher import TaskWatcher
+from tests.unit.world import EMPTY
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from sora_chars.ledger.entry import By
+    from sora_chars.ledger.waiters import Waiters
+    from sora_chars.models import Request
+    from tests.unit.world import Made, World
+
+READ, WRITE, TRAVEL = 0.003, 0.01, 0.05  # seconds, each a chance to die on the way
+ANSWER = 5.0  # seconds that a provider takes over a request
+TIMEOUT = 120.0  # after which a request without an answer is given up
+LATE = 20.0  # how long a request may wander about before it arrives
+WAIT = 300.0
+HOOKS = "https://a.invalid/hooks"
+T = TypeVar("T")
+PROCESS: contextvars.ContextVar[Process] = contextvars.ContextVar("PROCESS")
+
+
+class Killed(BaseException):
+    """A process that was killed goes no further."""
+
+
+@attrs.define(eq=False)
+class Store:
+    """The door of one process to the shared entries. Its next writes end as `faults` say; so many `reads` fail."""
+
+    world: World
+    process: Process
+    holder: str
+    faults: deque[str] = attrs.field(factory=deque[str])
+    reads: int = 0
+
+    async def open(self, waiters: Waiters) -> None:
+        """See `Store`."""
+        self.world.waiters[self.holder] = waiters
+
+    async def aclose(self) -> None:
+        """See `Store`."""
+        self.world.waiters.pop(self.holder, None)
+        self.world.dead.add(self.holder)
+
+    async def insert(self, entry: Entry) -> Entry:
+        """See `Store`."""
+        return await self._write(partial(self._insert, entry))
+
+    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+        """See `Store`."""
+        return await self._write(partial(self._replace, before, after))
+
+    async def find(self, by: By, *values: str) -> Entry | None:
+        """See `Store`."""
+        await self._read()
+        return await self.world.entries.find(by, *values)
+
+    async def page(
+        self, states: Collection[State], *, after: int | None, newest_first: bool, size: int
+    ) -> Sequence[tuple[int, Entry]]:
+        """See `Store`."""
+        await self._read()
+        return await self.world.entries.page(states, after=after, newest_first=newest_first, size=size)
+
+    async def is_gone(self, holder: str) -> bool:
+        """See `Store`."""
+        await self._read()
+        return holder in self.world.dead
+
+    async def _read(self) -> None:
+        await self.process.passes(READ)
+        if self.reads:
+            self.reads -= 1
+            raise LedgerError("The database is away.")
+
+    async def _write(self, write: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        await self.process.passes(WRITE)
+        fault = self.faults.popleft() if self.faults else ""
+        if fault == "not written":
+            raise LedgerError("The disk is full.")
+        kept = await write()
+        await self.process.passes(WRITE)
+        if fault == "written":
+            raise LedgerError("The database went away.")
+        return kept
+
+    async def _insert(self, entry: Entry) -> Entry:
+        return self.world.kept.setdefault(entry.key, await self.world.entries.insert(entry))
+
+    async def _replace(self, before: Entry, after: Entry) -> Entry | None:
+        kept = await self.world.entries.replace(before, after)
+        if kept is after:
+            self.world.moved(after)
+            for name, waiters in self.world.waiters.items():
+                if name != self.holder:
+                    waiters.wake(after.key, after.version)
+        return kept
+
+
+@attrs.define(eq=False)
+class Fake(Provider):
+    """A process's way to the provider. Its next request for a key ends as `fates` say."""
+
+    world: World
+    process: Process
+    fates: dict[str, str] = attrs.field(factory=dict[str, str])
+    name: str = "fake"
+    callback_url: str | None = HOOKS
+    synchronous: bool = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.synchronous = self.world.synchronous
+
+    async def submit(
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> TaskSnapshot:
+        """See `Provider`. What did no harm is tried again once, as the transport does."""
+        key, url = request.key or "", callback_url or ""
+        fate = self._fate(key)
+        await self.process.passes(TRAVEL)
+        if fate == "upload lost":
+            raise NoAnswerError("the upload was reset")
+        if fate == "upload refused":
+            raise RequestRefusedError("no such film")
+        with self.world.counted(self.world.on_the_way, key):
+            try:
+                made = await self._post(key, url, fate, sending)
+            except ProviderError as error:
+                if not error.harmless:
+                    raise
+                await self.process.passes(2.0)
+                made = await self._post(key, url, self._fate(key), sending)
+        return self._snapshot(made)
+
+    async def fetch(self, task_id: str) -> TaskSnapshot:
+        """See `Provider`."""
+        await self.process.passes(TRAVEL)
+        made = self.world.made.get(task_id)
+        if self.world.faulty_looks:
+            self.world.faulty_looks -= 1
+            raise NoAnswerError("reset")
+        if made is None or asyncio.get_running_loop().time() < made.visible:
+            raise TaskNotFoundError("no such task")
+        snapshot = self._snapshot(made)
+        await self.process.passes(TRAVEL)
+        return snapshot
+
+    def _snapshot(self, made: Made) -> TaskSnapshot:
+        if made.state == EMPTY:
+            raise MissingCharacterError("none", provider=self.name, task_id=made.task_id, payload={"id": ""})
+        return TaskSnapshot(
+            task_id=made.task_id,
+            provider=self.name,
+            state=made.state,
+            character=Character(id=f"ch-{made.task_id}", provider=self.name) if made.state == SUCCESS else None,
+            failure=TaskFailure("1", "it failed") if made.state == FAIL else None,
+            raw={"param": json.dumps({"callBackUrl": made.url})},
+        )
+
+    def _fate(self, key: str) -> str:
+        fate = self.fates.pop(key, "answer")
+        self.world.answers.add((key, fate))
+        return fate
+
+    async def _post(
+        self, key: str, url: str, fate: str, sending: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> Made:
+        async with sending():
+            with self.world.counted(self.world.posted, key):
+                return await self._arrive(key, url, fate)
+
+    async def _arrive(self, key: str, url: str, fate: str) -> Made:
+        await self.process.passes(TRAVEL)
+        if fate == "never left":
+            raise NoAnswerError("no connection", harmless=True)
+        if fate == "busy":
+            raise RateLimitedError("busy")
+        if fate == "refused":
+            raise RequestRefusedError("a real person")
+        if fate in {"request lost", "late", "answer lost", "hangs"}:
+            self.world.doubted.add(key)
+        if fate == "late":
+            self._wander(key, url)
+        if fate in {"request lost", "late"}:
+            raise NoAnswerError("reset")
+        made = self.world.make(key, url)
+        if fate == "empty":
+            made.state = EMPTY
+        await self.process.passes(TIMEOUT if fate == "hangs" else ANSWER)
+        if fate in {"answer lost", "hangs"}:
+            raise NoAnswerError("reset")
+        return made
+
+    def _wander(self, key: str, url: str) -> None:
+        """Let the request arrive later, whatever becomes of the process."""
+
+        def arrive() -> None:
+            self.world.make(key, url)
+            self.world.on_the_way[key] -= 1
+            self.world.posted[key] -= 1
+
+        self.world.on_the_way[key] += 1
+        self.world.posted[key] += 1
+        asyncio.get_running_loop().call_later(LATE, arrive)
+
+
+class Process:
+    """A process: its session, all its asyncio tasks, and those of its callers who still wait, each with its key."""
+
+    def __init__(self, world: World, runner: asyncio.Runner, name: str) -> None:
+        self.world = world
+        self.runner = runner
+        self.alive = True
+        self.faulted = False
+        self.goes = asyncio.Event()
+        self.goes.set()
+        self.asyncio_tasks: set[asyncio.Task[Any]] = set()
+        self.callers: dict[asyncio.Task[Any], str] = {}
+        self.context = contextvars.copy_context()
+        self.context.run(PROCESS.set, self)
+        self.store = Store(world, self, name)
+        self.provider = Fake(world, self)
+        clock = runner.get_loop().time
+        self.session = CharacterSession(
+            self.provider,
+            ledger=Ledger(self.store, clock=clock),
+            watcher=TaskWatcher(pace=FixedPace(10.0), wall=clock),
+            wait=WAIT,
+        )
+        self.receiver = CallbackReceiver(self.session)
+        self.run(self.session.open())
+
+    async def passes(self, seconds: float) -> None:
+        """Let time pass in a step of this process, which ends here if it is killed and pauses while it is stopped."""
+        await asyncio.sleep(seconds)
+        await self.goes.wait()
+        if not self.alive:
+            raise Killed
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Do something in this process, while all others go on."""
+        return self.runner.run(asyncio.wait_for(work, 9999.0), context=self.context)
+
+    def start(self, key: str, work: Coroutine[Any, Any, Any]) -> None:
+        """Begin something in this process that a caller waits for."""
+        self.callers[self.runner.get_loop().create_task(work, context=self.context)] = key
+
+    def doubt(self) -> None:
+        """Whoever waits for what this process is sending may have to give up."""
+        sending = {entry.key for entry in self.world.kept.values() if entry.state is State.SENDING}
+        self.world.doubted |= {key for key in sending if self.world.kept[key].holder == self.store.holder}
+
+    def stop(self, *, presumed_dead: bool) -> None:
+        """SIGSTOP; its line to the database may be cut then, which frees what it holds."""
+        self.doubt()
+        self.goes.clear()
+        if presumed_dead:
+            self.world.dead.add(self.store.holder)
+
+    def cont(self) -> None:
+        """SIGCONT, and a new line."""
+        self.goes.set()
+        self.world.dead.discard(self.store.holder)
+
+    def kill(self) -> None:
+        """SIGKILL: nothing that it does from now on reaches the ledger or the provider."""
+        self.doubt()
+        self.alive = False
+        self.goes.set()
+        self.world.waiters.pop(self.store.holder, None)
+        self.world.dead.add(self.store.holder)
+        self.callers.clear()
+        self.runner.run(self._bury())
+
+    async def _bury(self) -> None:
+        while self.asyncio_tasks:
+            for asyncio_task in self.asyncio_tasks:
+                asyncio_task.cancel()
+            await asyncio.wait(self.asyncio_tasks)
+
+    async def call_back(self, url: str, task_id: str) -> int:
+        """Bring a callback and return the status that answers it."""
+
+        async def body() -> AsyncGenerator[bytes]:
+            yield json.dumps({"code": 200, "data": {"taskId": task_id, "state": "success"}}).encode()
+
+        return (await self.receiver.handle("POST", url, {"content-type": "application/json"}, body()))[0]
+
+
+def own(world: World, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+    """Make an asyncio task that belongs to the process that began it, and look at how it ends."""
+    made = asyncio.Task(work, loop=loop, **options)
+    process = (options.get("context") or contextvars.copy_context()).get(PROCESS, None)
+    if process:
+        process.asyncio_tasks.add(made)
+        made.add_done_callback(process.asyncio_tasks.discard)
+
+    def look(ended: asyncio.Task[Any]) -> None:
+        error = None if ended.cancelled() else ended.exception()
+        if error and (isinstance(error, IllegalMoveError) or not isinstance(error, (SoraCharsError, Killed))):
+            world.wrong.append(f"{ended} raised {error!r}")
+
+    made.add_done_callback(look)
+    return made
