@@ -21,22 +21,16 @@ from sora_chars.errors import (
     WaitTimeoutError,
     WatcherStoppedError,
 )
-from sora_chars.models import CharacterRequest, TaskRequest
+from sora_chars.models import TaskRequest
 from sora_chars.pacing import FixedPace
 from sora_chars.session import CharacterSession
+from tests.unit.fakes import Shop, wish
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sora_chars.models import Request
     from sora_chars.protocols import Provider
 
 pytestmark = pytest.mark.looptime
-
-
-def wish(how: str = "ends 10", **fields: Any) -> CharacterRequest:
-    """A request for a task that ends as told."""
-    return CharacterRequest(from_task=how, **fields)
 
 
 def session_of(*providers: Provider, **options: Any) -> CharacterSession:
@@ -44,10 +38,10 @@ def session_of(*providers: Provider, **options: Any) -> CharacterSession:
     return CharacterSession(*providers, pace=FixedPace(1.0), **options)
 
 
-async def test_outcomes_come_as_they_end(make_shop: Callable[..., Any]) -> None:
+async def test_outcomes_come_as_they_end() -> None:
     """The first to end is the first to be told, with its request, key, character, task, provider and cost."""
     wishes = [wish("ends 30", key="slow"), wish("ends 10"), wish("ends 20", key="third")]
-    async with session_of(make_shop()) as session, session.create_many(wishes) as outcomes:
+    async with session_of(Shop()) as session, session.create_many(wishes) as outcomes:
         told = [(outcome, asyncio.get_running_loop().time()) async for outcome in outcomes]
     assert [time for _, time in told] == [11, 21, 31]
     first, _, last = (outcome for outcome, _ in told)
@@ -63,11 +57,11 @@ async def test_outcomes_come_as_they_end(make_shop: Callable[..., Any]) -> None:
     assert (last.unwrap(), last.credits, last.error) == (last.character, 2.0, None)
 
 
-async def test_one_that_fails_stops_no_other(make_shop: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_that_fails_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
     """Every end is an outcome that says how: refusals, failures, doubts, ends of the wait, and bugs."""
     wishes: list[Any] = [wish("fails 9", key="a"), wish("refused", key="b"), wish("lost", key="c"), wish("missing 9")]
     wishes += [wish("ends 99", key="e"), wish("bug", key="f"), {"prompt": "no source"}, 7, wish("ends 9", key="b")]
-    async with session_of(make_shop()) as session:
+    async with session_of(Shop()) as session:
         outcomes = await session.create_all([*wishes, wish()], timeout=20)
         still = outcomes[4].error
         assert isinstance(still, WaitTimeoutError)
@@ -90,14 +84,14 @@ async def test_one_that_fails_stops_no_other(make_shop: Callable[..., Any], capl
     assert logged.exc_info[0] is ZeroDivisionError
 
 
-async def test_what_was_made_and_not_recorded_runs(make_shop: Callable[..., Any]) -> None:
+async def test_what_was_made_and_not_recorded_runs() -> None:
     """A task whose id the ledger could not be told is an outcome with that id and with what it cost."""
-    snapshot = make_shop().snapshot("t9", "success")
+    snapshot = Shop().snapshot("t9", "success")
 
     async def start(request: Request, provider: str | None) -> Any:
         raise LedgerError("disk full", key=request.key, task_id="t9", snapshot=snapshot, hint=str(provider))
 
-    async with session_of(make_shop()) as session:
+    async with session_of(Shop()) as session:
         outcomes = session.create_many([wish()])
         outcomes._batch = attrs.evolve(outcomes._batch, start=start)
         async with outcomes:
@@ -105,10 +99,10 @@ async def test_what_was_made_and_not_recorded_runs(make_shop: Callable[..., Any]
     assert (outcome.state, outcome.task_id, outcome.credits) == ("running", "t9", 2.0)
 
 
-async def test_rows_may_be_mappings_and_any_request(make_shop: Callable[..., Any]) -> None:
+async def test_rows_may_be_mappings_and_any_request() -> None:
     """A mapping holds the fields of a character's request and the provider; a task's request gives its snapshot."""
     rows: list[Any] = [{"from_task": "ends 10", "name": "rex", "provider": "b"}, TaskRequest(model="m")]
-    async with session_of(make_shop("a"), make_shop("b")) as session:
+    async with session_of(Shop("a"), Shop("b")) as session:
         first, second = await session.create_all(rows)
         assert await session.create_all(rows[:1], provider="a")
     assert first.request == wish(name="rex")
@@ -116,9 +110,9 @@ async def test_rows_may_be_mappings_and_any_request(make_shop: Callable[..., Any
     assert (second.provider, second.character, second.unwrap()) == ("a", None, second.snapshot)
 
 
-async def test_a_key_asked_again_takes_up_the_task_it_has(make_shop: Callable[..., Any]) -> None:
+async def test_a_key_asked_again_takes_up_the_task_it_has() -> None:
     """A batch left in the middle is finished by the same batch, with one task for each key."""
-    shop = make_shop()
+    shop = Shop()
     wishes = [wish(key=str(number)) for number in range(10)]
     async with session_of(shop) as session:
         async with session.create_many(wishes, limit=4) as outcomes:
@@ -129,9 +123,9 @@ async def test_a_key_asked_again_takes_up_the_task_it_has(make_shop: Callable[..
     assert sorted(shop.posts) == sorted(str(number) for number in range(10))
 
 
-async def test_the_session_may_close_first(make_shop: Callable[..., Any]) -> None:
+async def test_the_session_may_close_first() -> None:
     """Then nobody waits any more, nothing is sent, and the batch says why it ends."""
-    shop, session = make_shop(), session_of(make_shop())
+    shop, session = Shop(), session_of(Shop())
     await session.open()
     async with session.create_many((wish() for _ in count()), limit=3) as outcomes:
         await anext(outcomes)
@@ -144,9 +138,9 @@ async def test_the_session_may_close_first(make_shop: Callable[..., Any]) -> Non
     assert shop.posts == []
 
 
-async def test_a_batch_is_opened_once_and_inside_async_with(make_shop: Callable[..., Any]) -> None:
+async def test_a_batch_is_opened_once_and_inside_async_with() -> None:
     """Anything else is told, and sends nothing."""
-    async with session_of(make_shop()) as session:
+    async with session_of(Shop()) as session:
         outcomes = session.create_many([])
         with pytest.raises(SessionClosedError, match="not open"):
             await anext(outcomes)
@@ -169,11 +163,9 @@ async def test_a_batch_is_opened_once_and_inside_async_with(make_shop: Callable[
         ("batch.jsonl", {"limit": 2.5}, ["requests", "limit"]),
     ],
 )
-async def test_wrong_options_are_named(
-    make_shop: Callable[..., Any], requests: Any, options: dict[str, Any], fields: list[str]
-) -> None:
+async def test_wrong_options_are_named(requests: Any, options: dict[str, Any], fields: list[str]) -> None:
     """All of them at once, before anything is sent."""
-    async with session_of(make_shop()) as session:
+    async with session_of(Shop()) as session:
         with pytest.raises(InvalidRequestError, match="The batch was not sent") as caught:
             session.create_many(requests, **options)
         assert [problem.partition(":")[0] for problem in caught.value.problems] == fields
@@ -181,9 +173,9 @@ async def test_wrong_options_are_named(
             session.create_many([], provider="b")
 
 
-async def test_a_wait_may_have_no_end(make_shop: Callable[..., Any]) -> None:
+async def test_a_wait_may_have_no_end() -> None:
     """A time-out counts from when a request was sent, however long it stood in line; an infinite one never comes."""
-    async with session_of(make_shop(), wait=30.5) as session:
+    async with session_of(Shop(), wait=30.5) as session:
         wishes = [wish("ends 30.7"), wish("ends 29.7")]  # sent at 1 s, and seen at 32 s and 31 s
         assert [outcome.state for outcome in await session.create_all(wishes)] == ["running", "succeeded"]
         assert [outcome.state for outcome in await session.create_all(wishes, timeout=math.inf)] == ["succeeded"] * 2

@@ -14,9 +14,10 @@ from sora_chars.limits import Pause, Window
 from sora_chars.models import CharacterRequest, Eta, TaskRequest
 from sora_chars.pacing import FixedPace
 from sora_chars.session import CharacterSession
+from tests.unit.fakes import Shop, wish
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from sora_chars.batch import Outcomes
     from sora_chars.models import TaskSnapshot
@@ -24,11 +25,6 @@ if TYPE_CHECKING:
     from sora_chars.protocols import Provider
 
 pytestmark = pytest.mark.looptime
-
-
-def wish(how: str = "ends 10", **fields: Any) -> CharacterRequest:
-    """A request for a task that ends as told."""
-    return CharacterRequest(from_task=how, **fields)
 
 
 def session_of(*providers: Provider, **options: Any) -> CharacterSession:
@@ -50,9 +46,9 @@ async def states(outcomes: Outcomes) -> list[str]:
     return [f"{outcome.index} {outcome.state}" async for outcome in outcomes]
 
 
-async def test_a_task_in_flight_takes_one_of_the_places(make_shop: Callable[..., Any]) -> None:
+async def test_a_task_in_flight_takes_one_of_the_places() -> None:
     """Never more than `limit` are asked and not ended, and each end makes room for the next."""
-    shop = make_shop()
+    shop = Shop()
     async with session_of(shop) as session:
         outcomes = await session.create_all([wish() for _ in range(12)], limit=4)
     assert (len(outcomes), shop.peaks["running"]) == (12, 4)
@@ -60,15 +56,15 @@ async def test_a_task_in_flight_takes_one_of_the_places(make_shop: Callable[...,
 
 
 @pytest.mark.parametrize(("synchronous", "most"), [(False, 16), (True, 40)])
-async def test_few_are_sent_at_a_time(make_shop: Callable[..., Any], synchronous: bool, most: int) -> None:  # noqa: FBT001 # a parameter of the test
+async def test_few_are_sent_at_a_time(synchronous: bool, most: int) -> None:  # noqa: FBT001 # a parameter of the test
     """Only a provider that answers when all is done has as many creates open as there may be tasks."""
-    shop = make_shop(synchronous=synchronous)
+    shop = Shop(synchronous=synchronous)
     async with session_of(shop) as session:
         await session.create_all([wish() for _ in range(60)], limit=40)
     assert shop.peaks["sending"] == most
 
 
-async def test_ten_thousand_in_flight_need_no_asyncio_tasks(make_shop: Callable[..., Any]) -> None:
+async def test_ten_thousand_in_flight_need_no_asyncio_tasks() -> None:
     """What waits costs none; only submits and looks have one each, and these are bounded."""
     most, loop = 0, asyncio.get_running_loop()
 
@@ -78,7 +74,7 @@ async def test_ten_thousand_in_flight_need_no_asyncio_tasks(make_shop: Callable[
             most = max(most, len(asyncio.all_tasks()))
             yield wish("ends 600")
 
-    shop = make_shop()
+    shop = Shop()
     async with CharacterSession(shop, pace=FixedPace(590.0)) as session:
         outcomes = await session.create_all(wishes(), limit=100_000)
     assert (len(outcomes), shop.peaks["running"]) == (2000, 2000)
@@ -86,26 +82,26 @@ async def test_ten_thousand_in_flight_need_no_asyncio_tasks(make_shop: Callable[
     assert loop.time() < 2000
 
 
-async def test_a_slow_consumer_holds_back_submitting(make_shop: Callable[..., Any]) -> None:
+async def test_a_slow_consumer_holds_back_submitting() -> None:
     """At most `limit` outcomes lie unread; all the others come when it reads on."""
-    shop = make_shop()
+    shop = Shop()
     async with session_of(shop) as session, session.create_many([wish()] * 50, limit=5) as outcomes:
         await asyncio.sleep(1000)
         assert 5 <= len(shop.posts) <= 10
         assert len(await states(outcomes)) == 50
 
 
-async def test_requests_are_taken_as_late_as_can_be(make_shop: Callable[..., Any]) -> None:
+async def test_requests_are_taken_as_late_as_can_be() -> None:
     """An endless iterable is read by one for each place that became free; the rest stays with its owner."""
     taken = count()
-    async with session_of(make_shop()) as session:
+    async with session_of(Shop()) as session:
         async with session.create_many((wish() for _ in taken), limit=3) as outcomes:
             for _ in range(7):
                 await anext(outcomes)
         assert next(taken) <= 7 + 3
 
 
-async def test_a_stream_needs_the_memory_of_its_limit(make_shop: Callable[..., Any]) -> None:
+async def test_a_stream_needs_the_memory_of_its_limit() -> None:
     """Of thousands of requests no more are alive than are in flight, or ended and unread."""
     alive = most = 0
 
@@ -123,7 +119,7 @@ async def test_a_stream_needs_the_memory_of_its_limit(make_shop: Callable[..., A
             yield request
 
     async with (
-        session_of(make_shop(synchronous=True), ledger=open_ledger("memory:")) as session,
+        session_of(Shop(synchronous=True), ledger=open_ledger("memory:")) as session,
         session.create_many(wishes(), limit=20) as outcomes,
     ):
         assert len([outcome.index async for outcome in outcomes]) == 5000
@@ -131,16 +127,14 @@ async def test_a_stream_needs_the_memory_of_its_limit(make_shop: Callable[..., A
 
 
 @pytest.mark.parametrize("error", [OSError("the file is gone"), asyncio.CancelledError()])
-async def test_what_the_requests_raise_is_raised_at_the_end(
-    make_shop: Callable[..., Any], error: BaseException
-) -> None:
+async def test_what_the_requests_raise_is_raised_at_the_end(error: BaseException) -> None:
     """First come the outcomes of all that was taken up before; it is raised once, to whoever reads."""
 
     def wishes() -> Iterator[CharacterRequest]:
         yield from repeat(wish(), 3)
         raise error
 
-    async with session_of(make_shop()) as session, session.create_many(wishes()) as outcomes:
+    async with session_of(Shop()) as session, session.create_many(wishes()) as outcomes:
         assert [(await anext(outcomes)).state for _ in range(3)] == ["succeeded"] * 3
         with pytest.raises(type(error)):
             await anext(outcomes)
@@ -148,14 +142,14 @@ async def test_what_the_requests_raise_is_raised_at_the_end(
         assert await states(outcomes) == []
 
 
-async def test_what_the_requests_raise_is_raised_on_leaving(make_shop: Callable[..., Any]) -> None:
+async def test_what_the_requests_raise_is_raised_on_leaving() -> None:
     """Whoever leaves before having read that far is told then, unless an error of his own is under way."""
 
     def wishes() -> Iterator[CharacterRequest]:
         yield wish()
         raise OSError("the file is gone")
 
-    async with session_of(make_shop()) as session:
+    async with session_of(Shop()) as session:
         with pytest.raises(OSError, match="gone"):
             async with session.create_many(wishes()):
                 await asyncio.sleep(1)
@@ -165,9 +159,9 @@ async def test_what_the_requests_raise_is_raised_on_leaving(make_shop: Callable[
 
 
 @pytest.mark.parametrize("how", ["break", "error", "cancel"])
-async def test_leaving_early_sends_nothing_more_and_loses_nothing(make_shop: Callable[..., Any], how: str) -> None:
+async def test_leaving_early_sends_nothing_more_and_loses_nothing(how: str) -> None:
     """It takes no time and leaves no asyncio task; what was sent is found again, and nothing is paid twice."""
-    shop, loop = make_shop(), asyncio.get_running_loop()
+    shop, loop = Shop(), asyncio.get_running_loop()
     wishes = [wish("ends 50", key=str(number)) for number in range(40)]
     async with session_of(shop) as session:
         caller, before = asyncio.current_task(), asyncio.all_tasks()
@@ -196,20 +190,20 @@ async def test_leaving_early_sends_nothing_more_and_loses_nothing(make_shop: Cal
         assert (len(shop.posts), loop.time()) == (20, began)
 
 
-async def test_a_small_batch_does_not_wait_for_a_large_one(make_shop: Callable[..., Any]) -> None:
+async def test_a_small_batch_does_not_wait_for_a_large_one() -> None:
     """Two batches of one session take turns at the limit of creates."""
     window = Window((2, 10.0), Pause())
-    async with session_of(make_shop(window=window)) as session, session.create_many(wish() for _ in count()):
+    async with session_of(Shop(window=window)) as session, session.create_many(wish() for _ in count()):
         await asyncio.sleep(100)
         began = asyncio.get_running_loop().time()
         await session.create_all([wish(), wish(), wish()])
         assert asyncio.get_running_loop().time() - began < 70  # and not the 160 that the whole line would take
 
 
-async def test_progress_is_told_as_it_changes(make_shop: Callable[..., Any]) -> None:
+async def test_progress_is_told_as_it_changes() -> None:
     """Each change comes to a reader that keeps up, the last one last; a slow reader misses what lies between."""
     seen: list[Progress] = []
-    async with session_of(make_shop()) as session, session.create_many(iter([wish(), wish("fails 5")])) as outcomes:
+    async with session_of(Shop()) as session, session.create_many(iter([wish(), wish("fails 5")])) as outcomes:
 
         async def read() -> None:
             seen.extend([progress async for progress in outcomes.updates()])
@@ -226,10 +220,10 @@ async def test_progress_is_told_as_it_changes(make_shop: Callable[..., Any]) -> 
     assert seen[-1] == outcomes.progress
 
 
-async def test_the_eta_knows_what_the_pace_has_learned(make_shop: Callable[..., Any]) -> None:
+async def test_the_eta_knows_what_the_pace_has_learned() -> None:
     """Before any task has ended the youngest one's own ETA tells; with no task in flight there is none to ask."""
     async with (
-        CharacterSession(make_shop(), pace=Knowing(1.0)) as session,
+        CharacterSession(Shop(), pace=Knowing(1.0)) as session,
         session.create_many([wish("ends 60"), wish("ends 60")]) as outcomes,
     ):
         etas = [outcomes.progress.eta]
@@ -240,14 +234,14 @@ async def test_the_eta_knows_what_the_pace_has_learned(make_shop: Callable[..., 
 
 
 @pytest.mark.parametrize("number", [3, 1000])
-async def test_updates_end_when_the_batch_is_left(make_shop: Callable[..., Any], number: int) -> None:
+async def test_updates_end_when_the_batch_is_left(number: int) -> None:
     """Whoever observes from elsewhere is not left waiting, whether or not all has been sent."""
     seen: list[Progress] = []
 
     async def read(outcomes: Outcomes) -> None:
         seen.extend([progress async for progress in outcomes.updates()])
 
-    async with session_of(make_shop()) as session:
+    async with session_of(Shop()) as session:
         async with session.create_many([wish()] * number) as outcomes:
             reading = asyncio.create_task(read(outcomes))
             await asyncio.sleep(5)
@@ -255,11 +249,11 @@ async def test_updates_end_when_the_batch_is_left(make_shop: Callable[..., Any],
     assert seen[-1] == outcomes.progress
 
 
-async def test_what_was_left_is_forgotten(make_shop: Callable[..., Any]) -> None:
+async def test_what_was_left_is_forgotten() -> None:
     """Once its task has ended nothing holds a request any more, long before the wait for it would have been over."""
     requests = [wish("ends 5")]
     alive = weakref.ref(requests[0])
-    async with session_of(make_shop()) as session:
+    async with session_of(Shop()) as session:
         async with session.create_many(iter(requests)):
             await asyncio.sleep(2)
             requests.clear()
@@ -269,9 +263,9 @@ async def test_what_was_left_is_forgotten(make_shop: Callable[..., Any]) -> None
 
 
 @pytest.mark.parametrize("price", [2, 2.0, None, lambda _: 2])
-async def test_a_budget_stops_submitting(make_shop: Callable[..., Any], price: Any) -> None:
+async def test_a_budget_stops_submitting(price: Any) -> None:
     """What is in flight counts as if spent; the batch says why it ended, and how many are left."""
-    shop = make_shop(credits=2.0)
+    shop = Shop(credits=2.0)
     async with session_of(shop) as session:
         async with session.create_many([wish()] * 9, budget=10, price=price, limit=3) as outcomes:
             assert len(await states(outcomes)) == 5
@@ -280,19 +274,19 @@ async def test_a_budget_stops_submitting(make_shop: Callable[..., Any], price: A
     assert len(shop.posts) == 5 + 9
 
 
-async def test_cheaper_ones_than_expected_leave_room(make_shop: Callable[..., Any]) -> None:
+async def test_cheaper_ones_than_expected_leave_room() -> None:
     """A request that the budget may not allow waits for those in flight, and then goes."""
-    shop = make_shop(credits=1.0)
+    shop = Shop(credits=1.0)
     async with session_of(shop) as session:
         outcomes = await session.create_all([wish()] * 9, budget=4, price=2)
     assert (len(outcomes), shop.peaks["running"]) == (3, 2)
 
 
-async def test_what_waits_for_the_budget_is_not_yet_asked(make_shop: Callable[..., Any]) -> None:
+async def test_what_waits_for_the_budget_is_not_yet_asked() -> None:
     """It is counted, and its time runs, from when it goes."""
     wishes = [wish(), wish()]
     async with (
-        session_of(make_shop(credits=1.0)) as session,
+        session_of(Shop(credits=1.0)) as session,
         session.create_many(wishes, budget=3, price=2) as outcomes,
     ):
         await asyncio.sleep(5)
@@ -303,19 +297,19 @@ async def test_what_waits_for_the_budget_is_not_yet_asked(make_shop: Callable[..
         assert await states(outcomes) == ["1 succeeded"]
 
 
-async def test_a_budget_needs_a_price(make_shop: Callable[..., Any]) -> None:
+async def test_a_budget_needs_a_price() -> None:
     """One goes first, alone; when neither it nor the caller tells what it cost, no other does."""
     async with (
-        session_of(make_shop(credits=None)) as session,
+        session_of(Shop(credits=None)) as session,
         session.create_many([wish()] * 9, budget=10) as outcomes,
     ):
         assert await states(outcomes) == ["0 succeeded"]
         assert outcomes.stopped == "price"
 
 
-async def test_a_price_that_cannot_be_had_refuses_its_request(make_shop: Callable[..., Any]) -> None:
+async def test_a_price_that_cannot_be_had_refuses_its_request() -> None:
     """A bug in the caller's function is the outcome of each request that it was asked for, and of no other."""
-    shop, prices = make_shop(), {"b": 2.0}
+    shop, prices = Shop(), {"b": 2.0}
     async with session_of(shop) as session:
         outcomes = await session.create_all(
             [wish(key="a"), wish(key="b")], budget=9, price=lambda request: prices[str(request.key)]
@@ -325,9 +319,9 @@ async def test_a_price_that_cannot_be_had_refuses_its_request(make_shop: Callabl
     assert shop.posts == ["b"]
 
 
-async def test_what_was_paid_earlier_counts(make_shop: Callable[..., Any]) -> None:
+async def test_what_was_paid_earlier_counts() -> None:
     """The same batch again, with the same budget, pays nothing more."""
-    shop, wishes = make_shop(), [wish(key=str(number)) for number in range(9)]
+    shop, wishes = Shop(), [wish(key=str(number)) for number in range(9)]
     async with session_of(shop) as session:
         for _ in range(2):
             assert len(await session.create_all(wishes, budget=6)) == 3
