@@ -47,7 +47,8 @@ from .models import (
 from .pacing import FixedPace, LadderPace, LearnedPace
 from .progress import Progress
 from .protocols import Pace, Provider
-from .providers import GATEWAYS, Gateway, Kie, Kkiai
+from .providers.kie import Kie
+from .providers.kkiai import GATEWAYS, Gateway, Kkiai
 from .records import SavedCharacter
 from .session import CharacterSession
 from .watcher import TaskWatcher

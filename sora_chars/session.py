@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from . import records
-from .batch import Batch, Outcomes
 from .desk import Desk, log_outlived
 from .errors import ConfigurationError, InvalidRequestError, SessionClosedError, WrongLoopError, printable
 from .handle import TaskHandle
@@ -25,7 +24,6 @@ from .models import (
     new_key,
 )
 from .pacing import LearnedPace
-from .pictures import Pictures
 from .protocols import Pace
 from .sharing import shared
 from .watcher import TaskWatcher
@@ -36,10 +34,11 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from .batch import Outcome, Rows
+    from .batch import Outcome, Outcomes, Rows
     from .desk import Step
     from .ledger import Entry
     from .models import ModelInfo, Request
+    from .pictures import Pictures
     from .protocols import Provider
     from .spending import Price
 
@@ -83,7 +82,11 @@ class CharacterSession:
         self.wait = wait
         self.ledger = ledger if isinstance(ledger, Ledger) else open_ledger(ledger)
         self.watcher = watcher or TaskWatcher(pace=pace or LearnedPace())
-        self._pictures = None if pictures is None else Pictures(Path(pictures))
+        self._pictures: Pictures | None = None
+        if pictures is not None:
+            from .pictures import Pictures  # noqa: PLC0415 # few keep them
+
+            self._pictures = Pictures(Path(pictures))
         self._drain = drain
         self._desk: Desk  # since `open`
         self.closed: asyncio.Future[None]  # since `open`; done when the session is closed
@@ -232,6 +235,8 @@ class CharacterSession:
             InvalidRequestError: `requests` is no iterable, or an option is wrong.
             ConfigurationError: there is no such provider here.
         """
+        from .batch import Batch, Outcomes  # noqa: PLC0415 # a program of single characters needs none of it
+
         self.check_open()
         serving = self.providers if provider is None else (self._desk.provider(provider),)
         synchronous = any(one.synchronous for one in serving)  # it answers when the task ends, not when it begins

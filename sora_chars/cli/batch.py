@@ -12,7 +12,7 @@ import attrs
 import click
 
 from sora_chars.errors import InvalidRequestError
-from sora_chars.providers import GATEWAYS
+from sora_chars.providers.kkiai import GATEWAYS
 
 from .batch_output import open_output
 from .batch_run import BatchRun

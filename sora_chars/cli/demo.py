@@ -18,7 +18,8 @@ from rich.text import Text
 
 from sora_chars.errors import ConfigurationError, SoraCharsError, printable
 from sora_chars.models import CharacterRequest, Clip
-from sora_chars.providers import Kie, Kkiai
+from sora_chars.providers.kie import Kie
+from sora_chars.providers.kkiai import Kkiai
 from sora_chars.session import CharacterSession
 
 from .options import speaking

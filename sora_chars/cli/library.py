@@ -15,7 +15,7 @@ import click
 from sora_chars import records
 from sora_chars.errors import ConfigurationError, InvalidRequestError
 from sora_chars.ledger import State
-from sora_chars.providers import GATEWAYS
+from sora_chars.providers.kkiai import GATEWAYS
 
 from .keeping import keeping
 from .options import speaking

@@ -13,7 +13,8 @@ import click
 
 from sora_chars.errors import ConfigurationError
 from sora_chars.pacing import FixedPace, LearnedPace
-from sora_chars.providers import GATEWAYS, Kie, Kkiai
+from sora_chars.providers.kie import Kie
+from sora_chars.providers.kkiai import GATEWAYS, Kkiai
 from sora_chars.transport import parse_json
 
 from .keeping import Place

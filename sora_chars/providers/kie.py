@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 from sora_chars.limits import Limits
-from sora_chars.media import probe
 from sora_chars.models import (
     SUCCESS,
     OmniCharacterRequest,
@@ -239,6 +238,8 @@ def _video_problems(path: Path) -> list[str]:
     problems = _file_problems("video", path, _VIDEO_LIMIT)
     if problems:
         return problems
+    from sora_chars.media import probe  # noqa: PLC0415 # most videos are named by a URL, or by a task
+
     facts = probe(path)
     if facts.container is None:
         problems.append(f"video: must be mp4, webm or avi, {path} is none of them")

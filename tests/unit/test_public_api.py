@@ -95,7 +95,7 @@ def test_every_public_name_can_be_found() -> None:
     ],
 )
 def test_importing_the_package_imports_what_is_needed(code: str, loaded: set[str]) -> None:
-    """Neither the command line nor the emulator, nor a web server, nor what only they need; no name, nothing at all."""
+    """Neither the command line, nor the emulator, nor batches, nor another provider; for no name, nothing at all."""
     code = f"import json, sys; {code}; print(json.dumps(sorted(sys.modules)))"
     printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
     modules = set(json.loads(printed.stdout))
@@ -108,7 +108,11 @@ def test_importing_the_package_imports_what_is_needed(code: str, loaded: set[str
         "pytest",
         "fastapi",
         "httpx",
+        "sora_chars.batch",
         "sora_chars.cli",
+        "sora_chars.media",
+        "sora_chars.pictures",
+        "sora_chars.providers.kkiai",
         "sora_chars.testing",
     }
 
