@@ -64,7 +64,7 @@ class Step:
         return self.again_in is None
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Desk:
     """The inner workings of one opening of a session. `wait`: seconds a wait lasts unless told otherwise."""
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sora_chars.session")
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Follower:
     """Brings tasks on record under a watcher.
 

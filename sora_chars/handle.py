@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=Character | TaskSnapshot)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Live:
     """What a session lends to its handles: the shared watch, who looks and where, the default wait in seconds."""
 

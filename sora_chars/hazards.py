@@ -54,7 +54,7 @@ def ladder_age(looks: float) -> float:
     return age
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Curve:
     """A distribution of durations and the looks at it, as tables over age, evenly spaced in its logarithm.
 
@@ -114,7 +114,7 @@ def _between(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
     return y0 + (ys[right] - y0) * (x - x0) / (xs[right] - x0)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Durations:
     """The last durations of one model, as logarithms, and the curve made of them."""
 
@@ -141,7 +141,7 @@ class Durations:
         return self._curve
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(eq=False, kw_only=True, repr=False)
 class Lesson:
     """What is known of one model: the last durations, the oldest first, and the curve made of them."""
 

@@ -64,7 +64,7 @@ class Limits:
     polls: tuple[int, float] | None = attrs.field(default=None, validator=_check_window)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Pause:
     """The silence of a whole account after a 429: longer after each one in a row, over after a good answer."""
 
@@ -90,7 +90,7 @@ class Pause:
             self.strikes = 0
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Place:
     """The place of one request in a window, which is given back as if never taken unless it was used."""
 
@@ -103,7 +103,7 @@ class Place:
         self.sent, self.counts_from, self.used = now, now + ARRIVAL, True
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Line:
     """Who waits in one event loop. Flows take turns to have their oldest request at the head."""
 
@@ -158,7 +158,7 @@ class Share(Protocol):
         ...
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Window:
     """At most `count` requests in `seconds`, flows in turn; `limit` None only heeds the pause.
 
@@ -290,7 +290,7 @@ class Window:
             line.changed.set()
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Account:
     """What one key of one provider may send, for all sessions of this process together: a window for each kind."""
 

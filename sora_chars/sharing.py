@@ -80,7 +80,7 @@ class Division(Protocol):
         ...
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Member:
     """This process, among those that divide the limit of one window: its `Share`, for as long as `joined`."""
 

@@ -39,7 +39,7 @@ def is_token(text: str) -> bool:
     return len(text) == _TOKEN_BYTES * 4 // 3 and text.isascii() and text.replace("-", "").replace("_", "").isalnum()
 
 
-@attrs.define(eq=False, kw_only=True)
+@attrs.define(eq=False, kw_only=True, repr=False)
 class Submission:
     """It has an asyncio task of its own, so that no caller's end can lose the answer.
 

@@ -58,7 +58,7 @@ _TOKEN = re.compile(rf'(callBackUrl[\\"\s:]++)https?:{_IN_URL}+', re.IGNORECASE)
 _QUERY = re.compile(rf'(https?:(?:\\*/){{2}}{_IN_URL}++)(\?(?:[^\s"\\]|\\+[/u])+)?')  # of any URL: may be a signature
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Answer:
     """What came back: HTTP status, headers (names in any case) and body, free of our key."""
 
@@ -157,7 +157,7 @@ def _final(error: Exception) -> bool:
     return not (isinstance(error, ProviderError) and error.passing and error.harmless)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Call:
     """One request, to be sent once or several times."""
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .errors import SoraCharsError
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Watch:
     """A task that is waited for, shared by all who wait. `future` is never cancelled by a waiter."""
 

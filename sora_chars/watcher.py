@@ -199,7 +199,7 @@ class TaskWatcher:
         await asyncio.gather(*asyncio_tasks, return_exceptions=True)
 
 
-@attrs.define(eq=False, kw_only=True)
+@attrs.define(eq=False, kw_only=True, repr=False)
 class _Lane:
     """The tasks of one provider."""
 

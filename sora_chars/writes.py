@@ -69,7 +69,7 @@ async def unsend(ledger: Ledger, key: str, digest: str) -> None:
         await record(ledger, entry, State.ASKED)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Writes:
     """Writes that neither a caller's end nor a fault of the ledger may lose, until `aclose`."""
 

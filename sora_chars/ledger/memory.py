@@ -21,7 +21,7 @@ _FINISHED = frozenset({State.SUCCEEDED, State.FAILED, State.REFUSED})
 _MOST_FINISHED = 10_000
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class MemoryStore:
     """Entries in dictionaries. They outlive closing, as those of a file would, and end with this object.
 

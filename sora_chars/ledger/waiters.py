@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Listener:
     """Who is called when another process moves an entry; `version` is the last one that is known here."""
 
@@ -23,7 +23,7 @@ class Listener:
     call: Callable[[], object]
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Waiters:
     """The events of those who wait, and the listeners, by key. `some` is set while there are any."""
 

@@ -6,6 +6,7 @@ Source: kie.ai docs (Market API) and recorded traffic of April 2026; where they 
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -138,7 +139,7 @@ def _camel(name: str) -> str:
     return head + "".join(part.capitalize() for part in tail)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class _Record:
     """`data` of recordInfo and of callbacks. `cost_time` is seconds, the times are epoch milliseconds (recorded)."""
 
@@ -161,7 +162,8 @@ def _required_text(value: Any, _: Any = None) -> str:
     raise ValueError("must be non-empty text")
 
 
-def _make_converter() -> cattrs.Converter:
+@cache
+def _converter() -> cattrs.Converter:
     """Make cattrs read with our lenient readers: by the declared type of each field, under kie.ai's camelCase names."""
     hooks: dict[str, Callable[[Any, Any], Any]] = {
         "str": _required_text,
@@ -178,9 +180,6 @@ def _make_converter() -> cattrs.Converter:
     return converter
 
 
-_CONVERTER = _make_converter()
-
-
 def read_snapshot(data: Any, *, provider: str, wrong: Callable[[str], Exception]) -> TaskSnapshot:
     """The snapshot in a record; `wrong` makes the error of a record that cannot be read.
 
@@ -188,7 +187,7 @@ def read_snapshot(data: Any, *, provider: str, wrong: Callable[[str], Exception]
         MissingCharacterError: success of a character model without an id.
     """
     try:
-        record = _CONVERTER.structure(data, _Record)
+        record = _converter().structure(data, _Record)
     except cattrs.BaseValidationError as error:
         raise wrong("; ".join(cattrs.transform_error(error, path="data"))) from error
     state = record.state or ""

@@ -41,7 +41,7 @@ _ERRORS: Mapping[int, tuple[type[ProviderError], str]] = {
 _GONE = "See which models there are with `sora-chars models`; kie.ai lists no Sora model since autumn 2026."
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Envelope:
     """`{"code", "msg", "data"}`; `code` is the effective one: the inner one if it is an int, else the HTTP status."""
 
