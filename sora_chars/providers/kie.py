@@ -20,18 +20,16 @@ from sora_chars.models import (
     UploadProgress,
     is_url,
 )
-from sora_chars.protocols import Provider
 from sora_chars.transport import Transport, clean_url, resolve_key
 
 from . import kie_codec as codec
+from .networked import Networked
 
 if TYPE_CHECKING:
     import os
     import ssl
     from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
-    from types import TracebackType
-    from typing import Self
 
     from sora_chars.models import ModelInfo, Request
 
@@ -43,7 +41,7 @@ _IMAGE_LIMIT = 20 * _MB
 _ROUNDING = 0.1  # seconds; containers pad the sound, so a clip of 4 s may call itself 4.02 s
 
 
-class Kie(Provider):
+class Kie(Networked):
     """kie.ai. `callback_url`: the public URL under which a `CallbackReceiver` of yours is mounted.
 
     `limits`: the documented ones (20 creates in 10 s, 10 polls in 1 s for an account); None for none. `on_upload`
@@ -68,34 +66,22 @@ class Kie(Provider):
         proxy: str | None = None,
         ssl: ssl.SSLContext | bool = True,
     ) -> None:
-        self.name = name
+        super().__init__(
+            Transport(
+                provider=name,
+                base_url=clean_url(base_url, field="base_url"),
+                api_key=resolve_key(api_key, variable="KIE_API_KEY", provider=name),
+                limits=limits or Limits(),
+                http=http,
+                proxy=proxy,
+                ssl=ssl,
+                timeout=timeout,
+            )
+        )
         self.callback_url = None if callback_url is None else clean_url(callback_url, field="callback_url")
         self._upload_url = clean_url(upload_url, field="upload_url")
         self._on_upload = on_upload
-        self._transport = Transport(
-            provider=name,
-            base_url=clean_url(base_url, field="base_url"),
-            api_key=resolve_key(api_key, variable="KIE_API_KEY", provider=name),
-            limits=limits or Limits(),
-            http=http,
-            proxy=proxy,
-            ssl=ssl,
-            timeout=timeout,
-        )
-        self.account = self._transport.account
         self._record_url = self._api("jobs/recordInfo")
-
-    def __repr__(self) -> str:
-        return f"Kie(name={self.name!r}, base_url={self._transport.base_url!r})"
-
-    async def __aenter__(self) -> Self:
-        await self._transport.enter()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._transport.leave()
 
     async def ready(self) -> int:
         """See `Provider.ready`."""

@@ -23,15 +23,14 @@ from sora_chars.errors import (
 )
 from sora_chars.limits import Limits
 from sora_chars.models import SUCCESS, Character, CharacterRequest, TaskSnapshot, is_id
-from sora_chars.protocols import Provider
 from sora_chars.transport import GATEWAY_FAULTS, Answer, Transport, clean_url, parse_json, resolve_key
+
+from .networked import Networked
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
-    from types import TracebackType
-    from typing import Self
 
     import aiohttp
 
@@ -69,7 +68,7 @@ GATEWAYS: Mapping[str, Gateway] = {
 }
 
 
-class Kkiai(Provider):
+class Kkiai(Networked):
     """kkiai, or a gateway of the same protocol. The answer of the one POST is the character.
 
     `extra_body`: members that a gateway wants beside the contract's. `timeout`: seconds for the whole request, which
@@ -95,19 +94,19 @@ class Kkiai(Provider):
         proxy: str | None = None,
         ssl: ssl.SSLContext | bool = True,
     ) -> None:
-        self.name = name
-        self.extra_body = dict(extra_body or {})
-        self._transport = Transport(
-            provider=name,
-            base_url=clean_url(base_url, field="base_url").removesuffix("/v1").rstrip("/"),
-            api_key=resolve_key(api_key, variable=key_variable, provider=name),
-            limits=limits or Limits(),
-            http=http,
-            proxy=proxy,
-            ssl=ssl,
-            timeout=timeout,
+        super().__init__(
+            Transport(
+                provider=name,
+                base_url=clean_url(base_url, field="base_url").removesuffix("/v1").rstrip("/"),
+                api_key=resolve_key(api_key, variable=key_variable, provider=name),
+                limits=limits or Limits(),
+                http=http,
+                proxy=proxy,
+                ssl=ssl,
+                timeout=timeout,
+            )
         )
-        self.account = self._transport.account
+        self.extra_body = dict(extra_body or {})
 
     @classmethod
     def gateway(cls, name: str, /, api_key: str | None = None, **options: Any) -> Kkiai:
@@ -126,18 +125,6 @@ class Kkiai(Provider):
             "key_variable": f"{name.upper()}_API_KEY",
         }
         return cls(api_key, **(settings | options))
-
-    def __repr__(self) -> str:
-        return f"Kkiai(name={self.name!r}, base_url={self._transport.base_url!r})"
-
-    async def __aenter__(self) -> Self:
-        await self._transport.enter()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._transport.leave()
 
     def check(self, request: Request) -> Sequence[str]:
         """See `Provider.check`. The clip spans 1 to 3 seconds; prompts and local files are not taken."""
