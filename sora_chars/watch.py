@@ -35,9 +35,7 @@ class Watch:
     echoes: int = 0  # looks after a callback that did not show the end yet
     faulty_since: float | None = None
     missing_since: float | None = None
-    listeners: list[asyncio.Queue[TaskSnapshot | None]] = attrs.field(
-        factory=list["asyncio.Queue[TaskSnapshot | None]"]
-    )
+    listeners: tuple[asyncio.Queue[TaskSnapshot | None], ...] = ()
 
     def show(self, snapshot: TaskSnapshot) -> None:
         """Take a snapshot and tell those who listen, if it says anything new."""

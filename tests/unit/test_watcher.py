@@ -161,7 +161,7 @@ async def test_the_raw_answer_of_a_running_task_is_not_kept() -> None:
     async with every(10.0) as watcher:
         watch = watcher.watch(Watched(script(running, done)), "t1", snapshot=NEW)
         queue: asyncio.Queue[TaskSnapshot | None] = asyncio.Queue()
-        watch.listeners.append(queue)
+        watch.listeners += (queue,)
         shown = await queue.get()
         assert shown
         assert (shown.raw, watch.snapshot, getattr(watch.snapshot, "raw", 0)) == (running.raw, running, None)
@@ -183,7 +183,7 @@ async def test_a_second_look_is_told_what_the_first_has_seen() -> None:
     async with every(10.0) as watcher:
         watch = watcher.watch(provider, "t1")
         queue: asyncio.Queue[TaskSnapshot | None] = asyncio.Queue()
-        watch.listeners.append(queue)
+        watch.listeners += (queue,)
         assert await watch.future == DONE
     assert [queue.get_nowait() for _ in range(3)] == [seen("generating"), DONE, None]
     assert provider.before == [seen("generating")] * 3
