@@ -25,13 +25,14 @@ from . import waiting
 from .batch import batch
 from .demo import demo
 from .emulating import emulate
+from .job import Job, speaking
 from .keeping import keeping
 from .library import characters, ledger
-from .options import Settings, json_input, polling, speaking, submitting, talking
+from .options import Settings, json_input, polling, submitting, talking
 from .output import Screen
 from .pacing import pace
 from .recovering import resume
-from .running import BUG, USAGE, CommandInterruptedError, Job, exit_status, run
+from .running import BUG, USAGE, CommandInterruptedError, exit_status, run
 from .shapes import character_json, character_rows, error_json, model_rows, models_json, task_json, task_rows
 
 if TYPE_CHECKING:

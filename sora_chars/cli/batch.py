@@ -17,10 +17,11 @@ from sora_chars.providers.kkiai import GATEWAYS
 from .batch_output import open_output
 from .batch_run import BatchRun
 from .batch_spool import fill, open_spool
+from .job import Job, speaking
 from .keeping import keeping
-from .options import Settings, polling, speaking, submitting, talking
+from .options import Settings, polling, submitting, talking
 from .rows import FORMS, guess_form, read_rows
-from .running import Job, run
+from .running import run
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from .batch_output import Write
     from .batch_spool import Spool
+    from .job import Job
     from .options import Settings
-    from .running import Job
 
 _UNSENT = {State.ASKED, State.REFUSED}
 

@@ -22,9 +22,9 @@ from sora_chars.providers.kie import Kie
 from sora_chars.providers.kkiai import Kkiai
 from sora_chars.session import CharacterSession
 
-from .options import speaking
+from .job import Job, speaking
 from .receiving import receiving
-from .running import Job, run
+from .running import run
 from .shapes import character_json, shown
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from sora_chars.testing import Emulator
 from sora_chars.testing.faults import KINDS
 from sora_chars.transport import parse_json
 
-from .options import seconds, speaking
-from .running import CommandInterruptedError, Job, run
+from .job import Job, speaking
+from .options import seconds
+from .running import CommandInterruptedError, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,8 +17,8 @@ from sora_chars.errors import ConfigurationError, InvalidRequestError
 from sora_chars.ledger import State
 from sora_chars.providers.kkiai import GATEWAYS
 
+from .job import speaking
 from .keeping import keeping
-from .options import speaking
 from .running import run
 from .shapes import ENTRY_HEAD, SAVED_HEAD, entry_json, entry_row, entry_rows, saved_json, saved_row
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from sora_chars.ledger import Entry
 
+    from .job import Job
     from .keeping import Place
-    from .running import Job
 
 limiting = click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most.")
 

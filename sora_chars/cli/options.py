@@ -18,7 +18,6 @@ from sora_chars.providers.kkiai import GATEWAYS, Kkiai
 from sora_chars.transport import parse_json
 
 from .keeping import Place
-from .running import Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -124,36 +123,6 @@ class Settings:
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
-
-
-def speaking(command: C) -> C:
-    """Give a command `--json` and `-v`, which act on its `Job`."""
-    json_option = click.option(
-        "--json",
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=_set_json,
-        help="One JSON object on stdout, and nothing else.",
-    )
-    verbose_option = click.option(
-        "-v",
-        "--verbose",
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=_set_verbose,
-        help="Show each exchange with the provider on stderr, secrets masked.",
-    )
-    return json_option(verbose_option(command))
-
-
-def _set_json(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 # click calls it
-    context.ensure_object(Job).screen.as_json = value
-
-
-def _set_verbose(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 # click calls it
-    context.ensure_object(Job).verbose = value
 
 
 def talking(command: C) -> C:

@@ -13,8 +13,8 @@ from sora_chars import records
 from sora_chars.hazards import ladder_age, ladder_looks
 from sora_chars.pacing import LearnedPace
 
+from .job import speaking
 from .keeping import keeping
-from .options import speaking
 from .output import plain
 from .running import run
 from .shapes import shown
@@ -22,8 +22,8 @@ from .shapes import shown
 if TYPE_CHECKING:
     from sora_chars.hazards import Lesson
 
+    from .job import Job
     from .keeping import Place
-    from .running import Job
     from .shapes import Cells
 
 HEAD = ("model", "provider", "tasks", "10-50-90 % take, s", "GETs/ ladder's", "late/ ladder's, s")

@@ -15,9 +15,10 @@ from sora_chars.ledger import State
 from sora_chars.models import Character
 from sora_chars.session import CharacterSession
 
+from .job import Job, speaking
 from .keeping import keeping
-from .options import Settings, polling, speaking, talking
-from .running import UNKNOWN, Job, exit_status, run
+from .options import Settings, polling, talking
+from .running import UNKNOWN, exit_status, run
 from .shapes import character_json, error_json, shown, task_json
 from .waiting import WAIT
 

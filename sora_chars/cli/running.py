@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shlex
 import signal
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,13 +24,12 @@ from sora_chars.errors import (
     WaitTimeoutError,
 )
 
-from .keeping import Place
-from .output import RecordHandler, Screen
+from .output import RecordHandler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
 
-    from .options import Settings
+    from .job import Job
 
 T = TypeVar("T")
 
@@ -67,49 +65,6 @@ class CommandInterruptedError(SoraCharsError):
     """A signal ended the command; `number` is the signal's."""
 
     number: int = signal.SIGINT
-
-
-@attrs.define(eq=False)
-class Job:
-    """One command: where it speaks, and what is known of the task that it may have paid for."""
-
-    screen: Screen = attrs.field(factory=Screen)
-    verbose: bool = False
-    key: str | None = None  # set when a paid request is about to be sent
-    task_id: str | None = None
-    has_tasks: bool = True  # else `task_id` is the id of the character that was made
-    place: Place = attrs.field(factory=Place)
-    address: tuple[str, ...] = ()  # the options that lead to the provider
-    again: str | None = None  # the command that goes on when this one is interrupted
-
-    def command(self, *words: str) -> str:
-        """Another command, at the same provider and with the same ledger."""
-        return shlex.join(["sora-chars", *words, *self.address, *self.place.options])
-
-    def settling(self, key: str, *, tasks: bool = True) -> str:
-        """What to do about an entry whose outcome is unknown. `tasks`: whether its provider has any."""
-        choice = "--task-id ID | --never-sent | --give-up" if tasks else "--never-sent | --give-up"
-        return (
-            "It may exist and be charged, so it is never sent again by itself. "
-            f"Look at the provider's own list, then: {self.resolve_command(key)} {choice}"
-        )
-
-    def resolve_command(self, key: str, *words: str) -> str:
-        """The command that tells the ledger what a person found out."""
-        return shlex.join(["sora-chars", "ledger", "resolve", key, *words, *self.place.options])
-
-    def kept_outside(self, key: str, task_id: str) -> str:
-        """What to do about a task that was made, and that the ledger could not be told of."""
-        if not self.has_tasks:
-            settle = self.resolve_command(key, "--give-up")
-            return f"This is the id of the character. Once the ledger can be written again: {settle}"
-        wait = shlex.join(["sora-chars", "wait", task_id, *self.address, "--ledger", "memory:"])
-        settle = self.resolve_command(key, "--task-id", task_id)
-        return f"Keep this id. Go on with: {wait}; once the ledger can be written again: {settle}"
-
-    def take(self, settings: Settings) -> None:
-        """Take over what other commands must be given to go on with this one's work."""
-        self.address, self.place = settings.address, settings.place
 
 
 class OrphanHandler(logging.Handler):

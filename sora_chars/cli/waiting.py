@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from sora_chars.models import Character, CharacterRequest, TaskRequest, TaskSnapshot, UploadProgress
     from sora_chars.protocols import Provider
 
+    from .job import Job
     from .options import Settings
     from .output import Line
-    from .running import Job
 
 WAIT = 1800.0
 _UNSENT = {State.ASKED, State.REFUSED}

@@ -9,8 +9,8 @@ import pytest
 
 from sora_chars.cli.batch_run import BatchRun
 from sora_chars.cli.batch_spool import open_spool
+from sora_chars.cli.job import Job
 from sora_chars.cli.options import Settings
-from sora_chars.cli.running import Job
 
 
 async def test_only_a_signal_ends_a_run_quietly() -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sora_chars.cli import app, keeping, output, recovering, running, shapes
+from sora_chars.cli.job import Job
 from sora_chars.errors import EntryMovedError, IllegalMoveError, KeyConflictError, LedgerError
 from sora_chars.ledger import Entry, State
 
@@ -65,7 +66,7 @@ def test_what_was_made_and_not_recorded_is_named(
     settle: list[str],
 ) -> None:
     """The error holds the id, how to go on without the ledger, and how to mend it later."""
-    job = running.Job(output.Screen(as_json=True), has_tasks=has_tasks, address=("--base-url", "http://x"))
+    job = Job(output.Screen(as_json=True), has_tasks=has_tasks, address=("--base-url", "http://x"))
     job.place = keeping.Place("full.db", typed=True)
 
     assert app._fail(job, LedgerError("full", hint="SDK", key="wish", task_id="t-1")) == 6
@@ -143,7 +144,7 @@ def test_a_result_on_the_terminal_is_written_above_the_live_line() -> None:
 def test_only_a_few_keys_are_named() -> None:
     """Thousands of unknown outcomes do not flood the screen."""
     shown, _, err = screen(terminal=False)
-    recovery = recovering.Recovery(running.Job(shown))
+    recovery = recovering.Recovery(Job(shown))
     recovery.unknown = [f"k{number}" for number in range(7)]
     recovery.sum_up()
 

@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from sora_chars.cli import app, demo, emulating, options, output, running, shapes, waiting
+from sora_chars.cli.job import Job
 from sora_chars.errors import (
     ConfigurationError,
     InvalidRequestError,
@@ -304,7 +305,7 @@ def test_an_exception_that_nobody_foresaw_is_one_line(
 
 def test_success_without_a_character_names_the_key(capsys: pytest.CaptureFixture[str]) -> None:
     """It may have been charged, also where the provider has no tasks to name."""
-    job = running.Job(output.Screen(as_json=True), key="wish")
+    job = Job(output.Screen(as_json=True), key="wish")
     error = MissingCharacterError("nothing", provider="kkiai", task_id=None)
 
     assert app._fail(job, error) == 4
@@ -375,7 +376,7 @@ def test_a_demo_in_which_anything_is_wrong_ends_with_1(
 ) -> None:
     """Only three right ways are a success."""
 
-    async def play(_: running.Job) -> list[demo.Result]:
+    async def play(_: Job) -> list[demo.Result]:
         return [demo.Result(name="kie", seconds=1.0, requests={}, problem="lost")]
 
     monkeypatch.setattr(demo, "_play", play)

@@ -24,7 +24,8 @@ from sora_chars import (
     open_ledger,
     records,
 )
-from sora_chars.cli import app, output, pacing, running
+from sora_chars.cli import app, output, pacing
+from sora_chars.cli.job import Job
 from sora_chars.records import endings, to_result
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def test_a_table_fits_a_terminal(tmp_path: Path) -> None:
     screen = output.Screen(
         out=Console(file=shown, force_terminal=True, width=80, color_system=None, legacy_windows=False)
     )
-    assert app._status(running.Job(screen), ["pace", "--ledger", str(path)]) == 0
+    assert app._status(Job(screen), ["pace", "--ledger", str(path)]) == 0
     assert name in shown.getvalue()
     assert "30 tasks" in shown.getvalue()
     assert "…" not in shown.getvalue()
