@@ -13,37 +13,37 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    from .emulator import Emulator
     from .tasks import EmulatedTask
+    from .world import World
 
 
-async def add_fault(emulator: Emulator, request: web.Request) -> Reply:
+async def add_fault(world: World, request: web.Request) -> Reply:
     """`{"kind", "on"?, "times"?, "rate"?, ...settings}`: answers 201 and the fault, or 400 and why."""
     try:
         body = cast("object", json.loads(await request.read()))
         if not isinstance(body, dict):
             raise ValueError("a fault is a JSON object")  # noqa: TRY004, TRY301 - one answer for all that is wrong
-        fault = emulator.fault(**cast("dict[str, object]", body))  # type: ignore[arg-type]  # checked there
+        fault = world.fault(**cast("dict[str, object]", body))  # type: ignore[arg-type]  # checked there
     except (TypeError, ValueError) as error:
         return wrong_fault(error)
     return Reply(201, encoded(described(fault)), PLAIN_JSON)
 
 
-async def clear_faults(emulator: Emulator, _request: web.Request) -> Reply:
+async def clear_faults(world: World, _request: web.Request) -> Reply:
     """Remove all; answers those that were active."""
-    gone = [described(fault) for fault in emulator.faults.active]
-    emulator.faults.active.clear()
+    gone = [described(fault) for fault in world.faults.active]
+    world.faults.active.clear()
     return Reply(200, encoded({"faults": gone}), PLAIN_JSON)
 
 
-async def counts(emulator: Emulator, _request: web.Request) -> Reply:
+async def counts(world: World, _request: web.Request) -> Reply:
     """`counts.snapshot()`."""
-    return Reply(200, encoded(emulator.counts.snapshot()), PLAIN_JSON)
+    return Reply(200, encoded(world.counts.snapshot()), PLAIN_JSON)
 
 
-async def tasks(emulator: Emulator, _request: web.Request) -> Reply:
+async def tasks(world: World, _request: web.Request) -> Reply:
     """Every task, without its callback URL, which holds a token."""
-    return Reply(200, encoded({"tasks": [_row(task) for task in emulator.tasks.values()]}), PLAIN_JSON)
+    return Reply(200, encoded({"tasks": [_row(task) for task in world.tasks.values()]}), PLAIN_JSON)
 
 
 def _row(task: EmulatedTask) -> dict[str, object]:
@@ -59,7 +59,7 @@ def _row(task: EmulatedTask) -> dict[str, object]:
     }
 
 
-ROUTES: dict[tuple[str, str], Callable[[Emulator, web.Request], Awaitable[Reply]]] = {
+ROUTES: dict[tuple[str, str], Callable[[World, web.Request], Awaitable[Reply]]] = {
     ("POST", "/_emulator/faults"): add_fault,
     ("DELETE", "/_emulator/faults"): clear_faults,
     ("GET", "/_emulator/counts"): counts,

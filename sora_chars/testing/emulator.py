@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter, deque
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from aiohttp import web
@@ -12,18 +11,19 @@ from aiohttp import web
 from . import control, kie, kkiai, page, uploads, wire
 from .counts import Counts, Window
 from .deliveries import Courier
-from .faults import BUSY, KINDS, Fault, FaultBox, from_header, wrong_fault
-from .files import FileStore
+from .faults import BUSY, KINDS, FaultBox, from_header, wrong_fault
 from .replies import Refusal, Reply, encoded, kkiai_error
 from .replies import kie as kie_reply
-from .tasks import EmulatedTask, TaskBook
+from .tasks import TaskBook
+from .world import Seen, World
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from types import TracebackType
 
+    from .faults import Fault
+
 LARGEST_BODY = 256 * 1024 * 1024
-REQUESTS_KEPT = 1000
 TOO_MANY, FAILED = 429, 400
 TICK = 0.005  # real seconds between two looks of `until`
 
@@ -33,16 +33,7 @@ class Route(NamedTuple):
 
     place: str
     provider: str
-    handler: Callable[[Emulator, web.Request], Awaitable[Reply]]
-
-
-class Seen(NamedTuple):
-    """A request as the log keeps it; `status` is the server's own, whatever a fault did to the answer."""
-
-    method: str
-    path: str
-    status: int
-    fault: str | None
+    handler: Callable[[World, web.Request], Awaitable[Reply]]
 
 
 ROUTES: dict[tuple[str, str], Route] = {
@@ -59,7 +50,7 @@ ROUTES: dict[tuple[str, str], Route] = {
 }
 
 
-class Emulator:
+class Emulator(World):
     """A stateful server that answers as kie.ai and kkiai.com are documented to; it goes wrong on demand.
 
     Args:
@@ -96,29 +87,24 @@ class Emulator:
         credits: float = 1000.0,  # noqa: A002 - kie.ai's word
         price: float = 0.0625,
     ) -> None:
+        counts = Counts()
+        faults = FaultBox(random.Random(f"{seed} faults"))  # noqa: S311 - repeatable, not secret
+        super().__init__(
+            models=kie.MODELS if models is None else models,
+            kkiai_model=kkiai_model,
+            book=TaskBook(speed, durations, price, credits, random.Random(seed)),  # noqa: S311
+            faults=faults,
+            courier=Courier(faults, counts, speed, hmac_key),
+            counts=counts,
+        )
         self._host, self._port = host, port
         self._keys = {"kie": kie_key, "kkiai": kkiai_key}
-        self.url = ""
-        self.kkiai_model = kkiai_model
-        self.models = kie.MODELS if models is None else models
-        self.counts = Counts()
-        self.requests: deque[Seen] = deque(maxlen=REQUESTS_KEPT)
-        self.seen: Counter[tuple[str, str]] = Counter()
-        self.faults = FaultBox(random.Random(f"{seed} faults"))  # noqa: S311 - repeatable, not secret
-        self.book = TaskBook(speed, durations, price, credits, random.Random(seed))  # noqa: S311
-        self.files = FileStore()
-        self.courier = Courier(self.faults, self.counts, speed, hmac_key)
         creates, polls = Window(20, 10.0 / speed), Window(10, 1.0 / speed)
         self._windows = {"create": creates, "omni": creates, "poll": polls} if strict_limits else {}
         self._runner: web.AppRunner | None = None
 
     def __repr__(self) -> str:
         return f"<Emulator {self.url or 'not started'}, {len(self.book.tasks)} tasks>"
-
-    @property
-    def tasks(self) -> Mapping[str, EmulatedTask]:
-        """Every task by its id, oldest first."""
-        return self.book.tasks
 
     async def start(self) -> None:
         """Listen. From here on the emulator belongs to the running event loop.
@@ -155,29 +141,6 @@ class Emulator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         await self.aclose()
-
-    def fault(
-        self,
-        kind: str,
-        *,
-        on: str | None = None,
-        times: int | None = 1,
-        rate: float = 1.0,
-        **settings: object,
-    ) -> Fault:
-        """Let something go wrong. `faults.KINDS` is the table of kinds, their places and settings.
-
-        Args:
-            kind: A row of the table.
-            on: create, poll, callback, upload, character, omni, other or any; None is the kind's own place.
-            times: How often it strikes before it is spent; None is without end.
-            rate: The share of the requests that it strikes.
-            settings: The kind's own, such as `seconds=0.1`.
-
-        Raises:
-            ValueError: no such kind, place or setting.
-        """
-        return self.faults.add(kind, on=on, times=times, rate=rate, settings=settings)
 
     def add_origin(self, task_id: str, *, seconds: float | None = None) -> str:
         """Declare an id to be a finished video of either provider, of a known length or not.

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    from .emulator import Emulator
     from .tasks import EmulatedTask
+    from .world import World
 
 MODELS: Mapping[str, str] = {
     "sora-2-characters-pro": "character",
@@ -50,48 +50,48 @@ async def json_object(request: web.Request) -> dict[str, object]:
     return cast("dict[str, object]", value)
 
 
-async def create_task(emulator: Emulator, request: web.Request) -> Reply:
+async def create_task(world: World, request: web.Request) -> Reply:
     """Check, charge, start the task, and arrange its callback."""
     body = await json_object(request)
-    model, inputs = _checked(emulator, body)
+    model, inputs = _checked(world, body)
     callback_url = cast("str | None", body.get("callBackUrl"))
-    book = emulator.book
+    book = world.book
     if book.credits < book.price:
         raise Refusal(kie(402, "Insufficient credits"))
-    result = _result(emulator, model)
+    result = _result(world, model)
     task = book.open(model=model, inputs=inputs, callback_url=callback_url, result=result)
-    emulator.counts.creates += 1
-    await _mark(emulator, request, task)
+    world.counts.creates += 1
+    await _mark(world, request, task)
     return kie(200, "success", {"taskId": task.task_id, "recordId": task.task_id})
 
 
-async def record_info(emulator: Emulator, request: web.Request) -> Reply:
+async def record_info(world: World, request: web.Request) -> Reply:
     """The task as of now."""
     task_id = request.query.get("taskId", "")
-    task = emulator.book.tasks.get(task_id)
+    task = world.book.tasks.get(task_id)
     if not task_id:
         return kie(422, "taskId is required")
     if task is None:
         return kie(422, "recordInfo is null")
-    emulator.counts.saw(task)
+    world.counts.saw(task)
     return kie(200, "success", task.data())
 
 
-async def create_omni_character(emulator: Emulator, request: web.Request) -> Reply:
+async def create_omni_character(world: World, request: web.Request) -> Reply:
     """Make a character of an image, at once."""
     body = await json_object(request)
     if (trouble := problem(OMNI_RULES, body)) is not None:
         return kie(*trouble)
-    emulator.counts.omni += 1
-    return kie(200, "success", {"characterId": f"character_{emulator.book.hex_id()}"})
+    world.counts.omni += 1
+    return kie(200, "success", {"characterId": f"character_{world.book.hex_id()}"})
 
 
-async def credit(emulator: Emulator, _request: web.Request) -> Reply:
+async def credit(world: World, _request: web.Request) -> Reply:
     """What is left, as a float."""
-    return kie(200, "success", float(emulator.book.credits))
+    return kie(200, "success", float(world.book.credits))
 
 
-async def models(emulator: Emulator, _request: web.Request) -> Reply:
+async def models(world: World, _request: web.Request) -> Reply:
     """Which models there are."""
     rows = [
         {
@@ -101,43 +101,43 @@ async def models(emulator: Emulator, _request: web.Request) -> Reply:
             "provider": "Emulator",
             "taskType": kind,
         }
-        for name, kind in emulator.models.items()
+        for name, kind in world.models.items()
     ]
     return kie(200, "success", {"total": len(rows), "models": rows})
 
 
-async def download_url(emulator: Emulator, request: web.Request) -> Reply:
+async def download_url(world: World, request: web.Request) -> Reply:
     """A link to a file that was made or uploaded here; for any other the recorded refusal."""
     url = (await json_object(request)).get("url")
-    return kie(200, "success", url) if emulator.files.at(url) is not None else kie(422, "url is wrong")
+    return kie(200, "success", url) if world.files.at(url) is not None else kie(422, "url is wrong")
 
 
-def _checked(emulator: Emulator, body: Mapping[str, object]) -> tuple[str, Mapping[str, object]]:
+def _checked(world: World, body: Mapping[str, object]) -> tuple[str, Mapping[str, object]]:
     if (trouble := problem(TASK_RULES, body)) is not None:
         raise Refusal(kie(*trouble))
     model, inputs = str(body["model"]), cast("dict[str, object]", body["input"])
-    if model not in emulator.models:
+    if model not in world.models:
         raise Refusal(kie(422, MODEL_GONE))
     rules = INPUT_RULES.get(model)
-    trouble = (problem(rules, inputs) or _source_problem(emulator, inputs)) if rules else None
+    trouble = (problem(rules, inputs) or _source_problem(world, inputs)) if rules else None
     if trouble is not None:
         raise Refusal(kie(*trouble))
     return model, inputs
 
 
-def _result(emulator: Emulator, model: str) -> object:
-    id_ = emulator.book.hex_id()
-    if emulator.models[model] == "character":
+def _result(world: World, model: str) -> object:
+    id_ = world.book.hex_id()
+    if world.models[model] == "character":
         return {"character_id": f"ch_{id_}"}
-    return {"resultUrls": [emulator.files.keep(f"results/{id_}.mp4", VIDEO)]}
+    return {"resultUrls": [world.files.keep(f"results/{id_}.mp4", VIDEO)]}
 
 
-def _source_problem(emulator: Emulator, inputs: Mapping[str, object]) -> tuple[int, str] | None:
+def _source_problem(world: World, inputs: Mapping[str, object]) -> tuple[int, str] | None:
     """What is wrong with the video that a character is to be made from, as far as the emulator can know."""
     if (origin := inputs.get("origin_task_id")) is not None:
-        return _origin_problem(emulator, str(origin), str(inputs.get("timestamps")))
+        return _origin_problem(world, str(origin), str(inputs.get("timestamps")))
     urls = inputs.get("character_file_url")
-    file = emulator.files.at(cast("list[object]", urls)[0]) if urls else None
+    file = world.files.at(cast("list[object]", urls)[0]) if urls else None
     if file is not None and file.mime not in CLIP_TYPES:
         return 422, "character_file_url must be an mp4, webm or avi video"
     if file is not None and len(file.content) > LARGEST_CLIP:
@@ -145,14 +145,14 @@ def _source_problem(emulator: Emulator, inputs: Mapping[str, object]) -> tuple[i
     return None
 
 
-def _origin_problem(emulator: Emulator, origin: str, timestamps: str) -> tuple[int, str] | None:
-    task = emulator.book.tasks.get(origin)
+def _origin_problem(world: World, origin: str, timestamps: str) -> tuple[int, str] | None:
+    task = world.book.tasks.get(origin)
     if task is not None:
         if task.state != "success":
             return 422, "origin_task_id must be a finished task"
         length = float(str(task.input["n_frames"])) if "n_frames" in task.input else None
-    elif origin in emulator.book.origins:
-        length = emulator.book.origins[origin]
+    elif origin in world.book.origins:
+        length = world.book.origins[origin]
     elif KIE_ID.fullmatch(origin):
         length = None
     else:
@@ -163,18 +163,18 @@ def _origin_problem(emulator: Emulator, origin: str, timestamps: str) -> tuple[i
     return None
 
 
-async def _mark(emulator: Emulator, request: web.Request, task: EmulatedTask) -> None:
+async def _mark(world: World, request: web.Request, task: EmulatedTask) -> None:
     """Let the faults of a new task act on it, then arrange or make its callback."""
-    faults = emulator.faults.take("create")
+    faults = world.faults.take("create")
     if (header := request.headers.get("X-Emulator-Fault")) is not None:
         faults.append(from_header(header))
     for fault in faults:
         kind = KINDS[fault.kind]
         if kind.mark is not None:
-            kind.mark(emulator.book, task, fault)
+            kind.mark(world.book, task, fault)
         if fault.on == "callback":
-            emulator.courier.bind(task, fault)
+            world.courier.bind(task, fault)
     if task.callback_url is not None and any(fault.kind == "early_callback" for fault in faults):
-        await emulator.courier.deliver(task)
+        await world.courier.deliver(task)
     else:
-        emulator.courier.expect(task)
+        world.courier.expect(task)

@@ -13,9 +13,9 @@ from .replies import HTML, Reply
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .emulator import Emulator
     from .faults import Fault
     from .tasks import EmulatedTask
+    from .world import World
 
 TASKS_SHOWN = 20
 REQUESTS_SHOWN = 12
@@ -72,23 +72,23 @@ kkiai.com &middot; $speed &times; speed &middot; $credits credits left</span></h
 """)
 
 
-def render(emulator: Emulator, routes: Iterable[tuple[str, str]]) -> Reply:
+def render(world: World, routes: Iterable[tuple[str, str]]) -> Reply:
     """The page as of now. It shows no key, no callback URL and no query."""
     text = PAGE.substitute(
-        url=escape(emulator.url),
-        speed=f"{emulator.book.speed:g}",
-        credits=f"{emulator.book.credits:g}",
-        tiles="".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in _tiles(emulator).items()),
-        tasks=_tasks(emulator.book.tasks),
-        faults=_table(("kind", "on", "struck", "left", "rate", "settings"), map(_fault, emulator.faults.active)),
-        routes=_table(("", "path", "seen"), _routes(emulator, routes)),
-        requests=_requests(emulator),
+        url=escape(world.url),
+        speed=f"{world.book.speed:g}",
+        credits=f"{world.book.credits:g}",
+        tiles="".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in _tiles(world).items()),
+        tasks=_tasks(world.book.tasks),
+        faults=_table(("kind", "on", "struck", "left", "rate", "settings"), map(_fault, world.faults.active)),
+        routes=_table(("", "path", "seen"), _routes(world, routes)),
+        requests=_requests(world),
     )
     return Reply(200, text.encode(errors="replace"), HTML)
 
 
-def _tiles(emulator: Emulator) -> dict[str, object]:
-    counts = emulator.counts
+def _tiles(world: World) -> dict[str, object]:
+    counts = world.counts
     mean = sum(counts.detections) / len(counts.detections) if counts.detections else None
     return {
         "tasks created": counts.creates,
@@ -138,13 +138,13 @@ def _fault(fault: Fault) -> tuple[str, ...]:
     return kind, fault.on, str(fault.hits), left, f"{fault.rate:.0%}", escape(settings)
 
 
-def _routes(emulator: Emulator, routes: Iterable[tuple[str, str]]) -> Iterable[tuple[str, ...]]:
+def _routes(world: World, routes: Iterable[tuple[str, str]]) -> Iterable[tuple[str, ...]]:
     for method, path in routes:
-        yield method, f"<code>{path}</code>", str(emulator.seen[method, path])
+        yield method, f"<code>{path}</code>", str(world.seen[method, path])
 
 
-def _requests(emulator: Emulator) -> str:
-    latest = islice(reversed(emulator.requests), REQUESTS_SHOWN)
+def _requests(world: World) -> str:
+    latest = islice(reversed(world.requests), REQUESTS_SHOWN)
     rows = (
         (
             _status(seen.status),

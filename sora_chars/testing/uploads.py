@@ -19,13 +19,13 @@ from .rules import is_url
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .emulator import Emulator
+    from .world import World
 
 LARGEST_BASE64 = 10 * 1024 * 1024
 LARGEST_FILE = 100 * 1024 * 1024
 
 
-async def stream_upload(emulator: Emulator, request: web.Request) -> Reply:
+async def stream_upload(world: World, request: web.Request) -> Reply:
     """multipart/form-data: `file`, `uploadPath`, `fileName`."""
     if request.content_type != "multipart/form-data":
         return upload(400, "Content type must be multipart/form-data")
@@ -42,10 +42,10 @@ async def stream_upload(emulator: Emulator, request: web.Request) -> Reply:
         raise Refusal(upload(400, "Malformed multipart body")) from error
     if content is None:
         return upload(400, "file is required")
-    return _stored(emulator, fields, content)
+    return _stored(world, fields, content)
 
 
-async def base64_upload(emulator: Emulator, request: web.Request) -> Reply:
+async def base64_upload(world: World, request: web.Request) -> Reply:
     """JSON: `base64Data` (bare or as a data: URL), `uploadPath`, `fileName`; at most 10 MB."""
     body = await json_object(request)
     data = body.get("base64Data")
@@ -57,21 +57,21 @@ async def base64_upload(emulator: Emulator, request: web.Request) -> Reply:
         raise Refusal(upload(400, "base64Data is not valid base64")) from error
     if len(content) > LARGEST_BASE64:
         return upload(400, "File size exceeds 10MB")
-    return _stored(emulator, body, content)
+    return _stored(world, body, content)
 
 
-async def url_upload(emulator: Emulator, request: web.Request) -> Reply:
+async def url_upload(world: World, request: web.Request) -> Reply:
     """JSON: `fileUrl`, `uploadPath`, `fileName`. Its own files are copied, for others it keeps a sample."""
     body = await json_object(request)
     url = body.get("fileUrl")
     if not is_url(url):
         return upload(400, "fileUrl is required")
-    file = emulator.files.at(url)
+    file = world.files.at(url)
     body.setdefault("fileName", str(url).partition("?")[0].rpartition("/")[2])
-    return _stored(emulator, body, SAMPLE_VIDEO if file is None else file.content)
+    return _stored(world, body, SAMPLE_VIDEO if file is None else file.content)
 
 
-def _stored(emulator: Emulator, fields: Mapping[str, object], content: bytes) -> Reply:
+def _stored(world: World, fields: Mapping[str, object], content: bytes) -> Reply:
     folder = fields.get("uploadPath")
     if not isinstance(folder, str) or not folder:
         return upload(400, "uploadPath is required")
@@ -80,10 +80,10 @@ def _stored(emulator: Emulator, fields: Mapping[str, object], content: bytes) ->
     if len(content) > LARGEST_FILE:
         return upload(400, "File size exceeds 100MB")
     now = datetime.now(UTC)
-    name = str(fields.get("fileName") or f"{round(time.time() * 1000)}-{emulator.book.hex_id()[:11]}")
+    name = str(fields.get("fileName") or f"{round(time.time() * 1000)}-{world.book.hex_id()[:11]}")
     mime = mimetypes.guess_type(name)[0] or "application/octet-stream"
     path = f"kieai/100000/{folder}/{name}"
-    emulator.counts.uploads += 1
+    world.counts.uploads += 1
     return upload(
         200,
         "File uploaded successfully",
@@ -91,7 +91,7 @@ def _stored(emulator: Emulator, fields: Mapping[str, object], content: bytes) ->
             "success": True,
             "fileName": name,
             "filePath": path,
-            "downloadUrl": emulator.files.keep(path, File(mime, content)),
+            "downloadUrl": world.files.keep(path, File(mime, content)),
             "fileSize": len(content),
             "mimeType": mime,
             "uploadedAt": now.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
