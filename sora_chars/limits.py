@@ -16,6 +16,7 @@ import random
 from collections import deque
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import attrs
@@ -35,7 +36,6 @@ _SLACK = 0.01  # seconds by which the provider's clock may run otherwise than ou
 _TICK = 0.001  # seconds; a clock ticks in steps, and may never reach a time in between
 _LOOK_AGAIN = 0.25  # seconds; an answer that another thread's loop received wakes nobody here
 ENDLESS = 2**31  # requests, where there is no limit
-_FEW = 100  # places
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 _MOST_ACCOUNTS = 1000  # a web app may hold a key for each of its users
@@ -171,8 +171,7 @@ class Window:
     waiting: int = 0
     """How many stand in line, in all event loops."""
     _under_way: set[Place] = attrs.field(factory=set[Place])
-    _places: list[Place] = attrs.field(factory=list[Place])
-    _crowd: int = _FEW  # how many places are worth going through, so that a wide window costs each request little
+    _answered: list[float] = attrs.field(factory=list[float])  # a heap: since when each of the other places counts
     _lines: dict[asyncio.AbstractEventLoop, _Line] = attrs.field(factory=dict["asyncio.AbstractEventLoop", _Line])
 
     @asynccontextmanager
@@ -190,11 +189,9 @@ class Window:
             answered = False  # it may still be on its way
             raise
         finally:
-            if answered:
-                place.counts_from = min(place.counts_from, loop.time())
             self._under_way.remove(place)
-            if not place.used:
-                self._places = [other for other in self._places if other is not place]
+            if place.used and self.limit:
+                heappush(self._answered, min(place.counts_from, loop.time()) if answered else place.counts_from)
             if line := self._lines.get(loop):
                 line.changed.set()
             if self.shares and self.pause.until > loop.time():
@@ -215,9 +212,7 @@ class Window:
         if self.limit is None:
             return ENDLESS
         count, seconds = self._part(self.limit, now)
-        if len(self._places) < _FEW:  # else those that are over hardly matter
-            self._prune(now - seconds - _SLACK)
-        return count - len(self._places)
+        return count - len(self._counting(now - seconds - _SLACK))
 
     def _crowded(self, loop: asyncio.AbstractEventLoop) -> bool:
         return bool(self._lines) or self._wait(loop.time()) > 0
@@ -241,8 +236,6 @@ class Window:
     def _take(self, now: float) -> Place:
         place = Place(now, now + ARRIVAL)
         self._under_way.add(place)
-        if self.limit:
-            self._places.append(place)
         return place
 
     async def _until_free(self, loop: asyncio.AbstractEventLoop, line: _Line) -> None:
@@ -256,33 +249,38 @@ class Window:
         """Seconds after which to look again; 0 when a place is free."""
         if self.pause.until > now:
             return max(_TICK, self.pause.until - now)
-        if self.pause.strikes and any(place.sent >= self.pause.until for place in self._under_way):
+        if self.pause.strikes and any(place.sent >= self.pause.until for place in tuple(self._under_way)):
             return _LOOK_AGAIN  # one probe goes first, and its answer wakes the rest
         if self.limit is None:
             return 0.0
         count, seconds = self._part(self.limit, now)
-        if len(self._places) < min(count, self._crowd):
+        begin = now - seconds - _SLACK
+        self._forget(begin)
+        if len(self._answered) + len(self._under_way) < count:
             return 0.0
-        over = now - seconds - _SLACK
-        self._prune(over)
-        self._crowd = 2 * len(self._places) + _FEW
-        if len(self._places) < count:
+        counting = self._counting(begin)
+        if len(counting) < count:
             return 0.0
-        first = min((place.counts_from for place in self._places), default=math.inf)
-        return min(max(_TICK, first - over), _LOOK_AGAIN if self.shares else math.inf)
+        free_in = min(counting, default=math.inf) - begin
+        return min(max(_TICK, free_in), _LOOK_AGAIN if self.shares else math.inf)
 
     def _part(self, limit: tuple[int, float], now: float) -> tuple[int, float]:
         """What of the limit this process may use at loop time `now`."""
         return self.shares[0].limit(now) if self.shares else limit
 
-    def _prune(self, over: float) -> None:
-        """Forget the places that count no more."""
-        self._places = [place for place in self._places if place.counts_from > over]
-
     def taken(self, now: float) -> int:
         """How many places of the limit still count at loop time `now`."""
-        over = now - (self.limit[1] if self.limit else 0.0) - _SLACK
-        return sum(place.counts_from > over for place in self._places)
+        return len(self._counting(now - self.limit[1] - _SLACK)) if self.limit else 0
+
+    def _counting(self, begin: float) -> list[float]:
+        """Since when each place counts, in a window that began at `begin`."""
+        self._forget(begin)
+        under_way = (place.counts_from for place in tuple(self._under_way))  # other threads may send, too
+        return [*self._answered, *(since for since in under_way if since > begin)]
+
+    def _forget(self, begin: float) -> None:
+        while self._answered and self._answered[0] <= begin:
+            heappop(self._answered)
 
     def look_again(self) -> None:
         """Wake who stands in line in the running event loop; those in others look by themselves."""
