@@ -20,6 +20,7 @@ from .errors import (
     LedgerError,
     MissingCharacterError,
     ProviderError,
+    SessionClosedError,
     TaskNotFoundError,
     printable,
 )
@@ -119,6 +120,18 @@ class Desk:
                 return Step(entry, _AGAIN)
             case _:
                 return Step(entry, None)
+
+    async def recover(self, entry: Entry) -> TaskHandle[Any] | None:
+        """A live handle if its task runs, at a provider that is here; what is in doubt or left alone is logged."""
+        entry = await lost(self.ledger, entry)
+        facts = {"provider": entry.provider, "key": entry.key}
+        if entry.state is State.UNKNOWN:
+            log.warning("recovery.unknown", extra=facts)
+        elif entry.state is State.RUNNING:
+            if any(provider.name == entry.provider for provider in self.providers):
+                return await self.handle(entry)
+            log.warning("recovery.no_provider", extra=facts)
+        return None
 
     async def heard(self, entry: Entry, task_id: str) -> None:
         """Take a callback that bears the token of `entry` and names `task_id`; a nudge, that repairs a lost answer.
@@ -263,6 +276,8 @@ class Desk:
         if isinstance(seen, TaskSnapshot) and not seen.finished:
             age = max(0.0, self.watcher.wall() - (seen.created_at or entry.created_at))
             return Step(entry, seen.retry_after or self.watcher.pace.delay(seen, age))
+        if self.closing:  # nothing is written any more
+            raise SessionClosedError(f"The session was closed before the end of key {entry.key} was on record.")
         await self._writes.settle(provider.name, seen)
         if isinstance(seen, TaskSnapshot):
             self.watcher.learn(seen)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from . import records
 from .desk import Desk, log_outlived
-from .errors import ConfigurationError, InvalidRequestError, SessionClosedError, WrongLoopError, printable
+from .errors import ConfigurationError, InvalidRequestError, LedgerError, SessionClosedError, WrongLoopError, printable
 from .handle import TaskHandle
 from .ledger import Ledger, State, open_ledger
 from .models import (
@@ -30,7 +29,7 @@ from .watcher import TaskWatcher
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Generator
     from types import TracebackType
     from typing import Self
 
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from .protocols import Provider
     from .spending import Price
 
-log = logging.getLogger("sora_chars.session")
 
 _DRAIN = 30.0
 _SENDERS = 16  # submits under way in one batch, so that another one's turn is never far
@@ -166,8 +164,8 @@ class CharacterSession:
             LedgerError: the ledger could not be written. Nothing was sent, unless the error has a `task_id`.
             SessionClosedError: the session was closed before the request was sent.
         """
-        self.check_open()
-        return await self._desk.submit(await self._desk.ask(as_request(request, fields), provider))
+        with self._used():
+            return await self._desk.submit(await self._desk.ask(as_request(request, fields), provider))
 
     @overload
     async def create(
@@ -289,8 +287,8 @@ class CharacterSession:
 
     async def ask(self, request: Request | None = None, /, *, provider: str | None = None, **fields: Any) -> Entry:
         """Record a wish without sending it; `advance` takes it on from there. Raises as `submit` before it sends."""
-        self.check_open()
-        return (await self._desk.ask(as_request(request, fields), provider)).entry
+        with self._used():
+            return (await self._desk.ask(as_request(request, fields), provider)).entry
 
     async def advance(self, key: str) -> Step:
         """Do the next thing that a key needs: send once, look once, or nothing. For job engines.
@@ -304,9 +302,10 @@ class CharacterSession:
             SubmissionUnknownError: it was sent and nobody said what became of it; see `resolve`.
             ProviderError: looking failed in a way that no later look mends.
             LedgerError: the ledger could not be read or written.
+            SessionClosedError: the session was closed before this step was done; the next one begins where it began.
         """
-        self.check_open()
-        return await self._desk.advance(await records.find(self.ledger, key))
+        with self._used():
+            return await self._desk.advance(await records.find(self.ledger, key))
 
     async def recover(self) -> AsyncGenerator[TaskHandle[Any], None]:
         """A handle for each task that the ledger says is running, watched again from now on.
@@ -317,16 +316,10 @@ class CharacterSession:
         Raises:
             LedgerError: the ledger could not be read or written.
         """
-        self.check_open()
-        names = {provider.name for provider in self.providers}
-        async for entry in self.ledger.entries(states={State.SENDING, State.RUNNING}):
-            now = await records.lost(self.ledger, entry)
-            if now.state is State.UNKNOWN:
-                log.warning("recovery.unknown", extra={"provider": now.provider, "key": now.key})
-            elif now.state is State.RUNNING and now.provider not in names:
-                log.warning("recovery.no_provider", extra={"provider": now.provider, "key": now.key})
-            elif now.state is State.RUNNING:
-                yield await self._desk.handle(now)
+        with self._used():
+            async for entry in self.ledger.entries(states={State.SENDING, State.RUNNING}):
+                if handle := await self._desk.recover(entry):
+                    yield handle
 
     async def resolve(
         self, key: str, *, task_id: str | None = None, never_sent: bool = False, give_up: bool = False
@@ -340,24 +333,25 @@ class CharacterSession:
             InvalidRequestError: not exactly one, no such key, or nothing to resolve.
             EntryMovedError: somebody else moved it meanwhile.
         """
-        self.check_open()
-        if task_id is not None:
-            entry = await records.find(self.ledger, key)
-            if self._desk.provider(entry.provider).synchronous:
-                raise InvalidRequestError(f"task_id: {entry.provider} has no tasks; use never_sent or give_up.")
-        return await records.resolve(self.ledger, key, task_id=task_id, never_sent=never_sent, give_up=give_up)
+        with self._used():
+            if task_id is not None:
+                entry = await records.find(self.ledger, key)
+                if self._desk.provider(entry.provider).synchronous:
+                    raise InvalidRequestError(f"task_id: {entry.provider} has no tasks; use never_sent or give_up.")
+            return await records.resolve(self.ledger, key, task_id=task_id, never_sent=never_sent, give_up=give_up)
 
     async def entry(self, key: str) -> Entry | None:
         """What the ledger knows of a key."""
-        self.check_open()
-        return await self.ledger.get(key)
+        with self._used():
+            return await self.ledger.get(key)
 
-    def characters(
+    async def characters(
         self, word: str | None = None, *, limit: int | None = None
     ) -> AsyncGenerator[records.SavedCharacter, None]:
         """The saved library, newest first: up to `limit` characters whose entries mention `word`, in any case."""
-        self.check_open()
-        return records.characters(self.ledger, word, limit=limit)
+        with self._used():
+            async for saved in records.characters(self.ledger, word, limit=limit):
+                yield saved
 
     async def credit(self, provider: str | None = None) -> float:
         """How many credits the account has left, at the provider named, else at the first that has tasks."""
@@ -373,6 +367,19 @@ class CharacterSession:
         """Take a callback that bears the token of `entry`, for a `CallbackReceiver`. Raises as `Desk.heard`."""
         self.check_open()
         await self._desk.heard(entry, task_id)
+
+    @contextmanager
+    def _used(self) -> Generator[None]:
+        """Check that it is open. Once it is closed meanwhile, that is why the ledger is out of reach, and no fault."""
+        self.check_open()
+        try:
+            yield
+        except LedgerError as error:
+            if self._loop or error.task_id:  # what was paid for is told
+                raise
+            raise SessionClosedError(
+                "The session was closed meanwhile.", hint="Ask again in another one: the ledger knows how far it came."
+            ) from error
 
     def check_open(self) -> None:
         """Say so if this session cannot be used here and now.

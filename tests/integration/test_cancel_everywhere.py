@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,19 +9,38 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 import pytest
 
-from sora_chars import CharacterSession, FixedPace, Kie
-from sora_chars.errors import SubmissionUnknownError, WatcherStoppedError
+from sora_chars import CallbackReceiver, CharacterSession, FixedPace, Kie
+from sora_chars.errors import SessionClosedError, SubmissionUnknownError, WaitTimeoutError, WatcherStoppedError
 from sora_chars.ledger import State, open_ledger
+from sora_chars.ledger import ledger as ledger_module
+from sora_chars.models import Character, ModelInfo, TaskSnapshot
+from sora_chars.protocols import Provider
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Generator
+    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from sora_chars.models import Request
     from sora_chars.testing import Emulator
 
 WISH: dict[str, Any] = {"from_task": "a" * 32, "clip": "1,3", "prompt": "a dog"}
+MOMENT = 0.005  # seconds
 When = Literal["while it waits", "as it wakes"]
 WHEN: tuple[When, ...] = ("while it waits", "as it wakes")
+
+
+@attrs.define(eq=False)
+class Closing:
+    """What closes a session where it is cancelled."""
+
+    session: CharacterSession
+    asyncio_task: asyncio.Task[None] | None = None
+
+    def cancel(self) -> bool:
+        """Begin."""
+        self.asyncio_task = asyncio.create_task(self.session.aclose())
+        return True
 
 
 @attrs.define(eq=False)
@@ -29,7 +49,7 @@ class Awaits:
 
     number: int
     when: When
-    victim: asyncio.Task[Any] | None = None
+    victim: asyncio.Task[Any] | Closing | None = None
     count: int = 0
     struck: bool = False
 
@@ -207,3 +227,111 @@ async def test_closing_cancelled_at_every_await(when: When, followed: tuple[Emul
             assert (task_id in new) == (state is State.RUNNING)
         number, reached = number + 1, awaits.count > number
     assert outcomes == {State.RUNNING, State.UNKNOWN}
+
+
+@attrs.define(eq=False)
+class Slow(Provider):
+    """A provider whose answers take a moment, and come whatever is closed. A task ends at the first look."""
+
+    name: str = "slow"
+    posts: Counter[str | None] = attrs.field(factory=Counter["str | None"])
+
+    async def submit(
+        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> TaskSnapshot:
+        """See `Provider`."""
+        del callback_url
+        async with sending():
+            self.posts[request.key] += 1
+            await asyncio.sleep(MOMENT)
+        return TaskSnapshot(task_id=f"task of {request.key}", provider=self.name, state="waiting")
+
+    async def fetch(self, task_id: str) -> TaskSnapshot:
+        """See `Provider`."""
+        await asyncio.sleep(MOMENT)
+        made = Character(id=f"made by {task_id}", provider=self.name)
+        return TaskSnapshot(task_id=task_id, provider=self.name, state="success", character=made)
+
+    async def credit(self) -> float:
+        """See `Provider`."""
+        await asyncio.sleep(MOMENT)
+        return 1.0
+
+    async def models(self) -> list[ModelInfo]:
+        """See `Provider`."""
+        await asyncio.sleep(MOMENT)
+        return []
+
+
+async def listed(rows: AsyncIterable[object]) -> None:
+    """Read all."""
+    async for _ in rows:
+        pass
+
+
+async def created(session: CharacterSession, *keys: str) -> None:
+    """Make a batch, and raise the first error of an outcome."""
+    for outcome in await session.create_all([WISH | {"key": key} for key in keys]):
+        outcome.unwrap()
+
+
+async def expected(session: CharacterSession) -> None:
+    """Wait for a callback that never comes."""
+    await CallbackReceiver(session).expect("nothing", timeout=MOMENT)
+
+
+USES: dict[str, Callable[[CharacterSession, str], Awaitable[object]]] = {
+    "ask": lambda session, key: session.ask(**WISH, key=key),
+    "submit": lambda session, key: session.submit(**WISH, key=key),
+    "create": lambda session, key: session.create(**WISH, key=key),
+    "create_all": lambda session, key: created(session, key, f"{key}, too"),
+    "advance a wish": lambda session, key: session.advance(f"asked {key}"),
+    "advance a task": lambda session, key: session.advance(f"running {key}"),
+    "resolve": lambda session, key: session.resolve(f"unknown {key}", task_id=f"task of unknown {key}"),
+    "recover": lambda session, _: listed(session.recover()),
+    "entry": lambda session, key: session.entry(key),
+    "characters": lambda session, _: listed(session.characters(limit=3)),
+    "credit": lambda session, _: session.credit(),
+    "models": lambda session, _: session.models(),
+    "result": lambda session, key: session.resume(f"task of running {key}").result(),
+    "updates": lambda session, key: listed(session.resume(f"task of running {key}").updates()),
+    "refresh": lambda session, key: session.resume(f"task of running {key}").refresh(),
+    "expect": lambda session, _: expected(session),
+}
+
+
+async def prepared(session: CharacterSession, key: str) -> None:
+    """Put a wish, a task that runs, and a doubt on record."""
+    for state in (State.ASKED, State.RUNNING, State.UNKNOWN):
+        entry = await session.ask(**WISH, key=f"{state} {key}")
+        if state is not State.ASKED:
+            entry = await session.ledger.move(entry, State.SENDING)
+            await session.ledger.move(entry, state, task_id=f"task of {entry.key}" if state is State.RUNNING else None)
+
+
+@pytest.mark.parametrize("use", USES)
+async def test_closed_under_every_use_at_every_await(
+    use: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a session is closed under ends well or says that it was closed, and nothing is lost or sent twice."""
+    monkeypatch.setattr(ledger_module, "_PAGE", 1)
+    provider, ledger, alive = Slow(), open_ledger(ledger_url), asyncio.all_tasks()
+    number, reached = 0, True
+    while reached:
+        session = await CharacterSession(provider, ledger=ledger, pace=FixedPace(MOMENT)).open()
+        await prepared(session, f"key {number}")
+        closing = Closing(session)
+        with counted(number, "while it waits") as awaits:
+            awaits.victim = closing
+            using = asyncio.ensure_future(USES[use](session, f"key {number}"))
+            await asyncio.wait([using])
+        await (closing.asyncio_task or session.aclose())
+        if error := using.exception():
+            over = {"expect": WaitTimeoutError}.get(use, WatcherStoppedError)
+            assert isinstance(error, SessionClosedError | over), repr(error)
+        assert asyncio.all_tasks() <= alive
+        number, reached = number + 1, awaits.struck
+    async with CharacterSession(provider, ledger=ledger, pace=FixedPace(MOMENT)) as session:
+        keys = [entry.key async for entry in ledger.entries() if entry.state is not State.UNKNOWN]
+        await created(session, *keys)
+    assert set(provider.posts.values()) <= {1}
