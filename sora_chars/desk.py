@@ -30,6 +30,7 @@ from .ledger import State
 from .models import Character, TaskRequest, TaskSnapshot, new_key
 from .records import find, is_of_another, lost, to_record, to_request
 from .submission import Submission, not_sent
+from .watch import end_of
 from .writes import Writes
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ T = TypeVar("T")
 
 log = logging.getLogger("sora_chars.session")
 
+_MOST_ASKED = 100  # at once, so that thousands do not all go on in one turn of the event loop
 _AGAIN = 5.0  # seconds after which a step that came too early, or met a fault, is worth another
 
 
@@ -77,6 +79,7 @@ class Desk:
     closing: bool = False
     _writes: Writes = attrs.field(init=False)
     _follower: Follower = attrs.field(init=False)
+    _asking: asyncio.Semaphore = attrs.field(factory=partial(asyncio.Semaphore, _MOST_ASKED))
     _submissions: dict[asyncio.Task[Any], Submission] = attrs.field(factory=dict["asyncio.Task[Any]", Submission])
 
     def __attrs_post_init__(self) -> None:
@@ -95,14 +98,15 @@ class Desk:
 
     async def ask(self, request: Request, provider: str | None) -> Submission:
         """Put a wish on record, or find it there."""
-        chosen = self._choose(request, provider)
-        kind, record = to_record(request)
-        key = request.key or new_key()
-        try:
-            entry = await self.ledger.ask(key=key, provider=chosen.name, kind=kind, request=record)
-        except LedgerError as error:
-            raise not_sent(error, key) from error
-        return self._submission(chosen, request, entry)
+        async with self._asking:
+            chosen = self._choose(request, provider)
+            kind, record = to_record(request)
+            key = request.key or new_key()
+            try:
+                entry = await self.ledger.ask(key=key, provider=chosen.name, kind=kind, request=record)
+            except LedgerError as error:
+                raise not_sent(error, key) from error
+            return self._submission(chosen, request, entry)
 
     async def submit(self, submission: Submission) -> TaskHandle[Any]:
         """Send if need be, and return a live handle."""
@@ -237,7 +241,7 @@ class Desk:
         self._submissions[carrier] = submission
         carrier.add_done_callback(self._submissions.pop)
         try:
-            await asyncio.wait((carrier,))
+            await end_of(carrier)
         except asyncio.CancelledError:
             if not submission.sent:
                 carrier.cancel()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import attrs
 
 from .errors import MissingCharacterError, SessionClosedError, WaitTimeoutError, WrongLoopError
 from .models import Character, TaskSnapshot
+from .watch import end_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
@@ -86,7 +86,7 @@ class TaskHandle(Generic[R]):
         live = self._in_loop()
         future, limit = live.watch.future, live.wait if timeout is None else timeout
         if not future.done():
-            await _end_of(future, limit)
+            await end_of(future, limit)
         return self.outcome()
 
     def outcome(self) -> R:
@@ -198,30 +198,6 @@ class TaskHandle(Generic[R]):
                 hint="Await the handle there, or resume the task by its id in a session of this loop.",
             )
         return live
-
-
-async def _end_of(future: asyncio.Future[Any], seconds: float) -> None:
-    """Wait for `future` for up to so many seconds; those who wait disturb neither it nor each other.
-
-    So does `asyncio.wait`, with twice the objects for each who waits, and while the garbage collector goes through
-    those of thousands the event loop stands still.
-    """
-    loop = asyncio.get_running_loop()
-    waiter = loop.create_future()
-    wake = partial(_wake, waiter)
-    future.add_done_callback(wake)
-    timer = None if seconds == math.inf else loop.call_later(seconds, wake)
-    try:
-        await waiter
-    finally:
-        future.remove_done_callback(wake)
-        if timer:
-            timer.cancel()
-
-
-def _wake(waiter: asyncio.Future[None], _: object = None) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
 
 
 def _rebuild(task_id: str, provider: str, key: str, name: str | None, wants: type[Any] | None) -> TaskHandle[Any]:

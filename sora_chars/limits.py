@@ -14,17 +14,21 @@ import hashlib
 import math
 import random
 from collections import deque
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from contextvars import ContextVar
+from functools import partial
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import attrs
 
 from .errors import NoAnswerError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import Callable, Mapping
+    from typing import Self
+
+T = TypeVar("T")
 
 Kind = Literal["create", "poll", "other"]  # of a request; only a create costs money
 
@@ -91,19 +95,6 @@ class Pause:
 
 
 @attrs.define(eq=False, repr=False)
-class Place:
-    """The place of one request in a window, which is given back as if never taken unless it was used."""
-
-    sent: float
-    counts_from: float
-    used: bool = False
-
-    def use(self, now: float) -> None:
-        """The request leaves now, at loop time `now`."""
-        self.sent, self.counts_from, self.used = now, now + ARRIVAL, True
-
-
-@attrs.define(eq=False, repr=False)
 class _Line:
     """Who waits in one event loop. Flows take turns to have their oldest request at the head."""
 
@@ -113,9 +104,8 @@ class _Line:
     headed: bool = False
     changed: asyncio.Event = attrs.field(factory=asyncio.Event)
 
-    @asynccontextmanager
-    async def head(self, whose: object) -> AsyncGenerator[None, None]:
-        """Be at the head, once it is one's turn."""
+    async def reach_head(self, whose: object) -> None:
+        """Wait until it is one's turn to be at the head; `pass_on` ends it."""
         if self.headed:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self.flows.setdefault(whose, deque()).append(turn)
@@ -123,15 +113,11 @@ class _Line:
                 await turn
             except asyncio.CancelledError:
                 if not turn.cancelled():  # it had come just then
-                    self._pass_on()
+                    self.pass_on()
                 raise
         self.headed = True
-        try:
-            yield
-        finally:
-            self._pass_on()
 
-    def _pass_on(self) -> None:
+    def pass_on(self) -> None:
         """Let the next flow have its turn."""
         self.headed = False
         while self.flows and not self.headed:
@@ -170,73 +156,74 @@ class Window:
     shares: list[Share] = attrs.field(factory=list[Share])
     waiting: int = 0
     """How many stand in line, in all event loops."""
-    _under_way: set[Place] = attrs.field(factory=set[Place])
+    _under_way: set[Place] = attrs.field(factory=set["Place"])
     _answered: list[float] = attrs.field(factory=list[float])  # a heap: since when each of the other places counts
     _lines: dict[asyncio.AbstractEventLoop, _Line] = attrs.field(factory=dict["asyncio.AbstractEventLoop", _Line])
 
-    @asynccontextmanager
-    async def place(self, whose: object = None) -> AsyncGenerator[Place, None]:
-        """Hold a place from sending to answer, in the flow `whose` unless one is set; `sent` is its loop time."""
-        loop, answered = asyncio.get_running_loop(), True
+    def place(self, whose: object = None) -> Place:
+        """A place for one request, in the flow `whose` unless one is set."""
+        return Place(self, whose)
+
+    async def take(self, place: Place) -> None:
+        """Wait until the place is free, and take it."""
+        loop = asyncio.get_running_loop()
         if self._crowded(loop):
-            async with self._turn(loop, flow.get() or whose):
-                place = self._take(loop.time())
+            await self._in_turn(loop, flow.get() or place.whose, partial(self._take, loop, place))
         else:
-            place = self._take(loop.time())
-        try:
-            yield place
-        except (asyncio.CancelledError, NoAnswerError):
-            answered = False  # it may still be on its way
-            raise
-        finally:
-            self._under_way.remove(place)
-            if place.used and self.limit:
-                heappush(self._answered, min(place.counts_from, loop.time()) if answered else place.counts_from)
-            if line := self._lines.get(loop):
-                line.changed.set()
-            if self.shares and self.pause.until > loop.time():
-                self.shares[0].hear()
+            self._take(loop, place)
+
+    def give_back(self, place: Place, *, answered: bool) -> None:
+        """Let it count from now on, from its arrival if it may still be on its way, and not at all if it never left."""
+        loop = asyncio.get_running_loop()
+        self._under_way.remove(place)
+        if place.used and self.limit:
+            heappush(self._answered, min(place.counts_from, loop.time()) if answered else place.counts_from)
+        if line := self._lines.get(loop):
+            line.changed.set()
+        if self.shares and self.pause.until > loop.time():
+            self.shares[0].hear()
 
     async def ready(self) -> int:
         """How many requests would go out at once, as soon as one would."""
         loop = asyncio.get_running_loop()
-        if self._crowded(loop):
-            async with self._turn(loop, None):
-                return self._room(loop.time())
-        return self._room(loop.time())
+        room = partial(self._room, loop)
+        return await self._in_turn(loop, None, room) if self._crowded(loop) else room()
 
-    def _room(self, now: float) -> int:
+    def _room(self, loop: asyncio.AbstractEventLoop) -> int:
         """How many places are free when one is."""
         if self.pause.strikes:
             return 1  # the probe
         if self.limit is None:
             return ENDLESS
+        now = loop.time()
         count, seconds = self._part(self.limit, now)
         return count - len(self._counting(now - seconds - _SLACK))
 
     def _crowded(self, loop: asyncio.AbstractEventLoop) -> bool:
         return bool(self._lines) or self._wait(loop.time()) > 0
 
-    @asynccontextmanager
-    async def _turn(self, loop: asyncio.AbstractEventLoop, whose: object) -> AsyncGenerator[None, None]:
+    async def _in_turn(self, loop: asyncio.AbstractEventLoop, whose: object, then: Callable[[], T]) -> T:
         """Stand in line until a place is free. The line goes with the last one: its futures keep its loop alive."""
         line = self._lines.setdefault(loop, _Line())
         self.waiting += 1
         if self.shares:
             self.shares[0].hear()
         try:
-            async with line.head(whose):
+            await line.reach_head(whose)
+            try:
                 await self._until_free(loop, line)
-                yield
+                return then()
+            finally:
+                line.pass_on()
         finally:
             self.waiting -= 1
             if not line.headed and self._lines.get(loop) is line:
                 del self._lines[loop]
 
-    def _take(self, now: float) -> Place:
-        place = Place(now, now + ARRIVAL)
+    def _take(self, loop: asyncio.AbstractEventLoop, place: Place) -> None:
+        now = loop.time()
+        place.sent, place.counts_from = now, now + ARRIVAL
         self._under_way.add(place)
-        return place
 
     async def _until_free(self, loop: asyncio.AbstractEventLoop, line: _Line) -> None:
         while (wait := self._wait(loop.time())) > 0:
@@ -286,6 +273,28 @@ class Window:
         """Wake who stands in line in the running event loop; those in others look by themselves."""
         if line := self._lines.get(asyncio.get_running_loop()):
             line.changed.set()
+
+
+@attrs.define(eq=False, repr=False)
+class Place:
+    """The place of one request in a window, held from sending to answer by `async with`."""
+
+    window: Window
+    whose: object
+    sent: float = 0.0  # loop time
+    counts_from: float = 0.0
+    used: bool = False
+
+    async def __aenter__(self) -> Self:
+        await self.window.take(self)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self.window.give_back(self, answered=not isinstance(error, asyncio.CancelledError | NoAnswerError))
+
+    def use(self, now: float) -> None:
+        """The request leaves now, at loop time `now`."""
+        self.sent, self.counts_from, self.used = now, now + ARRIVAL, True
 
 
 @attrs.define(eq=False, repr=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -101,17 +102,7 @@ class Submission:
         """Send, and record what came. None when somebody else was faster, or a callback."""
         token = secrets.token_urlsafe(_TOKEN_BYTES)
         base = None if self.provider.synchronous else self.provider.callback_url
-
-        @asynccontextmanager
-        async def sending() -> AsyncGenerator[None, None]:
-            await self._mark(token_digest(token))
-            try:
-                yield
-            except ProviderError as error:
-                if error.harmless:
-                    await self._take_back(error)
-                raise
-
+        sending = partial(self._sending, token_digest(token))
         try:
             snapshot = await self.provider.submit(
                 self.request, callback_url=f"{base}/{token}" if base else None, sending=sending
@@ -131,6 +122,16 @@ class Submission:
                 await self._note(State.UNKNOWN, error={"message": f"{type(error).__name__} before an answer was read"})
             raise
         return await self._answered(snapshot)
+
+    @asynccontextmanager
+    async def _sending(self, digest: str) -> AsyncGenerator[None, None]:
+        await self._mark(digest)
+        try:
+            yield
+        except ProviderError as error:
+            if error.harmless:
+                await self._take_back(error)
+            raise
 
     async def _mark(self, digest: str) -> None:
         """From here on the request may arrive: nothing cancels it any more."""

@@ -1,17 +1,17 @@
-"""A task that is waited for."""
+"""A task that is waited for, and how it is waited for."""
 
 from __future__ import annotations
 
+import asyncio
 import math
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
 from .models import TaskSnapshot
 
 if TYPE_CHECKING:
-    import asyncio
-
     from .errors import SoraCharsError
 
 
@@ -58,3 +58,27 @@ class Watch:
             self.future.exception()  # nobody may be waiting, and that is no fault
         for queue in self.listeners:
             queue.put_nowait(None)
+
+
+async def end_of(future: asyncio.Future[Any], seconds: float = math.inf) -> None:
+    """Wait for `future` for up to so many seconds; those who wait disturb neither it nor each other.
+
+    So does `asyncio.wait`, with twice the objects for each who waits, and while the garbage collector goes through
+    those of thousands the event loop stands still.
+    """
+    loop = asyncio.get_running_loop()
+    waiter = loop.create_future()
+    wake = partial(_wake, waiter)
+    future.add_done_callback(wake)
+    timer = None if seconds == math.inf else loop.call_later(seconds, wake)
+    try:
+        await waiter
+    finally:
+        future.remove_done_callback(wake)
+        if timer:
+            timer.cancel()
+
+
+def _wake(waiter: asyncio.Future[None], _: object = None) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
