@@ -4,24 +4,13 @@ import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from sora_chars import CharacterSession, FixedPace, Kie, Kkiai, Limits, State
 from sora_chars.testing import Emulator
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
 SOURCE: dict[str, Any] = {"from_task": "a" * 32, "clip": "1,3", "provider": "kie"}
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    """An emulator in this loop whose tasks take some milliseconds."""
-    async with Emulator(durations=(0.02, 0.1)) as running:
-        running.add_origin("a" * 32)
-        yield running
 
 
 def session_at(emulator: Emulator, *, ledger: str | Path = "memory:", limits: Limits | None = None) -> CharacterSession:

@@ -23,13 +23,6 @@ async def emulator() -> AsyncIterator[Emulator]:
         yield running
 
 
-@pytest.fixture
-async def http(emulator: Emulator) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client with a key, bound to the emulator."""
-    async with aiohttp.ClientSession(emulator.url, headers={"Authorization": "Bearer key"}) as session:
-        yield session
-
-
 async def test_control_from_another_process(emulator: Emulator, http: aiohttp.ClientSession) -> None:
     """Faults can be added and cleared over HTTP, counts and tasks read."""
     fault = {"kind": "body_429", "on": "create", "times": 2}

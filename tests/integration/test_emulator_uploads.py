@@ -24,13 +24,6 @@ async def emulator() -> AsyncIterator[Emulator]:
         yield running
 
 
-@pytest.fixture
-async def http(emulator: Emulator) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client with a key, bound to the emulator."""
-    async with aiohttp.ClientSession(emulator.url, headers={"Authorization": "Bearer key"}) as session:
-        yield session
-
-
 def form(content: bytes = b"clip", filename: str | None = "clip.mp4", **fields: str) -> aiohttp.FormData:
     """A multipart body."""
     data = aiohttp.FormData(fields, default_to_multipart=True)

@@ -26,13 +26,6 @@ async def emulator() -> AsyncIterator[Emulator]:
         yield running
 
 
-@pytest.fixture
-async def http(emulator: Emulator) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client with a key, bound to the emulator."""
-    async with aiohttp.ClientSession(emulator.url, headers={"Authorization": "Bearer key"}) as session:
-        yield session
-
-
 async def create(http: aiohttp.ClientSession, **headers: str) -> dict[str, object]:
     """Start a task, and give the whole answer."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}

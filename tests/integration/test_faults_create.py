@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import pytest
@@ -11,9 +11,6 @@ from sora_chars import Character, CharacterSession, FixedPace, Kie, Kkiai
 from sora_chars.errors import ModelUnavailableError, SubmissionUnknownError
 from sora_chars.testing import Emulator
 from sora_chars.testing.proxy import FaultName, FaultProxy, NetworkFault
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 SOURCE: dict[str, Any] = {"from_task": "a" * 32, "clip": "1,3"}
 WISHES: dict[str, dict[str, Any]] = {
@@ -51,21 +48,6 @@ def named(part: object) -> str | None:
         return None
     detail = str(part.status) if part.name == "page" else "reset" if part.reset else "plain"
     return f"{part.name}-{detail}"
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    """An emulator in this loop whose tasks take a few milliseconds."""
-    async with Emulator(durations=(0.005, 0.02)) as running:
-        running.add_origin("a" * 32)
-        yield running
-
-
-@pytest.fixture
-async def proxy(emulator: Emulator) -> AsyncIterator[FaultProxy]:
-    """A proxy before it."""
-    async with FaultProxy(emulator.url) as proxy:
-        yield proxy
 
 
 def session_at(url: str, *, timeout: float = 10.0) -> CharacterSession:

@@ -9,11 +9,10 @@ import pytest
 
 from sora_chars import CharacterSession, FixedPace, Kie, TaskWatcher
 from sora_chars.errors import NoAnswerError
-from sora_chars.testing import Emulator
 from sora_chars.testing.proxy import FaultName, FaultProxy, NetworkFault
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from sora_chars.testing import Emulator
 
 WISH: dict[str, Any] = {"from_task": "a" * 32, "clip": "1,3", "prompt": "a dog"}
 CUTS: list[FaultName] = [name for name in get_args(FaultName) if name.startswith("cut_")]
@@ -33,20 +32,6 @@ def milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look again soon after a fault, and wait half a second for an answer."""
     monkeypatch.setattr("sora_chars.watcher._FAULT_DELAYS", (0.01, 0.05))
     monkeypatch.setattr("sora_chars.transport._TIMEOUTS", {"poll": 0.5, "other": 10.0})
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    """An emulator in this loop whose tasks take a few milliseconds."""
-    async with Emulator(durations=(0.005, 0.02)) as running:
-        yield running
-
-
-@pytest.fixture
-async def proxy(emulator: Emulator) -> AsyncIterator[FaultProxy]:
-    """A proxy before it."""
-    async with FaultProxy(emulator.url) as proxy:
-        yield proxy
 
 
 def session_at(proxy: FaultProxy, *, budget: float = 300.0) -> CharacterSession:

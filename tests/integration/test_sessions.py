@@ -5,7 +5,7 @@ import gc
 import subprocess
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -13,21 +13,10 @@ from sora_chars import CharacterSession, FixedPace, Kie, Kkiai, Limits
 from sora_chars.errors import SubmissionUnknownError
 from sora_chars.testing import Emulator
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
 CREATE = ("POST", "/api/v1/jobs/createTask")
 SOURCE: dict[str, Any] = {"from_task": "a" * 32, "clip": "1,3"}
 WISH: dict[str, Any] = SOURCE | {"prompt": "a dog", "provider": "kie"}
 WISHES: dict[str, dict[str, Any]] = {"kie": WISH, "kkiai": SOURCE | {"provider": "kkiai"}}
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    """An emulator in this loop whose tasks take a few milliseconds."""
-    async with Emulator(durations=(0.005, 0.02)) as running:
-        running.add_origin("a" * 32)
-        yield running
 
 
 def session_with(emulator: Emulator, *, timeout: float = 5.0, limits: Limits | None = None) -> CharacterSession:

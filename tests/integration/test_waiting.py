@@ -17,13 +17,6 @@ if TYPE_CHECKING:
 WISH: dict[str, Any] = {"from_task": "a" * 32, "clip": "1,3", "prompt": "a dog"}
 
 
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    """An emulator in this loop whose tasks take a few milliseconds."""
-    async with Emulator(durations=(0.005, 0.02)) as running:
-        yield running
-
-
 def session_at(emulator: Emulator) -> CharacterSession:
     """A session that looks every 5 ms."""
     return CharacterSession(Kie("kie-key", base_url=emulator.url, limits=None), pace=FixedPace(0.005))
