@@ -2,6 +2,10 @@
 
 A row for each process says how many places are its own, and until when. The sum of these never grows over the limit: a
 process gets what nobody has, and its own shrink only by what it says itself, so that a lost answer does no harm.
+
+All times are the database's. When its clock is set back, what is stored is set back with it. When it is set forward all
+look dead at once, and nobody grows until those who are not have been heard. So those who live never make more than the
+limit together; only what somebody sent who ended just before may come on top of it, for one window.
 """
 
 from __future__ import annotations
@@ -12,7 +16,8 @@ TABLES: LiteralString = """
 CREATE TABLE sora_chars_limits (
     name text PRIMARY KEY,
     paused_until timestamptz NOT NULL DEFAULT '-infinity',
-    calm_until timestamptz NOT NULL DEFAULT '-infinity'
+    calm_until timestamptz NOT NULL DEFAULT '-infinity',
+    heard_at timestamptz NOT NULL DEFAULT '-infinity'
 );
 CREATE TABLE sora_chars_parts (
     name text NOT NULL REFERENCES sora_chars_limits,
@@ -31,6 +36,7 @@ CREATE FUNCTION sora_chars_divide(
 DECLARE
     now_at timestamptz;  -- now() would be when this began to wait for its turn
     shared sora_chars_limits;
+    set_back interval;
     others integer;
     level integer;  -- what everybody can have who wants as much
     spare integer;  -- what is left then, by turns for the rivals who want more
@@ -40,17 +46,26 @@ BEGIN
     INSERT INTO sora_chars_limits (name) VALUES (my_name) ON CONFLICT DO NOTHING;
     SELECT * INTO shared FROM sora_chars_limits WHERE name = my_name FOR UPDATE;
     now_at := clock_timestamp();
+    IF now_at < shared.heard_at THEN
+        set_back := shared.heard_at - now_at;
+        shared.paused_until := shared.paused_until - set_back;
+        shared.calm_until := shared.calm_until - set_back;
+        UPDATE sora_chars_parts SET until = until - set_back WHERE name = my_name;
+    END IF;
     IF shared.calm_until < now_at THEN
-        -- When all went silent the database was away, and they go on by themselves. Until they are back nobody grows.
-        IF (SELECT bool_and(until < now_at) AND bool_or(holder <> my_holder)
-            FROM sora_chars_parts WHERE name = my_name AND NOT has_left) THEN
+        -- Who was not heard has died, unless nobody was: then the database was away, and they go on by themselves, or
+        -- its clock was set forward. Until they are back nobody grows.
+        IF shared.heard_at < now_at - make_interval(secs => lease)
+            AND EXISTS (SELECT FROM sora_chars_parts
+                WHERE name = my_name AND holder <> my_holder AND NOT has_left AND until < now_at) THEN
             shared.calm_until := now_at + make_interval(secs => lease);
         ELSE
             DELETE FROM sora_chars_parts WHERE name = my_name AND until < now_at AND holder <> my_holder;
         END IF;
     END IF;
     shared.paused_until := greatest(shared.paused_until, now_at + make_interval(secs => my_pause));
-    UPDATE sora_chars_limits SET paused_until = shared.paused_until, calm_until = shared.calm_until
+    UPDATE sora_chars_limits
+        SET paused_until = shared.paused_until, calm_until = shared.calm_until, heard_at = now_at
         WHERE name = my_name;
     paused := greatest(0, extract(epoch FROM shared.paused_until - now_at));
 

@@ -134,28 +134,63 @@ async def test_the_dead_and_the_gone_give_back(postgres_url: str) -> None:
         assert part.processes == 1
 
 
+async def clock_set(url: str, hours: float) -> None:
+    """Set the database's clock forward, as far as what it keeps can tell: all of that is so much earlier."""
+    async with await psycopg.AsyncConnection.connect(url) as owner:
+        for table, columns in (("limits", ("paused_until", "calm_until", "heard_at")), ("parts", ("until",))):
+            changes = ", ".join(f"{column} = {column} - make_interval(secs => {hours * 3600})" for column in columns)
+            await owner.execute(f"UPDATE sora_chars_{table} SET {changes}".encode())
+
+
 async def test_after_an_outage_nobody_grows_at_first(postgres_url: str) -> None:
     """When all leases and graces ran out, all keep what they say they use until the last one must be back."""
     async with stores(postgres_url, 3) as (first, second, new):
         for store in (first, second):
-            await store.divide(attrs.evolve(CLAIM, grace=0.1))
-        await asyncio.sleep(0.2)  # the database's clock has no event to wait for
+            await store.divide(CLAIM)
+        await clock_set(postgres_url, hours=1)  # as if nobody had been heard for so long
         claim = attrs.evolve(CLAIM, lease=1.0)
         part = await new.divide(claim)
         assert (part.places, part.processes) == (0, 3)
         for store in (first, second):
             assert (await store.divide(attrs.evolve(claim, held=9))).places == 9
         assert (await new.divide(claim)).places == 0
-        await asyncio.sleep(1)
+        await asyncio.sleep(1)  # the database's clock has no event to wait for
         assert (await new.divide(claim)).places == 2
         assert (await first.divide(attrs.evolve(claim, held=9))).places < 9
+
+
+async def test_a_clock_set_forward_makes_nobody_grow_who_was_not_heard(postgres_url: str) -> None:
+    """Where the lives of some seem over and those of others do not, those who live keep their parts all the same."""
+    async with stores(postgres_url, 2) as (first, second):
+        assert (await first.divide(attrs.evolve(CLAIM, grace=2000.0, wanted=12))).places == 12
+        assert (await second.divide(CLAIM)).places == 8
+        await clock_set(postgres_url, hours=0.5)
+        for _ in range(2):
+            assert (await first.divide(attrs.evolve(CLAIM, held=12))).places == 12
+            assert (await second.divide(attrs.evolve(CLAIM, held=8))).places == 8
+
+
+async def test_a_clock_set_back_takes_along_what_is_stored(postgres_url: str) -> None:
+    """No pause, calm or part lasts longer for it."""
+    async with stores(postgres_url, 3) as (dead, gone, living):
+        await dead.divide(attrs.evolve(CLAIM, wanted=8, grace=1.0, paused=30.0))
+        await clock_set(postgres_url, hours=1)
+        claim = attrs.evolve(CLAIM, lease=1.0, grace=1.0)
+        await gone.divide(attrs.evolve(claim, wanted=8, paused=30.0))  # which waits for the dead one
+        await gone.leave("n", 4, 1.0)
+        await clock_set(postgres_url, hours=-3)
+        assert 25 < (await living.divide(claim)).paused <= 30
+        async with asyncio.timeout(10):
+            while (part := await living.divide(claim)).places < 20:
+                pass
+        assert part.processes == 1
 
 
 async def test_one_process_alone_goes_on_at_once(postgres_url: str) -> None:
     """A process that was frozen past its own time, and is the only one, waits for nobody."""
     async with stores(postgres_url, 1) as (only,):
-        await only.divide(attrs.evolve(CLAIM, grace=0.05))
-        await asyncio.sleep(0.1)
+        await only.divide(CLAIM)
+        await clock_set(postgres_url, hours=1)
         assert (await only.divide(CLAIM)).places == 20
 
 

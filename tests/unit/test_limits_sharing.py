@@ -45,17 +45,19 @@ class Database:
     hangs: bool = False
     paused_until: float = 0.0
     calm_until: float = -1.0
+    heard_at: float = 0.0
 
     def answer(self, holder: str, claim: Claim) -> Part:
         """Give a part to a process."""
         now = asyncio.get_running_loop().time()
         self.claims.append((holder, claim))
         if self.calm_until < now:
-            here = {name: row for name, row in self.rows.items() if not row.gone}
-            if here.keys() - {holder} and all(row.until < now for row in here.values()):
+            silent = {name for name, row in self.rows.items() if not row.gone and row.until < now}
+            if self.heard_at < now - claim.lease and silent - {holder}:
                 self.calm_until = now + claim.lease
             else:
                 self.rows = {name: row for name, row in self.rows.items() if row.until >= now}
+        self.heard_at = now
         self.paused_until = max(self.paused_until, now + claim.paused)
         self.rows[holder] = mine = Row(claim.held, claim.wanted, now + claim.grace)
         others = sum(row.places for name, row in self.rows.items() if name != holder)
