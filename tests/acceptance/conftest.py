@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,8 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
+
+    from sora_chars.testing import Emulator
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +61,29 @@ def cli(start_cli: Callable[..., subprocess.Popen[str]]) -> Callable[..., subpro
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     return run
+
+
+@pytest.fixture
+def terminal(cli_environment: dict[str, str], script: str) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function that runs `sora-chars` with arguments to its end, on a terminal of so many columns."""
+
+    def run(*arguments: str, columns: int = 80) -> subprocess.CompletedProcess[str]:
+        environment = cli_environment | {"TERM": "xterm", "COLUMNS": str(columns)}
+        ours, theirs = pty.openpty()
+        with subprocess.Popen(
+            [script, *arguments], env=environment, stdin=theirs, stdout=theirs, stderr=theirs
+        ) as process:
+            os.close(theirs)
+            written = b""
+            with os.fdopen(ours, "rb", buffering=0) as screen, suppress(OSError):  # EIO: the last process has closed it
+                while chunk := screen.read(65536):
+                    written += chunk
+        return subprocess.CompletedProcess(arguments, process.returncode, written.decode())
+
+    return run
+
+
+@pytest.fixture
+def emulator(sora_emulator_factory: Callable[..., Emulator]) -> Emulator:
+    """An emulator whose tasks take a tenth of a second."""
+    return sora_emulator_factory(durations=(0.05, 0.1))

@@ -28,12 +28,6 @@ AGAIN = "To go on, run the same command again: nothing is paid twice.\n"
 
 
 @pytest.fixture
-def emulator(sora_emulator_factory: Callable[..., Emulator]) -> Emulator:
-    """An emulator whose tasks take a tenth of a second."""
-    return sora_emulator_factory(durations=(0.05, 0.1))
-
-
-@pytest.fixture
 def at(emulator: Emulator) -> tuple[str, ...]:
     """The options that lead to the emulator."""
     return "--base-url", emulator.url, "--poll", "0.05"

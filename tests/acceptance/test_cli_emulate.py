@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
 import signal
 import socket
@@ -114,32 +112,11 @@ def test_a_demo_that_is_interrupted_takes_its_emulator_along(start_cli: Start) -
         httpx.get(url)
 
 
-def on_a_terminal(environment: dict[str, str], *command: str) -> str:
-    """Everything that a command writes to a terminal of 80 columns."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment | {"TERM": "xterm", "COLUMNS": "80"}
-    )
-    os.close(theirs)
-    written = b""
-    with os.fdopen(ours, "rb", buffering=0) as terminal:
-        while True:
-            try:
-                chunk = terminal.read(65536)
-            except OSError:  # EIO: the last process has closed it
-                break
-            written += chunk
-    assert process.wait() == 0
-    return written.decode()
-
-
-def test_a_terminal_gets_a_live_line_and_a_panel(
-    cli_environment: dict[str, str], sora_emulator_factory: Callable[..., Emulator], script: str
-) -> None:
+def test_a_terminal_gets_a_live_line_and_a_panel(terminal: Cli, sora_emulator_factory: Callable[..., Emulator]) -> None:
     """The live line goes away with its cursor codes, and a frame holds the result."""
     emulator = sora_emulator_factory(durations=(0.4, 0.4))
     model = ("--model", "wan/2-7-image", "--poll", "0.1")
-    written = on_a_terminal(cli_environment, script, "run", "--base-url", emulator.url, *model)
+    written = terminal("run", "--base-url", emulator.url, *model).stdout
 
     (task_id,) = emulator.tasks
     assert f"kie task {task_id}: waiting, seen by poll" in written
@@ -147,14 +124,16 @@ def test_a_terminal_gets_a_live_line_and_a_panel(
     assert "╭─" in written
     assert "0.0625" in written
 
-    listed = on_a_terminal(cli_environment, script, "models", "--base-url", emulator.url)
+    listed = terminal("models", "--base-url", emulator.url).stdout
     assert "────" in listed
     assert "seedream/5-lite-text-to-image" in listed
 
 
-def test_the_demo_makes_three_characters_and_says_what_each_cost(cli_environment: dict[str, str], script: str) -> None:
+def test_the_demo_makes_three_characters_and_says_what_each_cost(terminal: Cli) -> None:
     """All three ways are right by the emulator's own count, in 80 columns, and the emulator is gone afterwards."""
-    written = re.sub(r"\x1b\[[\d;?]*\w", "", on_a_terminal(cli_environment, script, "demo"))
+    played = terminal("demo")
+    written = re.sub(r"\x1b\[[\d;?]*\w", "", played.stdout)
+    assert played.returncode == 0
 
     rows = [row.strip() for row in re.findall(r"ok  .*", written)]
     assert [re.sub(r"\d+\.\d s|(@|ch_)\S+", "*", row) for row in rows] == [

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import pty
 import re
 import socket
 import subprocess
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
     from sora_chars.testing import Emulator
 
-    Screens = dict[str, str]
+    Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 CONTROLS = [*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0)), "\u2028", "\u2029", "\u202e", "\u200b"]
 HOSTILE = f"hostile{''.join(f'<{control}>' for control in CONTROLS)}"
@@ -84,6 +82,12 @@ async def provider(request: pytest.FixtureRequest) -> AsyncGenerator[str]:
     await runner.cleanup()
 
 
+@pytest.fixture
+def cli_environment(cli_environment: dict[str, str]) -> dict[str, str]:
+    """Have it write what it is told, in any locale."""
+    return cli_environment | {"PYTHONUTF8": "1"}
+
+
 def through_pipes(environment: dict[str, str], *command: str) -> str:
     """Everything that a command writes where no terminal is."""
     ended = subprocess.run(command, capture_output=True, env=environment, check=False, timeout=30)
@@ -91,40 +95,23 @@ def through_pipes(environment: dict[str, str], *command: str) -> str:
     return (ended.stdout + ended.stderr).decode()
 
 
-def on_a_terminal(environment: dict[str, str], *command: str) -> str:
-    """Everything that a command writes to a terminal."""
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment | {"TERM": "xterm", "COLUMNS": "500"}
-    ):
-        os.close(theirs)
-        written = b""
-        with os.fdopen(ours, "rb", buffering=0) as terminal:
-            while True:
-                try:
-                    written += terminal.read(65536)
-                except OSError:  # EIO: the process has closed it
-                    return written.decode()
-
-
 @pytest.mark.parametrize(("case", "provider"), [(case, case) for case in CASES], indirect=["provider"])
 async def test_no_provider_writes_to_the_terminal(
-    case: str, provider: str, script: str, cli_environment: dict[str, str]
+    case: str, provider: str, script: str, cli_environment: dict[str, str], terminal: Cli
 ) -> None:
     """No control character of an answer arrives: not through pipes, with `--json` or on a terminal, all with `-v`."""
-    environment = cli_environment | {"PYTHONUTF8": "1"}
-    command = (script, *CASES[case][0], "--base-url", provider)
-    plain, objects, terminal = await asyncio.gather(
-        asyncio.to_thread(through_pipes, environment, *command, "-v"),
-        asyncio.to_thread(through_pipes, environment, *command, "-v", "--json"),
-        asyncio.to_thread(on_a_terminal, environment, *command, "-v"),
+    command = (*CASES[case][0], "--base-url", provider)
+    plain, objects, screen = await asyncio.gather(
+        asyncio.to_thread(through_pipes, cli_environment, script, *command, "-v"),
+        asyncio.to_thread(through_pipes, cli_environment, script, *command, "-v", "--json"),
+        asyncio.to_thread(terminal, *command, "-v", columns=500),
     )
     for written in (plain, objects):
         assert "hostile<" in written
         assert re.sub("[\n\t]", "", written).isprintable()
     assert not [line for line in plain.splitlines() if line.startswith(">") and not line.startswith("> ")]
-    assert "hostile<" in terminal
-    assert not [control for control in CONTROLS if f"<{control}>" in terminal.replace("\r\n", "\n")]
+    assert "hostile<" in screen.stdout
+    assert not [control for control in CONTROLS if f"<{control}>" in screen.stdout.replace("\r\n", "\n")]
 
 
 async def test_strangers_at_the_port_write_nothing(
@@ -174,18 +161,17 @@ async def test_strangers_at_the_port_write_nothing(
 
 @pytest.mark.parametrize("provider", ["character", "failed"], indirect=True)
 async def test_nothing_that_was_kept_writes_to_the_terminal(
-    provider: str, script: str, cli_environment: dict[str, str]
+    provider: str, script: str, cli_environment: dict[str, str], terminal: Cli
 ) -> None:
     """What a provider said is shown from the ledger as harmless as it was when it came."""
-    environment = cli_environment | {"PYTHONUTF8": "1"}
-    await asyncio.to_thread(through_pipes, environment, script, *MAKE, "--base-url", provider, "--key", "wish")
+    await asyncio.to_thread(through_pipes, cli_environment, script, *MAKE, "--base-url", provider, "--key", "wish")
     shown = ""
     for command in (("characters",), ("ledger", "ls"), ("ledger", "show", "wish"), ("ledger", "export")):
-        piped, terminal = await asyncio.gather(
-            asyncio.to_thread(through_pipes, environment, script, *command),
-            asyncio.to_thread(on_a_terminal, environment, script, *command),
+        piped, screen = await asyncio.gather(
+            asyncio.to_thread(through_pipes, cli_environment, script, *command),
+            asyncio.to_thread(terminal, *command, columns=500),
         )
         assert re.sub("[\n\t]", "", piped).isprintable()
-        assert not [control for control in CONTROLS if f"<{control}>" in terminal.replace("\r\n", "\n")]
+        assert not [control for control in CONTROLS if f"<{control}>" in screen.stdout.replace("\r\n", "\n")]
         shown += piped
     assert "hostile<" in shown
