@@ -91,8 +91,9 @@ def to_request(entry: Entry) -> Request:
 def to_result(snapshot: TaskSnapshot) -> dict[str, Any]:
     """A finished snapshot as JSON, free of tokens."""
     facts = attrs.asdict(snapshot, filter=lambda field, value: value is not None and field.name != "digest")
-    result: dict[str, Any] = json.loads(hide_tokens(json.dumps(facts)))
-    return result
+    text = json.dumps(facts)
+    clean = hide_tokens(text)
+    return facts if clean == text else json.loads(clean)
 
 
 def to_snapshot(entry: Entry) -> TaskSnapshot:

@@ -257,3 +257,33 @@ async def test_closing_outlives_a_write_that_was_cancelled(ledger: Ledger) -> No
     other = writes.start(asyncio.sleep(1.0, "written"))
     await writes.aclose()
     assert other.result() == "written"
+
+
+@pytest.mark.parametrize(("known", "looked_up"), [(5000, False), (0, True)])
+async def test_an_end_is_written_without_looking_its_entry_up(
+    *, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, known: int, looked_up: bool
+) -> None:
+    """What this session recorded as running is known at its end, unless too much was recorded since."""
+    monkeypatch.setattr("sora_chars.writes._MOST_KNOWN", known)
+    asked = list[str]()
+    by_task = ledger.by_task
+
+    async def noted(provider: str, task_id: str) -> Entry | None:
+        asked.append(task_id)
+        return await by_task(provider, task_id)
+
+    monkeypatch.setattr(ledger, "by_task", noted)
+    writes = Writes(ledger)
+    await writes.record(await put(ledger, S), R, task_id="t1")
+    await writes.settle("kie", DONE)
+    assert asked == ["t1"] * looked_up
+    assert (await put(ledger)).state is OK
+
+
+async def test_an_end_is_written_whoever_moved_the_entry_meanwhile(ledger: Ledger) -> None:
+    """The entry that a session remembers may be older than the ledger's."""
+    writes = Writes(ledger)
+    running = await writes.record(await put(ledger, S), R, task_id="t1")
+    await ledger.move(running, R)  # another one took it over
+    await writes.settle("kie", DONE)
+    assert (await put(ledger)).state is OK
