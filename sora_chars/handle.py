@@ -87,7 +87,9 @@ class TaskHandle(Generic[R]):
         future, limit = live.watch.future, live.wait if timeout is None else timeout
         if not future.done():
             await end_of(future, limit)
-        return self.outcome()
+        if not future.done():
+            self._timed_out()
+        return self._unwrap(future.result())  # not by `outcome`, whose frame the error of each waiter would keep
 
     def outcome(self) -> R:
         """What `result` gives, without waiting: a `WaitTimeoutError` if the task still runs."""
