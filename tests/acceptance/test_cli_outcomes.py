@@ -27,12 +27,6 @@ QUICK = {"durations": (0.05, 0.1)}
 
 
 @pytest.fixture
-def emulator(sora_emulator_factory: Callable[..., Emulator]) -> Emulator:
-    """An emulator whose tasks take a tenth of a second."""
-    return sora_emulator_factory(**QUICK)
-
-
-@pytest.fixture
 def at(emulator: Emulator) -> tuple[str, ...]:
     """The options that lead to the emulator."""
     return "--base-url", emulator.url

@@ -59,19 +59,9 @@ def environment(sora_emulator: Emulator, tmp_path: Path) -> dict[str, str]:
     }
 
 
-def run(program: str, environment: dict[str, str], folder: Path) -> str:
-    """What the program prints; it must end well and warn of nothing."""
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+def run(*command: str, environment: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run what a reader types, to its end."""
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=50, check=False)
 
 
 @pytest.mark.parametrize(
@@ -86,8 +76,10 @@ def run(program: str, environment: dict[str, str], folder: Path) -> str:
     ids=["ten-lines", "handle", "batch", "ledger", "errors"],
 )
 def test_a_program_of_the_readme_runs(text: str, says: str, environment: dict[str, str], tmp_path: Path) -> None:
-    """Each program of the README runs as it stands and prints what it promises."""
-    assert re.match(says, run(AIM + block_with(text), environment, tmp_path))
+    """Each program of the README runs as it stands, prints what it promises, and warns of nothing."""
+    done = run(sys.executable, "-c", AIM + block_with(text), environment=environment, folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.match(says, done.stdout)
 
 
 @pytest.fixture
@@ -130,15 +122,8 @@ def test_a_web_app_of_the_readme_serves(app_url: str, sora_emulator: Emulator) -
 def test_the_test_of_the_readme_passes(environment: dict[str, str], tmp_path: Path) -> None:
     """The README's own test passes for a user who has pytest-asyncio."""
     (tmp_path / "test_block.py").write_text(block_with("sora_emulator"))
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto", str(tmp_path)],
-        env=environment | {"PYTHONWARNINGS": "default"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
+    theirs = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto", ".")
+    done = run(*theirs, environment=environment | {"PYTHONWARNINGS": "default"}, folder=tmp_path)
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
@@ -150,15 +135,7 @@ def test_a_command_of_the_readme_works(
     (tmp_path / "dogs.csv").write_text(TABLE)
     command, *arguments = shlex.split(line)
     program = str(Path(sys.executable).with_name(command))
-    done = subprocess.run(
-        [program, *arguments, "--base-url", sora_emulator.url],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
+    done = run(program, *arguments, "--base-url", sora_emulator.url, environment=environment, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -1,4 +1,4 @@
-"""A provider and a ledger's store that do as a test bids them, for tests in virtual time."""
+"""Providers and a ledger's store that do as a test bids them, for tests in virtual time."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sora_chars.ledger.entry import By
     from sora_chars.limits import Window
     from sora_chars.models import Request
+    from sora_chars.session import CharacterSession
 
 
 def now() -> float:
@@ -252,3 +253,15 @@ class Shaky(MemoryStore):
         entry = await self.find("key", key)
         assert entry
         await super().replace(entry, entry.moved(to, at=0.0, holder="another process", **facts))
+
+
+async def entry_of(session: CharacterSession, key: str = "mine") -> Entry:
+    """What the ledger knows of a key."""
+    entry = await session.entry(key)
+    assert entry
+    return entry
+
+
+async def state_of(session: CharacterSession, key: str = "mine") -> State:
+    """What the ledger says of a key."""
+    return (await entry_of(session, key)).state

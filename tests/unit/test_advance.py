@@ -21,7 +21,7 @@ from sora_chars.models import TaskSnapshot
 from sora_chars.pacing import FixedPace
 from sora_chars.pictures import Pictures
 from sora_chars.session import CharacterSession
-from tests.unit.fakes import Fake, Shaky
+from tests.unit.fakes import Fake, Shaky, state_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -51,13 +51,6 @@ async def session(provider: Fake, store: Shaky) -> AsyncGenerator[CharacterSessi
     """Return a session that looks every 10 s, and has no time to wait."""
     async with CharacterSession(provider, pace=FixedPace(10.0), ledger=Ledger(store)) as session:
         yield session
-
-
-async def state_of(session: CharacterSession, key: str = "mine") -> State:
-    """What the ledger says of a key."""
-    entry = await session.entry(key)
-    assert entry
-    return entry.state
 
 
 async def advance(session: CharacterSession) -> tuple[State, float | None]:

@@ -20,7 +20,7 @@ from sora_chars.errors import (
 from sora_chars.ledger import Ledger, State
 from sora_chars.pacing import FixedPace
 from sora_chars.session import CharacterSession
-from tests.unit.fakes import Fake, Shaky
+from tests.unit.fakes import Fake, Shaky, entry_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -57,13 +57,6 @@ async def lost(session: CharacterSession) -> Entry:
     with pytest.raises(SubmissionUnknownError):
         await session.submit(**WISH)
     return await entry_of(session)
-
-
-async def entry_of(session: CharacterSession, key: str = "mine") -> Entry:
-    """What the ledger knows of a key."""
-    entry = await session.entry(key)
-    assert entry
-    return entry
 
 
 async def recovered(session: CharacterSession) -> list[str]:

@@ -20,7 +20,7 @@ from sora_chars.errors import (
 from sora_chars.ledger import Ledger, State
 from sora_chars.pacing import FixedPace
 from sora_chars.session import CharacterSession
-from tests.unit.fakes import Fake, Shaky
+from tests.unit.fakes import Fake, Shaky, entry_of, state_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,18 +44,9 @@ def session_of(provider: Fake, store: Shaky | None = None, **options: Any) -> Ch
     return CharacterSession(provider, pace=FixedPace(10.0), ledger=ledger, **options)
 
 
-async def state_of(session: CharacterSession, key: str = "mine") -> State:
-    """What the ledger says of a key."""
-    entry = await session.entry(key)
-    assert entry
-    return entry.state
-
-
 async def moved_on(session: CharacterSession, key: str = "mine") -> State:
     """What the ledger says of a key after its next move."""
-    entry = await session.entry(key)
-    assert entry
-    return (await session.ledger.changed(entry)).state
+    return (await session.ledger.changed(await entry_of(session, key))).state
 
 
 async def test_one_key_asked_many_times_at_once_is_one_request() -> None:
@@ -132,8 +123,7 @@ async def test_a_request_that_did_nothing_may_be_sent_again() -> None:
     async with session_of(provider) as session:
         with pytest.raises(RateLimitedError):
             await session.submit(**WISH)
-        entry = await session.entry("mine")
-        assert entry
+        entry = await entry_of(session)
         assert (entry.state, entry.holder, entry.error["type"]) == (State.ASKED, None, "RateLimitedError")
         provider.fault = None
         assert (await session.submit(**WISH)).task_id == "t2"

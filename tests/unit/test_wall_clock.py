@@ -12,16 +12,15 @@ import pytest
 
 from sora_chars import CallbackReceiver, CharacterSession, LadderPace, LearnedPace, Ledger, State, open_ledger
 from sora_chars.errors import (
-    LedgerError,
     RateLimitedError,
     ServiceUnavailableError,
     TaskNotFoundError,
     WaitTimeoutError,
 )
-from sora_chars.ledger.memory import MemoryStore
 from sora_chars.models import Character, TaskSnapshot
 from sora_chars.protocols import Pace, Provider
 from sora_chars.watcher import TaskWatcher
+from tests.unit.fakes import Shaky
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sora_chars.errors import SoraCharsError
-    from sora_chars.ledger import Entry
     from sora_chars.models import Request
 
 HOUR, DAY = 3600.0, 86400.0
@@ -206,31 +204,18 @@ async def test_retries_go_on(wall: Wall, jump: float, faults: list[SoraCharsErro
         assert budget <= loop.time() - began <= budget + 31  # 10 s to the first look, then some to the last
 
 
-@attrs.define(eq=False)
-class Full(MemoryStore):
-    """A store on a full disk, for as long as `full`."""
-
-    full: bool = False
-
-    async def replace(self, before: Entry, after: Entry) -> Entry | None:
-        """See `Store`."""
-        if self.full:
-            raise LedgerError("The disk is full.")
-        return await super().replace(before, after)
-
-
 @looptime
 @jumps
 async def test_a_write_that_failed_is_tried_again(wall: Wall, jump: float) -> None:
     """What the ledger could not be told is written when it can be, not when the clock says so."""
-    store = Full()
+    store = Shaky()
     async with session_of(Fake(), wall, Ages(), ledger=Ledger(store, clock=wall)) as session:
         handle = await session.submit(**WISH)
-        store.full = True
+        store.full.add(State.SUCCEEDED)
         await handle
         wall.set_by += jump
         await asyncio.sleep(60)
-        store.full = False
+        store.full.clear()
         running = await session.entry(handle.key)
         assert running
         ended = await session.ledger.changed(running, timeout=11)
