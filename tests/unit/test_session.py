@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import attrs
 import pytest
 
 from sora_chars.errors import (
@@ -15,12 +16,17 @@ from sora_chars.errors import (
     SubmissionUnknownError,
     WaitTimeoutError,
 )
+from sora_chars.ledger import Ledger
+from sora_chars.ledger.memory import MemoryStore
 from sora_chars.models import Character, ModelInfo, OmniCharacterRequest, TaskRequest, TaskSnapshot
 from sora_chars.pacing import FixedPace
 from sora_chars.records import token_digest
 from sora_chars.session import CharacterSession
 from sora_chars.watcher import TaskWatcher
 from tests.unit.fakes import Fake
+
+if TYPE_CHECKING:
+    from sora_chars.ledger import Entry
 
 pytestmark = pytest.mark.looptime
 
@@ -261,3 +267,34 @@ async def test_an_early_callback_brings_a_look_at_once() -> None:
         handle = await submitting
         await handle
         assert loop.time() == 20
+
+
+@attrs.define(eq=False)
+class Slow(MemoryStore):
+    """A store that takes a second to keep a wish; `most`: wishes it was told of at once."""
+
+    asking: int = 0
+    most: int = 0
+
+    async def insert(self, entry: Entry) -> Entry:
+        """See `Store`."""
+        self.asking += 1
+        self.most = max(self.most, self.asking)
+        try:
+            await asyncio.sleep(1)
+        finally:
+            self.asking -= 1
+        return await super().insert(entry)
+
+
+async def test_thousands_of_wishes_do_not_all_go_on_in_one_turn_of_the_loop() -> None:
+    """At most a hundred are on their way into the ledger, and whoever is cancelled makes place for the next."""
+    store = Slow()
+    async with session_of(Fake(), ledger=Ledger(store)) as session:
+        creates = [asyncio.create_task(session.create(**WISH)) for _ in range(250)]
+        await asyncio.sleep(0.5)
+        for create in creates[50:150]:
+            create.cancel()
+        ended = await asyncio.gather(*creates, return_exceptions=True)
+    assert store.most == 100
+    assert sum(isinstance(end, Character) for end in ended) == 150
