@@ -253,7 +253,7 @@ async def test_who_stops_listening_is_forgotten(stage: Stage) -> None:
         assert len(stage.watch.listeners) == 1
     with pytest.raises(WaitTimeoutError):
         await collect(stage.handle(), timeout=1)
-    assert stage.watch.listeners == ()
+    assert len(stage.watch.listeners) == 0
 
 
 async def test_what_is_left_is_told(stage: Stage) -> None:
