@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import attrs
@@ -59,21 +59,3 @@ def _spread(samples: list[float]) -> dict[str, float]:
         "p99": ordered[(len(ordered) - 1) * 99 // 100],
         "max": ordered[-1],
     }
-
-
-@attrs.define(eq=False)
-class Window:
-    """At most `limit` within any `seconds`: a sliding window; what it turns away does not count."""
-
-    limit: int
-    seconds: float
-    _admitted: deque[float] = attrs.field(factory=deque, init=False)
-
-    def admits(self, now: float) -> bool:
-        """Take a place at the time `now`, or say that none is free."""
-        while self._admitted and self._admitted[0] <= now - self.seconds:
-            self._admitted.popleft()
-        if len(self._admitted) >= self.limit:
-            return False
-        self._admitted.append(now)
-        return True

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from aiohttp import web
 
 from . import control, kie, kkiai, page, uploads, wire
-from .counts import Counts, Window
+from .counts import Counts
 from .deliveries import Courier
 from .faults import BUSY, KINDS, FaultBox, from_header, wrong_fault
 from .replies import Refusal, Reply, encoded, kkiai_error
 from .replies import kie as kie_reply
+from .rules import Window
 from .tasks import TaskBook
 from .world import Seen, World
 

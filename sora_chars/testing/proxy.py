@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import email
 import re
-import socket
-import struct
 from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 import attrs
+
+from .wire import close_by_reset
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -232,9 +232,8 @@ async def _write(peer: _Peer, content: bytes, *, slow: float = 0.0) -> None:
 
 async def _hang_up(peer: _Peer, *, reset: bool) -> None:
     with suppress(OSError):  # it may be closed already
-        if reset:  # lingering for zero seconds makes the kernel send RST instead of FIN
-            connection: socket.socket = peer.writer.get_extra_info("socket")
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if reset:
+            close_by_reset(peer.writer.transport)
             peer.writer.transport.abort()
         peer.writer.close()
         await peer.writer.wait_closed()

@@ -1,8 +1,9 @@
-"""What the documentation allows in the input of kie.ai's models; written apart from the SDK's own checks."""
+"""What the documentation allows in the input of kie.ai's models, and how often. Written apart from the SDK's checks."""
 
 from __future__ import annotations
 
 import re
+from collections import deque
 from decimal import Decimal
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
@@ -151,3 +152,21 @@ def problem(rules: Rules, values: Mapping[str, object]) -> tuple[int, str] | Non
         if (trouble := rules.fields[name](value)) is not None:
             return 422, f"{name} {trouble}"
     return None
+
+
+@attrs.define(eq=False)
+class Window:
+    """At most `limit` within any `seconds`: a sliding window; what it turns away does not count."""
+
+    limit: int
+    seconds: float
+    _admitted: deque[float] = attrs.field(factory=deque, init=False)
+
+    def admits(self, now: float) -> bool:
+        """Take a place at the time `now`, or say that none is free."""
+        while self._admitted and self._admitted[0] <= now - self.seconds:
+            self._admitted.popleft()
+        if len(self._admitted) >= self.limit:
+            return False
+        self._admitted.append(now)
+        return True

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Mapping
 
-FINAL = frozenset({"success", "fail"})
 PLAIN_STEPS = ((0.0, "waiting"),)
 """Most recorded tasks say `waiting` until they end."""
 LIVELY_STEPS = ((0.0, "waiting"), (0.1, "queuing"), (0.25, "generating"))

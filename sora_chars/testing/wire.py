@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from typing import cast
 
 from aiohttp import web
 
@@ -63,8 +62,13 @@ def _hang_up(request: web.Request, *, reset: bool) -> web.StreamResponse:
     """Drop the connection; what is returned then goes nowhere, aiohttp only wants something."""
     transport = request.transport
     if transport is not None:
-        if reset:  # lingering for zero seconds makes the kernel send RST instead of FIN
-            connection = cast("socket.socket", transport.get_extra_info("socket"))
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if reset:
+            close_by_reset(transport)
         transport.close()
     return web.Response()
+
+
+def close_by_reset(transport: asyncio.BaseTransport) -> None:
+    """Have the kernel send RST instead of FIN when it is closed, as it does where nothing may linger."""
+    connection: socket.socket = transport.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import socket
-import struct
 import traceback
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,6 +19,7 @@ from sora_chars.errors import (
     SessionClosedError,
     WrongLoopError,
 )
+from sora_chars.testing.wire import close_by_reset
 from sora_chars.transport import Answer, Transport, parse_json
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ class Connection:
 
     def reset(self) -> None:
         """Drop the connection with a RST."""
-        connection = self.writer.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        close_by_reset(self.writer.transport)
         self.writer.transport.abort()
 
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from sora_chars.testing.rules import INPUT_RULES, KIE_ID, OMNI_RULES, TASK_RULES, Rules, is_url, problem, span_problem
+from sora_chars.testing.rules import (
+    INPUT_RULES,
+    KIE_ID,
+    OMNI_RULES,
+    TASK_RULES,
+    Rules,
+    Window,
+    is_url,
+    problem,
+    span_problem,
+)
 
 URL = "https://example.com/clip.mp4"
 PRO: dict[str, object] = {"origin_task_id": "7" * 32, "timestamps": "3.55,5.55", "character_prompt": "A cook"}
@@ -150,3 +160,10 @@ def test_rules_name_only_fields_they_check() -> None:
     """Every required field of every table has a check."""
     tables: list[Rules] = [*INPUT_RULES.values(), OMNI_RULES, TASK_RULES]
     assert all(set(rules.required) <= set(rules.fields) for rules in tables)
+
+
+def test_a_window_slides() -> None:
+    """A window admits its limit in any span of its length; what it turned away takes no place."""
+    window = Window(2, 10.0)
+    answers = [window.admits(now) for now in (0.0, 9.0, 9.5, 9.999, 10.0, 10.5, 18.9, 19.0)]
+    assert answers == [True, True, False, False, True, False, False, True]

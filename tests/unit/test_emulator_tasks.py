@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from sora_chars.testing.counts import Counts, Window
+from sora_chars.testing.counts import Counts
 from sora_chars.testing.tasks import RAW_SHAPES, RESULT_SHAPES, EmulatedTask, TaskBook, reshape, stick
 
 
@@ -153,13 +153,6 @@ def test_the_raw_result_shapes_are_no_json(book: TaskBook) -> None:
         shapes.append(task.result_json)
     assert shapes == ["", None, '{"character_id": "ch_']
     assert not RAW_SHAPES.keys() & RESULT_SHAPES.keys()
-
-
-def test_a_window_slides() -> None:
-    """A window admits its limit in any span of its length; what it turned away takes no place."""
-    window = Window(2, 10.0)
-    answers = [window.admits(now) for now in (0.0, 9.0, 9.5, 9.999, 10.0, 10.5, 18.9, 19.0)]
-    assert answers == [True, True, False, False, True, False, False, True]
 
 
 def test_the_first_look_after_the_end_is_the_detection(book: TaskBook, clock: Clock) -> None:
