@@ -197,7 +197,7 @@ class Window:
             return ENDLESS
         now = loop.time()
         count, seconds = self._part(self.limit, now)
-        return count - len(self._counting(now - seconds - _SLACK))
+        return self._free(count, now - seconds - _SLACK)
 
     def _crowded(self, loop: asyncio.AbstractEventLoop) -> bool:
         return bool(self._lines) or self._wait(loop.time()) > 0
@@ -242,13 +242,9 @@ class Window:
             return 0.0
         count, seconds = self._part(self.limit, now)
         begin = now - seconds - _SLACK
-        self._forget(begin)
-        if len(self._answered) + len(self._under_way) < count:
+        if self._free(count, begin) > 0:
             return 0.0
-        counting = self._counting(begin)
-        if len(counting) < count:
-            return 0.0
-        free_in = min(counting, default=math.inf) - begin
+        free_in = min(self._counting(begin), default=math.inf) - begin
         return min(max(_TICK, free_in), _LOOK_AGAIN if self.shares else math.inf)
 
     def _part(self, limit: tuple[int, float], now: float) -> tuple[int, float]:
@@ -259,15 +255,17 @@ class Window:
         """How many places of the limit still count at loop time `now`."""
         return len(self._counting(now - self.limit[1] - _SLACK)) if self.limit else 0
 
-    def _counting(self, begin: float) -> list[float]:
-        """Since when each place counts, in a window that began at `begin`."""
-        self._forget(begin)
-        under_way = (place.counts_from for place in tuple(self._under_way))  # other threads may send, too
-        return [*self._answered, *(since for since in under_way if since > begin)]
-
-    def _forget(self, begin: float) -> None:
+    def _free(self, count: int, begin: float) -> int:
+        """How many places are free at least, in a window that began at `begin`; none only if there is none."""
         while self._answered and self._answered[0] <= begin:
             heappop(self._answered)
+        free = count - len(self._answered) - len(self._under_way)
+        return free if free > 0 else count - len(self._counting(begin))
+
+    def _counting(self, begin: float) -> list[float]:
+        """Since when each place counts, in a window that began at `begin`."""
+        under_way = (place.counts_from for place in tuple(self._under_way))  # other threads may send, too
+        return [since for since in (*self._answered, *under_way) if since > begin]
 
     def look_again(self) -> None:
         """Wake who stands in line in the running event loop; those in others look by themselves."""
