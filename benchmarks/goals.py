@@ -104,6 +104,9 @@ def _pacing(figures: dict[str, Any]) -> Iterator[Goal]:
             yield Goal("B", f"{title} before that, {what}, to the ladder's", found[name], most=LEARNING, unit=" x")
         what = f"{title} 500 tasks at 10 GETs a second, seen after, to round-robin's"
         yield Goal("B", what, found["crowd"], most=CROWD, unit=" x")
+    for name, row in figures.get("batches", {}).items():
+        yield Goal("B", f"a first batch, {name}: GETs, to the ladder's", row["gets"], most=LEARNING, unit=" x")
+        yield Goal("B", f"a first batch, {name}: seen after, to the ladder's", row["late"], most=1.0, unit=" x")
 
 
 def _callbacks(rows: list[dict[str, Any]]) -> Iterator[Goal]:

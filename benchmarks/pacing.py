@@ -55,6 +55,11 @@ class BackoffPace(Pace):
         return min(30.0, 1 + age / 2)
 
 
+DRAWS: dict[str, Callable[[random.Random], float]] = {
+    "5 to 20 s, uniform": lambda dice: dice.uniform(5, 20),
+    "46 s, spread 0.25": lambda dice: 46 * math.exp(dice.gauss(0, 0.25)),
+}
+
 PACES: dict[str, Callable[[], Pace]] = {
     "every 1 s": lambda: FixedPace(1),
     "every 3 s": lambda: FixedPace(3),
@@ -133,6 +138,17 @@ def ended(task: Task) -> TaskSnapshot:
     return attrs.evolve(task.snapshot, state="success", created_at=task.made, completed_at=task.ends)
 
 
+def look(pace: Pace, task: Task, now: float) -> bool:
+    """Look at a task, as the watcher does; whether it has ended."""
+    over = now >= task.ends
+    pace.saw(ended(task) if over else task.snapshot, now - task.made, now - task.seen)
+    task.gets += 1
+    task.seen = now
+    if over:
+        task.late = now - task.ends
+    return over
+
+
 def live(pace: Pace, tasks: Sequence[Task]) -> None:
     """Wait for all tasks, looking whenever the pace says so; it learns as they are seen to have ended."""
     turn, known = count(), 0
@@ -142,14 +158,10 @@ def live(pace: Pace, tasks: Sequence[Task]) -> None:
         now, _, task = heapq.heappop(due)
         if now == task.made:
             task.known = known
-        else:
-            task.gets += 1
-        if now >= task.ends:
-            task.late = now - task.ends
+        elif look(pace, task, now):
             known += 1
-            pace.learn(ended(task))
-        else:
-            heapq.heappush(due, (now + pace.delay(task.snapshot, now - task.made), next(turn), task))
+            continue
+        heapq.heappush(due, (now + pace.delay(task.snapshot, now - task.made), next(turn), task))
 
 
 def compare(spread: float, seeds: Iterable[int], count_of: int) -> dict[str, Any]:
@@ -227,6 +239,30 @@ def drift(kind: str, spread: float = 0.25) -> dict[str, float]:
     return {"gets": gets[1] / gets[0], "late": late[1] / late[0]}
 
 
+def batches(count_of: int, seeds: Iterable[int]) -> dict[str, dict[str, float]]:
+    """GETs and lateness of the learning pace against the ladder's, where so many tasks of one model begin at once.
+
+    In a first batch, of which nothing is known before, and in a second one.
+    """
+    spent = {(draw, name): [list[Task](), list[Task]()] for draw in DRAWS for name in ("ladder", "learned")}
+    for (draw, name), both in spent.items():
+        for seed in seeds:
+            dice, pace = random.Random(seed), PACES[name]()
+            for number, its in enumerate(both):
+                tasks = [make(Model(draw, 0, 0), number * 1e6, DRAWS[draw](dice)) for _ in range(count_of)]
+                live(pace, tasks)
+                its.extend(tasks)
+    return {
+        f"{draw}, {count_of} at once": {
+            f"{what}{' again' * number}": fmean(getattr(task, what) for task in spent[draw, "learned"][number])
+            / fmean(getattr(task, what) for task in spent[draw, "ladder"][number])
+            for number in range(2)
+            for what in ("gets", "late")
+        }
+        for draw in DRAWS
+    }
+
+
 def longest_unseen(_: Pace, due: Sequence[Task], __: float) -> Task:
     """Round-robin: the task that was looked at longest ago."""
     return min(due, key=attrgetter("seen"))
@@ -266,11 +302,9 @@ def crowd(rule: str, spread: float, seconds: float) -> dict[str, float]:
         due = [task for task in waiting if task.due <= now]
         if due:
             task = choose(pace, due, now)
-            task.gets += 1
-            task.seen, task.due = now, now + pace.delay(task.snapshot, now - task.made)
-            if now >= task.ends:
-                task.late = now - task.ends
-                pace.learn(ended(task))
+            over = look(pace, task, now)
+            task.due = now + pace.delay(task.snapshot, now - task.made)
+            if over:
                 waiting[waiting.index(task)] = fresh(now)
                 found += [task] * (now > seconds / 3)
     gets, late = fmean(task.gets for task in found), fmean(task.late for task in found)
@@ -299,7 +333,13 @@ def figures(*, quick: bool) -> dict[str, Any]:
         }
         for spread, parts in compared.items()
     }
-    return {"goals": goals, "paces": compared, "crowd": crowded, "drift": {kind: drift(kind) for kind in CHANGES}}
+    return {
+        "goals": goals,
+        "paces": compared,
+        "crowd": crowded,
+        "batches": batches(200, seeds) | batches(500, seeds),
+        "drift": {kind: drift(kind) for kind in CHANGES},
+    }
 
 
 def show(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
@@ -318,6 +358,7 @@ def main() -> None:
             show(f"spread {spread}, {part}", rows)
     for spread, rows in found["crowd"].items():
         show(f"spread {spread}, {CROWD} tasks, {STEADY:g} GETs a second", rows)
+    show("learned / ladder, all at once", found["batches"])
     show("learned / ladder, a model that changes", found["drift"])
     show("goals, by spread", found["goals"])
 

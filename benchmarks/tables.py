@@ -233,6 +233,7 @@ def _pacing(figures: dict[str, Any]) -> str:
         for rule, row in found.items()
     ]
     parts += ["### 500 tasks, 10 GETs a second\n", plain(crowd)]
+    parts += ["### All at once, learned to ladder, in a first batch and again\n", plain(figures.get("batches", {}))]
     parts += ["### A model that changes, learned to ladder\n", plain(figures["drift"])]
     return "\n".join(parts)
 

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import math
 from array import array
-from bisect import bisect_right
-from itertools import accumulate, pairwise
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from itertools import accumulate, pairwise, repeat
 from typing import TYPE_CHECKING
 
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 RUNGS = ((30.0, 2.0, 3.0), (120.0, 5.0, 10.0), (math.inf, 15.0, 30.0))
 """kie.ai's ladder: until which age the gap is drawn from which range, all seconds."""
 
 _WINDOW = 64  # durations kept of a model
-_DECAY = 0.95  # what each newer one takes from the weight of an older: those of 14 tasks ago count half
+_FIRST = 0.1  # seconds, where the cells of age begin
+_WIDE = 1 / 16  # a cell, in the logarithm of age
+_MOST_CELLS = 240
+_FORGOTTEN = 0.09  # of what a cell knows, with each task that comes through: what was 7 tasks ago counts half
+_LEAST = 1e-3  # of all tasks; smaller parts are rounding, or long forgotten
 _CELLS = 64  # of a curve
 _REACH = 5.0  # how far a curve goes beyond all durations seen, in kernel widths
 _CLOSEST = 0.5  # seconds between looks; but for the shortest tasks, an answer takes as long
@@ -116,29 +121,93 @@ def _between(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
 
 @attrs.define(eq=False, repr=False)
 class Durations:
-    """The last durations of one model, as logarithms, and the curve made of them."""
+    """What is known of how long the tasks of one model take, and the curve made of it.
 
-    logs: array[float] = attrs.field(factory=lambda: array("f"))
-    _fresh: int = 0
+    A task that still runs tells something too: that it takes longer. If only those counted that have ended, the first
+    ones of a batch would teach that all are short. So ages are divided into cells, evenly spaced in their logarithm,
+    and a cell holds how many tasks were seen to reach it, and how many of these ended in it. A cell forgets a little
+    with each task that comes through it: thus a model that drifts is followed, and of a thousand tasks that run
+    together the first to end are not forgotten for the last. Nothing is kept of a single task that runs, so that
+    nobody has to say when it is watched no longer.
+    """
+
+    logs: array[float] = attrs.field(factory=lambda: array("f"))  # of the last durations
+    _reached: array[float] = attrs.field(factory=lambda: array("f"))
+    _ended: array[float] = attrs.field(factory=lambda: array("f"))
+    _coming: array[float] = attrs.field(factory=lambda: array("f"))  # not yet in these, each less the one before
+    _ending: Counter[int] = attrs.field(factory=Counter[int])  # likewise, by cell
     _curve: Curve | None = None
 
-    def add(self, seconds: float) -> None:
-        """Learn one duration. The curve is made anew with every eighth of what is known, not with each."""
+    def outlive(self, since: float, until: float) -> None:
+        """Learn that a task which ran at the age `since` still did so at the age `until`."""
+        self._come(_cell(since), _cell(until))
+
+    def add(self, seconds: float, *, since: float = 0.0) -> None:
+        """Learn the duration of a task that was last seen to run at the age `since`.
+
+        The curve is made anew with every eighth of what is known, not with each.
+        """
+        cell = int(_cell(seconds))
+        self._come(_cell(min(since, seconds)), cell + 1)
+        self._ending[cell] += 1
         self.logs.append(math.log(seconds))
         del self.logs[:-_WINDOW]
-        self._fresh += 1
-        if self._fresh * 8 > len(self.logs):
+        if self._ending.total() * 8 > len(self.logs):
+            self._settle()
             self._curve = None
+
+    def _come(self, low: float, high: float) -> None:
+        """Count one more task in each cell that it came through, and the part of a cell that it did."""
+        for column in (self._reached, self._ended, self._coming):
+            column.extend(repeat(0.0, int(high) + 2 - len(column)))
+        for place, sign in ((low, 1.0), (high, -1.0)):
+            part = place - int(place)
+            self._coming[int(place)] += sign * (1 - part)
+            self._coming[int(place) + 1] += sign * part
+
+    def _settle(self) -> None:
+        """Take those in who came of late; each cell forgets as much as that is."""
+        for cell, came in enumerate(accumulate(self._coming)):
+            if came > 0:
+                kept = (1 - _FORGOTTEN) ** came
+                new = (1 - kept) / _FORGOTTEN
+                self._reached[cell] = self._reached[cell] * kept + new
+                self._ended[cell] = self._ended[cell] * kept + new * self._ending[cell] / came
+        self._coming = array("f", bytes(4 * len(self._coming)))
+        self._ending.clear()
 
     def seconds(self) -> tuple[float, ...]:
         """The durations, the oldest first."""
         return tuple(map(math.exp, self.logs))
 
-    def curve(self, scale: float) -> Curve:
-        """The curve of what is known; `scale` as `LearnedPace` has it, the same each time."""
-        if self._curve is None:
-            self._curve, self._fresh = fit(self.logs, scale), 0
+    def curve(self, scale: float) -> Curve | None:
+        """The curve of what is known, if anything is; `scale` as `LearnedPace` has it, the same each time."""
+        if self._curve is None and (ends := self._ends()):
+            self._curve = fit(ends, self._weight(), len(self.logs), scale)
         return self._curve
+
+    def _ends(self) -> dict[float, float]:
+        """Which part of all tasks ends where: logarithms of ages, rising. Of the others it is not known.
+
+        Kaplan and Meier's estimate: so many of those who outlive all cells before end in this one.
+        """
+        ends, alive = dict[float, float](), 1.0
+        for cell, (reached, ended) in enumerate(zip(self._reached, self._ended, strict=True)):
+            part = alive * min(1.0, ended / reached) if reached else 0.0
+            if part > _LEAST:
+                ends[math.log(_FIRST) + (cell + 0.5) * _WIDE] = part
+                alive -= part
+        return ends
+
+    def _weight(self) -> float:
+        """How many durations, each counting as much, would tell as much."""
+        sums = max(1.0, min(sum(self._ended), max(self._reached)))
+        return sums * (2 - _FORGOTTEN) / (2 - sums * _FORGOTTEN)
+
+
+def _cell(age: float) -> float:
+    """Where among the cells an age lies."""
+    return min(math.log(max(age, _FIRST) / _FIRST) / _WIDE, _MOST_CELLS)
 
 
 @attrs.frozen(eq=False, kw_only=True, repr=False)
@@ -151,53 +220,69 @@ class Lesson:
     curve: Curve
 
 
-def fit(logs: array[float], scale: float) -> Curve:
-    """The curve of one or more durations, given by their logarithms, the oldest first."""
-    weights = [_DECAY**age for age in range(len(logs) - 1, -1, -1)]
-    total = sum(weights)
-    width = _kernel_width(logs, [weight / total for weight in weights])
-    low, high = min(logs) - _REACH * width, max(logs) + _REACH * width
+def fit(ends: Mapping[float, float], weight: float, count: int, scale: float) -> Curve:
+    """The curve of `count` durations that weigh as `weight` equal ones.
+
+    `ends`: which part of all tasks ends where, logarithms of ages, rising. The others outlive these; where they end is
+    a guess, so that looks at them follow the ladder.
+    """
+    whole = sum(ends.values())
+    others = max(0.0, 1 - whole)
+    width = _kernel_width({log: part / whole for log, part in ends.items()}, weight)
+    spread = _USUAL_SPREAD if others > _LEAST else width
+    last = max(ends)
+    low, high = min(ends) - _REACH * width, last + _REACH * spread
     points = [low + (high - low) * cell / _CELLS for cell in range(_CELLS + 1)]
     # A logistic kernel: S is a sum of tanh, and its tails are as heavy as surprises are.
-    surviving = [
-        sum(w * (1 - math.tanh((x - log) / width / 2)) for log, w in zip(logs, weights, strict=True)) / total / 2
-        for x in points
-    ]
+    ending = [sum(part * (1 - math.tanh((x - log) / width / 2)) for log, part in ends.items()) / 2 for x in points]
+    guessed = [others * math.exp(min(0.0, last - x) / spread) for x in points]
+    surviving = [known + guess for known, guess in zip(ending, guessed, strict=True)]
     ages = [0.0, *map(math.exp, points)]
     hazards = list(accumulate((-math.log(s) for s in surviving), max, initial=0.0))  # rounding must not turn it back
-    trust = len(logs) / (len(logs) + 1)
-    looks = _looks(ages, hazards, scale, trust)
-    return Curve(array("f", ages), array("f", hazards), array("f", looks), tail=1 / width, trust=trust)
+    trust = count / (count + 1)
+    looks = _looks(ages, hazards, [whole, *ending], trust, scale)
+    return Curve(array("f", ages), array("f", hazards), array("f", looks), tail=1 / spread, trust=trust)
 
 
-def _looks(ages: list[float], hazards: list[float], scale: float, trust: float) -> list[float]:
-    """How many looks are due by each age: as many as the ladder takes by the end of a task, times `scale`."""
+def _looks(ages: list[float], hazards: list[float], ending: list[float], trust: float, scale: float) -> list[float]:
+    """How many looks are due by each age: as many as the ladder takes by the end of a task, times `scale`.
+
+    `ending`: which part of all tasks has not ended by each age, but will where ends are known.
+    """
     seconds = [b - a for a, b in pairwise(ages)]
-    alive = [(math.exp(-a) + math.exp(-b)) / 2 for a, b in pairwise(hazards)]
+    alive = [(a + b) / 2 for a, b in pairwise(ending)]
+    surviving = [(math.exp(-a) + math.exp(-b)) / 2 for a, b in pairwise(hazards)]
+    shares = [trust * known / s for known, s in zip(alive, surviving, strict=True)]
     ladder = [ladder_looks(b) - ladder_looks(a) for a, b in pairwise(ages)]
     shape = [math.sqrt((b - a) * dt) for (a, b), dt in zip(pairwise(hazards), seconds, strict=True)]
     shape[0] = 0.0  # nothing has ever ended so early
-    wanted = max(_FEWEST, sum(n * s for n, s in zip(ladder, alive, strict=True)))
+    wanted = max(_FEWEST * ending[0], sum(n * s for n, s in zip(ladder, alive, strict=True)))
     factor = wanted / sum(n * s for n, s in zip(shape, alive, strict=True))
-    learned = trust**2 * factor  # less than `trust`, as few durations know little of the slow ones yet
+    learned = factor * trust * ending[0]  # fewer at first, as what is known by then misses the slow ones
     closest = min(_CLOSEST, ages[len(ages) // 2] / 4)
-    rates = zip(shape, ladder, seconds, strict=True)
-    grown = [min(scale * (learned * n + (1 - trust) * rung), dt / closest) for n, rung, dt in rates]
+    rates = zip(shape, ladder, seconds, shares, strict=True)
+    grown = [min(scale * (share * learned * n + (1 - share) * rung), dt / closest) for n, rung, dt, share in rates]
     return list(accumulate(grown, initial=0.0))
 
 
-def _kernel_width(logs: array[float], shares: list[float]) -> float:
+def _kernel_width(shares: Mapping[float, float], known: float) -> float:
     """Silverman's rule for a logistic kernel, with the usual spread mixed in while little is known."""
-    known = 1 / sum(share * share for share in shares)  # how many equal weights would tell as much
-    mean = sum(share * log for share, log in zip(shares, logs, strict=True))
-    spread2 = sum(share * (log - mean) ** 2 for share, log in zip(shares, logs, strict=True))
-    if len(logs) >= _LEAST_DENSE:
-        spread2 = min(spread2, _dense_spread(logs) ** 2)
+    mean = sum(share * log for log, share in shares.items())
+    spread2 = sum(share * (log - mean) ** 2 for log, share in shares.items())
+    if known >= _LEAST_DENSE:
+        spread2 = min(spread2, _dense_spread(shares) ** 2)
     spread = math.sqrt((spread2 * known + _USUAL_SPREAD**2 * _BELIEF) / (known + _BELIEF))
     return max(_NARROWEST, 0.6 * spread * math.pow(known, -0.2))
 
 
-def _dense_spread(logs: array[float]) -> float:
+def _dense_spread(shares: Mapping[float, float]) -> float:
     """The spread of one kind of tasks, if there are several: by the shortest stretch that holds a third of all."""
-    ordered = sorted(logs)
-    return min(b - a for a, b in zip(ordered, ordered[math.ceil(len(logs) / 3) :], strict=False)) / _DENSE_THIRD
+    logs = list(shares)
+    sums = list(accumulate(shares.values(), initial=0.0))
+    rights = ((left, bisect_left(sums, sums[left] + 1 / 3)) for left in range(len(logs)))
+    stretches = [
+        (logs[right - 1] - logs[left] + _WIDE) / (sums[right] - sums[left]) / 3
+        for left, right in rights
+        if right < len(sums)
+    ]
+    return min(stretches) / _DENSE_THIRD

@@ -82,16 +82,32 @@ class LearnedPace(Pace):
         self._ladder = LadderPace(self.random)
 
     def learn(self, snapshot: TaskSnapshot) -> None:
-        """See `Pace.learn`. Times that cannot be are ignored; the model heard of longest ago makes place for a new."""
+        """See `Pace.learn`. Times that cannot be are ignored."""
+        self._hear(snapshot, 0.0)
+
+    def saw(self, snapshot: TaskSnapshot, age: float, unseen: float) -> None:
+        """See `Pace.saw`. That a task still runs is learned of too: `hazards.Durations` says why."""
+        age = _sane(age)
+        since = max(0.0, age - _sane(unseen))
+        if snapshot.finished:
+            self._hear(snapshot, since)
+        else:
+            self._durations(snapshot).outlive(since, age)
+
+    def _hear(self, snapshot: TaskSnapshot, since: float) -> None:
+        """Hear of a task that has ended and was last seen to run at the age `since`."""
         seconds = snapshot.duration
-        if seconds is None or not _SHORTEST <= seconds <= _LONGEST:
-            return
+        if seconds is not None and _SHORTEST <= seconds <= _LONGEST:
+            self._durations(snapshot).add(seconds, since=since)
+
+    def _durations(self, snapshot: TaskSnapshot) -> Durations:
+        """What is known of the model of a task; the model heard of longest ago makes place for a new one."""
         model = (snapshot.provider, snapshot.model)
         durations = self._models.pop(model, None) or Durations()
         self._models[model] = durations
-        durations.add(seconds)
         if len(self._models) > _MOST_MODELS:
             del self._models[next(iter(self._models))]
+        return durations
 
     def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
         """See `Pace.delay`."""
@@ -131,8 +147,9 @@ class LearnedPace(Pace):
     def lessons(self) -> list[Lesson]:
         """What is known, by provider and model."""
         return [
-            Lesson(provider=provider, model=model, seconds=durations.seconds(), curve=durations.curve(self.scale))
+            Lesson(provider=provider, model=model, seconds=durations.seconds(), curve=curve)
             for (provider, model), durations in sorted(self._models.items(), key=lambda item: str(item[0]))
+            if (curve := durations.curve(self.scale))
         ]
 
     def _curve(self, snapshot: TaskSnapshot | None, *, least: int = 1) -> Curve | None:

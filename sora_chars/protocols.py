@@ -102,6 +102,15 @@ class Pace(Protocol):
         """Hear of a task that has ended, well or not; also of those that are on record when a session opens."""
         del snapshot
 
+    def saw(self, snapshot: TaskSnapshot, age: float, unseen: float) -> None:
+        """Hear what a look has shown of a task `age` seconds old that was last looked at `unseen` seconds ago.
+
+        Unless written, `learn` hears of it if the task has ended.
+        """
+        del age, unseen
+        if snapshot.finished:
+            self.learn(snapshot)
+
     def gain(self, snapshot: TaskSnapshot | None, age: float, unseen: float) -> float:
         """How much waiting a look now saves at a task `age` seconds old that was last looked at `unseen` seconds ago.
 

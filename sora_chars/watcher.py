@@ -151,6 +151,13 @@ class TaskWatcher:
         except Exception:
             log.exception("pace.failed")  # its bug must not cost what was paid for
 
+    def saw(self, snapshot: TaskSnapshot, age: float, unseen: float) -> None:
+        """Tell the pace what a look has shown."""
+        try:
+            self.pace.saw(snapshot, age, unseen)
+        except Exception:
+            log.exception("pace.failed")
+
     def expect(self, watch: Watch) -> Eta | None:
         """When a task will end, as far as its pace knows."""
         if watch.started is None or watch.future.done():
@@ -332,16 +339,17 @@ class _Lane:
         """Take what a look has shown, and decide when to look next."""
         now = asyncio.get_running_loop().time()
         watch.faulty_since = watch.missing_since = None
-        watch.looked = now
         if watch.started is None:
             age = 0.0 if snapshot.created_at is None else max(0.0, self.watcher.wall() - snapshot.created_at)
-            watch.started = now - age
+            watch.started = watch.looked = now - age
+        unseen, watch.looked = now - watch.looked, now
         if snapshot.finished and watch.expects_callback and watch.woken_by == "poll":
             self.watcher.distrust()
         watch.show(snapshot)
         if snapshot.finished:
             self._end(watch, snapshot)
-            self.watcher.learn(snapshot)
+        self.watcher.saw(snapshot, now - watch.started, unseen)
+        if snapshot.finished:
             return
         delay = self.watcher.pace.delay(snapshot, now - watch.started)
         if watch.nudged:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import random
 from itertools import pairwise
 from statistics import fmean
 
+import attrs
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -69,6 +71,30 @@ def bound(median: float, spread: float) -> float:
     return total * total / 2
 
 
+def see(pace: Pace, age: float, unseen: float, *, ended_at: float | None = None) -> None:
+    """Show a look at a task of the model."""
+    snapshot = waiting()
+    if ended_at is not None:
+        snapshot = attrs.evolve(snapshot, state="success", created_at=0.0, completed_at=ended_at)
+    pace.saw(snapshot, age, unseen)
+
+
+def batch(pace: Pace, durations: list[float]) -> tuple[float, float]:
+    """GETs a task, and seconds until the end is seen, of tasks that begin all at once; the pace learns meanwhile."""
+    due = [(pace.delay(waiting(), 0.0), 0.0, seconds) for seconds in durations]
+    heapq.heapify(due)
+    gets, late = 0, list[float]()
+    while due:
+        age, seen, ends = heapq.heappop(due)
+        gets += 1
+        see(pace, age, age - seen, ended_at=ends if ends <= age else None)
+        if ends <= age:
+            late.append(age - ends)
+        else:
+            heapq.heappush(due, (age + pace.delay(waiting(), age), age, ends))
+    return gets / len(durations), fmean(late)
+
+
 class Plain(Pace):
     """Somebody's pace that only says when."""
 
@@ -82,6 +108,8 @@ def test_a_pace_needs_no_more_than_a_delay() -> None:
     """What a pace does not write has a default: it learns nothing, gains by time unseen, expects nothing."""
     pace = Plain()
     teach(pace, 3.0)
+    see(pace, 2.0, 1.0)
+    see(pace, 4.0, 2.0, ended_at=3.0)
     assert pace.gain(waiting(), 10.0, 4.0) == 4.0
     assert pace.expect(waiting(), 10.0) is None
 
@@ -151,10 +179,13 @@ def test_a_task_of_a_moment_is_not_waited_for_as_long_as_the_ladder_does() -> No
 
 @example(history=[46.0] * 64, age=math.inf, unseen=math.inf, scale=1.0)
 @example(history=[46.0] * 64, age=1e9, unseen=1e9, scale=1e6)
+@example(history=[100.0] * 20 + [20.0] * 300, age=20.0, unseen=20.0, scale=1.0)
 @given(history=HISTORY, age=ANY, unseen=ANY, scale=st.floats(min_value=1e-6, max_value=1e6))
 def test_no_number_upsets_a_pace(history: list[float], age: float, unseen: float, scale: float) -> None:
     """Whatever it was told and is asked, a delay is some time, a gain no less than nothing, and an ETA in order."""
     pace = taught(*history, scale=scale)
+    for ended_at in (None, *history[:9]):
+        see(pace, age, unseen, ended_at=ended_at)
     delay, gain, eta = pace.delay(waiting(), age), pace.gain(waiting(), age, unseen), pace.expect(waiting(), age)
     assert 0 < delay < 1e9
     assert 0 <= gain < math.inf
@@ -173,6 +204,79 @@ def test_a_task_grows_more_urgent_the_longer_it_was_not_seen(history: list[float
     assert gains == sorted(gains)
     if age > 0.01:
         assert gains[1] > 0
+
+
+@pytest.mark.parametrize("count", [20, 200, 1000])
+@pytest.mark.parametrize("spread", [None, 0.25])
+def test_a_first_batch_is_looked_at_as_by_the_ladder_or_better(count: int, spread: float | None) -> None:
+    """Where all begin at once, the first to end do not teach that the others are late; the next batch gains by all."""
+    dice = random.Random(4)
+    costs = list[tuple[float, ...]]()
+    for seed in range(1000 // count):
+        tasks = [dice.uniform(5, 20) if spread is None else 46 * math.exp(dice.gauss(0, spread)) for _ in range(count)]
+        pace = taught(seed=seed)
+        costs.append((*batch(LadderPace(random.Random(seed)), tasks), *batch(pace, tasks), *batch(pace, tasks)))
+    gets, late, first_gets, first_late, gets_again, late_again = map(fmean, zip(*costs, strict=True))
+    assert first_gets < gets * 1.1
+    assert first_late < late
+    assert gets_again < gets * 1.1
+    assert late_again < late * (0.8 if spread is None else 0.3)
+
+
+def test_tasks_that_run_count_among_those_that_end() -> None:
+    """Of 40 tasks 10 end at 10 s and 30 go on: half take longer than all that have ended, and looks come as before."""
+    pace = taught()
+    for _ in range(10):
+        for _ in range(3):
+            see(pace, 12.0, 12.0)
+        see(pace, 11.0, 11.0, ended_at=10.0)
+    (lesson,) = pace.lessons()
+    assert lesson.curve.age(0.2) == pytest.approx(10, rel=0.1)
+    assert lesson.curve.age(0.5) > 11
+    ladder = LadderPace(random.Random(1))
+    assert fmean(pace.delay(waiting(), 12.0) for _ in range(99)) == pytest.approx(ladder.delay(None, 12.0), rel=0.3)
+
+
+def test_what_looks_show_adds_up_to_a_duration() -> None:
+    """A task that is looked at ten times teaches what one does of which only the record is read."""
+    watched, read = taught(), taught()
+    for seconds in draws(46, 0.25, 40):
+        for age in range(4, int(seconds), 4):
+            see(watched, age, 4.0)
+        see(watched, seconds + 3, seconds + 3 - (int(seconds) - 1) // 4 * 4, ended_at=seconds)
+        teach(read, seconds)
+    (one,), (other,) = watched.lessons(), read.lessons()
+    assert list(one.curve.looks) == pytest.approx(list(other.curve.looks), rel=0.01)
+    assert one.seconds == other.seconds
+
+
+def test_tasks_that_nobody_watches_any_longer_are_forgotten() -> None:
+    """A hundred waits that were given up at 30 s stand for nothing once other tasks came by that age."""
+    pace = taught()
+    for _ in range(100):
+        see(pace, 30.0, 30.0)
+    for _ in range(60):
+        teach(pace, 20.0)
+    (lesson,) = pace.lessons()
+    assert lesson.curve.age(0.9) == pytest.approx(20, rel=0.1)
+
+
+def test_one_end_among_thousands_that_go_on_teaches_nothing_yet() -> None:
+    """Until more have ended, the model counts as unknown."""
+    pace = taught()
+    for _ in range(5000):
+        see(pace, 12.0, 12.0)
+    see(pace, 11.0, 11.0, ended_at=10.0)
+    assert pace.lessons() == []
+    assert pace.delay(waiting(), 12.0) == LadderPace(random.Random(1)).delay(None, 12.0)
+    assert pace.expect(waiting(), 12.0) is None
+
+
+def test_an_end_without_its_times_teaches_nothing() -> None:
+    """Of a task that failed with no times it is known how long it ran, but not when it ended."""
+    pace = taught()
+    pace.saw(attrs.evolve(waiting(), state="fail"), 10.0, 4.0)
+    assert pace.lessons() == []
 
 
 @given(history=st.lists(SECONDS, min_size=1, max_size=70))
@@ -263,8 +367,9 @@ def test_a_curve_is_made_with_every_eighth_of_what_is_known() -> None:
     for _ in range(64):
         durations.add(46.0)
     curve = durations.curve(1.0)
-    durations.add(46.0)
-    assert durations.curve(1.0) is curve
+    for _ in range(2):
+        durations.add(46.0)
+        assert durations.curve(1.0) is curve
     for _ in range(8):
         durations.add(46.0)
     assert durations.curve(1.0) is not curve
