@@ -35,6 +35,7 @@ class Fake(Provider):
 
     `problems`: what it has against any request. `early`: what a request meets before it is sent. `fault`: what the
     answer is. `seen`: what looks meet, whatever `end` says. `posts`: the callback URLs of what was sent.
+    `looks`: when they came.
     """
 
     name: str = "fake"
@@ -48,7 +49,7 @@ class Fake(Provider):
     end: float = 1
     seen: TaskSnapshot | Exception | None = None
     posts: list[str] = attrs.field(factory=list[str])
-    looks: int = 0
+    looks: list[float] = attrs.field(factory=list[float])
 
     def check(self, request: Request) -> Sequence[str]:
         """See `Provider`."""
@@ -73,11 +74,11 @@ class Fake(Provider):
 
     async def fetch(self, task_id: str) -> TaskSnapshot:
         """See `Provider`."""
-        self.looks += 1
+        self.looks.append(now())
         await asyncio.sleep(0)
         if isinstance(self.seen, Exception):
             raise self.seen
-        return self.seen or self.snapshot(task_id, "success" if self.looks >= self.end else "generating")
+        return self.seen or self.snapshot(task_id, "success" if len(self.looks) >= self.end else "generating")
 
     def snapshot(self, task_id: str = "t1", state: str = "success", **facts: Any) -> TaskSnapshot:
         """A task, with its character where it has succeeded."""

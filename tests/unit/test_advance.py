@@ -67,14 +67,14 @@ async def test_one_step_at_a_time(session: CharacterSession, provider: Fake) -> 
     assert provider.posts == []
     provider.seen = provider.snapshot(state="generating")
     assert await advance(session) == (State.RUNNING, 10)
-    assert (len(provider.posts), provider.looks) == (1, 0)
+    assert (len(provider.posts), len(provider.looks)) == (1, 0)
     assert await advance(session) == (State.RUNNING, 10)
     provider.seen = provider.snapshot(state="generating", retry_after=77.0)
     assert await advance(session) == (State.RUNNING, 77)
     provider.seen = None
     assert await advance(session) == (State.SUCCEEDED, None)
     assert await advance(session) == (State.SUCCEEDED, None)
-    assert (len(provider.posts), provider.looks) == (1, 3)
+    assert (len(provider.posts), len(provider.looks)) == (1, 3)
     assert [saved.character.id async for saved in session.characters("DOG")] == ["ch_1"]
 
 
@@ -83,7 +83,7 @@ async def test_nothing_goes_on_after_a_step(session: CharacterSession, provider:
     await session.ask(**WISH)
     await session.advance("mine")
     await asyncio.sleep(1000)
-    assert provider.looks == 0
+    assert provider.looks == []
 
 
 async def test_steps_at_once_send_once(session: CharacterSession, provider: Fake) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +14,17 @@ from sora_chars.ledger import Ledger, State
 from sora_chars.ledger.memory import MemoryStore
 from sora_chars.models import Character, TaskSnapshot
 from sora_chars.pacing import FixedPace
-from sora_chars.protocols import Provider
 from sora_chars.records import ending
 from sora_chars.watcher import TaskWatcher
 from sora_chars.writes import Writes
+from tests.unit.fakes import Fake
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncGenerator, Collection, Sequence
 
     from sora_chars.ledger import Entry
     from sora_chars.ledger.entry import By
     from sora_chars.ledger.waiters import Waiters
-    from sora_chars.models import Request
 
 pytestmark = pytest.mark.looptime
 
@@ -100,32 +99,6 @@ class Shared:
 
 
 @attrs.define(eq=False)
-class Fake(Provider):
-    """A provider whose tasks all end at once when `ended` is set, without a character when `broken` is."""
-
-    name: str = "fake"
-    callback_url: str | None = None
-    ended: bool = False
-    broken: bool = False
-    looks: list[float] = attrs.field(factory=list[float])
-
-    async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
-    ) -> TaskSnapshot:
-        """See `Provider`."""
-        raise NotImplementedError
-
-    async def fetch(self, task_id: str) -> TaskSnapshot:
-        """See `Provider`."""
-        self.looks.append(asyncio.get_running_loop().time())
-        if self.broken:
-            raise MissingCharacterError("none", provider=self.name, task_id=task_id, payload={"a": 1})
-        if self.ended:
-            return attrs.evolve(DONE, task_id=task_id)
-        return TaskSnapshot(task_id=task_id, provider=self.name, state="generating")
-
-
-@attrs.define(eq=False)
 class Process:
     """What one process has of a session."""
 
@@ -137,15 +110,15 @@ class Process:
 
 
 @asynccontextmanager
-async def process(house: House, name: str, **facts: Any) -> AsyncGenerator[Process, None]:
-    """Open one."""
+async def process(house: House, name: str, *, end: float = math.inf, **facts: Any) -> AsyncGenerator[Process, None]:
+    """Open one. `end`: the look that shows the end of its tasks."""
     store = Shared(house, name)
     async with Ledger(store) as ledger:
         writes = Writes(ledger)
         watcher = TaskWatcher(pace=FixedPace(PACE), settle=writes.settle)
         follower = Follower(ledger, watcher)
         try:
-            yield Process(store, ledger, watcher, follower, Fake(**facts))
+            yield Process(store, ledger, watcher, follower, Fake(end=end, **facts))
         finally:
             await follower.aclose()
             await watcher.aclose()
@@ -180,14 +153,15 @@ async def test_what_nobody_else_holds_is_polled(house: House, held: bool) -> Non
         watch = await one.follower.join(one.provider, entry)
         await asyncio.sleep(4.5 * PACE)
         assert (watch.follows, len(one.provider.looks), await holder(one.ledger)) == (False, 5, "a")
-        one.provider.ended = True
+        one.provider.end = 0
         assert await watch.future == DONE
         assert (await one.ledger.get("k-1")).state is State.SUCCEEDED  # type: ignore[union-attr] # it is there
 
 
 async def test_an_end_without_a_character_is_recorded(house: House) -> None:
     """Whoever waits hears that the result holds none, and the entry has failed with that result kept."""
-    async with process(house, "a", broken=True) as one:
+    nothing = MissingCharacterError("none", provider="fake", task_id="t1", payload={"a": 1})
+    async with process(house, "a", seen=nothing) as one:
         watch = await one.follower.join(one.provider, await run(one.ledger))
         with pytest.raises(MissingCharacterError):
             await watch.future
@@ -222,13 +196,13 @@ async def test_what_a_living_process_polls_is_looked_at_rarely(house: House) -> 
         watch = await one.follower.join(one.provider, await run(other.ledger))
         await asyncio.sleep(3.5 * RARE)
         assert (watch.follows, len(one.provider.looks), await holder(one.ledger)) == (True, 3, "a")
-        one.provider.ended = True
+        one.provider.end = 0
         assert await watch.future == DONE
 
 
 async def test_the_ledger_tells_of_the_end(house: House) -> None:
     """As soon as the process that polls a task has recorded its end, those that follow it look."""
-    async with process(house, "a", ended=True) as other, process(house, "b", ended=True) as one:
+    async with process(house, "a", end=0) as other, process(house, "b", end=0) as one:
         entry = await run(other.ledger)
         watch = await one.follower.join(one.provider, entry)
         assert await one.follower.join(one.provider, entry) is watch
@@ -240,7 +214,7 @@ async def test_the_ledger_tells_of_the_end(house: House) -> None:
 
 async def test_an_end_just_before_it_is_followed_is_found(house: House) -> None:
     """What the other process recorded after the entry was read here, and before this one listened, is asked for."""
-    async with process(house, "a", ended=True) as other, process(house, "b", ended=True) as one:
+    async with process(house, "a", end=0) as other, process(house, "b", end=0) as one:
         entry = await run(other.ledger)
         await (await other.follower.join(other.provider, entry)).future
         watch = await one.follower.join(one.provider, entry)
@@ -249,7 +223,7 @@ async def test_an_end_just_before_it_is_followed_is_found(house: House) -> None:
 
 async def test_a_ledger_that_fails_meanwhile_ends_no_wait(house: House, caplog: pytest.LogCaptureFixture) -> None:
     """When the ledger cannot be asked whether something was missed, the looks now and then still find the end."""
-    async with process(house, "a") as other, process(house, "b", ended=True) as one:
+    async with process(house, "a") as other, process(house, "b", end=0) as one:
         entry = await run(other.ledger)
         one.store.blind = True
         watch = await one.follower.join(one.provider, entry)
@@ -264,7 +238,7 @@ async def test_a_callback_to_another_process_is_heard_of(house: House) -> None:
         entry = await run(one.ledger, digest="d")
         watch = await one.follower.join(one.provider, entry)
         await asyncio.sleep(0.5 * PACE)
-        one.provider.ended = True
+        one.provider.end = 0
         to, facts = ending(DONE, "character")
         await other.ledger.move(entry, to, **facts)
         before = asyncio.get_running_loop().time()
@@ -283,7 +257,7 @@ async def test_what_a_dead_process_polled_is_taken_over(house: House) -> None:
         winner, loser = (one, two) if await holder(one.ledger) == "b" else (two, one)
         assert sorted(watch.follows for watch in watches) == [False, True]
         assert len(winner.provider.looks) > len(loser.provider.looks)
-        one.provider.ended = two.provider.ended = True
+        one.provider.end = two.provider.end = 0
         assert [await watch.future for watch in watches] == [DONE, DONE]
         await asyncio.sleep(RARE)
         checks = [each.store.checks for each in (one, two)]
@@ -328,7 +302,7 @@ async def test_what_a_person_gave_up_is_polled_by_the_pace(house: House) -> None
         await asyncio.sleep(20 * PACE)
         assert (watch.follows, watch.future.done()) == (False, False)
         assert 20 <= len(one.provider.looks) < 40  # by the pace, with some more at first
-        one.provider.ended = True
+        one.provider.end = 0
         assert await watch.future == DONE
 
 
@@ -341,7 +315,7 @@ async def test_what_ends_while_it_is_taken_over(house: House) -> None:
             one.store.takes = 5.0
         await asyncio.sleep(3.0)  # the first is being taken over
         watches[1].end(DONE)
-        one.provider.ended = True
+        one.provider.end = 0
         assert await watches[0].future == DONE
         assert await holder(one.ledger, 2) == "a"
 
@@ -402,7 +376,7 @@ async def test_following_begins_again(house: House) -> None:
     async with process(house, "b") as one:
         async with process(house, "a") as other:
             first = await one.follower.join(one.provider, await run(other.ledger))
-            one.provider.ended = True
+            one.provider.end = 0
             await first.future
             await asyncio.sleep(5.0)
             second = await one.follower.join(one.provider, await run(other.ledger, 2))

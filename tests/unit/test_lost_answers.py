@@ -134,7 +134,7 @@ async def test_a_callback_for_what_was_given_up(session: CharacterSession, provi
     given_up = await session.resolve(lost.key, give_up=True)
     assert await call_back(session, provider.posts[0]) == 200
     assert await entry_of(session) == given_up
-    assert provider.looks == 0
+    assert provider.looks == []
 
 
 @pytest.mark.parametrize("fault", [None, NoAnswerError("reset")])
@@ -150,14 +150,14 @@ async def test_a_callback_may_be_faster_than_the_answer(
     assert not submitting.done()
     handle = await submitting
     assert handle.done()
-    assert ((await handle).id, len(provider.posts), provider.looks) == ("ch_1", 1, 2)
+    assert ((await handle).id, len(provider.posts), len(provider.looks)) == ("ch_1", 1, 2)
 
 
 async def test_a_person_names_the_task(session: CharacterSession, provider: Fake, lost: Entry) -> None:
     """The task is on record, watched by nobody until recovery, and its end is found."""
     entry = await session.resolve(lost.key, task_id="t7")
     assert (entry.state, entry.task_id, entry.holder) == (State.RUNNING, "t7", None)
-    assert provider.looks == 0
+    assert provider.looks == []
     (handle,) = [handle async for handle in session.recover()]
     assert (await handle).id == "ch_1"
     assert ((await entry_of(session)).state, len(provider.posts)) == (State.SUCCEEDED, 1)
@@ -254,7 +254,7 @@ async def test_a_task_that_another_process_polls_is_taken_over(
     await store.elsewhere("mine", State.RUNNING, task_id="t1")
     (handle,) = [handle async for handle in session.recover()]
     await asyncio.sleep(29)
-    assert provider.looks == 0
+    assert provider.looks == []
     store.others_live, provider.seen = False, None
     assert (await handle).id == "ch_1"
     assert asyncio.get_running_loop().time() < 30  # no look was due before
@@ -269,7 +269,7 @@ async def test_a_success_without_a_character_is_on_record(session: CharacterSess
         with pytest.raises(MissingCharacterError) as caught:
             await session.create(**WISH)
         assert caught.value.payload == {"id": ""}
-    assert ((await entry_of(session)).state, provider.looks, len(provider.posts)) == (State.FAILED, 1, 1)
+    assert ((await entry_of(session)).state, len(provider.looks), len(provider.posts)) == (State.FAILED, 1, 1)
 
 
 async def test_a_ledger_that_is_open_already_is_left_open(store: Shaky) -> None:
