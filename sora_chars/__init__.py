@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 _ROOMS = {
-    "batch": ("Outcome", "Outcomes"),
+    "batch": ("Outcomes",),
     "callbacks": ("CallbackEvent", "CallbackReceiver"),
     "desk": ("Step",),
     "errors": (
@@ -56,6 +56,7 @@ _ROOMS = {
         "TaskSnapshot",
         "UploadProgress",
     ),
+    "outcome": ("Outcome",),
     "pacing": ("FixedPace", "LadderPace", "LearnedPace"),
     "progress": ("Progress",),
     "protocols": ("Pace", "Provider"),

@@ -1,4 +1,4 @@
-from .batch import Outcome, Outcomes
+from .batch import Outcomes
 from .callbacks import CallbackEvent, CallbackReceiver
 from .desk import Step
 from .errors import (
@@ -44,6 +44,7 @@ from .models import (
     TaskSnapshot,
     UploadProgress,
 )
+from .outcome import Outcome
 from .pacing import FixedPace, LadderPace, LearnedPace
 from .progress import Progress
 from .protocols import Pace, Provider

@@ -1,7 +1,7 @@
 """A batch: many requests, a bounded number of tasks in flight, and an outcome for each as it ends.
 
 One asyncio task takes the requests up, a few submit them, and none waits: a task in flight costs a callback at the
-future that all its waiters share, and a timer.
+future that all its waiters share.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ import math
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sized
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
 from .errors import (
-    LedgerError,
-    MissingCharacterError,
+    AuthenticationError,
+    InsufficientCreditsError,
     SessionClosedError,
     SoraCharsError,
-    SubmissionUnknownError,
-    TaskFailedError,
+    UsageCapError,
     printable,
 )
 from .ledger import State
-from .limits import flow
-from .models import Character, Request, TaskSnapshot, as_request, new_key, refuse
+from .limits import ENDLESS, flow
+from .models import Character, Request, as_request, new_key, refuse
+from .outcome import Outcome, state_of
 from .progress import Meter
 from .spending import Purse, amount_problems
 
@@ -36,8 +37,10 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from .errors import ProviderError
     from .handle import TaskHandle
     from .progress import Progress
+    from .protocols import Provider
     from .spending import Price
 
 log = logging.getLogger("sora_chars.batch")
@@ -47,40 +50,8 @@ Rows = Iterable[Row] | AsyncIterable[Row]
 Start = Callable[[Request, str | None], "Awaitable[TaskHandle[Any]]"]
 
 _END = object()
-
-
-@attrs.frozen(kw_only=True)
-class Outcome:
-    """How one of a batch ended: a character or an error, and the request it belongs to.
-
-    `index`: its place among the requests, from 0. `request`: what was given there. `key`: what it is recorded under,
-    also when the request names none; None when it is no request at all. `snapshot`: the task as it was last seen.
-
-    `state`: "succeeded"; "failed": the task ended without a result; "refused": nothing was sent for it now, or the
-    provider did nothing, so that it can be asked for again; "unknown": nobody knows whether it was made, see
-    `CharacterSession.resolve`; "running": the task goes on, and this batch no longer waits for it.
-    """
-
-    index: int
-    request: Any
-    state: State
-    key: str | None = None
-    provider: str | None = None
-    task_id: str | None = None
-    character: Character | None = None
-    error: Exception | None = None
-    snapshot: TaskSnapshot | None = attrs.field(default=None, repr=False)
-
-    @property
-    def credits(self) -> float | None:
-        """What the task cost, where the provider told."""
-        return self.snapshot.credits if self.snapshot else None
-
-    def unwrap(self) -> Character | Any:
-        """The character, or for a `TaskRequest` its finished snapshot; raises the error if there is one."""
-        if self.error:
-            raise self.error
-        return self.character or self.snapshot
+_SENDERS = 64  # so that of a provider's connections some are left for looks
+_OF_THE_ACCOUNT = (AuthenticationError, InsufficientCreditsError, UsageCapError)  # all others would meet it, too
 
 
 @attrs.define(eq=False)
@@ -94,7 +65,6 @@ class _Job:
     began: float
     cost: float | None = None
     handle: TaskHandle[Any] | None = None
-    timer: asyncio.TimerHandle | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -133,17 +103,21 @@ class Batch:
 class Outcomes:
     """The outcomes of a batch, as they end: `async for outcome in outcomes`, inside `async with`.
 
-    `stopped` says why submitting ended before the requests did: "budget"; "price" (there is a budget, and neither
-    the caller nor the provider tells what a task costs); "closed" (the session was).
+    `stopped` says why submitting ended before the requests did: "account" (a provider refused a key, or its credits or
+    its cap are used up; `refusal` is the first such error); "budget"; "price" (there is a budget, and neither the
+    caller nor the provider tells what a task costs); "closed" (the session was).
     """
 
     _batch: Batch = attrs.field(alias="batch")
-    stopped: Literal["budget", "price", "closed"] | None = attrs.field(default=None, init=False)
+    stopped: Literal["account", "budget", "price", "closed"] | None = attrs.field(default=None, init=False)
+    refusal: ProviderError | None = attrs.field(default=None, init=False)
     _purse: Purse = attrs.field(init=False)
     _meter: Meter = attrs.field(init=False)  # since `async with`
     _feeder: asyncio.Task[None] | None = attrs.field(default=None, init=False)
     _submitting: set[asyncio.Task[None]] = attrs.field(factory=set["asyncio.Task[None]"], init=False)
     _in_flight: set[_Job] = attrs.field(factory=set[_Job], init=False)
+    _deadlines: dict[_Job, float] = attrs.field(factory=dict[_Job, float], init=False)  # the first is the earliest
+    _timer: asyncio.TimerHandle | None = attrs.field(default=None, init=False)
     _youngest: TaskHandle[Any] | None = attrs.field(default=None, init=False)
     _unread: deque[Outcome] = attrs.field(factory=deque[Outcome], init=False)
     _changed: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
@@ -196,9 +170,9 @@ class Outcomes:
         finally:
             if self._in_flight:
                 log.info("batch.left", extra={"in_flight": len(self._in_flight)})
-            for job in self._in_flight:
-                if job.timer:
-                    job.timer.cancel()
+            if self._timer:
+                self._timer.cancel()
+            self._deadlines.clear()
             self._in_flight.clear()
             self._ring()
         broken = None if feeder.cancelled() else feeder.exception()
@@ -276,7 +250,7 @@ class Outcomes:
 
     async def _afford(self, job: _Job) -> bool:
         """Wait until the budget allows it; False when it never will."""
-        while True:
+        while not self.stopped:
             job.cost = self._purse.expect(job.request)
             match self._purse.verdict(job.cost, in_flight=bool(self._in_flight)):
                 case "go":
@@ -286,33 +260,46 @@ class Outcomes:
                     await self._changed.wait()
                 case why:
                     self.stopped = why
-                    return False
+        return False
 
     async def _submit(self, job: _Job) -> None:
         try:
             job.handle = await self._batch.start(job.request, job.provider)
             self._youngest = job.handle
-            job.handle.add_done_callback(lambda _: self._settle(job))
+            job.handle.add_done_callback(partial(Outcomes._settle, self, job))
         except Exception as error:  # noqa: BLE001 # the border: one must not stop the others
             if isinstance(error, SessionClosedError):
                 self.stopped = "closed"
-            self._settle(job, error)
+            self._settle(job, error=error)
         else:
             if self._batch.timeout != math.inf:
-                job.timer = asyncio.get_running_loop().call_later(self._batch.timeout, self._settle, job)
+                self._deadlines[job] = asyncio.get_running_loop().time() + self._batch.timeout
+                if self._timer is None:
+                    self._expire()
 
     def _submitted(self, asyncio_task: asyncio.Task[None]) -> None:
         self._submitting.discard(asyncio_task)
         self._ring()
 
-    def _settle(self, job: _Job, error: Exception | None = None) -> None:
+    def _expire(self) -> None:
+        """End the waits that are over. One timer serves all, since they are equally long."""
+        loop, self._timer = asyncio.get_running_loop(), None
+        while self._deadlines and self._timer is None:
+            job, deadline = next(iter(self._deadlines.items()))
+            if deadline > loop.time():
+                self._timer = loop.call_at(deadline, self._expire)
+            else:
+                self._settle(job)
+
+    def _settle(self, job: _Job, _: object = None, *, error: Exception | None = None) -> None:
         """Take the end of a task, or of our waiting for it."""
         if job not in self._in_flight:  # it came after its time-out, or after we left
             return
         self._in_flight.remove(job)
-        if job.timer:
-            job.timer.cancel()
+        self._deadlines.pop(job, None)
         outcome = _outcome(job, error)
+        if isinstance(outcome.error, _OF_THE_ACCOUNT) and not self.stopped:
+            self.stopped, self.refusal = "account", outcome.error
         self._purse.settle(job.cost, outcome.credits, outcome.state)
         self._tell(outcome, began=job.began)
 
@@ -355,7 +342,7 @@ def _outcome(job: _Job, error: Exception | None) -> Outcome:
     return Outcome(
         index=job.index,
         request=job.given,
-        state=_state(error, waiting=handle is not None),
+        state=state_of(error, waiting=handle is not None),
         key=job.request.key,
         provider=handle.provider if handle else getattr(error, "provider", None) or job.provider,
         task_id=handle.task_id if handle else getattr(error, "task_id", None),
@@ -365,12 +352,9 @@ def _outcome(job: _Job, error: Exception | None) -> Outcome:
     )
 
 
-def _state(error: Exception | None, *, waiting: bool) -> State:
-    if error is None:
-        return State.SUCCEEDED
-    if isinstance(error, TaskFailedError | MissingCharacterError):
-        return State.FAILED
-    if waiting or (isinstance(error, LedgerError) and error.task_id):
-        return State.RUNNING
-    in_doubt = isinstance(error, SubmissionUnknownError) or not isinstance(error, SoraCharsError)
-    return State.UNKNOWN if in_doubt else State.REFUSED
+def senders(provider: Provider) -> int:
+    """How many creates of one batch are under way at a time: more would only stand in line."""
+    if provider.synchronous:  # it answers when the task ends, not when it begins
+        return ENDLESS
+    limit = provider.account.windows["create"].limit if provider.account else None
+    return min(limit[0], _SENDERS) if limit else _SENDERS

@@ -33,17 +33,17 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from .batch import Outcome, Outcomes, Rows
+    from .batch import Outcomes, Rows
     from .desk import Step
     from .ledger import Entry
     from .models import ModelInfo, Request
+    from .outcome import Outcome
     from .pictures import Pictures
     from .protocols import Provider
     from .spending import Price
 
 
 _DRAIN = 30.0
-_SENDERS = 16  # submits under way in one batch, so that another one's turn is never far
 _LESSONS = 2000  # finished tasks of the ledger that a pace is told of
 
 
@@ -222,7 +222,8 @@ class CharacterSession:
 
         `requests`: any iterable or async iterable, also an endless one, of requests or mappings of a
         `CharacterRequest`'s fields (and `provider`). It is read as places become free: at most `limit` tasks are in
-        flight and `limit` outcomes unread. One that fails stops no other, and an invalid one is an outcome, too.
+        flight and `limit` outcomes unread. One that fails stops no other, and an invalid one is an outcome, too; only
+        when an account refuses (bad key, no credits) none is taken up any more, and `outcomes.refusal` says why.
         Leaving the block sends nothing more. What was sent goes on: ask again with the same keys, or `recover`.
 
         `timeout`: seconds that each is waited for once it was sent. `budget`: credits that all of them may cost
@@ -233,16 +234,15 @@ class CharacterSession:
             InvalidRequestError: `requests` is no iterable, or an option is wrong.
             ConfigurationError: there is no such provider here.
         """
-        from .batch import Batch, Outcomes  # noqa: PLC0415 # a program of single characters needs none of it
+        from .batch import Batch, Outcomes, senders  # noqa: PLC0415 # a program of single characters needs none of it
 
         self.check_open()
         serving = self.providers if provider is None else (self._desk.provider(provider),)
-        synchronous = any(one.synchronous for one in serving)  # it answers when the task ends, not when it begins
         batch = Batch(
             requests=requests,
             start=lambda request, name: self.submit(request, provider=name or provider),
             limit=limit,
-            senders=limit if synchronous else _SENDERS,
+            senders=max(map(senders, serving)),
             timeout=self.wait if timeout is None else timeout,
             budget=budget,
             price=price,
@@ -261,7 +261,7 @@ class CharacterSession:
     ) -> list[Outcome]:
         """`create_many` for the small case: all outcomes, in the order of the requests, once the last has ended.
 
-        It raises for none of them. Requests that the budget did not allow are missing at the end of the list.
+        It raises for none of them. Requests that the budget or the account did not allow are missing at the end.
         """
         async with self.create_many(
             requests, limit=limit, provider=provider, budget=budget, price=price, timeout=timeout

@@ -18,9 +18,9 @@ from .shapes import character_json, error_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
-    from sora_chars.batch import Outcome
     from sora_chars.ledger import Entry
     from sora_chars.models import Character
+    from sora_chars.outcome import Outcome
 
     Write = Callable[[Mapping[str, Any]], None]
 

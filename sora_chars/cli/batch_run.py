@@ -24,8 +24,9 @@ from .waiting import DRAIN, WAIT
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 
-    from sora_chars.batch import Outcome
+    from sora_chars.errors import ProviderError
     from sora_chars.ledger import Entry, Ledger
+    from sora_chars.outcome import Outcome
     from sora_chars.protocols import Provider
 
     from .batch_output import Write
@@ -70,6 +71,7 @@ class BatchRun:
     _display: Display = attrs.field(init=False)
     _signals: list[int] = attrs.field(factory=list[int])
     _stopped: str | None = None  # why there was no end
+    _refusal: ProviderError | None = None  # of an account
     _statuses: set[int] = attrs.field(factory=lambda: {0})
 
     def __attrs_post_init__(self) -> None:
@@ -124,8 +126,8 @@ class BatchRun:
         ):
             async for outcome in outcomes:
                 self._take(outcome)
-            self._stopped = outcomes.stopped
-            self._tally.taken.clear()  # the budget did not allow it
+            self._stopped, self._refusal = outcomes.stopped, outcomes.refusal
+            self._tally.taken.clear()  # what was read and then not allowed
 
     async def _sent(self, ledger: Ledger) -> AsyncGenerator[dict[str, Any], None]:
         """The rows under way that are not ours to give up any more; the others are given up."""
@@ -195,7 +197,9 @@ class BatchRun:
             screen.note(f"The budget of {self.budget:g} credits allows no more rows.")
         elif self._stopped == "price":
             screen.note("Nothing tells what a row costs, so that no budget can be kept: give --price.")
-        if counts["running"] or counts["not sent"]:
+        elif self._refusal:
+            screen.note(f"No more rows are sent. {self._refusal}")
+        if counts["running"] or counts["not sent"] or self._refusal:
             screen.note("To go on, run the same command again: nothing is paid twice.")
         if unknown:
             named = ", ".join(map(shown, self._tally.unknown))

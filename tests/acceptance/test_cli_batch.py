@@ -210,7 +210,7 @@ def test_no_rows_are_done_at_once(pipe: Pipe) -> None:
 def test_what_went_wrong_stays_with_its_row(cli: Cli, emulator: Emulator, command: Command, out: Path) -> None:
     """One of each bad end, and no secret: a failed and an unknown one are never sent again, a refused one is."""
     emulator.fault("lost_answer", on="create")
-    emulator.fault("credits", on="create")
+    emulator.fault("status", on="create", status=200, code=422, message="No cats")
     emulator.fault("fail_task", times=2)  # also that of the lost answer
     make = command(*map(kie, range(6)))
 
@@ -220,9 +220,9 @@ def test_what_went_wrong_stays_with_its_row(cli: Cli, emulator: Emulator, comman
     lost, refused, failed = list(rows(out).values())[:3]
     assert lost["error"]["type"] == "SubmissionUnknownError"
     assert refused["error"] == {
-        "type": "InsufficientCreditsError",
-        "message": "kie.ai answered 402: Insufficient credits",
-        "code": 402,
+        "type": "RequestRefusedError",
+        "message": "kie.ai answered 422: No cats",
+        "code": 422,
     }
     assert (failed["error"]["type"], failed["error"]["code"]) == ("TaskFailedError", "501")
     assert (failed["task_id"] in emulator.tasks, refused["task_id"], lost["task_id"]) == (True, None, None)
@@ -265,6 +265,33 @@ def test_a_budget_is_kept(cli: Cli, emulator: Emulator, command: Command, out: P
     assert poor.stderr.endswith(f"The budget of 0.2 credits allows no more rows.\n{AGAIN}")
     assert cli(*make, "--budget", "0.5").returncode == 0
     assert (states(out), emulator.counts.creates) == ({"succeeded": 8}, 8)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        ("unauthorized", "kie.ai answered 401: You do not have access permissions. Check KIE_API_KEY."),
+        ("credits", "kie.ai answered 402: Insufficient credits. Top up the kie.ai account."),
+    ],
+)
+def test_a_refused_account_ends_a_batch(
+    cli: Cli, emulator: Emulator, command: Command, out: Path, refusal: tuple[str, str]
+) -> None:
+    """At once: what was refused is told, the rest is not sent, and the same command goes on when that is mended."""
+    kind, says = refusal
+    make = command(*map(kie, range(50)))
+    fault = emulator.fault(kind, on="create", times=None)
+
+    first = cli(*make)
+
+    refused = len(rows(out))
+    assert (first.returncode, states(out), refused <= 20) == (5, {"refused": refused}, True)
+    assert sum(emulator.seen.values()) == refused
+    assert f"refused: {refused}\nnot sent: {50 - refused}\n" in first.stderr
+    assert first.stderr.endswith(f"No more rows are sent. {says}\n{AGAIN}")
+    fault.remove()
+    assert cli(*make).returncode == 0
+    assert (states(out), emulator.counts.creates) == ({"succeeded": 50}, 50)
 
 
 def test_a_budget_needs_a_price_where_nobody_tells_it(

@@ -4,6 +4,8 @@ import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from sora_chars import CharacterSession, FixedPace, Kie, Kkiai, Limits, State
 from sora_chars.testing import Emulator
 
@@ -32,7 +34,7 @@ def made(emulator: Emulator) -> Counter[str]:
 async def test_a_batch_with_faults_ends_for_every_row(emulator: Emulator) -> None:
     """Each of 200 keys has one outcome, as the server knows it, and never a second task."""
     emulator.fault("lost_answer", on="create", rate=0.1, times=None)
-    emulator.fault("unauthorized", on="create", rate=0.1, times=None)
+    emulator.fault("status", on="create", rate=0.1, times=None, status=200, code=422, message="no cats")
     emulator.fault("fail_task", rate=0.1, times=None)
     emulator.fault("http_500", on="poll", rate=0.05, times=None)
     async with session_at(emulator) as session:
@@ -70,6 +72,26 @@ async def test_a_batch_that_was_left_is_finished_by_the_next(emulator: Emulator,
     assert emulator.counts.creates == counted
     assert made(emulator) == Counter(str(wish["key"]) for wish in wishes(60))
     assert len(lost) == 3
+
+
+@pytest.mark.parametrize("kind", ["credits", "credits_500", "cap", "unauthorized"])
+async def test_a_refused_account_is_asked_no_more(emulator: Emulator, tmp_path: Path, kind: str) -> None:
+    """Not even for rows of another provider; once it is mended the same rows are made, each paid once."""
+    rows = wishes(150)
+    rows[100:] = [row | {"provider": "kkiai", "prompt": None} for row in rows[100:]]
+    async with session_at(emulator, ledger=tmp_path / "ledger.db") as session:
+        fault = emulator.fault(kind, on="create", times=None)
+        async with session.create_many(rows, limit=10) as outcomes:
+            ended = [outcome async for outcome in outcomes]
+        assert outcomes.stopped == "account"
+        assert (outcomes.refusal, outcomes.progress.left) == (ended[0].error, 140)
+        assert {outcome.state for outcome in ended} == {State.REFUSED}
+        assert sum(emulator.seen.values()) == len(ended) == 10
+        fault.remove()
+    async with session_at(emulator, ledger=tmp_path / "ledger.db") as session:
+        again = await session.create_all(rows)
+    assert {outcome.state for outcome in again} == {State.SUCCEEDED}
+    assert (emulator.counts.creates, emulator.counts.characters) == (100, 50)
 
 
 async def test_a_batch_that_is_cancelled_at_any_step_pays_nothing_twice(emulator: Emulator) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sora_chars.ledger import Entry, State
     from sora_chars.ledger.entry import By
-    from sora_chars.limits import Window
+    from sora_chars.limits import Account, Window
     from sora_chars.models import Request
     from sora_chars.session import CharacterSession
 
@@ -88,12 +88,17 @@ class Fake(Provider):
 
 @attrs.define(eq=False)
 class Shop(Provider):
-    """Answers a create after 1 s. The wish, as "fails 20", says how many seconds later the task ends, and how."""
+    """Answers a create after 1 s. The wish, as "fails 20", says how many seconds later the task ends, and how.
+
+    `refusal`: what each create meets; `account`: whose limits it says that it keeps.
+    """
 
     name: str = "shop"
     synchronous: bool = False
     callback_url: str | None = None
+    account: Account | None = None
     window: Window | None = None
+    refusal: Exception | None = None
     credits: float | None = 2.0
     posts: list[str] = attrs.field(factory=list[str])
     sending: int = 0
@@ -120,6 +125,8 @@ class Shop(Provider):
             self.peaks["sending"] = max(self.sending, self.peaks["sending"])
             await asyncio.sleep(1)
             self.sending -= 1
+            if self.refusal:
+                raise self.refusal
             if how == "refused":
                 raise RequestRefusedError("no cats", provider=self.name)
             if how == "lost":

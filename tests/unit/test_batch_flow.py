@@ -3,14 +3,22 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from collections import Counter
 from contextlib import suppress
 from itertools import count, repeat
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sora_chars.errors import (
+    AuthenticationError,
+    InsufficientCreditsError,
+    PermissionDeniedError,
+    ProviderError,
+    UsageCapError,
+)
 from sora_chars.ledger import open_ledger
-from sora_chars.limits import Pause, Window
+from sora_chars.limits import Account, Limits, Pause, Window
 from sora_chars.models import CharacterRequest, Eta, TaskRequest
 from sora_chars.pacing import FixedPace
 from sora_chars.session import CharacterSession
@@ -55,12 +63,20 @@ async def test_a_task_in_flight_takes_one_of_the_places() -> None:
     assert asyncio.get_running_loop().time() == 3 * 11
 
 
-@pytest.mark.parametrize(("synchronous", "most"), [(False, 16), (True, 40)])
-async def test_few_are_sent_at_a_time(synchronous: bool, most: int) -> None:  # noqa: FBT001 # a parameter of the test
-    """Only a provider that answers when all is done has as many creates open as there may be tasks."""
-    shop = Shop(synchronous=synchronous)
+@pytest.mark.parametrize(
+    ("shop", "most"),
+    [
+        (Shop(), 64),
+        (Shop(account=Account.with_limits(Limits(polls=(1, 1.0)))), 64),
+        (Shop(account=Account.with_limits(Limits(creates=(20, 10.0)))), 20),
+        (Shop(account=Account.with_limits(Limits(creates=(1000, 10.0)))), 64),
+        (Shop(synchronous=True), 80),
+    ],
+)
+async def test_few_are_sent_at_a_time(shop: Shop, most: int) -> None:
+    """No more than may go out at once, but all that there may be where the answer comes when the task ends."""
     async with session_of(shop) as session:
-        await session.create_all([wish() for _ in range(60)], limit=40)
+        await session.create_all([wish() for _ in range(120)], limit=80)
     assert shop.peaks["sending"] == most
 
 
@@ -78,7 +94,7 @@ async def test_ten_thousand_in_flight_need_no_asyncio_tasks() -> None:
     async with CharacterSession(shop, pace=FixedPace(590.0)) as session:
         outcomes = await session.create_all(wishes(), limit=100_000)
     assert (len(outcomes), shop.peaks["running"]) == (2000, 2000)
-    assert most < 2 * 16 + 10
+    assert most < 2 * 64 + 10
     assert loop.time() < 2000
 
 
@@ -162,14 +178,14 @@ async def test_what_the_requests_raise_is_raised_on_leaving() -> None:
 async def test_leaving_early_sends_nothing_more_and_loses_nothing(how: str) -> None:
     """It takes no time and leaves no asyncio task; what was sent is found again, and nothing is paid twice."""
     shop, loop = Shop(), asyncio.get_running_loop()
-    wishes = [wish("ends 50", key=str(number)) for number in range(40)]
+    wishes = [wish("ends 50", key=str(number)) for number in range(160)]
     async with session_of(shop) as session:
         caller, before = asyncio.current_task(), asyncio.all_tasks()
         assert caller
-        outcomes = session.create_many(wishes, limit=20)
+        outcomes = session.create_many(wishes, limit=80)
         with suppress(KeyError, asyncio.CancelledError):
             async with outcomes:
-                await asyncio.sleep(1.5)  # 16 have been answered, and 4 are on their way
+                await asyncio.sleep(1.5)  # 64 have been answered, and 16 are on their way
                 if how == "cancel":
                     loop.call_soon(caller.cancel)
                     await anext(outcomes)
@@ -180,14 +196,14 @@ async def test_leaving_early_sends_nothing_more_and_loses_nothing(how: str) -> N
         names = {asyncio_task.get_name() for asyncio_task in asyncio.all_tasks() - before}
         await asyncio.sleep(0)  # a generator that nobody closed would be closed by an asyncio task of its own
         names |= {asyncio_task.get_name() for asyncio_task in asyncio.all_tasks() - before}
-        assert names == {"sora_chars watcher of shop", *(f"sora_chars submit {number}" for number in range(16, 20))}
+        assert names == {"sora_chars watcher of shop", *(f"sora_chars submit {number}" for number in range(64, 80))}
         await asyncio.sleep(100)
-        assert (len(shop.posts), outcomes.progress.running, await states(outcomes)) == (20, 20, [])
+        assert (len(shop.posts), outcomes.progress.running, await states(outcomes)) == (80, 80, [])
         assert [handle.done() async for handle in session.recover()] == []  # these were watched all the time
         began = loop.time()
-        again = await session.create_all(wishes[:20])
-        assert [outcome.state for outcome in again] == ["succeeded"] * 20
-        assert (len(shop.posts), loop.time()) == (20, began)
+        again = await session.create_all(wishes[:80])
+        assert [outcome.state for outcome in again] == ["succeeded"] * 80
+        assert (len(shop.posts), loop.time()) == (80, began)
 
 
 async def test_a_small_batch_does_not_wait_for_a_large_one() -> None:
@@ -272,6 +288,34 @@ async def test_a_budget_stops_submitting(price: Any) -> None:
             assert (outcomes.stopped, outcomes.progress.left, outcomes.progress.credits) == ("budget", 4, 10.0)
         assert len(await session.create_all([wish()] * 9, budget=99, price=price)) == 9
     assert len(shop.posts) == 5 + 9
+
+
+@pytest.mark.parametrize("kind", [AuthenticationError, InsufficientCreditsError, UsageCapError])
+async def test_a_refusal_of_the_account_stops_submitting(kind: type[ProviderError]) -> None:
+    """What was sent ends as it does, nothing else is sent or called refused; the same batch then pays for the rest."""
+    shop, wishes = Shop(), [wish("ends 30", key=str(number)) for number in range(99)]
+    async with session_of(shop) as session:
+        async with session.create_many(wishes, limit=4) as outcomes:
+            asyncio.get_running_loop().call_later(10, setattr, shop, "refusal", kind("no more"))
+            ended = [outcome async for outcome in outcomes]
+            assert Counter(outcome.state for outcome in ended) == {"succeeded": 4, "refused": 4}
+            assert (outcomes.stopped, outcomes.refusal) == ("account", ended[-1].error)
+            assert (outcomes.progress.asked, outcomes.progress.left) == (8, 91)
+        shop.refusal = None
+        assert {outcome.state for outcome in await session.create_all(wishes)} == {"succeeded"}
+    assert Counter(Counter(shop.posts).values()) == {1: 95, 2: 4}
+
+
+async def test_a_refusal_while_another_is_weighed_stops_it() -> None:
+    """What waits for the budget is not sent then, even if there is room for it; the first refusal is the reason."""
+    shop = Shop(refusal=InsufficientCreditsError("no credits"))
+    other = Shop("other", refusal=PermissionDeniedError("not this person"))
+    async with (
+        session_of(shop, other) as session,
+        session.create_many([{"provider": "other", "from_task": "t"}, wish(), wish()], budget=4, price=2) as outcomes,
+    ):
+        assert await states(outcomes) == ["0 refused", "1 refused"]
+        assert (outcomes.stopped, outcomes.refusal, len(shop.posts)) == ("account", shop.refusal, 1)
 
 
 async def test_cheaper_ones_than_expected_leave_room() -> None:
