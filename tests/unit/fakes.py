@@ -1,4 +1,4 @@
-"""Providers and a ledger's store that do as a test bids them, for tests in virtual time."""
+"""Providers, a pace and a ledger's store that do as a test bids them, for tests in virtual time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import attrs
 from sora_chars.errors import LedgerError, MissingCharacterError, NoAnswerError, RequestRefusedError
 from sora_chars.ledger.memory import MemoryStore
 from sora_chars.models import Character, CharacterRequest, TaskFailure, TaskSnapshot
-from sora_chars.protocols import Provider
+from sora_chars.protocols import Pace, Provider
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -209,6 +209,19 @@ def script(*steps: TaskSnapshot | BaseException) -> Callable[[float], TaskSnapsh
     """An `answer` that is one step after another, the last one for ever."""
     left = iter(steps)
     return lambda _: next(left, steps[-1])
+
+
+@attrs.define(eq=False)
+class Ages(Pace):
+    """A look every 10 s, at whatever age; it notes the ages."""
+
+    ages: list[float] = attrs.field(factory=list[float])
+
+    def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
+        """See `Pace`."""
+        del snapshot
+        self.ages.append(round(age, 3))
+        return 10.0
 
 
 @attrs.define(eq=False)

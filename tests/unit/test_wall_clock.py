@@ -20,7 +20,7 @@ from sora_chars.errors import (
 from sora_chars.models import Character, TaskSnapshot
 from sora_chars.protocols import Pace, Provider
 from sora_chars.watcher import TaskWatcher
-from tests.unit.fakes import Shaky
+from tests.unit.fakes import Ages, Shaky
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -48,19 +48,6 @@ class Wall:
     def __call__(self) -> float:
         """Epoch seconds."""
         return self.set_by + asyncio.get_running_loop().time()
-
-
-@attrs.define(eq=False)
-class Ages(Pace):
-    """A look every 10 s, at whatever age; it notes the ages."""
-
-    ages: list[float] = attrs.field(factory=list[float])
-
-    def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
-        """See `Pace`."""
-        del snapshot
-        self.ages.append(round(age, 3))
-        return 10.0
 
 
 @attrs.define(eq=False)

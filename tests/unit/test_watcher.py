@@ -10,9 +10,8 @@ import pytest
 from sora_chars.errors import ServiceUnavailableError, WatcherStoppedError
 from sora_chars.models import TaskSnapshot
 from sora_chars.pacing import FixedPace, LadderPace
-from sora_chars.protocols import Pace
 from sora_chars.watcher import TaskWatcher
-from tests.unit.fakes import Watched, script
+from tests.unit.fakes import Ages, Watched, script
 
 pytestmark = pytest.mark.looptime
 
@@ -23,25 +22,6 @@ def seen(state: str = "waiting", *, created_at: float | None = None) -> TaskSnap
 
 
 NEW, DONE = seen(), seen("success")
-
-
-@attrs.define(eq=False)
-class Ages(Pace):
-    """A pace of 10 s that notes the ages it is told, and what looks have shown."""
-
-    ages: list[float] = attrs.field(factory=list[float])
-    looks: list[tuple[str, float, float]] = attrs.field(factory=list[tuple[str, float, float]])
-
-    def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
-        """See `Pace`."""
-        del snapshot
-        self.ages.append(round(age))
-        return 10.0
-
-    def saw(self, snapshot: TaskSnapshot, age: float, unseen: float) -> None:
-        """See `Pace`."""
-        self.looks.append((snapshot.state, round(age), round(unseen)))
-        raise ZeroDivisionError
 
 
 def every(seconds: float) -> aclosing[TaskWatcher]:
@@ -222,12 +202,19 @@ async def test_a_resumed_task_is_as_old_as_its_record_says() -> None:
 
 async def test_a_pace_hears_what_every_look_has_shown() -> None:
     """With the age and how long the task was not seen, the last look too; a bug of the pace there costs no wait."""
-    pace = Ages()
+    looks: list[tuple[str, float, float]] = []
+
+    class Seeing(FixedPace):
+        def saw(self, snapshot: TaskSnapshot, age: float, unseen: float) -> None:
+            looks.append((snapshot.state, round(age), round(unseen)))
+            raise ZeroDivisionError
+
+    pace = Seeing(10.0)
     async with aclosing(TaskWatcher(pace=pace, wall=lambda: 1_000_500.0)) as watcher:
         assert await watcher.watch(Watched(script(NEW, DONE)), "t1", snapshot=NEW).future == DONE
         resumed = Watched(script(*[seen(created_at=1_000_000.0)] * 2, DONE), name="resumed")
         assert await watcher.watch(resumed, "t1").future == DONE
-    assert pace.looks == [
+    assert looks == [
         *[("waiting", 10, 10), ("success", 20, 10)],
         *[("waiting", 500, 500), ("waiting", 510, 10), ("success", 520, 10)],
     ]
