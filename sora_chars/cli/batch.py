@@ -12,14 +12,13 @@ import attrs
 import click
 
 from sora_chars.errors import InvalidRequestError
-from sora_chars.providers.kkiai import GATEWAYS
 
 from .batch_output import open_output
 from .batch_run import BatchRun
 from .batch_spool import fill, open_spool
 from .job import Job, speaking
 from .keeping import keeping
-from .options import Settings, polling, submitting, talking
+from .options import PROVIDERS, Settings, polling, submitting, talking
 from .rows import FORMS, guess_form, read_rows
 from .running import run
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
     from .batch_spool import Spool
 
-_PROVIDERS = ("kie", *GATEWAYS)
 _SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
 
@@ -123,7 +121,7 @@ def _check(job: Job, settings: Settings, spool: Spool, *, file: str, form: str |
         return providers[name]
 
     with _opened(file) as stream:
-        found = read_rows(stream, form or _form(file, stream), provider=settings.provider, providers=_PROVIDERS)
+        found = read_rows(stream, form or _form(file, stream), provider=settings.provider, providers=PROVIDERS)
         problems = fill(spool, found, provider)
     if problems.count:
         for line in problems.lines:

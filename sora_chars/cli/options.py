@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from sora_chars.models import UploadProgress
     from sora_chars.protocols import Pace, Provider
 
+PROVIDERS = ("kie", *GATEWAYS)
+
 C = TypeVar("C", bound="Callable[..., Any]")
 
 
@@ -133,7 +135,7 @@ def talking(command: C) -> C:
         ),
         click.option("--upload-url", metavar="URL", help="Another address for uploads; --base-url does not change it."),
         click.option("--base-url", metavar="URL", help="Another address of the provider, as an emulator's."),
-        click.option("--provider", type=click.Choice(["kie", *GATEWAYS]), default="kie", show_default=True),
+        click.option("--provider", type=click.Choice(PROVIDERS), default="kie", show_default=True),
     ):
         command = option(command)
     return command
