@@ -103,6 +103,8 @@ def _pacing(figures: dict[str, Any]) -> Iterator[Goal]:
         for name, what in (("learning_gets", "GETs"), ("learning_late", "seen after")):
             yield Goal("B", f"{title} before that, {what}, to the ladder's", found[name], most=LEARNING, unit=" x")
         what = f"{title} 500 tasks at 10 GETs a second, seen after, to round-robin's"
+        if "crowd_best" in found:
+            what += f" (best possible: {number(found['crowd_best'])} x)"
         yield Goal("B", what, found["crowd"], most=CROWD, unit=" x")
     for name, row in figures.get("batches", {}).items():
         yield Goal("B", f"a first batch, {name}: GETs, to the ladder's", row["gets"], most=LEARNING, unit=" x")

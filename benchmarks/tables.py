@@ -232,7 +232,8 @@ def _pacing(figures: dict[str, Any]) -> str:
         for spread, found in figures["crowd"].items()
         for rule, row in found.items()
     ]
-    parts += ["### 500 tasks, 10 GETs a second\n", plain(crowd)]
+    best = "`to_best`: to the least there is for any rule, even one that knows how long tasks take (`least.py`).\n"
+    parts += ["### 500 tasks, 10 GETs a second\n", best, plain(crowd)]
     parts += ["### All at once, learned to ladder, in a first batch and again\n", plain(figures.get("batches", {}))]
     parts += ["### A model that changes, learned to ladder\n", plain(figures["drift"])]
     return "\n".join(parts)
