@@ -15,6 +15,7 @@ import logging
 import math
 import re
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from .models import TaskSnapshot
     from .session import CharacterSession
 
+    Body = AsyncIterable[bytes] | bytes
+    Waiter = asyncio.Future["CallbackEvent | None"]
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[None]]
@@ -50,22 +53,34 @@ if TYPE_CHECKING:
 log = logging.getLogger("sora_chars.callbacks")
 
 _ID_LIMIT = 200
-_ANSWER_HEADERS = {"Allow": "POST"}  # required with 405 and harmless beside the others (RFC 9110, 10.2.1)
+# The first is required with 405 and harmless beside the others (RFC 9110, 10.2.1).
+_ANSWER_HEADERS = {"Allow": "POST", "Content-Type": "application/json"}
 
 
 @attrs.frozen(kw_only=True)
 class CallbackEvent:
-    """A callback as it came. `snapshot` is what its sender claims, unconfirmed: the truth is `handle.result()`.
+    """A callback as it came, for a task of `provider`.
 
-    It is None where nobody can read the claim, or a success holds no character. `code` and `message` are the
-    envelope's, and say less than `snapshot.state`. `raw` is the whole body.
+    `code` and `message` are the envelope's, and say less than `snapshot.state`. `raw` is the whole body.
     """
 
     task_id: str
-    snapshot: TaskSnapshot | None
+    provider: str
     code: int | None
     message: str
     raw: Mapping[str, Any] = attrs.field(repr=False)
+
+    @cached_property
+    def snapshot(self) -> TaskSnapshot | None:
+        """What the sender claims, unconfirmed: the truth is `handle.result()`.
+
+        None where nobody can read the claim, or a success holds no character.
+        """
+        try:
+            record = {**_record(self.raw), "taskId": self.task_id}
+            return read_snapshot(record, provider=self.provider, wrong=ValueError)
+        except (MissingCharacterError, ValueError, RecursionError):
+            return None  # the nudge still counts: polling tells those who wait what is wrong
 
 
 def verify(
@@ -91,9 +106,7 @@ def verify(
         raise _refusal(400, "the body is no JSON") from error
     if not isinstance(envelope, dict):
         raise _refusal(400, "the body is no JSON object")
-    data = envelope.get("data")
-    record: dict[str, Any] = data if isinstance(data, dict) else envelope
-    task_id = _task_id(record) or _task_id(envelope)
+    task_id = _task_id(_record(envelope)) or _task_id(envelope)
     if task_id is None:
         raise _refusal(400, "the body names no task")
     if hmac_key is not None:
@@ -101,7 +114,7 @@ def verify(
     code = envelope.get("code")
     return CallbackEvent(
         task_id=task_id,
-        snapshot=_claim(record | {"taskId": task_id}, provider),
+        provider=provider,
         code=code if isinstance(code, int) else None,
         message=_message(envelope),
         raw=envelope,
@@ -110,6 +123,11 @@ def verify(
 
 def _refusal(status: int, reason: str) -> InvalidCallbackError:
     return InvalidCallbackError(f"Callback refused: {reason}.", status=status)
+
+
+def _record(envelope: Mapping[str, Any]) -> Mapping[str, Any]:
+    data = envelope.get("data")
+    return data if isinstance(data, dict) else envelope
 
 
 def _task_id(record: Mapping[str, Any]) -> str | None:
@@ -126,13 +144,6 @@ def _task_id(record: Mapping[str, Any]) -> str | None:
 def _message(envelope: Mapping[str, Any]) -> str:
     message = envelope.get("msg") or envelope.get("message")
     return printable(message) if isinstance(message, str) else ""
-
-
-def _claim(record: Mapping[str, Any], provider: str) -> TaskSnapshot | None:
-    try:
-        return read_snapshot(record, provider=provider, wrong=ValueError)
-    except (MissingCharacterError, ValueError, RecursionError):
-        return None  # the nudge still counts: polling tells those who wait what is wrong
 
 
 def _check_signature(
@@ -172,9 +183,7 @@ class CallbackReceiver:
     most_events: int = attrs.field(default=1024, kw_only=True)
     wall: Callable[[], float] = attrs.field(default=time.time, kw_only=True, repr=False)
     _events: dict[str, CallbackEvent] = attrs.field(factory=dict[str, CallbackEvent], init=False, repr=False)
-    _waiters: dict[str, set[asyncio.Future[CallbackEvent]]] = attrs.field(
-        factory=dict[str, "set[asyncio.Future[CallbackEvent]]"], init=False, repr=False
-    )
+    _waiters: dict[str, set[Waiter]] = attrs.field(factory=dict[str, "set[Waiter]"], init=False, repr=False)
     _closed: asyncio.Future[None] | None = attrs.field(default=None, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -195,31 +204,38 @@ class CallbackReceiver:
         if event := self._events.get(task_id):
             return event
         limit = self.session.wait if timeout is None else timeout
-        if self._closed is not self.session.closed:  # once for all waiters of an opening
-            self._closed = self.session.closed
-            self._closed.add_done_callback(self._release)
-        waiter: asyncio.Future[CallbackEvent] = asyncio.get_running_loop().create_future()
-        waiters = self._waiters.setdefault(task_id, set())
-        waiters.add(waiter)
-        try:
-            await asyncio.wait((waiter,), timeout=None if limit == math.inf else max(limit, 0))
-        finally:
-            waiters.discard(waiter)
-            if not waiters:
-                self._waiters.pop(task_id, None)
-        if waiter.done() and not waiter.cancelled():
-            return waiter.result()
+        if event := await self._next(task_id, limit):
+            return event
         self.session.check_open()
         raise WaitTimeoutError(
             f"No callback of task {printable(task_id)} came within {limit:g} s.",
             hint="It may be lost; await the task's handle, which polls too.",
         )
 
+    async def _next(self, task_id: str, limit: float) -> CallbackEvent | None:
+        """The task's next event; None when time is up, or the session was closed."""
+        if self._closed is not self.session.closed:  # once for all waiters of an opening
+            self._closed = self.session.closed
+            self._closed.add_done_callback(self._release)
+        loop = asyncio.get_running_loop()
+        waiter: Waiter = loop.create_future()
+        waiters = self._waiters.setdefault(task_id, set())
+        waiters.add(waiter)
+        timer = loop.call_later(limit, _wake, waiter, None) if limit < math.inf else None
+        try:
+            return await waiter
+        finally:
+            if timer:
+                timer.cancel()
+            waiters.discard(waiter)
+            if not waiters:
+                self._waiters.pop(task_id, None)
+
     def _release(self, _: object) -> None:
         """Let all go who wait: the session was closed."""
         for waiters in self._waiters.values():
             for waiter in waiters:
-                waiter.cancel()  # which leaves alone whose callback came just now
+                _wake(waiter, None)
 
     def aiohttp_app(self) -> web.Application:
         """An application to mount: `app.add_subapp("/hooks/kie/", receiver.aiohttp_app())`."""
@@ -233,9 +249,12 @@ class CallbackReceiver:
         return _Asgi(self)
 
     async def handle(
-        self, method: str, path: str, headers: Mapping[str, str], body: AsyncIterable[bytes]
+        self, method: str, path: str, headers: Mapping[str, str], body: Body
     ) -> tuple[int, dict[str, Any]]:
-        """Answer a request, of whatever framework: HTTP status and the JSON to send. `headers` as in `verify`."""
+        """Answer a request, of whatever framework: HTTP status and the JSON to send.
+
+        `headers` as in `verify`. `body`: in parts as they come, or whole where it has come already.
+        """
         try:
             entry = await self._owner(method, path)
             await self._take(await self._read(entry, headers, body), entry)
@@ -249,7 +268,7 @@ class CallbackReceiver:
         if method != "POST":
             raise _refusal(405, "it must be a POST")
         self._check_session()
-        token = _token(path)
+        token = path.rstrip("/").rpartition("/")[2]  # whatever a proxy or a mount did to the parts before it
         entry = await self._ask_ledger(token_digest(token)) if is_token(token) else None
         if entry is None:
             raise _refusal(401, "its token is unknown")
@@ -261,36 +280,34 @@ class CallbackReceiver:
         except LedgerError as error:
             raise _refusal(503, "its ledger is out of reach") from error
 
-    async def _read(self, entry: Entry, headers: Mapping[str, str], body: AsyncIterable[bytes]) -> CallbackEvent:
+    async def _read(self, entry: Entry, headers: Mapping[str, str], body: Body) -> CallbackEvent:
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise _refusal(415, "it must be application/json")
         content = await self._read_body(headers, body)
         return verify(
-            headers,
-            content,
-            now=self.wall(),
-            hmac_key=self.hmac_key,
-            tolerance=self.tolerance,
-            provider=entry.provider,
+            headers, content, now=self.wall(), hmac_key=self.hmac_key, tolerance=self.tolerance, provider=entry.provider
         )
 
-    async def _read_body(self, headers: Mapping[str, str], body: AsyncIterable[bytes]) -> bytes:
+    async def _read_body(self, headers: Mapping[str, str], body: Body) -> bytes:
+        if isinstance(body, bytes):
+            self._check_size(len(body))
+            return body
         length = headers.get("content-length", "")
-        if re.fullmatch("[0-9]{1,18}", length) and int(length) > self.body_limit:
-            raise self._too_large()
+        if re.fullmatch("[0-9]{1,18}", length):
+            self._check_size(int(length))
         content = bytearray()
         try:
             async with asyncio.timeout(self.body_timeout):
                 async for chunk in body:
                     content += chunk
-                    if len(content) > self.body_limit:
-                        raise self._too_large()
+                    self._check_size(len(content))
         except TimeoutError as error:
             raise _refusal(408, f"its body took longer than {self.body_timeout:g} s") from error
         return bytes(content)
 
-    def _too_large(self) -> InvalidCallbackError:
-        return _refusal(413, f"its body is larger than {self.body_limit} bytes")
+    def _check_size(self, size: int) -> None:
+        if size > self.body_limit:
+            raise _refusal(413, f"its body is larger than {self.body_limit} bytes")
 
     def _check_session(self) -> None:
         try:
@@ -307,8 +324,7 @@ class CallbackReceiver:
             raise _refusal(401, "its token belongs to another task")
         self._keep(event)
         for waiter in self._waiters.get(event.task_id, ()):
-            if not waiter.done():
-                waiter.set_result(event)
+            _wake(waiter, event)
         self.session.watcher.callback_arrived()
         try:
             await self.session.heard(entry, event.task_id)
@@ -322,13 +338,16 @@ class CallbackReceiver:
             del self._events[next(iter(self._events))]
 
     async def _answer_aiohttp(self, request: web.Request) -> web.Response:
-        status, payload = await self.handle(request.method, request.path, request.headers, _aiohttp_body(request))
-        return web.json_response(payload, status=status, headers=_ANSWER_HEADERS)
+        content = request.content
+        whole = content.is_eof() and not content.exception()
+        body = content.read_nowait() if whole else _aiohttp_body(request)
+        status, payload = await self.handle(request.method, request.path, request.headers, body)
+        return web.Response(body=json.dumps(payload).encode(), status=status, headers=_ANSWER_HEADERS)
 
 
-def _token(path: str) -> str:
-    """The last part of the path, whatever a proxy or a mount did to those before it."""
-    return path.rstrip("/").rpartition("/")[2]
+def _wake(waiter: Waiter, event: CallbackEvent | None) -> None:
+    if not waiter.done():  # else something else came just before
+        waiter.set_result(event)
 
 
 async def _aiohttp_body(request: web.Request) -> AsyncGenerator[bytes, None]:
@@ -361,7 +380,7 @@ class _Asgi:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         status, payload = await self.receiver.handle(scope["method"], scope["path"], headers, _asgi_body(receive))
         body = json.dumps(payload).encode()
-        answer_headers = {**_ANSWER_HEADERS, "Content-Type": "application/json", "Content-Length": str(len(body))}
+        answer_headers = {**_ANSWER_HEADERS, "Content-Length": str(len(body))}
         pairs = [(name.lower().encode(), value.encode()) for name, value in answer_headers.items()]
         await send({"type": "http.response.start", "status": status, "headers": pairs})
         await send({"type": "http.response.body", "body": body})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from starlette.routing import Mount
 
 from sora_chars import CallbackReceiver, CharacterSession, FixedPace, Kie
 from sora_chars.testing import Emulator
+from sora_chars.testing.deliveries import sign
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -162,6 +164,32 @@ async def test_oversized(stage: Stage) -> None:
     assert await stage.send(JSON, b"Content-Length: 10001") == 413
     chunk = b"%x\r\n%s\r\n" % (6000, b" " * 6000)
     assert await stage.send(JSON, b"Transfer-Encoding: chunked", body=chunk * 2) == 413
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["with the head", "later"])
+async def test_body_comes(stage: Stage, *, together: bool) -> None:
+    """A body is read whether it comes in one piece with its head or once that is answered."""
+    task_id = await stage.start()
+    timestamp = str(int(time.time()))
+    body = b'{"data":{"taskId":"%s","state":"success"}}' % task_id.encode()
+    head = (
+        b"POST %s HTTP/1.1" % stage.path,
+        b"Host: test",
+        JSON,
+        b"Content-Length: %d" % len(body),
+        b"X-Webhook-Timestamp: " + timestamp.encode(),
+        b"X-Webhook-Signature: " + sign("whsec", task_id, timestamp).encode(),
+        *((b"Connection: close",) if together else (b"Expect: 100-continue",)),
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", stage.port)
+    writer.write(b"\r\n".join([*head, b"", body if together else b""]))
+    if not together:
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"  # it is waited for now
+        writer.write(body)
+    assert int((await reader.readline()).split()[1]) == 200
+    writer.close()
+    await writer.wait_closed()
+    assert (await stage.receiver.expect(task_id, timeout=0)).raw["data"]["taskId"] == task_id
 
 
 async def test_slow_sender(stage: Stage) -> None:

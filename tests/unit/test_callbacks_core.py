@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import math
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -132,6 +134,17 @@ async def test_accepted(receiver: CallbackReceiver, session: CharacterSession, p
     event = await waiting
     assert event.snapshot is not None
     assert (event.task_id, event.snapshot.provider) == ("t1", "paper")
+
+
+async def test_body_that_has_come_already(receiver: CallbackReceiver, session: CharacterSession, paper: Paper) -> None:
+    """A body that is there as a whole is taken as one that comes in parts is, up to `body_limit` bytes."""
+    await start(session)
+    full = content().ljust(1000)
+    assert (await receiver.handle("POST", paper.paths[0], JSON, full + b" "))[0] == 413
+    with pytest.raises(WaitTimeoutError):
+        await receiver.expect("t1", timeout=0)
+    assert await receiver.handle("POST", paper.paths[0], JSON, full) == (200, {"code": 200, "msg": "success"})
+    assert (await receiver.expect("t1", timeout=0)).task_id == "t1"
 
 
 @pytest.mark.parametrize("prefix", ["", "/hooks", "/a/b/c"])
@@ -321,6 +334,19 @@ async def test_waiter_cancelled_as_the_callback_comes(
     assert waiting.cancelled()
 
 
+async def test_event_comes_as_time_runs_out(
+    receiver: CallbackReceiver, session: CharacterSession, paper: Paper, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A waiter whose event comes in the tick in which its time runs out gets it, and the clock does no harm."""
+    await start(session)
+    waiting = asyncio.create_task(receiver.expect("t1", timeout=0))
+    await asyncio.sleep(0)  # it waits now, until the next tick
+    posting = asyncio.create_task(post(receiver, paper.paths[0]))  # which runs in that tick, before its timers
+    assert (await waiting).task_id == "t1"
+    assert await posting == 200
+    assert not caplog.records
+
+
 async def test_double(receiver: CallbackReceiver, session: CharacterSession, paper: Paper) -> None:
     """A duplicate is accepted and resolves nobody twice; whoever asks later gets the newer one."""
     await start(session)
@@ -369,6 +395,24 @@ async def test_waits_that_end_leave_nothing_behind(receiver: CallbackReceiver) -
         with pytest.raises(WaitTimeoutError):
             await receiver.expect(f"x{n}", timeout=0)
     assert not receiver._waiters
+
+
+async def test_event_is_gone_once_nobody_needs_it(
+    receiver: CallbackReceiver, session: CharacterSession, paper: Paper
+) -> None:
+    """A wait that was met holds its event no longer, though it might have lasted much longer."""
+    for _ in range(6):
+        await start(session)
+    waiting = asyncio.create_task(receiver.expect("t1"))
+    await asyncio.sleep(0)  # it waits now
+    await post(receiver, paper.paths[0])
+    event = weakref.ref(await waiting)
+    del waiting
+    for n in range(1, 6):
+        await post(receiver, paper.paths[n], content(f"t{n + 1}"))
+    await asyncio.sleep(0)  # else the event loop itself still holds what has just woken this test
+    gc.collect()
+    assert event() is None
 
 
 async def test_oldest_event_makes_room(receiver: CallbackReceiver, session: CharacterSession, paper: Paper) -> None:
