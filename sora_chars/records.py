@@ -90,10 +90,19 @@ def to_request(entry: Entry) -> Request:
 
 def to_result(snapshot: TaskSnapshot) -> dict[str, Any]:
     """A finished snapshot as JSON, free of tokens."""
-    facts = attrs.asdict(snapshot, filter=lambda field, value: value is not None and field.name != "digest")
+    facts = _given(snapshot)
+    facts.pop("digest", None)
+    for part in facts.keys() & {"character", "failure"}:
+        facts[part] = _given(facts[part])
     text = json.dumps(facts)
     clean = hide_tokens(text)
     return facts if clean == text else json.loads(clean)
+
+
+def _given(value: TaskSnapshot | Character | TaskFailure) -> dict[str, Any]:
+    """The fields that are not None; attrs.asdict would go through all of the provider's raw answer as well."""
+    facts = {field.name: getattr(value, field.name) for field in attrs.fields(type(value))}
+    return {name: fact for name, fact in facts.items() if fact is not None}
 
 
 def to_snapshot(entry: Entry) -> TaskSnapshot:

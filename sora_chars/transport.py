@@ -363,6 +363,8 @@ class Transport:
 
 def hide_tokens(text: str) -> str:
     """The text without callback tokens."""
+    if "callbackurl" not in text.lower():  # as most, and ten times as fast as the search
+        return text
     return _TOKEN.sub(rf"\1{_HIDDEN}", text)
 
 

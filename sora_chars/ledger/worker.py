@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_MOST_JOBS = 1000
+_MANY_JOBS = 1000
 _REASONS = {
     sqlite3.SQLITE_FULL: "the disk is full",
     sqlite3.SQLITE_READONLY: "it is read-only",
@@ -42,18 +42,26 @@ class Worker(threading.Thread):
         self._connect = connect
         self._begin = begin
         self._connection: sqlite3.Connection | None = None
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._asked: list[Job] = []  # in this turn of the event loop
+        self._groups: SimpleQueue[list[Job]] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
 
     def call(self, job: Callable[[sqlite3.Cursor], T]) -> asyncio.Future[T]:
         """Run `job` in the thread, also when the future is given up."""
         future: asyncio.Future[T] = self._loop.create_future()
-        self._jobs.put((job, future))
+        if not self._asked:
+            self._loop.call_soon(self._hand_over)  # with all that others ask before: waking a thread is dear
+        self._asked.append((job, future))
         return future
+
+    def _hand_over(self) -> None:
+        jobs, self._asked = self._asked, []
+        self._groups.put(jobs)
 
     async def end(self) -> None:
         """Finish the jobs that are there, and the thread."""
-        self._jobs.put(None)
+        self._hand_over()
+        self._groups.put([])
         await asyncio.to_thread(self.join)
 
     def run(self) -> None:
@@ -67,11 +75,11 @@ class Worker(threading.Thread):
     def _take(self) -> list[Job]:
         """The jobs that wait, at least one; none to end."""
         jobs: list[Job] = []
-        while job := self._jobs.get():
-            jobs.append(job)
-            if self._jobs.empty() or len(jobs) == _MOST_JOBS:
+        while group := self._groups.get():
+            jobs += group
+            if self._groups.empty() or len(jobs) >= _MANY_JOBS:
                 return jobs
-        self._jobs.put(None)  # to be met again after these
+        self._groups.put([])  # to be met again after these
         return jobs
 
     def _answers(self, jobs: Sequence[Job]) -> list[Any]:

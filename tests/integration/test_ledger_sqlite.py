@@ -351,7 +351,7 @@ def test_a_loop_that_ended_first_ends_the_thread_quietly(path: Path) -> None:
         runner.close()
         other.execute("COMMIT")
     for worker in (store._writer, store._reader):
-        worker._jobs.put(None)
+        worker._groups.put([])
         worker.join(10)
         assert not worker.is_alive()
     store._lock.release()
