@@ -201,7 +201,7 @@ class Durations:
 
     def _weight(self) -> float:
         """How many durations, each counting as much, would tell as much."""
-        sums = max(1.0, min(sum(self._ended), max(self._reached)))
+        sums = min(sum(self._ended), max(self._reached))
         return sums * (2 - _FORGOTTEN) / (2 - sums * _FORGOTTEN)
 
 

@@ -108,10 +108,21 @@ def test_a_pace_needs_no_more_than_a_delay() -> None:
     """What a pace does not write has a default: it learns nothing, gains by time unseen, expects nothing."""
     pace = Plain()
     teach(pace, 3.0)
-    see(pace, 2.0, 1.0)
-    see(pace, 4.0, 2.0, ended_at=3.0)
     assert pace.gain(waiting(), 10.0, 4.0) == 4.0
     assert pace.expect(waiting(), 10.0) is None
+
+
+def test_a_pace_that_only_learns_hears_of_the_looks_that_show_an_end() -> None:
+    """What does not care for looks at tasks that go on need not write `saw`."""
+    told = list[float | None]()
+
+    class Pupil(Plain):
+        def learn(self, snapshot: TaskSnapshot) -> None:
+            told.append(snapshot.duration)
+
+    see(Pupil(), 2.0, 1.0)
+    see(Pupil(), 4.0, 2.0, ended_at=3.0)
+    assert told == [3.0]
 
 
 @pytest.mark.parametrize("snapshot", [None, waiting(), waiting("other"), waiting(None), waiting(provider="other")])
