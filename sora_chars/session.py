@@ -24,7 +24,6 @@ from .models import (
 )
 from .pacing import LearnedPace
 from .protocols import Pace
-from .sharing import shared
 from .watcher import TaskWatcher
 
 if TYPE_CHECKING:
@@ -113,7 +112,10 @@ class CharacterSession:
                 await stack.enter_async_context(self.ledger)
             for provider in self.providers:
                 await stack.enter_async_context(provider)
-                await stack.enter_async_context(shared(provider.account, self.ledger.division))
+                if self.ledger.division:
+                    from .sharing import shared  # noqa: PLC0415 # few ledgers are where processes meet
+
+                    await stack.enter_async_context(shared(provider.account, self.ledger.division))
             await self._teach(self.watcher.pace)
             self._stack = stack.pop_all()
         self._loop = asyncio.get_running_loop()

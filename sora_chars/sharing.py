@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
@@ -67,7 +67,6 @@ class Part:
     paused: float
 
 
-@runtime_checkable
 class Division(Protocol):
     """Where the processes meet. Both methods may raise `LedgerError`, and may be called twice for one answer."""
 
@@ -219,8 +218,8 @@ class _Member:
 
 
 @asynccontextmanager
-async def shared(account: Account | None, division: Division | None) -> AsyncGenerator[None, None]:
-    """Divide the limits of an account with other processes meanwhile, if there is a place where they meet.
+async def shared(account: Account | None, division: Division) -> AsyncGenerator[None, None]:
+    """Divide the limits of an account with the other processes that meet at `division`, meanwhile.
 
     Its pauses are told along with them, so an account without limits is each process's own.
 
@@ -228,7 +227,7 @@ async def shared(account: Account | None, division: Division | None) -> AsyncGen
         LedgerError: it cannot be reached at the beginning.
     """
     async with AsyncExitStack() as stack:
-        if account and division:
+        if account:
             for kind, window in account.windows.items():
                 if window.limit:
                     member = _Member(f"{account.name} {kind}", window, window.limit, division)

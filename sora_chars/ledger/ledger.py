@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sora_chars.errors import ConfigurationError, EntryMovedError, LedgerError, WrongLoopError
-from sora_chars.sharing import Division
 
 from .entry import By, Entry, check_storable, to_json
 from .memory import MemoryStore
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from sora_chars.sharing import Division
+
 _PAGE = 200
 
 
@@ -30,6 +31,11 @@ class Store(Protocol):
     @property
     def holder(self) -> str:
         """The name of this process, a new one at every opening."""
+        ...
+
+    @property
+    def division(self) -> Division | None:
+        """Where the processes on it divide an account's limits between them; None where they cannot."""
         ...
 
     async def open(self, waiters: Waiters) -> None:
@@ -92,7 +98,7 @@ class Ledger:
     @property
     def division(self) -> Division | None:
         """Where the processes on this ledger divide an account's limits between them; None where they cannot."""
-        return self._store if isinstance(self._store, Division) else None
+        return self._store.division
 
     async def __aenter__(self) -> Self:
         return await self.open()

@@ -29,6 +29,8 @@ class MemoryStore:
     and its key asked again is sent again. All others are kept.
     """
 
+    division = None
+
     holder: str = attrs.field(init=False, default="")
     _asked: int = attrs.field(init=False, default=0)  # ever, so that no place is used twice
     _places: dict[str, int] = attrs.field(init=False, factory=dict[str, int])

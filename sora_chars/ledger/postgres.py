@@ -29,7 +29,7 @@ from .entry import COLUMNS, MOVING, NAMING, from_row, getter, to_row
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from sora_chars.sharing import Claim
+    from sora_chars.sharing import Claim, Division
 
     from .entry import By, Entry
     from .states import State
@@ -171,6 +171,11 @@ class PostgresStore:
         """Try its lock, for as long as the statement lasts, and shared with others who try."""
         rows = await self._run("SELECT pg_try_advisory_xact_lock_shared(%s)", (_number(holder),))
         return bool(rows[0][0])
+
+    @property
+    def division(self) -> Division:
+        """This database."""
+        return self
 
     async def divide(self, claim: Claim) -> Part:
         """Take a part of a limit that the processes on this database share."""

@@ -88,6 +88,8 @@ class SqliteStore:
     what other processes wrote, while somebody waits for it.
     """
 
+    division = None
+
     def __init__(self, path: Path, *, patience: float = 15.0, interval: float = 0.05) -> None:
         self._path = path.absolute()
         self._patience = patience

@@ -253,10 +253,10 @@ async def test_accounts_and_kinds_are_apart(postgres_url: str) -> None:
 async def test_no_key_is_stored(postgres_url: str) -> None:
     """The database sees a digest of the account, and it is the same for all who have the same key and address."""
     names = set[str]()
-    async with Ledger(PostgresStore(postgres_url)) as ledger:
+    async with stores(postgres_url, 1) as (store,):
         for _ in range(2):
             account = Kie("a-secret-key-of-somebody", limits=Limits(creates=(1, 1.0))).account
-            async with shared(account, ledger.division):
+            async with shared(account, store):
                 pass
         async with await psycopg.AsyncConnection.connect(postgres_url) as other:
             rows = await (await other.execute("SELECT name FROM sora_chars_parts")).fetchall()

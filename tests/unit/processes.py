@@ -58,6 +58,8 @@ class Killed(BaseException):
 class Store:
     """The door of one process to the shared entries. Its next writes end as `faults` say; so many `reads` fail."""
 
+    division = None
+
     world: World
     process: Process
     holder: str

@@ -49,6 +49,8 @@ class Shared:
     While it is `blind`, it cannot be read.
     """
 
+    division = None
+
     house: House
     holder: str
     faults: int = 0

@@ -387,11 +387,11 @@ async def test_who_cannot_ask_at_first_does_not_take_part() -> None:
 
 @pytest.mark.looptime
 async def test_nothing_is_asked_where_nothing_is_shared() -> None:
-    """Without a meeting place, an account, or a limit there is nothing to divide."""
+    """Without an account or a limit there is nothing to divide."""
     async with world() as here:
         process = here.process("a")
         unlimited = Account.with_limits(Limits(), "account")
-        async with shared(process.account, None), shared(None, process.door), shared(unlimited, process.door):
+        async with shared(None, process.door), shared(unlimited, process.door):
             assert process.window.shares == []
         assert here.database.claims == []
 

@@ -113,6 +113,7 @@ def test_importing_the_package_imports_what_is_needed(code: str, loaded: set[str
         "sora_chars.media",
         "sora_chars.pictures",
         "sora_chars.providers.kkiai",
+        "sora_chars.sharing",
         "sora_chars.testing",
     }
 
