@@ -71,7 +71,7 @@ class Curve:
     hazards: array[float]
     looks: array[float]
     tail: float  # past the last age, hazard accumulates by this for each e-fold of age
-    trust: float  # 0 to 1, by the number of durations; the ladder's share in the looks is the rest
+    trust: float  # 0 to 1, by the number of durations; of the looks, the rest at least is the ladder's
 
     def hazard(self, age: float) -> tuple[float, float]:
         """The hazard accumulated by `age`, and by how much it grows a second."""
@@ -212,7 +212,7 @@ def _cell(age: float) -> float:
 
 @attrs.frozen(eq=False, kw_only=True, repr=False)
 class Lesson:
-    """What is known of one model: the last durations, the oldest first, and the curve made of them."""
+    """What is known of one model: the last durations, the oldest first, and the curve of what was learned."""
 
     provider: str
     model: str | None

@@ -61,9 +61,10 @@ class FixedPace(Pace):
 class LearnedPace(Pace):
     """Looks where a task is likely to end: at a rate proportional to the square root of the learned hazard rate.
 
-    It learns how long the tasks of each model take, from the provider's own times, and forgets what has drifted away.
-    A task costs `scale` times the looks that kie.ai's ladder would take at it. A model that is unknown is looked at as
-    `LadderPace` does, and so is a task that runs longer than all that is known. `hazards.py` has the mathematics.
+    It learns how long the tasks of each model take, from the provider's own times and from looks at those that still
+    run, and forgets what has drifted away. A task costs `scale` times the looks that kie.ai's ladder would take at it.
+    A model that is unknown is looked at as `LadderPace` does, and so is a task that runs longer than all that is known.
+    `hazards.py` has the mathematics.
 
     Raises:
         ValueError: `scale` is not above 0, or not finite.
