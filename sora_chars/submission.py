@@ -187,7 +187,7 @@ class Submission:
             name, task_id, key = self.provider.name, snapshot.task_id, self.entry.key
             raise LedgerError(
                 f"{name} made task {task_id} (key {key}), and the ledger could not be told: {error.message}",
-                hint="Keep this id. The ledger is tried again until the session closes.",
+                hint=f"Keep this id. The ledger is tried again until the session closes. {error.hint}".rstrip(),
                 key=key,
                 task_id=task_id,
                 snapshot=snapshot,
@@ -217,4 +217,5 @@ class Submission:
 
 def not_sent(error: LedgerError, key: str) -> LedgerError:
     """The error for a caller whose request stays here."""
-    return LedgerError(error.message, hint="Nothing was sent, since it could not be recorded first.", key=key)
+    hint = f"Nothing was sent, since it could not be recorded first. {error.hint}".rstrip()
+    return LedgerError(error.message, hint=hint, key=key)

@@ -98,8 +98,9 @@ class SqliteStore:
 
     async def open(self, waiters: Waiters) -> None:
         """Start the threads and bring the file up to date."""
-        writer = Worker(self._connect, begin="BEGIN IMMEDIATE", name="writer")
-        reader = Worker(self._connect, begin="BEGIN", name="reader")
+        self._file: tuple[int, int] | None = None  # device and number, once it is there
+        writer = Worker(self._connect, begin=self._begin_writing, name="writer")
+        reader = Worker(self._connect, begin=lambda cursor: cursor.execute("BEGIN"), name="reader")
         writer.start()
         try:
             await writer.call(_upgrade)
@@ -150,8 +151,30 @@ class SqliteStore:
     def _failure(self, error: OSError) -> LedgerError:
         return LedgerError(f"The ledger could not be used: {printable(error)}.")
 
+    def _begin_writing(self, cursor: sqlite3.Cursor) -> None:
+        self._check_file()
+        cursor.execute("BEGIN IMMEDIATE")
+
+    def _check_file(self) -> None:
+        """SQLite would go on writing to a file that was moved or deleted, and who comes next would never see it."""
+        if self._file != self._found():
+            raise LedgerError(
+                f"The ledger could not be used: {printable(str(self._path))} is no longer the file that was opened.",
+                hint="Put that one back, or open the ledger again.",
+            )
+
+    def _found(self) -> tuple[int, int] | None:
+        with suppress(OSError):
+            found = self._path.stat()
+            return found.st_dev, found.st_ino
+        return None
+
     def _connect(self) -> sqlite3.Connection:
-        self._create()
+        if self._file is None:
+            self._create()
+            self._file = self._found()
+        self._check_file()
+        self._check_mode()
         connection = sqlite3.connect(self._path, timeout=self._patience, isolation_level=None)
         try:
             self._use_wal(connection)
@@ -170,7 +193,9 @@ class SqliteStore:
         """
         with _creating, suppress(FileExistsError):
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        # SQLite would open it all the same, and leave files beside it that nobody can write later either.
+
+    def _check_mode(self) -> None:
+        """SQLite would open it all the same, and leave files beside it that nobody can write later either."""
         if not os.access(self._path, os.R_OK | os.W_OK, effective_ids=os.access in os.supports_effective_ids):
             raise LedgerError(f"The ledger could not be used: it is read-only ({printable(str(self._path))}).")
 

@@ -37,7 +37,9 @@ class Worker(threading.Thread):
     begins on a new connection, so that a fault is over when its cause is.
     """
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], *, begin: str, name: str) -> None:
+    def __init__(
+        self, connect: Callable[[], sqlite3.Connection], *, begin: Callable[[sqlite3.Cursor], object], name: str
+    ) -> None:
         super().__init__(name=f"sora_chars ledger {name}", daemon=True)
         self._connect = connect
         self._begin = begin
@@ -86,7 +88,7 @@ class Worker(threading.Thread):
         try:
             connection = self._connection = self._connection or self._connect()
             with contextlib.closing(connection.cursor()) as cursor:  # an error that is kept would keep both open
-                cursor.execute(self._begin)
+                self._begin(cursor)
                 answers = [job(cursor) for job, _ in jobs]
                 cursor.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 # a thread that died would leave every caller waiting

@@ -18,9 +18,10 @@ import pytest
 from sora_chars import Entry, Ledger, LedgerError, State, open_ledger
 from sora_chars.ledger import sqlite as module
 from sora_chars.ledger.sqlite import SqliteStore
+from sora_chars.ledger.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator
+    from collections.abc import Coroutine, Generator, Sequence
 
 NOBODY = 65534
 
@@ -102,6 +103,42 @@ async def test_writes_that_wait_together_share_a_commit(path: Path) -> None:
         await asyncio.gather(*(ask(ledger, f"k-{number}") for number in range(1000)))
         assert statements.count("COMMIT") < 50
         assert sum(statement.startswith("INSERT") for statement in statements) == 1000
+
+
+async def test_what_one_turn_of_the_loop_asks_is_one_group(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread is not woken by the first of many."""
+    groups: list[int] = []
+    answers = Worker._answers
+
+    def counted(self: Worker, jobs: Sequence[Any]) -> list[Any]:
+        groups.append(len(jobs))
+        return answers(self, jobs)
+
+    async with open_ledger(path) as ledger:
+        monkeypatch.setattr(Worker, "_answers", counted)
+        await asyncio.gather(*(ask(ledger, f"k-{number}") for number in range(50)))
+    assert groups == [50]
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])
+async def test_nothing_is_written_to_a_file_that_is_not_there_any_more(path: Path, how: str) -> None:
+    """What nobody would find later is an error, for as long as the file is not in its place, and makes no new file."""
+    aside = path.with_name("aside")
+    async with open_ledger(path) as ledger:
+        asked = await ask(ledger)
+        path.rename(aside)
+        if how == "deleted":
+            aside.unlink()
+        if how == "replaced":
+            path.touch()
+        for _ in range(2):
+            with pytest.raises(LedgerError, match=r"is no longer the file that was opened\. Put that one back"):
+                await ledger.move(asked, State.SENDING)
+            assert path.exists() == (how == "replaced")
+        if how == "moved":
+            aside.rename(path)
+            await ledger.move(asked, State.SENDING)
+            assert await ledger.get("k-1") != asked
 
 
 async def test_a_lock_of_another_process_is_waited_for(path: Path) -> None:

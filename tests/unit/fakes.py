@@ -267,7 +267,7 @@ class Shaky(MemoryStore):
 
     def _meet(self, states: set[State], entry: Entry) -> None:
         if entry.state in states:
-            raise self.bug or LedgerError("The disk is full.")
+            raise self.bug or LedgerError("The disk is full.", hint="Empty it.")
 
     async def elsewhere(self, key: str, to: State, **facts: Any) -> None:
         """Move an entry as another process would."""
