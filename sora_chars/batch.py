@@ -104,7 +104,7 @@ class Outcomes:
     """The outcomes of a batch, as they end: `async for outcome in outcomes`, inside `async with`.
 
     `stopped` says why submitting ended before the requests did: "account" (a provider refused a key, or its credits or
-    its cap are used up; `refusal` is the first such error); "budget"; "price" (there is a budget, and neither the
+    its cap are used up; `refusal` is the last such error); "budget"; "price" (there is a budget, and neither the
     caller nor the provider tells what a task costs); "closed" (the session was).
     """
 
@@ -298,7 +298,7 @@ class Outcomes:
         self._in_flight.remove(job)
         self._deadlines.pop(job, None)
         outcome = _outcome(job, error)
-        if isinstance(outcome.error, _OF_THE_ACCOUNT) and not self.stopped:
+        if isinstance(outcome.error, _OF_THE_ACCOUNT):
             self.stopped, self.refusal = "account", outcome.error
         self._purse.settle(job.cost, outcome.credits, outcome.state)
         self._tell(outcome, began=job.began)

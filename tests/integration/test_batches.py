@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sora_chars import CharacterSession, FixedPace, Kie, Kkiai, Limits, State
+from sora_chars import CharacterSession, FixedPace, Kie, Kkiai, Limits, State, open_ledger
 from sora_chars.testing import Emulator
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ async def test_a_refused_account_is_asked_no_more(emulator: Emulator, tmp_path: 
         async with session.create_many(rows, limit=10) as outcomes:
             ended = [outcome async for outcome in outcomes]
         assert outcomes.stopped == "account"
-        assert (outcomes.refusal, outcomes.progress.left) == (ended[0].error, 140)
+        assert (outcomes.refusal, outcomes.progress.left) == (ended[-1].error, 140)
         assert {outcome.state for outcome in ended} == {State.REFUSED}
         assert sum(emulator.seen.values()) == len(ended) == 10
         fault.remove()
@@ -122,6 +122,24 @@ async def test_a_synchronous_provider_makes_as_many_at_once_as_there_are_places(
         assert outcomes.progress.ended == 0
         ends = Counter([(outcome.state, outcome.provider) async for outcome in outcomes])
     assert ends == {(State.SUCCEEDED, "kkiai"): 40}
+
+
+async def test_slow_answers_hold_up_nobody_else(emulator: Emulator, tmp_path: Path) -> None:
+    """What waits for a connection of one provider is not yet sent, so not in doubt, and is in no other one's way."""
+    emulator.fault("delay", on="character", times=None, seconds=60.0)
+    slow = [SOURCE | {"key": f"slow {index}", "provider": "kkiai"} for index in range(120)]
+    kie, kkiai = Kie("kie-key", base_url=emulator.url, limits=None), Kkiai("kkiai-key", base_url=emulator.url)
+    ledger = open_ledger(tmp_path / "ledger.db")
+    async with ledger, CharacterSession(kie, kkiai, ledger=ledger, pace=FixedPace(0.01), drain=0.0) as session:
+        async with session.create_many(slow + wishes(10), limit=200) as outcomes:
+            ends = [(await anext(outcomes)).provider for _ in range(10)]
+            assert ends == ["kie"] * 10
+            await emulator.until(lambda: emulator.seen["POST", "/sora/v1/characters"] == 100)
+            found = Counter([entry.state async for entry in ledger.entries()])
+        assert found == {State.SUCCEEDED: 10, State.SENDING: 100, State.ASKED: 20}
+        await session.aclose()
+        found = Counter([entry.state async for entry in ledger.entries()])
+    assert found == {State.SUCCEEDED: 10, State.UNKNOWN: 100, State.ASKED: 20}
 
 
 async def test_a_strict_server_turns_no_create_of_a_batch_away() -> None:

@@ -266,16 +266,21 @@ async def test_updates_end_when_the_batch_is_left(number: int) -> None:
 
 
 async def test_what_was_left_is_forgotten() -> None:
-    """Once its task has ended nothing holds a request any more, long before the wait for it would have been over."""
+    """Once its task has ended nothing holds a request or the batch, long before the wait for it would be over."""
     requests = [wish("ends 5")]
     alive = weakref.ref(requests[0])
     async with session_of(Shop()) as session:
-        async with session.create_many(iter(requests)):
+        outcomes = session.create_many(iter(requests))
+        async with outcomes:
             await asyncio.sleep(2)
             requests.clear()
         await asyncio.sleep(10)
         gc.collect()
         assert alive() is None
+        batch = weakref.ref(outcomes)
+        del outcomes
+        gc.collect()
+        assert batch() is None
 
 
 @pytest.mark.parametrize("price", [2, 2.0, None, lambda _: 2])
