@@ -86,8 +86,14 @@ _PAGE = f"SELECT place, {', '.join(COLUMNS)} FROM sora_chars_entries WHERE state
 _PAGES = {False: f"{_PAGE} > %s ORDER BY place LIMIT %s", True: f"{_PAGE} < %s ORDER BY place DESC LIMIT %s"}
 _LAST = 2**63 - 1
 
+_KEEPALIVES: dict[str, Any] = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
 _SERVER_KEEPALIVES = "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
-"""A machine that lost its power hangs up nowhere. The server finds out within half a minute, not after two hours."""
+"""A machine that lost its power hangs up nowhere. Both sides find out within half a minute, not after two hours."""
 
 
 class PostgresStore:
@@ -125,7 +131,7 @@ class PostgresStore:
             raise
         self._pool = AsyncConnectionPool(
             self._url,
-            kwargs={"autocommit": True},
+            kwargs={"autocommit": True, **_KEEPALIVES},
             min_size=0,
             max_size=_CONNECTIONS,
             open=False,
@@ -219,12 +225,7 @@ class PostgresStore:
         """The line. It listens before it locks: an old one that hangs may hold the lock for a while."""
         patience = max(2, round(self._patience))
         line = await psycopg.AsyncConnection.connect(
-            self._url,
-            autocommit=True,
-            connect_timeout=patience,
-            keepalives_idle=10,
-            keepalives_interval=5,
-            keepalives_count=3,
+            self._url, autocommit=True, connect_timeout=patience, **_KEEPALIVES
         )
         try:
             await line.execute(_SERVER_KEEPALIVES)

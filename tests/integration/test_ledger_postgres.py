@@ -119,6 +119,16 @@ async def _end(work: Coroutine[Any, Any, Entry | None]) -> object:
         return error
 
 
+async def test_no_connection_waits_for_hours_for_a_machine_that_is_gone(postgres_url: str) -> None:
+    """All give up a server that no longer answers to anything, within half a minute."""
+    store = PostgresStore(postgres_url)
+    async with Ledger(store), store._pool.connection() as connection:
+        for one in (store._line, connection):
+            options = {name: int(value) for name, value in one.info.get_parameters().items() if value.isdigit()}
+            lasts = options["keepalives_idle"] + options["keepalives_interval"] * options["keepalives_count"]
+            assert (lasts, options["tcp_user_timeout"]) == (25, 25_000)
+
+
 async def test_a_busy_database_is_waited_for(quick: Ledger, postgres_url: str) -> None:
     """Of many calls at once, those that wait for others longer than they would for a connection fail none the more."""
     async with quick, await psycopg.AsyncConnection.connect(postgres_url) as other:
