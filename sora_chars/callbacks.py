@@ -325,7 +325,7 @@ class CallbackReceiver:
         self._keep(event)
         for waiter in self._waiters.get(event.task_id, ()):
             _wake(waiter, event)
-        self.session.watcher.callback_arrived()
+        self.session.watcher.callbacks.arrived()
         try:
             await self.session.heard(entry, event.task_id)
         except (SessionClosedError, ConfigurationError, LedgerError, ProviderError, MissingCharacterError) as error:

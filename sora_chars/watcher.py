@@ -25,6 +25,7 @@ from .errors import (
     WatcherStoppedError,
     printable,
 )
+from .trust import Trust
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ _TICK = 0.001  # seconds by which a look may be early: a clock ticks in steps, a
 _SLOTS = 64  # a second, in which looks begin together
 _LONG = 0.25  # seconds; looks that are rarer may wait for each other
 _STRETCH = 5.0  # how much rarer a task is polled while callbacks arrive
-_TRUST = 60.0  # seconds for which one callback vouches for the next
 _FAULT_DELAYS = (1.0, 30.0)
 _MISSING_DELAYS = (1.0, 5.0)
 _BACKSTOP = 30.0  # seconds between our own looks at a task that another process polls, which may have come to a stop
@@ -73,8 +73,10 @@ class TaskWatcher:
     settle: Callable[[str, TaskSnapshot | MissingCharacterError], Awaitable[None]] = _tell_nobody
     looks: set[asyncio.Task[None]] = attrs.field(factory=set["asyncio.Task[None]"], init=False, repr=False)
     _lanes: dict[str, _Lane] = attrs.field(factory=dict[str, "_Lane"], init=False)
-    _trusted_until: float = attrs.field(default=-math.inf, init=False)
-    _trust_timer: asyncio.TimerHandle | None = attrs.field(default=None, init=False)
+    callbacks: Trust = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.callbacks = Trust(self._snap_back)
 
     def watch(
         self,
@@ -164,33 +166,9 @@ class TaskWatcher:
             return None
         return self.pace.expect(watch.snapshot, asyncio.get_running_loop().time() - watch.started)
 
-    def callback_arrived(self) -> None:
-        """Poll tasks that expect a callback more rarely, for as long as callbacks keep arriving."""
-        loop = asyncio.get_running_loop()
-        self._trusted_until = loop.time() + _TRUST
-        if self._trust_timer is None:
-            self._trust_timer = loop.call_at(self._trusted_until, self._trust_ends)
-
-    def distrust(self) -> None:
-        """A task ended and its callback did not come: poll as if there were none."""
-        self._trusted_until = -math.inf
-        if self._trust_timer:
-            self._trust_timer.cancel()
-            self._trust_ends()
-
-    def _trust_ends(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._trust_timer = None
-        if self._trusted_until > loop.time():
-            self._trust_timer = loop.call_at(self._trusted_until, self._trust_ends)
-            return
+    def _snap_back(self) -> None:
         for lane in self._lanes.values():
             lane.snap_back()
-
-    @property
-    def trusts_callbacks(self) -> bool:
-        """Whether callbacks are arriving."""
-        return self._trusted_until > asyncio.get_running_loop().time()
 
     def discard(self, lane: _Lane) -> None:
         """Forget a lane that died, so that the next `watch` starts a new one."""
@@ -199,7 +177,7 @@ class TaskWatcher:
     async def aclose(self) -> None:
         """Stop polling. Whoever still waits gets a `WatcherStoppedError`."""
         lanes, self._lanes = list(self._lanes.values()), {}
-        self.distrust()
+        self.callbacks.missed()
         asyncio_tasks = [lane.stop() for lane in lanes] + list(self.looks)
         for asyncio_task in asyncio_tasks:
             asyncio_task.cancel()
@@ -228,7 +206,7 @@ class _Lane:
         """Make the task due in `delay` seconds; with `stretch` rarer while callbacks arrive."""
         now = asyncio.get_running_loop().time()
         watch.plain_due = now + delay
-        rarer = _STRETCH if stretch and watch.expects_callback and self.watcher.trusts_callbacks else 1.0
+        rarer = _STRETCH if stretch and watch.expects_callback and self.watcher.callbacks.holds else 1.0
         self._push(watch, _together(now + delay * rarer) if delay >= _LONG else now + delay)
 
     def snap_back(self) -> None:
@@ -344,7 +322,7 @@ class _Lane:
             watch.started = watch.looked = now - age
         unseen, watch.looked = now - watch.looked, now
         if snapshot.finished and watch.expects_callback and watch.woken_by == "poll":
-            self.watcher.distrust()
+            self.watcher.callbacks.missed()
         watch.show(snapshot)
         if snapshot.finished:
             self._end(watch, snapshot)

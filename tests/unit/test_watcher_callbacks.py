@@ -85,11 +85,11 @@ async def test_looks_are_stretched_while_callbacks_arrive() -> None:
     """A task that expects a callback is looked at five times more rarely; one that does not is not."""
     expecting, plain = Watched(script(NEW)), Watched(script(NEW), name="plain")
     async with every(10.0) as watcher:
-        watcher.callback_arrived()
+        watcher.callbacks.arrived()
         watcher.watch(expecting, "t1", snapshot=NEW, expects_callback=True)
         watcher.watch(plain, "t2", snapshot=NEW)
         await asyncio.sleep(45)
-        watcher.callback_arrived()
+        watcher.callbacks.arrived()
         await asyncio.sleep(50)
     assert expecting.looks == [50]
     assert plain.looks == [10, 20, 30, 40, 50, 60, 70, 80, 90]
@@ -99,11 +99,11 @@ async def test_looks_snap_back_when_callbacks_stop() -> None:
     """A minute after the last callback the tasks are looked at as if there were none."""
     provider = Watched(script(NEW))
     async with every(30.0) as watcher:
-        watcher.callback_arrived()
+        watcher.callbacks.arrived()
         watch = watcher.watch(provider, "t1", snapshot=NEW, expects_callback=True)
         await asyncio.sleep(125)
         assert not watch.future.done()
-        assert not watcher.trusts_callbacks
+        assert not watcher.callbacks.holds
     assert provider.looks == [60, 90, 120]
 
 
@@ -111,12 +111,12 @@ async def test_looks_snap_back_at_once_after_a_lost_callback() -> None:
     """A task whose end a poll found first shows that callbacks get lost: all others are looked at at once."""
     lost, other = Watched(script(DONE), name="lost"), Watched(script(NEW))
     async with every(4.0) as watcher:
-        watcher.callback_arrived()
+        watcher.callbacks.arrived()
         watcher.watch(other, "t1", snapshot=NEW, expects_callback=True)
         ended = watcher.watch(lost, "t2", snapshot=NEW, expects_callback=True)
         await asyncio.sleep(1)
         await watcher.look(lost, ended)
-        assert not watcher.trusts_callbacks
+        assert not watcher.callbacks.holds
         await asyncio.sleep(8)
     assert other.looks == [4, 8]
 
@@ -125,11 +125,11 @@ async def test_a_look_under_way_is_not_moved_by_the_snap_back() -> None:
     """Taking back what was stretched starts no second look at a task that is being looked at."""
     provider = Watched(script(NEW), takes=30.0)
     async with every(10.0) as watcher:
-        watcher.callback_arrived()
+        watcher.callbacks.arrived()
         watcher.watch(provider, "t1", snapshot=NEW, expects_callback=True)
-        watcher.callback_arrived()
+        watcher.callbacks.arrived()
         await asyncio.sleep(55)
-        watcher.distrust()
+        watcher.callbacks.missed()
         await asyncio.sleep(20)
     assert provider.looks == [50]
 
@@ -139,18 +139,18 @@ async def test_distrust_without_trust_does_nothing() -> None:
     provider = Watched(script(DONE))
     async with every(10.0) as watcher:
         await watcher.watch(provider, "t1", snapshot=NEW, expects_callback=True).future
-        assert not watcher.trusts_callbacks
+        assert not watcher.callbacks.holds
     assert provider.looks == [10]
 
 
 async def test_trust_ends_also_after_closing_and_opening_again() -> None:
     """A watcher that was closed while callbacks arrived snaps back as a new one does."""
     watcher, provider = TaskWatcher(pace=FixedPace(30.0)), Watched(script(NEW))
-    watcher.callback_arrived()
+    watcher.callbacks.arrived()
     await watcher.aclose()
-    assert not watcher.trusts_callbacks
+    assert not watcher.callbacks.holds
     async with aclosing(watcher):
-        watcher.callback_arrived()
+        watcher.callbacks.arrived()
         watcher.watch(provider, "t1", snapshot=NEW, expects_callback=True)
         await asyncio.sleep(65)
     assert provider.looks == [60]
