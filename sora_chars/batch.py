@@ -50,7 +50,7 @@ Rows = Iterable[Row] | AsyncIterable[Row]
 Start = Callable[[Request, str | None], "Awaitable[TaskHandle[Any]]"]
 
 _END = object()
-_SENDERS = 64  # so that of a provider's connections some are left for looks
+_SENDERS = 250  # more than connections, so that looks do not hold up creates; few, so that another batch's turn is near
 _OF_THE_ACCOUNT = (AuthenticationError, InsufficientCreditsError, UsageCapError)  # all others would meet it, too
 
 

@@ -66,17 +66,17 @@ async def test_a_task_in_flight_takes_one_of_the_places() -> None:
 @pytest.mark.parametrize(
     ("shop", "most"),
     [
-        (Shop(), 64),
-        (Shop(account=Account.with_limits(Limits(polls=(1, 1.0)))), 64),
+        (Shop(), 250),
+        (Shop(account=Account.with_limits(Limits(polls=(1, 1.0)))), 250),
         (Shop(account=Account.with_limits(Limits(creates=(20, 10.0)))), 20),
-        (Shop(account=Account.with_limits(Limits(creates=(1000, 10.0)))), 64),
-        (Shop(synchronous=True), 80),
+        (Shop(account=Account.with_limits(Limits(creates=(1000, 10.0)))), 250),
+        (Shop(synchronous=True), 300),
     ],
 )
 async def test_few_are_sent_at_a_time(shop: Shop, most: int) -> None:
     """No more than may go out at once, but all that there may be where the answer comes when the task ends."""
     async with session_of(shop) as session:
-        await session.create_all([wish() for _ in range(120)], limit=80)
+        await session.create_all([wish() for _ in range(400)], limit=300)
     assert shop.peaks["sending"] == most
 
 
@@ -94,7 +94,7 @@ async def test_ten_thousand_in_flight_need_no_asyncio_tasks() -> None:
     async with CharacterSession(shop, pace=FixedPace(590.0)) as session:
         outcomes = await session.create_all(wishes(), limit=100_000)
     assert (len(outcomes), shop.peaks["running"]) == (2000, 2000)
-    assert most < 2 * 64 + 10
+    assert most < 2 * 250 + 10
     assert loop.time() < 2000
 
 
@@ -178,14 +178,14 @@ async def test_what_the_requests_raise_is_raised_on_leaving() -> None:
 async def test_leaving_early_sends_nothing_more_and_loses_nothing(how: str) -> None:
     """It takes no time and leaves no asyncio task; what was sent is found again, and nothing is paid twice."""
     shop, loop = Shop(), asyncio.get_running_loop()
-    wishes = [wish("ends 50", key=str(number)) for number in range(160)]
+    wishes = [wish("ends 50", key=str(number)) for number in range(600)]
     async with session_of(shop) as session:
         caller, before = asyncio.current_task(), asyncio.all_tasks()
         assert caller
-        outcomes = session.create_many(wishes, limit=80)
+        outcomes = session.create_many(wishes, limit=300)
         with suppress(KeyError, asyncio.CancelledError):
             async with outcomes:
-                await asyncio.sleep(1.5)  # 64 have been answered, and 16 are on their way
+                await asyncio.sleep(1.5)  # 250 have been answered, and 50 are on their way
                 if how == "cancel":
                     loop.call_soon(caller.cancel)
                     await anext(outcomes)
@@ -196,14 +196,14 @@ async def test_leaving_early_sends_nothing_more_and_loses_nothing(how: str) -> N
         names = {asyncio_task.get_name() for asyncio_task in asyncio.all_tasks() - before}
         await asyncio.sleep(0)  # a generator that nobody closed would be closed by an asyncio task of its own
         names |= {asyncio_task.get_name() for asyncio_task in asyncio.all_tasks() - before}
-        assert names == {"sora_chars watcher of shop", *(f"sora_chars submit {number}" for number in range(64, 80))}
+        assert names == {"sora_chars watcher of shop", *(f"sora_chars submit {number}" for number in range(250, 300))}
         await asyncio.sleep(100)
-        assert (len(shop.posts), outcomes.progress.running, await states(outcomes)) == (80, 80, [])
+        assert (len(shop.posts), outcomes.progress.running, await states(outcomes)) == (300, 300, [])
         assert [handle.done() async for handle in session.recover()] == []  # these were watched all the time
         began = loop.time()
-        again = await session.create_all(wishes[:80])
-        assert [outcome.state for outcome in again] == ["succeeded"] * 80
-        assert (len(shop.posts), loop.time()) == (80, began)
+        again = await session.create_all(wishes[:300])
+        assert [outcome.state for outcome in again] == ["succeeded"] * 300
+        assert (len(shop.posts), loop.time()) == (300, began)
 
 
 async def test_a_small_batch_does_not_wait_for_a_large_one() -> None:
