@@ -55,6 +55,8 @@ log = logging.getLogger("sora_chars.callbacks")
 _ID_LIMIT = 200
 # The first is required with 405 and harmless beside the others (RFC 9110, 10.2.1).
 _ANSWER_HEADERS = {"Allow": "POST", "Content-Type": "application/json"}
+_ACCEPTED = {"code": 200, "msg": "success"}
+_ACCEPTED_JSON = json.dumps(_ACCEPTED).encode()
 
 
 @attrs.frozen(kw_only=True)
@@ -251,17 +253,14 @@ class CallbackReceiver:
     async def handle(
         self, method: str, path: str, headers: Mapping[str, str], body: Body
     ) -> tuple[int, dict[str, Any]]:
-        """Answer a request, of whatever framework: HTTP status and the JSON to send.
-
-        `headers` as in `verify`. `body`: in parts as they come, or whole where it has come already.
-        """
+        """Status and JSON to answer a request of any framework. `headers` as in `verify`; `body` in parts or whole."""
         try:
             entry = await self._owner(method, path)
             await self._take(await self._read(entry, headers, body), entry)
         except InvalidCallbackError as error:
             log.warning("callback.refused", extra={"status": error.status, "reason": error.message})
             return error.status, {"code": error.status, "msg": error.message}
-        return 200, {"code": 200, "msg": "success"}
+        return 200, _ACCEPTED.copy()
 
     async def _owner(self, method: str, path: str) -> Entry:
         """The entry whose token the path bears."""
@@ -342,7 +341,11 @@ class CallbackReceiver:
         whole = content.is_eof() and not content.exception()
         body = content.read_nowait() if whole else _aiohttp_body(request)
         status, payload = await self.handle(request.method, request.path, request.headers, body)
-        return web.Response(body=json.dumps(payload).encode(), status=status, headers=_ANSWER_HEADERS)
+        return web.Response(body=_encode(payload), status=status, headers=_ANSWER_HEADERS)
+
+
+def _encode(payload: Mapping[str, Any]) -> bytes:
+    return _ACCEPTED_JSON if payload == _ACCEPTED else json.dumps(payload).encode()
 
 
 def _wake(waiter: Waiter, event: CallbackEvent | None) -> None:
@@ -379,7 +382,7 @@ class _Asgi:
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         status, payload = await self.receiver.handle(scope["method"], scope["path"], headers, _asgi_body(receive))
-        body = json.dumps(payload).encode()
+        body = _encode(payload)
         answer_headers = {**_ANSWER_HEADERS, "Content-Length": str(len(body))}
         pairs = [(name.lower().encode(), value.encode()) for name, value in answer_headers.items()]
         await send({"type": "http.response.start", "status": status, "headers": pairs})
