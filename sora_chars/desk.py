@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 log = logging.getLogger("sora_chars.session")
 
-_MOST_ASKED = 100  # at once, so that thousands do not all go on in one turn of the event loop
+_MOST_ASKED = 64  # at once, so that thousands do not all go on in one turn of the event loop
 _AGAIN = 5.0  # seconds after which a step that came too early, or met a fault, is worth another
 
 

@@ -66,7 +66,7 @@ class TaskWatcher:
     """
 
     pace: Pace
-    max_in_flight: int = 64
+    max_in_flight: int = 16
     fault_budget: float = 300.0
     grace: float = 90.0
     wall: Callable[[], float] = time.time
