@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from peers import HAND, OURS, OURS_1S, OURS_BATCH, WAITING
+from peers import HAND, OURS_1S, OURS_BATCH, WAITING
 from server import serving
 
 SIZES = (200, 1000, 5000)
