@@ -172,8 +172,8 @@ class SqliteStore:
     def _connect(self) -> sqlite3.Connection:
         if self._file is None:
             self._create()
-            self._file = self._found()
-        self._check_file()
+        else:
+            self._check_file()
         self._check_mode()
         connection = sqlite3.connect(self._path, timeout=self._patience, isolation_level=None)
         try:
@@ -182,6 +182,8 @@ class SqliteStore:
         except sqlite3.Error:
             connection.close()
             raise
+        if self._file is None:
+            self._file = self._found()  # not before: a container's layers copy a file when it is first written to
         return connection
 
     def _create(self) -> None:
