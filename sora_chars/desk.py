@@ -284,7 +284,8 @@ class Desk:
             raise SessionClosedError(f"The session was closed before the end of key {entry.key} was on record.")
         await self._writes.settle(provider.name, seen)
         if isinstance(seen, TaskSnapshot):
-            self.watcher.learn(seen)
+            age = seen.duration or 0.0
+            self.watcher.saw(seen, age, age)
             await self._picture_of(seen)
         entry = await find(self.ledger, entry.key)
         return Step(entry, _AGAIN if entry.state is State.RUNNING else None)

@@ -146,19 +146,12 @@ class TaskWatcher:
             lane.see(watch, snapshot)
         return snapshot
 
-    def learn(self, snapshot: TaskSnapshot) -> None:
-        """Tell the pace of a task that has ended."""
-        try:
-            self.pace.learn(snapshot)
-        except Exception:
-            log.exception("pace.failed")  # its bug must not cost what was paid for
-
     def saw(self, snapshot: TaskSnapshot, age: float, unseen: float) -> None:
         """Tell the pace what a look has shown."""
         try:
             self.pace.saw(snapshot, age, unseen)
         except Exception:
-            log.exception("pace.failed")
+            log.exception("pace.failed")  # its bug must not cost what was paid for
 
     def expect(self, watch: Watch) -> Eta | None:
         """When a task will end, as far as its pace knows."""
