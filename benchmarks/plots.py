@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SHADES = ("#9ecae1", "#4292c6", "#08306b")  # few, more, most tasks
 MARKERS = "osD^vP*X<>hp"
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # under a text that a line would cross
 OURS, THEIRS, LIMIT = "#d94801", "#6b7785", "#a50f15"
 
 
@@ -113,12 +114,12 @@ def seen(ax: Axes, figures: dict[str, Any]) -> None:
         ours = row["peer"].startswith("sora_chars")
         color, marker = OURS if ours else mpl.colormaps["tab10"](at % 10), MARKERS[at % len(MARKERS)]
         place = (row["gets_per_task"], row["detection_mean_s"])
-        ax.plot(*place, marker, color=color, label=row["peer"], zorder=4 - ours, markersize=11 if ours else 7)
+        ax.plot(*place, marker, color=color, label=row["peer"], zorder=3 + ours, markersize=7)
     ax.set(xscale="log", yscale="log", xlabel="GETs a task (log)", ylabel="seconds until an end is seen, mean (log)")
     ax.set_title(f"A. Looks and what they buy, {size:,} tasks")
     ax.margins(0.25)
     ax.grid(alpha=0.3)
-    ax.legend(fontsize=8)
+    ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)
     _plain_numbers(ax, ax.yaxis)
 
 
@@ -148,7 +149,7 @@ def pacing(ax: Axes, figures: dict[str, Any]) -> None:
         ax.scatter(row["gets"], row["late"], color=OURS if name == "learned" else THEIRS, zorder=3)
         ax.annotate(name, (row["gets"], row["late"]), (6, 3), textcoords="offset points", fontsize=9)
     ax.set(xscale="log", yscale="log", xlabel="GETs a task (log)", ylabel="seconds until an end is seen, mean (log)")
-    ax.set_title(f"B. Paces, once a model is known (spread {spread})")
+    ax.set_title(f"B. Paces, model known, spread {spread}")
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8, loc="lower left")
     _plain_numbers(ax, ax.yaxis)
@@ -161,7 +162,9 @@ def callbacks(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.axhline(goals.CALLBACK_CPU * rows[0]["cpu_us"], color=LIMIT, linewidth=1, linestyle="--")
     for at, row in enumerate(rows):
         text = f"{row['cpu_ratio']:.2f} x\np99 {row['p99_ms']:.1f} ms"
-        ax.annotate(text, (at, row["cpu_us"]), (0, 4), textcoords="offset points", ha="center", fontsize=9)
+        place = (at, row["cpu_us"])
+        ax.annotate(text, place, (0, 4), textcoords="offset points", ha="center", fontsize=8, bbox=PAPER)
+    ax.tick_params(axis="x", labelsize=8)
     ax.set(ylabel="CPU microseconds each; dashed: the goal", title="C. What a callback costs, on one core")
     ax.margins(y=0.15)
 
@@ -177,7 +180,9 @@ def lost(ax: Axes, cards: dict[str, Any]) -> None:
         text = f"{row['creates']} paid, {row['finished']} known to the caller"
         if row["peer"].startswith("sora_chars"):
             text = f"{row['creates']} paid, {cards['lost']['ours']['recovered']} found by callbacks"
-        ax.annotate(text, (0.3, at), va="center", fontsize=8, color="white")
+        short = row["creates"] <= 10
+        place = (row["creates"] + 0.3 if short else 0.3, at)
+        ax.annotate(text, place, va="center", fontsize=8, color="black" if short else "white")
     ax.invert_yaxis()
     ax.set(
         xticks=range(0, 21, 5),
@@ -195,7 +200,8 @@ def presence(ax: Axes, figures: dict[str, Any]) -> None:
     ax.axhline(goals.IMPORT * values[0], color=LIMIT, linewidth=1, linestyle="--")
     for at, value in enumerate(values):
         text = f"{value:.0f} ms, {value / values[0]:.2f} x"
-        ax.annotate(text, (at, value), (0, 4), textcoords="offset points", ha="center")
+        ax.annotate(text, (at, value), (0, 4), textcoords="offset points", ha="center", bbox=PAPER)
+    ax.tick_params(axis="x", labelsize=8)
     ax.set(ylabel="milliseconds, median; dashed: the goal", title="E. What the import costs")
     ax.margins(y=0.15)
 
