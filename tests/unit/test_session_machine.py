@@ -276,6 +276,7 @@ class SessionMachine(RuleBasedStateMachine):
         assert not any(process.callers for process in self.processes), "somebody waits for ever"
 
 
+@pytest.mark.timeout(300)  # many lives; with less, a slow machine would be taken for a hang
 def test_random_lives() -> None:
     """Whatever happens, no key has two tasks, no task is lost, nobody is told an untruth, and every state is met."""
     moves: set[tuple[State, State]] = set()
