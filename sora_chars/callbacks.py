@@ -36,6 +36,7 @@ from .providers.kie_codec import read_snapshot
 from .records import token_digest
 from .submission import is_token
 from .transport import parse_json
+from .watch import wake
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping, MutableMapping
@@ -223,7 +224,7 @@ class CallbackReceiver:
         waiter: Waiter = loop.create_future()
         waiters = self._waiters.setdefault(task_id, set())
         waiters.add(waiter)
-        timer = loop.call_later(limit, _wake, waiter, None) if limit < math.inf else None
+        timer = loop.call_later(limit, wake, waiter, None) if limit < math.inf else None
         try:
             return await waiter
         finally:
@@ -237,7 +238,7 @@ class CallbackReceiver:
         """Let all go who wait: the session was closed."""
         for waiters in self._waiters.values():
             for waiter in waiters:
-                _wake(waiter, None)
+                wake(waiter, None)
 
     def aiohttp_app(self) -> web.Application:
         """An application to mount: `app.add_subapp("/hooks/kie/", receiver.aiohttp_app())`."""
@@ -323,7 +324,7 @@ class CallbackReceiver:
             raise _refusal(401, "its token belongs to another task")
         self._keep(event)
         for waiter in self._waiters.get(event.task_id, ()):
-            _wake(waiter, event)
+            wake(waiter, event)
         self.session.watcher.callbacks.arrived()
         try:
             await self.session.heard(entry, event.task_id)
@@ -346,11 +347,6 @@ class CallbackReceiver:
 
 def _encode(payload: Mapping[str, Any]) -> bytes:
     return _ACCEPTED_JSON if payload == _ACCEPTED else json.dumps(payload).encode()
-
-
-def _wake(waiter: Waiter, event: CallbackEvent | None) -> None:
-    if not waiter.done():  # else something else came just before
-        waiter.set_result(event)
 
 
 async def _aiohttp_body(request: web.Request) -> AsyncGenerator[bytes, None]:

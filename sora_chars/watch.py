@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import attrs
 
@@ -13,6 +13,8 @@ from .models import TaskSnapshot
 
 if TYPE_CHECKING:
     from .errors import SoraCharsError
+
+T = TypeVar("T")
 
 
 @attrs.define(eq=False, repr=False)
@@ -68,17 +70,18 @@ async def end_of(future: asyncio.Future[Any], seconds: float = math.inf) -> None
     """
     loop = asyncio.get_running_loop()
     waiter = loop.create_future()
-    wake = partial(_wake, waiter)
-    future.add_done_callback(wake)
-    timer = None if seconds == math.inf else loop.call_later(seconds, wake)
+    told = partial(wake, waiter)
+    future.add_done_callback(told)
+    timer = None if seconds == math.inf else loop.call_later(seconds, told, None)
     try:
         await waiter
     finally:
-        future.remove_done_callback(wake)
+        future.remove_done_callback(told)
         if timer:
             timer.cancel()
 
 
-def _wake(waiter: asyncio.Future[None], _: object = None) -> None:
+def wake(waiter: asyncio.Future[T], value: T) -> None:
+    """Give the waiter what it waits for, unless something else came just before."""
     if not waiter.done():
-        waiter.set_result(None)
+        waiter.set_result(value)
