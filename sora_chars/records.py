@@ -90,19 +90,17 @@ def to_request(entry: Entry) -> Request:
 
 def to_result(snapshot: TaskSnapshot) -> dict[str, Any]:
     """A finished snapshot as JSON, free of tokens."""
-    facts = _given(snapshot)
-    facts.pop("digest", None)
+    facts = _facts(snapshot)
     for part in facts.keys() & {"character", "failure"}:
-        facts[part] = _given(facts[part])
+        facts[part] = _facts(facts[part])
     text = json.dumps(facts)
     clean = hide_tokens(text)
     return facts if clean == text else json.loads(clean)
 
 
-def _given(value: TaskSnapshot | Character | TaskFailure) -> dict[str, Any]:
-    """The fields that are not None; attrs.asdict would go through all of the provider's raw answer as well."""
-    facts = {field.name: getattr(value, field.name) for field in attrs.fields(type(value))}
-    return {name: fact for name, fact in facts.items() if fact is not None}
+def _facts(value: TaskSnapshot | Character | TaskFailure) -> dict[str, Any]:
+    """What is known of it; not deeper, since the provider's raw answer may be long."""
+    return attrs.asdict(value, recurse=False, filter=lambda field, fact: fact is not None and field.name != "digest")
 
 
 def to_snapshot(entry: Entry) -> TaskSnapshot:

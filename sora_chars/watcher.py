@@ -48,7 +48,7 @@ _FIRST_ECHO = 0.25  # seconds until the next look when a callback came before it
 
 
 def _together(due: float) -> float:
-    """A hundredth of a second later at most, so that one waking serves all who are due by then."""
+    """A sixty-fourth of a second later at most, so that one waking serves all who are due by then."""
     return math.ceil(due * _SLOTS) / _SLOTS
 
 
@@ -317,10 +317,9 @@ class _Lane:
         if snapshot.finished and watch.expects_callback and watch.woken_by == "poll":
             self.watcher.callbacks.missed()
         watch.show(snapshot)
-        if snapshot.finished:
-            self._end(watch, snapshot)
         self.watcher.saw(snapshot, now - watch.started, unseen)
         if snapshot.finished:
+            self._end(watch, snapshot)
             return
         delay = self.watcher.pace.delay(snapshot, now - watch.started)
         if watch.nudged:
