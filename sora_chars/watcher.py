@@ -251,7 +251,7 @@ class _Lane:
         self._under_way += 1
         look = asyncio.get_running_loop().create_task(self._look(watch))
         self.watcher.looks.add(look)  # which outlives this lane, should it die
-        look.add_done_callback(self._looked)
+        look.add_done_callback(self.watcher.looks.discard)
 
     def _pick(self, now: float, *, crowded: bool) -> Watch:
         """Take the task that was due first; when not all may be looked at, the one whose look promises most."""
@@ -271,17 +271,20 @@ class _Lane:
             return math.inf  # its end was announced, or nobody knows how old it is
         return self.watcher.pace.gain(watch.snapshot, now - watch.started, now - watch.looked)
 
-    def _looked(self, look: asyncio.Task[None]) -> None:
-        self.watcher.looks.discard(look)
-        if self._under_way == self.watcher.max_in_flight:
-            self._changed.set()
-        self._under_way -= 1
+    async def _fetch(self, watch: Watch) -> TaskSnapshot:
+        """The part of a look that takes a place: while an end goes on record, others can be looked at."""
+        try:
+            seen = watch.snapshot
+            return await (self.provider.refetch(seen) if seen else self.provider.fetch(watch.task_id))
+        finally:
+            if self._under_way == self.watcher.max_in_flight:
+                self._changed.set()
+            self._under_way -= 1
 
     async def _look(self, watch: Watch) -> None:
         nudged, watch.nudged = watch.nudged, False
         try:
-            seen = watch.snapshot
-            snapshot = await (self.provider.refetch(seen) if seen else self.provider.fetch(watch.task_id))
+            snapshot = await self._fetch(watch)
             if snapshot.finished:
                 await self.watcher.settle(self.provider.name, snapshot)
             watch.polling = False

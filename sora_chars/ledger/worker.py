@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import sqlite3
 import threading
+from itertools import groupby
+from operator import itemgetter
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sora_chars.errors import LedgerError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    Job = tuple[Callable[[sqlite3.Cursor], Any], asyncio.Future[Any]]
+    Job = tuple[Callable[[sqlite3.Cursor, list[Any]], Iterable[Any]], Any, asyncio.Future[Any]]
 
+A = TypeVar("A")
 T = TypeVar("T")
 
-_MANY_JOBS = 1000
+_ENOUGH, _MANY_JOBS = 32, 1000  # to go at once, and to commit together
+_IN_VAIN = 8  # jobs that go at once after one that waited in vain
 _REASONS = {
     sqlite3.SQLITE_FULL: "the disk is full",
     sqlite3.SQLITE_READONLY: "it is read-only",
@@ -31,7 +36,7 @@ _REASONS = {
 
 
 class Worker(threading.Thread):
-    """Runs jobs in the order in which they came. `begin` starts the transaction of each group.
+    """Runs jobs in groups; in each, those for the same work in one call. `begin` starts a group's transaction.
 
     A job that fails takes its group with it: nothing of it is kept, and all its callers hear why. The next group
     begins on a new connection, so that a fault is over when its cause is.
@@ -44,24 +49,48 @@ class Worker(threading.Thread):
         self._connect = connect
         self._begin = begin
         self._connection: sqlite3.Connection | None = None
-        self._asked: list[Job] = []  # in this turn of the event loop
+        self._asked: list[Job] = []
+        self._due = math.inf  # when these are handed over; loop time, 0 for at once
+        self._timer: asyncio.Handle | None = None
+        self._handed_over = 0.0  # when others were
+        self._at_once = 0  # jobs that need not wait for others
         self._groups: SimpleQueue[list[Job]] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
 
-    def call(self, job: Callable[[sqlite3.Cursor], T]) -> asyncio.Future[T]:
-        """Run `job` in the thread, also when the future is given up."""
+    def call(
+        self, work: Callable[[sqlite3.Cursor, list[A]], Iterable[T]], item: A, *, spacing: float = 0.0
+    ) -> asyncio.Future[T]:
+        """Run `work` on `item` in the thread, also when the future is given up.
+
+        All that is asked in this turn of the loop goes together; `work` gets several items, and gives as many answers.
+        `spacing`: seconds since the last group went, until which this may wait for others, since a thread is dear to
+        wake; but not where nobody else comes, as when one caller awaits one job after the other.
+        """
         future: asyncio.Future[T] = self._loop.create_future()
-        if not self._asked:
-            self._loop.call_soon(self._hand_over)  # with all that others ask before: waking a thread is dear
-        self._asked.append((job, future))
+        self._asked.append((work, item, future))
+        if spacing and self._at_once:
+            spacing, self._at_once = 0.0, self._at_once - 1
+        due = self._handed_over + spacing
+        if due <= self._loop.time() or len(self._asked) >= _ENOUGH:
+            due = 0.0
+        if due < self._due:
+            if self._timer:
+                self._timer.cancel()
+            self._due, self._timer = due, self._loop.call_at(due, self._hand_over)
         return future
 
     def _hand_over(self) -> None:
         jobs, self._asked = self._asked, []
-        self._groups.put(jobs)
+        if self._due and len(jobs) == 1:
+            self._at_once = _IN_VAIN
+        self._due, self._timer, self._handed_over = math.inf, None, self._loop.time()
+        if jobs:
+            self._groups.put(jobs)
 
     async def end(self) -> None:
         """Finish the jobs that are there, and the thread."""
+        if self._timer:
+            self._timer.cancel()
         self._hand_over()
         self._groups.put([])
         await asyncio.to_thread(self.join)
@@ -84,12 +113,15 @@ class Worker(threading.Thread):
         self._groups.put([])  # to be met again after these
         return jobs
 
-    def _answers(self, jobs: Sequence[Job]) -> list[Any]:
+    def _answers(self, jobs: list[Job]) -> list[Any]:
         try:
             connection = self._connection = self._connection or self._connect()
             with contextlib.closing(connection.cursor()) as cursor:  # an error that is kept would keep both open
                 self._begin(cursor)
-                answers = [job(cursor) for job, _ in jobs]
+                answers: list[Any] = []
+                jobs.sort(key=lambda job: id(job[0]))  # keeps the order of those for the same work
+                for work, same in groupby(jobs, itemgetter(0)):
+                    answers += work(cursor, [item for _, item, _ in same])
                 cursor.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 # a thread that died would leave every caller waiting
             self._disconnect()
@@ -104,7 +136,7 @@ class Worker(threading.Thread):
 
 
 def _settle(jobs: Sequence[Job], answers: Sequence[Any]) -> None:
-    for (_, future), answer in zip(jobs, answers, strict=True):
+    for (*_, future), answer in zip(jobs, answers, strict=True):
         if future.done():  # its caller has gone
             continue
         if isinstance(answer, LedgerError):

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sora_chars import Entry, Ledger, LedgerError, State, open_ledger
-from sora_chars.ledger import sqlite as module
+from sora_chars import Entry, EntryMovedError, Ledger, LedgerError, State, open_ledger
+from sora_chars.ledger import statements
 from sora_chars.ledger.sqlite import SqliteStore
 from sora_chars.ledger.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator, Sequence
+    from collections.abc import Callable, Coroutine, Generator
 
 NOBODY = 65534
 
@@ -30,6 +30,11 @@ NOBODY = 65534
 def ask(ledger: Ledger, key: str = "k-1", size: int = 1) -> Coroutine[Any, Any, Entry]:
     """Ask for something of so many characters."""
     return ledger.ask(key=key, provider="kie", kind="character", request={"prompt": "x" * size})
+
+
+def run(worker: Worker, job: Callable[[sqlite3.Cursor], object]) -> asyncio.Future[object]:
+    """Run something on a worker's connection, in its thread."""
+    return worker.call(lambda cursor, _: [job(cursor)], None)
 
 
 def raw(path: Path) -> closing[sqlite3.Connection]:
@@ -89,39 +94,107 @@ async def test_a_commit_survives_power_loss(path: Path) -> None:
     async with open_ledger(path) as ledger:
         store = ledger._store
         assert isinstance(store, SqliteStore)
-        journal = await store._writer.call(lambda cursor: cursor.execute("PRAGMA journal_mode").fetchone())
-        synchronous = await store._writer.call(lambda cursor: cursor.execute("PRAGMA synchronous").fetchone())
+        journal = await run(store._writer, lambda cursor: cursor.execute("PRAGMA journal_mode").fetchone())
+        synchronous = await run(store._writer, lambda cursor: cursor.execute("PRAGMA synchronous").fetchone())
         assert (journal, synchronous) == (("wal",), (2,))
 
 
 async def test_writes_that_wait_together_share_a_commit(path: Path) -> None:
-    """A thousand writes at once take a few transactions, not a thousand."""
+    """A thousand writes at once take a few transactions and statements, not a thousand."""
     async with open_ledger(path) as ledger:
         store = ledger._store
         assert isinstance(store, SqliteStore)
         statements: list[str] = []
-        await store._writer.call(lambda cursor: cursor.connection.set_trace_callback(statements.append))
+        await run(store._writer, lambda cursor: cursor.connection.set_trace_callback(statements.append))
         await asyncio.gather(*(ask(ledger, f"k-{number}") for number in range(1000)))
         assert statements.count("COMMIT") < 50
-        assert sum(statement.startswith("INSERT") for statement in statements) == 1000
+        assert sum(statement.startswith("INSERT") for statement in statements) < 100
 
 
-async def test_what_one_turn_of_the_loop_asks_is_one_group(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread does not begin with the first of many, even where it could."""
-    groups: list[int] = []
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many jobs each group has, of all workers."""
+    sizes: list[int] = []
     answers = Worker._answers
 
-    def counted(self: Worker, jobs: Sequence[Any]) -> list[Any]:
-        groups.append(len(jobs))
+    def counted(self: Worker, jobs: Any) -> list[Any]:
+        sizes.append(len(jobs))
         return answers(self, jobs)
 
+    monkeypatch.setattr(Worker, "_answers", counted)
+    return sizes
+
+
+async def running(ledger: Ledger, key: str) -> Entry:
+    """Ask for something that runs at once."""
+    sending = await ledger.move(await ask(ledger, key), State.SENDING)
+    return await ledger.move(sending, State.RUNNING, task_id=f"t-{key}")
+
+
+async def test_ends_go_with_what_is_in_a_hurry(path: Path, groups: list[int]) -> None:
+    """Ends wait for others to be written with: for any other record, or until they are enough."""
+    async with Ledger(SqliteStore(path, spacing=3600)) as ledger:
+        entries = [await running(ledger, f"k-{number}") for number in range(33)]
+        groups.clear()
+        ended = asyncio.gather(*(ledger.move(entry, State.SUCCEEDED) for entry in entries[:30]))
+        for _ in range(10):
+            await ledger.get("k-0")
+        assert groups == [1] * 10  # nothing but these
+        await ask(ledger, "k-hurry")
+        assert groups[10:] == [31]
+        assert {entry.state for entry in await ended} == {State.SUCCEEDED}
+        many = [await running(ledger, f"m-{number}") for number in range(32)]
+        groups.clear()
+        await asyncio.gather(*(ledger.move(entry, State.FAILED) for entry in many))
+        assert groups == [32]
+        last = asyncio.gather(*(ledger.move(entry, State.FAILED) for entry in entries[30:]))
+        await asyncio.sleep(0)
+    assert groups == [32, 3]  # closing loses none
+    assert {entry.state for entry in await last} == {State.FAILED}
+
+
+@pytest.mark.parametrize("rows", [16, 1])
+async def test_each_of_many_moves_at_once_learns_its_own_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """Of forty moves in one group, those that came too late say so, those of lost entries too, and all others are made.
+
+    With several in one statement, and one by one, as an old SQLite needs it.
+    """
+    monkeypatch.setattr(statements, "_ROWS", rows)
+    async with open_ledger(path) as ledger:
+        entries = [await running(ledger, f"k-{number}") for number in range(40)]
+        with raw(path) as other:
+            other.execute("DELETE FROM entries WHERE key = 'k-7'")
+        ahead = await ledger.move(entries[3], State.FAILED, error={"message": "first"})
+        twice = [(entries[20], State.SUCCEEDED, [1]), (entries[20], State.SUCCEEDED, [2])]
+        moves = [*((entry, State.SUCCEEDED, [entry.key]) for entry in entries if entry is not entries[20]), *twice]
+        ends = await asyncio.gather(
+            *(ledger.move(entry, to, result=result) for entry, to, result in moves), return_exceptions=True
+        )
+        for (entry, _, result), end in zip(moves[:-2], ends[:-2], strict=True):
+            if entry is entries[3]:
+                assert isinstance(end, EntryMovedError)
+                assert end.entry == ahead
+            elif entry is entries[7]:
+                assert isinstance(end, LedgerError)
+                assert "lost the entry of key k-7" in str(end)
+            else:
+                assert isinstance(end, Entry)
+                assert end == await ledger.get(entry.key)
+                assert end.result == result
+        assert {type(end) for end in ends[-2:]} == {Entry, EntryMovedError}
+
+
+async def test_what_one_turn_of_the_loop_asks_is_one_group(path: Path, groups: list[int]) -> None:
+    """The thread does not begin with the first of many, even where it could."""
     async with open_ledger(path) as ledger:
         store = ledger._store
         assert isinstance(store, SqliteStore)
-        monkeypatch.setattr(Worker, "_answers", counted)
-        asked: list[asyncio.Future[None]] = []
+        groups.clear()
+        asked: list[asyncio.Future[object]] = []
         for _ in range(3):
-            asked.append(store._writer.call(lambda _: None))
+            asked.append(run(store._writer, lambda _: None))
             time.sleep(0.01)  # noqa: ASYNC251 # other threads may run meanwhile, and the loop may not
         await asyncio.gather(*asked)
     assert groups == [3]
@@ -307,11 +380,11 @@ async def test_an_older_file_is_upgraded(path: Path, monkeypatch: pytest.MonkeyP
     """A file of an earlier version gets the steps it lacks, once, and keeps its entries; a step that fails, none."""
     async with open_ledger(path) as ledger:
         first = await ask(ledger)
-    steps = (*module.UPGRADES, "CREATE TABLE more (a); INSERT INTO more VALUES (1)")
-    monkeypatch.setattr(module, "UPGRADES", (*steps, "CREATE TABLE last (a); NONSENSE"))
+    steps = (*statements.UPGRADES, "CREATE TABLE more (a); INSERT INTO more VALUES (1)")
+    monkeypatch.setattr(statements, "UPGRADES", (*steps, "CREATE TABLE last (a); NONSENSE"))
     with pytest.raises(LedgerError, match="NONSENSE"):
         await open_ledger(path).open()
-    monkeypatch.setattr(module, "UPGRADES", steps)
+    monkeypatch.setattr(statements, "UPGRADES", steps)
     for _ in range(2):
         async with open_ledger(path) as ledger:
             assert await ledger.get("k-1") == first
@@ -336,7 +409,7 @@ async def test_a_wait_outlives_a_fault(path: Path, caplog: pytest.LogCaptureFixt
         asked = await ask(ledger)
         with ledger._waiters.waiting(asked.key) as woken:
             with suppress(LedgerError):  # a look in the same group fails with it
-                await store._reader.call(lambda cursor: cursor.connection.set_authorizer(no_pragma))
+                await run(store._reader, lambda cursor: cursor.connection.set_authorizer(no_pragma))
             while "ledger.look_failed" not in caplog.messages:  # noqa: ASYNC110 # a log line is no event
                 await asyncio.sleep(0.001)
             await woken.wait()  # whoever is new is woken once, for what happened before
@@ -357,7 +430,7 @@ async def test_waiting_costs_no_look_up_while_nobody_writes(path: Path) -> None:
         def tell(statement: str) -> None:
             loop.call_soon_threadsafe(looks.put_nowait, statement)
 
-        await store._reader.call(lambda cursor: cursor.connection.set_trace_callback(tell))
+        await run(store._reader, lambda cursor: cursor.connection.set_trace_callback(tell))
         waits = asyncio.create_task(ledger.changed(asked, timeout=30))
         seen = [await looks.get() for _ in range(60)]
         assert sum("json_each" in statement for statement in seen) == 1
@@ -390,7 +463,7 @@ def test_a_loop_that_ended_first_ends_the_thread_quietly(path: Path) -> None:
     assert isinstance(store, SqliteStore)
     with raw(path) as other:
         other.execute("BEGIN IMMEDIATE")
-        runner.get_loop().call_soon(store._writer.call, lambda cursor: cursor.execute("DELETE FROM entries"))
+        runner.get_loop().call_soon(store._writer.call, lambda cursor, _: [cursor.execute("DELETE FROM entries")], None)
         runner.run(asyncio.sleep(0))
         runner.close()
         other.execute("COMMIT")

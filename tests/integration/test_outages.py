@@ -316,7 +316,8 @@ async def test_a_file_is_read_only(tmp_path: Path, emulator: Emulator, caplog: p
     @asynccontextmanager
     async def read_only() -> AsyncGenerator[None]:
         store.read_only = True
-        await store._writer.call(lambda cursor: cursor.execute("PRAGMA query_only = ON"))  # the one that is there
+        now = "PRAGMA query_only = ON"  # on the connection that is there
+        await store._writer.call(lambda cursor, _: [cursor.execute(now)], None)
         yield
         store.read_only = False
 

@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from sora_chars import Entry, EntryMovedError, IllegalMoveError, KeyConflictError, Ledger, State, open_ledger
+from sora_chars import Entry, EntryMovedError, IllegalMoveError, KeyConflictError, Ledger, State
+from sora_chars.ledger.memory import MemoryStore
+from sora_chars.ledger.sqlite import SqliteStore
 from sora_chars.ledger.states import MOVES
 
 KEYS = st.sampled_from(["k-1", "k-2", "k-3"])
@@ -28,7 +30,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         file = Path(self.folder.name, "characters.db")
         self.clock = 0.0
-        self.ledgers = [open_ledger(url, clock=lambda: self.clock) for url in ("memory:", file, file)]
+        stores = (MemoryStore(), SqliteStore(file, spacing=0), SqliteStore(file, spacing=0))
+        self.ledgers = [Ledger(store, clock=lambda: self.clock) for store in stores]
         for ledger in self.ledgers:
             self.runner.run(ledger.open())
         self.model: dict[str, Entry] = {}

@@ -104,6 +104,23 @@ async def test_looks_under_way_are_bounded() -> None:
     assert Counter(provider.looks) == {0: 3, 1: 3, 2: 3, 3: 3, 4: 3, 5: 3, 6: 2}
 
 
+async def test_others_are_looked_at_while_an_end_goes_on_record() -> None:
+    """A ledger that takes its time keeps no place of those for looks."""
+    provider = Watched(script(DONE))
+    slow = asyncio.Event()
+
+    async def settle(*_: object) -> None:
+        await slow.wait()
+
+    async with aclosing(TaskWatcher(pace=FixedPace(1.0), max_in_flight=1, settle=settle)) as watcher:
+        watches = [watcher.watch(provider, f"t{number}") for number in range(5)]
+        await asyncio.sleep(1)
+        assert provider.looks == [0] * 5
+        assert not any(watch.future.done() for watch in watches)
+        slow.set()
+        await asyncio.wait([watch.future for watch in watches])
+
+
 async def test_a_task_that_ends_while_its_turn_comes_is_not_looked_at() -> None:
     """A look out of turn that shows the end takes away the turn that waited for a free place."""
     provider = Watched(script(NEW, DONE), takes=5.0)
