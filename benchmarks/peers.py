@@ -94,7 +94,7 @@ def rarely_collected(peer: Peer) -> Peer:
 
     @asynccontextmanager
     async def opened(url: str) -> AsyncGenerator[One | Batch, None]:
-        gc.set_threshold(20_000, 50, 100)
+        gc.set_threshold(5_000, 200, 100)
         async with peer(url) as one:
             yield one
 

@@ -1,4 +1,4 @@
-"""What a session writes into the ledger once a provider has answered: never cancelled, and tried again."""
+"""What a session writes into the ledger once a provider has answered: written again after a fault or a cancellation."""
 
 from __future__ import annotations
 
@@ -113,11 +113,11 @@ class Writes:
             await asyncio.wait(self._under_way)
 
     async def _write(self, write: Callable[[], Coroutine[Any, Any, T]], names: dict[str, Any]) -> T:
-        return await asyncio.shield(self.start(self._try(write, names)))
-
-    async def _try(self, write: Callable[[], Coroutine[Any, Any, T]], names: dict[str, Any]) -> T:
         try:
             return await write()
+        except asyncio.CancelledError:
+            self.start(self._write(write, names))  # nobody knows how far it came, and twice does no harm
+            raise
         except LedgerError as error:
             log.error("ledger.write_failed", extra=names | {"error": printable(error)})  # noqa: TRY400 # one line
             self.start(self._repeat(write, names))

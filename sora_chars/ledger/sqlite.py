@@ -47,7 +47,7 @@ class SqliteStore:
 
     division = None
 
-    def __init__(self, path: Path, *, patience: float = 15.0, interval: float = 0.05, spacing: float = 0.02) -> None:
+    def __init__(self, path: Path, *, patience: float = 15.0, interval: float = 0.05, spacing: float = 0.05) -> None:
         self._path = path.absolute()
         self._patience = patience
         self._interval = interval
