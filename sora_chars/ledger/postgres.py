@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, LiteralString
 import attrs
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.errors import LockNotAvailable
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from sora_chars.errors import ConfigurationError, LedgerError, printable
@@ -99,20 +100,21 @@ _SERVER_KEEPALIVES = "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval 
 class PostgresStore:
     """The tables in the database at `url`, made and upgraded when it is opened.
 
-    `patience`: seconds to wait for a connection. A statement whose connection dies is tried once more: every statement
-    here may run twice and do the same.
+    `patience`: seconds to wait for a connection, `lock_patience` for what somebody else keeps locked. A statement whose
+    connection dies is tried once more: every statement here may run twice and do the same.
 
     Raises:
         ConfigurationError: the URL cannot be read.
     """
 
-    def __init__(self, url: str, *, patience: float = 5.0) -> None:
+    def __init__(self, url: str, *, patience: float = 5.0, lock_patience: float = 15.0) -> None:
         try:
             conninfo_to_dict(url)
         except psycopg.ProgrammingError:  # whose text shows the URL, and the password in it
             raise ConfigurationError("ledger: this postgresql:// URL cannot be read.") from None
         self._url = url
         self._patience = patience
+        self._lock_patience = lock_patience
         self.holder = ""
 
     async def open(self, waiters: Waiters) -> None:
@@ -135,6 +137,7 @@ class PostgresStore:
             min_size=0,
             max_size=_CONNECTIONS,
             open=False,
+            configure=self._configure,
             check=AsyncConnectionPool.check_connection,
             reconnect_timeout=self._patience,
         )
@@ -207,7 +210,8 @@ class PostgresStore:
                 except PoolTimeout as error:
                     raise _failure(f"no connection in {self._patience:g} seconds") from error
                 except psycopg.Error as error:
-                    if tried or not isinstance(error, psycopg.OperationalError):
+                    died = isinstance(error, psycopg.OperationalError) and not isinstance(error, LockNotAvailable)
+                    if tried or not died:
                         raise _failure(error) from error
                 came, tried = time.monotonic(), True
 
@@ -220,6 +224,9 @@ class PostgresStore:
                 return await cursor.fetchall()
             finally:
                 self._served_at = time.monotonic()
+
+    async def _configure(self, connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
+        await connection.execute(f"SET lock_timeout = {round(self._lock_patience * 1000)}".encode())
 
     async def _connect(self) -> psycopg.AsyncConnection[tuple[Any, ...]]:
         """The line. It listens before it locks: an old one that hangs may hold the lock for a while."""

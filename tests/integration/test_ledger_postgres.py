@@ -223,6 +223,18 @@ async def test_an_opening_given_up_hangs_up(postgres_url: str) -> None:
         await ask(ledger)
 
 
+async def test_a_table_that_stays_locked_is_said(postgres_url: str) -> None:
+    """Whoever keeps the table locked keeps nobody waiting for ever; reading and writing go on when it is free again."""
+    async with Ledger(PostgresStore(postgres_url, lock_patience=0.1)) as ledger:
+        asked = await ask(ledger)
+        async with await psycopg.AsyncConnection.connect(postgres_url) as other:
+            await other.execute("LOCK TABLE sora_chars_entries IN ACCESS EXCLUSIVE MODE")
+            for use in (ask(ledger, "k-2"), ledger.move(asked, State.SENDING), ledger.get("k-1")):
+                with pytest.raises(LedgerError, match="lock timeout"):
+                    await use
+        assert (await ledger.move(asked, State.SENDING)).state is State.SENDING
+
+
 async def test_a_line_that_cannot_listen_is_closed(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that opens and then fails is closed, and said."""
     monkeypatch.setattr(module, "_SERVER_KEEPALIVES", "NONSENSE")
