@@ -23,7 +23,7 @@ A = TypeVar("A")
 T = TypeVar("T")
 
 _ENOUGH, _MANY_JOBS = 32, 1000  # to go at once, and to commit together
-_IN_VAIN = 8  # jobs that go at once after one that waited in vain
+_IN_VAIN = 32  # jobs that go at once after one that waited in vain
 _REASONS = {
     sqlite3.SQLITE_FULL: "the disk is full",
     sqlite3.SQLITE_READONLY: "it is read-only",
