@@ -78,9 +78,9 @@ class Submission:
         waited = False
         while True:
             self.entry = await lost(self.ledger, self.entry)
+            if waited and self.entry.state is State.REFUSED:
+                raise refusal(self.entry)
             match self.entry.state:
-                case State.REFUSED if waited:
-                    raise refusal(self.entry)
                 case State.ASKED | State.REFUSED:
                     if snapshot := await self._submit():
                         return snapshot
