@@ -109,6 +109,7 @@ async def test_writes_that_wait_together_share_a_commit(path: Path) -> None:
         await asyncio.gather(*(ask(ledger, f"k-{number}") for number in range(1000)))
         assert statements.count("COMMIT") < 50
         assert sum(statement.startswith("INSERT") for statement in statements) < 100
+        assert len([entry async for entry in ledger.entries()]) == 1000
 
 
 @pytest.fixture
@@ -463,7 +464,7 @@ def test_a_loop_that_ended_first_ends_the_thread_quietly(path: Path) -> None:
     assert isinstance(store, SqliteStore)
     with raw(path) as other:
         other.execute("BEGIN IMMEDIATE")
-        runner.get_loop().call_soon(store._writer.call, lambda cursor, _: [cursor.execute("DELETE FROM entries")], None)
+        runner.get_loop().call_soon(run, store._writer, lambda cursor: cursor.execute("DELETE FROM entries"))
         runner.run(asyncio.sleep(0))
         runner.close()
         other.execute("COMMIT")
