@@ -10,7 +10,6 @@ import attrs
 
 from .errors import MissingCharacterError, SessionClosedError, WaitTimeoutError, WrongLoopError
 from .models import Character, TaskSnapshot
-from .watch import end_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
@@ -84,11 +83,11 @@ class TaskHandle(Generic[R]):
             WrongLoopError: the task is not done, and its session belongs to another event loop.
         """
         live = self._in_loop()
-        future, limit = live.watch.future, live.wait if timeout is None else timeout
+        future = live.watch.future
         if not future.done():
-            await end_of(future, limit)
-        if not future.done():
-            self._timed_out()
+            await live.watch.ended(live.wait if timeout is None else timeout)
+            if not future.done():
+                self._timed_out()
         return self._unwrap(future.result())  # not by `outcome`, whose frame the error of each waiter would keep
 
     def outcome(self) -> R:

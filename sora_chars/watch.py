@@ -38,6 +38,24 @@ class Watch:
     faulty_since: float | None = None
     missing_since: float | None = None
     listeners: tuple[asyncio.Queue[TaskSnapshot | None], ...] = ()
+    waiters: tuple[asyncio.Future[None], ...] = ()
+
+    async def ended(self, seconds: float) -> None:
+        """Wait for the end for up to so many seconds; those who wait disturb neither the task nor each other.
+
+        So do `asyncio.wait` and a shield, with twice the objects for each who waits, and while the garbage collector
+        goes through those of thousands the event loop stands still.
+        """
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        self.waiters += (waiter,)
+        timer = None if seconds == math.inf else loop.call_later(seconds, wake, waiter, None)
+        try:
+            await waiter
+        finally:
+            self.waiters = tuple(other for other in self.waiters if other is not waiter)
+            if timer:
+                timer.cancel()
 
     def show(self, snapshot: TaskSnapshot) -> None:
         """Take a snapshot and tell those who listen, if it says anything new."""
@@ -60,25 +78,20 @@ class Watch:
             self.future.exception()  # nobody may be waiting, and that is no fault
         for queue in self.listeners:
             queue.put_nowait(None)
+        waiters, self.waiters = self.waiters, ()
+        for waiter in waiters:
+            wake(waiter, None)
 
 
-async def end_of(future: asyncio.Future[Any], seconds: float = math.inf) -> None:
-    """Wait for `future` for up to so many seconds; those who wait disturb neither it nor each other.
-
-    So does `asyncio.wait`, with twice the objects for each who waits, and while the garbage collector goes through
-    those of thousands the event loop stands still.
-    """
-    loop = asyncio.get_running_loop()
-    waiter = loop.create_future()
+async def end_of(future: asyncio.Future[Any]) -> None:
+    """Wait for `future`, whatever it brings; whoever stops waiting does not disturb it."""
+    waiter = asyncio.get_running_loop().create_future()
     told = partial(wake, waiter)
     future.add_done_callback(told)
-    timer = None if seconds == math.inf else loop.call_later(seconds, told, None)
     try:
         await waiter
     finally:
         future.remove_done_callback(told)
-        if timer:
-            timer.cancel()
 
 
 def wake(waiter: asyncio.Future[T], value: T) -> None:
