@@ -17,6 +17,7 @@ nox.needs_version = ">=2025.5"
 nox.options.sessions = ["tests", "lint", "types", "audit"]
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = False
+nox.options.stop_on_first_error = True  # what failed is what is read last
 
 
 def _works(python: str) -> bool:

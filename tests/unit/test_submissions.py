@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.looptime
 
+SENT_FOR = {0.5: "soon", 10.0: "after some looks whether the sender lives"}  # seconds
+
 WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog", "key": "mine"}
 
 
@@ -49,9 +51,10 @@ async def moved_on(session: CharacterSession, key: str = "mine") -> State:
     return (await session.ledger.changed(await entry_of(session, key))).state
 
 
-async def test_one_key_asked_many_times_at_once_is_one_request() -> None:
+@pytest.mark.parametrize("seconds", SENT_FOR, ids=SENT_FOR.get)
+async def test_one_key_asked_many_times_at_once_is_one_request(seconds: float) -> None:
     """All who ask for a key in the same instant get the one task that it becomes."""
-    provider = Fake()
+    provider = Fake(after=seconds)
     async with session_of(provider) as session:
         handles = await asyncio.gather(*(session.submit(**WISH) for _ in range(50)))
         assert {handle.task_id for handle in handles} == {"t1"}
@@ -104,11 +107,11 @@ async def test_a_refused_key_is_sent_when_asked_again() -> None:
     assert len(provider.posts) == 2
 
 
-async def test_a_refusal_is_for_all_who_waited() -> None:
+@pytest.mark.parametrize("seconds", SENT_FOR, ids=SENT_FOR.get)
+async def test_a_refusal_is_for_all_who_waited(seconds: float) -> None:
     """Whoever waited for another's try gets the refusal that it met, with its facts, and sends nothing."""
-    provider = Fake(
-        fault=RequestRefusedError("a real person", hint="Take a cat.", status=200, code=422, provider="fake")
-    )
+    refused = RequestRefusedError("a real person", hint="Take a cat.", status=200, code=422, provider="fake")
+    provider = Fake(fault=refused, after=seconds)
     async with session_of(provider) as session:
         tries = await asyncio.gather(*(session.submit(**WISH) for _ in range(3)), return_exceptions=True)
     errors = [one for one in tries if isinstance(one, RequestRefusedError)]
