@@ -131,10 +131,10 @@ def watched(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.bar(names, extra, 0.5, bottom=base, color=THEIRS, label="an asyncio task that awaits it")
     ax.axhline(goals.BYTES, color=LIMIT, linewidth=1, linestyle="--", label="the goal for a waiting task")
     for at, row in enumerate(rows):
-        text = f"worst lag {row['lag_max_ms']:.0f} ms, closing {row['close_s']:.2f} s"
+        text = f"worst lag {row['lag_max_ms']:.0f} ms\nclosing {row['close_s']:.2f} s"
         ax.annotate(text, (at, base[at] + extra[at]), (0, 4), textcoords="offset points", ha="center", fontsize=9)
     ax.set(xlabel="tasks waiting at once", ylabel="bytes each", title="A. Memory of a waiting task")
-    ax.margins(y=0.15)
+    ax.margins(y=0.2)
     ax.legend(fontsize=8, loc="lower center")
 
 
