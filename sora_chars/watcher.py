@@ -29,7 +29,7 @@ from .trust import Trust
 from .watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from .models import Eta, TaskSnapshot
     from .protocols import Pace, Provider
@@ -44,6 +44,7 @@ _FAULT_DELAYS = (1.0, 30.0)
 _MISSING_DELAYS = (1.0, 5.0)
 _BACKSTOP = 30.0  # seconds between our own looks at a task that another process polls, which may have come to a stop
 _MOST_WEIGHED = 64  # tasks; the best of so many, drawn from a crowd, is hardly worse than the best of all
+_TOLD = 1000  # tasks of a closed session, whose waiters hear of it in one turn of the event loop
 _FIRST_ECHO = 0.25  # seconds until the next look when a callback came before its record showed it
 
 
@@ -171,10 +172,21 @@ class TaskWatcher:
         """Stop polling. Whoever still waits gets a `WatcherStoppedError`."""
         lanes, self._lanes = list(self._lanes.values()), {}
         self.callbacks.missed()
-        asyncio_tasks = [lane.stop() for lane in lanes] + list(self.looks)
-        for asyncio_task in asyncio_tasks:
-            asyncio_task.cancel()
-        await asyncio.gather(*asyncio_tasks, return_exceptions=True)
+        asyncio_tasks = [lane.stop() for lane in lanes]
+        why = "its session was closed"
+        try:
+            for lane in lanes:
+                waiting = list(lane.watches.values())
+                for start in range(0, len(waiting), _TOLD):
+                    lane.tell(waiting[start : start + _TOLD], why)
+                    await asyncio.sleep(0)
+        finally:
+            for lane in lanes:
+                lane.tell(list(lane.watches.values()), why)
+            asyncio_tasks += self.looks
+            for look in self.looks:
+                look.cancel()
+            await asyncio.gather(*asyncio_tasks, return_exceptions=True)
 
 
 @attrs.define(eq=False, kw_only=True, repr=False)
@@ -368,10 +380,11 @@ class _Lane:
         how = f"died of {type(error).__name__}" if error else "was cancelled"
         log.error("watcher.died", exc_info=error, extra={"provider": self.provider.name})
         self.watcher.discard(self)
-        self._end_all(f"the watcher of {self.provider.name} {how}", cause=error)
+        self.tell(list(self.watches.values()), f"the watcher of {self.provider.name} {how}", cause=error)
 
-    def _end_all(self, why: str, *, cause: BaseException | None = None) -> None:
-        for watch in list(self.watches.values()):
+    def tell(self, watches: Iterable[Watch], why: str, *, cause: BaseException | None = None) -> None:
+        """Tell those who wait for these tasks that nobody looks any more."""
+        for watch in watches:
             error = WatcherStoppedError(
                 f"Task {watch.task_id} is no longer watched: {why}.",
                 hint="The task goes on; resume it by its id.",
@@ -381,7 +394,7 @@ class _Lane:
             self._end(watch, error)
 
     def stop(self) -> asyncio.Task[None]:
-        """Tell all waiters; returns the asyncio task that is left to cancel."""
+        """Begin no more looks; returns the asyncio task that ends."""
         self._runner.remove_done_callback(self._died)
-        self._end_all("its session was closed")
+        self._runner.cancel()
         return self._runner

@@ -293,3 +293,33 @@ async def test_closing_tells_every_waiter_and_leaves_nothing() -> None:
     for watch in watches:
         with pytest.raises(WatcherStoppedError, match=rf"Task {watch.task_id} is no longer watched.*closed"):
             watch.future.result()
+
+
+async def test_closing_with_thousands_who_wait_lets_others_run_meanwhile() -> None:
+    """At most a thousand waits end in one turn of the event loop."""
+    provider = Watched(script(NEW))
+    watcher = TaskWatcher(pace=FixedPace(10.0))
+    watches = [watcher.watch(provider, f"t{number}", snapshot=NEW) for number in range(2500)]
+    turns: list[int] = []
+
+    async def count() -> None:
+        while len(turns) < 4:
+            turns.append(sum(watch.future.done() for watch in watches))
+            await asyncio.sleep(0)
+
+    await asyncio.gather(watcher.aclose(), count())
+    assert turns == [1000, 2000, 2500, 2500]
+
+
+async def test_closing_that_is_cancelled_tells_every_waiter_all_the_same() -> None:
+    """Whatever cuts the closing short, no wait is left without an end, at none of the providers."""
+    watcher = TaskWatcher(pace=FixedPace(10.0))
+    providers = Watched(script(NEW)), Watched(script(NEW), name="other")
+    watches = [watcher.watch(provider, f"t{number}", snapshot=NEW) for provider in providers for number in range(1500)]
+    closing = asyncio.create_task(watcher.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert all(isinstance(watch.future.exception(), WatcherStoppedError) for watch in watches)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
