@@ -75,14 +75,18 @@ class Submission:
             raise not_sent(error, self.entry.key) from error  # it could not even be read
 
     async def _run(self) -> TaskSnapshot | None:
+        waited = False
         while True:
             self.entry = await lost(self.ledger, self.entry)
+            if waited and self.entry.state is State.REFUSED:
+                raise refusal(self.entry)
             match self.entry.state:
                 case State.ASKED | State.REFUSED:
                     if snapshot := await self._submit():
                         return snapshot
                 case State.SENDING:
                     await self._wait_for_sender()
+                    waited = True
                 case State.UNKNOWN:
                     raise self._unknown(str((self.entry.error or {}).get("message", "")))
                 case _:
@@ -192,7 +196,7 @@ class Submission:
         return None if faster else snapshot  # None: its callback has brought the end already
 
     async def _wait_for_sender(self) -> None:
-        """Wait until the process that sends this key has moved its entry, or has ended; it may have been refused."""
+        """Wait until the process that sends this key has moved its entry, or has ended."""
         before, loop = self.entry, asyncio.get_running_loop()
         give_up = loop.time() + self.patience
         while self.entry.version == before.version:
@@ -200,8 +204,6 @@ class Submission:
                 raise self._unknown(f"another process has been sending it for {self.patience:g} s.")
             wait = min(_GONE_CHECK, give_up - loop.time())
             self.entry = await lost(self.ledger, await self.ledger.changed(before, timeout=wait))
-        if self.entry.state is State.REFUSED:
-            raise refusal(self.entry)
 
     def _unknown(self, why: str) -> SubmissionUnknownError:
         return SubmissionUnknownError(

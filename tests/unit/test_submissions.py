@@ -120,6 +120,21 @@ async def test_a_refusal_is_for_all_who_waited(seconds: float) -> None:
     assert len(provider.posts) == 1
 
 
+async def test_a_refusal_that_comes_while_one_who_waited_stands_in_line_is_for_it_too() -> None:
+    """Of a try that did nothing, one who waited goes on to try itself; if a third is refused first, nothing is sent."""
+    provider = Fake(fault=RateLimitedError("busy"))
+    async with session_of(provider) as session:
+        first, waiting = (asyncio.create_task(session.submit(**WISH)) for _ in range(2))
+        with pytest.raises(RateLimitedError):
+            await first
+        await asyncio.sleep(1.5)  # of the ten seconds that the other is in line by now
+        provider.before, provider.after, provider.fault = 1.0, 1.0, RequestRefusedError("a real person")
+        for one in (session.submit(**WISH), waiting):
+            with pytest.raises(RequestRefusedError, match="a real person"):
+                await one
+    assert len(provider.posts) == 2
+
+
 async def test_a_request_that_did_nothing_may_be_sent_again() -> None:
     """After "too many requests" the key is as if it had never been sent."""
     provider = Fake(fault=RateLimitedError("busy", retry_after=7.0))
