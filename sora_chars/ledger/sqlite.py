@@ -57,8 +57,10 @@ class SqliteStore:
     async def open(self, waiters: Waiters) -> None:
         """Start the threads and bring the file up to date."""
         self._file: tuple[int, int] | None = None  # device and number, once it is there
-        writer = Worker(self._connect, begin=self._begin_writing, name="writer")
-        reader = Worker(self._connect, begin=lambda cursor: cursor.execute("BEGIN"), name="reader")
+        writer = Worker(
+            self._connect, begin="BEGIN IMMEDIATE", together=statements.ROWS, check=self._check_file, name="writer"
+        )
+        reader = Worker(self._connect, begin="BEGIN", together=1, name="reader")
         writer.start()
         try:
             await writer.call(statements.upgrade, None)
@@ -87,7 +89,7 @@ class SqliteStore:
     async def replace(self, before: Entry, after: Entry) -> Entry | None:
         """Keep `after` if `before` is there."""
         spacing = self._spacing if before.state is State.RUNNING and after.state is not State.RUNNING else 0.0
-        return await self._writer.call(statements.replace, (before, after), spacing=spacing)
+        return await self._writer.call(statements.replace(before, after), (before, after), spacing=spacing)
 
     async def find(self, by: By, *values: str) -> Entry | None:
         """Look it up."""
@@ -109,10 +111,6 @@ class SqliteStore:
 
     def _failure(self, error: OSError) -> LedgerError:
         return LedgerError(f"The ledger could not be used: {printable(error)}.")
-
-    def _begin_writing(self, cursor: sqlite3.Cursor) -> None:
-        self._check_file()
-        cursor.execute("BEGIN IMMEDIATE")
 
     def _check_file(self) -> None:
         """SQLite would go on writing to a file that was moved or deleted, and who comes next would never see it."""

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections import defaultdict
-from functools import cache, partial
+from functools import cache
 from itertools import chain, compress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from sora_chars.errors import LedgerError
 
 from .entry import COLUMNS, MOVING, NAMING, from_row, getter, to_row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from .entry import By, Entry
+    from .worker import Work
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -58,8 +58,8 @@ _PAGE = (
 )
 _PAGES = {False: f"{_PAGE} > ? ORDER BY place LIMIT ?", True: f"{_PAGE} < ? ORDER BY place DESC LIMIT ?"}
 _VERSIONS = "SELECT key, version FROM entries WHERE key IN (SELECT value FROM json_each(?))"
-# Entries a statement writes, since each gives the interpreter's lock away and waits for it again, twice.
-_ROWS = 16 if sqlite3.sqlite_version_info >= (3, 33) else 1  # which knows UPDATE FROM
+ROWS = 16 if sqlite3.sqlite_version_info >= (3, 33) else 1  # which knows UPDATE FROM
+"""Entries a statement takes, since each gives the interpreter's lock away and waits for it again, twice."""
 
 
 def _one_by_one(work: Callable[[sqlite3.Cursor, A], T]) -> Callable[[sqlite3.Cursor, Sequence[A]], list[T]]:
@@ -69,6 +69,7 @@ def _one_by_one(work: Callable[[sqlite3.Cursor, A], T]) -> Callable[[sqlite3.Cur
 @_one_by_one
 def upgrade(cursor: sqlite3.Cursor, _nothing: None) -> None:
     """Bring a file, also a new one, up to date."""
+    cursor.execute("BEGIN IMMEDIATE")
     version: int = cursor.execute("PRAGMA user_version").fetchone()[0]
     if version > len(UPGRADES):
         raise LedgerError(f"The ledger is of version {version}, newer than this package knows ({len(UPGRADES)}).")
@@ -76,34 +77,53 @@ def upgrade(cursor: sqlite3.Cursor, _nothing: None) -> None:
         for statement in script.split(";"):  # executescript would commit
             cursor.execute(statement)
     cursor.execute(f"PRAGMA user_version = {len(UPGRADES)}")
+    cursor.execute("COMMIT")
 
 
 def insert(cursor: sqlite3.Cursor, entries: Sequence[Entry]) -> Sequence[Entry]:
     """Keep each whose key is new; the entry of each key as it is then."""
-    if _write(cursor, _inserting, [*map(to_row, entries)]) == len(entries):
-        return entries
-    return [from_row(cursor.execute(_FIND["key"], (entry.key,)).fetchone()) for entry in entries]
+    kept: list[Entry] = []
+    for some in _slices(entries):
+        statement = _inserting(len(some))
+        if cursor.execute(statement, [*chain.from_iterable(map(to_row, some))]).rowcount == len(some):
+            kept += some
+        else:
+            kept += [from_row(cursor.execute(_FIND["key"], (entry.key,)).fetchone()) for entry in some]
+    return kept
 
 
-def replace(cursor: sqlite3.Cursor, moves: Sequence[tuple[Entry, Entry]]) -> Sequence[Entry | None]:
-    """Put the second of each pair in the place of the first, if it is there; the entry of each key as it is then."""
-    rows: defaultdict[tuple[str, ...], list[tuple[object, ...]]] = defaultdict(list)
-    for before, after in moves:
-        columns, values = _written(after.token_digest != before.token_digest, after.task_id != before.task_id)
-        rows[columns].append((*values(after), after.key, before.version))
-    if sum(_write(cursor, partial(_updating, columns), same) for columns, same in rows.items()) == len(moves):
-        return [after for _, after in moves]
-    found = [_look_up(cursor, "key", after.key) for _, after in moves]
-    return [after if after == entry else entry for (_, after), entry in zip(moves, found, strict=True)]
+def replace(before: Entry, after: Entry) -> Work:
+    """What puts the second of each pair in the place of the first, if it is there; the entry of each key as it is then.
+
+    For pairs in which the same facts change as here.
+    """
+    return _replacing(after.token_digest != before.token_digest, after.task_id != before.task_id)
 
 
-def _write(cursor: sqlite3.Cursor, statement: Callable[[int], str], rows: Sequence[Sequence[object]]) -> int:
-    """Run what `statement` gives for a number of rows, as often as it takes; how many were written."""
-    count = 0
-    for start in range(0, len(rows), _ROWS):
-        some = rows[start : start + _ROWS]
-        count += cursor.execute(statement(len(some)), [*chain.from_iterable(some)]).rowcount
-    return count
+@cache
+def _replacing(*named: bool) -> Work:
+    columns = (*MOVING, *compress(NAMING, named))
+    values = getter(columns)
+
+    def is_written(cursor: sqlite3.Cursor, moves: Sequence[tuple[Entry, Entry]]) -> bool:
+        rows = ((*values(after), after.key, before.version) for before, after in moves)
+        return cursor.execute(_updating(columns, len(moves)), [*chain.from_iterable(rows)]).rowcount == len(moves)
+
+    def kept(cursor: sqlite3.Cursor, move: tuple[Entry, Entry]) -> Entry | None:
+        return move[1] if is_written(cursor, [move]) else _look_up(cursor, "key", move[1].key)
+
+    def work(cursor: sqlite3.Cursor, moves: Sequence[tuple[Entry, Entry]]) -> list[Entry | None]:
+        answers: list[Entry | None] = []
+        for some in _slices(moves):
+            together = is_written(cursor, some)
+            answers += [move[1] if together else kept(cursor, move) for move in some]
+        return answers
+
+    return work
+
+
+def _slices(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[start : start + ROWS] for start in range(0, len(items), ROWS))
 
 
 @cache
@@ -115,24 +135,18 @@ def _inserting(rows: int) -> str:
 
 @cache
 def _updating(columns: Sequence[str], rows: int) -> str:
-    """For rows of the new values, the key and the version before."""
+    """For rows of the new values, the key and the version before: writes all or, where one of these is not so, none."""
     key, version = len(columns) + 1, len(columns) + 2
     if rows == 1:
         return f"UPDATE entries SET {', '.join(f'{name} = ?' for name in columns)} WHERE key = ? AND version = ?"  # noqa: S608 # our own names
     news = ", ".join(f"{name} = column{number}" for number, name in enumerate(columns, 1))
-    found = f"key = column{key} AND entries.version = column{version}"
-    return f"UPDATE entries SET {news} FROM (VALUES {_places(version, rows)}) WHERE {found}"  # noqa: S608 # our own names
+    same = f"key = column{key} AND version = column{version}"
+    found = f"SELECT * FROM news WHERE {rows} = (SELECT count(DISTINCT key) FROM entries, news WHERE {same})"  # noqa: S608 # our own names
+    return f"UPDATE entries SET {news} FROM (WITH news AS (VALUES {_places(version, rows)}) {found}) WHERE {same}"  # noqa: S608 # our own names
 
 
 def _places(columns: int, rows: int) -> str:
     return ", ".join([f"({', '.join('?' * columns)})"] * rows)
-
-
-@cache
-def _written(*named: bool) -> tuple[tuple[str, ...], Callable[[Entry], tuple[Any, ...]]]:
-    """The columns that a move writes, by which of those of `NAMING` it changes, and what reads their values."""
-    columns = (*MOVING, *compress(NAMING, named))
-    return columns, getter(columns)
 
 
 def _look_up(cursor: sqlite3.Cursor, by: By, *values: str) -> Entry | None:

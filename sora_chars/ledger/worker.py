@@ -1,4 +1,4 @@
-"""A thread that runs jobs on an SQLite connection of its own, those that wait together in one transaction."""
+"""A thread that runs jobs on an SQLite connection of its own, those that wait together in one commit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from sora_chars.errors import LedgerError, printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    Job = tuple[Callable[[sqlite3.Cursor, list[Any]], Iterable[Any]], Any, asyncio.Future[Any]]
+    Work = Callable[[sqlite3.Cursor, list[Any]], Iterable[Any]]
+    Job = tuple[Work, Any, asyncio.Future[Any]]
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -36,18 +37,29 @@ _REASONS = {
 
 
 class Worker(threading.Thread):
-    """Runs jobs in groups; in each, those for the same work in one call. `begin` starts a group's transaction.
+    """Runs jobs in groups; in each, those for the same work in one call.
+
+    `begin`: the SQL that begins a transaction. `together`: for how many jobs a work needs one statement only, which is
+    a transaction by itself. `check` is called before each group.
 
     A job that fails takes its group with it: nothing of it is kept, and all its callers hear why. The next group
     begins on a new connection, so that a fault is over when its cause is.
     """
 
     def __init__(
-        self, connect: Callable[[], sqlite3.Connection], *, begin: Callable[[sqlite3.Cursor], object], name: str
+        self,
+        connect: Callable[[], sqlite3.Connection],
+        *,
+        begin: str,
+        together: int,
+        check: Callable[[], object] = lambda: None,
+        name: str,
     ) -> None:
         super().__init__(name=f"sora_chars ledger {name}", daemon=True)
         self._connect = connect
         self._begin = begin
+        self._together = together
+        self._check = check
         self._connection: sqlite3.Connection | None = None
         self._asked: list[Job] = []
         self._due = math.inf  # when these are handed over; loop time, 0 for at once
@@ -117,12 +129,16 @@ class Worker(threading.Thread):
         try:
             connection = self._connection = self._connection or self._connect()
             with contextlib.closing(connection.cursor()) as cursor:  # an error that is kept would keep both open
-                self._begin(cursor)
-                answers: list[Any] = []
+                self._check()
                 jobs.sort(key=lambda job: id(job[0]))  # keeps the order of those for the same work
+                together = len(jobs) <= self._together and jobs[0][0] is jobs[-1][0]
+                if not together:
+                    cursor.execute(self._begin)
+                answers: list[Any] = []
                 for work, same in groupby(jobs, itemgetter(0)):
                     answers += work(cursor, [item for _, item, _ in same])
-                cursor.execute("COMMIT")
+                if not together:
+                    cursor.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 # a thread that died would leave every caller waiting
             self._disconnect()
             return [_failure(error) for _ in jobs]

@@ -112,6 +112,17 @@ async def test_writes_that_wait_together_share_a_commit(path: Path) -> None:
         assert len([entry async for entry in ledger.entries()]) == 1000
 
 
+async def test_one_statement_is_a_commit_by_itself(path: Path) -> None:
+    """Where a group needs one statement, nothing begins or ends a transaction around it."""
+    async with open_ledger(path) as ledger:
+        store = ledger._store
+        assert isinstance(store, SqliteStore)
+        seen: list[str] = []
+        await run(store._writer, lambda cursor: cursor.connection.set_trace_callback(seen.append))
+        await asyncio.gather(*(running(ledger, f"k-{number}") for number in range(16)))
+        assert [statement.split()[0] for statement in seen] == ["INSERT", "UPDATE", "UPDATE"]
+
+
 @pytest.fixture
 def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many jobs each group has, of all workers."""
@@ -154,22 +165,22 @@ async def test_ends_go_with_what_is_in_a_hurry(path: Path, groups: list[int]) ->
     assert {entry.state for entry in await last} == {State.FAILED}
 
 
-@pytest.mark.parametrize("rows", [16, 1])
+@pytest.mark.parametrize(("count", "rows"), [(12, 16), (40, 16), (40, 1)])
 async def test_each_of_many_moves_at_once_learns_its_own_end(
-    path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+    path: Path, monkeypatch: pytest.MonkeyPatch, count: int, rows: int
 ) -> None:
-    """Of forty moves in one group, those that came too late say so, those of lost entries too, and all others are made.
+    """Of many moves in one group, those that came too late say so, those of lost entries too, and all others are made.
 
-    With several in one statement, and one by one, as an old SQLite needs it.
+    All in one statement, in several, and one by one, as an old SQLite needs it.
     """
-    monkeypatch.setattr(statements, "_ROWS", rows)
+    monkeypatch.setattr(statements, "ROWS", rows)
     async with open_ledger(path) as ledger:
-        entries = [await running(ledger, f"k-{number}") for number in range(40)]
+        entries = [await running(ledger, f"k-{number}") for number in range(count)]
         with raw(path) as other:
             other.execute("DELETE FROM entries WHERE key = 'k-7'")
         ahead = await ledger.move(entries[3], State.FAILED, error={"message": "first"})
-        twice = [(entries[20], State.SUCCEEDED, [1]), (entries[20], State.SUCCEEDED, [2])]
-        moves = [*((entry, State.SUCCEEDED, [entry.key]) for entry in entries if entry is not entries[20]), *twice]
+        twice = [(entries[9], State.SUCCEEDED, [1]), (entries[9], State.SUCCEEDED, [2])]
+        moves = [*((entry, State.SUCCEEDED, [entry.key]) for entry in entries if entry is not entries[9]), *twice]
         ends = await asyncio.gather(
             *(ledger.move(entry, to, result=result) for entry, to, result in moves), return_exceptions=True
         )

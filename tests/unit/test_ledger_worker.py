@@ -20,7 +20,7 @@ class Idle(Worker):
     """A thread that never starts, so that what it is given can be seen."""
 
     def __init__(self) -> None:
-        super().__init__(lambda: sqlite3.connect(":memory:"), begin=lambda _: None, name="idle")
+        super().__init__(lambda: sqlite3.connect(":memory:"), begin="BEGIN", together=1, name="idle")
 
     def ask(self, *, spacing: float = 0.0) -> None:
         """Ask for something."""
