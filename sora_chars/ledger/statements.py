@@ -57,7 +57,7 @@ _PAGE = (
     " WHERE state IN (SELECT value FROM json_each(?)) AND place"
 )
 _PAGES = {False: f"{_PAGE} > ? ORDER BY place LIMIT ?", True: f"{_PAGE} < ? ORDER BY place DESC LIMIT ?"}
-_VERSIONS = "SELECT key, version FROM entries WHERE key IN (SELECT value FROM json_each(?))"
+_VERSIONS = "SELECT json_group_object(key, version) FROM entries WHERE key IN (SELECT value FROM json_each(?))"
 ROWS = 16 if sqlite3.sqlite_version_info >= (3, 33) else 1  # which knows UPDATE FROM
 """Entries a statement takes, since each gives the interpreter's lock away and waits for it again, twice."""
 
@@ -177,4 +177,5 @@ def versions(cursor: sqlite3.Cursor, known: tuple[Collection[str], dict[str, int
     now: int = cursor.execute("PRAGMA data_version").fetchone()[0]
     if now == mark and seen.keys() >= set(keys):
         return seen, mark
-    return dict(cursor.execute(_VERSIONS, (json.dumps(list(keys)),))), now
+    found: str = cursor.execute(_VERSIONS, (json.dumps(list(keys)),)).fetchone()[0]  # a row each would be handed over
+    return json.loads(found), now
