@@ -10,25 +10,24 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left, bisect_right
-from collections import Counter
 from itertools import accumulate, pairwise, repeat
 from typing import TYPE_CHECKING
 
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 RUNGS = ((30.0, 2.0, 3.0), (120.0, 5.0, 10.0), (math.inf, 15.0, 30.0))
 """kie.ai's ladder: until which age the gap is drawn from which range, all seconds."""
 
-_WINDOW = 64  # durations kept of a model
+_WINDOW = 64  # durations that are counted of a model
 _FIRST = 0.1  # seconds, where the cells of age begin
 _WIDE = 1 / 16  # a cell, in the logarithm of age
 _MOST_CELLS = 240
 _FORGOTTEN = 0.09  # of what a cell knows, with each task that comes through: what was 7 tasks ago counts half
 _LEAST = 1e-3  # of all tasks; smaller parts are rounding, or long forgotten
-_CELLS = 64  # of a curve
+_CELLS = 32  # of a curve
 _REACH = 5.0  # how far a curve goes beyond all durations seen, in kernel widths
 _CLOSEST = 0.5  # seconds between looks; but for the shortest tasks, an answer takes as long
 _FEWEST = 1.0  # looks before the end, on average: a ladder's first look at a short task comes after it
@@ -61,40 +60,47 @@ def ladder_age(looks: float) -> float:
 
 @attrs.define(eq=False, repr=False)
 class Curve:
-    """A distribution of durations and the looks at it, as tables over age, evenly spaced in its logarithm.
+    """A distribution of durations and the looks at it, as tables over age.
 
-    `ages`, seconds; the first is 0. `hazards`: the hazard accumulated by then, -ln S. `looks`: how many looks are
-    due by then. Between ages all are taken for linear; past the last one the ladder goes on.
+    Their first place is the age 0, the others are ages from `first` to `last`, in seconds, evenly spaced in their
+    logarithm. `hazards`: the hazard accumulated by then, -ln S. `looks`: how many looks are due by then. Between places
+    all are taken for linear; past the last one the ladder goes on.
     """
 
-    ages: array[float]
+    first: float
+    last: float
     hazards: array[float]
     looks: array[float]
     tail: float  # past the last age, hazard accumulates by this for each e-fold of age
     trust: float  # 0 to 1, by the number of durations; of the looks, the rest at least is the ladder's
 
+    @property
+    def ages(self) -> list[float]:
+        """The ages of the tables."""
+        return [*map(self._age, range(len(self.looks)))]
+
     def hazard(self, age: float) -> tuple[float, float]:
         """The hazard accumulated by `age`, and by how much it grows a second."""
-        ages, hazards = self.ages, self.hazards
-        right = bisect_right(ages, age)
-        if right == len(ages):
-            return hazards[-1] + self.tail * math.log(age / ages[-1]), self.tail / age
-        rate = (hazards[right] - hazards[right - 1]) / (ages[right] - ages[right - 1])
-        return hazards[right] - (ages[right] - age) * rate, rate
+        if age >= self.last:
+            return self.hazards[-1] + self.tail * math.log(age / self.last), self.tail / age
+        place = self._place(age)
+        growth = self.hazards[int(place) + 1] - self.hazards[int(place)]
+        places = 1 / self.first if age < self.first else 1 / (age * self._step)  # a second
+        return _at(place, self.hazards), growth * places
 
     def next_look(self, age: float, growth: float) -> float:
-        """The age at which `growth` more looks are due than at `age`, which lies on the curve."""
-        wanted = _between(age, self.ages, self.looks) + growth
+        """The age at which `growth` more looks are due than at `age`."""
+        if age >= self.last:
+            return ladder_age(ladder_looks(age) + growth)
+        wanted = _at(self._place(age), self.looks) + growth
         if wanted < self.looks[-1]:
-            return _between(wanted, self.looks, self.ages)
-        return ladder_age(ladder_looks(self.ages[-1]) + wanted - self.looks[-1])
+            return self._age(_place_of(wanted, self.looks))
+        return ladder_age(ladder_looks(self.last) + wanted - self.looks[-1])
 
     def age(self, part: float, *, after: float = 0.0) -> float:
         """The age by which `part`, from 0 to 1, of the tasks that outlive `after` have ended; at most the last one."""
         hazard = self.hazard(after)[0] - math.log1p(-part)
-        if hazard >= self.hazards[-1]:
-            return self.ages[-1]
-        return _between(hazard, self.hazards, self.ages)
+        return self.last if hazard >= self.hazards[-1] else self._age(_place_of(hazard, self.hazards))
 
     def cost(self) -> tuple[float, float]:
         """How many looks a task takes on average, and by how many seconds its end is seen late."""
@@ -102,7 +108,7 @@ class Curve:
 
     def ladder_cost(self) -> tuple[float, float]:
         """What `cost` would be with kie.ai's ladder."""
-        return self._cost([ladder_looks(age) for age in self.ages])
+        return self._cost([*map(ladder_looks, self.ages)])
 
     def _cost(self, looks: Sequence[float]) -> tuple[float, float]:
         surviving = [math.exp(-hazard) for hazard in self.hazards]
@@ -111,12 +117,29 @@ class Curve:
         late = sum((s0 - s1) * (t1 - t0) / (n1 - n0) / 2 for (t0, t1), (n0, n1), (s0, s1) in cells if n1 > n0)
         return before + 0.5, late  # the look that shows the end comes half a gap after it
 
+    @property
+    def _step(self) -> float:
+        return math.log(self.last / self.first) / _CELLS
 
-def _between(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
-    """`ys` at `x`, linear between neighbours; `xs[0] <= x < xs[-1]`."""
-    right = bisect_right(xs, x)
-    x0, y0 = xs[right - 1], ys[right - 1]
-    return y0 + (ys[right] - y0) * (x - x0) / (xs[right] - x0)
+    def _place(self, age: float) -> float:
+        """Where on the tables an age before the last one lies."""
+        place = age / self.first if age < self.first else 1 + math.log(age / self.first) / self._step
+        return min(place, math.nextafter(_CELLS + 1, 0))  # which rounding must not reach
+
+    def _age(self, place: float) -> float:
+        return self.first * (place if place < 1 else math.exp((place - 1) * self._step))
+
+
+def _at(place: float, table: Sequence[float]) -> float:
+    """What stands at a place of a table before its last one."""
+    left = int(place)
+    return table[left] + (table[left + 1] - table[left]) * (place - left)
+
+
+def _place_of(number: float, table: Sequence[float]) -> float:
+    """Where in a rising table a number stands; `table[0] <= number < table[-1]`."""
+    right = bisect_right(table, number)
+    return right - 1 + (number - table[right - 1]) / (table[right] - table[right - 1])
 
 
 @attrs.define(eq=False, repr=False)
@@ -128,14 +151,13 @@ class Durations:
     and a cell holds how many tasks were seen to reach it, and how many of these ended in it. A cell forgets a little
     with each task that comes through it: thus a model that drifts is followed, and of a thousand tasks that run
     together the first to end are not forgotten for the last. Nothing is kept of a single task that runs, so that
-    nobody has to say when it is watched no longer.
+    nobody has to say when it is watched no longer; nor of the cells before any task ends, which all tasks come through.
     """
 
-    logs: array[float] = attrs.field(factory=lambda: array("f"))  # of the last durations
-    _reached: array[float] = attrs.field(factory=lambda: array("f"))
-    _ended: array[float] = attrs.field(factory=lambda: array("f"))
-    _coming: array[float] = attrs.field(factory=lambda: array("f"))  # not yet in these, each less the one before
-    _ending: Counter[int] = attrs.field(factory=Counter[int])  # likewise, by cell
+    count: int = 0  # durations, up to `_WINDOW`
+    _start: int = 0  # the first cell that is kept
+    _cells: array[float] = attrs.field(factory=lambda: array("f"))  # reached, ended, coming; reached, ended, coming;...
+    _ending: bytes = b""  # the cells in which those ended that are not yet among `ended`
     _curve: Curve | None = None
 
     def outlive(self, since: float, until: float) -> None:
@@ -148,42 +170,52 @@ class Durations:
         The curve is made anew with every eighth of what is known, not with each.
         """
         cell = int(_cell(seconds))
+        if cell < self._start:
+            self._cells[:0] = array("f", [self._cells[0], 0.0, 0.0] * (self._start - cell))
+            self._start = cell
         self._come(_cell(min(since, seconds)), cell + 1)
-        self._ending[cell] += 1
-        self.logs.append(math.log(seconds))
-        del self.logs[:-_WINDOW]
-        if self._ending.total() * 8 > len(self.logs):
+        self._ending += bytes([cell])
+        self.count = min(self.count + 1, _WINDOW)
+        if len(self._ending) * 8 > self.count:
             self._settle()
             self._curve = None
 
     def _come(self, low: float, high: float) -> None:
-        """Count one more task in each cell that it came through, and the part of a cell that it did."""
-        for column in (self._reached, self._ended, self._coming):
-            column.extend(repeat(0.0, int(high) + 2 - len(column)))
+        """Count one more task in each cell that it came through, and the part of a cell that it did.
+
+        What is coming to a cell is kept less what is to the one before, so that only two change.
+        """
+        low, high = max(0.0, low - self._start), max(0.0, high - self._start)
+        self._cells.extend(repeat(0.0, 3 * (int(high) + 2) - len(self._cells)))
         for place, sign in ((low, 1.0), (high, -1.0)):
-            part = place - int(place)
-            self._coming[int(place)] += sign * (1 - part)
-            self._coming[int(place) + 1] += sign * part
+            cell, part = int(place), place - int(place)
+            self._cells[3 * cell + 2] += sign * (1 - part)
+            self._cells[3 * cell + 5] += sign * part
 
     def _settle(self) -> None:
         """Take those in who came of late; each cell forgets as much as that is."""
-        for cell, came in enumerate(accumulate(self._coming)):
+        cells = self._cells
+        for cell, came in enumerate(accumulate(cells[2::3])):
             if came > 0:
                 kept = (1 - _FORGOTTEN) ** came
                 new = (1 - kept) / _FORGOTTEN
-                self._reached[cell] = self._reached[cell] * kept + new
-                self._ended[cell] = self._ended[cell] * kept + new * self._ending[cell] / came
-        self._coming = array("f", bytes(4 * len(self._coming)))
-        self._ending.clear()
+                ending = self._ending.count(self._start + cell)
+                cells[3 * cell] = cells[3 * cell] * kept + new
+                cells[3 * cell + 1] = cells[3 * cell + 1] * kept + new * ending / came
+        cells[2::3] = array("f", bytes(len(cells) // 3 * 4))
+        self._ending = b""
+        before = next((cell for cell, (reached, ended) in self._known() if ended > _LEAST * reached), 0)
+        del cells[: 3 * before]
+        self._start += before
 
-    def seconds(self) -> tuple[float, ...]:
-        """The durations, the oldest first."""
-        return tuple(map(math.exp, self.logs))
+    def _known(self) -> Iterable[tuple[int, tuple[float, float]]]:
+        """How many have reached each cell and ended in it, by its place among those that are kept."""
+        return enumerate(zip(self._cells[::3], self._cells[1::3], strict=True))
 
     def curve(self, scale: float) -> Curve | None:
         """The curve of what is known, if anything is; `scale` as `LearnedPace` has it, the same each time."""
         if self._curve is None and (ends := self._ends()):
-            self._curve = fit(ends, self._weight(), len(self.logs), scale)
+            self._curve = fit(ends, self._weight(), self.count, scale)
         return self._curve
 
     def _ends(self) -> dict[float, float]:
@@ -192,16 +224,16 @@ class Durations:
         Kaplan and Meier's estimate: so many of those who outlive all cells before end in this one.
         """
         ends, alive = dict[float, float](), 1.0
-        for cell, (reached, ended) in enumerate(zip(self._reached, self._ended, strict=True)):
+        for cell, (reached, ended) in self._known():
             part = alive * min(1.0, ended / reached) if reached else 0.0
             if part > _LEAST:
-                ends[math.log(_FIRST) + (cell + 0.5) * _WIDE] = part
+                ends[math.log(_FIRST) + (self._start + cell + 0.5) * _WIDE] = part
                 alive -= part
         return ends
 
     def _weight(self) -> float:
         """How many durations, each counting as much, would tell as much."""
-        sums = min(sum(self._ended), max(self._reached))
+        sums = min(sum(self._cells[1::3]), max(self._cells[::3]))
         return sums * (2 - _FORGOTTEN) / (2 - sums * _FORGOTTEN)
 
 
@@ -212,11 +244,11 @@ def _cell(age: float) -> float:
 
 @attrs.frozen(eq=False, kw_only=True, repr=False)
 class Lesson:
-    """What is known of one model: the last durations, the oldest first, and the curve of what was learned."""
+    """What is known of one model: the curve of what was learned from its last tasks, 64 at most."""
 
     provider: str
     model: str | None
-    seconds: tuple[float, ...]
+    tasks: int
     curve: Curve
 
 
@@ -241,7 +273,7 @@ def fit(ends: Mapping[float, float], weight: float, count: int, scale: float) ->
     hazards = list(accumulate((-math.log(s) for s in surviving), max, initial=0.0))  # rounding must not turn it back
     trust = count / (count + 1)
     looks = _looks(ages, hazards, [whole, *ending], trust, scale)
-    return Curve(array("f", ages), array("f", hazards), array("f", looks), tail=1 / spread, trust=trust)
+    return Curve(ages[1], ages[-1], array("f", hazards), array("f", looks), tail=1 / spread, trust=trust)
 
 
 def _looks(ages: list[float], hazards: list[float], ending: list[float], trust: float, scale: float) -> list[float]:

@@ -114,7 +114,7 @@ class LearnedPace(Pace):
         """See `Pace.delay`."""
         age = _sane(age)
         curve = self._curve(snapshot)
-        if curve is None or age >= curve.ages[-1]:
+        if curve is None or age >= curve.last:
             return self._ladder.delay(snapshot, age)
         return curve.next_look(age, self.random.uniform(1 - _JITTER, 1 + _JITTER)) - age
 
@@ -140,7 +140,7 @@ class LearnedPace(Pace):
         """See `Pace.expect`. None while a model is hardly known, and for a task past all that is known."""
         age = _sane(age)
         curve = self._curve(snapshot, least=_LEAST_TO_EXPECT)
-        if curve is None or age >= curve.ages[-1]:
+        if curve is None or age >= curve.last:
             return None
         low, median, high = (max(0.0, curve.age(part, after=age) - age) for part in (0.1, 0.5, 0.9))
         return Eta(low=low, median=median, high=high)
@@ -148,7 +148,7 @@ class LearnedPace(Pace):
     def lessons(self) -> list[Lesson]:
         """What is known, by provider and model."""
         return [
-            Lesson(provider=provider, model=model, seconds=durations.seconds(), curve=curve)
+            Lesson(provider=provider, model=model, tasks=durations.count, curve=curve)
             for (provider, model), durations in sorted(self._models.items(), key=lambda item: str(item[0]))
             if (curve := durations.curve(self.scale))
         ]
@@ -156,7 +156,7 @@ class LearnedPace(Pace):
     def _curve(self, snapshot: TaskSnapshot | None, *, least: int = 1) -> Curve | None:
         """What is known of the model of a task, if that is as many durations as `least`."""
         durations = self._models.get((snapshot.provider, snapshot.model)) if snapshot else None
-        return durations.curve(self.scale) if durations and len(durations.logs) >= least else None
+        return durations.curve(self.scale) if durations and durations.count >= least else None
 
 
 def _sane(seconds: float) -> float:

@@ -56,7 +56,7 @@ class Facts:
         curve = lesson.curve
         low, median, high = (curve.age(part) for part in (0.1, 0.5, 0.9))
         costs = (*curve.cost(), *curve.ladder_cost())
-        return cls(lesson.provider, lesson.model, len(lesson.seconds), low, median, high, *costs)
+        return cls(lesson.provider, lesson.model, lesson.tasks, low, median, high, *costs)
 
     def cells(self) -> Cells:
         """The facts as the cells of `HEAD`."""
@@ -113,10 +113,10 @@ async def _learn(place: Place) -> list[Lesson]:
 
 
 def _points(lesson: Lesson) -> dict[str, Any]:
-    """What the plot is drawn from: durations, the newest last, and at which ages a task is looked at on average."""
+    """What the plot is drawn from: when each hundredth of all tasks has ended, and when one is looked at on average."""
     until = lesson.curve.age(0.99)
     return {
-        "durations": [round(seconds, 3) for seconds in lesson.seconds],
+        "ends": [round(lesson.curve.age(part / 100), 3) for part in range(1, 100)],
         "looks": [round(age, 3) for age in _looks(lesson, until)],
     }
 

@@ -258,7 +258,7 @@ def test_what_looks_show_adds_up_to_a_duration() -> None:
         teach(read, seconds)
     (one,), (other,) = watched.lessons(), read.lessons()
     assert list(one.curve.looks) == pytest.approx(list(other.curve.looks), rel=0.01)
-    assert one.seconds == other.seconds
+    assert one.tasks == other.tasks == 40
 
 
 def test_tasks_that_nobody_watches_any_longer_are_forgotten() -> None:
@@ -341,7 +341,7 @@ def test_an_eta_ends_with_what_is_known() -> None:
     pace = taught(*[46.0] * 20)
     curve = pace._curve(waiting())
     assert curve
-    last = curve.ages[-1]
+    last = curve.last
     assert pace.expect(waiting(), last - 2**-20) == Eta(low=2**-20, median=2**-20, high=2**-20)
 
 
@@ -357,7 +357,30 @@ def test_a_model_that_has_changed_is_learned_anew() -> None:
     assert pace.lessons()[0].curve.age(0.5) == pytest.approx(100, rel=0.1)
     for _ in range(32):
         teach(pace, 100.0)
-    assert pace.lessons()[0].seconds == pytest.approx([100.0] * 64)
+    (lesson,) = pace.lessons()
+    assert lesson.tasks == 64
+    assert lesson.curve.age(0.01) == pytest.approx(100, rel=0.2)
+
+
+@pytest.mark.parametrize("median", [0.3, 46.0, 5000.0])
+def test_a_model_takes_a_few_hundred_bytes(median: float) -> None:
+    """However long its tasks take, and whether looks show them running or not."""
+    durations = Durations()
+    for seconds in draws(median, 0.3, 200):
+        durations.outlive(0.0, seconds / 2)
+        durations.add(seconds, since=seconds / 2)
+    curve = durations.curve(1.0)
+    assert curve
+    tables = (durations._cells, curve.hazards, curve.looks)
+    assert sum(memoryview(table).nbytes for table in tables) < 800
+
+
+def test_a_model_that_grows_faster_is_followed() -> None:
+    """Tasks that end before any other did are learned of like any, and as ones that most others came past."""
+    pace = taught(*[100.0] * 20, 10.0)
+    (lesson,) = pace.lessons()
+    assert lesson.curve.hazard(50)[0] == pytest.approx(0.09, rel=0.3)
+    assert taught(*[100.0] * 20, *[10.0] * 30).lessons()[0].curve.age(0.5) == pytest.approx(10, rel=0.2)
 
 
 def test_models_are_bounded() -> None:
@@ -366,7 +389,7 @@ def test_models_are_bounded() -> None:
     for number in range(300):
         teach(pace, 10.0, f"m{number}")
         teach(pace, 10.0, "m0")
-    known = {lesson.model: len(lesson.seconds) for lesson in pace.lessons()}
+    known = {lesson.model: lesson.tasks for lesson in pace.lessons()}
     assert len(known) == 256
     assert (known["m0"], known["m299"]) == (64, 1)
     assert "m1" not in known
@@ -417,9 +440,10 @@ def test_few_tasks_teach_something(known: int) -> None:
 @pytest.mark.parametrize("median", [13.0, 46.0, 127.0])
 def test_what_looks_cost_is_known(median: float) -> None:
     """The costs that a curve tells are those that it leads to, its own and the ladder's."""
-    pace = taught(*draws(median, 0.25, 64))
+    known = draws(median, 0.25, 64)
+    pace = taught(*known)
     (lesson,) = pace.lessons()
-    again = list(lesson.seconds) * 10
+    again = known * 10
     assert lesson.curve.cost() == pytest.approx(cost(pace, again), rel=0.15)
     assert lesson.curve.ladder_cost() == pytest.approx(cost(LadderPace(random.Random(1)), again), rel=0.15)
 
