@@ -73,6 +73,10 @@ class Curve:
     looks: array[float]
     tail: float  # past the last age, hazard accumulates by this for each e-fold of age
     trust: float  # 0 to 1, by the number of durations; of the looks, the rest at least is the ladder's
+    _step: float = attrs.field(init=False)  # between two ages, in their logarithm
+
+    def __attrs_post_init__(self) -> None:
+        self._step = math.log(self.last / self.first) / _CELLS
 
     @property
     def ages(self) -> list[float]:
@@ -116,10 +120,6 @@ class Curve:
         before = sum((n1 - n0) * (s0 + s1) / 2 for _, (n0, n1), (s0, s1) in cells)
         late = sum((s0 - s1) * (t1 - t0) / (n1 - n0) / 2 for (t0, t1), (n0, n1), (s0, s1) in cells if n1 > n0)
         return before + 0.5, late  # the look that shows the end comes half a gap after it
-
-    @property
-    def _step(self) -> float:
-        return math.log(self.last / self.first) / _CELLS
 
     def _place(self, age: float) -> float:
         """Where on the tables an age before the last one lies."""

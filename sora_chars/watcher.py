@@ -7,12 +7,11 @@ object and one future, no asyncio task of its own. Time is the loop's.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
 import math
 import random
 import time
-from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import attrs
@@ -26,6 +25,7 @@ from .errors import (
     printable,
 )
 from .trust import Trust
+from .turns import TICK, Turns
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -36,14 +36,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sora_chars.watcher")
 
-_TICK = 0.001  # seconds by which a look may be early: a clock ticks in steps, and may never reach a time in between
 _SLOTS = 64  # a second, in which looks begin together
 _LONG = 0.25  # seconds; looks that are rarer may wait for each other
 _STRETCH = 5.0  # how much rarer a task is polled while callbacks arrive
 _FAULT_DELAYS = (1.0, 30.0)
 _MISSING_DELAYS = (1.0, 5.0)
 _BACKSTOP = 30.0  # seconds between our own looks at a task that another process polls, which may have come to a stop
-_MOST_WEIGHED = 64  # tasks; the best of so many, drawn from a crowd, is hardly worse than the best of all
 _TOLD = 1000  # tasks of a closed session, whose waiters hear of it in one turn of the event loop
 _FIRST_ECHO = 0.25  # seconds until the next look when a callback came before its record showed it
 
@@ -196,9 +194,7 @@ class _Lane:
     provider: Provider
     watcher: TaskWatcher
     watches: dict[str, Watch] = attrs.field(factory=dict[str, Watch])
-    _heap: list[tuple[float, int, Watch]] = attrs.field(factory=list[tuple[float, int, Watch]])
-    _due: deque[tuple[int, Watch]] = attrs.field(factory=deque["tuple[int, Watch]"])
-    _entries: int = 0
+    _turns: Turns = attrs.field(factory=Turns)
     _changed: asyncio.Event = attrs.field(factory=asyncio.Event)
     _under_way: int = 0  # looks
     _runner: asyncio.Task[None] = attrs.field(init=False)
@@ -221,29 +217,14 @@ class _Lane:
                 self._push(watch, watch.plain_due)
 
     def _push(self, watch: Watch, due: float) -> None:
-        self._entries += 1
-        watch.due, watch.entry = due, self._entries
-        heapq.heappush(self._heap, (due, self._entries, watch))
-        if self._heap[0][2] is watch:
+        if self._turns.add(watch, due):
             self._changed.set()
-
-    def _wait(self, now: float) -> float:
-        """Seconds until something is due; moves what is due out of the heap, and drops stale entries."""
-        while self._heap and (self._heap[0][0] - now <= _TICK or self._heap[0][1] != self._heap[0][2].entry):
-            _, entry, watch = heapq.heappop(self._heap)
-            if watch.entry == entry:
-                (self._due.appendleft if watch.nudged else self._due.append)((entry, watch))
-        while self._due and self._due[0][0] != self._due[0][1].entry:
-            self._due.popleft()
-        if self._due:
-            return 0.0
-        return self._heap[0][0] - now if self._heap else math.inf
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             self._changed.clear()
-            wait = self._wait(loop.time())
+            wait = self._turns.wait(loop.time())
             if self._under_way == self.watcher.max_in_flight:
                 wait = math.inf
             if wait > 0:
@@ -253,8 +234,8 @@ class _Lane:
                     timer.cancel()
                 continue
             room = await self.provider.ready()
-            while room > 0 and self._under_way < self.watcher.max_in_flight and self._wait(loop.time()) <= 0:
-                self._begin(self._pick(loop.time(), crowded=len(self._due) > room))
+            while room > 0 and self._under_way < self.watcher.max_in_flight and self._turns.wait(loop.time()) <= 0:
+                self._begin(self._turns.take(partial(self._gain, loop.time()), room))
                 room -= 1
             await asyncio.sleep(0)  # they take their places in the limits before the next ones are picked
 
@@ -265,20 +246,8 @@ class _Lane:
         self.watcher.looks.add(look)  # which outlives this lane, should it die
         look.add_done_callback(self.watcher.looks.discard)
 
-    def _pick(self, now: float, *, crowded: bool) -> Watch:
-        """Take the task that was due first; when not all may be looked at, the one whose look promises most."""
-        best = 0
-        if crowded:
-            crowd = range(1, len(self._due))
-            drawn = crowd if len(crowd) < _MOST_WEIGHED else random.sample(crowd, _MOST_WEIGHED - 1)
-            best = max((0, *drawn), key=lambda place: self._gain(*self._due[place], now))
-        _, watch = self._due[best]
-        del self._due[best]
-        return watch
-
-    def _gain(self, entry: int, watch: Watch, now: float) -> float:
-        if entry != watch.entry:
-            return -math.inf
+    def _gain(self, now: float, watch: Watch) -> float:
+        """What a look at the task is worth."""
         if watch.nudged or watch.started is None:
             return math.inf  # its end was announced, or nobody knows how old it is
         return self.watcher.pace.gain(watch.snapshot, now - watch.started, now - watch.looked)
@@ -361,7 +330,7 @@ class _Lane:
         else:
             self._end(watch, error)
             return
-        if now - since >= budget - _TICK:
+        if now - since >= budget - TICK:
             error.hint = f"{error.hint} It was so for {budget:g} s; the task may still run: resume it later.".strip()
             self._end(watch, error)
             return
