@@ -345,6 +345,15 @@ def test_an_eta_ends_with_what_is_known() -> None:
     assert pace.expect(waiting(), last - 2**-20) == Eta(low=2**-20, median=2**-20, high=2**-20)
 
 
+@pytest.mark.parametrize("times", [1.0, 3.0])
+def test_looks_go_on_past_all_that_is_known(times: float) -> None:
+    """From the last age of a curve on, the next look is the ladder's, and always a later one."""
+    curve = taught(*[46.0] * 20)._curve(waiting())
+    assert curve
+    age = times * curve.last
+    assert curve.next_look(age, 1.0) == ladder_age(ladder_looks(age) + 1.0) > age
+
+
 @pytest.mark.parametrize(("count", "known"), [(0, False), (2, False), (3, True)])
 def test_an_eta_takes_three_tasks(count: int, known: bool) -> None:  # noqa: FBT001 # pytest gives it
     """One or two durations make no range."""
