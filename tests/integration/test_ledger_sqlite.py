@@ -99,26 +99,29 @@ async def test_a_commit_survives_power_loss(path: Path) -> None:
         assert (journal, synchronous) == (("wal",), (2,))
 
 
+async def traced(ledger: Ledger) -> list[str]:
+    """What SQLite's writer runs from now on."""
+    store = ledger._store
+    assert isinstance(store, SqliteStore)
+    seen: list[str] = []
+    await run(store._writer, lambda cursor: cursor.connection.set_trace_callback(seen.append))
+    return seen
+
+
 async def test_writes_that_wait_together_share_a_commit(path: Path) -> None:
     """A thousand writes at once take a few transactions and statements, not a thousand."""
     async with open_ledger(path) as ledger:
-        store = ledger._store
-        assert isinstance(store, SqliteStore)
-        statements: list[str] = []
-        await run(store._writer, lambda cursor: cursor.connection.set_trace_callback(statements.append))
+        seen = await traced(ledger)
         await asyncio.gather(*(ask(ledger, f"k-{number}") for number in range(1000)))
-        assert statements.count("COMMIT") < 50
-        assert sum(statement.startswith("INSERT") for statement in statements) < 100
+        assert seen.count("COMMIT") < 50
+        assert sum(statement.startswith("INSERT") for statement in seen) < 100
         assert len([entry async for entry in ledger.entries()]) == 1000
 
 
 async def test_one_statement_is_a_commit_by_itself(path: Path) -> None:
     """Where a group needs one statement, nothing begins or ends a transaction around it."""
     async with open_ledger(path) as ledger:
-        store = ledger._store
-        assert isinstance(store, SqliteStore)
-        seen: list[str] = []
-        await run(store._writer, lambda cursor: cursor.connection.set_trace_callback(seen.append))
+        seen = await traced(ledger)
         await asyncio.gather(*(running(ledger, f"k-{number}") for number in range(16)))
         assert [statement.split()[0] for statement in seen] == ["INSERT", "UPDATE", "UPDATE"]
 
