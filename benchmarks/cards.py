@@ -20,15 +20,7 @@ from peers import BODY, HAND, KEY, OURS, OURS_1S, OURS_LIMITED
 from server import serving
 from waiting import measure
 
-from sora_chars import (
-    CallbackReceiver,
-    CharacterSession,
-    FixedPace,
-    Kie,
-    State,
-    SubmissionUnknownError,
-    TaskRequest,
-)
+from sora_chars import CallbackReceiver, CharacterSession, FixedPace, Kie, State, SubmissionUnknownError, TaskRequest
 from sora_chars.testing import Emulator
 
 LOST = 10

@@ -34,7 +34,7 @@ from sora_chars import (
     SubmissionUnknownError,
     open_ledger,
 )
-from sora_chars.ledger.sqlite import SqliteStore
+from sora_chars.ledger.stores.sqlite import SqliteStore
 from sora_chars.testing import Emulator
 
 if TYPE_CHECKING:

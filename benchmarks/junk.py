@@ -21,7 +21,7 @@ from peers import BODY, KEY
 
 from sora_chars import CallbackReceiver, CharacterSession, FixedPace, Kie, State, TaskRequest
 from sora_chars.testing import Emulator
-from sora_chars.testing.deliveries import sign
+from sora_chars.testing.emulator.callbacks import sign
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

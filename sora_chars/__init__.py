@@ -9,10 +9,10 @@
 from importlib import import_module
 from typing import Any
 
-_ROOMS = {
-    "batch": ("Outcomes",),
-    "callbacks": ("CallbackEvent", "CallbackReceiver"),
-    "desk": ("Step",),
+_MODULES = {
+    "batch.batch": ("Outcomes",),
+    "callbacks.receiver": ("CallbackEvent", "CallbackReceiver"),
+    "session.dispatcher": ("Step",),
     "errors": (
         "AuthenticationError",
         "ConfigurationError",
@@ -41,9 +41,9 @@ _ROOMS = {
         "WatcherStoppedError",
         "WrongLoopError",
     ),
-    "handle": ("TaskHandle",),
+    "polling.handle": ("TaskHandle",),
     "ledger": ("Entry", "Ledger", "State", "Store", "open_ledger"),
-    "limits": ("Limits",),
+    "ratelimit.window": ("Limits",),
     "models": (
         "Character",
         "CharacterRequest",
@@ -56,27 +56,27 @@ _ROOMS = {
         "TaskSnapshot",
         "UploadProgress",
     ),
-    "outcome": ("Outcome",),
-    "pacing": ("FixedPace", "LadderPace", "LearnedPace"),
-    "progress": ("Progress",),
+    "batch.outcome": ("Outcome",),
+    "polling.strategies": ("FixedPace", "LadderPace", "LearnedPace"),
+    "batch.progress": ("Progress",),
     "protocols": ("Pace", "Provider"),
     "providers.kie": ("Kie",),
     "providers.kkiai": ("GATEWAYS", "Gateway", "Kkiai"),
-    "records": ("SavedCharacter",),
-    "session": ("CharacterSession",),
-    "watcher": ("TaskWatcher",),
+    "ledger.serialize": ("SavedCharacter",),
+    "session.session": ("CharacterSession",),
+    "polling.watcher": ("TaskWatcher",),
 }
 """Where the public names live; `__init__.pyi` tells type checkers the same. Each is loaded when first asked for."""
 
-_HOMES = {name: room for room, names in _ROOMS.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 # The stub has them one by one.
-__all__ = sorted(_HOMES, key=lambda name: (not name.isupper(), name))  # noqa: PLE0605 # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted(_MODULE_OF, key=lambda name: (not name.isupper(), name))  # noqa: PLE0605 # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    value = globals()[name] = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
     return value
 
 

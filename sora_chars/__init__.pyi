@@ -1,6 +1,7 @@
-from .batch import Outcomes
-from .callbacks import CallbackEvent, CallbackReceiver
-from .desk import Step
+from .batch.batch import Outcomes
+from .batch.outcome import Outcome
+from .batch.progress import Progress
+from .callbacks.receiver import CallbackEvent, CallbackReceiver
 from .errors import (
     AuthenticationError,
     ConfigurationError,
@@ -29,9 +30,8 @@ from .errors import (
     WatcherStoppedError,
     WrongLoopError,
 )
-from .handle import TaskHandle
 from .ledger import Entry, Ledger, State, Store, open_ledger
-from .limits import Limits
+from .ledger.serialize import SavedCharacter
 from .models import (
     Character,
     CharacterRequest,
@@ -44,15 +44,15 @@ from .models import (
     TaskSnapshot,
     UploadProgress,
 )
-from .outcome import Outcome
-from .pacing import FixedPace, LadderPace, LearnedPace
-from .progress import Progress
+from .polling.handle import TaskHandle
+from .polling.strategies import FixedPace, LadderPace, LearnedPace
+from .polling.watcher import TaskWatcher
 from .protocols import Pace, Provider
 from .providers.kie import Kie
 from .providers.kkiai import GATEWAYS, Gateway, Kkiai
-from .records import SavedCharacter
-from .session import CharacterSession
-from .watcher import TaskWatcher
+from .ratelimit.window import Limits
+from .session.dispatcher import Step
+from .session.session import CharacterSession
 
 __all__ = [
     "GATEWAYS",

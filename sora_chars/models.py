@@ -9,9 +9,6 @@ import json
 import math
 import os
 import re
-import secrets
-import time
-import uuid
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -27,14 +24,6 @@ SUCCESS = "success"
 FAIL = "fail"
 
 _KEY_LIMIT = 200
-_ID_LIMIT = 200
-
-
-def new_key() -> str:
-    """A key for a wish that was given none: a UUID of version 7 (RFC 9562), so that keys sort by time."""
-    milliseconds = time.time_ns() // 1_000_000
-    bits = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | secrets.randbits(12) << 64
-    return str(uuid.UUID(int=bits | 0b10 << 62 | secrets.randbits(62)))
 
 
 def refuse(problems: list[str], *, what: str) -> None:
@@ -142,11 +131,6 @@ def _place_problems(field: str, place: object, *allowed: type) -> list[str]:
     if is_url(place) and not _URL.fullmatch(str(place)):
         return [f"{field}: must be an http(s) URL with a host and without spaces, got {printable(place)!r}"]
     return _type_problems(field, place, allowed, "a URL or a local path")
-
-
-def is_id(text: str) -> bool:
-    """Whether a provider's text can be the id of a task: one that every log and ledger can hold."""
-    return 0 < len(text) <= _ID_LIMIT and text.isprintable()
 
 
 def is_url(place: object) -> bool:

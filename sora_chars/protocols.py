@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from .errors import ConfigurationError
-from .limits import ENDLESS
+from .ratelimit.window import ENDLESS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from .limits import Account
     from .models import Eta, ModelInfo, Request, TaskSnapshot
+    from .ratelimit.window import Account
 
 
 class Provider(Protocol):

@@ -31,7 +31,8 @@ from .errors import (
     WrongLoopError,
     printable,
 )
-from .limits import Account, Kind, Limits, account
+from .ratelimit.window import Account, Kind, Limits, account
+from .redaction import HIDDEN, mask
 
 if TYPE_CHECKING:
     import ssl
@@ -49,13 +50,6 @@ GATEWAY_FAULTS = frozenset({408, 502, 504, *range(520, 528)})  # what stands bet
 _CONNECT_TIMEOUT = 15.0
 _LONG_KEY, _SHORT_KEY = 16, 4  # characters; real keys are long, those of tests may be words
 _BODY_LIMIT = 16 * 1024 * 1024
-_HIDDEN = "***"
-_IN_URL = r'(?:[^\s"\\?]|\\+/)'  # in JSON, and in JSON inside JSON, where a slash may be escaped
-# Nothing is given back once it is taken ("++"), and a link without a query is taken too: else a hostile answer keeps
-# the search busy for hours.
-# The last part of our callback URLs. Only of a URL: to put stars for a null would spoil the JSON around it.
-_TOKEN = re.compile(rf'(callBackUrl[\\"\s:]++)https?:{_IN_URL}+', re.IGNORECASE)
-_QUERY = re.compile(rf'(https?:(?:\\*/){{2}}{_IN_URL}++)(\?(?:[^\s"\\]|\\+[/u])+)?')  # of any URL: may be a signature
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -329,10 +323,10 @@ class Transport:
                 raise aiohttp.ClientPayloadError(f"the answer is larger than {_BODY_LIMIT} bytes")
         if len(self.api_key) < _LONG_KEY:  # a test key may be part of the protocol's own words
             return bytes(body)
-        return bytes(body.replace(self.api_key.encode(), _HIDDEN.encode()))
+        return bytes(body.replace(self.api_key.encode(), HIDDEN.encode()))
 
     def _hide(self, text: str) -> str:
-        return text.replace(self.api_key, _HIDDEN) if len(self.api_key) >= _SHORT_KEY else text
+        return text.replace(self.api_key, HIDDEN) if len(self.api_key) >= _SHORT_KEY else text
 
     def _log(
         self, call: _Call, started: float, *, answer: Answer | None = None, error: Exception | None = None
@@ -359,18 +353,6 @@ class Transport:
                 f"The connections of {self.provider} belong to another event loop.",
                 hint="Open one session inside each asyncio.run(), and close it there.",
             )
-
-
-def hide_tokens(text: str) -> str:
-    """The text without callback tokens."""
-    if "callbackurl" not in text.lower():  # as most, and ten times as fast as the search
-        return text
-    return _TOKEN.sub(rf"\1{_HIDDEN}", text)
-
-
-def mask(text: str) -> str:
-    """The text without callback tokens and without the queries of links, which may be signatures."""
-    return _QUERY.sub(lambda link: f"{link[1]}?{_HIDDEN}" if link[2] else link[0], hide_tokens(text))
 
 
 def _no_answer(error: Exception, provider: str, call: _Call) -> NoAnswerError:

@@ -19,21 +19,22 @@ from sora_chars.errors import (
     WatcherStoppedError,
     printable,
 )
-from sora_chars.models import Character, CharacterRequest, TaskRequest, new_key
+from sora_chars.ids import new_key
+from sora_chars.models import Character, CharacterRequest, TaskRequest
 
 from . import waiting
-from .batch import batch
-from .demo import demo
-from .emulating import emulate
-from .job import Job, speaking
+from .commands.batch import batch
+from .commands.demo import demo
+from .commands.emulate import emulate
+from .commands.ledger import characters, ledger
+from .commands.pace import pace
+from .commands.resume import resume
+from .context import Job, speaking
 from .keeping import keeping
-from .library import characters, ledger
 from .options import Settings, json_input, polling, submitting, talking
 from .output import Screen
-from .pacing import pace
-from .recovering import resume
-from .running import BUG, USAGE, CommandInterruptedError, exit_status, run
-from .shapes import character_json, character_rows, error_json, model_rows, models_json, task_json, task_rows
+from .render import character_json, character_rows, error_json, model_rows, models_json, task_json, task_rows
+from .runner import BUG, USAGE, CommandInterruptedError, exit_status, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

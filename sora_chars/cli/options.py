@@ -12,7 +12,7 @@ import attrs
 import click
 
 from sora_chars.errors import ConfigurationError
-from sora_chars.pacing import FixedPace, LearnedPace
+from sora_chars.polling.strategies import FixedPace, LearnedPace
 from sora_chars.providers.kie import Kie
 from sora_chars.providers.kkiai import GATEWAYS, Kkiai
 from sora_chars.transport import parse_json

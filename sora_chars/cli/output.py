@@ -18,7 +18,7 @@ from rich.spinner import Spinner
 from rich.table import Column, Table
 from rich.text import Text
 
-from .shapes import Rows, shown
+from .render import Rows, shown
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence

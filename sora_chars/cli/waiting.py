@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from sora_chars.errors import InvalidRequestError, NoAnswerError, WaitTimeoutError
 from sora_chars.ledger import State
-from sora_chars.session import CharacterSession
+from sora_chars.session.session import CharacterSession
 
-from .receiving import receiving
+from .callback_server import receiving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from sora_chars.handle import TaskHandle
     from sora_chars.ledger import Entry
     from sora_chars.models import Character, CharacterRequest, TaskRequest, TaskSnapshot, UploadProgress
+    from sora_chars.polling.handle import TaskHandle
     from sora_chars.protocols import Provider
 
-    from .job import Job
+    from .context import Job
     from .options import Settings
     from .output import Line
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sora_chars.errors import ConfigurationError, EntryMovedError, LedgerError, WrongLoopError
 
 from .entry import By, Entry, check_storable, to_json
-from .memory import MemoryStore
+from .notifier import Waiters
 from .states import State
-from .waiters import Waiters
+from .stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
-    from sora_chars.sharing import Division
+    from sora_chars.ratelimit.distributed import Division
 
 _PAGE = 200
 
@@ -301,7 +301,7 @@ def _store(url: str) -> Store:
 
 def _sqlite(path: str) -> Store:
     try:
-        from .sqlite import SqliteStore  # noqa: PLC0415 # sqlite3 and fcntl are not on every system
+        from .stores.sqlite import SqliteStore  # noqa: PLC0415 # sqlite3 and fcntl are not on every system
     except ImportError as error:
         raise ConfigurationError(
             f"ledger: an SQLite file needs what this system does not have ({error}).",
@@ -312,7 +312,7 @@ def _sqlite(path: str) -> Store:
 
 def _postgres(url: str) -> Store:
     try:
-        from .postgres import PostgresStore  # noqa: PLC0415 # an extra
+        from .stores.postgres import PostgresStore  # noqa: PLC0415 # an extra
     except ImportError as error:
         raise ConfigurationError(
             f"ledger: PostgreSQL needs what is not installed ({error}).",

@@ -11,19 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from sora_chars.limits import Limits
-from sora_chars.models import (
-    SUCCESS,
-    OmniCharacterRequest,
-    TaskRequest,
-    TaskSnapshot,
-    UploadProgress,
-    is_url,
-)
+from sora_chars.models import SUCCESS, OmniCharacterRequest, TaskRequest, TaskSnapshot, UploadProgress, is_url
+from sora_chars.ratelimit.window import Limits
 from sora_chars.transport import Transport, clean_url, resolve_key
 
 from . import kie_codec as codec
-from .networked import Networked
+from .base import Networked
 
 if TYPE_CHECKING:
     import os
@@ -224,7 +217,7 @@ def _video_problems(path: Path) -> list[str]:
     problems = _file_problems("video", path, _VIDEO_LIMIT)
     if problems:
         return problems
-    from sora_chars.media import probe  # noqa: PLC0415 # most videos are named by a URL, or by a task
+    from .media import probe  # noqa: PLC0415 # most videos are named by a URL, or by a task
 
     facts = probe(path)
     if facts.container is None:

@@ -14,7 +14,8 @@ import cattrs
 from cattrs.gen import make_dict_structure_fn, override
 
 from sora_chars.errors import MissingCharacterError, TaskNotFoundError, printable
-from sora_chars.models import FAIL, SUCCESS, Character, CharacterRequest, ModelInfo, TaskFailure, TaskSnapshot, is_id
+from sora_chars.ids import is_id
+from sora_chars.models import FAIL, SUCCESS, Character, CharacterRequest, ModelInfo, TaskFailure, TaskSnapshot
 from sora_chars.transport import GATEWAY_FAULTS, Answer, parse_json
 
 from .kie_envelope import Envelope, read_data, read_envelope, unreadable

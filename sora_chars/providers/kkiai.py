@@ -21,11 +21,12 @@ from sora_chars.errors import (
     ServiceUnavailableError,
     printable,
 )
-from sora_chars.limits import Limits
-from sora_chars.models import SUCCESS, Character, CharacterRequest, TaskSnapshot, is_id
+from sora_chars.ids import is_id
+from sora_chars.models import SUCCESS, Character, CharacterRequest, TaskSnapshot
+from sora_chars.ratelimit.window import Limits
 from sora_chars.transport import GATEWAY_FAULTS, Answer, Transport, clean_url, parse_json, resolve_key
 
-from .networked import Networked
+from .base import Networked
 
 if TYPE_CHECKING:
     import ssl

@@ -10,18 +10,23 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .counts import Counts
-    from .emulator import Emulator
-    from .faults import Fault
-    from .tasks import EmulatedTask
+    from .emulator.counters import Counts
+    from .emulator.faults import Fault
+    from .emulator.server import Emulator
+    from .emulator.tasks import EmulatedTask
 
 __all__ = ["Counts", "EmulatedTask", "Emulator", "Fault"]
 
-_HOMES = {"Counts": "counts", "EmulatedTask": "tasks", "Emulator": "emulator", "Fault": "faults"}
+_MODULES = {
+    "Counts": "emulator.counters",
+    "EmulatedTask": "emulator.tasks",
+    "Emulator": "emulator.server",
+    "Fault": "emulator.faults",
+}
 
 
 def __getattr__(name: str) -> object:
     """Load a public name from the module that defines it."""
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

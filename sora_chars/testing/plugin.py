@@ -17,7 +17,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from .emulator import Emulator
+    from .emulator.server import Emulator
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def sora_emulator(sora_emulator_factory: Callable[..., Emulator]) -> Emulator:
 @pytest.fixture
 def sora_emulator_factory() -> Generator[Callable[..., Emulator]]:
     """A function that starts an emulator with the settings it is given; all are closed after the test."""
-    from .emulator import Emulator  # noqa: PLC0415 - every pytest run loads this module, few need the server
+    from .emulator.server import Emulator  # noqa: PLC0415 - every pytest run loads this module, few need the server
 
     with ExitStack() as running:
 

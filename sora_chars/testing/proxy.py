@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from .wire import close_by_reset
+from .emulator.transmission import close_by_reset
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

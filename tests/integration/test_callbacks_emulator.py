@@ -14,9 +14,9 @@ import pytest
 from aiohttp import web
 
 from sora_chars import CallbackReceiver, CharacterSession, FixedPace, Kie, TaskFailedError, WaitTimeoutError
-from sora_chars.records import token_digest
+from sora_chars.ids import token_digest
 from sora_chars.testing import Emulator
-from sora_chars.testing.deliveries import envelope, sign
+from sora_chars.testing.emulator.callbacks import envelope, sign
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -19,7 +19,7 @@ from starlette.routing import Mount
 
 from sora_chars import CallbackReceiver, CharacterSession, FixedPace, Kie
 from sora_chars.testing import Emulator
-from sora_chars.testing.deliveries import sign
+from sora_chars.testing.emulator.callbacks import sign
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable

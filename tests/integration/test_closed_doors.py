@@ -35,7 +35,7 @@ from sora_chars import (
     open_ledger,
 )
 from sora_chars.testing import Emulator
-from sora_chars.testing.deliveries import sign
+from sora_chars.testing.emulator.callbacks import sign
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator

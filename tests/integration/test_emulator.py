@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from sora_chars.testing import Emulator
-from sora_chars.testing.kie import MODEL_GONE, MODELS
+from sora_chars.testing.emulator.kie import MODEL_GONE, MODELS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -18,7 +18,7 @@ import pytest
 from aiohttp import web
 
 from sora_chars.testing import EmulatedTask, Emulator
-from sora_chars.testing.tasks import Delivery
+from sora_chars.testing.emulator.tasks import Delivery
 
 if TYPE_CHECKING:
     from multidict import CIMultiDictProxy

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, cast
 import aiohttp
 import pytest
 
-from sora_chars.testing import Emulator, uploads
+from sora_chars.testing import Emulator
+from sora_chars.testing.emulator import uploads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -10,8 +10,8 @@ import psycopg
 import pytest
 
 from sora_chars import Entry, Ledger, LedgerError, State, open_ledger
-from sora_chars.ledger import postgres as module
-from sora_chars.ledger.postgres import PostgresStore
+from sora_chars.ledger.stores import postgres as module
+from sora_chars.ledger.stores.postgres import PostgresStore
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sora_chars import Entry, EntryMovedError, Ledger, LedgerError, State, open_ledger
-from sora_chars.ledger import statements
-from sora_chars.ledger.sqlite import SqliteStore
-from sora_chars.ledger.worker import Worker
+from sora_chars.ledger.stores import sqlite_statements as statements
+from sora_chars.ledger.stores.sqlite import SqliteStore
+from sora_chars.ledger.stores.sqlite_thread import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator

@@ -11,16 +11,16 @@ import psycopg
 import pytest
 
 from sora_chars import Kie, Ledger, LedgerError, Limits, State, open_ledger
-from sora_chars.ledger import postgres as module
-from sora_chars.ledger.postgres import PostgresStore
-from sora_chars.limits import Account
-from sora_chars.sharing import Claim, shared
+from sora_chars.ledger.stores import postgres as module
+from sora_chars.ledger.stores.postgres import PostgresStore
+from sora_chars.ratelimit.distributed import Claim, shared
+from sora_chars.ratelimit.window import Account
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from sora_chars.limits import Window
-    from sora_chars.sharing import Part
+    from sora_chars.ratelimit.distributed import Part
+    from sora_chars.ratelimit.window import Window
 
 CLAIM = Claim(name="n", count=20, wanted=20, held=0, lease=10.0, grace=20.0, turn=1e9, paused=0.0)
 

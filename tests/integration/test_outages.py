@@ -18,7 +18,7 @@ import pytest
 
 from sora_chars import CharacterSession, FixedPace, Kie, Ledger, State
 from sora_chars.errors import LedgerError, SubmissionUnknownError
-from sora_chars.ledger.sqlite import SqliteStore
+from sora_chars.ledger.stores.sqlite import SqliteStore
 from sora_chars.testing import Emulator
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 from sora_chars.models import Character
-from sora_chars.pictures import Pictures
+from sora_chars.session.pictures import Pictures
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator

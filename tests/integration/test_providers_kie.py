@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from sora_chars.testing.files import File
+    from sora_chars.testing.emulator.files import File
 
 KEY = "sk-test-4f81-0123456789"
 ORIGIN = "7118f712a5b0c9d8e7f60123456789ab"

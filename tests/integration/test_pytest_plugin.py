@@ -75,7 +75,7 @@ def test_a_failed_start_is_the_tests_error(pytester: pytest.Pytester, monkeypatc
 
 def test_loading_the_plugin_loads_no_server() -> None:
     """Whoever has the package installed does not pay for the server in each pytest run."""
-    code = "import sys, sora_chars.testing.plugin; sys.exit('sora_chars.testing.emulator' in sys.modules)"
+    code = "import sys, sora_chars.testing.plugin; sys.exit('sora_chars.testing.emulator.server' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

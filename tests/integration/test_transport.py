@@ -19,13 +19,13 @@ from sora_chars.errors import (
     SessionClosedError,
     WrongLoopError,
 )
-from sora_chars.testing.wire import close_by_reset
+from sora_chars.testing.emulator.transmission import close_by_reset
 from sora_chars.transport import Answer, Transport, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
-    from sora_chars.limits import Kind
+    from sora_chars.ratelimit.window import Kind
 
     Step = Callable[["Connection"], Awaitable[None]]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sora_chars.errors import LedgerError, MissingCharacterError, NoAnswerError, RequestRefusedError
-from sora_chars.ledger.memory import MemoryStore
+from sora_chars.ledger.stores.memory import MemoryStore
 from sora_chars.models import Character, CharacterRequest, TaskFailure, TaskSnapshot
 from sora_chars.protocols import Pace, Provider
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from sora_chars.ledger import Entry, State
     from sora_chars.ledger.entry import By
-    from sora_chars.limits import Account, Window
     from sora_chars.models import Request
-    from sora_chars.session import CharacterSession
+    from sora_chars.ratelimit.window import Account, Window
+    from sora_chars.session.session import CharacterSession
 
 
 def now() -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from sora_chars.callbacks import CallbackReceiver
+from sora_chars.callbacks.receiver import CallbackReceiver
 from sora_chars.errors import (
     IllegalMoveError,
     LedgerError,
@@ -25,10 +25,10 @@ from sora_chars.errors import (
 )
 from sora_chars.ledger import Entry, Ledger, State
 from sora_chars.models import FAIL, SUCCESS, Character, TaskFailure, TaskSnapshot
-from sora_chars.pacing import FixedPace
+from sora_chars.polling.strategies import FixedPace
+from sora_chars.polling.watcher import TaskWatcher
 from sora_chars.protocols import Provider
-from sora_chars.session import CharacterSession
-from sora_chars.watcher import TaskWatcher
+from sora_chars.session.session import CharacterSession
 from tests.unit.world import EMPTY
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from sora_chars.ledger.entry import By
-    from sora_chars.ledger.waiters import Waiters
+    from sora_chars.ledger.notifier import Waiters
     from sora_chars.models import Request
     from tests.unit.world import Made, World
 

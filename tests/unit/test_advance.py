@@ -18,9 +18,9 @@ from sora_chars.errors import (
 )
 from sora_chars.ledger import Ledger, State
 from sora_chars.models import TaskSnapshot
-from sora_chars.pacing import FixedPace
-from sora_chars.pictures import Pictures
-from sora_chars.session import CharacterSession
+from sora_chars.polling.strategies import FixedPace
+from sora_chars.session.pictures import Pictures
+from sora_chars.session.session import CharacterSession
 from tests.unit.fakes import Fake, Shaky, state_of
 
 if TYPE_CHECKING:

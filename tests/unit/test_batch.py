@@ -22,8 +22,8 @@ from sora_chars.errors import (
     WatcherStoppedError,
 )
 from sora_chars.models import TaskRequest
-from sora_chars.pacing import FixedPace
-from sora_chars.session import CharacterSession
+from sora_chars.polling.strategies import FixedPace
+from sora_chars.session.session import CharacterSession
 from tests.unit.fakes import Shop, wish
 
 if TYPE_CHECKING:

@@ -18,18 +18,18 @@ from sora_chars.errors import (
     UsageCapError,
 )
 from sora_chars.ledger import open_ledger
-from sora_chars.limits import Account, Limits, Pause, Window
 from sora_chars.models import CharacterRequest, Eta, TaskRequest
-from sora_chars.pacing import FixedPace
-from sora_chars.session import CharacterSession
+from sora_chars.polling.strategies import FixedPace
+from sora_chars.ratelimit.window import Account, Limits, Pause, Window
+from sora_chars.session.session import CharacterSession
 from tests.unit.fakes import Shop, wish
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from sora_chars.batch import Outcomes
+    from sora_chars.batch.batch import Outcomes
+    from sora_chars.batch.progress import Progress
     from sora_chars.models import TaskSnapshot
-    from sora_chars.progress import Progress
     from sora_chars.protocols import Provider
 
 pytestmark = pytest.mark.looptime

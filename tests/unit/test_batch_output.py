@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sora_chars.cli.batch_output import entry_row, open_output, outcome_row
+from sora_chars.batch.outcome import Outcome
+from sora_chars.cli.batch.writer import entry_row, open_output, outcome_row
 from sora_chars.errors import ConfigurationError
 from sora_chars.ledger import Entry, State
-from sora_chars.outcome import Outcome
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,13 +10,13 @@ import attrs
 import pytest
 from rich.console import Console
 
-from sora_chars.cli import batch_progress
-from sora_chars.cli.batch_progress import Display, Tally
+from sora_chars.batch.progress import Progress
+from sora_chars.cli.batch import progress as batch_progress
+from sora_chars.cli.batch.progress import Display, Tally
 from sora_chars.cli.output import Screen
-from sora_chars.progress import Progress
 
 if TYPE_CHECKING:
-    from sora_chars.batch import Outcomes
+    from sora_chars.batch.batch import Outcomes
 
 NOTHING = Progress(
     asked=0, running=0, succeeded=0, failed=0, refused=0, unknown=0, left=None, credits=0.0, rate=0.0, eta=None

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sora_chars.cli import rows
-from sora_chars.cli.rows import COLUMNS, Problem, Row
+from sora_chars.cli.batch import reader as rows
+from sora_chars.cli.batch.reader import COLUMNS, Problem, Row
 from sora_chars.models import CharacterRequest, Clip
 
 PROVIDERS = ("kie", "kkiai")

@@ -7,9 +7,9 @@ import signal
 
 import pytest
 
-from sora_chars.cli.batch_run import BatchRun
-from sora_chars.cli.batch_spool import open_spool
-from sora_chars.cli.job import Job
+from sora_chars.cli.batch.runner import BatchRun
+from sora_chars.cli.batch.spool import open_spool
+from sora_chars.cli.context import Job
 from sora_chars.cli.options import Settings
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sora_chars import Kie, Kkiai
-from sora_chars.cli.batch_spool import Spool, fill, open_spool
-from sora_chars.cli.rows import Problem, Row
+from sora_chars.cli.batch.reader import Problem, Row
+from sora_chars.cli.batch.spool import Spool, fill, open_spool
 from sora_chars.errors import ConfigurationError
 from sora_chars.models import CharacterRequest
 

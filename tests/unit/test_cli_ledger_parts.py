@@ -11,8 +11,11 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from sora_chars.cli import app, keeping, output, recovering, running, shapes
-from sora_chars.cli.job import Job
+from sora_chars.cli import app, keeping, output
+from sora_chars.cli import render as shapes
+from sora_chars.cli import runner as running
+from sora_chars.cli.commands import resume as recovering
+from sora_chars.cli.context import Job
 from sora_chars.errors import EntryMovedError, IllegalMoveError, KeyConflictError, LedgerError
 from sora_chars.ledger import Entry, State
 

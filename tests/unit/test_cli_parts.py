@@ -16,8 +16,12 @@ import click
 import pytest
 from rich.console import Console
 
-from sora_chars.cli import app, demo, emulating, options, output, running, shapes, waiting
-from sora_chars.cli.job import Job
+from sora_chars.cli import app, options, output, waiting
+from sora_chars.cli import render as shapes
+from sora_chars.cli import runner as running
+from sora_chars.cli.commands import demo
+from sora_chars.cli.commands import emulate as emulating
+from sora_chars.cli.context import Job
 from sora_chars.errors import (
     ConfigurationError,
     InvalidRequestError,

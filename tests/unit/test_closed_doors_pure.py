@@ -11,10 +11,11 @@ import pytest
 
 import sora_chars
 from sora_chars import MissingCharacterError, NoAnswerError, SoraCharsError
-from sora_chars.callbacks import verify
+from sora_chars.callbacks.receiver import verify
 from sora_chars.providers import kie_codec
 from sora_chars.providers.kkiai import read_character
-from sora_chars.transport import Answer, mask
+from sora_chars.redaction import mask
+from sora_chars.transport import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

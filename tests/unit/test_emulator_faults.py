@@ -8,9 +8,9 @@ import re
 
 import pytest
 
-from sora_chars.testing.deliveries import wrong_token
-from sora_chars.testing.faults import KINDS, PLACES, Fault, FaultBox, from_header
-from sora_chars.testing.replies import kkiai_error
+from sora_chars.testing.emulator.callbacks import wrong_token
+from sora_chars.testing.emulator.faults import KINDS, PLACES, Fault, FaultBox, from_header
+from sora_chars.testing.emulator.responses import kkiai_error
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sora_chars.testing.rules import (
+from sora_chars.testing.emulator.validation import (
     INPUT_RULES,
     KIE_ID,
     OMNI_RULES,

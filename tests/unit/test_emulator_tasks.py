@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
-from sora_chars.testing.counts import Counts
-from sora_chars.testing.tasks import RAW_SHAPES, RESULT_SHAPES, EmulatedTask, TaskBook, reshape, stick
+from sora_chars.testing.emulator.counters import Counts
+from sora_chars.testing.emulator.tasks import RAW_SHAPES, RESULT_SHAPES, EmulatedTask, TaskBook, reshape, stick
 
 
 class Clock:

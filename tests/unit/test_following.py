@@ -9,14 +9,14 @@ import attrs
 import pytest
 
 from sora_chars.errors import LedgerError, MissingCharacterError, SessionClosedError
-from sora_chars.following import Follower
 from sora_chars.ledger import Ledger, State
-from sora_chars.ledger.memory import MemoryStore
+from sora_chars.ledger.serialize import ending
+from sora_chars.ledger.stores.memory import MemoryStore
 from sora_chars.models import Character, TaskSnapshot
-from sora_chars.pacing import FixedPace
-from sora_chars.records import ending
-from sora_chars.watcher import TaskWatcher
-from sora_chars.writes import Writes
+from sora_chars.polling.strategies import FixedPace
+from sora_chars.polling.watcher import TaskWatcher
+from sora_chars.session.tracker import Follower
+from sora_chars.session.writer import Writes
 from tests.unit.fakes import Fake
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sora_chars.ledger import Entry
     from sora_chars.ledger.entry import By
-    from sora_chars.ledger.waiters import Waiters
+    from sora_chars.ledger.notifier import Waiters
 
 pytestmark = pytest.mark.looptime
 

@@ -18,9 +18,9 @@ from sora_chars.errors import (
     WatcherStoppedError,
     WrongLoopError,
 )
-from sora_chars.handle import Live, TaskHandle
 from sora_chars.models import Character, Eta, TaskFailure, TaskSnapshot
-from sora_chars.watch import Watch
+from sora_chars.polling.handle import Live, TaskHandle
+from sora_chars.polling.watched_task import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

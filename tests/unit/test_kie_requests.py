@@ -5,13 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sora_chars import (
-    CharacterRequest,
-    ConfigurationError,
-    Kie,
-    OmniCharacterRequest,
-    TaskRequest,
-)
+from sora_chars import CharacterRequest, ConfigurationError, Kie, OmniCharacterRequest, TaskRequest
 from sora_chars.providers.kie_codec import character_task
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from sora_chars import Entry, EntryMovedError, IllegalMoveError, KeyConflictError, Ledger, State
-from sora_chars.ledger.memory import MemoryStore
-from sora_chars.ledger.sqlite import SqliteStore
 from sora_chars.ledger.states import MOVES
+from sora_chars.ledger.stores.memory import MemoryStore
+from sora_chars.ledger.stores.sqlite import SqliteStore
 
 KEYS = st.sampled_from(["k-1", "k-2", "k-3"])
 TASKS = st.sampled_from(["t-1", "t-2"]) | st.none()

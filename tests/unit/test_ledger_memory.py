@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sora_chars import Entry, Ledger, LedgerError, State, open_ledger
-from sora_chars.ledger import memory
+from sora_chars.ledger.stores import memory
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

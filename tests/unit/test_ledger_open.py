@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from sora_chars import ConfigurationError, LedgerError, open_ledger
-from sora_chars.ledger.memory import MemoryStore
-from sora_chars.ledger.postgres import PostgresStore
-from sora_chars.ledger.sqlite import SqliteStore
+from sora_chars.ledger.stores.memory import MemoryStore
+from sora_chars.ledger.stores.postgres import PostgresStore
+from sora_chars.ledger.stores.sqlite import SqliteStore
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_wrong_url_is_refused_without_showing_it(url: str) -> None:
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """A PostgreSQL URL without psycopg says which command installs it."""
-    monkeypatch.delitem(sys.modules, "sora_chars.ledger.postgres")
+    monkeypatch.delitem(sys.modules, "sora_chars.ledger.stores.postgres")
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(ConfigurationError, match=r'pip install "sora-chars\[postgres\]"'):
         open_ledger("postgresql://db/x")
@@ -64,8 +64,8 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("missing", ["fcntl", "sqlite3"])
 def test_without_locks_or_sqlite_it_says_what_to_use(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A path on a system that lacks a module which SQLite ledgers need, such as Windows, says what serves there."""
-    for name in ("sqlite", "holders", "worker"):
-        monkeypatch.delitem(sys.modules, f"sora_chars.ledger.{name}")
+    for name in ("sqlite", "process_lock", "sqlite_thread"):
+        monkeypatch.delitem(sys.modules, f"sora_chars.ledger.stores.{name}")
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ConfigurationError, match=rf"{missing}.* Use memory: or postgresql://\.\.\. instead"):
         open_ledger("characters.db")

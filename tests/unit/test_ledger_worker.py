@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sora_chars.ledger.worker import Worker
+from sora_chars.ledger.stores.sqlite_thread import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

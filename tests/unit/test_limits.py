@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sora_chars import limits as module
 from sora_chars.errors import NoAnswerError
-from sora_chars.limits import Account, Limits, Pause, Window, account, flow
+from sora_chars.ratelimit import window as module
+from sora_chars.ratelimit.window import Account, Limits, Pause, Window, account, flow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,13 +12,13 @@ import attrs
 import pytest
 
 from sora_chars.errors import LedgerError
-from sora_chars.limits import Account, Limits
-from sora_chars.sharing import Claim, Part, _Member, shared
+from sora_chars.ratelimit.distributed import Claim, Part, _Member, shared
+from sora_chars.ratelimit.window import Account, Limits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from sora_chars.limits import Window
+    from sora_chars.ratelimit.window import Window
 
 COUNT, SECONDS = 12, 10.0
 LIMITS = Limits(creates=(COUNT, SECONDS))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sora_chars.callbacks import CallbackReceiver
+from sora_chars.callbacks.receiver import CallbackReceiver
 from sora_chars.errors import (
     ConfigurationError,
     InvalidRequestError,
@@ -18,8 +18,8 @@ from sora_chars.errors import (
     TaskNotFoundError,
 )
 from sora_chars.ledger import Ledger, State
-from sora_chars.pacing import FixedPace
-from sora_chars.session import CharacterSession
+from sora_chars.polling.strategies import FixedPace
+from sora_chars.session.session import CharacterSession
 from tests.unit.fakes import Fake, Shaky, entry_of
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sora_chars.media import MediaFacts, probe, read_facts
+from sora_chars.providers.media import MediaFacts, probe, read_facts
 
 if TYPE_CHECKING:
     from pathlib import Path

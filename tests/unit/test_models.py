@@ -23,7 +23,8 @@ from sora_chars import (
     TaskRequest,
     TaskSnapshot,
 )
-from sora_chars.models import is_url, new_key
+from sora_chars.ids import new_key
+from sora_chars.models import is_url
 
 
 def problems(kind: type[Any], **fields: object) -> list[str]:

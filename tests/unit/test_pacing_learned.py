@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sora_chars import Eta, LadderPace, LearnedPace, Pace, TaskSnapshot
-from sora_chars.hazards import Durations, ladder_age, ladder_looks
+from sora_chars.polling.durations import Durations, ladder_age, ladder_looks
 
 ANY = st.floats()  # NaN and infinities too
 SECONDS = st.floats(min_value=0.001, max_value=86400)

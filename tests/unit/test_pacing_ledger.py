@@ -13,20 +13,12 @@ import attrs
 import pytest
 from rich.console import Console
 
-from sora_chars import (
-    CharacterSession,
-    LadderPace,
-    LearnedPace,
-    Pace,
-    Provider,
-    State,
-    TaskSnapshot,
-    open_ledger,
-    records,
-)
-from sora_chars.cli import app, output, pacing
-from sora_chars.cli.job import Job
-from sora_chars.records import endings, to_result
+from sora_chars import CharacterSession, LadderPace, LearnedPace, Pace, Provider, State, TaskSnapshot, open_ledger
+from sora_chars.cli import app, output
+from sora_chars.cli.commands import pace as pacing
+from sora_chars.cli.context import Job
+from sora_chars.ledger import serialize as records
+from sora_chars.ledger.serialize import endings, to_result
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sora_chars.models import Character
-from sora_chars.pictures import _file_name, _RefusedError, _why, _write, is_public
+from sora_chars.session.pictures import _file_name, _RefusedError, _why, _write, is_public
 
 if TYPE_CHECKING:
     from pathlib import Path

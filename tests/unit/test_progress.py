@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from sora_chars.batch.progress import Meter, Progress
 from sora_chars.ledger import State
-from sora_chars.progress import Meter, Progress
 
 
 def test_the_counts_add_up() -> None:

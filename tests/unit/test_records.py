@@ -8,18 +8,9 @@ import attrs
 import pytest
 
 from sora_chars.errors import InvalidRequestError, ProviderError, RateLimitedError, RequestRefusedError
+from sora_chars.ids import token_digest
 from sora_chars.ledger import Ledger, State, open_ledger
-from sora_chars.ledger.memory import MemoryStore
-from sora_chars.models import (
-    Character,
-    CharacterRequest,
-    Clip,
-    OmniCharacterRequest,
-    TaskFailure,
-    TaskRequest,
-    TaskSnapshot,
-)
-from sora_chars.records import (
+from sora_chars.ledger.serialize import (
     SavedCharacter,
     characters,
     ending,
@@ -33,7 +24,16 @@ from sora_chars.records import (
     to_request,
     to_result,
     to_snapshot,
-    token_digest,
+)
+from sora_chars.ledger.stores.memory import MemoryStore
+from sora_chars.models import (
+    Character,
+    CharacterRequest,
+    Clip,
+    OmniCharacterRequest,
+    TaskFailure,
+    TaskRequest,
+    TaskSnapshot,
 )
 
 if TYPE_CHECKING:

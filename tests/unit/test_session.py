@@ -16,13 +16,13 @@ from sora_chars.errors import (
     SubmissionUnknownError,
     WaitTimeoutError,
 )
+from sora_chars.ids import token_digest
 from sora_chars.ledger import Ledger
-from sora_chars.ledger.memory import MemoryStore
+from sora_chars.ledger.stores.memory import MemoryStore
 from sora_chars.models import Character, ModelInfo, OmniCharacterRequest, TaskRequest, TaskSnapshot
-from sora_chars.pacing import FixedPace
-from sora_chars.records import token_digest
-from sora_chars.session import CharacterSession
-from sora_chars.watcher import TaskWatcher
+from sora_chars.polling.strategies import FixedPace
+from sora_chars.polling.watcher import TaskWatcher
+from sora_chars.session.session import CharacterSession
 from tests.unit.fakes import Fake
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ import attrs
 import pytest
 
 from sora_chars.errors import NoAnswerError, SessionClosedError, SubmissionUnknownError, WatcherStoppedError
-from sora_chars.pacing import FixedPace
+from sora_chars.polling.strategies import FixedPace
 from sora_chars.protocols import Pace
-from sora_chars.session import CharacterSession
+from sora_chars.session.session import CharacterSession
 from tests.unit.fakes import Fake
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import attrs
 import pytest
 
 from sora_chars.errors import SessionClosedError, WatcherStoppedError, WrongLoopError
-from sora_chars.pacing import FixedPace
-from sora_chars.session import CharacterSession
+from sora_chars.polling.strategies import FixedPace
+from sora_chars.session.session import CharacterSession
 from tests.unit.fakes import Fake
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from sora_chars.batch.budget import Purse
 from sora_chars.errors import InvalidRequestError
 from sora_chars.ledger import State
 from sora_chars.models import CharacterRequest
-from sora_chars.spending import Purse
 
 WISH = CharacterRequest(from_task="t", name="four")
 

@@ -18,8 +18,8 @@ from sora_chars.errors import (
     SubmissionUnknownError,
 )
 from sora_chars.ledger import Ledger, State
-from sora_chars.pacing import FixedPace
-from sora_chars.session import CharacterSession
+from sora_chars.polling.strategies import FixedPace
+from sora_chars.session.session import CharacterSession
 from tests.unit.fakes import Fake, Shaky, entry_of, state_of
 
 if TYPE_CHECKING:
@@ -440,7 +440,7 @@ async def test_a_picture_of_a_new_character_is_saved_once(tmp_path: Path, monkey
     async def save(_: object, character: Character) -> None:
         saved.append(character.provider)
 
-    monkeypatch.setattr("sora_chars.pictures.Pictures.save", save)
+    monkeypatch.setattr("sora_chars.session.pictures.Pictures.save", save)
     for provider in (Fake(synchronous=True, name="at once"), Fake(name="later")):
         async with session_of(provider, pictures=tmp_path) as session:
             await session.create(**WISH)

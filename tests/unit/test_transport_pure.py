@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from sora_chars import transport
 from sora_chars.errors import ConfigurationError, NoAnswerError, RateLimitedError
-from sora_chars.limits import Limits
-from sora_chars.transport import Answer, Transport, _delays, clean_url, mask, parse_json, resolve_key
+from sora_chars.ratelimit.window import Limits
+from sora_chars.redaction import mask
+from sora_chars.transport import Answer, Transport, _delays, clean_url, parse_json, resolve_key
 
 
 @pytest.fixture(params=["orjson", "the standard library's"])
@@ -78,6 +79,7 @@ def test_no_reader_but_the_standard_one_is_needed() -> None:
     code = """
 import sys
 sys.modules["orjson"] = None
+from sora_chars.redaction import mask
 from sora_chars.transport import _fast, parse_json
 print(_fast, parse_json(b"[1]"))
 """

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 
-from sora_chars.turns import Turns
-from sora_chars.watch import Watch
+from sora_chars.polling.due_queue import Turns
+from sora_chars.polling.watched_task import Watch
 
 
 def watches(count: int) -> list[Watch]:

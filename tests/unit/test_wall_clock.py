@@ -11,15 +11,10 @@ import attrs
 import pytest
 
 from sora_chars import CallbackReceiver, CharacterSession, LadderPace, LearnedPace, Ledger, State, open_ledger
-from sora_chars.errors import (
-    RateLimitedError,
-    ServiceUnavailableError,
-    TaskNotFoundError,
-    WaitTimeoutError,
-)
+from sora_chars.errors import RateLimitedError, ServiceUnavailableError, TaskNotFoundError, WaitTimeoutError
 from sora_chars.models import Character, TaskSnapshot
+from sora_chars.polling.watcher import TaskWatcher
 from sora_chars.protocols import Pace, Provider
-from sora_chars.watcher import TaskWatcher
 from tests.unit.fakes import Ages, Shaky
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import pytest
 
 from sora_chars.errors import ServiceUnavailableError, WatcherStoppedError
 from sora_chars.models import TaskSnapshot
-from sora_chars.pacing import FixedPace, LadderPace
-from sora_chars.watcher import TaskWatcher
+from sora_chars.polling.strategies import FixedPace, LadderPace
+from sora_chars.polling.watcher import TaskWatcher
 from tests.unit.fakes import Ages, Watched, script
 
 pytestmark = pytest.mark.looptime

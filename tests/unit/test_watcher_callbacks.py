@@ -6,8 +6,8 @@ from contextlib import aclosing
 import pytest
 
 from sora_chars.models import TaskSnapshot
-from sora_chars.pacing import FixedPace
-from sora_chars.watcher import TaskWatcher
+from sora_chars.polling.strategies import FixedPace
+from sora_chars.polling.watcher import TaskWatcher
 from tests.unit.fakes import Watched, script
 
 pytestmark = pytest.mark.looptime

@@ -8,9 +8,9 @@ import attrs
 import pytest
 
 from sora_chars.models import Eta, TaskSnapshot
-from sora_chars.pacing import FixedPace
+from sora_chars.polling.strategies import FixedPace
+from sora_chars.polling.watcher import TaskWatcher
 from sora_chars.protocols import Provider
-from sora_chars.watcher import TaskWatcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable

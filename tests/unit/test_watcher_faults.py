@@ -20,12 +20,12 @@ from sora_chars.errors import (
     WatcherStoppedError,
 )
 from sora_chars.models import TaskSnapshot
-from sora_chars.pacing import FixedPace
-from sora_chars.watcher import TaskWatcher
+from sora_chars.polling.strategies import FixedPace
+from sora_chars.polling.watcher import TaskWatcher
 from tests.unit.fakes import Watched, now, script
 
 if TYPE_CHECKING:
-    from sora_chars.watch import Watch
+    from sora_chars.polling.watched_task import Watch
 
 pytestmark = pytest.mark.looptime
 

@@ -9,9 +9,9 @@ import pytest
 
 from sora_chars.errors import LedgerError, MissingCharacterError
 from sora_chars.ledger import Ledger, State
-from sora_chars.ledger.memory import MemoryStore
+from sora_chars.ledger.stores.memory import MemoryStore
 from sora_chars.models import Character, TaskSnapshot
-from sora_chars.writes import Writes, record, settle, unsend
+from sora_chars.session.writer import Writes, record, settle, unsend
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -264,7 +264,7 @@ async def test_an_end_is_written_without_looking_its_entry_up(
     *, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, known: int, looked_up: bool
 ) -> None:
     """What this session recorded as running is known at its end, unless too much was recorded since."""
-    monkeypatch.setattr("sora_chars.writes._MOST_KNOWN", known)
+    monkeypatch.setattr("sora_chars.session.writer._MOST_KNOWN", known)
     asked = list[str]()
     by_task = ledger.by_task
 

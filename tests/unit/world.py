@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sora_chars.desk import Step
 from sora_chars.errors import (
     LedgerError,
     MissingCharacterError,
@@ -22,17 +21,18 @@ from sora_chars.errors import (
     WaitTimeoutError,
     WatcherStoppedError,
 )
-from sora_chars.handle import TaskHandle
+from sora_chars.ids import token_digest
 from sora_chars.ledger import Entry, State
-from sora_chars.ledger.memory import MemoryStore
 from sora_chars.ledger.states import MOVES
+from sora_chars.ledger.stores.memory import MemoryStore
 from sora_chars.models import FAIL, SUCCESS, Character
-from sora_chars.records import token_digest
+from sora_chars.polling.handle import TaskHandle
+from sora_chars.session.dispatcher import Step
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from sora_chars.ledger.waiters import Waiters
+    from sora_chars.ledger.notifier import Waiters
 
 CLOSED = {State.SUCCEEDED, State.FAILED, State.REFUSED}
 EMPTY = "empty"  # a success without a character

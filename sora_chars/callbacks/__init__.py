@@ -1,0 +1,1 @@
+"""Incoming callbacks: the receiver, and its ASGI and aiohttp adapters."""

@@ -1,0 +1,1 @@
+"""The commands of `sora-chars`, one module for each group."""

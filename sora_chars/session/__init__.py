@@ -1,0 +1,1 @@
+"""The session manager and its parts: from a request to a recorded task."""
