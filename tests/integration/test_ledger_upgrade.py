@@ -1,0 +1,205 @@
+"""Ledgers written by earlier versions open, upgrade and read."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from sora_chars import CharacterSession, Entry, KeyConflictError, Kie, Ledger, LedgerError, State, open_ledger
+from sora_chars.records import refusal
+
+LEDGERS = Path(__file__).with_name("ledgers")
+RENAMED = {"asked": "asked", "refused": "refused"}
+"""States as the stored ledgers name them, and as they read today."""
+RENAMED_IN_ERRORS = {"RequestRefusedError": "RequestRefusedError", "passing": "passing"}
+"""Types and facts of recorded errors, in the same way."""
+NEWER = 1000
+
+
+def expected() -> list[dict[str, Any]]:
+    """What each entry must read as, in the order in which the entries were recorded."""
+    entries: list[dict[str, Any]] = json.loads((LEDGERS / "entries.json").read_text(encoding="utf-8"))
+    for facts in entries:
+        facts["state"] = RENAMED.get(facts["state"], facts["state"])
+        if facts["error"]:
+            facts["error"] = {RENAMED_IN_ERRORS.get(name, name): value for name, value in facts["error"].items()}
+        if facts["error"] and "type" in facts["error"]:
+            facts["error"]["type"] = RENAMED_IN_ERRORS.get(facts["error"]["type"], facts["error"]["type"])
+    return entries
+
+
+def shown(entry: Entry) -> dict[str, Any]:
+    """The facts of an entry under the names of entries.json."""
+    return {
+        "key": entry.key,
+        "provider": entry.provider,
+        "kind": entry.kind,
+        "state": entry.state.value,
+        "request": entry.request,
+        "token_digest": entry.token_digest,
+        "task_id": entry.task_id,
+        "holder": entry.holder,
+        "result": entry.result,
+        "error": entry.error,
+        "credits": entry.credits,
+        "created_at": entry.created_at,
+        "updated_at": entry.updated_at,
+        "version": entry.version,
+    }
+
+
+async def read(ledger: Ledger) -> list[dict[str, Any]]:
+    """Every entry of a ledger, in the order in which the entries were recorded."""
+    return [shown(entry) async for entry in ledger.entries()]
+
+
+async def entry_of(ledger: Ledger, key: str) -> Entry:
+    """The entry of a key, which must be there."""
+    entry = await ledger.get(key)
+    assert entry is not None
+    return entry
+
+
+def stored_version(url: str, *, write: int | None = None) -> int:
+    """The schema version that a store declares, after writing another one if `write` is given."""
+    if url.startswith("sqlite:"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as file:
+            if write is not None:
+                file.execute(f"PRAGMA user_version = {write}")
+            return int(file.execute("PRAGMA user_version").fetchone()[0])
+    with psycopg.connect(url) as database:
+        if write is not None:
+            database.execute("UPDATE sora_chars_ledger SET version = %s", (write,))
+        row = database.execute("SELECT version FROM sora_chars_ledger").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@pytest.fixture
+def old_url(shared_url: str) -> str:
+    """Give the URL of a copy of each stored ledger in turn."""
+    if shared_url.startswith("sqlite:"):
+        shutil.copyfile(LEDGERS / "version_1.sqlite", shared_url.removeprefix("sqlite:///"))
+    else:
+        with psycopg.connect(shared_url) as database:
+            database.execute((LEDGERS / "version_2.postgres.sql").read_bytes())
+    return shared_url
+
+
+async def test_every_entry_reads(old_url: str) -> None:
+    """Each entry reads as it was recorded, whatever its state, in the order of recording."""
+    async with open_ledger(old_url) as ledger:
+        assert await read(ledger) == expected()
+
+
+def test_all_states_are_covered() -> None:
+    """The stored ledgers hold at least one entry in every state and of every kind."""
+    assert {facts["state"] for facts in expected()} == {state.value for state in State}
+    assert {facts["kind"] for facts in expected()} == {"character", "task", "omni"}
+
+
+async def test_opening_twice_changes_nothing(old_url: str) -> None:
+    """An upgraded ledger opens again, also in two places at once, with the same entries and the same version."""
+    first, second = open_ledger(old_url), open_ledger(old_url)
+    await asyncio.gather(first.open(), second.open())
+    assert await read(first) == await read(second) == expected()
+    await asyncio.gather(first.aclose(), second.aclose())
+    version = stored_version(old_url)
+    async with open_ledger(old_url) as ledger:
+        assert await read(ledger) == expected()
+    assert stored_version(old_url) == version
+
+
+@pytest.mark.parametrize("state", State)
+async def test_entries_are_found_by_state(state: State, old_url: str) -> None:
+    """A filter by state finds the entries that were recorded in it."""
+    async with open_ledger(old_url) as ledger:
+        found = [shown(entry) async for entry in ledger.entries(states={state})]
+    assert found == [facts for facts in expected() if facts["state"] == state.value]
+
+
+async def test_entries_are_found_by_task_and_token(old_url: str) -> None:
+    """Task ids and token digests lead to their entries."""
+    async with open_ledger(old_url) as ledger:
+        for facts in expected():
+            if facts["task_id"]:
+                found = await ledger.by_task(facts["provider"], facts["task_id"])
+                assert found is not None
+                assert shown(found) == facts
+            if facts["token_digest"]:
+                found = await ledger.by_token(facts["token_digest"])
+                assert found is not None
+                assert shown(found) == facts
+
+
+@pytest.mark.parametrize("key", ["asked/character", "asked/again", "asked/never-sent", "refused/content"])
+async def test_an_entry_moves_on(key: str, old_url: str) -> None:
+    """An entry that was waiting to be sent, or was turned down, can be sent, and the move is kept."""
+    async with open_ledger(old_url) as ledger:
+        before = await entry_of(ledger, key)
+        moved = await ledger.move(before, State.SENDING)
+    async with open_ledger(old_url) as ledger:
+        assert await ledger.get(key) == moved
+    assert (moved.state, moved.version) == (State.SENDING, before.version + 1)
+    assert moved.token_digest == before.token_digest
+
+
+async def test_a_running_task_ends(old_url: str) -> None:
+    """The process that held an entry is known to have ended, and another one can record the result of its task."""
+    async with open_ledger(old_url) as ledger:
+        before = await entry_of(ledger, "running/watched")
+        assert await ledger.is_gone(before.holder or "")
+        after = await ledger.move(before, State.SUCCEEDED, result={"words": "готово"}, credits=2.5)
+        assert await ledger.get(before.key) == after
+
+
+async def test_the_same_request_finds_its_entry(old_url: str) -> None:
+    """The request of each key, given again, yields the recorded entry; another request is a conflict."""
+    async with open_ledger(old_url) as ledger:
+        for facts in expected():
+            names = {name: facts[name] for name in ("key", "provider", "kind")}
+            assert shown(await ledger.ask(**names, request=facts["request"])) == facts
+            with pytest.raises(KeyConflictError):
+                await ledger.ask(**names, request={"prompt": "something else"})
+        assert len(await read(ledger)) == len(expected())
+
+
+async def test_a_recorded_rejection_keeps_its_type(old_url: str) -> None:
+    """The error of a request that the provider turned down is rebuilt with its type and its facts."""
+    async with open_ledger(old_url) as ledger:
+        content, credit = await entry_of(ledger, "refused/content"), await entry_of(ledger, "refused/credits")
+    errors = [refusal(content), refusal(credit)]
+    names = [RENAMED_IN_ERRORS["RequestRefusedError"], "InsufficientCreditsError"]
+    assert [type(error).__name__ for error in errors] == names
+    assert [(error.code, error.provider) for error in errors] == [(422, "kie"), (402, "kie")]
+    assert "запрещено" in errors[0].message
+
+
+async def test_a_session_lists_saved_characters(old_url: str) -> None:
+    """A session lists the characters that the old ledger holds, newest first."""
+    async with CharacterSession(Kie("key", base_url="http://127.0.0.1:9"), ledger=old_url) as session:
+        found = [saved async for saved in session.characters()]
+    assert [saved.key for saved in found] == [
+        "succeeded/kkiai",
+        "succeeded/omni",
+        "succeeded/video-ключ",
+        "succeeded/from-task",
+    ]
+    assert [saved.character.name for saved in found] == ["asked", "Süß", None, "Рекс"]
+
+
+async def test_a_newer_ledger_is_left_alone(old_url: str) -> None:
+    """A ledger of a newer version than this package knows raises at each opening and stays as it is."""
+    stored_version(old_url, write=NEWER)
+    for _ in range(2):
+        with pytest.raises(LedgerError, match=f"version {NEWER}"):
+            await open_ledger(old_url).open()
+    assert stored_version(old_url) == NEWER
