@@ -26,7 +26,7 @@ from dialects import Facts, kie
 from measure import at, cpu_seconds
 from watched import Stub
 
-from sora_chars import CallbackReceiver, CharacterSession, FixedPace, TaskRequest, TaskSnapshot
+from sora_chars import CallbackReceiver, CharacterSession, FixedInterval, TaskRequest, TaskSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -56,10 +56,10 @@ class Called(Stub):
         self._first = "success" if ended else "waiting"
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """See `Provider.submit`."""
-        snapshot = await super().submit(request, callback_url=callback_url, sending=sending)
+        snapshot = await super().submit(request, callback_url=callback_url, on_send=on_send)
         self.urls[snapshot.task_id] = callback_url or ""
         return TaskSnapshot(task_id=snapshot.task_id, provider=self.name, state=self._first)
 
@@ -67,8 +67,8 @@ class Called(Stub):
         """See `Provider.fetch`."""
         return TaskSnapshot(task_id=task_id, provider=self.name, state="success")
 
-    async def refetch(self, seen: TaskSnapshot) -> TaskSnapshot:
-        """See `Provider.refetch`."""
+    async def fetch_if_changed(self, seen: TaskSnapshot) -> TaskSnapshot:
+        """See `Provider.fetch_if_changed`."""
         return await self.fetch(seen.task_id)
 
 
@@ -132,7 +132,7 @@ async def ours(app: web.Application, kind: str, count: int) -> AsyncGenerator[tu
     provider = Called("http://127.0.0.1", ended=kind != CONFIRMED)
     with tempfile.TemporaryDirectory() as folder:
         ledger = "memory:" if kind == MEMORY else str(Path(folder) / "characters.db")
-        async with CharacterSession(provider, ledger=ledger, pace=FixedPace(3600)) as session:
+        async with CharacterSession(provider, ledger=ledger, polling=FixedInterval(3600)) as session:
             receiver = CallbackReceiver(session, HMAC_KEY)
             app.add_subapp("/hooks/", receiver.aiohttp_app())
             requests = [TaskRequest(model="wan/2-7-image", key=f"{number}") for number in range(count)]

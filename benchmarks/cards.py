@@ -20,7 +20,15 @@ from peers import BODY, HAND, KEY, OURS, OURS_1S, OURS_LIMITED
 from server import serving
 from waiting import measure
 
-from sora_chars import CallbackReceiver, CharacterSession, FixedPace, Kie, State, SubmissionUnknownError, TaskRequest
+from sora_chars import (
+    CallbackReceiver,
+    CharacterSession,
+    EntryState,
+    FixedInterval,
+    Kie,
+    SubmissionUnknownError,
+    TaskRequest,
+)
 from sora_chars.testing import Emulator
 
 LOST = 10
@@ -68,14 +76,14 @@ async def _lost_and_found() -> dict[str, int]:
         emulator.fault("lost_answer", on="create", times=LOST)
         kie = Kie(KEY, base_url=emulator.url, callback_url=f"{url}/hooks", limits=None)
         with tempfile.TemporaryDirectory() as folder:
-            ledger, pace = Path(folder) / "characters.db", FixedPace(0.2)
-            async with CharacterSession(kie, ledger=ledger, pace=pace) as session:
+            ledger, pace = Path(folder) / "characters.db", FixedInterval(0.2)
+            async with CharacterSession(kie, ledger=ledger, polling=pace) as session:
                 receivers.append(CallbackReceiver(session))
                 requests = [TaskRequest(**BODY, key=f"key-{number}") for number in range(LOST)]
                 ends = await asyncio.gather(*(session.create(one) for one in requests), return_exceptions=True)
                 unknown = sum(isinstance(end, SubmissionUnknownError) for end in ends)
                 for _ in range(200):
-                    entries = [entry async for entry in session.ledger.entries(states={State.SUCCEEDED})]
+                    entries = [entry async for entry in session.ledger.entries(states={EntryState.SUCCEEDED})]
                     recovered = len(entries)
                     if recovered == LOST:
                         break

@@ -27,10 +27,10 @@ from aiohttp import web
 from sora_chars import (
     CallbackReceiver,
     CharacterSession,
-    FixedPace,
+    EntryState,
+    FixedInterval,
     Kie,
     Ledger,
-    State,
     SubmissionUnknownError,
     open_ledger,
 )
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 KEY = "benchmark-key-of-no-account"
 ORIGIN = "7118f712" * 4
 STEPS = (
-    "before asked",
-    "after asked",
+    "before pending",
+    "after pending",
     "before sending",
     "after sending",
     "request sent",
@@ -107,11 +107,11 @@ class DeadlyStore(SqliteStore):
     async def replace(self, before: Entry, after: Entry) -> Entry | None:
         """Write that an entry was moved."""
         self._reaper.reach(f"before {after.state}")
-        if after.state is State.SENDING:
+        if after.state is EntryState.SENDING:
             self._reaper.note(after.key, sending=True)
         kept = await super().replace(before, after)
         self._reaper.reach(f"after {after.state}")
-        if before.state is State.SENDING or kept is not after:
+        if before.state is EntryState.SENDING or kept is not after:
             self._reaper.note(after.key, sending=False)
         return kept
 
@@ -124,17 +124,17 @@ class DeadlyKie(Kie):
         self._reaper = reaper
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """Send it."""
 
         @asynccontextmanager
         async def watched() -> AsyncGenerator[None, None]:
-            async with sending():
+            async with on_send():
                 yield
             self._reaper.reach("answer read")
 
-        return await super().submit(request, callback_url=callback_url, sending=watched)
+        return await super().submit(request, callback_url=callback_url, on_send=watched)
 
 
 def tracing(reaper: Reaper) -> aiohttp.TraceConfig:
@@ -202,12 +202,12 @@ async def work(orders: Orders) -> None:
     async with aiohttp.ClientSession(trace_configs=[tracing(reaper)]) as http:
         kie = DeadlyKie(orders.url, orders.callback_url or None, http, reaper)
         ledger = Ledger(DeadlyStore(orders.ledger, reaper))
-        async with CharacterSession(kie, ledger=ledger, pace=FixedPace(0.05), wait=60) as session:
-            ended = {State.SUCCEEDED, State.UNKNOWN}
+        async with CharacterSession(kie, ledger=ledger, polling=FixedInterval(0.05), timeout=60) as session:
+            ended = {EntryState.SUCCEEDED, EntryState.UNKNOWN}
             done = {entry.key async for entry in ledger.entries(states=ended)}
             todo = iter([key for key in names if key not in done])
             await asyncio.gather(*(make_each(session, todo) for _ in range(orders.at_once)))
-    os._exit(0)  # before a timer of a random end strikes
+    os._exit(0)  # before a timer of a random end consecutive_429s
 
 
 async def make_each(session: CharacterSession, keys: Iterator[str]) -> None:
@@ -282,7 +282,7 @@ class Supervisor:
         await self._keep_working(deque())
         self.outcome.tasks_at_last = len(self.emulator.tasks)
         self.outcome.twice_at_last = len(self._tasks()) - len(set(self._tasks()))
-        self.outcome.succeeded_at_last = len(await self._entries(State.SUCCEEDED))
+        self.outcome.succeeded_at_last = len(await self._entries(EntryState.SUCCEEDED))
         return self.outcome
 
     async def _keep_working(self, kills: deque[tuple[str, int]]) -> None:
@@ -323,28 +323,28 @@ class Supervisor:
 
     async def _count(self) -> None:
         tasks = self._tasks()
-        known = {entry.task_id for entry in await self._entries(*State)}
-        unknown = {entry.key for entry in await self._entries(State.UNKNOWN)}
+        known = {entry.task_id for entry in await self._entries(*EntryState)}
+        unknown = {entry.key for entry in await self._entries(EntryState.UNKNOWN)}
         self.outcome.tasks = len(tasks)
         self.outcome.twice = len(tasks) - len(set(tasks))
         self.outcome.lost = sum(
             task_id not in known and key not in unknown for task_id, key in zip(self.emulator.tasks, tasks, strict=True)
         )
-        self.outcome.succeeded = len(await self._entries(State.SUCCEEDED))
+        self.outcome.succeeded = len(await self._entries(EntryState.SUCCEEDED))
         self.outcome.unknown = len(unknown)
         self.outcome.unknown_made = len(await self._unknown_made())
 
     async def _resolve(self) -> None:
         """Do as a person does who looks at the provider's own site."""
         made = dict(zip(self._tasks(), self.emulator.tasks, strict=True))
-        for entry in await self._entries(State.UNKNOWN):
+        for entry in await self._entries(EntryState.UNKNOWN):
             task_id = made.get(entry.key)
             await self.session.resolve(entry.key, task_id=task_id, never_sent=task_id is None)
 
     async def _unknown_made(self) -> set[str]:
-        return {entry.key for entry in await self._entries(State.UNKNOWN, State.SENDING)} & set(self._tasks())
+        return {entry.key for entry in await self._entries(EntryState.UNKNOWN, EntryState.SENDING)} & set(self._tasks())
 
-    async def _entries(self, *states: State) -> list[Entry]:
+    async def _entries(self, *states: EntryState) -> list[Entry]:
         return [entry async for entry in self.session.ledger.entries(states=states)]
 
     def _tasks(self) -> list[str]:
@@ -358,7 +358,7 @@ async def run(trial: Trial, folder: Path) -> Outcome:
         callback_url = f"{url}/hooks" if trial.callbacks else ""
         kie = Kie(KEY, base_url=emulator.url, callback_url=callback_url or None, limits=None)
         ledger = open_ledger(folder / "characters.db")
-        async with CharacterSession(kie, ledger=ledger, pace=FixedPace(0.05)) as session:
+        async with CharacterSession(kie, ledger=ledger, polling=FixedInterval(0.05)) as session:
             app.append(CallbackReceiver(session))
             emulator.fault("delay", on="callback", times=None, seconds=CALLBACK_DELAY)
             return await Supervisor(trial, folder, emulator, session, callback_url).run()

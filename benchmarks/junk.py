@@ -19,7 +19,7 @@ from faults import receiving
 from measure import memory_bytes
 from peers import BODY, KEY
 
-from sora_chars import CallbackReceiver, CharacterSession, FixedPace, Kie, State, TaskRequest
+from sora_chars import CallbackReceiver, CharacterSession, EntryState, FixedInterval, Kie, TaskRequest
 from sora_chars.testing import Emulator
 from sora_chars.testing.emulator.callbacks import sign
 
@@ -67,7 +67,7 @@ async def scene(seconds: tuple[float, float]) -> AsyncGenerator[Scene, None]:
         kie = Kie(KEY, base_url=emulator.url, callback_url=f"{url}/hooks", limits=None)
         with tempfile.TemporaryDirectory() as folder:
             ledger = Path(folder) / "characters.db"
-            async with CharacterSession(kie, ledger=ledger, pace=FixedPace(0.2)) as session:
+            async with CharacterSession(kie, ledger=ledger, polling=FixedInterval(0.2)) as session:
                 receivers.append(CallbackReceiver(session, HMAC_KEY))
                 yield Scene(emulator, session, receivers[0])
 
@@ -90,12 +90,12 @@ async def card(kind: str, tasks: int) -> dict[str, Any]:
         if kind != "lost":
             await it.emulator.until(lambda: all(task.deliveries for task in it.emulator.tasks.values()))
         statuses += [post.status or 0 for task in it.emulator.tasks.values() for post in task.deliveries]
-        entries = [entry async for entry in it.session.ledger.entries(states=set(State))]
+        entries = [entry async for entry in it.session.ledger.entries(states=set(EntryState))]
         return {
             "kind": kind,
             "tasks": len(it.emulator.tasks),
             "results": len({result.task_id for result in results}),
-            "entries_succeeded": sum(entry.state is State.SUCCEEDED for entry in entries),
+            "entries_succeeded": sum(entry.state is EntryState.SUCCEEDED for entry in entries),
             "entries": len(entries),
             "callbacks": len(statuses),
             "refused": sum(status != 200 for status in statuses),

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sora_chars import State, open_ledger
+from sora_chars import EntryState, open_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,11 +36,11 @@ async def write(ledger: Ledger, name: str, entries: int, waits: list[float]) -> 
     for number in range(entries):
         key = f"{number:06}-{name}"
         began = time.perf_counter()
-        entry = await ledger.ask(key=key, provider="kie", kind="character", request=REQUEST)
+        entry = await ledger.register(key=key, provider="kie", kind="character", request=REQUEST)
         waits.append(time.perf_counter() - began)
-        entry = await ledger.move(entry, State.SENDING, token_digest=f"{key}-{DIGEST}")
-        entry = await ledger.move(entry, State.RUNNING, task_id=f"{key}-7118f712a4b24eaf")
-        await ledger.move(entry, State.SUCCEEDED, result=RESULT, credits=2.0)
+        entry = await ledger.transition(entry, EntryState.SENDING, token_digest=f"{key}-{DIGEST}")
+        entry = await ledger.transition(entry, EntryState.RUNNING, task_id=f"{key}-7118f712a4b24eaf")
+        await ledger.transition(entry, EntryState.SUCCEEDED, result=RESULT, credits=2.0)
 
 
 async def by_ledger(url: str, writers: int, entries: int) -> list[float]:
@@ -60,7 +60,7 @@ def by_hand(path: Path, entries: int) -> list[float]:
     connection.execute("CREATE TABLE entries (key TEXT PRIMARY KEY, state TEXT, request TEXT, task TEXT, result TEXT)")
     for number in range(entries):
         began = time.perf_counter()
-        connection.execute("INSERT INTO entries VALUES (?, 'asked', ?, NULL, NULL)", (f"{number:06}", str(REQUEST)))
+        connection.execute("INSERT INTO entries VALUES (?, 'pending', ?, NULL, NULL)", (f"{number:06}", str(REQUEST)))
         waits.append(time.perf_counter() - began)
         for state in ("sending", "running", "succeeded"):
             connection.execute("UPDATE entries SET state = ?, task = 't-1' WHERE key = ?", (state, f"{number:06}"))

@@ -133,7 +133,7 @@ async def work(url: str, ledger: str, name: str, creates: int) -> None:
         await asyncio.to_thread(sys.stdin.readline)
         cpu = time.process_time()
         wishes = ({**WISH, "key": f"{name} {number}"} for number in range(creates))
-        async with session.create_many(wishes, limit=1000) as outcomes:
+        async with session.create_many(wishes, concurrency=1000) as outcomes:
             async for outcome in outcomes:
                 outcome.unwrap()
         print(time.process_time() - cpu, flush=True)

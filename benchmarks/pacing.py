@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from least import least
 
-from sora_chars import FixedPace, LadderPace, LearnedPace, Pace, TaskSnapshot
+from sora_chars import AdaptiveInterval, FixedInterval, PollingStrategy, SteppedInterval, TaskSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,11 +48,11 @@ CROWD = 500  # tasks waiting at once
 
 
 @attrs.frozen
-class BackoffPace(Pace):
+class BackoffPace(PollingStrategy):
     """The usual one: 1 s, then half as long again each time, to 30 s."""
 
     def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
-        """See `Pace.delay`: by this age, that is where the sum of all delays has come to."""
+        """See `PollingStrategy.delay`: by this age, that is where the sum of all delays has come to."""
         del snapshot
         return min(30.0, 1 + age / 2)
 
@@ -62,13 +62,13 @@ DRAWS: dict[str, Callable[[random.Random], float]] = {
     "46 s, spread 0.25": lambda dice: 46 * math.exp(dice.gauss(0, 0.25)),
 }
 
-PACES: dict[str, Callable[[], Pace]] = {
-    "every 1 s": lambda: FixedPace(1),
-    "every 3 s": lambda: FixedPace(3),
-    "every 10 s": lambda: FixedPace(10),
+PACES: dict[str, Callable[[], PollingStrategy]] = {
+    "every 1 s": lambda: FixedInterval(1),
+    "every 3 s": lambda: FixedInterval(3),
+    "every 10 s": lambda: FixedInterval(10),
     "x1.5 to 30 s": BackoffPace,
-    "ladder": lambda: LadderPace(random.Random(2)),
-    "learned": lambda: LearnedPace(random=random.Random(2)),
+    "ladder": lambda: SteppedInterval(random.Random(2)),
+    "learned": lambda: AdaptiveInterval(random=random.Random(2)),
 }
 
 
@@ -140,10 +140,10 @@ def ended(task: Task) -> TaskSnapshot:
     return attrs.evolve(task.snapshot, state="success", created_at=task.made, completed_at=task.ends)
 
 
-def look(pace: Pace, task: Task, now: float) -> bool:
+def look(pace: PollingStrategy, task: Task, now: float) -> bool:
     """Look at a task, as the watcher does; whether it has ended."""
     over = now >= task.ends
-    pace.saw(ended(task) if over else task.snapshot, now - task.made, now - task.seen)
+    pace.observe(ended(task) if over else task.snapshot, now - task.made, now - task.seen)
     task.gets += 1
     task.seen = now
     if over:
@@ -151,7 +151,7 @@ def look(pace: Pace, task: Task, now: float) -> bool:
     return over
 
 
-def live(pace: Pace, tasks: Sequence[Task]) -> None:
+def live(pace: PollingStrategy, tasks: Sequence[Task]) -> None:
     """Wait for all tasks, looking whenever the pace says so; it learns as they are seen to have ended."""
     turn, known = count(), 0
     due = [(task.made, next(turn), task) for task in tasks]
@@ -265,23 +265,23 @@ def batches(count_of: int, seeds: Iterable[int]) -> dict[str, dict[str, float]]:
     }
 
 
-def longest_unseen(_: Pace, due: Sequence[Task], __: float) -> Task:
+def longest_unseen(_: PollingStrategy, due: Sequence[Task], __: float) -> Task:
     """Round-robin: the task that was looked at longest ago."""
     return min(due, key=attrgetter("seen"))
 
 
-def first_due(_: Pace, due: Sequence[Task], __: float) -> Task:
+def first_due(_: PollingStrategy, due: Sequence[Task], __: float) -> Task:
     """The task that should have been looked at first."""
     return min(due, key=attrgetter("due"))
 
 
-def most_gained(pace: Pace, due: Sequence[Task], now: float) -> Task:
+def most_gained(pace: PollingStrategy, due: Sequence[Task], now: float) -> Task:
     """The task whose look saves the most waiting."""
-    return max(due, key=lambda task: pace.gain(task.snapshot, now - task.made, now - task.seen))
+    return max(due, key=lambda task: pace.priority(task.snapshot, now - task.made, now - task.seen))
 
 
-RULES: dict[str, tuple[Callable[[], Pace], Callable[[Pace, Sequence[Task], float], Task]]] = {
-    "round-robin": (lambda: FixedPace(0.001), longest_unseen),
+RULES: dict[str, tuple[Callable[[], PollingStrategy], Callable[[PollingStrategy, Sequence[Task], float], Task]]] = {
+    "round-robin": (lambda: FixedInterval(0.001), longest_unseen),
     "ladder, first due": (PACES["ladder"], first_due),
     "learned, first due": (PACES["learned"], first_due),
     "learned, most gained": (PACES["learned"], most_gained),

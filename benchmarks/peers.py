@@ -20,7 +20,7 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from sora_chars import CharacterSession, Pace, TaskRequest
+    from sora_chars import CharacterSession, PollingStrategy, TaskRequest
 
     One = Callable[[int], Awaitable[object]]
     Peer = Callable[[str], AbstractAsyncContextManager["One | Batch"]]
@@ -61,7 +61,7 @@ class Batch:
     async def many(self, tasks: int) -> AsyncGenerator[Exception | None, None]:
         """Make so many, and give the error of each as it ends, if it has one."""
         requests = (_request(number) for number in range(tasks))
-        async with self.session.create_many(requests, limit=tasks) as outcomes:
+        async with self.session.create_many(requests, concurrency=tasks) as outcomes:
             async for outcome in outcomes:
                 yield outcome.error
 
@@ -77,13 +77,13 @@ def ours(seconds: float | None, *, creates: tuple[int, float] = (10**6, 10.0), b
 
     @asynccontextmanager
     async def opened(url: str) -> AsyncGenerator[One | Batch, None]:
-        from sora_chars import CharacterSession, FixedPace, Kie, Limits  # noqa: PLC0415 # measured alone
+        from sora_chars import CharacterSession, FixedInterval, Kie, Limits  # noqa: PLC0415 # measured alone
 
-        pace: Pace | None = None if seconds is None else FixedPace(seconds)
+        pace: PollingStrategy | None = None if seconds is None else FixedInterval(seconds)
         limits = Limits(creates=creates, polls=(10**6, 1.0))
         with tempfile.TemporaryDirectory() as folder:
             kie = Kie(KEY, base_url=url, limits=limits)
-            async with CharacterSession(kie, ledger=Path(folder) / "characters.db", pace=pace) as session:
+            async with CharacterSession(kie, ledger=Path(folder) / "characters.db", polling=pace) as session:
                 yield Batch(session) if batch else lambda number: session.create(_request(number))
 
     return opened
@@ -146,7 +146,7 @@ def replicate(seconds: float | None) -> Peer:
         client.poll_interval = client.poll_interval if seconds is None else seconds
 
         async def one(_number: int) -> None:
-            prediction = await client.predictions.async_create(version="v", input={}, wait=False)
+            prediction = await client.predictions.async_create(version="v", input={}, timeout=False)
             await prediction.async_wait()
             _check(prediction.status, "succeeded")
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dialects import Facts, kie
 from measure import Meter, cpu_seconds, memory_bytes
 
-from sora_chars import CharacterSession, FixedPace, Provider, TaskHandle, TaskRequest, TaskSnapshot
+from sora_chars import CharacterSession, FixedInterval, Provider, TaskHandle, TaskRequest, TaskSnapshot
 from sora_chars.providers.kie_codec import read_record
 from sora_chars.transport import Answer
 
@@ -55,19 +55,19 @@ class Stub(Provider):
         return []
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """See `Provider.submit`."""
         del callback_url
-        async with sending():
+        async with on_send():
             return TaskSnapshot(task_id=f"{int(str(request.key)):032x}", provider=self.name, state="waiting")
 
     async def fetch(self, task_id: str) -> TaskSnapshot:
         """See `Provider.fetch`."""
         return self._look(task_id, None)
 
-    async def refetch(self, seen: TaskSnapshot) -> TaskSnapshot:
-        """See `Provider.refetch`."""
+    async def fetch_if_changed(self, seen: TaskSnapshot) -> TaskSnapshot:
+        """See `Provider.fetch_if_changed`."""
         return self._look(seen.task_id, seen)
 
     def _look(self, task_id: str, seen: TaskSnapshot | None) -> TaskSnapshot:
@@ -81,7 +81,7 @@ async def watch(tasks: int, seconds: float) -> dict[str, Any]:
     """Submit, watch, await, close; bytes and seconds of each."""
     stub, figures = Stub(), {"tasks": tasks}
     with tempfile.TemporaryDirectory() as folder:
-        session = CharacterSession(stub, ledger=Path(folder) / "characters.db", pace=FixedPace(LOOK_EVERY))
+        session = CharacterSession(stub, ledger=Path(folder) / "characters.db", polling=FixedInterval(LOOK_EVERY))
         await session.open()
         handles = await submit(session, 0, 100)  # what is made once is no task's
         memory, cpu, began = settled(), cpu_seconds(), time.perf_counter()

@@ -1,4 +1,4 @@
-"""Turns a piece of video into a reusable character, through any of several providers, as one awaitable.
+"""DueQueue a piece of video into a reusable character, through any of several providers, as one awaitable.
 
 ::
 
@@ -10,17 +10,17 @@ from importlib import import_module
 from typing import Any
 
 _MODULES = {
-    "batch.batch": ("Outcomes",),
+    "batch.batch": ("Batch",),
+    "batch.outcome": ("Outcome",),
+    "batch.progress": ("Progress",),
     "callbacks.receiver": ("CallbackEvent", "CallbackReceiver"),
-    "session.dispatcher": ("Step",),
     "errors": (
         "AuthenticationError",
         "ConfigurationError",
-        "EntryMovedError",
-        "IllegalMoveError",
         "InsufficientCreditsError",
         "InvalidCallbackError",
         "InvalidRequestError",
+        "InvalidTransitionError",
         "KeyConflictError",
         "LedgerError",
         "MissingCharacterError",
@@ -29,10 +29,11 @@ _MODULES = {
         "PermissionDeniedError",
         "ProviderError",
         "RateLimitedError",
-        "RequestRefusedError",
+        "RequestRejectedError",
         "ServiceUnavailableError",
         "SessionClosedError",
         "SoraCharsError",
+        "StaleEntryError",
         "SubmissionUnknownError",
         "TaskFailedError",
         "TaskNotFoundError",
@@ -41,9 +42,8 @@ _MODULES = {
         "WatcherStoppedError",
         "WrongLoopError",
     ),
-    "polling.handle": ("TaskHandle",),
-    "ledger": ("Entry", "Ledger", "State", "Store", "open_ledger"),
-    "ratelimit.window": ("Limits",),
+    "ledger": ("Entry", "EntryState", "Ledger", "LedgerStore", "open_ledger"),
+    "ledger.serialize": ("SavedCharacter",),
     "models": (
         "Character",
         "CharacterRequest",
@@ -56,15 +56,15 @@ _MODULES = {
         "TaskSnapshot",
         "UploadProgress",
     ),
-    "batch.outcome": ("Outcome",),
-    "polling.strategies": ("FixedPace", "LadderPace", "LearnedPace"),
-    "batch.progress": ("Progress",),
-    "protocols": ("Pace", "Provider"),
+    "polling.handle": ("TaskHandle",),
+    "polling.strategies": ("AdaptiveInterval", "FixedInterval", "SteppedInterval"),
+    "polling.watcher": ("TaskWatcher",),
+    "protocols": ("PollingStrategy", "Provider"),
     "providers.kie": ("Kie",),
     "providers.kkiai": ("GATEWAYS", "Gateway", "Kkiai"),
-    "ledger.serialize": ("SavedCharacter",),
+    "ratelimit.window": ("Limits",),
+    "session.dispatcher": ("Step",),
     "session.session": ("CharacterSession",),
-    "polling.watcher": ("TaskWatcher",),
 }
 """Where the public names live; `__init__.pyi` tells type checkers the same. Each is loaded when first asked for."""
 

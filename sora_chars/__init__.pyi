@@ -1,15 +1,14 @@
-from .batch.batch import Outcomes
+from .batch.batch import Batch
 from .batch.outcome import Outcome
 from .batch.progress import Progress
 from .callbacks.receiver import CallbackEvent, CallbackReceiver
 from .errors import (
     AuthenticationError,
     ConfigurationError,
-    EntryMovedError,
-    IllegalMoveError,
     InsufficientCreditsError,
     InvalidCallbackError,
     InvalidRequestError,
+    InvalidTransitionError,
     KeyConflictError,
     LedgerError,
     MissingCharacterError,
@@ -18,10 +17,11 @@ from .errors import (
     PermissionDeniedError,
     ProviderError,
     RateLimitedError,
-    RequestRefusedError,
+    RequestRejectedError,
     ServiceUnavailableError,
     SessionClosedError,
     SoraCharsError,
+    StaleEntryError,
     SubmissionUnknownError,
     TaskFailedError,
     TaskNotFoundError,
@@ -30,7 +30,7 @@ from .errors import (
     WatcherStoppedError,
     WrongLoopError,
 )
-from .ledger import Entry, Ledger, State, Store, open_ledger
+from .ledger import Entry, EntryState, Ledger, LedgerStore, open_ledger
 from .ledger.serialize import SavedCharacter
 from .models import (
     Character,
@@ -45,9 +45,9 @@ from .models import (
     UploadProgress,
 )
 from .polling.handle import TaskHandle
-from .polling.strategies import FixedPace, LadderPace, LearnedPace
+from .polling.strategies import AdaptiveInterval, FixedInterval, SteppedInterval
 from .polling.watcher import TaskWatcher
-from .protocols import Pace, Provider
+from .protocols import PollingStrategy, Provider
 from .providers.kie import Kie
 from .providers.kkiai import GATEWAYS, Gateway, Kkiai
 from .ratelimit.window import Limits
@@ -56,7 +56,9 @@ from .session.session import CharacterSession
 
 __all__ = [
     "GATEWAYS",
+    "AdaptiveInterval",
     "AuthenticationError",
+    "Batch",
     "CallbackEvent",
     "CallbackReceiver",
     "Character",
@@ -65,21 +67,20 @@ __all__ = [
     "Clip",
     "ConfigurationError",
     "Entry",
-    "EntryMovedError",
+    "EntryState",
     "Eta",
-    "FixedPace",
+    "FixedInterval",
     "Gateway",
-    "IllegalMoveError",
     "InsufficientCreditsError",
     "InvalidCallbackError",
     "InvalidRequestError",
+    "InvalidTransitionError",
     "KeyConflictError",
     "Kie",
     "Kkiai",
-    "LadderPace",
-    "LearnedPace",
     "Ledger",
     "LedgerError",
+    "LedgerStore",
     "Limits",
     "MissingCharacterError",
     "ModelInfo",
@@ -87,21 +88,20 @@ __all__ = [
     "NoAnswerError",
     "OmniCharacterRequest",
     "Outcome",
-    "Outcomes",
-    "Pace",
     "PermissionDeniedError",
+    "PollingStrategy",
     "Progress",
     "Provider",
     "ProviderError",
     "RateLimitedError",
-    "RequestRefusedError",
+    "RequestRejectedError",
     "SavedCharacter",
     "ServiceUnavailableError",
     "SessionClosedError",
     "SoraCharsError",
-    "State",
+    "StaleEntryError",
     "Step",
-    "Store",
+    "SteppedInterval",
     "SubmissionUnknownError",
     "TaskFailedError",
     "TaskFailure",

@@ -13,15 +13,15 @@
     │   ├── UsageCapError              the key's own cap is used up
     │   ├── PermissionDeniedError      the key may not use this model
     │   ├── ModelUnavailableError      the model or the route is gone
-    │   ├── RequestRefusedError        the provider refused the request's content
+    │   ├── RequestRejectedError        the provider refused the request's content
     │   ├── RateLimitedError           too many requests; nothing was done
     │   ├── ServiceUnavailableError    the provider failed or is in maintenance
     │   ├── TaskNotFoundError          the provider knows no such task
     │   └── NoAnswerError              no answer, or none that the provider itself wrote
     ├── LedgerError              the ledger could not be read or written
     ├── KeyConflictError         the key was asked before, for something else; nothing was sent
-    ├── EntryMovedError          somebody else moved the entry first
-    ├── IllegalMoveError         a move that the ledger's states do not allow: a bug
+    ├── StaleEntryError          somebody else moved the entry first
+    ├── InvalidTransitionError         a move that the ledger's states do not allow: a bug
     ├── SubmissionUnknownError   a paid request was sent and its outcome is unknown
     ├── TaskFailedError          the task ended without a result
     ├── MissingCharacterError    the task succeeded and its result holds no character id
@@ -102,7 +102,7 @@ class ProviderError(SoraCharsError):
     """The provider, or the way to it, said no.
 
     `status` is the HTTP status, `code` the provider's own (kie.ai answers HTTP 200 with a code inside).
-    `passing`: the same GET may work later. `harmless`: nothing was done, so that even a paid request may
+    `transient`: the same GET may work later. `harmless`: nothing was done, so that even a paid request may
     be sent again. `retry_after`: seconds the provider asked to wait.
     """
 
@@ -111,7 +111,7 @@ class ProviderError(SoraCharsError):
     code: str | int | None = None
     request_id: str | None = None
     retry_after: float | None = None
-    passing: bool = False
+    transient: bool = False
     harmless: bool = False
 
 
@@ -135,7 +135,7 @@ class ModelUnavailableError(ProviderError):
     """The model or the route is gone at this provider."""
 
 
-class RequestRefusedError(ProviderError):
+class RequestRejectedError(ProviderError):
     """The provider looked at the request and refused its content."""
 
 
@@ -143,7 +143,7 @@ class RequestRefusedError(ProviderError):
 class RateLimitedError(ProviderError):
     """Too many requests. The request was rejected, not queued: nothing was done."""
 
-    passing: bool = True
+    transient: bool = True
     harmless: bool = True
 
 
@@ -151,7 +151,7 @@ class RateLimitedError(ProviderError):
 class ServiceUnavailableError(ProviderError):
     """The provider failed or is in maintenance. A create is repeated only where it says that nothing was done."""
 
-    passing: bool = True
+    transient: bool = True
 
 
 class TaskNotFoundError(ProviderError):
@@ -165,7 +165,7 @@ class NoAnswerError(ProviderError):
     Unless `harmless`, the provider may have received the request and acted on it.
     """
 
-    passing: bool = True
+    transient: bool = True
 
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
@@ -190,14 +190,14 @@ class KeyConflictError(SoraCharsError):
 
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
-class EntryMovedError(SoraCharsError):
+class StaleEntryError(SoraCharsError):
     """Somebody else moved the entry first, and it was not touched. `entry` is the entry as it is now."""
 
     entry: Any = None
 
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
-class IllegalMoveError(SoraCharsError):
+class InvalidTransitionError(SoraCharsError):
     """A move that the ledger's states do not allow, which is a bug of whoever asked for it."""
 
     key: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from .errors import ConfigurationError
-from .ratelimit.window import ENDLESS
+from .ratelimit.window import UNLIMITED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,11 +39,11 @@ class Provider(Protocol):
         return ()
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """Start the task and return its first snapshot.
 
-        `async with sending():` stands around the request that costs money, entered once nothing is left to wait for:
+        `async with on_send():` stands around the request that costs money, entered once nothing is left to wait for:
         the ledger is told, and the session no longer cancels this coroutine when its caller goes away. A `harmless`
         error that leaves it takes that back.
 
@@ -57,20 +57,20 @@ class Provider(Protocol):
         """Look at the task once.
 
         Raises:
-            ProviderError: `passing` when a later look may work.
+            ProviderError: `transient` when a later look may work.
         """
         raise ConfigurationError(f"{self.name} answers at once and has no tasks to look at: {task_id!r}.")
 
-    async def refetch(self, seen: TaskSnapshot) -> TaskSnapshot:
+    async def fetch_if_changed(self, seen: TaskSnapshot) -> TaskSnapshot:
         """Look again at a task that was last `seen` so; may return `seen` itself. Raises as `fetch`."""
         return await self.fetch(seen.task_id)
 
-    async def ready(self) -> int:
+    async def poll_capacity(self) -> int:
         """How many times `fetch` would be sent at once, as soon as it would be once.
 
         So tasks are picked as late as can be. When more are due, the most promising are looked at first.
         """
-        return ENDLESS
+        return UNLIMITED
 
     async def credit(self) -> float:
         """How many credits the account has left."""
@@ -91,27 +91,27 @@ class Provider(Protocol):
         del kind, error, traceback
 
 
-class Pace(Protocol):
+class PollingStrategy(Protocol):
     """When to look at a task next. Inherit from it and write `delay`; the rest is for those that learn."""
 
     def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
         """Seconds until the next look at a task that is `age` seconds old; `snapshot` is the last one, if any."""
         ...
 
-    def learn(self, snapshot: TaskSnapshot) -> None:
+    def observe_finished(self, snapshot: TaskSnapshot) -> None:
         """Hear of a task that has ended, well or not; also of those that are on record when a session opens."""
         del snapshot
 
-    def saw(self, snapshot: TaskSnapshot, age: float, unseen: float) -> None:
+    def observe(self, snapshot: TaskSnapshot, age: float, unseen: float) -> None:
         """Hear what a look has shown of a task `age` seconds old that was last looked at `unseen` seconds ago.
 
         Unless written, `learn` hears of it if the task has ended.
         """
         del age, unseen
         if snapshot.finished:
-            self.learn(snapshot)
+            self.observe_finished(snapshot)
 
-    def gain(self, snapshot: TaskSnapshot | None, age: float, unseen: float) -> float:
+    def priority(self, snapshot: TaskSnapshot | None, age: float, unseen: float) -> float:
         """How much waiting a look now saves at a task `age` seconds old that was last looked at `unseen` seconds ago.
 
         Of the tasks that are due when fewer looks are allowed, the one with the largest gain goes first. Seconds, 0 or
@@ -120,7 +120,7 @@ class Pace(Protocol):
         del snapshot, age
         return unseen
 
-    def expect(self, snapshot: TaskSnapshot | None, age: float) -> Eta | None:
+    def estimate(self, snapshot: TaskSnapshot | None, age: float) -> Eta | None:
         """When a task that has not ended at `age` seconds will, if anything is known."""
         del snapshot, age
         return None

@@ -1,7 +1,7 @@
 """The one door to the network: connections, key, limits, time-outs, retry and redaction.
 
 `Transport.request` sends and reads in one step, since only the reader knows what an answer means: kie.ai says "429"
-inside an HTTP 200. Whether to repeat is one question to the error: `passing` and `harmless`.
+inside an HTTP 200. Whether to repeat is one question to the error: `transient` and `harmless`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _BODY_LIMIT = 16 * 1024 * 1024
 
 
 @attrs.frozen(eq=False, repr=False)
-class Answer:
+class Response:
     """What came back: HTTP status, headers (names in any case) and body, free of our key."""
 
     status: int
@@ -148,7 +148,7 @@ def _client_timeout(seconds: float) -> aiohttp.ClientTimeout:
 
 
 def _final(error: Exception) -> bool:
-    return not (isinstance(error, ProviderError) and error.passing and error.harmless)
+    return not (isinstance(error, ProviderError) and error.transient and error.harmless)
 
 
 @attrs.define(eq=False, repr=False)
@@ -158,9 +158,9 @@ class _Call:
     method: str
     url: str
     kind: Kind
-    read: Callable[[Answer], Any]
+    read: Callable[[Response], Any]
     timeout: float
-    sending: Callable[[], AbstractAsyncContextManager[None]]
+    on_send: Callable[[], AbstractAsyncContextManager[None]]
     body: Callable[[], Any] | None
     options: dict[str, Any]
     failure: ProviderError | None = None  # of the first try
@@ -226,11 +226,11 @@ class Transport:
         self,
         method: str,
         url: str,
-        read: Callable[[Answer], T],
+        read: Callable[[Response], T],
         *,
         kind: Kind = "other",
         timeout: float | None = None,  # enforced by aiohttp, for sending and reading together
-        sending: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
+        on_send: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
         body: Callable[[], Any] | None = None,
         **options: Any,
     ) -> T:
@@ -245,7 +245,7 @@ class Transport:
         """
         if timeout is None:
             timeout = self.timeout if kind == "create" else _TIMEOUTS[kind]
-        call = _Call(method, url, kind, read, timeout, sending, body, options)
+        call = _Call(method, url, kind, read, timeout, on_send, body, options)
         result: T
         try:
             result = await self._attempt(call)  # most go well, and need no machinery for repeating
@@ -261,34 +261,34 @@ class Transport:
             error, call.failure = call.failure, None
             raise error
         self._check_loop()
-        async with self.account.windows[call.kind].place(self) as place, self._slots:
+        async with self.account.windows[call.kind].slot(self) as slot, self._slots:
             http = self._usable()
-            async with call.sending():
-                place.use(asyncio.get_running_loop().time())
+            async with call.on_send():
+                slot.mark_sent(asyncio.get_running_loop().time())
                 try:
                     result = call.read(await self._send(http, call))
                 except ProviderError as error:
-                    self._note(error, place.sent)
+                    self._note(error, slot.sent)
                     error.provider = self.provider
                     error.message = self._hide(error.message)
                     error.harmless |= call.kind != "create"
                     raise
-        self.account.pause.passed(sent=place.sent)
+        self.account.cooldown.on_success(sent=slot.sent)
         return result
 
     def _note(self, error: ProviderError, sent: float) -> None:
         if isinstance(error, RateLimitedError):
             now = asyncio.get_running_loop().time()
-            self.account.pause.refused(sent=sent, now=now, retry_after=error.retry_after)
+            self.account.cooldown.on_429(sent=sent, now=now, retry_after=error.retry_after)
         elif not isinstance(error, NoAnswerError):
-            self.account.pause.passed(sent=sent)
+            self.account.cooldown.on_success(sent=sent)
 
     def _usable(self) -> aiohttp.ClientSession:
         if self._open is None or self._open.closed:
             raise SessionClosedError(f"{self.provider} is closed.", hint="Use it inside `async with`.")
         return self._open
 
-    async def _send(self, http: aiohttp.ClientSession, call: _Call) -> Answer:
+    async def _send(self, http: aiohttp.ClientSession, call: _Call) -> Response:
         started = time.perf_counter()
         headers = {"Authorization": f"Bearer {self.api_key}", "User-Agent": "sora-chars"}
         try:
@@ -304,7 +304,7 @@ class Transport:
                 **call.options,
             ) as response:
                 body = await self._read_body(response)
-                answer = Answer(response.status, response.headers, body)
+                answer = Response(response.status, response.headers, body)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self._log(call, started, error=error)
             failure = _no_answer(error, self.provider, call)
@@ -329,7 +329,7 @@ class Transport:
         return text.replace(self.api_key, HIDDEN) if len(self.api_key) >= _SHORT_KEY else text
 
     def _log(
-        self, call: _Call, started: float, *, answer: Answer | None = None, error: Exception | None = None
+        self, call: _Call, started: float, *, answer: Response | None = None, error: Exception | None = None
     ) -> None:
         if not log.isEnabledFor(logging.DEBUG):
             return
@@ -367,5 +367,5 @@ def _no_answer(error: Exception, provider: str, call: _Call) -> NoAnswerError:
     return NoAnswerError(
         f"{provider} gave no answer to {call.method} {mask(call.url)}: {reason}.",
         harmless=never_left,
-        passing=not isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError)),
+        transient=not isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError)),
     )

@@ -26,11 +26,11 @@ from sora_chars.errors import (
     printable,
 )
 from sora_chars.ids import new_key
-from sora_chars.ledger import State
+from sora_chars.ledger import EntryState
 from sora_chars.models import Character, Request, as_request, refuse
-from sora_chars.ratelimit.window import ENDLESS, flow
+from sora_chars.ratelimit.window import UNLIMITED, flow
 
-from .budget import Purse, amount_problems
+from .budget import Budget, amount_problems
 from .outcome import Outcome, state_of
 from .progress import Meter
 
@@ -71,8 +71,8 @@ class _Job:
 
 
 @attrs.frozen(kw_only=True)
-class Batch:
-    """What was asked for. `start` submits one request to the provider named; `senders`: how many it does at a time.
+class BatchOptions:
+    """What was asked for. `start` submits one request to the provider named; `submit_concurrency`: how many it does at a time.
 
     Raises:
         InvalidRequestError: the requests are no iterable, or an option is wrong.
@@ -80,8 +80,8 @@ class Batch:
 
     requests: Rows
     start: Start
-    limit: int
-    senders: int
+    concurrency: int
+    submit_concurrency: int
     timeout: float
     budget: float | None
     price: Price | None
@@ -91,8 +91,10 @@ class Batch:
         rows: object = self.requests
         if not isinstance(rows, Iterable | AsyncIterable) or isinstance(rows, str | bytes | Mapping):
             problems.append(f"requests: must be an iterable of requests, got {type(rows).__name__}")
-        if type(self.limit) is not int or self.limit < 1:
-            problems.append(f"limit: must be a whole number above 0, got {printable(repr(self.limit), limit=60)}")
+        if type(self.concurrency) is not int or self.concurrency < 1:
+            problems.append(
+                f"concurrency: must be a whole number above 0, got {printable(repr(self.concurrency), limit=60)}"
+            )
         if self.timeout != math.inf:
             problems += amount_problems("timeout", self.timeout, "seconds")
         if self.budget is not None:
@@ -103,7 +105,7 @@ class Batch:
 
 
 @attrs.define(eq=False, kw_only=True, repr=False)
-class Outcomes:
+class Batch:
     """The outcomes of a batch, as they end: `async for outcome in outcomes`, inside `async with`.
 
     `stopped` says why submitting ended before the requests did: "account" (a provider refused a key, or its credits or
@@ -111,10 +113,10 @@ class Outcomes:
     caller nor the provider tells what a task costs); "closed" (the session was).
     """
 
-    _batch: Batch = attrs.field(alias="batch")
+    _batch: BatchOptions = attrs.field(alias="batch")
     stopped: Literal["account", "budget", "price", "closed"] | None = attrs.field(default=None, init=False)
     refusal: ProviderError | None = attrs.field(default=None, init=False)
-    _purse: Purse = attrs.field(init=False)
+    _budget: Budget = attrs.field(init=False)
     _meter: Meter = attrs.field(init=False)  # since `async with`
     _feeder: asyncio.Task[None] | None = attrs.field(default=None, init=False)
     _submitting: set[asyncio.Task[None]] = attrs.field(factory=set["asyncio.Task[None]"], init=False)
@@ -128,7 +130,7 @@ class Outcomes:
     _left: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._purse = Purse(self._batch.budget, self._batch.price)
+        self._budget = Budget(self._batch.budget, self._batch.price)
 
     @property
     def progress(self) -> Progress:
@@ -227,9 +229,9 @@ class Outcomes:
     async def _room(self) -> bool:
         """Wait until one more may be taken up; False when none will be."""
         while not self.stopped and (
-            len(self._in_flight) >= self._batch.limit
-            or len(self._unread) >= self._batch.limit  # a slow consumer holds us back
-            or len(self._submitting) >= self._batch.senders
+            len(self._in_flight) >= self._batch.concurrency
+            or len(self._unread) >= self._batch.concurrency  # a slow consumer holds us back
+            or len(self._submitting) >= self._batch.submit_concurrency
         ):
             await self._changed.wait()
         return not self.stopped
@@ -240,12 +242,12 @@ class Outcomes:
             job = _job(index, row, now)
             affordable = await self._afford(job)
         except Exception as error:  # noqa: BLE001 # the border: a row is made by the caller, as is its price
-            self._meter.ask(now)
-            self._tell(Outcome(index=index, request=row, state=State.REFUSED, error=error), began=now)
+            self._meter.count_registered(now)
+            self._tell(Outcome(index=index, request=row, state=EntryState.REJECTED, error=error), began=now)
             return
         if affordable:
             job.began = asyncio.get_running_loop().time()
-            self._meter.ask(job.began)
+            self._meter.count_registered(job.began)
             self._in_flight.add(job)
             asyncio_task = asyncio.create_task(self._submit(job), name=f"sora_chars batch {job.request.key}")
             self._submitting.add(asyncio_task)
@@ -254,10 +256,10 @@ class Outcomes:
     async def _afford(self, job: _Job) -> bool:
         """Wait until the budget allows it; False when it never will."""
         while not self.stopped:
-            job.cost = self._purse.expect(job.request)
-            match self._purse.verdict(job.cost, in_flight=bool(self._in_flight)):
+            job.cost = self._budget.expected_cost(job.request)
+            match self._budget.decide(job.cost, in_flight=bool(self._in_flight)):
                 case "go":
-                    self._purse.hold(job.cost)
+                    self._budget.reserve(job.cost)
                     return True
                 case "wait":
                     await self._changed.wait()
@@ -269,7 +271,7 @@ class Outcomes:
         try:
             job.handle = await self._batch.start(job.request, job.provider)
             self._youngest = job.handle
-            job.handle.add_done_callback(partial(Outcomes._settle, self, job))
+            job.handle.add_done_callback(partial(Batch._settle, self, job))
         except Exception as error:  # noqa: BLE001 # the border: one must not stop the others
             if isinstance(error, SessionClosedError):
                 self.stopped = "closed"
@@ -303,7 +305,7 @@ class Outcomes:
         outcome = _outcome(job, error)
         if isinstance(outcome.error, _OF_THE_ACCOUNT):
             self.stopped, self.refusal = "account", outcome.error
-        self._purse.settle(job.cost, outcome.credits, outcome.state)
+        self._budget.record_cost(job.cost, outcome.credits, outcome.state)
         self._tell(outcome, began=job.began)
 
     def _tell(self, outcome: Outcome, *, began: float) -> None:
@@ -355,9 +357,9 @@ def _outcome(job: _Job, error: Exception | None) -> Outcome:
     )
 
 
-def senders(provider: Provider) -> int:
+def submit_concurrency(provider: Provider) -> int:
     """How many creates of one batch are under way at a time: more would only stand in line."""
     if provider.synchronous:  # it answers when the task ends, not when it begins
-        return ENDLESS
+        return UNLIMITED
     limit = provider.account.windows["create"].limit if provider.account else None
     return min(limit[0], _SENDERS) if limit else _SENDERS

@@ -9,67 +9,67 @@ from typing import Literal
 import attrs
 
 from sora_chars.errors import printable
-from sora_chars.ledger import State
+from sora_chars.ledger import EntryState
 from sora_chars.models import Request, refuse
 
 Price = float | Callable[[Request], float]
-Verdict = Literal["go", "wait", "budget", "price"]
+Decision = Literal["go", "wait", "budget", "price"]
 
 _ROUNDING = 1e-6  # credits; sums of decimal fractions are a little off
 
 
 @attrs.define(eq=False)
-class Purse:
+class Budget:
     """Decides what may be sent. `price`: what the caller says that one costs.
 
-    Without it, one at a time is sent until one has told; then each is taken to cost as much as the dearest so far.
+    Without it, one at a time is sent until one has told; then each is taken to cost as much as the highest_cost so far.
     """
 
     budget: float | None
     price: Price | None
     spent: float = 0.0
-    held: float = 0.0  # what those in flight are expected to cost
-    dearest: float | None = None
-    untold: bool = False  # one may have cost something, and nobody knows how much
+    reserved: float = 0.0  # what those in flight are expected to cost
+    highest_cost: float | None = None
+    cost_unknown: bool = False  # one may have cost something, and nobody knows how much
 
-    def expect(self, request: Request) -> float | None:
+    def expected_cost(self, request: Request) -> float | None:
         """What a request will cost, where that is known.
 
         Raises:
             InvalidRequestError: the caller's function gave no amount.
         """
         if self.price is None:
-            return self.dearest
+            return self.highest_cost
         price = self.price(request) if callable(self.price) else self.price
         refuse(amount_problems("price", price, "credits"), what="The request")
         return price
 
-    def verdict(self, cost: float | None, *, in_flight: bool) -> Verdict:
+    def decide(self, cost: float | None, *, in_flight: bool) -> Decision:
         """Whether a request may go now, or perhaps once others have ended, or why it never may."""
         if self.budget is None:
             return "go"
         if cost is None:
             if in_flight:
                 return "wait"
-            return "price" if self.untold else "budget" if self.spent >= self.budget else "go"
+            return "price" if self.cost_unknown else "budget" if self.spent >= self.budget else "go"
         if self.spent + cost > self.budget + _ROUNDING:
             return "budget"
-        return "wait" if self.spent + self.held + cost > self.budget + _ROUNDING else "go"
+        return "wait" if self.spent + self.reserved + cost > self.budget + _ROUNDING else "go"
 
-    def hold(self, cost: float | None) -> None:
+    def reserve(self, cost: float | None) -> None:
         """A request goes."""
-        self.held += cost or 0.0
+        self.reserved += cost or 0.0
 
-    def settle(self, expected: float | None, told: float | None, state: State) -> None:
+    def record_cost(self, expected: float | None, told: float | None, state: EntryState) -> None:
         """It has ended, and cost what the provider told, else what was expected."""
-        self.held -= expected or 0.0
+        self.reserved -= expected or 0.0
         if told is not None:
             self.spent += told
-            if state is State.SUCCEEDED:  # failed ones may be free
-                self.dearest = max(told, self.dearest or 0.0)
-        elif state is not State.REFUSED:
+            if state is EntryState.SUCCEEDED:  # failed ones may be free
+                self.highest_cost = max(told, self.highest_cost or 0.0)
+        elif state is not EntryState.REJECTED:
             self.spent += expected or 0.0
-            self.untold = self.untold or (expected is None and state is not State.FAILED)
+            self.cost_unknown = self.cost_unknown or (expected is None and state is not EntryState.FAILED)
 
 
 def amount_problems(field: str, value: object, unit: str) -> list[str]:

@@ -13,7 +13,7 @@ from sora_chars.errors import (
     SubmissionUnknownError,
     TaskFailedError,
 )
-from sora_chars.ledger import State
+from sora_chars.ledger import EntryState
 
 if TYPE_CHECKING:
     from sora_chars.models import Character, TaskSnapshot
@@ -33,7 +33,7 @@ class Outcome:
 
     index: int
     request: Any
-    state: State
+    state: EntryState
     key: str | None = None
     provider: str | None = None
     task_id: str | None = None
@@ -53,13 +53,13 @@ class Outcome:
         return self.character or self.snapshot
 
 
-def state_of(error: Exception | None, *, waiting: bool) -> State:
+def state_of(error: Exception | None, *, waiting: bool) -> EntryState:
     """The state that an error tells of; `waiting`: for a task that was made."""
     if error is None:
-        return State.SUCCEEDED
+        return EntryState.SUCCEEDED
     if isinstance(error, TaskFailedError | MissingCharacterError):
-        return State.FAILED
+        return EntryState.FAILED
     if waiting or (isinstance(error, LedgerError) and error.task_id):
-        return State.RUNNING
+        return EntryState.RUNNING
     in_doubt = isinstance(error, SubmissionUnknownError) or not isinstance(error, SoraCharsError)
-    return State.UNKNOWN if in_doubt else State.REFUSED
+    return EntryState.UNKNOWN if in_doubt else EntryState.REJECTED

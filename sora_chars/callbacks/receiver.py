@@ -183,7 +183,7 @@ class CallbackReceiver:
     body_limit: int = attrs.field(default=1024 * 1024, kw_only=True)
     body_timeout: float = attrs.field(default=10.0, kw_only=True)
     most_events: int = attrs.field(default=1024, kw_only=True)
-    wall: Callable[[], float] = attrs.field(default=time.time, kw_only=True, repr=False)
+    clock: Callable[[], float] = attrs.field(default=time.time, kw_only=True, repr=False)
     _events: dict[str, CallbackEvent] = attrs.field(factory=dict[str, CallbackEvent], init=False, repr=False)
     _waiters: dict[str, set[Waiter]] = attrs.field(factory=dict[str, "set[Waiter]"], init=False, repr=False)
     _closed: asyncio.Future[None] | None = attrs.field(default=None, init=False, repr=False)
@@ -205,7 +205,7 @@ class CallbackReceiver:
         self.session.check_open()
         if event := self._events.get(task_id):
             return event
-        limit = self.session.wait if timeout is None else timeout
+        limit = self.session.timeout if timeout is None else timeout
         if event := await self._next(task_id, limit):
             return event
         self.session.check_open()
@@ -284,7 +284,12 @@ class CallbackReceiver:
             raise _refusal(415, "it must be application/json")
         content = await self._read_body(headers, body)
         return verify(
-            headers, content, now=self.wall(), hmac_key=self.hmac_key, tolerance=self.tolerance, provider=entry.provider
+            headers,
+            content,
+            now=self.clock(),
+            hmac_key=self.hmac_key,
+            tolerance=self.tolerance,
+            provider=entry.provider,
         )
 
     async def _read_body(self, headers: Mapping[str, str], body: Body) -> bytes:
@@ -324,7 +329,7 @@ class CallbackReceiver:
         self._keep(event)
         for waiter in self._waiters.get(event.task_id, ()):
             wake(waiter, event)
-        self.session.watcher.callbacks.arrived()
+        self.session.watcher.callback_health.record_success()
         try:
             await self.session.heard(entry, event.task_id)
         except (SessionClosedError, ConfigurationError, LedgerError, ProviderError, MissingCharacterError) as error:

@@ -122,7 +122,7 @@ def _fail_bug(job: Job, error: Exception) -> int:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sora-chars")
 def cli() -> None:
-    """Turn a piece of video into a reusable character.
+    """HeapEntry a piece of video into a reusable character.
 
     Keys come from KIE_API_KEY, KKIAI_API_KEY and, for a gateway NAME, NAME_API_KEY. `sora-chars demo` needs none.
     """

@@ -12,7 +12,7 @@ import attrs
 import click
 
 from sora_chars.errors import ConfigurationError
-from sora_chars.polling.strategies import FixedPace, LearnedPace
+from sora_chars.polling.strategies import AdaptiveInterval, FixedInterval
 from sora_chars.providers.kie import Kie
 from sora_chars.providers.kkiai import GATEWAYS, Kkiai
 from sora_chars.transport import parse_json
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from sora_chars.models import UploadProgress
-    from sora_chars.protocols import Pace, Provider
+    from sora_chars.protocols import PollingStrategy, Provider
 
 PROVIDERS = ("kie", *GATEWAYS)
 
@@ -85,9 +85,9 @@ class Settings:
             raise click.UsageError(f"--callback-url: kie sends callbacks, {self.provider} does not.")
 
     @property
-    def pace(self) -> Pace:
+    def pace(self) -> PollingStrategy:
         """How often to look."""
-        return LearnedPace() if self.poll is None else FixedPace(self.poll)
+        return AdaptiveInterval() if self.poll is None else FixedInterval(self.poll)
 
     @property
     def address(self) -> tuple[str, ...]:

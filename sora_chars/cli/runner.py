@@ -12,13 +12,13 @@ import attrs
 
 from sora_chars.errors import (
     ConfigurationError,
-    EntryMovedError,
     InvalidRequestError,
     KeyConflictError,
     LedgerError,
     MissingCharacterError,
     ProviderError,
     SoraCharsError,
+    StaleEntryError,
     SubmissionUnknownError,
     TaskFailedError,
     WaitTimeoutError,
@@ -44,7 +44,7 @@ _STATUSES: tuple[tuple[type[SoraCharsError], int], ...] = (
     (InvalidRequestError, USAGE),
     (ConfigurationError, USAGE),
     (KeyConflictError, USAGE),
-    (EntryMovedError, USAGE),
+    (StaleEntryError, USAGE),
     (ProviderError, 3),
     (TaskFailedError, 4),
     (MissingCharacterError, 4),

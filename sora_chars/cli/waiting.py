@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from sora_chars.errors import InvalidRequestError, NoAnswerError, WaitTimeoutError
-from sora_chars.ledger import State
+from sora_chars.ledger import EntryState
 from sora_chars.session.session import CharacterSession
 
 from .callback_server import receiving
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from .output import Line
 
 WAIT = 1800.0
-_UNSENT = {State.ASKED, State.REFUSED}
-_ENDED = {State.SUCCEEDED, State.FAILED}
+_UNSENT = {EntryState.PENDING, EntryState.REJECTED}
+_ENDED = {EntryState.SUCCEEDED, EntryState.FAILED}
 DRAIN = 8.0  # seconds for the answer of a paid request after a signal: service managers kill after 10
 
 
@@ -40,7 +40,7 @@ async def make(job: Job, settings: Settings, request: CharacterRequest | TaskReq
         server = settings.open_port()
         async with (
             CharacterSession(
-                provider, ledger=settings.place.make(), pace=settings.pace, wait=limit, drain=DRAIN
+                provider, ledger=settings.place.make(), polling=settings.pace, timeout=limit, shutdown_timeout=DRAIN
             ) as session,
             receiving(session, server, settings.webhook_key),
         ):
@@ -63,7 +63,7 @@ async def wait(job: Job, settings: Settings, task: str) -> tuple[Any, str]:
     """
     provider = settings.make_provider()
     with job.screen.line() as line:
-        async with CharacterSession(provider, ledger=settings.place.make(), pace=settings.pace) as session:
+        async with CharacterSession(provider, ledger=settings.place.make(), polling=settings.pace) as session:
             handle = await _find(job, session, task)
             job.task_id = handle.task_id
             line.say(f"{provider.name} task {handle.task_id}: looking")
@@ -77,7 +77,7 @@ async def _find(job: Job, session: CharacterSession, task: str) -> TaskHandle[An
         return session.resume(task)
     job.key = entry.key
     if entry.task_id is None:
-        hint = job.settling(entry.key) if entry.state is State.UNKNOWN else ""
+        hint = job.settling(entry.key) if entry.state is EntryState.UNKNOWN else ""
         raise InvalidRequestError(f"Key {entry.key} is {entry.state}: it has no task to wait for.", hint=hint)
     return session.resume(entry.task_id, provider=entry.provider, key=entry.key)
 

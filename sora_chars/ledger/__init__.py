@@ -5,7 +5,7 @@ same key never pays twice.
 """
 
 from .entry import Entry
-from .ledger import Ledger, Store, open_ledger
-from .states import State
+from .ledger import Ledger, LedgerStore, open_ledger
+from .states import EntryState
 
-__all__ = ["Entry", "Ledger", "State", "Store", "open_ledger"]
+__all__ = ["Entry", "EntryState", "Ledger", "LedgerStore", "open_ledger"]

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from sora_chars.errors import IllegalMoveError, KeyConflictError, LedgerError, printable
+from sora_chars.errors import InvalidTransitionError, KeyConflictError, LedgerError, printable
 
-from .states import State, check_move
+from .states import EntryState, check_transition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 By = Literal["key", "task", "token"]  # what an entry is found by
-_HELD = {State.SENDING, State.RUNNING}
+_HELD = {EntryState.SENDING, EntryState.RUNNING}
 _SHOWN = 160
 _encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"))  # json.dumps would make one a call
 
@@ -30,7 +30,7 @@ def to_json(value: object) -> str:
 class Entry:
     """What was asked under `key`, and what has become of it. A new one per move, with the next `version`.
 
-    `holder` is the process that sends or looks after it, `token_digest` the digest of its callback's token. Times are
+    `owner` is the process that sends or looks after it, `token_digest` the digest of its callback's token. Times are
     epoch seconds of this machine's clock. `request_json`, `result_json` and `error_json` are JSON texts; the
     properties without the ending are their values.
     """
@@ -38,11 +38,11 @@ class Entry:
     key: str
     provider: str
     kind: str
-    state: State
+    state: EntryState
     request_json: str = attrs.field(repr=False)
     token_digest: str | None = attrs.field(default=None, repr=False)
     task_id: str | None = None
-    holder: str | None = None
+    owner: str | None = None
     result_json: str | None = attrs.field(default=None, repr=False)
     error_json: str | None = None
     credits: float | None = None
@@ -76,12 +76,12 @@ class Entry:
                 second=other.request,
             )
 
-    def moved(
+    def transitioned(
         self,
-        to: State,
+        to: EntryState,
         *,
         at: float,
-        holder: str | None,
+        owner: str | None,
         task_id: str | None = None,
         token_digest: str | None = None,
         result: Any = None,
@@ -91,12 +91,12 @@ class Entry:
         """The entry after a move. A task id, a token and credits stay; `result` and `error` belong to one state only.
 
         Raises:
-            IllegalMoveError: the states do not follow, or no task id or a second one would be on record.
+            InvalidTransitionError: the states do not follow, or no task id or a second one would be on record.
         """
-        check_move(self.key, self.state, to)
+        check_transition(self.key, self.state, to)
         task = task_id or self.task_id
-        if self.task_id not in {None, task} or (to is State.RUNNING and task is None):
-            raise IllegalMoveError(
+        if self.task_id not in {None, task} or (to is EntryState.RUNNING and task is None):
+            raise InvalidTransitionError(
                 f"Entry {self.key} has task {self.task_id} and cannot go to {to} with task {printable(task_id)}.",
                 key=self.key,
                 state=self.state,
@@ -110,7 +110,7 @@ class Entry:
             request_json=self.request_json,
             token_digest=token_digest or self.token_digest,
             task_id=task,
-            holder=holder if to in _HELD else None,
+            owner=owner if to in _HELD else None,
             result_json=None if result is None else to_json(result),
             error_json=None if error is None else to_json(error),
             credits=self.credits if credits is None else credits,
@@ -130,7 +130,7 @@ class Entry:
 
 
 COLUMNS = tuple(field.name for field in attrs.fields(Entry))
-MOVING = ("state", "holder", "result_json", "error_json", "credits", "updated_at", "version")
+MOVING = ("state", "owner", "result_json", "error_json", "credits", "updated_at", "version")
 """The columns that every move writes."""
 NAMING = ("token_digest", "task_id")
 """The columns that a move may write besides, which are looked up by: writing one costs its index as well."""
@@ -138,7 +138,7 @@ NAMING = ("token_digest", "task_id")
 
 def getter(columns: Sequence[str]) -> Callable[[Entry], tuple[Any, ...]]:
     """What reads the plain values of two or more columns."""
-    # sqlite3 searches its adapters for whatever is no plain `str`, such as a State: 1 us an entry.
+    # sqlite3 searches its adapters for whatever is no plain `str`, such as a EntryState: 1 us an entry.
     return attrgetter(*("state._value_" if name == "state" else name for name in columns))
 
 
@@ -148,7 +148,7 @@ to_row = getter(COLUMNS)
 def from_row(row: Sequence[Any]) -> Entry:
     """The entry of a row in the order of `COLUMNS`."""
     facts = dict(zip(COLUMNS, row, strict=True))
-    facts["state"] = State(facts["state"])
+    facts["state"] = EntryState(facts["state"])
     return Entry(**facts)
 
 

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sora_chars.errors import ConfigurationError, EntryMovedError, LedgerError, WrongLoopError
+from sora_chars.errors import ConfigurationError, LedgerError, StaleEntryError, WrongLoopError
 
 from .entry import By, Entry, check_storable, to_json
 from .notifier import Waiters
-from .states import State
+from .states import EntryState
 from .stores.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from sora_chars.ratelimit.distributed import Division
+    from sora_chars.ratelimit.distributed import QuotaStore
 
 _PAGE = 200
 
 
-class Store(Protocol):
+class LedgerStore(Protocol):
     """Where entries are kept. Any method may raise `LedgerError`; what one has returned is durable."""
 
     @property
-    def holder(self) -> str:
+    def owner(self) -> str:
         """The name of this process, a new one at every opening."""
         ...
 
     @property
-    def division(self) -> Division | None:
+    def quota_store(self) -> QuotaStore | None:
         """Where the processes on it divide an account's limits between them; None where they cannot."""
         ...
 
@@ -59,18 +59,18 @@ class Store(Protocol):
         ...
 
     async def page(
-        self, states: Collection[State], *, after: int | None, newest_first: bool, size: int
+        self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
     ) -> Sequence[tuple[int, Entry]]:
         """Up to `size` entries of `states` with their places, in the order they were asked in, `after` a place."""
         ...
 
-    async def is_gone(self, holder: str) -> bool:
+    async def is_dead(self, owner: str) -> bool:
         """Whether the process of that name has ended."""
         ...
 
 
 class Ledger:
-    """The entries of a `Store`. Use it inside `async with`, in one event loop of one process.
+    """The entries of a `LedgerStore`. Use it inside `async with`, in one event loop of one process.
 
     `clock` gives epoch seconds; times are for people, and nothing is decided by them.
 
@@ -79,7 +79,7 @@ class Ledger:
         WrongLoopError: it was opened in another event loop, or before a fork; from any method.
     """
 
-    def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, store: LedgerStore, *, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
         self._waiters = Waiters()
@@ -91,14 +91,14 @@ class Ledger:
         return self._home is not None
 
     @property
-    def holder(self) -> str:
+    def owner(self) -> str:
         """This process, as the entries that it holds name it."""
-        return self._store.holder
+        return self._store.owner
 
     @property
-    def division(self) -> Division | None:
+    def quota_store(self) -> QuotaStore | None:
         """Where the processes on this ledger divide an account's limits between them; None where they cannot."""
-        return self._store.division
+        return self._store.quota_store
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -124,7 +124,7 @@ class Ledger:
             self._home = None
             await self._store.aclose()
 
-    async def ask(self, *, key: str, provider: str, kind: str, request: Mapping[str, Any]) -> Entry:
+    async def register(self, *, key: str, provider: str, kind: str, request: Mapping[str, Any]) -> Entry:
         """The entry of `key`: a new one, `asked`, unless there is one. Two who ask at once get the same.
 
         Raises:
@@ -137,7 +137,7 @@ class Ledger:
             key=key,
             provider=provider,
             kind=kind,
-            state=State.ASKED,
+            state=EntryState.PENDING,
             request_json=to_json(request),
             created_at=now,
             updated_at=now,
@@ -147,34 +147,34 @@ class Ledger:
             kept.check_same(asked)
         return kept
 
-    async def move(
+    async def transition(
         self,
         entry: Entry,
-        to: State,
+        to: EntryState,
         *,
         task_id: str | None = None,
         token_digest: str | None = None,
         result: Any = None,
         error: Any = None,
         credits: float | None = None,  # noqa: A002 # the provider's word
-        held: bool = True,
+        claim: bool = True,
     ) -> Entry:
         """Move `entry`, as it was last seen, and return it as it is now. Of several who try at once, one succeeds.
 
         Facts left out stay, but for `result` and `error`, which belong to one state; both are JSON values. A process
-        that moves an entry to `sending` or `running` holds it, unless not `held`: then any other may take it over.
+        that moves an entry to `sending` or `running` holds it, unless not `claim`: then any other may take it over.
 
         Raises:
-            EntryMovedError: somebody else moved it first; the error carries the entry as it is now.
-            IllegalMoveError: the move is none, which is a bug.
+            StaleEntryError: somebody else moved it first; the error carries the entry as it is now.
+            InvalidTransitionError: the move is none, which is a bug.
         """
         self._check_home()
         if task_id or token_digest:
             check_storable(task_id=task_id, token_digest=token_digest)
-        moved = entry.moved(
+        moved = entry.transitioned(
             to,
             at=self._clock(),
-            holder=self.holder if held else None,
+            owner=self.owner if claim else None,
             task_id=task_id,
             token_digest=token_digest,
             result=result,
@@ -185,7 +185,7 @@ class Ledger:
         if kept is None:
             raise LedgerError(f"The ledger has lost the entry of key {entry.key}.")
         if kept is not moved:
-            raise EntryMovedError(
+            raise StaleEntryError(
                 f"Entry {entry.key} is {kept.state} by now and was not moved from {entry.state} to {to}.", entry=kept
             )
         self._waiters.moved(entry.key, moved.version)
@@ -206,7 +206,7 @@ class Ledger:
     async def entries(
         self,
         *,
-        states: Collection[State] = tuple(State),
+        states: Collection[EntryState] = tuple(EntryState),
         newest_first: bool = False,
         word: str | None = None,
         limit: int | None = None,
@@ -245,10 +245,10 @@ class Ledger:
         """Call `call` whenever another process may have moved `entry` on; returns what ends that."""
         return self._waiters.listen(entry.key, entry.version, call)
 
-    async def is_gone(self, holder: str) -> bool:
+    async def is_dead(self, owner: str) -> bool:
         """Whether a process that holds entries has ended. True stays true; no clock is asked."""
         self._check_home()
-        return holder != self.holder and await self._store.is_gone(holder)
+        return owner != self.owner and await self._store.is_dead(owner)
 
     async def _find(self, by: By, *values: str) -> Entry | None:
         self._check_home()
@@ -281,7 +281,7 @@ def open_ledger(url: str | os.PathLike[str], *, clock: Callable[[], float] = tim
     return Ledger(_store(url) if isinstance(url, str) else _sqlite(os.fspath(url)), clock=clock)
 
 
-def _store(url: str) -> Store:
+def _store(url: str) -> LedgerStore:
     scheme, colon, rest = url.partition(":")
     if not colon or len(scheme) == 1:  # "C:\..." is a path
         return _sqlite(url)
@@ -299,7 +299,7 @@ def _store(url: str) -> Store:
             )
 
 
-def _sqlite(path: str) -> Store:
+def _sqlite(path: str) -> LedgerStore:
     try:
         from .stores.sqlite import SqliteStore  # noqa: PLC0415 # sqlite3 and fcntl are not on every system
     except ImportError as error:
@@ -310,7 +310,7 @@ def _sqlite(path: str) -> Store:
     return SqliteStore(Path(path))
 
 
-def _postgres(url: str) -> Store:
+def _postgres(url: str) -> LedgerStore:
     try:
         from .stores.postgres import PostgresStore  # noqa: PLC0415 # an extra
     except ImportError as error:

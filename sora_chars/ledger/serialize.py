@@ -33,7 +33,7 @@ from sora_chars.models import (
 )
 from sora_chars.redaction import hide_tokens
 
-from . import Entry, State
+from . import Entry, EntryState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -121,13 +121,13 @@ def without_character(provider: str, error: MissingCharacterError) -> TaskSnapsh
     return TaskSnapshot(task_id=error.task_id or "", provider=provider, state=SUCCESS, result=error.payload)
 
 
-def ending(snapshot: TaskSnapshot, kind: str) -> tuple[State, dict[str, Any]]:
+def ending(snapshot: TaskSnapshot, kind: str) -> tuple[EntryState, dict[str, Any]]:
     """The state that a finished snapshot leads to, and the facts to record."""
     facts: dict[str, Any] = {"task_id": snapshot.task_id, "result": to_result(snapshot), "credits": snapshot.credits}
     if snapshot.state != FAIL and (snapshot.character or kind == "task"):
-        return State.SUCCEEDED, facts
+        return EntryState.SUCCEEDED, facts
     failure = snapshot.failure or TaskFailure(None, "" if snapshot.state == FAIL else "it holds no character")
-    return State.FAILED, facts | {"error": {"code": failure.code, "message": printable(failure.message)}}
+    return EntryState.FAILED, facts | {"error": {"code": failure.code, "message": printable(failure.message)}}
 
 
 def to_error(error: SoraCharsError) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def to_error(error: SoraCharsError) -> dict[str, Any]:
     return {"type": type(error).__name__, **plain}
 
 
-def refusal(entry: Entry) -> ProviderError:
+def rejection(entry: Entry) -> ProviderError:
     """The error with which the provider refused the entry's request."""
     facts: dict[str, Any] = {"message": ""} | (entry.error or {})
     kind = getattr(errors, facts.get("type", ""), ProviderError)
@@ -151,7 +151,7 @@ async def characters(
 ) -> AsyncGenerator[SavedCharacter, None]:
     """The characters of a ledger, newest first: up to `limit` of those that mention `word`, in any case."""
     left = limit
-    async for entry in ledger.entries(states={State.SUCCEEDED}, newest_first=True, word=word):
+    async for entry in ledger.entries(states={EntryState.SUCCEEDED}, newest_first=True, word=word):
         if left == 0:
             return
         if saved := _saved(entry):
@@ -162,7 +162,7 @@ async def characters(
 async def endings(ledger: Ledger, *, limit: int) -> list[TaskSnapshot]:
     """The last tasks that ended, up to `limit`, the oldest first. A row that cannot be read as one is left out."""
     found: list[TaskSnapshot] = []
-    async for entry in ledger.entries(states={State.SUCCEEDED, State.FAILED}, newest_first=True, limit=limit):
+    async for entry in ledger.entries(states={EntryState.SUCCEEDED, EntryState.FAILED}, newest_first=True, limit=limit):
         with suppress(ValueError, TypeError, OverflowError):  # a row that somebody else has written
             snapshot = to_snapshot(entry)
             readable = math.isfinite(snapshot.duration or 0.0) and isinstance(snapshot.model, str | None)
@@ -197,26 +197,28 @@ async def resolve(
 
     Raises:
         InvalidRequestError: not exactly one of them, no such entry, or one that leaves nothing to resolve.
-        EntryMovedError: somebody else moved it meanwhile.
+        StaleEntryError: somebody else moved it meanwhile.
     """
     if (task_id is not None) + never_sent + give_up != 1:
         raise InvalidRequestError("resolve: give exactly one of task_id, never_sent and give_up.")
     entry = await _in_doubt(ledger, key, running=give_up)
     if task_id is not None:
-        return await ledger.move(entry, State.RUNNING, task_id=await _free(ledger, entry, task_id), held=False)
+        return await ledger.transition(
+            entry, EntryState.RUNNING, task_id=await _free(ledger, entry, task_id), claim=False
+        )
     if never_sent:
-        return await ledger.move(entry, State.ASKED)
+        return await ledger.transition(entry, EntryState.PENDING)
     failure = TaskFailure("given_up", "a person gave it up")
     given_up = TaskSnapshot(task_id=entry.task_id or "", provider=entry.provider, state=FAIL, failure=failure)
     to, facts = ending(given_up, entry.kind)
     facts["task_id"] = entry.task_id
-    return await ledger.move(entry, to, **facts)
+    return await ledger.transition(entry, to, **facts)
 
 
 async def _in_doubt(ledger: Ledger, key: str, *, running: bool) -> Entry:
-    entry = await lost(ledger, await find(ledger, key))
-    allowed = {State.UNKNOWN, State.RUNNING} if running else {State.UNKNOWN}
-    if entry.state is State.SENDING:
+    entry = await mark_orphaned(ledger, await find(ledger, key))
+    allowed = {EntryState.UNKNOWN, EntryState.RUNNING} if running else {EntryState.UNKNOWN}
+    if entry.state is EntryState.SENDING:
         raise InvalidRequestError(
             f"key: {key} is being sent by a living process.", hint="Wait for it, or end that process first."
         )
@@ -246,13 +248,13 @@ async def find(ledger: Ledger, key: str) -> Entry:
     return entry
 
 
-async def lost(ledger: Ledger, entry: Entry) -> Entry:
+async def mark_orphaned(ledger: Ledger, entry: Entry) -> Entry:
     """The entry; `unknown` from now on if the process that was sending it has ended."""
-    if entry.state is not State.SENDING or not await ledger.is_gone(entry.holder or ""):
+    if entry.state is not EntryState.SENDING or not await ledger.is_dead(entry.owner or ""):
         return entry
     why = {"message": "the process that sent it ended before an answer was on record"}
     try:
-        return await ledger.move(entry, State.UNKNOWN, error=why)
-    except errors.EntryMovedError as error:
+        return await ledger.transition(entry, EntryState.UNKNOWN, error=why)
+    except errors.StaleEntryError as error:
         moved: Entry = error.entry
         return moved

@@ -15,7 +15,7 @@ _VOUCHED = 60.0  # seconds for which one callback vouches for the next
 
 
 @attrs.define(eq=False, repr=False)
-class Trust:
+class CallbackHealth:
     """That callbacks arrive, for as long as they do. `ended` is called when it ends."""
 
     ended: Callable[[], object]
@@ -23,18 +23,18 @@ class Trust:
     _timer: asyncio.TimerHandle | None = None
 
     @property
-    def holds(self) -> bool:
+    def is_healthy(self) -> bool:
         """Whether callbacks are arriving."""
         return self._until > asyncio.get_running_loop().time()
 
-    def arrived(self) -> None:
+    def record_success(self) -> None:
         """Note a callback."""
         loop = asyncio.get_running_loop()
         self._until = loop.time() + _VOUCHED
         if self._timer is None:
             self._timer = loop.call_at(self._until, self._end)
 
-    def missed(self) -> None:
+    def record_miss(self) -> None:
         """Note that one did not come."""
         self._until = -math.inf
         if self._timer:
@@ -43,7 +43,7 @@ class Trust:
 
     def _end(self) -> None:
         self._timer = None
-        if self.holds:
+        if self.is_healthy:
             self._timer = asyncio.get_running_loop().call_at(self._until, self._end)
         else:
             self.ended()

@@ -13,9 +13,9 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .watched_task import Watch
+    from .watched_task import WatchedTask
 
-    Turn = list[Any]  # when a task is due, the number of this turn, its `Watch`
+    HeapEntry = list[Any]  # when a task is due, the number of this turn, its `WatchedTask`
 
 TICK = 0.001
 """Seconds by which a look may be early: a clock ticks in steps, and may never reach a time in between."""
@@ -25,59 +25,59 @@ _MOST_SPARE = 1000
 
 
 @attrs.define(eq=False, repr=False)
-class Turns:
-    """The tasks of a lane in the order in which they are due. Of a task the last turn counts, as `Watch.entry` says.
+class DueQueue:
+    """The tasks of a poller in the order in which they are due. Of a task the last turn counts, as `WatchedTask.entry` says.
 
     What a turn was kept in is used again for the next one. Python's garbage collector starts when more objects were
     made than have gone; new ones in the place of old ones would gather until it goes through 100,000 at once.
     """
 
-    _heap: list[Turn] = attrs.field(factory=list["Turn"])
-    _due: deque[Turn] = attrs.field(factory=deque["Turn"])
-    _spare: list[Turn] = attrs.field(factory=list["Turn"])
-    _entries: int = 0
+    _heap: list[HeapEntry] = attrs.field(factory=list["HeapEntry"])
+    _due: deque[HeapEntry] = attrs.field(factory=deque["HeapEntry"])
+    _free_list: list[HeapEntry] = attrs.field(factory=list["HeapEntry"])
+    _last_heap_id: int = 0
 
     def __len__(self) -> int:
         """How many turns are kept, with those that do not count any more."""
         return len(self._heap) + len(self._due)
 
-    def add(self, watch: Watch, due: float) -> bool:
+    def add(self, watch: WatchedTask, due: float) -> bool:
         """Give a task its turn, at a loop time; whether that is the first one now."""
-        self._entries += 1
-        watch.due, watch.entry = due, self._entries
-        turn = self._spare.pop() if self._spare else []
-        turn[:] = due, self._entries, watch
+        self._last_heap_id += 1
+        watch.due, watch.heap_id = due, self._last_heap_id
+        turn = self._free_list.pop() if self._free_list else []
+        turn[:] = due, self._last_heap_id, watch
         heapq.heappush(self._heap, turn)
         return self._heap[0] is turn
 
     def wait(self, now: float) -> float:
         """Seconds until something is due; moves what is due out of the heap, and drops turns that do not count."""
-        while self._heap and (self._heap[0][0] - now <= TICK or self._heap[0][1] != self._heap[0][2].entry):
+        while self._heap and (self._heap[0][0] - now <= TICK or self._heap[0][1] != self._heap[0][2].heap_id):
             turn = heapq.heappop(self._heap)
-            _, entry, watch = turn
-            if watch.entry == entry:
+            _, heap_id, watch = turn
+            if watch.heap_id == heap_id:
                 (self._due.appendleft if watch.nudged else self._due.append)(turn)
-        while self._due and self._due[0][1] != self._due[0][2].entry:
+        while self._due and self._due[0][1] != self._due[0][2].heap_id:
             self._due.popleft()
         if self._due:
             return 0.0
         return self._heap[0][0] - now if self._heap else math.inf
 
-    def take(self, gain: Callable[[Watch], float], room: int) -> Watch:
-        """Take the task that was due first; if more are due than there is room for, the one with the largest gain."""
+    def take(self, priority: Callable[[WatchedTask], float], room: int) -> WatchedTask:
+        """Take the task that was due first; if more are due than there is room for, the one with the largest priority."""
         best = 0
         if len(self._due) > room:
             crowd = range(1, len(self._due))
             drawn = crowd if len(crowd) < _MOST_WEIGHED else random.sample(crowd, _MOST_WEIGHED - 1)
-            best = max((0, *drawn), key=lambda place: _gain(self._due[place], gain))
+            best = max((0, *drawn), key=lambda place: _priority(self._due[place], priority))
         turn = self._due[best]
         del self._due[best]
-        watch: Watch = turn.pop()
-        if len(self._spare) < _MOST_SPARE:
-            self._spare.append(turn)
+        watch: WatchedTask = turn.pop()
+        if len(self._free_list) < _MOST_SPARE:
+            self._free_list.append(turn)
         return watch
 
 
-def _gain(turn: Turn, gain: Callable[[Watch], float]) -> float:
-    _, entry, watch = turn
-    return gain(watch) if entry == watch.entry else -math.inf
+def _priority(turn: HeapEntry, priority: Callable[[WatchedTask], float]) -> float:
+    _, heap_id, watch = turn
+    return priority(watch) if heap_id == watch.heap_id else -math.inf

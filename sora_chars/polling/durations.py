@@ -1,8 +1,8 @@
-"""What is learned of one model: how long its tasks take, and how dense looks should lie at each age.
+"""What is learned of one model: how long its tasks take, and how dense polls should lie at each age.
 
-With f the density of durations, S = P(longer) and h = f/S the hazard, looks at a rate n(t) cost P = integral of n S
-looks a task and find its end L = integral of f/(2n) late. For a given P, L is least where n is proportional to sqrt(h)
-(Lagrange), and then P x L = (integral of sqrt(f S))**2 / 2, against E[T]/2 for looks at even intervals.
+With f the density of durations, S = P(longer) and h = f/S the hazard, polls at a rate n(t) cost P = integral of n S
+polls a task and find its end L = integral of f/(2n) late. For a given P, L is least where n is proportional to sqrt(h)
+(Lagrange), and then P x L = (integral of sqrt(f S))**2 / 2, against E[T]/2 for polls at even intervals.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _FORGOTTEN = 0.09  # of what a cell knows, with each task that comes through: wh
 _LEAST = 1e-3  # of all tasks; smaller parts are rounding, or long forgotten
 _CELLS = 32  # of a curve
 _REACH = 5.0  # how far a curve goes beyond all durations seen, in kernel widths
-_CLOSEST = 0.5  # seconds between looks; but for the shortest tasks, an answer takes as long
-_FEWEST = 1.0  # looks before the end, on average: a ladder's first look at a short task comes after it
+_CLOSEST = 0.5  # seconds between polls; but for the shortest tasks, an answer takes as long
+_FEWEST = 1.0  # polls before the end, on average: a ladder's first poll at a short task comes after it
 _USUAL_SPREAD = 0.3  # of the logarithms of one model's durations, believed as if seen twice
 _BELIEF = 2.0
 _NARROWEST = 0.02
@@ -38,41 +38,41 @@ _LEAST_DENSE = 4  # durations
 _DENSE_THIRD = 0.86  # a normal distribution has a third of itself within so many deviations
 
 
-def ladder_looks(age: float) -> float:
-    """How many looks the ladder has taken by `age`, on average."""
-    looks = since = 0.0
+def ladder_polls(age: float) -> float:
+    """How many polls the ladder has taken by `age`, on average."""
+    polls = since = 0.0
     for until, low, high in RUNGS:
-        looks += max(0.0, min(age, until) - since) * 2 / (low + high)
+        polls += max(0.0, min(age, until) - since) * 2 / (low + high)
         since = until
-    return looks
+    return polls
 
 
-def ladder_age(looks: float) -> float:
-    """The age by which the ladder has taken so many looks: the inverse of `ladder_looks`."""
+def ladder_age(polls: float) -> float:
+    """The age by which the ladder has taken so many polls: the inverse of `ladder_polls`."""
     age = since = 0.0
     for until, low, high in RUNGS:
-        here = min(looks, (until - since) * 2 / (low + high))
+        here = min(polls, (until - since) * 2 / (low + high))
         age += here * (low + high) / 2
-        looks -= here
+        polls -= here
         since = until
     return age
 
 
 @attrs.define(eq=False, repr=False)
 class Curve:
-    """A distribution of durations and the looks at it, as tables over age.
+    """A distribution of durations and the polls at it, as tables over age.
 
     Their first place is the age 0, the others are ages from `first` to `last`, in seconds, evenly spaced in their
-    logarithm. `hazards`: the hazard accumulated by then, -ln S. `looks`: how many looks are due by then. Between places
+    logarithm. `hazards`: the hazard accumulated by then, -ln S. `polls`: how many polls are due by then. Between places
     all are taken for linear; past the last one the ladder goes on.
     """
 
     first: float
     last: float
     hazards: array[float]
-    looks: array[float]
+    polls: array[float]
     tail: float  # past the last age, hazard accumulates by this for each e-fold of age
-    trust: float  # 0 to 1, by the number of durations; of the looks, the rest at least is the ladder's
+    trust: float  # 0 to 1, by the number of durations; of the polls, the rest at least is the ladder's
     _step: float = attrs.field(init=False)  # between two ages, in their logarithm
 
     def __attrs_post_init__(self) -> None:
@@ -81,7 +81,7 @@ class Curve:
     @property
     def ages(self) -> list[float]:
         """The ages of the tables."""
-        return [*map(self._age, range(len(self.looks)))]
+        return [*map(self._age, range(len(self.polls)))]
 
     def hazard(self, age: float) -> tuple[float, float]:
         """The hazard accumulated by `age`, and by how much it grows a second."""
@@ -92,14 +92,14 @@ class Curve:
         places = 1 / self.first if age < self.first else 1 / (age * self._step)  # a second
         return _at(place, self.hazards), growth * places
 
-    def next_look(self, age: float, growth: float) -> float:
-        """The age at which `growth` more looks are due than at `age`."""
+    def next_poll_age(self, age: float, growth: float) -> float:
+        """The age at which `growth` more polls are due than at `age`."""
         if age >= self.last:
-            return ladder_age(ladder_looks(age) + growth)
-        wanted = _at(self._place(age), self.looks) + growth
-        if wanted < self.looks[-1]:
-            return self._age(_place_of(wanted, self.looks))
-        return ladder_age(ladder_looks(self.last) + wanted - self.looks[-1])
+            return ladder_age(ladder_polls(age) + growth)
+        wanted = _at(self._place(age), self.polls) + growth
+        if wanted < self.polls[-1]:
+            return self._age(_place_of(wanted, self.polls))
+        return ladder_age(ladder_polls(self.last) + wanted - self.polls[-1])
 
     def age(self, part: float, *, after: float = 0.0) -> float:
         """The age by which `part`, from 0 to 1, of the tasks that outlive `after` have ended; at most the last one."""
@@ -107,19 +107,19 @@ class Curve:
         return self.last if hazard >= self.hazards[-1] else self._age(_place_of(hazard, self.hazards))
 
     def cost(self) -> tuple[float, float]:
-        """How many looks a task takes on average, and by how many seconds its end is seen late."""
-        return self._cost(self.looks)
+        """How many polls a task takes on average, and by how many seconds its end is seen late."""
+        return self._cost(self.polls)
 
     def ladder_cost(self) -> tuple[float, float]:
         """What `cost` would be with kie.ai's ladder."""
-        return self._cost([*map(ladder_looks, self.ages)])
+        return self._cost([*map(ladder_polls, self.ages)])
 
-    def _cost(self, looks: Sequence[float]) -> tuple[float, float]:
+    def _cost(self, polls: Sequence[float]) -> tuple[float, float]:
         surviving = [math.exp(-hazard) for hazard in self.hazards]
-        cells = list(zip(pairwise(self.ages), pairwise(looks), pairwise(surviving), strict=True))
+        cells = list(zip(pairwise(self.ages), pairwise(polls), pairwise(surviving), strict=True))
         before = sum((n1 - n0) * (s0 + s1) / 2 for _, (n0, n1), (s0, s1) in cells)
         late = sum((s0 - s1) * (t1 - t0) / (n1 - n0) / 2 for (t0, t1), (n0, n1), (s0, s1) in cells if n1 > n0)
-        return before + 0.5, late  # the look that shows the end comes half a gap after it
+        return before + 0.5, late  # the poll that shows the end comes half a gap after it
 
     def _place(self, age: float) -> float:
         """Where on the tables an age before the last one lies."""
@@ -160,11 +160,11 @@ class Durations:
     _ending: bytes = b""  # the cells in which those ended that are not yet among `ended`
     _curve: Curve | None = None
 
-    def outlive(self, since: float, until: float) -> None:
+    def observe_running(self, since: float, until: float) -> None:
         """Learn that a task which ran at the age `since` still did so at the age `until`."""
         self._come(_cell(since), _cell(until))
 
-    def add(self, seconds: float, *, since: float = 0.0) -> None:
+    def observe_finished(self, seconds: float, *, since: float = 0.0) -> None:
         """Learn the duration of a task that was last seen to run at the age `since`.
 
         The curve is made anew with every eighth of what is known, not with each.
@@ -212,10 +212,10 @@ class Durations:
         """How many have reached each cell and ended in it, by its place among those that are kept."""
         return enumerate(zip(self._cells[::3], self._cells[1::3], strict=True))
 
-    def curve(self, scale: float) -> Curve | None:
-        """The curve of what is known, if anything is; `scale` as `LearnedPace` has it, the same each time."""
+    def curve(self, request_budget: float) -> Curve | None:
+        """The curve of what is known, if anything is; `request_budget` as `AdaptiveInterval` has it, the same each time."""
         if self._curve is None and (ends := self._ends()):
-            self._curve = fit(ends, self._weight(), self.count, scale)
+            self._curve = fit(ends, self._weight(), self.count, request_budget)
         return self._curve
 
     def _ends(self) -> dict[float, float]:
@@ -243,7 +243,7 @@ def _cell(age: float) -> float:
 
 
 @attrs.frozen(eq=False, kw_only=True, repr=False)
-class Lesson:
+class DurationStats:
     """What is known of one model: the curve of what was learned from its last tasks, 64 at most."""
 
     provider: str
@@ -252,11 +252,11 @@ class Lesson:
     curve: Curve
 
 
-def fit(ends: Mapping[float, float], weight: float, count: int, scale: float) -> Curve:
+def fit(ends: Mapping[float, float], weight: float, count: int, request_budget: float) -> Curve:
     """The curve of `count` durations that weigh as `weight` equal ones.
 
     `ends`: which part of all tasks ends where, logarithms of ages, rising. The others outlive these; where they end is
-    a guess, so that looks at them follow the ladder.
+    a guess, so that polls at them follow the ladder.
     """
     whole = sum(ends.values())
     others = max(0.0, 1 - whole)
@@ -272,12 +272,14 @@ def fit(ends: Mapping[float, float], weight: float, count: int, scale: float) ->
     ages = [0.0, *map(math.exp, points)]
     hazards = list(accumulate((-math.log(s) for s in surviving), max, initial=0.0))  # rounding must not turn it back
     trust = count / (count + 1)
-    looks = _looks(ages, hazards, [whole, *ending], trust, scale)
-    return Curve(ages[1], ages[-1], array("f", hazards), array("f", looks), tail=1 / spread, trust=trust)
+    polls = _polls(ages, hazards, [whole, *ending], trust, request_budget)
+    return Curve(ages[1], ages[-1], array("f", hazards), array("f", polls), tail=1 / spread, trust=trust)
 
 
-def _looks(ages: list[float], hazards: list[float], ending: list[float], trust: float, scale: float) -> list[float]:
-    """How many looks are due by each age: as many as the ladder takes by the end of a task, times `scale`.
+def _polls(
+    ages: list[float], hazards: list[float], ending: list[float], trust: float, request_budget: float
+) -> list[float]:
+    """How many polls are due by each age: as many as the ladder takes by the end of a task, times `request_budget`.
 
     `ending`: which part of all tasks has not ended by each age, but will where ends are known.
     """
@@ -285,7 +287,7 @@ def _looks(ages: list[float], hazards: list[float], ending: list[float], trust: 
     alive = [(a + b) / 2 for a, b in pairwise(ending)]
     surviving = [(math.exp(-a) + math.exp(-b)) / 2 for a, b in pairwise(hazards)]
     shares = [trust * known / s for known, s in zip(alive, surviving, strict=True)]
-    ladder = [ladder_looks(b) - ladder_looks(a) for a, b in pairwise(ages)]
+    ladder = [ladder_polls(b) - ladder_polls(a) for a, b in pairwise(ages)]
     shape = [math.sqrt((b - a) * dt) for (a, b), dt in zip(pairwise(hazards), seconds, strict=True)]
     shape[0] = 0.0  # nothing has ever ended so early
     wanted = max(_FEWEST * ending[0], sum(n * s for n, s in zip(ladder, alive, strict=True)))
@@ -293,7 +295,9 @@ def _looks(ages: list[float], hazards: list[float], ending: list[float], trust: 
     learned = factor * trust * ending[0]  # fewer at first, as what is known by then misses the slow ones
     closest = min(_CLOSEST, ages[len(ages) // 2] / 4)
     rates = zip(shape, ladder, seconds, shares, strict=True)
-    grown = [min(scale * (share * learned * n + (1 - share) * rung), dt / closest) for n, rung, dt, share in rates]
+    grown = [
+        min(request_budget * (share * learned * n + (1 - share) * rung), dt / closest) for n, rung, dt, share in rates
+    ]
     return list(accumulate(grown, initial=0.0))
 
 

@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from sora_chars.models import Eta
     from sora_chars.protocols import Provider
 
-    from .watched_task import Watch
+    from .watched_task import WatchedTask
     from .watcher import TaskWatcher
 
 R = TypeVar("R", bound=Character | TaskSnapshot)
 
 
 @attrs.frozen(eq=False, repr=False)
-class Live:
+class HandleContext:
     """What a session lends to its handles: the shared watch, who looks and where, the default wait in seconds."""
 
-    watch: Watch
+    watch: WatchedTask
     provider: Provider
     watcher: TaskWatcher
-    wait: float
+    timeout: float
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -47,7 +47,7 @@ class TaskHandle(Generic[R]):
     key: str
     name: str | None = None
     wants: type[Character | TaskSnapshot] | None = attrs.field(default=None, repr=False)
-    _live: Live | None = attrs.field(default=None, repr=False, alias="live")
+    _live: HandleContext | None = attrs.field(default=None, repr=False, alias="live")
 
     def done(self) -> bool:
         """Whether the wait is over, well or not."""
@@ -62,7 +62,7 @@ class TaskHandle(Generic[R]):
     def eta(self) -> Eta | None:
         """How many seconds are left, as a range; None while too little is known of the model, and at the end."""
         live = self._in_session()
-        return live.watcher.expect(live.watch)
+        return live.watcher.estimate(live.watch)
 
     @property
     def woken_by(self) -> Literal["poll", "callback"]:
@@ -86,7 +86,7 @@ class TaskHandle(Generic[R]):
         live = self._in_loop()
         future = live.watch.future
         if not future.done():
-            await live.watch.ended(live.wait if timeout is None else timeout)
+            await live.watch.ended(live.timeout if timeout is None else timeout)
             if not future.done():
                 self._timed_out()
         return self._unwrap(future.result())  # not by `outcome`, whose frame the error of each waiter would keep
@@ -120,7 +120,7 @@ class TaskHandle(Generic[R]):
             WrongLoopError: as `result`.
         """
         live = self._in_loop()
-        watch, limit = live.watch, live.wait if timeout is None else timeout
+        watch, limit = live.watch, live.timeout if timeout is None else timeout
         deadline = asyncio.get_running_loop().time() + limit
         queue: asyncio.Queue[TaskSnapshot | None] = asyncio.Queue()
         if watch.snapshot:
@@ -142,9 +142,9 @@ class TaskHandle(Generic[R]):
             ProviderError: the look failed; waits go on.
         """
         live = self._in_session()
-        return await live.watcher.look(live.provider, live.watch)
+        return await live.watcher.poll(live.provider, live.watch)
 
-    def within(self, live: Live) -> TaskHandle[R]:
+    def attach(self, live: HandleContext) -> TaskHandle[R]:
         """The same task, in the session that lends `live`."""
         return TaskHandle(
             task_id=self.task_id, provider=self.provider, key=self.key, name=self.name, wants=self.wants, live=live
@@ -183,7 +183,7 @@ class TaskHandle(Generic[R]):
             handle=self,
         ) from None
 
-    def _in_session(self) -> Live:
+    def _in_session(self) -> HandleContext:
         if self._live is None:
             raise SessionClosedError(
                 f"This handle of task {self.task_id} was rebuilt and belongs to no session.",
@@ -191,7 +191,7 @@ class TaskHandle(Generic[R]):
             )
         return self._live
 
-    def _in_loop(self) -> Live:
+    def _in_loop(self) -> HandleContext:
         """For a wait. What is done can be had in any loop; a future of another one would wake nobody here."""
         live = self._in_session()
         if not live.watch.future.done() and live.watch.future.get_loop() is not asyncio.get_running_loop():

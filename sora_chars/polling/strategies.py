@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sora_chars.models import Eta
-from sora_chars.protocols import Pace
+from sora_chars.protocols import PollingStrategy
 
-from .durations import RUNGS, Curve, Durations, Lesson
+from .durations import RUNGS, Curve, Durations, DurationStats
 
 if TYPE_CHECKING:
     from sora_chars.models import TaskSnapshot
@@ -26,7 +26,7 @@ _LEAST_TO_EXPECT = 3  # durations; fewer make no range
 
 
 @attrs.frozen
-class LadderPace(Pace):
+class SteppedInterval(PollingStrategy):
     """kie.ai's documented ladder: every 2-3 s for 30 s, every 5-10 s to 2 min, then every 15-30 s.
 
     The delay is drawn evenly from the rung, so that tasks made together do not stay together.
@@ -36,14 +36,14 @@ class LadderPace(Pace):
     random: random.Random = attrs.field(factory=random.Random, repr=False)
 
     def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
-        """See `Pace.delay`."""
+        """See `PollingStrategy.delay`."""
         del snapshot
         low, high = next(((low, high) for until, low, high in RUNGS if age < until), RUNGS[-1][1:])
         return self.random.uniform(low, high)
 
 
 @attrs.frozen
-class FixedPace(Pace):
+class FixedInterval(PollingStrategy):
     """A look every `seconds`.
 
     Raises:
@@ -53,54 +53,54 @@ class FixedPace(Pace):
     seconds: float = attrs.field(validator=attrs.validators.gt(0))
 
     def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
-        """See `Pace.delay`."""
+        """See `PollingStrategy.delay`."""
         del snapshot, age
         return self.seconds
 
 
 @attrs.define(eq=False)
-class LearnedPace(Pace):
+class AdaptiveInterval(PollingStrategy):
     """Looks where a task is likely to end: at a rate proportional to the square root of the learned hazard rate.
 
     It learns how long the tasks of each model take, from the provider's own times and from looks at those that still
-    run, and forgets what has drifted away. A task costs `scale` times the looks that kie.ai's ladder would take at it.
-    A model that is unknown is looked at as `LadderPace` does, and so is a task that runs longer than all that is known.
+    run, and forgets what has drifted away. A task costs `request_budget` times the looks that kie.ai's ladder would take at it.
+    A model that is unknown is looked at as `SteppedInterval` does, and so is a task that runs longer than all that is known.
     `hazards.py` has the mathematics.
 
     Raises:
-        ValueError: `scale` is not above 0, or not finite.
+        ValueError: `request_budget` is not above 0, or not finite.
     """
 
-    scale: float = attrs.field(
+    request_budget: float = attrs.field(
         default=1.0, kw_only=True, validator=[attrs.validators.gt(0), attrs.validators.lt(math.inf)]
     )
     random: random.Random = attrs.field(factory=random.Random, kw_only=True, repr=False)
-    _ladder: LadderPace = attrs.field(init=False, repr=False)
+    _ladder: SteppedInterval = attrs.field(init=False, repr=False)
     _models: dict[tuple[str, str | None], Durations] = attrs.field(
         factory=dict[tuple[str, "str | None"], Durations], init=False, repr=False
     )
 
     def __attrs_post_init__(self) -> None:
-        self._ladder = LadderPace(self.random)
+        self._ladder = SteppedInterval(self.random)
 
-    def learn(self, snapshot: TaskSnapshot) -> None:
-        """See `Pace.learn`. Times that cannot be are ignored."""
+    def observe_finished(self, snapshot: TaskSnapshot) -> None:
+        """See `PollingStrategy.observe_finished`. Times that cannot be are ignored."""
         self._hear(snapshot, 0.0)
 
-    def saw(self, snapshot: TaskSnapshot, age: float, unseen: float) -> None:
-        """See `Pace.saw`. That a task still runs is learned of too: `hazards.Durations` says why."""
+    def observe(self, snapshot: TaskSnapshot, age: float, unseen: float) -> None:
+        """See `PollingStrategy.saw`. That a task still runs is learned of too: `hazards.Durations` says why."""
         age = _sane(age)
         since = max(0.0, age - _sane(unseen))
         if snapshot.finished:
             self._hear(snapshot, since)
         else:
-            self._durations(snapshot).outlive(since, age)
+            self._durations(snapshot).observe_running(since, age)
 
     def _hear(self, snapshot: TaskSnapshot, since: float) -> None:
         """Hear of a task that has ended and was last seen to run at the age `since`."""
         seconds = snapshot.duration
         if seconds is not None and _SHORTEST <= seconds <= _LONGEST:
-            self._durations(snapshot).add(seconds, since=since)
+            self._durations(snapshot).observe_finished(seconds, since=since)
 
     def _durations(self, snapshot: TaskSnapshot) -> Durations:
         """What is known of the model of a task; the model heard of longest ago makes place for a new one."""
@@ -112,15 +112,15 @@ class LearnedPace(Pace):
         return durations
 
     def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
-        """See `Pace.delay`."""
+        """See `PollingStrategy.delay`."""
         age = _sane(age)
         curve = self._curve(snapshot)
         if curve is None or age >= curve.last:
             return self._ladder.delay(snapshot, age)
-        return curve.next_look(age, self.random.uniform(1 - _JITTER, 1 + _JITTER)) - age
+        return curve.next_poll_age(age, self.random.uniform(1 - _JITTER, 1 + _JITTER)) - age
 
-    def gain(self, snapshot: TaskSnapshot | None, age: float, unseen: float) -> float:
-        """See `Pace.gain`.
+    def priority(self, snapshot: TaskSnapshot | None, age: float, unseen: float) -> float:
+        """See `PollingStrategy.priority`.
 
         If a look cost c seconds of waiting, looks would best lie sqrt(2c/h) apart, and living on one second would make
         what is still to come cheaper by sqrt(2ch) + ch. So one waits until y = p / (1 - p), the odds that the task has
@@ -137,8 +137,8 @@ class LearnedPace(Pace):
         odds = math.expm1(min(hazard, _MOST_HAZARD))
         return (2 * odds / (math.sqrt(1 + 2 * odds) + 1)) ** 2 / (2 * rate)
 
-    def expect(self, snapshot: TaskSnapshot | None, age: float) -> Eta | None:
-        """See `Pace.expect`. None while a model is hardly known, and for a task past all that is known."""
+    def estimate(self, snapshot: TaskSnapshot | None, age: float) -> Eta | None:
+        """See `PollingStrategy.expect`. None while a model is hardly known, and for a task past all that is known."""
         age = _sane(age)
         curve = self._curve(snapshot, least=_LEAST_TO_EXPECT)
         if curve is None or age >= curve.last:
@@ -146,18 +146,18 @@ class LearnedPace(Pace):
         low, median, high = (max(0.0, curve.age(part, after=age) - age) for part in (0.1, 0.5, 0.9))
         return Eta(low=low, median=median, high=high)
 
-    def lessons(self) -> list[Lesson]:
+    def stats(self) -> list[DurationStats]:
         """What is known, by provider and model."""
         return [
-            Lesson(provider=provider, model=model, tasks=durations.count, curve=curve)
+            DurationStats(provider=provider, model=model, tasks=durations.count, curve=curve)
             for (provider, model), durations in sorted(self._models.items(), key=lambda item: str(item[0]))
-            if (curve := durations.curve(self.scale))
+            if (curve := durations.curve(self.request_budget))
         ]
 
     def _curve(self, snapshot: TaskSnapshot | None, *, least: int = 1) -> Curve | None:
         """What is known of the model of a task, if that is as many durations as `least`."""
         durations = self._models.get((snapshot.provider, snapshot.model)) if snapshot else None
-        return durations.curve(self.scale) if durations and durations.count >= least else None
+        return durations.curve(self.request_budget) if durations and durations.count >= least else None
 
 
 def _sane(seconds: float) -> float:

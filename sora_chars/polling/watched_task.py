@@ -18,23 +18,23 @@ T = TypeVar("T")
 
 
 @attrs.define(eq=False, repr=False)
-class Watch:
+class WatchedTask:
     """A task that is waited for, shared by all who wait. `future` is never cancelled by a waiter."""
 
     task_id: str
     future: asyncio.Future[TaskSnapshot]
     expects_callback: bool = False
     snapshot: TaskSnapshot | None = None
-    follows: bool = False  # another process polls it
+    polled_elsewhere: bool = False  # another process polls it
     woken_by: Literal["poll", "callback"] = "poll"
     started: float | None = None  # loop time; None until the first snapshot of a resumed task tells
-    looked: float = 0.0  # loop time of what was last seen
+    last_polled: float = 0.0  # loop time of what was last seen
     due: float = math.inf
-    plain_due: float = math.inf  # what `due` would be without callbacks
-    entry: int = 0  # the one valid entry of the heap; others are stale
+    unstretched_due: float = math.inf  # what `due` would be without callbacks
+    heap_id: int = 0  # the one valid entry of the heap; others are stale
     polling: bool = False
     nudged: bool = False  # a callback came since the last look began
-    echoes: int = 0  # looks after a callback that did not show the end yet
+    stale_polls: int = 0  # looks after a callback that did not show the end yet
     faulty_since: float | None = None
     missing_since: float | None = None
     listeners: tuple[asyncio.Queue[TaskSnapshot | None], ...] = ()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sora_chars.transport import Transport
 
 
-class Networked(Provider):
+class HTTPProvider(Provider):
     """A provider whose connections, name and account are those of one transport."""
 
     def __init__(self, transport: Transport) -> None:

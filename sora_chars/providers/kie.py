@@ -16,7 +16,7 @@ from sora_chars.ratelimit.window import Limits
 from sora_chars.transport import Transport, clean_url, resolve_key
 
 from . import kie_codec as codec
-from .base import Networked
+from .base import HTTPProvider
 
 if TYPE_CHECKING:
     import os
@@ -34,7 +34,7 @@ _IMAGE_LIMIT = 20 * _MB
 _ROUNDING = 0.1  # seconds; containers pad the sound, so a clip of 4 s may call itself 4.02 s
 
 
-class Kie(Networked):
+class Kie(HTTPProvider):
     """kie.ai. `callback_url`: the public URL under which a `CallbackReceiver` of yours is mounted.
 
     `limits`: the documented ones (20 creates in 10 s, 10 polls in 1 s for an account); None for none. `on_upload`
@@ -76,9 +76,9 @@ class Kie(Networked):
         self._on_upload = on_upload
         self._record_url = self._api("jobs/recordInfo")
 
-    async def ready(self) -> int:
+    async def poll_capacity(self) -> int:
         """See `Provider.ready`."""
-        return await self._transport.account.windows["poll"].ready()
+        return await self._transport.account.windows["poll"].available()
 
     def check(self, request: Request) -> Sequence[str]:
         """See `Provider.check`. Local files are looked at: size, type, and the duration where the headers say it."""
@@ -92,11 +92,11 @@ class Kie(Networked):
         return codec.character_problems(request) + ([] if video is None else _video_problems(video))
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """See `Provider.submit`. A local file is uploaded first, for free."""
         if isinstance(request, OmniCharacterRequest):
-            return await self._omni(request, sending)
+            return await self._omni(request, on_send)
         if isinstance(request, TaskRequest):
             body: dict[str, Any] = {"model": request.model, "input": dict(request.input)}
         else:
@@ -109,7 +109,7 @@ class Kie(Networked):
             self._api("jobs/createTask"),
             codec.read_task_id,
             kind="create",
-            sending=sending,
+            on_send=on_send,
             json=body,
         )
         return TaskSnapshot(task_id=task_id, provider=self.name, state="waiting", model=body["model"])
@@ -118,8 +118,8 @@ class Kie(Networked):
         """See `Provider.fetch`."""
         return await self._look(task_id, None)
 
-    async def refetch(self, seen: TaskSnapshot) -> TaskSnapshot:
-        """See `Provider.refetch`. What did not change is not read again."""
+    async def fetch_if_changed(self, seen: TaskSnapshot) -> TaskSnapshot:
+        """See `Provider.fetch_if_changed`. What did not change is not read again."""
         return await self._look(seen.task_id, seen)
 
     async def credit(self) -> float:
@@ -162,7 +162,7 @@ class Kie(Networked):
         return f"{self._transport.base_url}/api/v1/{route}"
 
     async def _omni(
-        self, request: OmniCharacterRequest, sending: Callable[[], AbstractAsyncContextManager[None]]
+        self, request: OmniCharacterRequest, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         body = {
             "descriptions": request.descriptions,
@@ -175,7 +175,7 @@ class Kie(Networked):
             self._api("omni/character/create"),
             partial(codec.read_omni, provider=self.name),
             kind="create",
-            sending=sending,
+            on_send=on_send,
             json={name: value for name, value in body.items() if value is not None},
         )
         return TaskSnapshot(

@@ -16,7 +16,7 @@ from cattrs.gen import make_dict_structure_fn, override
 from sora_chars.errors import MissingCharacterError, TaskNotFoundError, printable
 from sora_chars.ids import is_id
 from sora_chars.models import FAIL, SUCCESS, Character, CharacterRequest, ModelInfo, TaskFailure, TaskSnapshot
-from sora_chars.transport import GATEWAY_FAULTS, Answer, parse_json
+from sora_chars.transport import GATEWAY_FAULTS, Response, parse_json
 
 from .kie_envelope import Envelope, read_data, read_envelope, unreadable
 
@@ -77,7 +77,7 @@ def character_task(request: CharacterRequest, *, video_url: str | None) -> dict[
 # Answers
 
 
-def read_task_id(answer: Answer) -> str:
+def read_task_id(answer: Response) -> str:
     """The id in createTask's answer.
 
     Raises:
@@ -94,7 +94,7 @@ def read_task_id(answer: Answer) -> str:
             raise envelope.error()
 
 
-def read_record(answer: Answer, *, task_id: str, provider: str, seen: TaskSnapshot | None = None) -> TaskSnapshot:
+def read_record(answer: Response, *, task_id: str, provider: str, seen: TaskSnapshot | None = None) -> TaskSnapshot:
     """The snapshot in recordInfo's answer; `seen` itself if it came of the same answer.
 
     Raises:
@@ -273,7 +273,7 @@ def _character_id(result: Any) -> tuple[str, str | None] | None:
             return None
 
 
-def read_omni(answer: Answer, *, provider: str) -> Character:
+def read_omni(answer: Response, *, provider: str) -> Character:
     """The character of omni/character/create. The errors are those of `read_task_id`."""
     envelope = read_envelope(answer)
     match envelope:
@@ -293,7 +293,7 @@ def read_omni(answer: Answer, *, provider: str) -> Character:
             raise envelope.error()
 
 
-def read_upload(answer: Answer) -> str:
+def read_upload(answer: Response) -> str:
     """The URL of an uploaded file."""
     match read_data(answer):
         case {"downloadUrl": str(url)} if url:
@@ -302,7 +302,7 @@ def read_upload(answer: Answer) -> str:
             raise unreadable(answer, "no downloadUrl")
 
 
-def read_credit(answer: Answer) -> float:
+def read_credit(answer: Response) -> float:
     """How many credits are left."""
     credit = _number(read_data(answer))
     if credit is None:
@@ -310,7 +310,7 @@ def read_credit(answer: Answer) -> float:
     return credit
 
 
-def read_models(answer: Answer) -> list[ModelInfo]:
+def read_models(answer: Response) -> list[ModelInfo]:
     """The models on offer."""
     match read_data(answer):
         case {"models": list(models)}:

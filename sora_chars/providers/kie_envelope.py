@@ -17,13 +17,13 @@ from sora_chars.errors import (
     PermissionDeniedError,
     ProviderError,
     RateLimitedError,
-    RequestRefusedError,
+    RequestRejectedError,
     ServiceUnavailableError,
     TaskNotFoundError,
     UsageCapError,
     printable,
 )
-from sora_chars.transport import GATEWAY_FAULTS, Answer, parse_json
+from sora_chars.transport import GATEWAY_FAULTS, Response, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,12 +48,12 @@ class Envelope:
     code: int
     message: str
     data: Any
-    answer: Answer
+    answer: Response
 
     def error(self) -> ProviderError:
         """What this envelope says, when it says no."""
         code, text = self.code, self.message.lower()
-        kind, hint = _ERRORS.get(code, (ServiceUnavailableError if code >= 500 else RequestRefusedError, ""))  # noqa: PLR2004
+        kind, hint = _ERRORS.get(code, (ServiceUnavailableError if code >= 500 else RequestRejectedError, ""))  # noqa: PLR2004
         if "credits insufficient" in text or "insufficient credit" in text:
             kind, hint = _ERRORS[402]
         elif "model name" in text and "not supported" in text:
@@ -61,7 +61,7 @@ class Envelope:
         elif "recordinfo is null" in text or "task not found" in text:
             kind, hint = TaskNotFoundError, "It may not be visible yet, or belong to another account."
         elif code == 500 and "is required" in text:  # noqa: PLR2004
-            kind = RequestRefusedError
+            kind = RequestRejectedError
         error = kind(
             f"kie.ai answered {printable(code, limit=20)}: {printable(self.message) or 'no message'}",
             hint=hint,
@@ -73,7 +73,7 @@ class Envelope:
         return error
 
 
-def read_envelope(answer: Answer) -> Envelope:
+def read_envelope(answer: Response) -> Envelope:
     """Open an answer.
 
     Raises:
@@ -96,7 +96,7 @@ def read_envelope(answer: Answer) -> Envelope:
     return Envelope(code, str(body.get("msg") or body.get("message") or ""), body.get("data"), answer)
 
 
-def unreadable(answer: Answer, why: str = "") -> NoAnswerError:
+def unreadable(answer: Response, why: str = "") -> NoAnswerError:
     """An answer that kie.ai did not write, or that nobody can read."""
     shown = printable(answer.body[:1000].decode(errors="replace"), limit=200)
     return NoAnswerError(
@@ -106,7 +106,7 @@ def unreadable(answer: Answer, why: str = "") -> NoAnswerError:
     )
 
 
-def read_data(answer: Answer) -> Any:
+def read_data(answer: Response) -> Any:
     """The `data` of a good answer.
 
     Raises:

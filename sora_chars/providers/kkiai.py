@@ -17,16 +17,16 @@ from sora_chars.errors import (
     PermissionDeniedError,
     ProviderError,
     RateLimitedError,
-    RequestRefusedError,
+    RequestRejectedError,
     ServiceUnavailableError,
     printable,
 )
 from sora_chars.ids import is_id
 from sora_chars.models import SUCCESS, Character, CharacterRequest, TaskSnapshot
 from sora_chars.ratelimit.window import Limits
-from sora_chars.transport import GATEWAY_FAULTS, Answer, Transport, clean_url, parse_json, resolve_key
+from sora_chars.transport import GATEWAY_FAULTS, Response, Transport, clean_url, parse_json, resolve_key
 
-from .base import Networked
+from .base import HTTPProvider
 
 if TYPE_CHECKING:
     import ssl
@@ -69,7 +69,7 @@ GATEWAYS: Mapping[str, Gateway] = {
 }
 
 
-class Kkiai(Networked):
+class Kkiai(HTTPProvider):
     """kkiai, or a gateway of the same protocol. The answer of the one POST is the character.
 
     `extra_body`: members that a gateway wants beside the contract's. `timeout`: seconds for the whole request, which
@@ -146,7 +146,7 @@ class Kkiai(Networked):
         return problems
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """See `Provider.submit`. Takes 30 s to minutes."""
         del callback_url
@@ -157,7 +157,7 @@ class Kkiai(Networked):
             f"{self._transport.base_url}/sora/v1/characters",
             lambda answer: read_character(answer, provider=self.name),
             kind="create",
-            sending=sending,
+            on_send=on_send,
             json=character_body(request) | self.extra_body,
         )
         return TaskSnapshot(
@@ -171,7 +171,7 @@ def character_body(request: CharacterRequest) -> dict[str, Any]:
     return {"timestamps": str(request.clip)} | source
 
 
-def read_character(answer: Answer, *, provider: str) -> Character:
+def read_character(answer: Response, *, provider: str) -> Character:
     """The character of an answer.
 
     Raises:
@@ -211,7 +211,7 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _no_json(answer: Answer, provider: str) -> ProviderError:
+def _no_json(answer: Response, provider: str) -> ProviderError:
     """A page or plain text. From 500 on, and where an answer is cut or garbled, nobody says what happened behind it."""
     text = printable(re.sub(r"<[^>]{0,500}>", " ", answer.body[:4000].decode(errors="replace")), limit=200)
     good = answer.status // 100 == 2  # noqa: PLR2004
@@ -227,7 +227,7 @@ def _no_json(answer: Answer, provider: str) -> ProviderError:
     return _refusal(answer, {"message": text}, provider)
 
 
-def _message(body: Any, answer: Answer) -> str:
+def _message(body: Any, answer: Response) -> str:
     error = body.get("error") if isinstance(body, dict) else None
     places: list[Any] = [error.get("message"), error.get("message_zh")] if isinstance(error, dict) else [error]
     if isinstance(body, dict):
@@ -238,11 +238,11 @@ def _message(body: Any, answer: Answer) -> str:
 def _words(body: Any) -> list[str]:
     """The codes and types that an error gives, the code first, whatever its shape."""
     error = body.get("error") if isinstance(body, dict) else None
-    holders = [holder for holder in (error, body) if isinstance(holder, dict)]
-    return [word for name in ("code", "type") for holder in holders if (word := _text(holder.get(name)))]
+    owners = [owner for owner in (error, body) if isinstance(owner, dict)]
+    return [word for name in ("code", "type") for owner in owners if (word := _text(owner.get(name)))]
 
 
-def _refusal(answer: Answer, body: Any, provider: str) -> ProviderError:
+def _refusal(answer: Response, body: Any, provider: str) -> ProviderError:
     message, words = _message(body, answer), _words(body)
     kind, hint = _kind(answer.status, message, set(words))
     found = _REQUEST_ID.search(message)
@@ -263,7 +263,7 @@ def _kind(status: int, message: str, words: set[str]) -> tuple[type[ProviderErro
         return InsufficientCreditsError, "Top up the account."
     if words & _SOURCE_GONE:
         return (
-            RequestRefusedError,
+            RequestRejectedError,
             "The source task is unknown or expired: check from_task, exactly as it was returned.",
         )
     if "model_not_found" in words or status == 404 or message.startswith("Invalid URL"):  # noqa: PLR2004
@@ -275,4 +275,4 @@ def _kind(status: int, message: str, words: set[str]) -> tuple[type[ProviderErro
         403: (PermissionDeniedError, "The key may not use this model; use another key or group."),
         429: (RateLimitedError, ""),
     }
-    return by_status.get(status, (RequestRefusedError, ""))
+    return by_status.get(status, (RequestRejectedError, ""))

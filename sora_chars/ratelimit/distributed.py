@@ -34,12 +34,12 @@ _RENEWAL = 1.0
 _SOONEST = 0.05
 _PATIENCE = 2.0  # seconds for an answer of the database; together with a renewal less than a lease
 _MARGIN = 1.0  # seconds by which the clocks of two machines may differ
-_TURN = 4  # windows for which one has a place that others want as much
+_ROTATION = 4  # windows for which one has a place that others want as much
 _HEAD_START = 0.5  # seconds for the probe of the process that was refused
 
 
 @attrs.frozen(kw_only=True)
-class Claim:
+class CapacityRequest:
     """What a process says when it asks for its part; times in seconds.
 
     `name`: of the account and the kind of requests. `count`: the whole limit. `wanted`: how much of it this process
@@ -49,53 +49,53 @@ class Claim:
     """
 
     name: str
-    count: int
-    wanted: int
-    held: int
+    capacity: int
+    wants: int
+    has: int
     lease: float
     grace: float
-    turn: float
-    paused: float
+    rotation: float
+    cooldown: float
 
 
 @attrs.frozen
-class Part:
+class Lease:
     """The answer: so many places, for the process number `rank` of so many; the account is silent for `paused` s."""
 
-    places: int
+    slots: int
     rank: int
     processes: int
-    paused: float
+    cooldown: float
 
 
-class Division(Protocol):
+class QuotaStore(Protocol):
     """Where the processes meet. Both methods may raise `LedgerError`, and may be called twice for one answer."""
 
-    async def divide(self, claim: Claim) -> Part:
+    async def acquire_lease(self, request: CapacityRequest) -> Lease:
         """Take a part of the limit."""
         ...
 
-    async def leave(self, name: str, held: int, grace: float) -> None:
+    async def release_lease(self, name: str, has: int, grace: float) -> None:
         """Take part no more; `held` places count for `grace` seconds yet."""
         ...
 
 
 @attrs.define(eq=False, repr=False)
-class _Member:
-    """This process, among those that divide the limit of one window: its `Share`, for as long as `joined`."""
+class QuotaClient:
+    """This process, among those that divide the limit of one window: its `QuotaShare`, for as long as `joined`."""
 
     name: str
     window: Window
     whole: tuple[int, float]
-    division: Division
-    wall: Callable[[], float] = time.time
-    _last: Part = Part(0, 0, 1, 0.0)
+    quota_store: QuotaStore
+    clock: Callable[[], float] = time.time
+    _last: Lease = Lease(0, 0, 1, 0.0)
     _until: float = 0.0  # when the lease ends
     _alone_since: float | None = None
-    _most: int = 0  # places, while alone
+    _cap: int = 0  # places, while alone
     _wanted: int = 0
     _paused_until: float = 0.0
-    _heard: asyncio.Event = attrs.field(factory=asyncio.Event)
+    _notified: asyncio.Event = attrs.field(factory=asyncio.Event)
     _loop: asyncio.AbstractEventLoop = attrs.field(factory=asyncio.get_running_loop)
 
     @asynccontextmanager
@@ -123,28 +123,28 @@ class _Member:
         return self.window.shares[0] is self
 
     def limit(self, now: float) -> tuple[int, float]:
-        """See `Share`."""
+        """See `QuotaShare`."""
         return self._places(now), self.whole[1]
 
     def _places(self, now: float) -> int:
         if self._alone_since is None:
-            return self._last.places if now < self._until else 0
-        return min(self._fair(), self._most)
+            return self._last.slots if now < self._until else 0
+        return min(self._fair_share(), self._cap)
 
-    def _fair(self) -> int:
+    def _fair_share(self) -> int:
         """An equal part; where there is less than one for each, one place by turns, with a rest between two turns."""
         count, seconds = self.whole
         if self._last.processes <= count:
             return count // self._last.processes
-        turn, phase = divmod(self.wall() / (_TURN * seconds), 1.0)
+        turn, phase = divmod(self.clock() / (_ROTATION * seconds), 1.0)
         mine = turn % math.ceil(self._last.processes / count) == self._last.rank // count
         return int(mine and phase < 1 / 2)
 
-    def hear(self) -> None:
-        """See `Share`."""
-        if self._needed() > self._wanted or self.window.pause.until > self._paused_until:
+    def notify(self) -> None:
+        """See `QuotaShare`."""
+        if self._needed() > self._wanted or self.window.cooldown.until > self._paused_until:
             with suppress(RuntimeError):  # its loop was closed, and the session in it never was
-                self._loop.call_soon_threadsafe(self._heard.set)
+                self._loop.call_soon_threadsafe(self._notified.set)
 
     def _needed(self) -> int:
         return min(self.whole[0], self.window.taken(self._loop.time()) + self.window.waiting)
@@ -155,8 +155,8 @@ class _Member:
             while True:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._rest()):
-                        await self._heard.wait()
-                self._heard.clear()
+                        await self._notified.wait()
+                self._notified.clear()
                 if self._leads:
                     await self._ask()
         finally:
@@ -165,7 +165,7 @@ class _Member:
     def _rest(self) -> float:
         if self.window.waiting and self._alone_since is None:
             return min(_RENEWAL, max(_SOONEST, self.whole[1] / 4))
-        return _RENEWAL if self._wanted or self._last.places or not self._leads else _LEASE / 2
+        return _RENEWAL if self._wanted or self._last.slots or not self._leads else _LEASE / 2
 
     async def _ask(self) -> None:
         began = self._loop.time()
@@ -174,28 +174,28 @@ class _Member:
                 await self._divide()
         except (LedgerError, TimeoutError) as error:
             self._go_alone(began, error)
-        self.window.look_again()
+        self.window.wake()
 
     async def _divide(self) -> None:
         """Ask for a part, and go by the answer."""
-        began, pause = self._loop.time(), self.window.pause
-        self._wanted, paused_until = self._needed(), pause.until
-        claim = Claim(
+        began, cooldown = self._loop.time(), self.window.cooldown
+        self._wanted, paused_until = self._needed(), cooldown.until
+        request = CapacityRequest(
             name=self.name,
-            count=self.whole[0],
-            wanted=self._wanted,
-            held=max(self._places(began), self.window.taken(began)),
+            capacity=self.whole[0],
+            wants=self._wanted,
+            has=max(self._places(began), self.window.taken(began)),
             lease=_LEASE,
             grace=self.grace,
-            turn=_TURN * self.whole[1],
-            paused=paused_until - began if paused_until > max(began, self._paused_until) else 0.0,
+            rotation=_ROTATION * self.whole[1],
+            cooldown=paused_until - began if paused_until > max(began, self._paused_until) else 0.0,
         )
-        self._last = await self.division.divide(claim)
+        self._last = await self.quota_store.acquire_lease(request)
         self._until, self._alone_since = began + _LEASE, None
-        silent_until = began + self._last.paused
-        if self._last.paused and silent_until > pause.until + _HEAD_START / 2:
-            pause.heard(silent_until + _HEAD_START)
-            paused_until = pause.until
+        silent_until = began + self._last.cooldown
+        if self._last.cooldown and silent_until > cooldown.until + _HEAD_START / 2:
+            cooldown.on_shared_pause(silent_until + _HEAD_START)
+            paused_until = cooldown.until
         self._paused_until = paused_until
 
     @property
@@ -206,21 +206,21 @@ class _Member:
     def _go_alone(self, began: float, error: Exception) -> None:
         now = self._loop.time()
         if self._alone_since is None:
-            self._most, self._alone_since = self._places(now), now
+            self._cap, self._alone_since = self._places(now), now
             log.warning("limits.alone", extra={"processes": self._last.processes, "error": printable(error)})
         elif began - self._alone_since >= self.grace:
-            self._most = self.whole[0]
+            self._cap = self.whole[0]
 
     async def _leave(self) -> None:
         with suppress(LedgerError, TimeoutError):
             async with asyncio.timeout(_PATIENCE):
-                held = self.window.taken(self._loop.time())
-                await self.division.leave(self.name, held, ARRIVAL + self.whole[1] + _MARGIN)
+                has = self.window.taken(self._loop.time())
+                await self.quota_store.release_lease(self.name, has, ARRIVAL + self.whole[1] + _MARGIN)
 
 
 @asynccontextmanager
-async def shared(account: Account | None, division: Division) -> AsyncGenerator[None, None]:
-    """Divide the limits of an account with the other processes that meet at `division`, meanwhile.
+async def shared(account: Account | None, quota_store: QuotaStore) -> AsyncGenerator[None, None]:
+    """Divide the limits of an account with the other processes that meet at `quota_store`, meanwhile.
 
     Its pauses are told along with them, so an account without limits is each process's own.
 
@@ -231,6 +231,6 @@ async def shared(account: Account | None, division: Division) -> AsyncGenerator[
         if account:
             for kind, window in account.windows.items():
                 if window.limit:
-                    member = _Member(f"{account.name} {kind}", window, window.limit, division)
+                    member = QuotaClient(f"{account.name} {kind}", window, window.limit, quota_store)
                     await stack.enter_async_context(member.joined())
         yield

@@ -39,7 +39,7 @@ ARRIVAL = 5.0  # seconds by which a request has arrived
 _SLACK = 0.01  # seconds by which the provider's clock may run otherwise than ours within one window
 _TICK = 0.001  # seconds; a clock ticks in steps, and may never reach a time in between
 _LOOK_AGAIN = 0.25  # seconds; an answer that another thread's loop received wakes nobody here
-ENDLESS = 2**31  # requests, where there is no limit
+UNLIMITED = 2**31  # requests, where there is no limit
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 _MOST_ACCOUNTS = 1000  # a web app may hold a key for each of its users
@@ -69,29 +69,29 @@ class Limits:
 
 
 @attrs.define(eq=False, repr=False)
-class Pause:
+class Cooldown:
     """The silence of a whole account after a 429: longer after each one in a row, over after a good answer."""
 
     until: float = 0.0
-    strikes: int = 0
+    consecutive_429s: int = 0
 
-    def refused(self, *, sent: float, now: float, retry_after: float | None) -> None:
+    def on_429(self, *, sent: float, now: float, retry_after: float | None) -> None:
         """Note a 429 for a request sent at `sent`; those of one volley count once. Times are loop times."""
         if sent >= self.until:
-            self.strikes += 1
-        grown = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self.strikes - 1, 10))
+            self.consecutive_429s += 1
+        grown = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self.consecutive_429s - 1, 10))
         jittered = grown * random.uniform(1.0, 1.25)  # noqa: S311 # jitter, no secret
         self.until = max(self.until, now + max(jittered, retry_after or 0.0))
 
-    def heard(self, until: float) -> None:
+    def on_shared_pause(self, until: float) -> None:
         """Note that another process was refused, and is silent until then."""
         self.until = max(self.until, until)
-        self.strikes = max(self.strikes, 1)
+        self.consecutive_429s = max(self.consecutive_429s, 1)
 
-    def passed(self, *, sent: float) -> None:
+    def on_success(self, *, sent: float) -> None:
         """Note an answer that was no 429 to a request sent at `sent`."""
         if sent >= self.until:
-            self.strikes = 0
+            self.consecutive_429s = 0
 
 
 @attrs.define(eq=False, repr=False)
@@ -132,14 +132,14 @@ class _Line:
                 self.flows[whose] = waiting
 
 
-class Share(Protocol):
+class QuotaShare(Protocol):
     """The part of a limit that falls to this process, where several divide it between them."""
 
     def limit(self, now: float) -> tuple[int, float]:
         """The part at loop time `now`, as (count, seconds); a count of 0 until it is known."""
         ...
 
-    def hear(self) -> None:
+    def notify(self) -> None:
         """More is needed, or the account was paused. Called from any thread."""
         ...
 
@@ -152,38 +152,38 @@ class Window:
     """
 
     limit: tuple[int, float] | None
-    pause: Pause
-    shares: list[Share] = attrs.field(factory=list[Share])
+    cooldown: Cooldown
+    shares: list[QuotaShare] = attrs.field(factory=list[QuotaShare])
     waiting: int = 0
     """How many stand in line, in all event loops."""
-    _under_way: set[Place] = attrs.field(factory=set["Place"])
+    _under_way: set[Slot] = attrs.field(factory=set["Slot"])
     _answered: list[float] = attrs.field(factory=list[float])  # a heap: since when each of the other places counts
     _lines: dict[asyncio.AbstractEventLoop, _Line] = attrs.field(factory=dict["asyncio.AbstractEventLoop", _Line])
 
-    def place(self, whose: object = None) -> Place:
+    def slot(self, whose: object = None) -> Slot:
         """A place for one request, in the flow `whose` unless one is set."""
-        return Place(self, whose)
+        return Slot(self, whose)
 
-    async def take(self, place: Place) -> None:
+    async def acquire(self, slot: Slot) -> None:
         """Wait until the place is free, and take it."""
         loop = asyncio.get_running_loop()
         if self._crowded(loop):
-            await self._in_turn(loop, flow.get() or place.whose, partial(self._take, loop, place))
+            await self._in_turn(loop, flow.get() or slot.whose, partial(self._take, loop, slot))
         else:
-            self._take(loop, place)
+            self._take(loop, slot)
 
-    def give_back(self, place: Place, *, answered: bool) -> None:
+    def release(self, slot: Slot, *, answered: bool) -> None:
         """Let it count from now on, from its arrival if it may still be on its way, and not at all if it never left."""
         loop = asyncio.get_running_loop()
-        self._under_way.remove(place)
-        if place.used and self.limit:
-            heappush(self._answered, min(place.counts_from, loop.time()) if answered else place.counts_from)
+        self._under_way.remove(slot)
+        if slot.used and self.limit:
+            heappush(self._answered, min(slot.counts_from, loop.time()) if answered else slot.counts_from)
         if line := self._lines.get(loop):
             line.changed.set()
-        if self.shares and self.pause.until > loop.time():
-            self.shares[0].hear()
+        if self.shares and self.cooldown.until > loop.time():
+            self.shares[0].notify()
 
-    async def ready(self) -> int:
+    async def available(self) -> int:
         """How many requests would go out at once, as soon as one would."""
         loop = asyncio.get_running_loop()
         room = partial(self._room, loop)
@@ -191,10 +191,10 @@ class Window:
 
     def _room(self, loop: asyncio.AbstractEventLoop) -> int:
         """How many places are free when one is."""
-        if self.pause.strikes:
+        if self.cooldown.consecutive_429s:
             return 1  # the probe
         if self.limit is None:
-            return ENDLESS
+            return UNLIMITED
         now = loop.time()
         count, seconds = self._part(self.limit, now)
         return self._free(count, now - seconds - _SLACK)
@@ -207,7 +207,7 @@ class Window:
         line = self._lines.setdefault(loop, _Line())
         self.waiting += 1
         if self.shares:
-            self.shares[0].hear()
+            self.shares[0].notify()
         try:
             await line.reach_head(whose)
             try:
@@ -220,10 +220,10 @@ class Window:
             if not line.headed and self._lines.get(loop) is line:
                 del self._lines[loop]
 
-    def _take(self, loop: asyncio.AbstractEventLoop, place: Place) -> None:
+    def _take(self, loop: asyncio.AbstractEventLoop, slot: Slot) -> None:
         now = loop.time()
-        place.sent, place.counts_from = now, now + ARRIVAL
-        self._under_way.add(place)
+        slot.sent, slot.counts_from = now, now + ARRIVAL
+        self._under_way.add(slot)
 
     async def _until_free(self, loop: asyncio.AbstractEventLoop, line: _Line) -> None:
         while (wait := self._wait(loop.time())) > 0:
@@ -234,9 +234,9 @@ class Window:
 
     def _wait(self, now: float) -> float:
         """Seconds after which to look again; 0 when a place is free."""
-        if self.pause.until > now:
-            return max(_TICK, self.pause.until - now)
-        if self.pause.strikes and any(place.sent >= self.pause.until for place in tuple(self._under_way)):
+        if self.cooldown.until > now:
+            return max(_TICK, self.cooldown.until - now)
+        if self.cooldown.consecutive_429s and any(slot.sent >= self.cooldown.until for slot in tuple(self._under_way)):
             return _LOOK_AGAIN  # one probe goes first, and its answer wakes the rest
         if self.limit is None:
             return 0.0
@@ -264,17 +264,17 @@ class Window:
 
     def _counting(self, begin: float) -> list[float]:
         """Since when each place counts, in a window that began at `begin`."""
-        under_way = (place.counts_from for place in tuple(self._under_way))  # other threads may send, too
+        under_way = (slot.counts_from for slot in tuple(self._under_way))  # other threads may send, too
         return [since for since in (*self._answered, *under_way) if since > begin]
 
-    def look_again(self) -> None:
+    def wake(self) -> None:
         """Wake who stands in line in the running event loop; those in others look by themselves."""
         if line := self._lines.get(asyncio.get_running_loop()):
             line.changed.set()
 
 
 @attrs.define(eq=False, repr=False)
-class Place:
+class Slot:
     """The place of one request in a window, held from sending to answer by `async with`."""
 
     window: Window
@@ -284,13 +284,13 @@ class Place:
     used: bool = False
 
     async def __aenter__(self) -> Self:
-        await self.window.take(self)
+        await self.window.acquire(self)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        self.window.give_back(self, answered=not isinstance(error, asyncio.CancelledError | NoAnswerError))
+        self.window.release(self, answered=not isinstance(error, asyncio.CancelledError | NoAnswerError))
 
-    def use(self, now: float) -> None:
+    def mark_sent(self, now: float) -> None:
         """The request leaves now, at loop time `now`."""
         self.sent, self.counts_from, self.used = now, now + ARRIVAL, True
 
@@ -299,7 +299,7 @@ class Place:
 class Account:
     """What one key of one provider may send, for all sessions of this process together: a window for each kind."""
 
-    pause: Pause
+    cooldown: Cooldown
     windows: Mapping[Kind, Window]
     name: str = ""
     """The same in all processes; a digest, which holds no key."""
@@ -307,13 +307,13 @@ class Account:
     @classmethod
     def with_limits(cls, limits: Limits, name: str = "") -> Account:
         """A fresh account."""
-        pause = Pause()
+        cooldown = Cooldown()
         kinds: dict[Kind, tuple[int, float] | None] = {
             "create": limits.creates,
             "poll": limits.polls,
             "other": None,
         }
-        return cls(pause, {kind: Window(limit, pause) for kind, limit in kinds.items()}, name)
+        return cls(cooldown, {kind: Window(limit, cooldown) for kind, limit in kinds.items()}, name)
 
 
 _ACCOUNTS: dict[tuple[str, Limits], Account] = {}

@@ -25,22 +25,22 @@ from sora_chars.errors import (
     printable,
 )
 from sora_chars.ids import new_key
-from sora_chars.ledger import State
-from sora_chars.ledger.serialize import find, is_of_another, lost, to_record, to_request
+from sora_chars.ledger import EntryState
+from sora_chars.ledger.serialize import find, is_of_another, mark_orphaned, to_record, to_request
 from sora_chars.models import Character, TaskRequest, TaskSnapshot
-from sora_chars.polling.handle import Live, TaskHandle
+from sora_chars.polling.handle import HandleContext, TaskHandle
 from sora_chars.polling.watched_task import end_of
 
 from .submission import Submission, not_sent
-from .tracker import Follower
-from .writer import Writes
+from .tracker import TaskTracker
+from .writer import LedgerWriter
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
     from sora_chars.ledger import Entry, Ledger
     from sora_chars.models import Request
-    from sora_chars.polling.watched_task import Watch
+    from sora_chars.polling.watched_task import WatchedTask
     from sora_chars.polling.watcher import TaskWatcher
     from sora_chars.protocols import Provider
 
@@ -58,55 +58,55 @@ _AGAIN = 5.0  # seconds after which a step that came too early, or met a fault, 
 class Step:
     """What `CharacterSession.advance` found: the entry as it is now, and when to call again.
 
-    `again_in`: seconds; None when nothing is left to do for this key.
+    `retry_in`: seconds; None when nothing is left to do for this key.
     """
 
     entry: Entry
-    again_in: float | None
+    retry_in: float | None
 
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do."""
-        return self.again_in is None
+        return self.retry_in is None
 
 
 @attrs.define(eq=False, repr=False)
-class Desk:
+class Dispatcher:
     """The inner workings of one opening of a session. `wait`: seconds a wait lasts unless told otherwise."""
 
     providers: Sequence[Provider]
     ledger: Ledger
     watcher: TaskWatcher
-    wait: float
+    timeout: float
     pictures: Pictures | None = None
     closing: bool = False
-    _writes: Writes = attrs.field(init=False)
-    _follower: Follower = attrs.field(init=False)
+    _writer: LedgerWriter = attrs.field(init=False)
+    _tracker: TaskTracker = attrs.field(init=False)
     _asking: asyncio.Semaphore = attrs.field(factory=partial(asyncio.Semaphore, _MOST_ASKED))
     _submissions: dict[asyncio.Task[Any], Submission] = attrs.field(factory=dict["asyncio.Task[Any]", Submission])
 
     def __attrs_post_init__(self) -> None:
-        self._writes = Writes(self.ledger)
-        self._follower = Follower(self.ledger, self.watcher)
+        self._writer = LedgerWriter(self.ledger)
+        self._tracker = TaskTracker(self.ledger, self.watcher)
         self.watcher.settle = self._settle
 
-    async def aclose(self, drain: float) -> None:
-        """Carry through what was sent, for up to `drain` seconds, and write down what can be."""
+    async def aclose(self, shutdown_timeout: float) -> None:
+        """Carry through what was sent, for up to `shutdown_timeout` seconds, and write down what can be."""
         self.closing = True  # nothing new begins while the last answers come
         async with AsyncExitStack() as closing:  # all of it, also when one of them is cancelled
-            closing.push_async_callback(self._writes.aclose)
+            closing.push_async_callback(self._writer.aclose)
             closing.push_async_callback(self.watcher.aclose)
-            closing.push_async_callback(self._follower.aclose)
-            await self._finish_submissions(drain)
+            closing.push_async_callback(self._tracker.aclose)
+            await self._finish_submissions(shutdown_timeout)
 
-    async def ask(self, request: Request, provider: str | None) -> Submission:
+    async def register(self, request: Request, provider: str | None) -> Submission:
         """Put a wish on record, or find it there."""
         async with self._asking:
             chosen = self._choose(request, provider)
             kind, record = to_record(request)
             key = request.key or new_key()
             try:
-                entry = await self.ledger.ask(key=key, provider=chosen.name, kind=kind, request=record)
+                entry = await self.ledger.register(key=key, provider=chosen.name, kind=kind, request=record)
             except LedgerError as error:
                 raise not_sent(error, key) from error
             return self._submission(chosen, request, entry)
@@ -117,24 +117,24 @@ class Desk:
 
     async def advance(self, entry: Entry) -> Step:
         """The next step of an entry; see `CharacterSession.advance`."""
-        entry = await lost(self.ledger, entry)
+        entry = await mark_orphaned(self.ledger, entry)
         match entry.state:
-            case State.ASKED | State.UNKNOWN:  # the latter only raises
+            case EntryState.PENDING | EntryState.UNKNOWN:  # the latter only raises
                 return await self._advance_wish(entry)
-            case State.RUNNING:
+            case EntryState.RUNNING:
                 return await self._advance_task(entry)
-            case State.SENDING:
+            case EntryState.SENDING:
                 return Step(entry, _AGAIN)
             case _:
                 return Step(entry, None)
 
     async def recover(self, entry: Entry) -> TaskHandle[Any] | None:
         """A live handle if its task runs, at a provider that is here; what is in doubt or left alone is logged."""
-        entry = await lost(self.ledger, entry)
+        entry = await mark_orphaned(self.ledger, entry)
         facts = {"provider": entry.provider, "key": entry.key}
-        if entry.state is State.UNKNOWN:
+        if entry.state is EntryState.UNKNOWN:
             log.warning("recovery.unknown", extra=facts)
-        elif entry.state is State.RUNNING:
+        elif entry.state is EntryState.RUNNING:
             if any(provider.name == entry.provider for provider in self.providers):
                 return await self.handle(entry)
             log.warning("recovery.no_provider", extra=facts)
@@ -152,13 +152,13 @@ class Desk:
         if self.watcher.nudge(entry.provider, task_id):
             return
         provider = self.provider(entry.provider)
-        if entry.task_id is None and entry.state is not State.FAILED:
+        if entry.task_id is None and entry.state is not EntryState.FAILED:
             snapshot = await provider.fetch(task_id)  # the sender's word is not enough for what will count as paid
             if is_of_another(snapshot, entry.token_digest):
                 raise InvalidCallbackError("Callback refused: its token belongs to another task.", status=401)
-            entry = await self._writes.record(entry, State.RUNNING, task_id=task_id)
-        if entry.state is State.RUNNING and entry.task_id == task_id:
-            await self._follower.join(provider, entry)
+            entry = await self._writer.record(entry, EntryState.RUNNING, task_id=task_id)
+        if entry.state is EntryState.RUNNING and entry.task_id == task_id:
+            await self._tracker.join(provider, entry)
             self.watcher.nudge(entry.provider, task_id)
 
     async def handle(
@@ -167,7 +167,7 @@ class Desk:
         """A live handle of an entry that runs or has ended; `snapshot` is what its submission has just brought."""
         request = request or to_request(entry)
         provider = self.provider(entry.provider)
-        watch = await self._follower.join(provider, entry, snapshot)
+        watch = await self._tracker.join(provider, entry, snapshot)
         return TaskHandle(
             task_id=watch.task_id,
             provider=provider.name,
@@ -177,9 +177,9 @@ class Desk:
             live=self.live(provider, watch),
         )
 
-    def live(self, provider: Provider, watch: Watch) -> Live:
+    def live(self, provider: Provider, watch: WatchedTask) -> HandleContext:
         """What a handle borrows."""
-        return Live(watch, provider, self.watcher, self.wait)
+        return HandleContext(watch, provider, self.watcher, self.timeout)
 
     def provider(self, name: str | None) -> Provider:
         """The provider named, else the first that has tasks, else the first.
@@ -210,19 +210,19 @@ class Desk:
             request=request,
             entry=entry,
             ledger=self.ledger,
-            writes=self._writes,
-            patience=self.wait,
+            writer=self._writer,
+            patience=self.timeout,
             watched=watched,
         )
 
     async def _settle(self, provider: str, outcome: TaskSnapshot | MissingCharacterError) -> None:
-        await self._writes.settle(provider, outcome)
+        await self._writer.settle(provider, outcome)
         if isinstance(outcome, TaskSnapshot):
             self._keep_picture(outcome)
 
     def _keep_picture(self, snapshot: TaskSnapshot) -> asyncio.Task[object] | None:
         if self.pictures and snapshot.character:
-            return self._writes.start(self.pictures.save(snapshot.character))
+            return self._writer.start(self.pictures.save(snapshot.character))
         return None
 
     async def _picture_of(self, snapshot: TaskSnapshot) -> None:
@@ -260,15 +260,15 @@ class Desk:
         try:
             snapshot = await self._through(submission, submission.run())
         except ProviderError as error:
-            if submission.entry.state is State.REFUSED:
+            if submission.entry.state is EntryState.REJECTED:
                 return Step(submission.entry, None)
-            if not error.passing:
+            if not error.transient:
                 raise
             return Step(submission.entry, error.retry_after or _AGAIN)
         if snapshot:
             await self._picture_of(snapshot)
-        running = submission.entry.state is State.RUNNING
-        return Step(submission.entry, self.watcher.pace.delay(snapshot, 0.0) if running else None)
+        running = submission.entry.state is EntryState.RUNNING
+        return Step(submission.entry, self.watcher.polling.delay(snapshot, 0.0) if running else None)
 
     async def _advance_task(self, entry: Entry) -> Step:
         provider, task_id = self.provider(entry.provider), entry.task_id or ""
@@ -277,29 +277,29 @@ class Desk:
         except MissingCharacterError as error:
             seen = error
         except ProviderError as error:
-            if not (error.passing or isinstance(error, TaskNotFoundError)):
+            if not (error.transient or isinstance(error, TaskNotFoundError)):
                 raise
             return Step(entry, error.retry_after or _AGAIN)
         if isinstance(seen, TaskSnapshot) and not seen.finished:
-            age = max(0.0, self.watcher.wall() - (seen.created_at or entry.created_at))
-            return Step(entry, seen.retry_after or self.watcher.pace.delay(seen, age))
+            age = max(0.0, self.watcher.clock() - (seen.created_at or entry.created_at))
+            return Step(entry, seen.retry_after or self.watcher.polling.delay(seen, age))
         if self.closing:  # nothing is written any more
             raise SessionClosedError(f"The session was closed before the end of key {entry.key} was on record.")
-        await self._writes.settle(provider.name, seen)
+        await self._writer.settle(provider.name, seen)
         if isinstance(seen, TaskSnapshot):
             age = seen.duration or 0.0
-            self.watcher.saw(seen, age, age)
+            self.watcher.observe(seen, age, age)
             await self._picture_of(seen)
         entry = await find(self.ledger, entry.key)
-        return Step(entry, _AGAIN if entry.state is State.RUNNING else None)
+        return Step(entry, _AGAIN if entry.state is EntryState.RUNNING else None)
 
-    async def _finish_submissions(self, drain: float) -> None:
+    async def _finish_submissions(self, shutdown_timeout: float) -> None:
         for carrier, submission in list(self._submissions.items()):
             if not submission.sent:
                 carrier.cancel()
         try:
             if self._submissions:
-                await asyncio.wait(self._submissions, timeout=drain)
+                await asyncio.wait(self._submissions, timeout=shutdown_timeout)
         finally:
             late = list(self._submissions)
             for carrier in late:

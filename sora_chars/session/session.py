@@ -16,7 +16,7 @@ from sora_chars.errors import (
     printable,
 )
 from sora_chars.ids import is_id, new_key
-from sora_chars.ledger import Ledger, State, open_ledger
+from sora_chars.ledger import EntryState, Ledger, open_ledger
 from sora_chars.ledger import serialize as records
 from sora_chars.models import (
     Character,
@@ -27,11 +27,11 @@ from sora_chars.models import (
     as_request,
 )
 from sora_chars.polling.handle import TaskHandle
-from sora_chars.polling.strategies import LearnedPace
+from sora_chars.polling.strategies import AdaptiveInterval
 from sora_chars.polling.watcher import TaskWatcher
-from sora_chars.protocols import Pace
+from sora_chars.protocols import PollingStrategy
 
-from .dispatcher import Desk, log_outlived
+from .dispatcher import Dispatcher, log_outlived
 
 if TYPE_CHECKING:
     import os
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from sora_chars.batch.batch import Outcomes, Rows
+    from sora_chars.batch.batch import Batch, Rows
     from sora_chars.batch.budget import Price
     from sora_chars.batch.outcome import Outcome
     from sora_chars.ledger import Entry
@@ -50,15 +50,15 @@ if TYPE_CHECKING:
     from .pictures import Pictures
 
 
-_DRAIN = 30.0
+_SHUTDOWN_TIMEOUT = 30.0
 _LESSONS = 2000  # finished tasks of the ledger that a pace is told of
 
 
 class CharacterSession:
     """Makes characters through one or more providers. Use it inside `async with`, in one event loop.
 
-    `pace`: when to poll (a `LearnedPace`; it is told what the ledger holds). `wait`: seconds a wait lasts unless told
-    otherwise. `drain`: seconds that closing waits for the answers of requests already sent. `watcher`: a `TaskWatcher`
+    `pace`: when to poll (a `AdaptiveInterval`; it is told what the ledger holds). `wait`: seconds a wait lasts unless told
+    otherwise. `shutdown_timeout`: seconds that closing waits for the answers of requests already sent. `watcher`: a `TaskWatcher`
     of your own.
 
     `ledger`: where every wish is recorded before it is sent: a URL or path as in `open_ledger`, or a `Ledger`, which
@@ -75,25 +75,25 @@ class CharacterSession:
         *providers: Provider,
         ledger: Ledger | str | os.PathLike[str] = "memory:",
         pictures: str | os.PathLike[str] | None = None,
-        pace: Pace | None = None,
-        wait: float = 1800.0,
-        drain: float = _DRAIN,
+        polling: PollingStrategy | None = None,
+        timeout: float = 1800.0,
+        shutdown_timeout: float = _SHUTDOWN_TIMEOUT,
         watcher: TaskWatcher | None = None,
     ) -> None:
         names = [provider.name for provider in providers]
         if not names or len(set(names)) < len(names):
             raise ConfigurationError(f"providers: one or more with different names are needed, got {names}.")
         self.providers = providers
-        self.wait = wait
+        self.timeout = timeout
         self.ledger = ledger if isinstance(ledger, Ledger) else open_ledger(ledger)
-        self.watcher = watcher or TaskWatcher(pace=pace or LearnedPace())
+        self.watcher = watcher or TaskWatcher(polling=polling or AdaptiveInterval())
         self._pictures: Pictures | None = None
         if pictures is not None:
             from .pictures import Pictures  # noqa: PLC0415 # few keep them
 
             self._pictures = Pictures(Path(pictures))
-        self._drain = drain
-        self._desk: Desk  # since `open`
+        self._shutdown_timeout = shutdown_timeout
+        self._dispatcher: Dispatcher  # since `open`
         self.closed: asyncio.Future[None]  # since `open`; done when the session is closed
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stack = AsyncExitStack()
@@ -120,32 +120,35 @@ class CharacterSession:
                 await stack.enter_async_context(self.ledger)
             for provider in self.providers:
                 await stack.enter_async_context(provider)
-                if self.ledger.division:
+                if self.ledger.quota_store:
                     from sora_chars.ratelimit.distributed import shared  # noqa: PLC0415 # few ledgers are where processes meet
 
-                    await stack.enter_async_context(shared(provider.account, self.ledger.division))
-            await self._teach(self.watcher.pace)
+                    await stack.enter_async_context(shared(provider.account, self.ledger.quota_store))
+            await self._teach(self.watcher.polling)
             self._stack = stack.pop_all()
         self._loop = asyncio.get_running_loop()
         self.closed = self._loop.create_future()
-        self._desk = Desk(self.providers, self.ledger, self.watcher, self.wait, self._pictures)
+        self._dispatcher = Dispatcher(self.providers, self.ledger, self.watcher, self.timeout, self._pictures)
         return self
 
-    async def _teach(self, pace: Pace) -> None:
+    async def _teach(self, pace: PollingStrategy) -> None:
         """Tell a pace that learns what is on record."""
-        if getattr(type(pace), "learn", Pace.learn) is not Pace.learn:
+        if (
+            getattr(type(pace), "observe_finished", PollingStrategy.observe_finished)
+            is not PollingStrategy.observe_finished
+        ):
             for snapshot in await records.endings(self.ledger, limit=_LESSONS):
-                pace.learn(snapshot)
+                pace.observe_finished(snapshot)
 
     async def aclose(self) -> None:
-        """Close everything. Requests already sent get `drain` seconds for their answers; waiters hear why they end."""
+        """Close everything. Requests already sent get `shutdown_timeout` seconds for their answers; waiters hear why they end."""
         if self._loop is None:
             return
         self.check_open()
         self._loop = None
         self.closed.set_result(None)
         try:
-            await self._desk.aclose(self._drain)
+            await self._dispatcher.aclose(self._shutdown_timeout)
         finally:
             await self._stack.aclose()
 
@@ -175,7 +178,7 @@ class CharacterSession:
             SessionClosedError: the session was closed before the request was sent.
         """
         with self._used():
-            return await self._desk.submit(await self._desk.ask(as_request(request, fields), provider))
+            return await self._dispatcher.submit(await self._dispatcher.register(as_request(request, fields), provider))
 
     @overload
     async def create(
@@ -209,7 +212,7 @@ class CharacterSession:
         """
         began = asyncio.get_running_loop().time()
         handle: TaskHandle[Any] = await self.submit(as_request(request, fields), provider=provider)
-        limit = self.wait if timeout is None else timeout
+        limit = self.timeout if timeout is None else timeout
         left = max(0.0, began + limit - asyncio.get_running_loop().time())
         try:
             outcome: Character | TaskSnapshot = await handle.result(left)
@@ -222,48 +225,48 @@ class CharacterSession:
         self,
         requests: Rows,
         *,
-        limit: int = 100,
+        concurrency: int = 100,
         provider: str | None = None,
         budget: float | None = None,
         price: Price | None = None,
         timeout: float | None = None,
-    ) -> Outcomes:
+    ) -> Batch:
         """Make many characters: `async with session.create_many(requests) as outcomes`, then `async for` each outcome.
 
         `requests`: any iterable or async iterable, also an endless one, of requests or mappings of a
-        `CharacterRequest`'s fields (and `provider`). It is read as places become free: at most `limit` tasks are in
-        flight and `limit` outcomes unread. One that fails stops no other, and an invalid one is an outcome, too; only
-        when an account refuses (bad key, no credits) none is taken up any more, and `outcomes.refusal` says why.
+        `CharacterRequest`'s fields (and `provider`). It is read as places become free: at most `concurrency` tasks are in
+        flight and `concurrency` outcomes unread. One that fails stops no other, and an invalid one is an outcome, too; only
+        when an account refuses (bad key, no credits) none is taken up any more, and `outcomes.rejection` says why.
         Leaving the block sends nothing more. What was sent goes on: ask again with the same keys, or `recover`.
 
         `timeout`: seconds that each is waited for once it was sent. `budget`: credits that all of them may cost
         together, whenever they were paid. `price`: credits that one costs, or a function of the request; without it,
-        one at a time is sent until the provider has told, and then each is taken to cost as much as the dearest so far.
+        one at a time is sent until the provider has told, and then each is taken to cost as much as the highest_cost so far.
 
         Raises:
             InvalidRequestError: `requests` is no iterable, or an option is wrong.
             ConfigurationError: there is no such provider here.
         """
-        from sora_chars.batch.batch import Batch, Outcomes, senders  # noqa: PLC0415 # a program of single characters needs none of it
+        from sora_chars.batch.batch import Batch, BatchOptions, submit_concurrency  # noqa: PLC0415 # a program of single characters needs none of it
 
         self.check_open()
-        serving = self.providers if provider is None else (self._desk.provider(provider),)
-        batch = Batch(
+        serving = self.providers if provider is None else (self._dispatcher.provider(provider),)
+        batch = BatchOptions(
             requests=requests,
             start=lambda request, name: self.submit(request, provider=name or provider),
-            limit=limit,
-            senders=max(map(senders, serving)),
-            timeout=self.wait if timeout is None else timeout,
+            concurrency=concurrency,
+            submit_concurrency=max(map(submit_concurrency, serving)),
+            timeout=self.timeout if timeout is None else timeout,
             budget=budget,
             price=price,
         )
-        return Outcomes(batch=batch)
+        return Batch(batch=batch)
 
     async def create_all(
         self,
         requests: Rows,
         *,
-        limit: int = 100,
+        concurrency: int = 100,
         provider: str | None = None,
         budget: float | None = None,
         price: Price | None = None,
@@ -274,7 +277,7 @@ class CharacterSession:
         It raises for none of them. Requests that the budget or the account did not allow are missing at the end.
         """
         async with self.create_many(
-            requests, limit=limit, provider=provider, budget=budget, price=price, timeout=timeout
+            requests, concurrency=concurrency, provider=provider, budget=budget, price=price, timeout=timeout
         ) as outcomes:
             return sorted([outcome async for outcome in outcomes], key=lambda outcome: outcome.index)
 
@@ -291,14 +294,14 @@ class CharacterSession:
         if not isinstance(task, TaskHandle):
             if not is_id(task):
                 raise InvalidRequestError(f"task_id: must be the id of a task, got {printable(repr(task), limit=60)}.")
-            task = TaskHandle(task_id=task, provider=self._desk.provider(provider).name, key=key or new_key())
-        owner = self._desk.provider(task.provider)
-        return task.within(self._desk.live(owner, self.watcher.watch(owner, task.task_id)))
+            task = TaskHandle(task_id=task, provider=self._dispatcher.provider(provider).name, key=key or new_key())
+        owner = self._dispatcher.provider(task.provider)
+        return task.attach(self._dispatcher.live(owner, self.watcher.watch(owner, task.task_id)))
 
-    async def ask(self, request: Request | None = None, /, *, provider: str | None = None, **fields: Any) -> Entry:
+    async def register(self, request: Request | None = None, /, *, provider: str | None = None, **fields: Any) -> Entry:
         """Record a wish without sending it; `advance` takes it on from there. Raises as `submit` before it sends."""
         with self._used():
-            return (await self._desk.ask(as_request(request, fields), provider)).entry
+            return (await self._dispatcher.register(as_request(request, fields), provider)).entry
 
     async def advance(self, key: str) -> Step:
         """Do the next thing that a key needs: send once, look once, or nothing. For job engines.
@@ -315,7 +318,7 @@ class CharacterSession:
             SessionClosedError: the session was closed before this step was done; the next one begins where it began.
         """
         with self._used():
-            return await self._desk.advance(await records.find(self.ledger, key))
+            return await self._dispatcher.advance(await records.find(self.ledger, key))
 
     async def recover(self) -> AsyncGenerator[TaskHandle[Any], None]:
         """A handle for each task that the ledger says is running, watched again from now on.
@@ -327,8 +330,8 @@ class CharacterSession:
             LedgerError: the ledger could not be read or written.
         """
         with self._used():
-            async for entry in self.ledger.entries(states={State.SENDING, State.RUNNING}):
-                if handle := await self._desk.recover(entry):
+            async for entry in self.ledger.entries(states={EntryState.SENDING, EntryState.RUNNING}):
+                if handle := await self._dispatcher.recover(entry):
                     yield handle
 
     async def resolve(
@@ -341,12 +344,12 @@ class CharacterSession:
 
         Raises:
             InvalidRequestError: not exactly one, no such key, or nothing to resolve.
-            EntryMovedError: somebody else moved it meanwhile.
+            StaleEntryError: somebody else moved it meanwhile.
         """
         with self._used():
             if task_id is not None:
                 entry = await records.find(self.ledger, key)
-                if self._desk.provider(entry.provider).synchronous:
+                if self._dispatcher.provider(entry.provider).synchronous:
                     raise InvalidRequestError(f"task_id: {entry.provider} has no tasks; use never_sent or give_up.")
             return await records.resolve(self.ledger, key, task_id=task_id, never_sent=never_sent, give_up=give_up)
 
@@ -366,17 +369,17 @@ class CharacterSession:
     async def credit(self, provider: str | None = None) -> float:
         """How many credits the account has left, at the provider named, else at the first that has tasks."""
         self.check_open()
-        return await self._desk.provider(provider).credit()
+        return await self._dispatcher.provider(provider).credit()
 
     async def models(self, provider: str | None = None) -> list[ModelInfo]:
         """Which models can be asked for now; free, so that a dead model is seen before anything is paid."""
         self.check_open()
-        return await self._desk.provider(provider).models()
+        return await self._dispatcher.provider(provider).models()
 
     async def heard(self, entry: Entry, task_id: str) -> None:
-        """Take a callback that bears the token of `entry`, for a `CallbackReceiver`. Raises as `Desk.heard`."""
+        """Take a callback that bears the token of `entry`, for a `CallbackReceiver`. Raises as `Dispatcher.heard`."""
         self.check_open()
-        await self._desk.heard(entry, task_id)
+        await self._dispatcher.heard(entry, task_id)
 
     @contextmanager
     def _used(self) -> Generator[None]:

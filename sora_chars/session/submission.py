@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sora_chars.errors import (
-    EntryMovedError,
     LedgerError,
     MissingCharacterError,
     NoAnswerError,
     ProviderError,
     SessionClosedError,
+    StaleEntryError,
     SubmissionUnknownError,
 )
 from sora_chars.ids import new_token, token_digest
-from sora_chars.ledger import State
-from sora_chars.ledger.serialize import ending, lost, refusal, to_error, without_character
+from sora_chars.ledger import EntryState
+from sora_chars.ledger.serialize import ending, mark_orphaned, rejection, to_error, without_character
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sora_chars.models import Request, TaskSnapshot
     from sora_chars.protocols import Provider
 
-    from .writer import Writes
+    from .writer import LedgerWriter
 
 _GONE_CHECK = 1.0  # seconds between two looks whether the process that sends the same key is still alive
 
@@ -47,7 +47,7 @@ class Submission:
     request: Request
     entry: Entry
     ledger: Ledger
-    writes: Writes
+    writer: LedgerWriter
     patience: float
     watched: bool = True
     sent: bool = False
@@ -72,17 +72,17 @@ class Submission:
     async def _run(self) -> TaskSnapshot | None:
         waited = False
         while True:
-            self.entry = await lost(self.ledger, self.entry)
-            if waited and self.entry.state is State.REFUSED:
-                raise refusal(self.entry)
+            self.entry = await mark_orphaned(self.ledger, self.entry)
+            if waited and self.entry.state is EntryState.REJECTED:
+                raise rejection(self.entry)
             match self.entry.state:
-                case State.ASKED | State.REFUSED:
+                case EntryState.PENDING | EntryState.REJECTED:
                     if snapshot := await self._submit():
                         return snapshot
-                case State.SENDING:
+                case EntryState.SENDING:
                     await self._wait_for_sender()
                     waited = True
-                case State.UNKNOWN:
+                case EntryState.UNKNOWN:
                     raise self._unknown(str((self.entry.error or {}).get("message", "")))
                 case _:
                     return None
@@ -100,9 +100,9 @@ class Submission:
         sending = partial(self._sending, token_digest(token))
         try:
             snapshot = await self.provider.submit(
-                self.request, callback_url=f"{base}/{token}" if base else None, sending=sending
+                self.request, callback_url=f"{base}/{token}" if base else None, on_send=sending
             )
-        except EntryMovedError as error:
+        except StaleEntryError as error:
             self.entry = error.entry
             return None
         except ProviderError as error:
@@ -114,7 +114,9 @@ class Submission:
             raise
         except BaseException as error:
             if self.sent:
-                await self._note(State.UNKNOWN, error={"message": f"{type(error).__name__} before an answer was read"})
+                await self._note(
+                    EntryState.UNKNOWN, error={"message": f"{type(error).__name__} before an answer was read"}
+                )
             raise
         return await self._answered(snapshot)
 
@@ -130,16 +132,19 @@ class Submission:
 
     async def _mark(self, digest: str) -> None:
         """From here on the request may arrive: nothing cancels it any more."""
-        if self.entry.state not in {State.ASKED, State.REFUSED}:  # others took this process for dead since its last try
-            raise EntryMovedError(f"Entry {self.entry.key} is {self.entry.state} by now.", entry=self.entry)
+        if self.entry.state not in {
+            EntryState.PENDING,
+            EntryState.REJECTED,
+        }:  # others took this process for dead since its last try
+            raise StaleEntryError(f"Entry {self.entry.key} is {self.entry.state} by now.", entry=self.entry)
         before, self.sent = self.entry, True
         try:
-            self.entry = await self.ledger.move(before, State.SENDING, token_digest=digest)
+            self.entry = await self.ledger.transition(before, EntryState.SENDING, token_digest=digest)
         except BaseException as error:
             self.sent = False
-            if isinstance(error, EntryMovedError):
+            if isinstance(error, StaleEntryError):
                 raise
-            self.writes.unsend(before.key, digest)  # a database may have kept what it failed to confirm
+            self.writer.revert(before.key, digest)  # a database may have kept what it failed to confirm
             if isinstance(error, LedgerError):
                 raise not_sent(error, before.key) from error
             raise
@@ -148,7 +153,7 @@ class Submission:
         """The provider did nothing. What the ledger cannot be told stops the next try, which it would call the same."""
         self.sent = False
         try:
-            self.entry = await self.writes.record(self.entry, State.ASKED, error=to_error(reason))
+            self.entry = await self.writer.record(self.entry, EntryState.PENDING, error=to_error(reason))
         except LedgerError as error:
             raise not_sent(error, self.entry.key) from error
 
@@ -157,27 +162,27 @@ class Submission:
         if isinstance(error, NoAnswerError):
             if not self.sent:
                 raise error
-            await self._note(State.UNKNOWN, error=to_error(error))
-            if self.entry.state in {State.SENDING, State.UNKNOWN}:
+            await self._note(EntryState.UNKNOWN, error=to_error(error))
+            if self.entry.state in {EntryState.SENDING, EntryState.UNKNOWN}:
                 raise self._unknown(error.message) from error
             return  # its callback was here already
-        if not (error.harmless and error.passing) and (self.sent or self.entry.state is State.ASKED):
-            await self._note(State.REFUSED, error=to_error(error))
+        if not (error.harmless and error.transient) and (self.sent or self.entry.state is EntryState.PENDING):
+            await self._note(EntryState.REJECTED, error=to_error(error))
         raise error
 
-    async def _note(self, to: State, **facts: Any) -> None:
+    async def _note(self, to: EntryState, **facts: Any) -> None:
         """Record something that may as well be written later."""
         try:
-            self.entry = await self.writes.record(self.entry, to, **facts)
+            self.entry = await self.writer.record(self.entry, to, **facts)
         except LedgerError:
             return  # logged, and tried again
 
     async def _answered(self, snapshot: TaskSnapshot) -> TaskSnapshot | None:
-        to, facts = State.RUNNING, dict[str, Any](task_id=snapshot.task_id, held=self.watched)
+        to, facts = EntryState.RUNNING, dict[str, Any](task_id=snapshot.task_id, claim=self.watched)
         if snapshot.finished:
             to, facts = ending(snapshot, self.entry.kind)
         try:
-            self.entry = await self.writes.record(self.entry, to, **facts)
+            self.entry = await self.writer.record(self.entry, to, **facts)
         except LedgerError as error:
             name, task_id, key = self.provider.name, snapshot.task_id, self.entry.key
             raise LedgerError(
@@ -198,7 +203,7 @@ class Submission:
             if loop.time() >= give_up:
                 raise self._unknown(f"another process has been sending it for {self.patience:g} s.")
             wait = min(_GONE_CHECK, give_up - loop.time())
-            self.entry = await lost(self.ledger, await self.ledger.changed(before, timeout=wait))
+            self.entry = await mark_orphaned(self.ledger, await self.ledger.changed(before, timeout=wait))
 
     def _unknown(self, why: str) -> SubmissionUnknownError:
         return SubmissionUnknownError(

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from sora_chars.errors import EntryMovedError, LedgerError, MissingCharacterError, printable
-from sora_chars.ledger import State
+from sora_chars.errors import LedgerError, MissingCharacterError, StaleEntryError, printable
+from sora_chars.ledger import EntryState
 from sora_chars.ledger.serialize import ending, without_character
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ log = logging.getLogger("sora_chars.session")
 
 _DELAYS = (0.25, 10.0)
 _MOST_KNOWN = 5000  # running entries; each takes half a kilobyte, and spares a look-up when its task ends
-_OPEN = frozenset({State.ASKED, State.REFUSED, State.SENDING, State.UNKNOWN})
+_OPEN = frozenset({EntryState.PENDING, EntryState.REJECTED, EntryState.SENDING, EntryState.UNKNOWN})
 
 
-async def record(ledger: Ledger, entry: Entry, to: State, **facts: Any) -> Entry:
+async def record(ledger: Ledger, entry: Entry, to: EntryState, **facts: Any) -> Entry:
     """Move an entry to where the provider's answer puts it, wherever others have moved it meanwhile.
 
     Without a task id among the facts the first move of somebody else stands, unless that was `unknown`, said of the
@@ -39,15 +39,25 @@ async def record(ledger: Ledger, entry: Entry, to: State, **facts: Any) -> Entry
     task_id, digest = facts.get("task_id"), entry.token_digest
     while True:
         try:
-            if task_id and entry.state in {State.ASKED, State.REFUSED}:  # a person, or a code 500, said "never made"
-                entry = await ledger.move(entry, State.SENDING)
-            return await ledger.move(entry, to, **facts)
-        except EntryMovedError as error:
+            if task_id and entry.state in {
+                EntryState.PENDING,
+                EntryState.REJECTED,
+            }:  # a person, or a code 500, said "never made"
+                entry = await ledger.transition(entry, EntryState.SENDING)
+            return await ledger.transition(entry, to, **facts)
+        except StaleEntryError as error:
             entry = error.entry
-        if entry.state is State.UNKNOWN and to is not State.UNKNOWN and digest and entry.token_digest == digest:
+        if (
+            entry.state is EntryState.UNKNOWN
+            and to is not EntryState.UNKNOWN
+            and digest
+            and entry.token_digest == digest
+        ):
             continue
         same = entry.task_id == task_id
-        if task_id and (entry.state in _OPEN or (same and entry.state is State.RUNNING and to is not State.RUNNING)):
+        if task_id and (
+            entry.state in _OPEN or (same and entry.state is EntryState.RUNNING and to is not EntryState.RUNNING)
+        ):
             continue
         if task_id and not same:
             names = {"key": entry.key, "task_id": task_id, "recorded": entry.task_id}
@@ -58,28 +68,28 @@ async def record(ledger: Ledger, entry: Entry, to: State, **facts: Any) -> Entry
 async def settle(ledger: Ledger, snapshot: TaskSnapshot, entry: Entry | None = None) -> None:
     """Record a finished task, if it has an entry that waits for that; `entry` as it was last seen spares a look-up."""
     entry = entry or await ledger.by_task(snapshot.provider, snapshot.task_id)
-    if entry and entry.state is State.RUNNING:
+    if entry and entry.state is EntryState.RUNNING:
         to, facts = ending(snapshot, entry.kind)
         await record(ledger, entry, to, **facts)
 
 
-async def unsend(ledger: Ledger, key: str, digest: str) -> None:
+async def revert(ledger: Ledger, key: str, digest: str) -> None:
     """Take back a `sending` that was written for a request that did not go; `digest` says for which."""
     entry = await ledger.get(key)
-    if entry and entry.state in {State.SENDING, State.UNKNOWN} and entry.token_digest == digest:
-        await record(ledger, entry, State.ASKED)
+    if entry and entry.state in {EntryState.SENDING, EntryState.UNKNOWN} and entry.token_digest == digest:
+        await record(ledger, entry, EntryState.PENDING)
 
 
 @attrs.define(eq=False, repr=False)
-class Writes:
-    """Writes that neither a caller's end nor a fault of the ledger may lose, until `aclose`."""
+class LedgerWriter:
+    """LedgerWriter that neither a caller's end nor a fault of the ledger may lose, until `aclose`."""
 
     ledger: Ledger
     _running: dict[tuple[str, str], Entry] = attrs.field(factory=dict[tuple[str, str], "Entry"])  # by provider and task
     _under_way: set[asyncio.Task[Any]] = attrs.field(factory=set["asyncio.Task[Any]"])
     _closing: asyncio.Event = attrs.field(factory=asyncio.Event)
 
-    async def record(self, entry: Entry, to: State, **facts: Any) -> Entry:
+    async def record(self, entry: Entry, to: EntryState, **facts: Any) -> Entry:
         """`record`, also when the caller is cancelled meanwhile. What fails is tried again later.
 
         Raises:
@@ -87,7 +97,7 @@ class Writes:
         """
         names = {"key": entry.key, "state": str(to), "task_id": facts.get("task_id")}
         entry = await self._write(partial(record, self.ledger, entry, to, **facts), names)
-        if entry.state is State.RUNNING and entry.task_id:
+        if entry.state is EntryState.RUNNING and entry.task_id:
             self._running[entry.provider, entry.task_id] = entry
             if len(self._running) > _MOST_KNOWN:
                 del self._running[next(iter(self._running))]
@@ -102,9 +112,11 @@ class Writes:
         with suppress(LedgerError):
             await self._write(partial(settle, self.ledger, outcome, known), names)
 
-    def unsend(self, key: str, digest: str) -> None:
-        """`unsend`, as soon as the ledger can be written again."""
-        self.start(self._repeat(partial(unsend, self.ledger, key, digest), {"key": key, "state": State.ASKED.value}))
+    def revert(self, key: str, digest: str) -> None:
+        """`revert`, as soon as the ledger can be written again."""
+        self.start(
+            self._repeat(partial(revert, self.ledger, key, digest), {"key": key, "state": EntryState.PENDING.value})
+        )
 
     async def aclose(self) -> None:
         """Try what failed once more, and wait for all."""

@@ -134,7 +134,7 @@ def test_with_json_a_summary_ends_stdout(pipe: Pipe, at: tuple[str, ...]) -> Non
     row, last = map(json.loads, done.stdout.splitlines())
     assert (done.returncode, done.stderr, row["status"]) == (0, b"", "succeeded")
     assert last["summary"].pop("seconds") > 0
-    zeros = dict.fromkeys(("failed", "refused", "unknown", "running", "not_sent", "repeated"), 0)
+    zeros = dict.fromkeys(("failed", "rejected", "unknown", "running", "not_sent", "repeated"), 0)
     assert last == {"summary": {"rows": 1, "succeeded": 1, "credits": 0.0625} | zeros}
 
 
@@ -220,13 +220,13 @@ def test_what_went_wrong_stays_with_its_row(cli: Cli, emulator: Emulator, comman
     lost, refused, failed = list(rows(out).values())[:3]
     assert lost["error"]["type"] == "SubmissionUnknownError"
     assert refused["error"] == {
-        "type": "RequestRefusedError",
+        "type": "RequestRejectedError",
         "message": "kie.ai answered 422: No cats",
         "code": 422,
     }
     assert (failed["error"]["type"], failed["error"]["code"]) == ("TaskFailedError", "501")
     assert (failed["task_id"] in emulator.tasks, refused["task_id"], lost["task_id"]) == (True, None, None)
-    assert states(out) == {"unknown": 1, "refused": 1, "failed": 1, "succeeded": 3}
+    assert states(out) == {"unknown": 1, "rejected": 1, "failed": 1, "succeeded": 3}
     assert "secret-" not in first.stderr + out.read_text()
     assert f"1 of unknown outcome: {lost['key']}\n" in first.stderr
     assert "sora-chars ledger resolve KEY --task-id ID | --never-sent | --give-up\n" in first.stderr
@@ -285,9 +285,9 @@ def test_a_refused_account_ends_a_batch(
     first = cli(*make)
 
     refused = len(rows(out))
-    assert (first.returncode, states(out), refused <= 20) == (5, {"refused": refused}, True)
+    assert (first.returncode, states(out), refused <= 20) == (5, {"rejected": refused}, True)
     assert sum(emulator.seen.values()) == refused
-    assert f"refused: {refused}\nnot sent: {50 - refused}\n" in first.stderr
+    assert f"rejected: {refused}\nnot sent: {50 - refused}\n" in first.stderr
     assert first.stderr.endswith(f"No more rows are sent. {says}\n{AGAIN}")
     fault.remove()
     assert cli(*make).returncode == 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sora_chars.ledger import Entry, Ledger, State, open_ledger
+from sora_chars.ledger import Entry, EntryState, Ledger, open_ledger
 
 if TYPE_CHECKING:
     import subprocess
@@ -73,8 +73,8 @@ def record(path: Path, work: Callable[[Ledger], Awaitable[object]]) -> None:
 async def ask(ledger: Ledger, key: str, *, provider: str = "kie", **fields: str) -> Entry:
     """An entry that is being sent."""
     request = {"from_task": ORIGIN, "clip": "1,3", "prompt": "A dog"} | fields
-    return await ledger.move(
-        await ledger.ask(key=key, provider=provider, kind="character", request=request), State.SENDING
+    return await ledger.transition(
+        await ledger.register(key=key, provider=provider, kind="character", request=request), EntryState.SENDING
     )
 
 
@@ -132,7 +132,7 @@ def test_a_key_names_one_wish(cli: Cli, at: tuple[str, ...], emulator: Emulator)
     assert (error["type"], error["key"]) == ("KeyConflictError", "dog")
     assert emulator.counts.creates == 0
     shown = cli("ledger", "show", "dog")
-    assert "state: refused\nwhy: 402 " in shown.stdout
+    assert "state: rejected\nwhy: 402 " in shown.stdout
     assert shown.stderr == "Nothing was paid. Asked again under this key, it is sent.\n"
     assert cli("wait", "dog", *at).returncode == 2
     assert cli("create", *at, *FROM_TASK, "--key", "dog").returncode == 0
@@ -176,7 +176,7 @@ def test_resume_tells_of_each_as_it_ends_and_of_what_is_left(
 
     async def interfere(ledger: Ledger) -> None:
         await ask(ledger, "killed")
-        await ledger.move(await ask(ledger, "foreign", provider="mine"), State.RUNNING, task_id="t-1")
+        await ledger.transition(await ask(ledger, "foreign", provider="mine"), EntryState.RUNNING, task_id="t-1")
 
     record(own, interfere)
     emulator.fail(bad, message="no \x1b[31mdogs")
@@ -245,7 +245,7 @@ def test_the_library_is_listed_and_searched_without_a_key(keyless: Cli, own: Pat
             character = {"id": f"ch_{number}", "provider": "kie", "username": f"user.{number}", "name": name}
             result = {"task_id": f"t-{number}", "provider": "kie", "state": "success", "character": character}
             entry = await ask(ledger, f"dog-{number}", name=name)
-            await ledger.move(entry, State.SUCCEEDED, task_id=f"t-{number}", result=result, credits=1.5)
+            await ledger.transition(entry, EntryState.SUCCEEDED, task_id=f"t-{number}", result=result, credits=1.5)
 
     record(own, fill)
     found = read(keyless("characters", "--json"))["characters"]
@@ -268,20 +268,20 @@ def test_entries_are_listed_shown_and_exported_without_a_key(keyless: Cli, own: 
     """`ls` filters by word and state; `export` writes every entry whole, oldest first, for its owner's eyes only."""
 
     async def fill(ledger: Ledger) -> None:
-        await ledger.ask(key="first", provider="kie", kind="task", request={"model": "wan/2-7-image", "input": {}})
+        await ledger.register(key="first", provider="kie", kind="task", request={"model": "wan/2-7-image", "input": {}})
         result = {"task_id": "t-2", "provider": "kie", "state": "success", "result": {"urls": []}}
-        second = await ledger.ask(key="second", provider="kie", kind="task", request={"model": "m", "input": {}})
-        second = await ledger.move(second, State.SENDING)
-        await ledger.move(second, State.SUCCEEDED, task_id="t-2", result=result)
+        second = await ledger.register(key="second", provider="kie", kind="task", request={"model": "m", "input": {}})
+        second = await ledger.transition(second, EntryState.SENDING)
+        await ledger.transition(second, EntryState.SUCCEEDED, task_id="t-2", result=result)
 
     record(own, fill)
     entries = read(keyless("ledger", "ls", "--json"))["entries"]
-    asked = keyless("ledger", "ls", "WAN/", "--state", "asked", "--state", "unknown")
+    asked = keyless("ledger", "ls", "WAN/", "--state", "pending", "--state", "unknown")
     file = tmp_path / "all.jsonl"
     written = keyless("ledger", "export", "--output", str(file))
 
     assert [entry["key"] for entry in entries] == ["second", "first"]
-    assert asked.stdout.split("\t")[:2] == ["first", "asked"]
+    assert asked.stdout.split("\t")[:2] == ["first", "pending"]
     assert asked.stdout.endswith("\tkie\t\twan/2-7-image\n")
     assert 'result: {"urls": []}\n' in keyless("ledger", "show", "second").stdout
     assert read(keyless("ledger", "show", "second", "--json")) == {"entry": entries[0]}
@@ -315,7 +315,7 @@ def test_a_person_settles_what_is_unknown(cli: Cli, at: tuple[str, ...], emulato
 
     assert "state: running\n" in made.stdout
     assert made.stderr == "Wait for it with: sora-chars wait made\n"
-    assert lost["state"] == "asked"
+    assert lost["state"] == "pending"
     assert gateway["message"] == "--task-id: laozhang has no tasks."
     assert "--give-up" in gateway["hint"]
     assert unclear["type"] == "UsageError"

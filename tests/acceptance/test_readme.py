@@ -69,7 +69,7 @@ def run(*command: str, environment: dict[str, str], folder: Path) -> subprocess.
     [
         ("character.id, character.mention", r"ch_\w+ "),
         ("handle.updates()", r"(waiting .*\n)+(generating .*\n)*success .*\n\{'resultUrls': \[.*\]\}\nsuccess\n"),
-        ("session.create_many(", r"(dog \d succeeded Character\(.*\)\n){5}Progress\(asked=5, running=0, .*\)\n"),
+        ("session.create_many(", r"(dog \d succeeded Character\(.*\)\n){5}Progress\(registered=5, running=0, .*\)\n"),
         ("session.recover()", r"True\nch_\w+ 7118f712a5efa1d0f1c3f2ac1b3f9a55 [\d.]+\n"),
         ("SubmissionUnknownError as error", r"A day at the beach with @\S+ \.\n"),
     ],

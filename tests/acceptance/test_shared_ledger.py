@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sora_chars import State, open_ledger
+from sora_chars import EntryState, open_ledger
 from sora_chars.testing import Emulator
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ KEYS = 500
 
 CREATOR = """
 import asyncio, json, sys
-from sora_chars import CharacterSession, FixedPace, Kie
+from sora_chars import CharacterSession, FixedInterval, Kie
 
 async def main(url, ledger, *keys):
-    async with CharacterSession(Kie("key", base_url=url, limits=None), ledger=ledger, pace=FixedPace(0.05)) as session:
+    async with CharacterSession(Kie("key", base_url=url, limits=None), ledger=ledger, polling=FixedInterval(0.05)) as session:
         async def create(key):
             character = await session.create(from_task="7118f712" * 4, clip="1,3", prompt="A dog", key=key, timeout=150)
             return character.id
-        print(session.ledger.holder, flush=True)
+        print(session.ledger.owner, flush=True)
         await asyncio.to_thread(sys.stdin.readline)
         print(json.dumps(dict(zip(keys, await asyncio.gather(*map(create, keys))))))
 
@@ -80,12 +80,12 @@ async def go(started: Process) -> None:
     await started.stdin.drain()
 
 
-async def entry_in(ledger: Ledger, state: State, *, not_held_by: str = "") -> Entry:
+async def entry_in(ledger: Ledger, state: EntryState, *, not_held_by: str = "") -> Entry:
     """Wait until key k-0 is in a state."""
     async with asyncio.timeout(30):
         while True:
             entry = await ledger.get("k-0")
-            if entry and entry.state is state and entry.holder != not_held_by:
+            if entry and entry.state is state and entry.owner != not_held_by:
                 return entry
             await asyncio.sleep(0.01)
 
@@ -106,8 +106,8 @@ async def test_four_processes_make_each_key_once(shared_url: str, emulator: Emul
             *(process(CREATOR, emulator.url, shared_url, *keys) for _ in range(3)),
         )
         crew = [await stack.enter_async_context(one) for one in code]
-        holders = [await line(one) for one in crew]
-        assert len(set(holders)) == len(crew)
+        owners = [await line(one) for one in crew]
+        assert len(set(owners)) == len(crew)
         await asyncio.gather(*map(go, crew))
         results = [json.loads(await line(one)) for one in crew]
     assert emulator.counts.creates == len(emulator.tasks) == KEYS
@@ -124,14 +124,14 @@ async def test_another_process_takes_over(shared_url: str, emulator: Emulator) -
         process(CREATOR, emulator.url, shared_url, "k-0") as first,
         process(CREATOR, emulator.url, shared_url, "k-0") as second,
     ):
-        holder, heir = await line(first), await line(second)
+        owner, heir = await line(first), await line(second)
         await go(first)
-        entry = await entry_in(ledger, State.RUNNING)
-        assert (entry.holder, len(emulator.tasks)) == (holder, 1)
+        entry = await entry_in(ledger, EntryState.RUNNING)
+        assert (entry.owner, len(emulator.tasks)) == (owner, 1)
         await go(second)
         first.kill()
-        entry = await entry_in(ledger, State.RUNNING, not_held_by=holder)
-        assert entry.holder == heir
+        entry = await entry_in(ledger, EntryState.RUNNING, not_held_by=owner)
+        assert entry.owner == heir
         assert entry.task_id
         emulator.finish(entry.task_id)
         assert list(json.loads(await line(second))) == ["k-0"]
@@ -149,7 +149,7 @@ async def test_a_stopped_poller_creates_nothing_twice(shared_url: str, emulator:
         await line(first)
         await line(second)
         await go(first)
-        entry = await entry_in(ledger, State.RUNNING)
+        entry = await entry_in(ledger, EntryState.RUNNING)
         first.send_signal(signal.SIGSTOP)
         await go(second)
         assert entry.task_id
@@ -168,12 +168,12 @@ async def test_a_stopped_sender_is_waited_for(shared_url: str, emulator: Emulato
         process(CREATOR, emulator.url, shared_url, "k-0") as first,
         process(CREATOR, emulator.url, shared_url, "k-0") as second,
     ):
-        holder, _ = await line(first), await line(second)
+        owner, _ = await line(first), await line(second)
         await go(first)
         await emulator.until(lambda: emulator.counts.creates)
         first.send_signal(signal.SIGSTOP)
-        entry = await entry_in(ledger, State.SENDING)
-        assert entry.holder == holder
+        entry = await entry_in(ledger, EntryState.SENDING)
+        assert entry.owner == owner
         await go(second)
         with pytest.raises(TimeoutError):  # longer than the looks of a waiter whether the sender lives
             await asyncio.wait_for(asyncio.shield(second.wait()), 2.5)
@@ -188,7 +188,7 @@ async def test_what_the_first_writes_after_another_closed_is_kept(shared_url: st
     """What a process writes after another one has opened and closed the same ledger is seen by a third."""
     async with open_ledger(shared_url) as ledger:
         for number in range(2):
-            await ledger.ask(key=f"k-{number}", provider="kie", kind="character", request={})
+            await ledger.register(key=f"k-{number}", provider="kie", kind="character", request={})
             assert await ledger.get(f"k-{number}")  # through another connection than the one that wrote
             async with process(OTHER, shared_url) as other:
                 assert await line(other) == str([f"k-{n}" for n in range(number + 1)])

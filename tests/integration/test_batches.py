@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sora_chars import CharacterSession, FixedPace, Kie, Kkiai, Limits, State, open_ledger
+from sora_chars import CharacterSession, EntryState, FixedInterval, Kie, Kkiai, Limits, open_ledger
 from sora_chars.testing import Emulator
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ SOURCE: dict[str, Any] = {"from_task": "a" * 32, "clip": "1,3", "provider": "kie
 def session_at(emulator: Emulator, *, ledger: str | Path = "memory:", limits: Limits | None = None) -> CharacterSession:
     """A session of both providers that looks every 10 ms."""
     kie = Kie("kie-key", base_url=emulator.url, limits=limits, timeout=5.0)
-    return CharacterSession(kie, Kkiai("kkiai-key", base_url=emulator.url), ledger=ledger, pace=FixedPace(0.01))
+    return CharacterSession(kie, Kkiai("kkiai-key", base_url=emulator.url), ledger=ledger, polling=FixedInterval(0.01))
 
 
 def wishes(number: int) -> list[dict[str, Any]]:
@@ -38,12 +38,12 @@ async def test_a_batch_with_faults_ends_for_every_row(emulator: Emulator) -> Non
     emulator.fault("fail_task", rate=0.1, times=None)
     emulator.fault("http_500", on="poll", rate=0.05, times=None)
     async with session_at(emulator) as session:
-        outcomes = await session.create_all(wishes(200), limit=50)
+        outcomes = await session.create_all(wishes(200), concurrency=50)
     tasks, ends = made(emulator), Counter(outcome.state for outcome in outcomes)
     assert [outcome.index for outcome in outcomes] == list(range(200))
-    assert set(ends) == {State.SUCCEEDED, State.FAILED, State.REFUSED, State.UNKNOWN}
+    assert set(ends) == {EntryState.SUCCEEDED, EntryState.FAILED, EntryState.REJECTED, EntryState.UNKNOWN}
     assert max(tasks.values()) == 1
-    assert {str(outcome.key) for outcome in outcomes if outcome.state is not State.REFUSED} == set(tasks)
+    assert {str(outcome.key) for outcome in outcomes if outcome.state is not EntryState.REJECTED} == set(tasks)
     for outcome in outcomes:
         if outcome.task_id:
             assert emulator.tasks[outcome.task_id].input["character_prompt"] == outcome.key
@@ -54,19 +54,19 @@ async def test_a_batch_that_was_left_is_finished_by_the_next(emulator: Emulator,
     emulator.fault("lost_answer", on="create", times=3)
     lost: set[str | None] = set()
     async with session_at(emulator, ledger=tmp_path / "ledger.db") as session:
-        async with session.create_many(wishes(60), limit=10) as outcomes:
+        async with session.create_many(wishes(60), concurrency=10) as outcomes:
             for _ in range(25):
                 outcome = await anext(outcomes)
-                lost |= {outcome.key} if outcome.state is State.UNKNOWN else set()
-        assert outcomes.progress.left
+                lost |= {outcome.key} if outcome.state is EntryState.UNKNOWN else set()
+        assert outcomes.progress.remaining
     before = made(emulator)
     assert 25 <= len(before) <= 25 + 10 + 10  # in flight, and unread
     async with session_at(emulator, ledger=tmp_path / "ledger.db") as session:
         waiting = [handle async for handle in session.recover()]
         assert all(handle.key in before for handle in waiting)
         again = await session.create_all(wishes(60))
-        assert {outcome.key for outcome in again if outcome.state is State.UNKNOWN} == lost
-        assert {outcome.state for outcome in again if outcome.key not in lost} == {State.SUCCEEDED}
+        assert {outcome.key for outcome in again if outcome.state is EntryState.UNKNOWN} == lost
+        assert {outcome.state for outcome in again if outcome.key not in lost} == {EntryState.SUCCEEDED}
         counted = emulator.counts.creates
         await session.create_all(wishes(60))
     assert emulator.counts.creates == counted
@@ -81,16 +81,16 @@ async def test_a_refused_account_is_asked_no_more(emulator: Emulator, tmp_path: 
     rows[100:] = [row | {"provider": "kkiai", "prompt": None} for row in rows[100:]]
     async with session_at(emulator, ledger=tmp_path / "ledger.db") as session:
         fault = emulator.fault(kind, on="create", times=None)
-        async with session.create_many(rows, limit=10) as outcomes:
+        async with session.create_many(rows, concurrency=10) as outcomes:
             ended = [outcome async for outcome in outcomes]
         assert outcomes.stopped == "account"
-        assert (outcomes.refusal, outcomes.progress.left) == (ended[-1].error, 140)
-        assert {outcome.state for outcome in ended} == {State.REFUSED}
+        assert (outcomes.refusal, outcomes.progress.remaining) == (ended[-1].error, 140)
+        assert {outcome.state for outcome in ended} == {EntryState.REJECTED}
         assert sum(emulator.seen.values()) == len(ended) == 10
         fault.remove()
     async with session_at(emulator, ledger=tmp_path / "ledger.db") as session:
         again = await session.create_all(rows)
-    assert {outcome.state for outcome in again} == {State.SUCCEEDED}
+    assert {outcome.state for outcome in again} == {EntryState.SUCCEEDED}
     assert (emulator.counts.creates, emulator.counts.characters) == (100, 50)
 
 
@@ -99,7 +99,7 @@ async def test_a_batch_that_is_cancelled_at_any_step_pays_nothing_twice(emulator
     rows, cancelled = wishes(8 * 40), 0
     async with session_at(emulator) as session:
         for number in range(40):
-            batch = asyncio.create_task(session.create_all(rows[8 * number : 8 * number + 8], limit=4))
+            batch = asyncio.create_task(session.create_all(rows[8 * number : 8 * number + 8], concurrency=4))
             for _ in range(3 * number):
                 await asyncio.sleep(0)
             batch.cancel()
@@ -109,7 +109,7 @@ async def test_a_batch_that_is_cancelled_at_any_step_pays_nothing_twice(emulator
             assert not [name for name in names if name.startswith("sora_chars batch")]
         assert cancelled > 20  # a slow machine may have finished some of them first
         outcomes = await session.create_all(rows)
-    assert {outcome.state for outcome in outcomes} == {State.SUCCEEDED}
+    assert {outcome.state for outcome in outcomes} == {EntryState.SUCCEEDED}
     assert made(emulator) == Counter(str(wish["key"]) for wish in rows)
 
 
@@ -117,11 +117,11 @@ async def test_a_synchronous_provider_makes_as_many_at_once_as_there_are_places(
     """Its answers take as long as its characters: all are asked for before the first comes."""
     emulator.fault("delay", on="character", times=None, seconds=2.0)
     rows = [SOURCE | {"key": str(index), "provider": "kkiai"} for index in range(40)]
-    async with session_at(emulator) as session, session.create_many(rows, limit=40) as outcomes:
+    async with session_at(emulator) as session, session.create_many(rows, concurrency=40) as outcomes:
         await emulator.until(lambda: emulator.seen["POST", "/sora/v1/characters"] == 40)
         assert outcomes.progress.ended == 0
         ends = Counter([(outcome.state, outcome.provider) async for outcome in outcomes])
-    assert ends == {(State.SUCCEEDED, "kkiai"): 40}
+    assert ends == {(EntryState.SUCCEEDED, "kkiai"): 40}
 
 
 async def test_slow_answers_hold_up_nobody_else(emulator: Emulator, tmp_path: Path) -> None:
@@ -130,16 +130,19 @@ async def test_slow_answers_hold_up_nobody_else(emulator: Emulator, tmp_path: Pa
     slow = [SOURCE | {"key": f"slow {index}", "provider": "kkiai"} for index in range(120)]
     kie, kkiai = Kie("kie-key", base_url=emulator.url, limits=None), Kkiai("kkiai-key", base_url=emulator.url)
     ledger = open_ledger(tmp_path / "ledger.db")
-    async with ledger, CharacterSession(kie, kkiai, ledger=ledger, pace=FixedPace(0.01), drain=0.0) as session:
-        async with session.create_many(slow + wishes(10), limit=200) as outcomes:
+    async with (
+        ledger,
+        CharacterSession(kie, kkiai, ledger=ledger, polling=FixedInterval(0.01), shutdown_timeout=0.0) as session,
+    ):
+        async with session.create_many(slow + wishes(10), concurrency=200) as outcomes:
             ends = [(await anext(outcomes)).provider for _ in range(10)]
             assert ends == ["kie"] * 10
             await emulator.until(lambda: emulator.seen["POST", "/sora/v1/characters"] == 100)
             found = Counter([entry.state async for entry in ledger.entries()])
-        assert found == {State.SUCCEEDED: 10, State.SENDING: 100, State.ASKED: 20}
+        assert found == {EntryState.SUCCEEDED: 10, EntryState.SENDING: 100, EntryState.PENDING: 20}
         await session.aclose()
         found = Counter([entry.state async for entry in ledger.entries()])
-    assert found == {State.SUCCEEDED: 10, State.UNKNOWN: 100, State.ASKED: 20}
+    assert found == {EntryState.SUCCEEDED: 10, EntryState.UNKNOWN: 100, EntryState.PENDING: 20}
 
 
 async def test_a_strict_server_turns_no_create_of_a_batch_away() -> None:
@@ -152,6 +155,6 @@ async def test_a_strict_server_turns_no_create_of_a_batch_away() -> None:
             async with session.create_many(rows) as large:
                 await anext(large)
                 small = await session.create_all(rows[:10])
-                assert large.progress.left
-    assert {outcome.state for outcome in small} == {State.SUCCEEDED}
+                assert large.progress.remaining
+    assert {outcome.state for outcome in small} == {EntryState.SUCCEEDED}
     assert (emulator.counts.rejected["create"], emulator.counts.creates > 20) == (0, True)

@@ -13,7 +13,7 @@ import attrs
 import pytest
 from aiohttp import web
 
-from sora_chars import CallbackReceiver, CharacterSession, FixedPace, Kie, TaskFailedError, WaitTimeoutError
+from sora_chars import CallbackReceiver, CharacterSession, FixedInterval, Kie, TaskFailedError, WaitTimeoutError
 from sora_chars.ids import token_digest
 from sora_chars.testing import Emulator
 from sora_chars.testing.emulator.callbacks import envelope, sign
@@ -50,7 +50,7 @@ class Scene:
         return [delivery.status for delivery in deliveries]
 
     async def forge(self, task_id: str, key: str = KEY) -> int:
-        """Claim an invented success with everything right but the content; return the answer's status."""
+        """CapacityRequest an invented success with everything right but the content; return the answer's status."""
         task = self.emulator.tasks[task_id]
         timestamp = str(int(time.time()))
         headers = {"X-Webhook-Timestamp": timestamp, "X-Webhook-Signature": sign(key, task_id, timestamp)}
@@ -72,8 +72,8 @@ async def scene(
     async with Emulator(speed=100, hmac_key=sender_key) as emulator:
         callback_url = f"http://127.0.0.1:{listening.getsockname()[1]}/hooks/kie"
         kie = Kie("key", base_url=emulator.url, callback_url=callback_url)
-        async with CharacterSession(kie, pace=FixedPace(3600)) as session:
-            receiver = CallbackReceiver(session, hmac_key, wall=lambda: time.time() + clock_ahead)
+        async with CharacterSession(kie, polling=FixedInterval(3600)) as session:
+            receiver = CallbackReceiver(session, hmac_key, clock=lambda: time.time() + clock_ahead)
             app.add_subapp("/hooks/kie/", receiver.aiohttp_app())
             await runner.setup()
             await web.SockSite(runner, listening).start()

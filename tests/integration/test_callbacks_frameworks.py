@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from sora_chars import CallbackReceiver, CharacterSession, FixedPace, Kie
+from sora_chars import CallbackReceiver, CharacterSession, FixedInterval, Kie
 from sora_chars.testing import Emulator
 from sora_chars.testing.emulator.callbacks import sign
 
@@ -114,7 +114,7 @@ async def stage(request: pytest.FixtureRequest) -> AsyncGenerator[Stage]:
     port: int = listening.getsockname()[1]
     async with Emulator(speed=100, hmac_key="whsec") as emulator:
         kie = Kie("key", base_url=emulator.url, callback_url=f"http://127.0.0.1:{port}/hooks/kie")
-        async with CharacterSession(kie, pace=FixedPace(3600)) as session:
+        async with CharacterSession(kie, polling=FixedInterval(3600)) as session:
             receiver = CallbackReceiver(session, "whsec", body_limit=10_000, body_timeout=0.05)
             async with serve(receiver, listening):
                 yield Stage(emulator, session, receiver, port)

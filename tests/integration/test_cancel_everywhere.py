@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 import pytest
 
-from sora_chars import CallbackReceiver, CharacterSession, FixedPace, Kie
+from sora_chars import CallbackReceiver, CharacterSession, FixedInterval, Kie
 from sora_chars.errors import SessionClosedError, SubmissionUnknownError, WaitTimeoutError, WatcherStoppedError
-from sora_chars.ledger import State, open_ledger
+from sora_chars.ledger import EntryState, open_ledger
 from sora_chars.ledger import ledger as ledger_module
 from sora_chars.models import Character, ModelInfo, TaskSnapshot
 from sora_chars.protocols import Provider
@@ -115,10 +115,10 @@ def counted(number: int, when: When) -> Generator[Awaits]:
 def session_at(emulator: Emulator, ledger: str) -> CharacterSession:
     """A session that looks every 5 ms."""
     kie = Kie("kie-key", base_url=emulator.url, upload_url=emulator.url, limits=None)
-    return CharacterSession(kie, ledger=ledger, pace=FixedPace(0.005))
+    return CharacterSession(kie, ledger=ledger, polling=FixedInterval(0.005))
 
 
-async def on_record(ledger: str, key: str) -> tuple[State | None, str | None]:
+async def on_record(ledger: str, key: str) -> tuple[EntryState | None, str | None]:
     """The state and the task id of a key, as the next process will find them."""
     async with open_ledger(ledger) as opened:
         entry = await opened.get(key)
@@ -153,7 +153,7 @@ async def test_create_cancelled_at_every_await(
     """Wherever it is cancelled, the id of what was made is on record after closing, and nothing is left over."""
     emulator = sora_emulator_factory(durations=(0.0, 0.0))  # in a thread of its own: its awaits are not counted
     clip, ledger, alive = make_clip(), make_url("sqlite"), asyncio.all_tasks()
-    number, reached, outcomes = 0, True, set[tuple[bool, State | None]]()
+    number, reached, outcomes = 0, True, set[tuple[bool, EntryState | None]]()
     while reached:
         before = set(emulator.tasks)
         session = await session_at(emulator, ledger).open()
@@ -168,10 +168,10 @@ async def test_create_cancelled_at_every_await(
         assert set(emulator.tasks) - before == ({task_id} if task_id else set())
         outcomes.add((awaits.struck, state))
         number, reached = number + 1, awaits.count > number
-    assert outcomes - {(True, None), (True, State.SUCCEEDED)} == {
-        (True, State.ASKED),
-        (True, State.RUNNING),
-        (False, State.SUCCEEDED),
+    assert outcomes - {(True, None), (True, EntryState.SUCCEEDED)} == {
+        (True, EntryState.PENDING),
+        (True, EntryState.RUNNING),
+        (False, EntryState.SUCCEEDED),
     }
 
 
@@ -192,7 +192,7 @@ async def followed(
     async with open_ledger(url) as other:
         entry = await other.get("theirs")
         assert entry
-        await other.move(entry, State.RUNNING)
+        await other.transition(entry, EntryState.RUNNING)
         yield emulator, url
 
 
@@ -201,7 +201,7 @@ async def test_closing_cancelled_at_every_await(when: When, followed: tuple[Emul
     """Wherever it is cancelled, all is closed, and the ledger knows each id, or that the outcome is unknown."""
     emulator, url = followed
     alive = asyncio.all_tasks()
-    number, reached, outcomes = 0, True, set[State | None]()
+    number, reached, outcomes = 0, True, set[EntryState | None]()
     while reached:
         session = await session_at(emulator, url).open()
         waiting = asyncio.create_task((await session.submit(**WISH, key="theirs")).result())
@@ -224,9 +224,9 @@ async def test_closing_cancelled_at_every_await(when: When, followed: tuple[Emul
                 assert isinstance(error, SubmissionUnknownError)
             else:
                 assert submitting.result().task_id == task_id
-            assert (task_id in new) == (state is State.RUNNING)
+            assert (task_id in new) == (state is EntryState.RUNNING)
         number, reached = number + 1, awaits.count > number
-    assert outcomes == {State.RUNNING, State.UNKNOWN}
+    assert outcomes == {EntryState.RUNNING, EntryState.UNKNOWN}
 
 
 @attrs.define(eq=False)
@@ -237,11 +237,11 @@ class Slow(Provider):
     posts: Counter[str | None] = attrs.field(factory=Counter["str | None"])
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """See `Provider`."""
         del callback_url
-        async with sending():
+        async with on_send():
             self.posts[request.key] += 1
             await asyncio.sleep(MOMENT)
         return TaskSnapshot(task_id=f"task of {request.key}", provider=self.name, state="waiting")
@@ -281,11 +281,11 @@ async def expected(session: CharacterSession) -> None:
 
 
 USES: dict[str, Callable[[CharacterSession, str], Awaitable[object]]] = {
-    "ask": lambda session, key: session.ask(**WISH, key=key),
+    "register": lambda session, key: session.register(**WISH, key=key),
     "submit": lambda session, key: session.submit(**WISH, key=key),
     "create": lambda session, key: session.create(**WISH, key=key),
     "create_all": lambda session, key: created(session, key, f"{key}, too"),
-    "advance a wish": lambda session, key: session.advance(f"asked {key}"),
+    "advance a wish": lambda session, key: session.advance(f"pending {key}"),
     "advance a task": lambda session, key: session.advance(f"running {key}"),
     "resolve": lambda session, key: session.resolve(f"unknown {key}", task_id=f"task of unknown {key}"),
     "recover": lambda session, _: listed(session.recover()),
@@ -302,11 +302,13 @@ USES: dict[str, Callable[[CharacterSession, str], Awaitable[object]]] = {
 
 async def prepared(session: CharacterSession, key: str) -> None:
     """Put a wish, a task that runs, and a doubt on record."""
-    for state in (State.ASKED, State.RUNNING, State.UNKNOWN):
-        entry = await session.ask(**WISH, key=f"{state} {key}")
-        if state is not State.ASKED:
-            entry = await session.ledger.move(entry, State.SENDING)
-            await session.ledger.move(entry, state, task_id=f"task of {entry.key}" if state is State.RUNNING else None)
+    for state in (EntryState.PENDING, EntryState.RUNNING, EntryState.UNKNOWN):
+        entry = await session.register(**WISH, key=f"{state} {key}")
+        if state is not EntryState.PENDING:
+            entry = await session.ledger.transition(entry, EntryState.SENDING)
+            await session.ledger.transition(
+                entry, state, task_id=f"task of {entry.key}" if state is EntryState.RUNNING else None
+            )
 
 
 @pytest.mark.parametrize("use", USES)
@@ -318,7 +320,7 @@ async def test_closed_under_every_use_at_every_await(
     provider, ledger, alive = Slow(), open_ledger(ledger_url), asyncio.all_tasks()
     number, reached = 0, True
     while reached:
-        session = await CharacterSession(provider, ledger=ledger, pace=FixedPace(MOMENT)).open()
+        session = await CharacterSession(provider, ledger=ledger, polling=FixedInterval(MOMENT)).open()
         await prepared(session, f"key {number}")
         closing = Closing(session)
         with counted(number, "while it waits") as awaits:
@@ -331,7 +333,7 @@ async def test_closed_under_every_use_at_every_await(
             assert isinstance(error, SessionClosedError | over), repr(error)
         assert asyncio.all_tasks() <= alive
         number, reached = number + 1, awaits.struck
-    async with CharacterSession(provider, ledger=ledger, pace=FixedPace(MOMENT)) as session:
-        keys = [entry.key async for entry in ledger.entries() if entry.state is not State.UNKNOWN]
+    async with CharacterSession(provider, ledger=ledger, polling=FixedInterval(MOMENT)) as session:
+        keys = [entry.key async for entry in ledger.entries() if entry.state is not EntryState.UNKNOWN]
         await created(session, *keys)
     assert set(provider.posts.values()) <= {1}

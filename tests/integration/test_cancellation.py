@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sora_chars import CharacterSession, FixedPace, Kie
+from sora_chars import CharacterSession, FixedInterval, Kie
 from sora_chars.testing import Emulator
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ async def emulator() -> AsyncIterator[Emulator]:
 
 def session_at(emulator: Emulator) -> CharacterSession:
     """A session that looks every 5 ms."""
-    return CharacterSession(Kie("kie-key", base_url=emulator.url, limits=None), pace=FixedPace(0.005))
+    return CharacterSession(Kie("kie-key", base_url=emulator.url, limits=None), polling=FixedInterval(0.005))
 
 
 async def steps(number: int) -> None:
@@ -53,7 +53,7 @@ async def test_a_create_cancelled_at_any_step_sends_nothing_or_logs_the_id(
         async with session_at(emulator) as session:
             creating = asyncio.create_task(session.create(**WISH, key=f"key {number}"))
             await steps(number)
-            waiting = not session._desk._submissions and number > 3
+            waiting = not session._dispatcher._submissions and number > 3
             creating.cancel()
             await asyncio.wait([creating])
             assert creating.cancelled()

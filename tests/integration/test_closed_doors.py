@@ -25,12 +25,12 @@ from aiohttp import web
 from sora_chars import (
     CallbackReceiver,
     CharacterSession,
-    FixedPace,
+    EntryState,
+    FixedInterval,
     Kie,
     LedgerError,
     NoAnswerError,
     SoraCharsError,
-    State,
     SubmissionUnknownError,
     open_ledger,
 )
@@ -86,7 +86,7 @@ async def receiver(emulator: Emulator) -> AsyncGenerator[CallbackReceiver]:
     """Give a receiver that wants signatures, of a session whose callbacks come from the test alone."""
     emulator.fault("lost_callback", times=None)
     kie = Kie(KEY, base_url=emulator.url, callback_url="http://127.0.0.1:9/hooks")
-    async with CharacterSession(kie, pace=FixedPace(0.01)) as session:
+    async with CharacterSession(kie, polling=FixedInterval(0.01)) as session:
         yield CallbackReceiver(session, HMAC_KEY, body_limit=100_000, most_events=5)
 
 
@@ -296,9 +296,9 @@ async def test_hostile_ids_are_only_text(ledger_url: str, tmp_path: Path) -> Non
     """Quotes, statements, placeholders and paths in a key, a task id or a token name their own entry and do nothing."""
     async with open_ledger(ledger_url) as ledger:
         for number, text in enumerate(HOSTILE):
-            asked = await ledger.ask(key=text, provider=text, kind=text, request={text: text, "n": number})
-            sending = await ledger.move(asked, State.SENDING, token_digest=text)
-            await ledger.move(sending, State.RUNNING, task_id=text)
+            asked = await ledger.register(key=text, provider=text, kind=text, request={text: text, "n": number})
+            sending = await ledger.transition(asked, EntryState.SENDING, token_digest=text)
+            await ledger.transition(sending, EntryState.RUNNING, task_id=text)
         for number, text in enumerate(HOSTILE):
             found = [await ledger.get(text), await ledger.by_task(text, text), await ledger.by_token(text)]
             assert [entry and entry.request for entry in found] == [{text: text, "n": number}] * 3
@@ -306,12 +306,12 @@ async def test_hostile_ids_are_only_text(ledger_url: str, tmp_path: Path) -> Non
         assert [entry.key async for entry in ledger.entries()] == list(HOSTILE)
         for text in UNKEEPABLE:
             with pytest.raises(LedgerError, match="no text that can be recorded"):
-                await ledger.ask(key=text, provider="kie", kind="k", request={})
+                await ledger.register(key=text, provider="kie", kind="k", request={})
             assert await ledger.by_task("kie", text) is None
         victim = tmp_path / "victim.lock"
         victim.touch()
-        for holder in (*HOSTILE, "\x00", "/../victim", "x/../../victim"):
-            assert await ledger.is_gone(holder)
+        for owner in (*HOSTILE, "\x00", "/../victim", "x/../../victim"):
+            assert await ledger.is_dead(owner)
         assert victim.exists()
     assert {path.name for path in tmp_path.iterdir()} <= {"victim.lock", "characters.db"}
 
@@ -345,7 +345,7 @@ async def test_a_true_token_cannot_claim_another_task(receiver: CallbackReceiver
         await receiver.session.submit(**WISH, key="lost")
     (*_, lost) = emulator.tasks.values()
     path = str(lost.callback_url).removeprefix("http://127.0.0.1:9")
-    for task_id, status, state in ((other, 401, State.UNKNOWN), (lost.task_id, 200, State.RUNNING)):
+    for task_id, status, state in ((other, 401, EntryState.UNKNOWN), (lost.task_id, 200, EntryState.RUNNING)):
         body = json.dumps({"data": {"taskId": task_id, "state": "success"}}).encode()
         assert (await receiver.handle("POST", path, signed(task_id), once(body)))[0] == status
         entry = await receiver.session.entry("lost")
@@ -367,9 +367,9 @@ async def test_no_umask_opens_the_ledger(tmp_path: Path) -> None:
     """The database, its log, its index and the locks are for their owner only, whatever the umask."""
     path = tmp_path / "characters.db"
     async with open_ledger(path) as ledger, open_ledger(path) as second:
-        await ledger.ask(key="k", provider="kie", kind="k", request={})
+        await ledger.register(key="k", provider="kie", kind="k", request={})
         modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
-        endings = ("", "-wal", "-shm", f"-{ledger.holder}.lock", f"-{second.holder}.lock")
+        endings = ("", "-wal", "-shm", f"-{ledger.owner}.lock", f"-{second.owner}.lock")
         assert modes == {f"characters.db{ending}": 0o600 for ending in endings}
 
 
@@ -377,14 +377,16 @@ async def test_all_that_is_stored_is_plain(tmp_path: Path) -> None:
     """Every value in the file is text or a number, and what has a structure is JSON."""
     path = tmp_path / "characters.db"
     async with open_ledger(path) as ledger:
-        ends: dict[State, dict[str, Any]] = {
-            State.SUCCEEDED: {"result": [{"a": "\x00"}]},
-            State.FAILED: {"error": {"b": None}},
+        ends: dict[EntryState, dict[str, Any]] = {
+            EntryState.SUCCEEDED: {"result": [{"a": "\x00"}]},
+            EntryState.FAILED: {"error": {"b": None}},
         }
         for end, facts in ends.items():
-            asked = await ledger.ask(key=end, provider="kie", kind="k", request={"c": 1.5})
-            running = await ledger.move(await ledger.move(asked, State.SENDING), State.RUNNING, task_id=end)
-            await ledger.move(running, end, credits=0.5, **facts)
+            asked = await ledger.register(key=end, provider="kie", kind="k", request={"c": 1.5})
+            running = await ledger.transition(
+                await ledger.transition(asked, EntryState.SENDING), EntryState.RUNNING, task_id=end
+            )
+            await ledger.transition(running, end, credits=0.5, **facts)
     with closing(sqlite3.connect(path)) as connection:
         connection.row_factory = sqlite3.Row
         rows = [dict(row) for row in connection.execute("SELECT * FROM entries")]
@@ -428,7 +430,7 @@ async def test_no_secret_is_told(emulator: Emulator, tmp_path: Path, caplog: pyt
     emulator.fault("lost_callback", times=None)
     kie = Kie(KEY, base_url=emulator.url, callback_url="http://127.0.0.1:9/hooks", timeout=0.3, limits=None)
     ledger = tmp_path / "characters.db"
-    async with CharacterSession(kie, ledger=ledger, pace=FixedPace(0.01)) as session:
+    async with CharacterSession(kie, ledger=ledger, polling=FixedInterval(0.01)) as session:
         receiver = CallbackReceiver(session, HMAC_KEY)
         for fault, settings in FAULTS:
             emulator.fault(fault, **settings)

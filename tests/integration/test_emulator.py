@@ -23,7 +23,7 @@ CREATE, RECORD = "/api/v1/jobs/createTask", "/api/v1/jobs/recordInfo"
 CHARACTER = {"url": "https://example.com/clip.mp4", "timestamps": "1,3"}
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """What came back."""
 
     status: int
@@ -47,17 +47,17 @@ class Client:
     def __init__(self, emulator: Emulator, http: aiohttp.ClientSession) -> None:
         self.emulator, self.http = emulator, http
 
-    async def ask(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
+    async def ask(self, method: str, path: str, body: object = None, **headers: str) -> Response:
         """Send a request with a JSON body, or with none."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         async with self.http.request(method, self.emulator.url + path, json=body, headers=named) as answer:
-            return Answer(answer.status, answer.headers["Content-Type"], await answer.text())
+            return Response(answer.status, answer.headers["Content-Type"], await answer.text())
 
-    async def create(self, model: str = "sora-2-characters-pro", inputs: object = PRO) -> Answer:
+    async def create(self, model: str = "sora-2-characters-pro", inputs: object = PRO) -> Response:
         """Start a task."""
         return await self.ask("POST", CREATE, {"model": model, "input": inputs})
 
-    async def record(self, task_id: object) -> Answer:
+    async def record(self, task_id: object) -> Response:
         """Look at a task."""
         return await self.ask("GET", f"{RECORD}?taskId={task_id}")
 

@@ -201,7 +201,7 @@ async def test_a_double_callback(emulator: Emulator, receiver: Receiver, start: 
 
 
 async def test_a_lost_callback_of_one_task(emulator: Emulator, receiver: Receiver, start: Start) -> None:
-    """A fault in the header of a create strikes the callback of that task alone."""
+    """A fault in the header of a create consecutive_429s the callback of that task alone."""
     lost, other = await start(X_Emulator_Fault="lost_callback"), await start()
     emulator.finish(lost.task_id)
     await emulator.until(lambda: lost.notified)

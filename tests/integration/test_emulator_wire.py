@@ -182,7 +182,7 @@ async def test_a_result_has_any_shape(emulator: Emulator, http: aiohttp.ClientSe
 
 
 async def test_a_header_strikes_one_request(emulator: Emulator, http: aiohttp.ClientSession) -> None:
-    """A fault in a header strikes its own request alone: as an answer, as a task, or not at all when it is unknown."""
+    """A fault in a header consecutive_429s its own request alone: as an answer, as a task, or not at all when it is unknown."""
     refused = await create(http, X_Emulator_Fault="status; code=433; status=200")
     assert refused["code"] == 433
     assert "no fault 'x'" in str((await create(http, X_Emulator_Fault="x"))["error"])
@@ -226,7 +226,7 @@ async def test_the_rows_of_kkiais_table(
 
 
 async def test_a_lost_answer_of_every_route(emulator: Emulator, http: aiohttp.ClientSession) -> None:
-    """A fault on any route strikes credit and uploads as well as creates."""
+    """A fault on any route consecutive_429s credit and uploads as well as creates."""
     emulator.fault("lost_answer", on="any", times=None)
     body = {"base64Data": "AAAA", "uploadPath": "x"}
     with pytest.raises(aiohttp.ServerDisconnectedError):

@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import pytest
 
-from sora_chars import Character, CharacterSession, FixedPace, Kie, Kkiai
+from sora_chars import Character, CharacterSession, FixedInterval, Kie, Kkiai
 from sora_chars.errors import ModelUnavailableError, SubmissionUnknownError
 from sora_chars.testing import Emulator
 from sora_chars.testing.proxy import FaultName, FaultProxy, NetworkFault
@@ -53,7 +53,7 @@ def named(part: object) -> str | None:
 def session_at(url: str, *, timeout: float = 10.0) -> CharacterSession:
     """A session of both providers that looks every 5 ms; `timeout`: seconds that a create may take."""
     kie = Kie("kie-key", base_url=url, limits=None, timeout=timeout)
-    return CharacterSession(kie, Kkiai("kkiai-key", base_url=url, timeout=timeout), pace=FixedPace(0.005))
+    return CharacterSession(kie, Kkiai("kkiai-key", base_url=url, timeout=timeout), polling=FixedInterval(0.005))
 
 
 def made(emulator: Emulator) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import attrs
 import pytest
 
-from sora_chars import CharacterSession, FixedPace, Kie, TaskWatcher
+from sora_chars import CharacterSession, FixedInterval, Kie, TaskWatcher
 from sora_chars.errors import NoAnswerError
 from sora_chars.testing.proxy import FaultName, FaultProxy, NetworkFault
 
@@ -37,7 +37,7 @@ def milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
 def session_at(proxy: FaultProxy, *, budget: float = 300.0) -> CharacterSession:
     """A session that looks every 20 ms and bears `budget` seconds of nothing but faults."""
     kie = Kie("kie-key", base_url=proxy.url, limits=None, timeout=10.0)
-    return CharacterSession(kie, watcher=TaskWatcher(pace=FixedPace(0.02), fault_budget=budget))
+    return CharacterSession(kie, watcher=TaskWatcher(polling=FixedInterval(0.02), fault_budget=budget))
 
 
 async def test_all_faults_in_turn_end_no_wait(emulator: Emulator, proxy: FaultProxy) -> None:
@@ -69,7 +69,7 @@ async def test_many_waits_under_faults_of_every_kind_all_end_well(
     assert proxy.steps["POST", "forward_head"] == len(emulator.tasks) == 30
 
 
-ENDLESS = [
+UNLIMITED = [
     (NetworkFault("cut_before_request"), "Server disconnected"),
     (NetworkFault("cut_mid_answer", reset=True), "reset by peer"),
     (NetworkFault("half_open"), "no answer within 0.5 s"),
@@ -77,7 +77,7 @@ ENDLESS = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "name"), ENDLESS, ids=[name for _, name in ENDLESS])
+@pytest.mark.parametrize(("fault", "name"), UNLIMITED, ids=[name for _, name in UNLIMITED])
 async def test_beyond_the_budget_the_wait_ends_with_what_was_met(
     fault: NetworkFault, name: str, emulator: Emulator, proxy: FaultProxy
 ) -> None:

@@ -9,12 +9,12 @@ import pytest
 
 from sora_chars import (
     Entry,
-    EntryMovedError,
-    IllegalMoveError,
+    EntryState,
+    InvalidTransitionError,
     KeyConflictError,
     Ledger,
     LedgerError,
-    State,
+    StaleEntryError,
     WrongLoopError,
     open_ledger,
 )
@@ -28,13 +28,13 @@ REQUEST: dict[str, Any] = {"from_task": "t-0", "clip": [1, 3.5], "prompt": "Ein 
 def ask(ledger: Ledger, key: str = "k-1", **changes: Any) -> Coroutine[Any, Any, Entry]:
     """Ask for something, `changes` aside always for the same."""
     wish: dict[str, Any] = {"provider": "kie", "kind": "character", "request": REQUEST}
-    return ledger.ask(key=key, **wish | changes)
+    return ledger.register(key=key, **wish | changes)
 
 
 async def running(ledger: Ledger, key: str = "k-1", **facts: Any) -> Entry:
     """Bring an entry as far as its task."""
-    sending = await ledger.move(await ask(ledger, key), State.SENDING, token_digest=f"digest-{key}")
-    return await ledger.move(sending, State.RUNNING, task_id=f"task-{key}", **facts)
+    sending = await ledger.transition(await ask(ledger, key), EntryState.SENDING, token_digest=f"digest-{key}")
+    return await ledger.transition(sending, EntryState.RUNNING, task_id=f"task-{key}", **facts)
 
 
 async def keys(ledger: Ledger, **choice: Any) -> list[str]:
@@ -47,20 +47,20 @@ async def test_an_entry_goes_from_wish_to_result(ledger_url: str) -> None:
     ticks = iter((100.25, 101.5, 102.5, 103.125))
     async with open_ledger(ledger_url, clock=lambda: next(ticks)) as ledger:
         asked = await ask(ledger)
-        assert (asked.state, asked.version, asked.holder, asked.request) == (State.ASKED, 1, None, REQUEST)
+        assert (asked.state, asked.version, asked.owner, asked.request) == (EntryState.PENDING, 1, None, REQUEST)
         assert (asked.result, asked.error, asked.created_at, asked.updated_at) == (None, None, 100.25, 100.25)
         assert await ledger.get("k-1") == asked
 
-        sending = await ledger.move(asked, State.SENDING, token_digest="d-1")
-        assert (sending.state, sending.version, sending.holder) == (State.SENDING, 2, ledger.holder)
+        sending = await ledger.transition(asked, EntryState.SENDING, token_digest="d-1")
+        assert (sending.state, sending.version, sending.owner) == (EntryState.SENDING, 2, ledger.owner)
         assert await ledger.by_token("d-1") == sending
 
-        run = await ledger.move(sending, State.RUNNING, task_id="t-1")
+        run = await ledger.transition(sending, EntryState.RUNNING, task_id="t-1")
         assert await ledger.by_task("kie", "t-1") == run
         assert run.token_digest == "d-1"
 
-        done = await ledger.move(run, State.SUCCEEDED, result={"id": ["ch_1", None, 2.5]}, credits=2.0)
-        assert (done.state, done.holder, done.result, done.credits) == (
+        done = await ledger.transition(run, EntryState.SUCCEEDED, result={"id": ["ch_1", None, 2.5]}, credits=2.0)
+        assert (done.state, done.owner, done.result, done.credits) == (
             "succeeded",
             None,
             {"id": ["ch_1", None, 2.5]},
@@ -92,8 +92,10 @@ async def test_a_task_is_one_of_a_provider(ledger_url: str) -> None:
 async def test_a_token_that_was_replaced_is_nobodys(ledger_url: str) -> None:
     """When an entry is sent again with another token, only that one finds it."""
     async with open_ledger(ledger_url) as ledger:
-        sending = await ledger.move(await ask(ledger), State.SENDING, token_digest="d-1")
-        again = await ledger.move(await ledger.move(sending, State.ASKED), State.SENDING, token_digest="d-2")
+        sending = await ledger.transition(await ask(ledger), EntryState.SENDING, token_digest="d-1")
+        again = await ledger.transition(
+            await ledger.transition(sending, EntryState.PENDING), EntryState.SENDING, token_digest="d-2"
+        )
         assert [await ledger.by_token("d-1"), await ledger.by_token("d-2")] == [None, again]
 
 
@@ -128,9 +130,11 @@ async def test_of_two_who_move_an_entry_one_does(ledger_url: str) -> None:
     """Of many who move the same entry at once one succeeds, and the others are shown what it is now."""
     async with open_ledger(ledger_url) as ledger:
         asked = await ask(ledger)
-        ends = await asyncio.gather(*(ledger.move(asked, State.SENDING) for _ in range(20)), return_exceptions=True)
+        ends = await asyncio.gather(
+            *(ledger.transition(asked, EntryState.SENDING) for _ in range(20)), return_exceptions=True
+        )
         [winner] = [end for end in ends if isinstance(end, Entry)]
-        losers = [end for end in ends if isinstance(end, EntryMovedError)]
+        losers = [end for end in ends if isinstance(end, StaleEntryError)]
         assert [loser.entry for loser in losers] == [winner] * 19
         assert await ledger.get("k-1") == winner
 
@@ -139,17 +143,17 @@ async def test_an_illegal_move_changes_nothing(ledger_url: str) -> None:
     """A move that the states do not allow raises and leaves the entry as it was."""
     async with open_ledger(ledger_url) as ledger:
         asked = await ask(ledger)
-        with pytest.raises(IllegalMoveError):
-            await ledger.move(asked, State.RUNNING, task_id="t-1")
+        with pytest.raises(InvalidTransitionError):
+            await ledger.transition(asked, EntryState.RUNNING, task_id="t-1")
         assert await ledger.get("k-1") == asked
 
 
 async def test_a_task_can_be_taken_over(ledger_url: str) -> None:
-    """A running entry let go has no holder, and whoever moves it to running again holds it."""
+    """A running entry let go has no owner, and whoever moves it to running again holds it."""
     async with open_ledger(ledger_url) as ledger:
-        free = await running(ledger, held=False)
-        assert free.holder is None
-        assert (await ledger.move(free, State.RUNNING)).holder == ledger.holder
+        free = await running(ledger, claim=False)
+        assert free.owner is None
+        assert (await ledger.transition(free, EntryState.RUNNING)).owner == ledger.owner
 
 
 async def test_what_cannot_be_recorded_is_said(ledger_url: str) -> None:
@@ -158,9 +162,9 @@ async def test_what_cannot_be_recorded_is_said(ledger_url: str) -> None:
         for bad in ("", "a\x00b", "\ud800"):
             with pytest.raises(LedgerError, match="key"):
                 await ask(ledger, bad)
-        sending = await ledger.move(await ask(ledger), State.SENDING)
+        sending = await ledger.transition(await ask(ledger), EntryState.SENDING)
         with pytest.raises(LedgerError, match="task_id"):
-            await ledger.move(sending, State.RUNNING, task_id="t\x00")
+            await ledger.transition(sending, EntryState.RUNNING, task_id="t\x00")
         assert await ledger.get("k-1") == sending
 
 
@@ -168,7 +172,7 @@ async def test_an_entry_of_another_ledger_cannot_be_moved(ledger_url: str) -> No
     """Moving an entry that the ledger does not hold is an error of the ledger."""
     async with open_ledger("memory:") as other, open_ledger(ledger_url) as ledger:
         with pytest.raises(LedgerError, match="lost the entry of key k-1"):
-            await ledger.move(await ask(other), State.SENDING)
+            await ledger.transition(await ask(other), EntryState.SENDING)
 
 
 async def test_entries_stream_in_order(ledger_url: str) -> None:
@@ -192,18 +196,18 @@ async def test_entries_are_chosen(ledger_url: str) -> None:
         await ask(ledger, "k-1")
         await running(ledger, "k-2")
         done = await running(ledger, "k-3")
-        await ledger.move(done, State.SUCCEEDED, result={"mentions": ["@Ärger"], "count": 3})
-        assert await keys(ledger, states={State.RUNNING}) == ["k-2"]
-        assert await keys(ledger, states={State.ASKED, State.SUCCEEDED}) == ["k-1", "k-3"]
+        await ledger.transition(done, EntryState.SUCCEEDED, result={"mentions": ["@Ärger"], "count": 3})
+        assert await keys(ledger, states={EntryState.RUNNING}) == ["k-2"]
+        assert await keys(ledger, states={EntryState.PENDING, EntryState.SUCCEEDED}) == ["k-1", "k-3"]
         assert await keys(ledger, states=()) == []
         assert await keys(ledger, word="ärger") == ["k-3"]
         assert await keys(ledger, word="FRÖHLICH") == ["k-1", "k-2", "k-3"]
         assert await keys(ledger, word="TASK-K") == ["k-2", "k-3"]
         assert await keys(ledger, word="k-1") == ["k-1"]
         assert await keys(ledger, word="prompt") == []
-        assert await keys(ledger, word="fröh", states={State.RUNNING, State.ASKED}, limit=1, newest_first=True) == [
-            "k-2"
-        ]
+        assert await keys(
+            ledger, word="fröh", states={EntryState.RUNNING, EntryState.PENDING}, limit=1, newest_first=True
+        ) == ["k-2"]
 
 
 async def test_who_waits_hears_of_a_move(ledger_url: str) -> None:
@@ -213,7 +217,7 @@ async def test_who_waits_hears_of_a_move(ledger_url: str) -> None:
         waits = [asyncio.create_task(ledger.changed(asked, timeout=30)) for _ in range(2)]
         other = asyncio.create_task(ledger.changed(await ask(ledger, "k-2"), timeout=30))
         await asyncio.sleep(0)
-        sending = await ledger.move(asked, State.SENDING)
+        sending = await ledger.transition(asked, EntryState.SENDING)
         assert await asyncio.gather(*waits) == [sending, sending]
         assert await ledger.changed(asked) == sending
         assert not other.done()
@@ -228,15 +232,15 @@ async def test_a_wait_for_a_change_ends(ledger_url: str) -> None:
 
 
 async def test_two_ledgers_have_two_holders(ledger_url: str) -> None:
-    """A holder is not gone before it has closed, and no other ever bears its name."""
+    """A owner is not gone before it has closed, and no other ever bears its name."""
     async with open_ledger(ledger_url) as ledger:
-        assert not await ledger.is_gone(ledger.holder)
-        first = ledger.holder
+        assert not await ledger.is_dead(ledger.owner)
+        first = ledger.owner
         await ledger.aclose()
         await ledger.open()
-        assert ledger.holder != first
+        assert ledger.owner != first
         async with asyncio.timeout(10):
-            while not await ledger.is_gone(first):  # noqa: ASYNC110 # PostgreSQL takes a moment to see who hung up
+            while not await ledger.is_dead(first):  # noqa: ASYNC110 # PostgreSQL takes a moment to see who hung up
                 await asyncio.sleep(0.01)
 
 

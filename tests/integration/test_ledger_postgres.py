@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import psycopg
 import pytest
 
-from sora_chars import Entry, Ledger, LedgerError, State, open_ledger
+from sora_chars import Entry, EntryState, Ledger, LedgerError, open_ledger
 from sora_chars.ledger.stores import postgres as module
 from sora_chars.ledger.stores.postgres import PostgresStore
 
@@ -35,7 +35,7 @@ KILL_ALL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname
 
 def ask(ledger: Ledger, key: str = "k-1") -> Coroutine[Any, Any, Entry]:
     """Ask for something."""
-    return ledger.ask(key=key, provider="kie", kind="character", request={})
+    return ledger.register(key=key, provider="kie", kind="character", request={})
 
 
 @pytest.fixture
@@ -55,14 +55,14 @@ async def heard(ledger: Ledger, other: Ledger, key: str) -> None:
     """Wait until moves in one ledger wake who waits in the other."""
     asked = await ask(other, key)
     waits = asyncio.create_task(ledger.changed(asked, timeout=30))
-    moved = await other.move(asked, State.SENDING)
+    moved = await other.transition(asked, EntryState.SENDING)
     assert await waits == moved
 
 
-async def has_lock(ledger: Ledger, holder: str) -> None:
-    """Wait until a holder is seen alive."""
+async def has_lock(ledger: Ledger, owner: str) -> None:
+    """Wait until a owner is seen alive."""
     async with asyncio.timeout(10):
-        while await ledger.is_gone(holder):  # noqa: ASYNC110 # the other side reconnects when it does
+        while await ledger.is_dead(owner):  # noqa: ASYNC110 # the other side reconnects when it does
             await asyncio.sleep(0.01)
 
 
@@ -75,10 +75,10 @@ async def test_killed_connections_are_not_noticed(postgres_url: str, postgres: S
         for _ in range(2):
             await asyncio.to_thread(postgres.sql, KILL_ALL)
             await asyncio.gather(*(ask(ledger, f"k-{number}") for number in range(30)))
-        moved = await other.move(asked, State.SENDING)
+        moved = await other.transition(asked, EntryState.SENDING)
         assert await waits == moved
-        await has_lock(other, ledger.holder)
-        await has_lock(ledger, other.holder)
+        await has_lock(other, ledger.owner)
+        await has_lock(ledger, other.owner)
         await heard(ledger, other, "k-after")
 
 
@@ -88,14 +88,14 @@ async def test_a_server_that_is_away_is_said(
     """While the server is down every call says so, all at once; when it is up again all goes on, with the same name."""
     async with quick, Ledger(PostgresStore(postgres_url, patience=0.5)) as other:
         asked = await ask(quick)
-        holder = quick.holder
+        owner = quick.owner
         await asyncio.to_thread(server.stop)
         async with asyncio.timeout(20):  # one after the other they would take minutes
             ends = await asyncio.gather(
                 *(ask(quick, f"k-{number}") for number in range(2000)),
-                quick.move(asked, State.SENDING),
+                quick.transition(asked, EntryState.SENDING),
                 quick.get("k-1"),
-                quick.is_gone("somebody"),
+                quick.is_dead("somebody"),
                 return_exceptions=True,
             )
         assert all(isinstance(end, LedgerError) and "database could not be used" in str(end) for end in ends)
@@ -106,7 +106,7 @@ async def test_a_server_that_is_away_is_said(
             while isinstance(await _end(quick.get("k-1")), LedgerError):
                 pass
         assert await quick.get("k-1") == asked
-        await has_lock(other, holder)
+        await has_lock(other, owner)
         await heard(other, quick, "k-after")
     lost = [record.levelno for record in caplog.records if record.getMessage() == "ledger.line_lost"]
     assert lost == [logging.WARNING] * 2
@@ -147,7 +147,7 @@ async def test_a_statement_may_run_twice(postgres_url: str) -> None:
     async with Ledger(store) as ledger:
         asked = await ask(ledger)
         assert await store.insert(asked) is asked
-        sending = await ledger.move(asked, State.SENDING)
+        sending = await ledger.transition(asked, EntryState.SENDING)
         assert await store.replace(asked, sending) is sending
 
 
@@ -185,7 +185,7 @@ async def test_newer_tables_are_left_alone(postgres_url: str, monkeypatch: pytes
         pass
     monkeypatch.setattr(module, "UPGRADES", ())
     for _ in range(2):
-        with pytest.raises(LedgerError, match=r"version 2, newer than this package knows \(0\)"):
+        with pytest.raises(LedgerError, match=r"version 4, newer than this package knows \(0\)"):
             await open_ledger(postgres_url).open()
 
 
@@ -229,10 +229,10 @@ async def test_a_table_that_stays_locked_is_said(postgres_url: str) -> None:
         asked = await ask(ledger)
         async with await psycopg.AsyncConnection.connect(postgres_url) as other:
             await other.execute("LOCK TABLE sora_chars_entries IN ACCESS EXCLUSIVE MODE")
-            for use in (ask(ledger, "k-2"), ledger.move(asked, State.SENDING), ledger.get("k-1")):
+            for use in (ask(ledger, "k-2"), ledger.transition(asked, EntryState.SENDING), ledger.get("k-1")):
                 with pytest.raises(LedgerError, match="lock timeout"):
                     await use
-        assert (await ledger.move(asked, State.SENDING)).state is State.SENDING
+        assert (await ledger.transition(asked, EntryState.SENDING)).state is EntryState.SENDING
 
 
 async def test_a_line_that_cannot_listen_is_closed(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sora_chars import State, WrongLoopError, open_ledger
+from sora_chars import EntryState, WrongLoopError, open_ledger
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 RACER = """
 import asyncio, contextlib, sys
-from sora_chars import EntryMovedError, State, open_ledger
+from sora_chars import StaleEntryError, EntryState, open_ledger
 
 async def race(ledger, key):
-    entry = await ledger.ask(key=key, provider="kie", kind="character", request={})
-    if entry.state is State.ASKED:
-        with contextlib.suppress(EntryMovedError):
-            await ledger.move(entry, State.SENDING)
+    entry = await ledger.register(key=key, provider="kie", kind="character", request={})
+    if entry.state is EntryState.PENDING:
+        with contextlib.suppress(StaleEntryError):
+            await ledger.transition(entry, EntryState.SENDING)
             print(key)
 
 async def main():
@@ -42,16 +42,16 @@ asyncio.run(main())
 
 HOLDER = """
 import asyncio, os, sys
-from sora_chars import State, open_ledger
+from sora_chars import EntryState, open_ledger
 
 async def main():
     async with open_ledger(sys.argv[1]) as ledger:
-        entry = await ledger.ask(key="k-1", provider="kie", kind="character", request={})
-        await ledger.move(entry, State.SENDING)
+        entry = await ledger.register(key="k-1", provider="kie", kind="character", request={})
+        await ledger.transition(entry, EntryState.SENDING)
         if len(sys.argv) > 2 and os.fork() == 0:
             sys.stdin.read()  # as long as the test's end of the pipe is open
             os._exit(0)
-        print(ledger.holder, flush=True)
+        print(ledger.owner, flush=True)
         await asyncio.Event().wait()
 
 asyncio.run(main())
@@ -84,10 +84,10 @@ async def line(process: Process) -> str:
     return (await asyncio.wait_for(process.stdout.readline(), 30)).decode().strip()
 
 
-async def seen_gone(ledger: Ledger, holder: str) -> None:
-    """Wait until a holder is known to be gone."""
+async def seen_gone(ledger: Ledger, owner: str) -> None:
+    """Wait until a owner is known to be gone."""
     async with asyncio.timeout(10):
-        while not await ledger.is_gone(holder):  # noqa: ASYNC110 # a server takes a moment to see who hung up
+        while not await ledger.is_dead(owner):  # noqa: ASYNC110 # a server takes a moment to see who hung up
             await asyncio.sleep(0.01)
 
 
@@ -106,28 +106,28 @@ async def test_of_four_processes_one_sends(shared_url: str) -> None:
 async def test_a_killed_process_is_gone(shared_url: str) -> None:
     """A process is not gone while it lives or is stopped, and is once it was killed; its entry names it."""
     async with open_ledger(shared_url) as ledger, worker(HOLDER, shared_url) as process:
-        holder = await line(process)
+        owner = await line(process)
         entry = await ledger.get("k-1")
         assert entry is not None
-        assert (entry.state, entry.holder) == (State.SENDING, holder)
-        assert not await ledger.is_gone(holder)
+        assert (entry.state, entry.owner) == (EntryState.SENDING, owner)
+        assert not await ledger.is_dead(owner)
         process.send_signal(signal.SIGSTOP)
-        assert not await ledger.is_gone(holder)
+        assert not await ledger.is_dead(owner)
         process.send_signal(signal.SIGCONT)
-        assert not await ledger.is_gone(holder)
+        assert not await ledger.is_dead(owner)
         process.kill()
-        await seen_gone(ledger, holder)
-        assert await ledger.is_gone(holder)
+        await seen_gone(ledger, owner)
+        assert await ledger.is_dead(owner)
 
 
 @pytest.mark.parametrize("shared_url", ["sqlite"], indirect=True)
 async def test_a_forked_child_does_not_keep_its_parent_alive(shared_url: str) -> None:
     """A killed process is gone although a child that it forked lives on."""
     async with open_ledger(shared_url) as ledger, worker(HOLDER, shared_url, "fork") as process:
-        holder = await line(process)
-        assert not await ledger.is_gone(holder)
+        owner = await line(process)
+        assert not await ledger.is_dead(owner)
         process.kill()
-        await seen_gone(ledger, holder)
+        await seen_gone(ledger, owner)
 
 
 @pytest.mark.parametrize("shared_url", ["sqlite"], indirect=True)
@@ -141,20 +141,20 @@ async def test_what_the_dead_left_is_cleared(shared_url: str) -> None:
         assert path.with_name(f"{path.name}-{dead}.lock").exists()
         async with open_ledger(shared_url) as other:
             locks = {file.name for file in path.parent.iterdir()} - {path.name, f"{path.name}-wal", f"{path.name}-shm"}
-            assert locks == {f"{path.name}-{holder}.lock" for holder in (ledger.holder, other.holder)}
+            assert locks == {f"{path.name}-{owner}.lock" for owner in (ledger.owner, other.owner)}
 
 
 async def test_a_move_in_one_process_wakes_another(shared_url: str) -> None:
     """Whoever waits through one opening hears of moves through another, each of those who wait of its own entry."""
     async with open_ledger(shared_url) as ours, open_ledger(shared_url) as theirs:
-        entries = [await ours.ask(key=f"k-{n}", provider="kie", kind="character", request={}) for n in range(3)]
+        entries = [await ours.register(key=f"k-{n}", provider="kie", kind="character", request={}) for n in range(3)]
         waits = [asyncio.create_task(ours.changed(entry, timeout=30)) for entry in entries]
         for entry, wait in list(zip(entries, waits, strict=True))[:2]:
-            moved = await theirs.move(entry, State.SENDING)
+            moved = await theirs.transition(entry, EntryState.SENDING)
             assert await wait == moved
         assert not waits[2].done()
         again = asyncio.create_task(ours.changed(await waits[0], timeout=30))
-        moved = await theirs.move(await waits[0], State.UNKNOWN)
+        moved = await theirs.transition(await waits[0], EntryState.UNKNOWN)
         assert await again == moved
         waits[2].cancel()
 
@@ -176,5 +176,5 @@ def test_a_fork_is_told(shared_url: str) -> None:
                 os._exit(ended)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert runner.run(ledger.get("k-1")) is None
-        assert not runner.run(ledger.is_gone(ledger.holder))
+        assert not runner.run(ledger.is_dead(ledger.owner))
         runner.run(ledger.aclose())

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sora_chars import Entry, EntryMovedError, Ledger, LedgerError, State, open_ledger
+from sora_chars import Entry, EntryState, Ledger, LedgerError, StaleEntryError, open_ledger
 from sora_chars.ledger.stores import sqlite_statements as statements
 from sora_chars.ledger.stores.sqlite import SqliteStore
 from sora_chars.ledger.stores.sqlite_thread import Worker
@@ -29,7 +29,7 @@ NOBODY = 65534
 
 def ask(ledger: Ledger, key: str = "k-1", size: int = 1) -> Coroutine[Any, Any, Entry]:
     """Ask for something of so many characters."""
-    return ledger.ask(key=key, provider="kie", kind="character", request={"prompt": "x" * size})
+    return ledger.register(key=key, provider="kie", kind="character", request={"prompt": "x" * size})
 
 
 def run(worker: Worker, job: Callable[[sqlite3.Cursor], object]) -> asyncio.Future[object]:
@@ -84,7 +84,7 @@ async def test_every_file_is_for_its_owner_only(path: Path) -> None:
     async with open_ledger(path) as ledger:
         await ask(ledger)
         files = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
-        beside = ("", "-wal", "-shm", f"-{ledger.holder}.lock")
+        beside = ("", "-wal", "-shm", f"-{ledger.owner}.lock")
         assert files == {f"characters.db{ending}": 0o600 for ending in beside}
     assert [file.name for file in path.parent.iterdir()] == ["characters.db"]
 
@@ -142,8 +142,8 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 async def running(ledger: Ledger, key: str) -> Entry:
     """Ask for something that runs at once."""
-    sending = await ledger.move(await ask(ledger, key), State.SENDING)
-    return await ledger.move(sending, State.RUNNING, task_id=f"t-{key}")
+    sending = await ledger.transition(await ask(ledger, key), EntryState.SENDING)
+    return await ledger.transition(sending, EntryState.RUNNING, task_id=f"t-{key}")
 
 
 async def test_ends_go_with_what_is_in_a_hurry(path: Path, groups: list[int]) -> None:
@@ -151,21 +151,21 @@ async def test_ends_go_with_what_is_in_a_hurry(path: Path, groups: list[int]) ->
     async with Ledger(SqliteStore(path, spacing=3600)) as ledger:
         entries = [await running(ledger, f"k-{number}") for number in range(33)]
         groups.clear()
-        ended = asyncio.gather(*(ledger.move(entry, State.SUCCEEDED) for entry in entries[:30]))
+        ended = asyncio.gather(*(ledger.transition(entry, EntryState.SUCCEEDED) for entry in entries[:30]))
         for _ in range(10):
             await ledger.get("k-0")
         assert groups == [1] * 10  # nothing but these
         await ask(ledger, "k-hurry")
         assert groups[10:] == [31]
-        assert {entry.state for entry in await ended} == {State.SUCCEEDED}
+        assert {entry.state for entry in await ended} == {EntryState.SUCCEEDED}
         many = [await running(ledger, f"m-{number}") for number in range(32)]
         groups.clear()
-        await asyncio.gather(*(ledger.move(entry, State.FAILED) for entry in many))
+        await asyncio.gather(*(ledger.transition(entry, EntryState.FAILED) for entry in many))
         assert groups == [32]
-        last = asyncio.gather(*(ledger.move(entry, State.FAILED) for entry in entries[30:]))
+        last = asyncio.gather(*(ledger.transition(entry, EntryState.FAILED) for entry in entries[30:]))
         await asyncio.sleep(0)
     assert groups == [32, 3]  # closing loses none
-    assert {entry.state for entry in await last} == {State.FAILED}
+    assert {entry.state for entry in await last} == {EntryState.FAILED}
 
 
 @pytest.mark.parametrize(("count", "rows"), [(12, 16), (40, 16), (40, 1)])
@@ -181,15 +181,15 @@ async def test_each_of_many_moves_at_once_learns_its_own_end(
         entries = [await running(ledger, f"k-{number}") for number in range(count)]
         with raw(path) as other:
             other.execute("DELETE FROM entries WHERE key = 'k-7'")
-        ahead = await ledger.move(entries[3], State.FAILED, error={"message": "first"})
-        twice = [(entries[9], State.SUCCEEDED, [1]), (entries[9], State.SUCCEEDED, [2])]
-        moves = [*((entry, State.SUCCEEDED, [entry.key]) for entry in entries if entry is not entries[9]), *twice]
+        ahead = await ledger.transition(entries[3], EntryState.FAILED, error={"message": "first"})
+        twice = [(entries[9], EntryState.SUCCEEDED, [1]), (entries[9], EntryState.SUCCEEDED, [2])]
+        moves = [*((entry, EntryState.SUCCEEDED, [entry.key]) for entry in entries if entry is not entries[9]), *twice]
         ends = await asyncio.gather(
-            *(ledger.move(entry, to, result=result) for entry, to, result in moves), return_exceptions=True
+            *(ledger.transition(entry, to, result=result) for entry, to, result in moves), return_exceptions=True
         )
         for (entry, _, result), end in zip(moves[:-2], ends[:-2], strict=True):
             if entry is entries[3]:
-                assert isinstance(end, EntryMovedError)
+                assert isinstance(end, StaleEntryError)
                 assert end.entry == ahead
             elif entry is entries[7]:
                 assert isinstance(end, LedgerError)
@@ -198,7 +198,7 @@ async def test_each_of_many_moves_at_once_learns_its_own_end(
                 assert isinstance(end, Entry)
                 assert end == await ledger.get(entry.key)
                 assert end.result == result
-        assert {type(end) for end in ends[-2:]} == {Entry, EntryMovedError}
+        assert {type(end) for end in ends[-2:]} == {Entry, StaleEntryError}
 
 
 async def test_what_one_turn_of_the_loop_asks_is_one_group(path: Path, groups: list[int]) -> None:
@@ -228,16 +228,16 @@ async def test_nothing_is_written_to_a_file_that_is_not_there_any_more(path: Pat
             path.touch()
         for _ in range(2):
             with pytest.raises(LedgerError, match=r"is no longer the file that was opened\. Put that one back"):
-                await ledger.move(asked, State.SENDING)
+                await ledger.transition(asked, EntryState.SENDING)
             assert path.exists() == (how == "replaced")
         if how == "moved":
             aside.rename(path)
-            await ledger.move(asked, State.SENDING)
+            await ledger.transition(asked, EntryState.SENDING)
             assert await ledger.get("k-1") != asked
 
 
 async def test_a_lock_of_another_process_is_waited_for(path: Path) -> None:
-    """Writes wait while another process locks the file; reads do not."""
+    """LedgerWriter wait while another process locks the file; reads do not."""
     async with open_ledger(path) as ledger:
         await ask(ledger)
         with raw(path) as other:
@@ -292,7 +292,7 @@ async def test_a_lock_while_opening_is_waited_for(path: Path, lock: str) -> None
 
 
 async def test_closing_finishes_what_waits(path: Path) -> None:
-    """Writes that wait for a lock when the ledger is closed are kept, and closing waits for them."""
+    """LedgerWriter that wait for a lock when the ledger is closed are kept, and closing waits for them."""
     ledger = open_ledger(path)
     await ledger.open()
     with raw(path) as other:
@@ -309,12 +309,12 @@ async def test_closing_finishes_what_waits(path: Path) -> None:
 
 
 async def test_two_may_look_for_a_holder_at_once(path: Path) -> None:
-    """Whoever looks whether a holder is gone is not taken for the holder by another who looks."""
+    """Whoever looks whether a owner is gone is not taken for the owner by another who looks."""
     async with open_ledger(path) as ledger:
         dead = path.with_name(f"{path.name}-dead.lock")
         with dead.open("w") as other:
             fcntl.flock(other, fcntl.LOCK_SH)
-            assert await ledger.is_gone("dead")
+            assert await ledger.is_dead("dead")
         assert not dead.exists()
 
 
@@ -405,16 +405,16 @@ async def test_an_older_file_is_upgraded(path: Path, monkeypatch: pytest.MonkeyP
             assert await ledger.get("k-1") == first
     with raw(path) as other:
         assert other.execute("SELECT a FROM more").fetchall() == [(1,)]
-        assert other.execute("PRAGMA user_version").fetchone() == (2,)
+        assert other.execute("PRAGMA user_version").fetchone() == (3,)
 
 
 async def test_a_lock_file_that_cannot_be_made_is_said(path: Path) -> None:
-    """Where the database fits and the lock file beside it does not, opening fails; asking for a holder too."""
+    """Where the database fits and the lock file beside it does not, opening fails; asking for a owner too."""
     with pytest.raises(LedgerError, match="name too long"):
         await open_ledger(path.with_name("x" * 240)).open()
     async with open_ledger(path) as ledger:
         with pytest.raises(LedgerError, match="name too long"):
-            await ledger.is_gone("h" * 300)
+            await ledger.is_dead("h" * 300)
 
 
 async def test_a_wait_outlives_a_fault(path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -429,7 +429,7 @@ async def test_a_wait_outlives_a_fault(path: Path, caplog: pytest.LogCaptureFixt
                 await asyncio.sleep(0.001)
             await woken.wait()  # whoever is new is woken once, for what happened before
             woken.clear()
-            await other.move(asked, State.SENDING)
+            await other.transition(asked, EntryState.SENDING)
             await woken.wait()
     assert {record.levelno for record in caplog.records if record.name == "sora_chars.ledger"} == {logging.WARNING}
 
@@ -450,7 +450,7 @@ async def test_waiting_costs_no_look_up_while_nobody_writes(path: Path) -> None:
         seen = [await looks.get() for _ in range(60)]
         assert sum("json_each" in statement for statement in seen) == 1
         assert seen.count("PRAGMA data_version") > 10
-        moved = await ledger.move(asked, State.SENDING)
+        moved = await ledger.transition(asked, EntryState.SENDING)
         assert await waits == moved
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from sora_chars import CharacterSession, Entry, KeyConflictError, Kie, Ledger, LedgerError, State, open_ledger
-from sora_chars.records import refusal
+from sora_chars import CharacterSession, Entry, EntryState, KeyConflictError, Kie, Ledger, LedgerError, open_ledger
+from sora_chars.ledger.serialize import rejection
 
 LEDGERS = Path(__file__).with_name("ledgers")
-RENAMED = {"asked": "asked", "refused": "refused"}
+RENAMED = {"asked": "pending", "refused": "rejected"}
 """States as the stored ledgers name them, and as they read today."""
-RENAMED_IN_ERRORS = {"RequestRefusedError": "RequestRefusedError", "passing": "passing"}
+RENAMED_IN_ERRORS = {"RequestRefusedError": "RequestRejectedError", "passing": "transient"}
 """Types and facts of recorded errors, in the same way."""
 NEWER = 1000
 
@@ -46,7 +46,7 @@ def shown(entry: Entry) -> dict[str, Any]:
         "request": entry.request,
         "token_digest": entry.token_digest,
         "task_id": entry.task_id,
-        "holder": entry.holder,
+        "holder": entry.owner,
         "result": entry.result,
         "error": entry.error,
         "credits": entry.credits,
@@ -107,7 +107,7 @@ async def test_every_entry_reads(old_url: str) -> None:
 
 def test_all_states_are_covered() -> None:
     """The stored ledgers hold at least one entry in every state and of every kind."""
-    assert {facts["state"] for facts in expected()} == {state.value for state in State}
+    assert {facts["state"] for facts in expected()} == {state.value for state in EntryState}
     assert {facts["kind"] for facts in expected()} == {"character", "task", "omni"}
 
 
@@ -119,8 +119,8 @@ async def test_opening_twice_changes_nothing(old_url: str) -> None:
     assert stored_version(old_url) == version
 
 
-@pytest.mark.parametrize("state", State)
-async def test_entries_are_found_by_state(state: State, old_url: str) -> None:
+@pytest.mark.parametrize("state", EntryState)
+async def test_entries_are_found_by_state(state: EntryState, old_url: str) -> None:
     """A filter by state finds the entries that were recorded in it."""
     async with open_ledger(old_url) as ledger:
         found = [shown(entry) async for entry in ledger.entries(states={state})]
@@ -146,10 +146,10 @@ async def test_an_entry_moves_on(key: str, old_url: str) -> None:
     """An entry that was waiting to be sent, or was turned down, can be sent, and the move is kept."""
     async with open_ledger(old_url) as ledger:
         before = await entry_of(ledger, key)
-        moved = await ledger.move(before, State.SENDING)
+        moved = await ledger.transition(before, EntryState.SENDING)
     async with open_ledger(old_url) as ledger:
         assert await ledger.get(key) == moved
-    assert (moved.state, moved.version) == (State.SENDING, before.version + 1)
+    assert (moved.state, moved.version) == (EntryState.SENDING, before.version + 1)
     assert moved.token_digest == before.token_digest
 
 
@@ -157,8 +157,8 @@ async def test_a_running_task_ends(old_url: str) -> None:
     """The process that held an entry is known to have ended, and another one can record the result of its task."""
     async with open_ledger(old_url) as ledger:
         before = await entry_of(ledger, "running/watched")
-        assert await ledger.is_gone(before.holder or "")
-        after = await ledger.move(before, State.SUCCEEDED, result={"words": "готово"}, credits=2.5)
+        assert await ledger.is_dead(before.owner or "")
+        after = await ledger.transition(before, EntryState.SUCCEEDED, result={"words": "готово"}, credits=2.5)
         assert await ledger.get(before.key) == after
 
 
@@ -168,9 +168,9 @@ async def test_the_same_request_finds_its_entry(old_url: str) -> None:
         for facts in expected():
             names = {name: facts[name] for name in ("key", "provider", "kind")}
             reordered = dict(reversed(facts["request"].items()))
-            assert shown(await ledger.ask(**names, request=reordered)) == facts
+            assert shown(await ledger.register(**names, request=reordered)) == facts
             with pytest.raises(KeyConflictError):
-                await ledger.ask(**names, request={"prompt": "something else"})
+                await ledger.register(**names, request={"prompt": "something else"})
         assert len(await read(ledger)) == len(expected())
 
 
@@ -178,7 +178,7 @@ async def test_a_recorded_rejection_keeps_its_type(old_url: str) -> None:
     """The error of a request that the provider turned down is rebuilt with its type and its facts."""
     async with open_ledger(old_url) as ledger:
         content, credit = await entry_of(ledger, "refused/content"), await entry_of(ledger, "refused/credits")
-    errors = [refusal(content), refusal(credit)]
+    errors = [rejection(content), rejection(credit)]
     names = [RENAMED_IN_ERRORS["RequestRefusedError"], "InsufficientCreditsError"]
     assert [type(error).__name__ for error in errors] == names
     assert [(error.code, error.provider) for error in errors] == [(422, "kie"), (402, "kie")]

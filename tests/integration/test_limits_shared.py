@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sora_chars import CharacterSession, FixedPace, Kie, Limits
+from sora_chars import CharacterSession, FixedInterval, Kie, Limits
 from sora_chars.testing import Emulator
 from sora_chars.testing.proxy import FaultProxy
 
@@ -24,12 +24,12 @@ WISH: dict[str, Any] = {"from_task": "7118f712" * 4, "clip": "1,3", "prompt": "A
 
 WORKER = """
 import asyncio, sys
-from sora_chars import CharacterSession, FixedPace, Kie, Limits
+from sora_chars import CharacterSession, FixedInterval, Kie, Limits
 
 async def main(url, ledger, speed, name, count):
     limits = Limits(creates=(20, 10 / float(speed)))
     provider = Kie("key", base_url=url, limits=limits)
-    async with CharacterSession(provider, ledger=ledger, pace=FixedPace(1000.0)) as session:
+    async with CharacterSession(provider, ledger=ledger, polling=FixedInterval(1000.0)) as session:
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
         wish = {"from_task": "7118f712" * 4, "clip": "1,3", "prompt": "A dog"}
@@ -72,7 +72,7 @@ async def test_delays_never_make_a_strict_server_refuse(seed: int) -> None:
         Emulator(speed=speed, strict_limits=True) as emulator,
         FaultProxy(emulator.url, on_step=on_step) as proxy,
         CharacterSession(
-            Kie("key", base_url=proxy.url, limits=Limits(creates=(20, 10 / speed))), pace=FixedPace(1000.0)
+            Kie("key", base_url=proxy.url, limits=Limits(creates=(20, 10 / speed))), polling=FixedInterval(1000.0)
         ) as session,
     ):
         await asyncio.gather(*(session.submit(**WISH) for _ in range(100)))
@@ -95,14 +95,14 @@ async def test_a_429_pauses_all_sessions_and_one_tries_first(form: str) -> None:
         proxy = await stack.enter_async_context(FaultProxy(emulator.url, on_step=on_step))
         providers = [Kie("key", base_url=proxy.url, limits=None) for _ in range(2)]
         sessions = [
-            await stack.enter_async_context(CharacterSession(provider, pace=FixedPace(1000.0)))
+            await stack.enter_async_context(CharacterSession(provider, polling=FixedInterval(1000.0)))
             for provider in providers
         ]
         fault = emulator.fault(form, on="create")
         first = asyncio.create_task(sessions[0].submit(**WISH))
         account = providers[1].account
         assert account
-        await emulator.until(lambda: account.pause.strikes)
+        await emulator.until(lambda: account.cooldown.consecutive_429s)
         await asyncio.gather(first, *(session.submit(**WISH) for session in sessions for _ in range(4)))
     assert (fault.hits, emulator.counts.creates, sent) == (1, 9, [2])
 

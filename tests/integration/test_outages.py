@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import psycopg
 import pytest
 
-from sora_chars import CharacterSession, FixedPace, Kie, Ledger, State
+from sora_chars import CharacterSession, EntryState, FixedInterval, Kie, Ledger
 from sora_chars.errors import LedgerError, SubmissionUnknownError
 from sora_chars.ledger.stores.sqlite import SqliteStore
 from sora_chars.testing import Emulator
@@ -63,11 +63,11 @@ class Gated(Kie):
     gate: asyncio.Event
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """See `Provider`."""
         await self.gate.wait()
-        return await super().submit(request, callback_url=callback_url, sending=sending)
+        return await super().submit(request, callback_url=callback_url, on_send=on_send)
 
 
 def session_on(emulator: Emulator, ledger: Ledger | str) -> CharacterSession:
@@ -75,7 +75,7 @@ def session_on(emulator: Emulator, ledger: Ledger | str) -> CharacterSession:
     kie = Gated("key", base_url=emulator.url, limits=None)
     kie.gate = asyncio.Event()
     kie.gate.set()
-    return CharacterSession(kie, ledger=ledger, pace=FixedPace(0.05))
+    return CharacterSession(kie, ledger=ledger, polling=FixedInterval(0.05))
 
 
 def wish(key: str) -> dict[str, Any]:
@@ -129,7 +129,7 @@ async def create_all(emulator: Emulator, sessions: Sequence[CharacterSession], k
     assert [task.result().task_id for task in asked] == [tasks[key] for _ in sessions for key in keys]
     entries = [await sessions[0].entry(key) for key in keys]
     assert [(entry.state, entry.task_id) for entry in entries if entry] == [
-        (State.SUCCEEDED, tasks[key]) for key in keys
+        (EntryState.SUCCEEDED, tasks[key]) for key in keys
     ]
 
 
@@ -144,7 +144,7 @@ async def on_record(session: CharacterSession, key: str, task_id: str) -> Entry:
             await asyncio.sleep(0.05)
 
 
-async def outlive(
+async def observe_running(
     away: Callable[[], AbstractAsyncContextManager[object]],
     *,
     session: CharacterSession,
@@ -214,7 +214,7 @@ async def test_postgres_is_stopped_and_comes_back(
         await asyncio.to_thread(server.start)
 
     async with session_on(emulator, postgres_url) as session:
-        await outlive(stopped, session=session, emulator=emulator, log=caplog, answer=ANSWER)
+        await observe_running(stopped, session=session, emulator=emulator, log=caplog, answer=ANSWER)
 
 
 @pytest.mark.timeout(180)
@@ -279,7 +279,7 @@ async def test_a_disk_runs_full(emulator: Emulator, caplog: pytest.LogCaptureFix
 
     with TemporaryDirectory() as folder, tmpfs(Path(folder)):
         async with session_on(emulator, f"sqlite:///{folder}/characters.db") as session:
-            await outlive(full, session=session, emulator=emulator, log=caplog)
+            await observe_running(full, session=session, emulator=emulator, log=caplog)
 
 
 async def test_a_file_may_not_grow(tmp_path: Path, emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:
@@ -295,7 +295,7 @@ async def test_a_file_may_not_grow(tmp_path: Path, emulator: Emulator, caplog: p
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     async with session_on(emulator, f"sqlite:///{tmp_path}/characters.db") as session:
-        await outlive(limited, session=session, emulator=emulator, log=caplog)
+        await observe_running(limited, session=session, emulator=emulator, log=caplog)
 
 
 class Guarded(SqliteStore):
@@ -322,7 +322,7 @@ async def test_a_file_is_read_only(tmp_path: Path, emulator: Emulator, caplog: p
         store.read_only = False
 
     async with session_on(emulator, Ledger(store)) as session:
-        await outlive(read_only, session=session, emulator=emulator, log=caplog)
+        await observe_running(read_only, session=session, emulator=emulator, log=caplog)
 
 
 async def test_a_lock_lasts_longer_than_patience(
@@ -339,7 +339,7 @@ async def test_a_lock_lasts_longer_than_patience(
             other.execute("COMMIT")
 
     async with session_on(emulator, Ledger(SqliteStore(path, patience=0.1))) as session:
-        await outlive(locked, session=session, emulator=emulator, log=caplog)
+        await observe_running(locked, session=session, emulator=emulator, log=caplog)
 
 
 async def test_a_lock_of_ten_seconds_is_not_noticed(tmp_path: Path, emulator: Emulator) -> None:
@@ -367,7 +367,7 @@ async def test_a_lock_of_ten_seconds_is_not_noticed(tmp_path: Path, emulator: Em
         assert not done
         assert len(emulator.tasks) == 10
         assert [(entry.state, entry.key) for key in keys if (entry := await second.entry(key))] == [
-            (State.RUNNING, key) for key in keys
+            (EntryState.RUNNING, key) for key in keys
         ]
         await locker.wait()
         await opening

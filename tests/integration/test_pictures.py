@@ -61,7 +61,7 @@ class PictureServer:
         return f"https://{host}:{self.port}{path}?{SECRET}"
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one request."""
+        """Response one request."""
         self.connections += 1
         try:
             head = await reader.readuntil(b"\r\n\r\n")

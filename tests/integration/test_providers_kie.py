@@ -9,7 +9,7 @@ from sora_chars import (
     AuthenticationError,
     CharacterRequest,
     CharacterSession,
-    FixedPace,
+    FixedInterval,
     InsufficientCreditsError,
     InvalidRequestError,
     Kie,
@@ -63,7 +63,7 @@ def uploaded(emulator: Emulator, task_id: str) -> File:
 @pytest.fixture
 async def session(emulator: Emulator) -> AsyncIterator[CharacterSession]:
     """Open a session that polls every few milliseconds."""
-    async with CharacterSession(provider(emulator), pace=FixedPace(0.005)) as opened:
+    async with CharacterSession(provider(emulator), polling=FixedInterval(0.005)) as opened:
         yield opened
 
 
@@ -89,7 +89,7 @@ async def test_from_a_finished_task(emulator: Emulator, session: CharacterSessio
 async def test_a_resumed_task_has_its_name(emulator: Emulator, session: CharacterSession) -> None:
     """A task picked up by its id alone gives the character with the name that was asked for."""
     task_id = (await session.submit(**FROM_TASK, name="rex")).task_id
-    async with CharacterSession(provider(emulator), pace=FixedPace(0.005)) as other:
+    async with CharacterSession(provider(emulator), polling=FixedInterval(0.005)) as other:
         assert (await other.resume(task_id)).name == "rex"
     assert emulator.counts.creates == 1
 
@@ -109,7 +109,7 @@ async def test_from_a_local_video(emulator: Emulator, make_clip: Callable[..., P
     clip = make_clip(size=300_000, name="DOG.MP4")
     heard: list[UploadProgress] = []
     kie = provider(emulator, on_upload=heard.append)
-    async with CharacterSession(kie, pace=FixedPace(0.005)) as session:
+    async with CharacterSession(kie, polling=FixedInterval(0.005)) as session:
         handle = await session.submit(video=clip, prompt="A dog")
         await handle
     file = uploaded(emulator, handle.task_id)
@@ -182,7 +182,7 @@ async def test_any_other_model(emulator: Emulator, session: CharacterSession) ->
 async def test_a_callback_url_is_sent_with_a_token(emulator: Emulator) -> None:
     """Where callbacks are wanted, each task gets its own URL below the one that was given."""
     kie = provider(emulator, callback_url="http://127.0.0.1:9/hooks/")
-    async with CharacterSession(kie, pace=FixedPace(0.005)) as session:
+    async with CharacterSession(kie, polling=FixedInterval(0.005)) as session:
         urls = [emulator.tasks[(await session.submit(**FROM_TASK)).task_id].callback_url for _ in range(2)]
     assert all(re.fullmatch(r"http://127\.0\.0\.1:9/hooks/[\w-]{32}", str(url)) for url in urls)
     assert len(set(urls)) == 2
@@ -265,7 +265,7 @@ async def test_a_paid_request_goes_out_once(
 
 async def test_a_wrong_key(emulator: Emulator) -> None:
     """A wrong key is refused once, and stands in no message."""
-    async with CharacterSession(provider(emulator, "sk-wrong-77-0123456789"), pace=FixedPace(0.005)) as session:
+    async with CharacterSession(provider(emulator, "sk-wrong-77-0123456789"), polling=FixedInterval(0.005)) as session:
         with pytest.raises(AuthenticationError, match="KIE_API_KEY") as caught:
             await session.create(**FROM_TASK)
     assert "sk-wrong-77-0123456789" not in str(caught.value)

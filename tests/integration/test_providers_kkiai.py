@@ -12,7 +12,7 @@ from sora_chars import (
     Kkiai,
     ModelUnavailableError,
     ProviderError,
-    RequestRefusedError,
+    RequestRejectedError,
     ServiceUnavailableError,
     SoraCharsError,
     SubmissionUnknownError,
@@ -90,15 +90,15 @@ async def test_nothing_is_sent_that_would_be_refused(emulator: Emulator, session
         ("kkiai_error", {"shape": 3}, ServiceUnavailableError),
         ("kkiai_error", {"shape": 4}, ServiceUnavailableError),
         ("kkiai_error", {"shape": 5}, ModelUnavailableError),
-        ("kkiai_error", {"shape": 6}, RequestRefusedError),
+        ("kkiai_error", {"shape": 6}, RequestRejectedError),
         ("kkiai_error", {"shape": 7}, SubmissionUnknownError),
-        ("kkiai_error", {"shape": 7, "status": 400}, RequestRefusedError),
+        ("kkiai_error", {"shape": 7, "status": 400}, RequestRejectedError),
         ("quota", {}, InsufficientCreditsError),
         ("model_not_found", {}, ModelUnavailableError),
         ("invalid_url", {}, ModelUnavailableError),
-        ("get_origin_task_failed", {}, RequestRefusedError),
-        ("task_not_exist", {}, RequestRefusedError),
-        ("cameo_permission_denied", {}, RequestRefusedError),
+        ("get_origin_task_failed", {}, RequestRejectedError),
+        ("task_not_exist", {}, RequestRejectedError),
+        ("cameo_permission_denied", {}, RequestRejectedError),
         ("status", {"status": 524, "code": 524}, SubmissionUnknownError),
         ("html", {}, SubmissionUnknownError),
         ("html", {"status": 524}, SubmissionUnknownError),
@@ -155,11 +155,11 @@ async def test_a_rate_limit_is_waited_out(emulator: Emulator, session: Character
 async def test_a_task_of_another_kind(session: CharacterSession, emulator: Emulator) -> None:
     """Whoever goes around `check` with another kind of request is told so, and nothing is sent."""
 
-    def sending() -> NoReturn:
+    def on_send() -> NoReturn:
         pytest.fail("it was about to be sent")
 
     with pytest.raises(TypeError, match="TaskRequest"):
-        await session.providers[0].submit(TaskRequest(model="m"), callback_url=None, sending=sending)
+        await session.providers[0].submit(TaskRequest(model="m"), callback_url=None, on_send=on_send)
     assert not emulator.requests
 
 

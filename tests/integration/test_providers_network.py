@@ -142,7 +142,7 @@ async def test_a_proxy_that_is_not_there(unused_tcp_port: int) -> None:
     async with Kie(KEY, base_url="http://api.kie.invalid", proxy=proxy) as kie:
         with pytest.raises(NoAnswerError) as caught:
             await kie.fetch("t")
-    assert (caught.value.passing, caught.value.harmless) == (True, True)
+    assert (caught.value.transient, caught.value.harmless) == (True, True)
     assert "secret" not in f"{caught.value} {caught.value.__cause__!r}"
 
 
@@ -152,7 +152,7 @@ async def test_tls_that_is_none(start: Start) -> None:
     async with CharacterSession(Kkiai(KEY, base_url=server.url.replace("http", "https"))) as session:
         with pytest.raises(NoAnswerError) as caught:
             await session.create(**FROM_TASK)
-    assert (caught.value.passing, caught.value.harmless) == (False, True)
+    assert (caught.value.transient, caught.value.harmless) == (False, True)
     assert server.heard == []
 
 

@@ -13,9 +13,9 @@ from aiohttp import BodyPartReader, web
 
 from sora_chars import (
     CharacterSession,
-    FixedPace,
+    FixedInterval,
     Kie,
-    RequestRefusedError,
+    RequestRejectedError,
     TaskNotFoundError,
     TaskRequest,
     TaskSnapshot,
@@ -49,7 +49,7 @@ class Replay:
         return f"{HOSTS[recorded]}:{self.port}"
 
     async def serve(self, request: web.Request) -> web.Response:
-        """Answer with the recorded bytes, if the request is the recorded one."""
+        """Response with the recorded bytes, if the request is the recorded one."""
         if not self.left:
             self.wrong.append(f"one too many: {request.method} {request.path}")
             return web.Response(status=500)
@@ -146,7 +146,7 @@ async def test_a_recorded_job(name: str, replay: Replay, kie: Kie, tmp_path: Pat
     """Uploads, createTask and every poll go as recorded, and are read to the right snapshots in the right order."""
     exchanges = replay.load(name)
     asked = json.loads(next(exchange["request"] for exchange in exchanges if exchange["path"] == CREATE))
-    async with CharacterSession(kie, pace=FixedPace(0.001)) as session:
+    async with CharacterSession(kie, polling=FixedInterval(0.001)) as session:
         for exchange in exchanges:
             if exchange["path"] == "/api/v1/chat/credit":
                 assert await session.credit() == 5916.25
@@ -199,7 +199,7 @@ async def test_the_recorded_refusal_inside_a_good_status(replay: Replay, kie: Ki
     (exchange,) = replay.load("download-url")
     url, body = kie._api("common/download-url"), json.loads(exchange["request"])
     async with kie:
-        with pytest.raises(RequestRefusedError, match="url is wrong") as caught:
+        with pytest.raises(RequestRejectedError, match="url is wrong") as caught:
             await kie._transport.request("POST", url, kie_envelope.read_data, json=body)
     assert (caught.value.status, caught.value.code) == (200, 422)
 

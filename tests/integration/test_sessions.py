@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sora_chars import CharacterSession, FixedPace, Kie, Kkiai, Limits
+from sora_chars import CharacterSession, FixedInterval, Kie, Kkiai, Limits
 from sora_chars.errors import SubmissionUnknownError
 from sora_chars.testing import Emulator
 
@@ -23,7 +23,7 @@ def session_with(emulator: Emulator, *, timeout: float = 5.0, limits: Limits | N
     """A session of both providers, at the emulator."""
     kie = Kie("kie-key", base_url=emulator.url, limits=limits, timeout=timeout)
     kkiai = Kkiai("kkiai-key", base_url=emulator.url, timeout=timeout)
-    return CharacterSession(kie, kkiai, pace=FixedPace(0.005))
+    return CharacterSession(kie, kkiai, polling=FixedInterval(0.005))
 
 
 LOST: list[tuple[str, dict[str, Any]]] = [
@@ -46,12 +46,12 @@ async def test_a_lost_answer_is_told_and_never_sent_again(
     provider: str, fault: str, settings: dict[str, Any], emulator: Emulator
 ) -> None:
     """Whatever stands where the answer should: one POST, and an error with the key of the wish."""
-    strikes = emulator.fault(fault, on="any", times=None, **settings)
+    consecutive_429s = emulator.fault(fault, on="any", times=None, **settings)
     async with session_with(emulator, timeout=0.2) as session:
         with pytest.raises(SubmissionUnknownError, match="key mine") as caught:
             await session.create(**WISHES[provider], key="mine")
     assert (caught.value.key, caught.value.provider) == ("mine", provider)
-    assert strikes.hits == 1
+    assert consecutive_429s.hits == 1
     assert sum(emulator.seen.values()) == 1
 
 
@@ -105,9 +105,9 @@ def test_two_runs_in_a_row_use_one_session(sora_emulator: Emulator) -> None:
 
 FORKS = """
 import asyncio, os, sys
-from sora_chars import CharacterSession, FixedPace, Kie
+from sora_chars import CharacterSession, FixedInterval, Kie
 
-session = CharacterSession(Kie("kie-key", base_url=sys.argv[1]), pace=FixedPace(0.005))
+session = CharacterSession(Kie("kie-key", base_url=sys.argv[1]), polling=FixedInterval(0.005))
 
 async def use():
     async with session:

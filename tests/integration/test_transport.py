@@ -20,7 +20,7 @@ from sora_chars.errors import (
     WrongLoopError,
 )
 from sora_chars.testing.emulator.transmission import close_by_reset
-from sora_chars.transport import Answer, Transport, parse_json
+from sora_chars.transport import Response, Transport, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -138,7 +138,7 @@ def answers(data: bytes) -> Step:
     return step
 
 
-def read(answer: Answer) -> Any:
+def read(answer: Response) -> Any:
     """JSON, where "429" and "500" are said inside HTTP 200."""
     value = parse_json(answer.body)
     if value == 429:
@@ -148,7 +148,7 @@ def read(answer: Answer) -> Any:
     return value
 
 
-def raw(answer: Answer) -> bytes:
+def raw(answer: Response) -> bytes:
     """The body."""
     return answer.body
 
@@ -275,13 +275,13 @@ async def test_a_refused_connection_is_harmless(serve: Any) -> None:
     tries: list[RawServer | None] = []
 
     @asynccontextmanager
-    async def sending() -> AsyncGenerator[None]:
+    async def on_send() -> AsyncGenerator[None]:
         tries.append(await serve(answers(http(b"8")), port=port) if tries else None)
         yield
 
     url = f"http://127.0.0.1:{port}"
     async with Opened(transport_to(url)) as transport:
-        assert await transport.request("POST", url, read, kind="create", sending=sending, json={}) == 8
+        assert await transport.request("POST", url, read, kind="create", on_send=on_send, json={}) == 8
     assert [len(server.requests) if server else 0 for server in tries] == [0, 1]
 
 
@@ -292,7 +292,7 @@ async def test_a_broken_handshake_is_harmless_and_final(serve: Any) -> None:
     async with Opened(transport_to(url)) as transport:
         with pytest.raises(NoAnswerError) as caught:
             await transport.request("POST", url, read, kind="create", json={})
-    assert (caught.value.harmless, caught.value.passing) == (True, False)
+    assert (caught.value.harmless, caught.value.transient) == (True, False)
     assert server.connections == 1
 
 
@@ -321,32 +321,32 @@ async def test_a_429_is_sent_again_after_the_pause(kind: Kind, serve: Any) -> No
     times: list[float] = []
 
     @asynccontextmanager
-    async def sending() -> AsyncGenerator[None]:
+    async def on_send() -> AsyncGenerator[None]:
         times.append(asyncio.get_running_loop().time())
         yield
 
     server = await serve(answers(http(b"429")), answers(http(b"7")))
     async with Opened(transport_to(server.url)) as transport:
-        assert await transport.request("POST", server.url, read, kind=kind, sending=sending, json={}) == 7
-        paused = transport.account.pause
+        assert await transport.request("POST", server.url, read, kind=kind, on_send=on_send, json={}) == 7
+        paused = transport.account.cooldown
     assert len(server.requests) == 2
     assert times[1] >= paused.until >= times[0] + 1.0
-    assert paused.strikes == 0
+    assert paused.consecutive_429s == 0
 
 
 async def test_an_answer_that_is_no_429_ends_the_row(serve: Any) -> None:
     """A server error shows that the account is no longer turned away; no answer at all shows nothing."""
     server = await serve(answers(http(b"500")))
     async with Opened(transport_to(server.url)) as transport:
-        transport.account.pause.strikes = 3
+        transport.account.cooldown.consecutive_429s = 3
         with pytest.raises(ServiceUnavailableError) as caught:
             await transport.request("POST", server.url, read, kind="create", json={})
-        assert (transport.account.pause.strikes, caught.value.harmless) == (0, False)
+        assert (transport.account.cooldown.consecutive_429s, caught.value.harmless) == (0, False)
         server.steps = [cut_after_the_body]
-        transport.account.pause.strikes = 3
+        transport.account.cooldown.consecutive_429s = 3
         with pytest.raises(NoAnswerError):
             await transport.request("POST", server.url, read, kind="create", json={})
-        assert transport.account.pause.strikes == 3
+        assert transport.account.cooldown.consecutive_429s == 3
 
 
 @pytest.mark.parametrize("kind", ["create", "poll"])
@@ -515,7 +515,7 @@ async def test_a_session_passed_in_is_used_and_not_closed(serve: Any) -> None:
         async with Opened(transport):
             await own.close()
             with pytest.raises(SessionClosedError, match="raw is closed"):
-                await transport.request("GET", server.url, read, sending=unexpected)
+                await transport.request("GET", server.url, read, on_send=unexpected)
     assert b"X-Mine: yes" in server.requests[0]
 
 

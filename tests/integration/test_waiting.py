@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sora_chars import CharacterSession, FixedPace, Kie
+from sora_chars import CharacterSession, FixedInterval, Kie
 from sora_chars.errors import AuthenticationError, TaskFailedError, WaitTimeoutError
 from sora_chars.testing import Emulator
 
@@ -19,7 +19,7 @@ WISH: dict[str, Any] = {"from_task": "a" * 32, "clip": "1,3", "prompt": "a dog"}
 
 def session_at(emulator: Emulator) -> CharacterSession:
     """A session that looks every 5 ms."""
-    return CharacterSession(Kie("kie-key", base_url=emulator.url, limits=None), pace=FixedPace(0.005))
+    return CharacterSession(Kie("kie-key", base_url=emulator.url, limits=None), polling=FixedInterval(0.005))
 
 
 @pytest.fixture

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sora_chars.errors import LedgerError, MissingCharacterError, NoAnswerError, RequestRefusedError
+from sora_chars.errors import LedgerError, MissingCharacterError, NoAnswerError, RequestRejectedError
 from sora_chars.ledger.stores.memory import MemoryStore
 from sora_chars.models import Character, CharacterRequest, TaskFailure, TaskSnapshot
-from sora_chars.protocols import Pace, Provider
+from sora_chars.protocols import PollingStrategy, Provider
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from sora_chars.ledger import Entry, State
+    from sora_chars.ledger import Entry, EntryState
     from sora_chars.ledger.entry import By
     from sora_chars.models import Request
     from sora_chars.ratelimit.window import Account, Window
@@ -49,7 +49,7 @@ class Fake(Provider):
     end: float = 1
     seen: TaskSnapshot | Exception | None = None
     posts: list[str] = attrs.field(factory=list[str])
-    looks: list[float] = attrs.field(factory=list[float])
+    polls: list[float] = attrs.field(factory=list[float])
 
     def check(self, request: Request) -> Sequence[str]:
         """See `Provider`."""
@@ -57,14 +57,14 @@ class Fake(Provider):
         return self.problems
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """See `Provider`."""
         del request
         await asyncio.sleep(self.before)
         if self.early:
             raise self.early
-        async with sending():
+        async with on_send():
             self.posts.append(callback_url or "")
             task_id = f"t{len(self.posts)}"
             await asyncio.sleep(self.after)
@@ -74,11 +74,11 @@ class Fake(Provider):
 
     async def fetch(self, task_id: str) -> TaskSnapshot:
         """See `Provider`."""
-        self.looks.append(now())
+        self.polls.append(now())
         await asyncio.sleep(0)
         if isinstance(self.seen, Exception):
             raise self.seen
-        return self.seen or self.snapshot(task_id, "success" if len(self.looks) >= self.end else "generating")
+        return self.seen or self.snapshot(task_id, "success" if len(self.polls) >= self.end else "generating")
 
     def snapshot(self, task_id: str = "t1", state: str = "success", **facts: Any) -> TaskSnapshot:
         """A task, with its character where it has succeeded."""
@@ -107,19 +107,19 @@ class Shop(Provider):
     _ends: dict[str, tuple[str, float]] = attrs.field(factory=dict[str, "tuple[str, float]"])
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """See `Provider`."""
         del callback_url
         if self.window:
-            async with self.window.place() as place:
-                place.use(asyncio.get_running_loop().time())
-                return await self._make(request, sending)
-        return await self._make(request, sending)
+            async with self.window.slot() as slot:
+                slot.mark_sent(asyncio.get_running_loop().time())
+                return await self._make(request, on_send)
+        return await self._make(request, on_send)
 
-    async def _make(self, request: Request, sending: Callable[[], AbstractAsyncContextManager[None]]) -> TaskSnapshot:
+    async def _make(self, request: Request, on_send: Callable[[], AbstractAsyncContextManager[None]]) -> TaskSnapshot:
         how, _, seconds = words(request)
-        async with sending():
+        async with on_send():
             self.posts.append(str(request.key))
             self.sending += 1
             self.peaks["sending"] = max(self.sending, self.peaks["sending"])
@@ -127,8 +127,8 @@ class Shop(Provider):
             self.sending -= 1
             if self.refusal:
                 raise self.refusal
-            if how == "refused":
-                raise RequestRefusedError("no cats", provider=self.name)
+            if how == "rejected":
+                raise RequestRejectedError("no cats", provider=self.name)
             if how == "lost":
                 raise NoAnswerError("reset by peer")
             if how == "bug":
@@ -187,17 +187,17 @@ class Watched(Provider):
     answer: Callable[[float], TaskSnapshot | BaseException]
     takes: float = 0.0
     name: str = "fake"
-    looks: list[float] = attrs.field(factory=list[float])
+    polls: list[float] = attrs.field(factory=list[float])
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """See `Provider`."""
         raise NotImplementedError
 
     async def fetch(self, task_id: str) -> TaskSnapshot:
         """See `Provider`."""
-        self.looks.append(round(now(), 3))
+        self.polls.append(round(now(), 3))
         met = self.answer(now())
         await asyncio.sleep(self.takes)
         if isinstance(met, BaseException):
@@ -212,13 +212,13 @@ def script(*steps: TaskSnapshot | BaseException) -> Callable[[float], TaskSnapsh
 
 
 @attrs.define(eq=False)
-class Ages(Pace):
+class Ages(PollingStrategy):
     """A look every 10 s, at whatever age; it notes the ages."""
 
     ages: list[float] = attrs.field(factory=list[float])
 
     def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
-        """See `Pace`."""
+        """See `PollingStrategy`."""
         del snapshot
         self.ages.append(round(age, 3))
         return 10.0
@@ -229,51 +229,51 @@ class Shaky(MemoryStore):
     """A store that cannot write the states in `full`, and writes those in `mute` without saying so.
 
     `slow`: seconds that a new key takes. `bug`: raised in place of `LedgerError`. `away`: whether it cannot be read.
-    `others_live`: whether holders other than this process do; None if nobody can say.
+    `others_live`: whether owners other than this process do; None if nobody can say.
     """
 
-    full: set[State] = attrs.field(factory=set["State"])
-    mute: set[State] = attrs.field(factory=set["State"])
+    full: set[EntryState] = attrs.field(factory=set["EntryState"])
+    mute: set[EntryState] = attrs.field(factory=set["EntryState"])
     slow: float = 0.0
     bug: Exception | None = None
     away: bool = False
     others_live: bool | None = True
 
     async def insert(self, entry: Entry) -> Entry:
-        """See `Store`."""
+        """See `LedgerStore`."""
         await asyncio.sleep(self.slow)
         self._meet(self.full, entry)
         return await super().insert(entry)
 
     async def replace(self, before: Entry, after: Entry) -> Entry | None:
-        """See `Store`."""
+        """See `LedgerStore`."""
         self._meet(self.full, after)
         kept = await super().replace(before, after)
         self._meet(self.mute, after)
         return kept
 
     async def find(self, by: By, *values: str) -> Entry | None:
-        """See `Store`."""
+        """See `LedgerStore`."""
         if self.away:
             raise LedgerError("The database is away.")
         return await super().find(by, *values)
 
-    async def is_gone(self, holder: str) -> bool:
-        """See `Store`."""
-        del holder
+    async def is_dead(self, owner: str) -> bool:
+        """See `LedgerStore`."""
+        del owner
         if self.others_live is None:
             raise LedgerError("The disk fails.")
         return not self.others_live
 
-    def _meet(self, states: set[State], entry: Entry) -> None:
+    def _meet(self, states: set[EntryState], entry: Entry) -> None:
         if entry.state in states:
             raise self.bug or LedgerError("The disk is full.", hint="Empty it.")
 
-    async def elsewhere(self, key: str, to: State, **facts: Any) -> None:
+    async def elsewhere(self, key: str, to: EntryState, **facts: Any) -> None:
         """Move an entry as another process would."""
         entry = await self.find("key", key)
         assert entry
-        await super().replace(entry, entry.moved(to, at=0.0, holder="another process", **facts))
+        await super().replace(entry, entry.transitioned(to, at=0.0, owner="another process", **facts))
 
 
 async def entry_of(session: CharacterSession, key: str = "mine") -> Entry:
@@ -283,6 +283,6 @@ async def entry_of(session: CharacterSession, key: str = "mine") -> Entry:
     return entry
 
 
-async def state_of(session: CharacterSession, key: str = "mine") -> State:
+async def state_of(session: CharacterSession, key: str = "mine") -> EntryState:
     """What the ledger says of a key."""
     return (await entry_of(session, key)).state

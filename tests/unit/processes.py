@@ -13,19 +13,19 @@ import attrs
 
 from sora_chars.callbacks.receiver import CallbackReceiver
 from sora_chars.errors import (
-    IllegalMoveError,
+    InvalidTransitionError,
     LedgerError,
     MissingCharacterError,
     NoAnswerError,
     ProviderError,
     RateLimitedError,
-    RequestRefusedError,
+    RequestRejectedError,
     SoraCharsError,
     TaskNotFoundError,
 )
-from sora_chars.ledger import Entry, Ledger, State
+from sora_chars.ledger import Entry, EntryState, Ledger
 from sora_chars.models import FAIL, SUCCESS, Character, TaskFailure, TaskSnapshot
-from sora_chars.polling.strategies import FixedPace
+from sora_chars.polling.strategies import FixedInterval
 from sora_chars.polling.watcher import TaskWatcher
 from sora_chars.protocols import Provider
 from sora_chars.session.session import CharacterSession
@@ -55,50 +55,50 @@ class Killed(BaseException):
 
 
 @attrs.define(eq=False)
-class Store:
+class LedgerStore:
     """The door of one process to the shared entries. Its next writes end as `faults` say; so many `reads` fail."""
 
-    division = None
+    quota_store = None
 
     world: World
     process: Process
-    holder: str
+    owner: str
     faults: deque[str] = attrs.field(factory=deque[str])
     reads: int = 0
 
     async def open(self, waiters: Waiters) -> None:
-        """See `Store`."""
-        self.world.waiters[self.holder] = waiters
+        """See `LedgerStore`."""
+        self.world.waiters[self.owner] = waiters
 
     async def aclose(self) -> None:
-        """See `Store`."""
-        self.world.waiters.pop(self.holder, None)
-        self.world.dead.add(self.holder)
+        """See `LedgerStore`."""
+        self.world.waiters.pop(self.owner, None)
+        self.world.dead.add(self.owner)
 
     async def insert(self, entry: Entry) -> Entry:
-        """See `Store`."""
+        """See `LedgerStore`."""
         return await self._write(partial(self._insert, entry))
 
     async def replace(self, before: Entry, after: Entry) -> Entry | None:
-        """See `Store`."""
+        """See `LedgerStore`."""
         return await self._write(partial(self._replace, before, after))
 
     async def find(self, by: By, *values: str) -> Entry | None:
-        """See `Store`."""
+        """See `LedgerStore`."""
         await self._read()
         return await self.world.entries.find(by, *values)
 
     async def page(
-        self, states: Collection[State], *, after: int | None, newest_first: bool, size: int
+        self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
     ) -> Sequence[tuple[int, Entry]]:
-        """See `Store`."""
+        """See `LedgerStore`."""
         await self._read()
         return await self.world.entries.page(states, after=after, newest_first=newest_first, size=size)
 
-    async def is_gone(self, holder: str) -> bool:
-        """See `Store`."""
+    async def is_dead(self, owner: str) -> bool:
+        """See `LedgerStore`."""
         await self._read()
-        return holder in self.world.dead
+        return owner in self.world.dead
 
     async def _read(self) -> None:
         await self.process.passes(READ)
@@ -125,7 +125,7 @@ class Store:
         if kept is after:
             self.world.moved(after)
             for name, waiters in self.world.waiters.items():
-                if name != self.holder:
+                if name != self.owner:
                     waiters.wake(after.key, after.version)
         return kept
 
@@ -145,7 +145,7 @@ class Fake(Provider):
         self.synchronous = self.world.synchronous
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """See `Provider`. What did no harm is tried again once, as the transport does."""
         key, url = request.key or "", callback_url or ""
@@ -154,15 +154,15 @@ class Fake(Provider):
         if fate == "upload lost":
             raise NoAnswerError("the upload was reset")
         if fate == "upload refused":
-            raise RequestRefusedError("no such film")
+            raise RequestRejectedError("no such film")
         with self.world.counted(self.world.on_the_way, key):
             try:
-                made = await self._post(key, url, fate, sending)
+                made = await self._post(key, url, fate, on_send)
             except ProviderError as error:
                 if not error.harmless:
                     raise
                 await self.process.passes(2.0)
-                made = await self._post(key, url, self._fate(key), sending)
+                made = await self._post(key, url, self._fate(key), on_send)
         return self._snapshot(made)
 
     async def fetch(self, task_id: str) -> TaskSnapshot:
@@ -196,9 +196,9 @@ class Fake(Provider):
         return fate
 
     async def _post(
-        self, key: str, url: str, fate: str, sending: Callable[[], AbstractAsyncContextManager[None]]
+        self, key: str, url: str, fate: str, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> Made:
-        async with sending():
+        async with on_send():
             with self.world.counted(self.world.posted, key):
                 return await self._arrive(key, url, fate)
 
@@ -209,7 +209,7 @@ class Fake(Provider):
         if fate == "busy":
             raise RateLimitedError("busy")
         if fate == "refused":
-            raise RequestRefusedError("a real person")
+            raise RequestRejectedError("a real person")
         if fate in {"request lost", "late", "answer lost", "hangs"}:
             self.world.doubted.add(key)
         if fate == "late":
@@ -251,14 +251,14 @@ class Process:
         self.callers: dict[asyncio.Task[Any], str] = {}
         self.context = contextvars.copy_context()
         self.context.run(PROCESS.set, self)
-        self.store = Store(world, self, name)
+        self.store = LedgerStore(world, self, name)
         self.provider = Fake(world, self)
         clock = runner.get_loop().time
         self.session = CharacterSession(
             self.provider,
             ledger=Ledger(self.store, clock=clock),
-            watcher=TaskWatcher(pace=FixedPace(10.0), wall=clock),
-            wait=WAIT,
+            watcher=TaskWatcher(polling=FixedInterval(10.0), clock=clock),
+            timeout=WAIT,
         )
         self.receiver = CallbackReceiver(self.session)
         self.run(self.session.open())
@@ -280,28 +280,28 @@ class Process:
 
     def doubt(self) -> None:
         """Whoever waits for what this process is sending may have to give up."""
-        sending = {entry.key for entry in self.world.kept.values() if entry.state is State.SENDING}
-        self.world.doubted |= {key for key in sending if self.world.kept[key].holder == self.store.holder}
+        sending = {entry.key for entry in self.world.kept.values() if entry.state is EntryState.SENDING}
+        self.world.doubted |= {key for key in sending if self.world.kept[key].owner == self.store.owner}
 
     def stop(self, *, presumed_dead: bool) -> None:
         """SIGSTOP; its line to the database may be cut then, which frees what it holds."""
         self.doubt()
         self.goes.clear()
         if presumed_dead:
-            self.world.dead.add(self.store.holder)
+            self.world.dead.add(self.store.owner)
 
     def cont(self) -> None:
         """SIGCONT, and a new line."""
         self.goes.set()
-        self.world.dead.discard(self.store.holder)
+        self.world.dead.discard(self.store.owner)
 
     def kill(self) -> None:
         """SIGKILL: nothing that it does from now on reaches the ledger or the provider."""
         self.doubt()
         self.alive = False
         self.goes.set()
-        self.world.waiters.pop(self.store.holder, None)
-        self.world.dead.add(self.store.holder)
+        self.world.waiters.pop(self.store.owner, None)
+        self.world.dead.add(self.store.owner)
         self.callers.clear()
         self.runner.run(self._bury())
 
@@ -330,7 +330,7 @@ def own(world: World, loop: asyncio.AbstractEventLoop, work: Any, **options: Any
 
     def look(ended: asyncio.Task[Any]) -> None:
         error = None if ended.cancelled() else ended.exception()
-        if error and (isinstance(error, IllegalMoveError) or not isinstance(error, (SoraCharsError, Killed))):
+        if error and (isinstance(error, InvalidTransitionError) or not isinstance(error, (SoraCharsError, Killed))):
             world.wrong.append(f"{ended} raised {error!r}")
 
     made.add_done_callback(look)

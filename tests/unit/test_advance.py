@@ -12,13 +12,13 @@ from sora_chars.errors import (
     MissingCharacterError,
     NoAnswerError,
     RateLimitedError,
-    RequestRefusedError,
+    RequestRejectedError,
     SubmissionUnknownError,
     TaskNotFoundError,
 )
-from sora_chars.ledger import Ledger, State
+from sora_chars.ledger import EntryState, Ledger
 from sora_chars.models import TaskSnapshot
-from sora_chars.polling.strategies import FixedPace
+from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.pictures import Pictures
 from sora_chars.session.session import CharacterSession
 from tests.unit.fakes import Fake, Shaky, state_of
@@ -49,70 +49,72 @@ def store() -> Shaky:
 @pytest.fixture
 async def session(provider: Fake, store: Shaky) -> AsyncGenerator[CharacterSession]:
     """Return a session that looks every 10 s, and has no time to wait."""
-    async with CharacterSession(provider, pace=FixedPace(10.0), ledger=Ledger(store)) as session:
+    async with CharacterSession(provider, polling=FixedInterval(10.0), ledger=Ledger(store)) as session:
         yield session
 
 
-async def advance(session: CharacterSession) -> tuple[State, float | None]:
+async def advance(session: CharacterSession) -> tuple[EntryState, float | None]:
     """Take the wish one step on, and say where it is and when to call again."""
     step = await session.advance("mine")
-    assert step.finished is (step.again_in is None)
+    assert step.finished is (step.retry_in is None)
     assert step.entry == await session.entry("mine")
-    return step.entry.state, step.again_in
+    return step.entry.state, step.retry_in
 
 
 async def test_one_step_at_a_time(session: CharacterSession, provider: Fake) -> None:
     """A wish is recorded, sent once, looked at until its end, and then left alone."""
-    assert (await session.ask(**WISH)).state is State.ASKED
+    assert (await session.register(**WISH)).state is EntryState.PENDING
     assert provider.posts == []
     provider.seen = provider.snapshot(state="generating")
-    assert await advance(session) == (State.RUNNING, 10)
-    assert (len(provider.posts), len(provider.looks)) == (1, 0)
-    assert await advance(session) == (State.RUNNING, 10)
+    assert await advance(session) == (EntryState.RUNNING, 10)
+    assert (len(provider.posts), len(provider.polls)) == (1, 0)
+    assert await advance(session) == (EntryState.RUNNING, 10)
     provider.seen = provider.snapshot(state="generating", retry_after=77.0)
-    assert await advance(session) == (State.RUNNING, 77)
+    assert await advance(session) == (EntryState.RUNNING, 77)
     provider.seen = None
-    assert await advance(session) == (State.SUCCEEDED, None)
-    assert await advance(session) == (State.SUCCEEDED, None)
-    assert (len(provider.posts), len(provider.looks)) == (1, 3)
+    assert await advance(session) == (EntryState.SUCCEEDED, None)
+    assert await advance(session) == (EntryState.SUCCEEDED, None)
+    assert (len(provider.posts), len(provider.polls)) == (1, 3)
     assert [saved.character.id async for saved in session.characters("DOG")] == ["ch_1"]
 
 
 async def test_nothing_goes_on_after_a_step(session: CharacterSession, provider: Fake) -> None:
     """A task that a step has started is polled by nobody until the next."""
-    await session.ask(**WISH)
+    await session.register(**WISH)
     await session.advance("mine")
     await asyncio.sleep(1000)
-    assert provider.looks == []
+    assert provider.polls == []
 
 
 async def test_steps_at_once_send_once(session: CharacterSession, provider: Fake) -> None:
     """Many who advance one key in the same instant make one request, and find one end."""
-    await session.ask(**WISH)
-    assert {await one for one in [asyncio.create_task(advance(session)) for _ in range(9)]} == {(State.RUNNING, 10)}
+    await session.register(**WISH)
+    assert {await one for one in [asyncio.create_task(advance(session)) for _ in range(9)]} == {
+        (EntryState.RUNNING, 10)
+    }
     ends = await asyncio.gather(*(advance(session) for _ in range(9)))
-    assert {*ends} == {(State.SUCCEEDED, None)}
+    assert {*ends} == {(EntryState.SUCCEEDED, None)}
     assert len(provider.posts) == 1
 
 
 async def test_a_synchronous_provider_needs_one_step() -> None:
     """Its answer is the end."""
     async with CharacterSession(Fake(synchronous=True)) as session:
-        await session.ask(**WISH)
-        assert await advance(session) == (State.SUCCEEDED, None)
+        await session.register(**WISH)
+        assert await advance(session) == (EntryState.SUCCEEDED, None)
 
 
 async def test_a_refusal_ends_the_steps(session: CharacterSession, provider: Fake) -> None:
     """Refused is finished, for all who advance it at once, and a later step sends nothing either."""
-    provider.fault = RequestRefusedError("a real person")
-    await session.ask(**WISH)
-    assert {*await asyncio.gather(advance(session), advance(session))} == {(State.REFUSED, None)}
-    assert await advance(session) == (State.REFUSED, None)
+    provider.fault = RequestRejectedError("a real person")
+    await session.register(**WISH)
+    assert {*await asyncio.gather(advance(session), advance(session))} == {(EntryState.REJECTED, None)}
+    assert await advance(session) == (EntryState.REJECTED, None)
     assert len(provider.posts) == 1
 
 
 @pytest.mark.parametrize(
-    ("fault", "early", "again_in"),
+    ("fault", "early", "retry_in"),
     [
         (RateLimitedError("busy"), None, 5.0),
         (RateLimitedError("busy", retry_after=60.0), None, 60.0),
@@ -120,48 +122,48 @@ async def test_a_refusal_ends_the_steps(session: CharacterSession, provider: Fak
     ],
 )
 async def test_a_step_that_did_nothing_is_worth_another(
-    session: CharacterSession, provider: Fake, fault: Exception | None, early: Exception | None, again_in: float
+    session: CharacterSession, provider: Fake, fault: Exception | None, early: Exception | None, retry_in: float
 ) -> None:
     """A passing fault leaves the wish as it was, to be tried again when the provider says."""
     provider.fault, provider.early = fault, early
-    await session.ask(**WISH)
-    assert await advance(session) == (State.ASKED, again_in)
+    await session.register(**WISH)
+    assert await advance(session) == (EntryState.PENDING, retry_in)
 
 
 async def test_a_refusal_that_is_not_on_record_yet_is_told(
     session: CharacterSession, provider: Fake, store: Shaky
 ) -> None:
     """Where the ledger cannot take a refusal, the caller hears it as an error."""
-    provider.fault = RequestRefusedError("a real person")
-    store.full = {State.REFUSED}
-    await session.ask(**WISH)
-    with pytest.raises(RequestRefusedError):
+    provider.fault = RequestRejectedError("a real person")
+    store.full = {EntryState.REJECTED}
+    await session.register(**WISH)
+    with pytest.raises(RequestRejectedError):
         await session.advance("mine")
-    assert await state_of(session) is State.SENDING
+    assert await state_of(session) is EntryState.SENDING
 
 
 async def test_what_another_process_sends_is_left_to_it(session: CharacterSession, store: Shaky) -> None:
     """A step waits for nobody while the sender lives, and leaves doubt once it does not."""
-    await session.ask(**WISH)
-    await store.elsewhere("mine", State.SENDING)
+    await session.register(**WISH)
+    await store.elsewhere("mine", EntryState.SENDING)
     began = asyncio.get_running_loop().time()
-    assert await advance(session) == (State.SENDING, 5)
+    assert await advance(session) == (EntryState.SENDING, 5)
     assert asyncio.get_running_loop().time() == began
     store.others_live = False
     for _ in range(2):
         with pytest.raises(SubmissionUnknownError, match="the process that sent it ended"):
             await session.advance("mine")
-    assert await state_of(session) is State.UNKNOWN
+    assert await state_of(session) is EntryState.UNKNOWN
 
 
 @pytest.mark.parametrize(
-    ("seen", "state", "again_in"),
+    ("seen", "state", "retry_in"),
     [
-        (NoAnswerError("reset"), State.RUNNING, 5.0),
-        (RateLimitedError("busy", retry_after=9.0), State.RUNNING, 9.0),
-        (TaskNotFoundError("no such task"), State.RUNNING, 5.0),
-        (MissingCharacterError("none", provider="fake", task_id="t1", payload={}), State.FAILED, None),
-        (TaskSnapshot(task_id="t1", provider="fake", state="fail"), State.FAILED, None),
+        (NoAnswerError("reset"), EntryState.RUNNING, 5.0),
+        (RateLimitedError("busy", retry_after=9.0), EntryState.RUNNING, 9.0),
+        (TaskNotFoundError("no such task"), EntryState.RUNNING, 5.0),
+        (MissingCharacterError("none", provider="fake", task_id="t1", payload={}), EntryState.FAILED, None),
+        (TaskSnapshot(task_id="t1", provider="fake", state="fail"), EntryState.FAILED, None),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -169,34 +171,34 @@ async def test_what_a_look_may_meet(
     session: CharacterSession,
     provider: Fake,
     seen: TaskSnapshot | Exception,
-    state: State,
-    again_in: float | None,
+    state: EntryState,
+    retry_in: float | None,
 ) -> None:
     """A fault that may pass is worth another step; an end without a character is one."""
-    await session.ask(**WISH)
+    await session.register(**WISH)
     await session.advance("mine")
     provider.seen = seen
-    assert await advance(session) == (state, again_in)
+    assert await advance(session) == (state, retry_in)
 
 
 async def test_a_look_that_no_later_one_mends(session: CharacterSession, provider: Fake) -> None:
     """A bad key is told, and the task still runs."""
-    await session.ask(**WISH)
+    await session.register(**WISH)
     await session.advance("mine")
     provider.seen = AuthenticationError("bad key")
     with pytest.raises(AuthenticationError):
         await session.advance("mine")
-    assert await state_of(session) is State.RUNNING
+    assert await state_of(session) is EntryState.RUNNING
 
 
 async def test_an_end_that_is_not_on_record_yet(session: CharacterSession, provider: Fake, store: Shaky) -> None:
     """Where the ledger cannot take the end, the key is not finished."""
-    await session.ask(**WISH)
+    await session.register(**WISH)
     await session.advance("mine")
-    store.full = {State.SUCCEEDED}
-    assert await advance(session) == (State.RUNNING, 5)
+    store.full = {EntryState.SUCCEEDED}
+    assert await advance(session) == (EntryState.RUNNING, 5)
     store.full.clear()
-    assert await advance(session) == (State.SUCCEEDED, None)
+    assert await advance(session) == (EntryState.SUCCEEDED, None)
     assert len(provider.posts) == 1
 
 
@@ -204,11 +206,11 @@ async def test_only_what_is_known_is_advanced(session: CharacterSession, store: 
     """An unknown key, and one of a provider that is not here, are named."""
     with pytest.raises(InvalidRequestError, match="no entry 'mine'"):
         await session.advance("mine")
-    await session.ledger.ask(key="mine", provider="gone", kind="character", request={})
-    for state in (State.ASKED, State.SENDING, State.RUNNING):
-        if state is not State.ASKED:
+    await session.ledger.register(key="mine", provider="gone", kind="character", request={})
+    for state in (EntryState.PENDING, EntryState.SENDING, EntryState.RUNNING):
+        if state is not EntryState.PENDING:
             await store.elsewhere("mine", state, task_id="t1")
-        if state is not State.SENDING:
+        if state is not EntryState.SENDING:
             with pytest.raises(ConfigurationError, match="must be one of fake, got 'gone'"):
                 await session.advance("mine")
 
@@ -225,18 +227,18 @@ async def test_a_step_that_finds_the_end_saves_the_picture_and_teaches_the_pace(
         await asyncio.sleep(3)
         saved.append(character)
 
-    class Pupil(FixedPace):
-        def learn(self, snapshot: TaskSnapshot) -> None:
+    class Pupil(FixedInterval):
+        def observe_finished(self, snapshot: TaskSnapshot) -> None:
             learned.append(snapshot)
 
     monkeypatch.setattr(Pictures, "save", save)
-    async with CharacterSession(provider, pace=Pupil(10.0), pictures=tmp_path) as session:
-        await session.ask(**WISH)
+    async with CharacterSession(provider, polling=Pupil(10.0), pictures=tmp_path) as session:
+        await session.register(**WISH)
         await session.advance("mine")
         assert (saved, learned) == ([], [])
         await session.advance("mine")
         assert (saved, learned) == ([provider.snapshot().character], [provider.snapshot()])
         provider.synchronous = True
-        await session.ask(**WISH | {"key": "another"})
+        await session.register(**WISH | {"key": "another"})
         await session.advance("another")
         assert len(saved) == 2

@@ -14,7 +14,7 @@ from sora_chars.errors import (
     KeyConflictError,
     LedgerError,
     MissingCharacterError,
-    RequestRefusedError,
+    RequestRejectedError,
     SessionClosedError,
     SubmissionUnknownError,
     TaskFailedError,
@@ -22,7 +22,7 @@ from sora_chars.errors import (
     WatcherStoppedError,
 )
 from sora_chars.models import TaskRequest
-from sora_chars.polling.strategies import FixedPace
+from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.session import CharacterSession
 from tests.unit.fakes import Shop, wish
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.looptime
 
 def session_of(*providers: Provider, **options: Any) -> CharacterSession:
     """A session that looks every second."""
-    return CharacterSession(*providers, pace=FixedPace(1.0), **options)
+    return CharacterSession(*providers, polling=FixedInterval(1.0), **options)
 
 
 async def test_outcomes_come_as_they_end() -> None:
@@ -59,7 +59,7 @@ async def test_outcomes_come_as_they_end() -> None:
 
 async def test_one_that_fails_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
     """Every end is an outcome that says how: refusals, failures, doubts, ends of the wait, and bugs."""
-    wishes: list[Any] = [wish("fails 9", key="a"), wish("refused", key="b"), wish("lost", key="c"), wish("missing 9")]
+    wishes: list[Any] = [wish("fails 9", key="a"), wish("rejected", key="b"), wish("lost", key="c"), wish("missing 9")]
     wishes += [wish("ends 99", key="e"), wish("bug", key="f"), {"prompt": "no source"}, 7, wish("ends 9", key="b")]
     async with session_of(Shop()) as session:
         outcomes = await session.create_all([*wishes, wish()], timeout=20)
@@ -67,9 +67,9 @@ async def test_one_that_fails_stops_no_other(caplog: pytest.LogCaptureFixture) -
         assert isinstance(still, WaitTimeoutError)
         assert await still.handle
     kinds = (
-        ("failed", TaskFailedError), ("refused", RequestRefusedError), ("unknown", SubmissionUnknownError),
+        ("failed", TaskFailedError), ("rejected", RequestRejectedError), ("unknown", SubmissionUnknownError),
         ("failed", MissingCharacterError), ("running", WaitTimeoutError), ("unknown", ZeroDivisionError),
-        ("refused", InvalidRequestError), ("refused", InvalidRequestError), ("refused", KeyConflictError),
+        ("rejected", InvalidRequestError), ("rejected", InvalidRequestError), ("rejected", KeyConflictError),
         ("succeeded", type(None)),
     )  # fmt: skip
     assert tuple((outcome.state, type(outcome.error)) for outcome in outcomes) == kinds
@@ -115,9 +115,9 @@ async def test_a_key_asked_again_takes_up_the_task_it_has() -> None:
     shop = Shop()
     wishes = [wish(key=str(number)) for number in range(10)]
     async with session_of(shop) as session:
-        async with session.create_many(wishes, limit=4) as outcomes:
+        async with session.create_many(wishes, concurrency=4) as outcomes:
             await anext(outcomes)
-        again = await session.create_all(wishes * 2, limit=4)
+        again = await session.create_all(wishes * 2, concurrency=4)
     assert [outcome.state for outcome in again] == ["succeeded"] * 20
     assert [outcome.task_id for outcome in again[:10]] == [outcome.task_id for outcome in again[10:]]
     assert sorted(shop.posts) == sorted(str(number) for number in range(10))
@@ -127,11 +127,11 @@ async def test_the_session_may_close_first() -> None:
     """Then nobody waits any more, nothing is sent, and the batch says why it ends."""
     shop, session = Shop(), session_of(Shop())
     await session.open()
-    async with session.create_many((wish() for _ in count()), limit=3) as outcomes:
+    async with session.create_many((wish() for _ in count()), concurrency=3) as outcomes:
         await anext(outcomes)
         await session.aclose()
         ends = [(outcome.state, type(outcome.error)) async for outcome in outcomes]
-        refused = ("refused", SessionClosedError)
+        refused = ("rejected", SessionClosedError)
         assert set(ends) - {refused} <= {("succeeded", type(None)), ("running", WatcherStoppedError)}
         assert ends[-1] == refused
         assert outcomes.stopped == "closed"
@@ -155,12 +155,12 @@ async def test_a_batch_is_opened_once_and_inside_async_with() -> None:
 @pytest.mark.parametrize(
     ("requests", "options", "fields"),
     [
-        ([], {"limit": 0}, ["limit"]),
-        ([], {"limit": True}, ["limit"]),
+        ([], {"concurrency": 0}, ["concurrency"]),
+        ([], {"concurrency": True}, ["concurrency"]),
         ([], {"budget": -1, "price": math.nan, "timeout": "9"}, ["timeout", "budget", "price"]),
         (7, {}, ["requests"]),
         ({"from_task": "t"}, {}, ["requests"]),
-        ("batch.jsonl", {"limit": 2.5}, ["requests", "limit"]),
+        ("batch.jsonl", {"concurrency": 2.5}, ["requests", "concurrency"]),
     ],
 )
 async def test_wrong_options_are_named(requests: Any, options: dict[str, Any], fields: list[str]) -> None:
@@ -175,7 +175,7 @@ async def test_wrong_options_are_named(requests: Any, options: dict[str, Any], f
 
 async def test_a_wait_may_have_no_end() -> None:
     """A time-out counts from when a request was sent, however long it stood in line; an infinite one never comes."""
-    async with session_of(Shop(), wait=30.5) as session:
+    async with session_of(Shop(), timeout=30.5) as session:
         wishes = [wish("ends 30.7"), wish("ends 29.7")]  # sent at 1 s, and seen at 32 s and 31 s
         assert [outcome.state for outcome in await session.create_all(wishes)] == ["running", "succeeded"]
         assert [outcome.state for outcome in await session.create_all(wishes, timeout=math.inf)] == ["succeeded"] * 2

@@ -19,15 +19,15 @@ from sora_chars.errors import (
 )
 from sora_chars.ledger import open_ledger
 from sora_chars.models import CharacterRequest, Eta, TaskRequest
-from sora_chars.polling.strategies import FixedPace
-from sora_chars.ratelimit.window import Account, Limits, Pause, Window
+from sora_chars.polling.strategies import FixedInterval
+from sora_chars.ratelimit.window import Account, Cooldown, Limits, Window
 from sora_chars.session.session import CharacterSession
 from tests.unit.fakes import Shop, wish
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from sora_chars.batch.batch import Outcomes
+    from sora_chars.batch.batch import Batch
     from sora_chars.batch.progress import Progress
     from sora_chars.models import TaskSnapshot
     from sora_chars.protocols import Provider
@@ -37,19 +37,19 @@ pytestmark = pytest.mark.looptime
 
 def session_of(*providers: Provider, **options: Any) -> CharacterSession:
     """A session that looks every second."""
-    return CharacterSession(*providers, pace=FixedPace(1.0), **options)
+    return CharacterSession(*providers, polling=FixedInterval(1.0), **options)
 
 
-class Knowing(FixedPace):
+class Knowing(FixedInterval):
     """A pace that has learned that tasks take a minute."""
 
-    def expect(self, snapshot: TaskSnapshot | None, age: float) -> Eta:
-        """See `Pace.expect`."""
+    def estimate(self, snapshot: TaskSnapshot | None, age: float) -> Eta:
+        """See `PollingStrategy.expect`."""
         del snapshot
         return Eta(low=50 - age, median=60 - age, high=70 - age)
 
 
-async def states(outcomes: Outcomes) -> list[str]:
+async def states(outcomes: Batch) -> list[str]:
     """How each has ended, in the order of the ends."""
     return [f"{outcome.index} {outcome.state}" async for outcome in outcomes]
 
@@ -58,7 +58,7 @@ async def test_a_task_in_flight_takes_one_of_the_places() -> None:
     """Never more than `limit` are asked and not ended, and each end makes room for the next."""
     shop = Shop()
     async with session_of(shop) as session:
-        outcomes = await session.create_all([wish() for _ in range(12)], limit=4)
+        outcomes = await session.create_all([wish() for _ in range(12)], concurrency=4)
     assert (len(outcomes), shop.peaks["running"]) == (12, 4)
     assert asyncio.get_running_loop().time() == 3 * 11
 
@@ -76,7 +76,7 @@ async def test_a_task_in_flight_takes_one_of_the_places() -> None:
 async def test_few_are_sent_at_a_time(shop: Shop, most: int) -> None:
     """No more than may go out at once, but all that there may be where the answer comes when the task ends."""
     async with session_of(shop) as session:
-        await session.create_all([wish() for _ in range(400)], limit=300)
+        await session.create_all([wish() for _ in range(400)], concurrency=300)
     assert shop.peaks["sending"] == most
 
 
@@ -91,8 +91,8 @@ async def test_ten_thousand_in_flight_need_no_asyncio_tasks() -> None:
             yield wish("ends 600")
 
     shop = Shop()
-    async with CharacterSession(shop, pace=FixedPace(590.0)) as session:
-        outcomes = await session.create_all(wishes(), limit=100_000)
+    async with CharacterSession(shop, polling=FixedInterval(590.0)) as session:
+        outcomes = await session.create_all(wishes(), concurrency=100_000)
     assert (len(outcomes), shop.peaks["running"]) == (2000, 2000)
     assert most < 2 * 250 + 10
     assert loop.time() < 2000
@@ -101,7 +101,7 @@ async def test_ten_thousand_in_flight_need_no_asyncio_tasks() -> None:
 async def test_a_slow_consumer_holds_back_submitting() -> None:
     """At most `limit` outcomes lie unread; all the others come when it reads on."""
     shop = Shop()
-    async with session_of(shop) as session, session.create_many([wish()] * 50, limit=5) as outcomes:
+    async with session_of(shop) as session, session.create_many([wish()] * 50, concurrency=5) as outcomes:
         await asyncio.sleep(1000)
         assert 5 <= len(shop.posts) <= 10
         assert len(await states(outcomes)) == 50
@@ -111,7 +111,7 @@ async def test_requests_are_taken_as_late_as_can_be() -> None:
     """An endless iterable is read by one for each place that became free; the rest stays with its owner."""
     taken = count()
     async with session_of(Shop()) as session:
-        async with session.create_many((wish() for _ in taken), limit=3) as outcomes:
+        async with session.create_many((wish() for _ in taken), concurrency=3) as outcomes:
             for _ in range(7):
                 await anext(outcomes)
         assert next(taken) <= 7 + 3
@@ -136,7 +136,7 @@ async def test_a_stream_needs_the_memory_of_its_limit() -> None:
 
     async with (
         session_of(Shop(synchronous=True), ledger=open_ledger("memory:")) as session,
-        session.create_many(wishes(), limit=20) as outcomes,
+        session.create_many(wishes(), concurrency=20) as outcomes,
     ):
         assert len([outcome.index async for outcome in outcomes]) == 5000
     assert most <= 2 * 20 + 2
@@ -154,7 +154,7 @@ async def test_what_the_requests_raise_is_raised_at_the_end(error: BaseException
         assert [(await anext(outcomes)).state for _ in range(3)] == ["succeeded"] * 3
         with pytest.raises(type(error)):
             await anext(outcomes)
-        assert outcomes.progress.left is None
+        assert outcomes.progress.remaining is None
         assert await states(outcomes) == []
 
 
@@ -182,7 +182,7 @@ async def test_leaving_early_sends_nothing_more_and_loses_nothing(how: str) -> N
     async with session_of(shop) as session:
         caller, before = asyncio.current_task(), asyncio.all_tasks()
         assert caller
-        outcomes = session.create_many(wishes, limit=300)
+        outcomes = session.create_many(wishes, concurrency=300)
         with suppress(KeyError, asyncio.CancelledError):
             async with outcomes:
                 await asyncio.sleep(1.5)  # 250 have been answered, and 50 are on their way
@@ -208,7 +208,7 @@ async def test_leaving_early_sends_nothing_more_and_loses_nothing(how: str) -> N
 
 async def test_a_small_batch_does_not_wait_for_a_large_one() -> None:
     """Two batches of one session take turns at the limit of creates."""
-    window = Window((2, 10.0), Pause())
+    window = Window((2, 10.0), Cooldown())
     async with session_of(Shop(window=window)) as session, session.create_many(wish() for _ in count()):
         await asyncio.sleep(100)
         began = asyncio.get_running_loop().time()
@@ -225,21 +225,21 @@ async def test_progress_is_told_as_it_changes() -> None:
             seen.extend([progress async for progress in outcomes.updates()])
 
         reading, slow = asyncio.create_task(read()), outcomes.updates()
-        assert (await anext(slow)).left is None
+        assert (await anext(slow)).remaining is None
         await asyncio.sleep(9)
         assert ((await anext(slow)).failed, outcomes.progress.running) == (1, 1)
         assert await states(outcomes) == ["1 failed", "0 succeeded"]
         await reading
         assert [progress.ended async for progress in slow] == [2]
-    assert [progress.ended for progress in seen if progress.asked == 2] == [0, 1, 2]
-    assert (seen[-1].running, seen[-1].ended, seen[-1].left, seen[-1].credits) == (0, 2, 0, 4.0)
+    assert [progress.ended for progress in seen if progress.registered == 2] == [0, 1, 2]
+    assert (seen[-1].running, seen[-1].ended, seen[-1].remaining, seen[-1].credits) == (0, 2, 0, 4.0)
     assert seen[-1] == outcomes.progress
 
 
 async def test_the_eta_knows_what_the_pace_has_learned() -> None:
     """Before any task has ended the youngest one's own ETA tells; with no task in flight there is none to ask."""
     async with (
-        CharacterSession(Shop(), pace=Knowing(1.0)) as session,
+        CharacterSession(Shop(), polling=Knowing(1.0)) as session,
         session.create_many([wish("ends 60"), wish("ends 60")]) as outcomes,
     ):
         etas = [outcomes.progress.eta]
@@ -254,7 +254,7 @@ async def test_updates_end_when_the_batch_is_left(number: int) -> None:
     """Whoever observes from elsewhere is not left waiting, whether or not all has been sent."""
     seen: list[Progress] = []
 
-    async def read(outcomes: Outcomes) -> None:
+    async def read(outcomes: Batch) -> None:
         seen.extend([progress async for progress in outcomes.updates()])
 
     async with session_of(Shop()) as session:
@@ -288,9 +288,9 @@ async def test_a_budget_stops_submitting(price: Any) -> None:
     """What is in flight counts as if spent; the batch says why it ended, and how many are left."""
     shop = Shop(credits=2.0)
     async with session_of(shop) as session:
-        async with session.create_many([wish()] * 9, budget=10, price=price, limit=3) as outcomes:
+        async with session.create_many([wish()] * 9, budget=10, price=price, concurrency=3) as outcomes:
             assert len(await states(outcomes)) == 5
-            assert (outcomes.stopped, outcomes.progress.left, outcomes.progress.credits) == ("budget", 4, 10.0)
+            assert (outcomes.stopped, outcomes.progress.remaining, outcomes.progress.credits) == ("budget", 4, 10.0)
         assert len(await session.create_all([wish()] * 9, budget=99, price=price)) == 9
     assert len(shop.posts) == 5 + 9
 
@@ -300,12 +300,12 @@ async def test_a_refusal_of_the_account_stops_submitting(kind: type[ProviderErro
     """What was sent ends as it does, nothing else is sent or called refused; the same batch then pays for the rest."""
     shop, wishes = Shop(), [wish("ends 30", key=str(number)) for number in range(99)]
     async with session_of(shop) as session:
-        async with session.create_many(wishes, limit=4) as outcomes:
+        async with session.create_many(wishes, concurrency=4) as outcomes:
             asyncio.get_running_loop().call_later(10, setattr, shop, "refusal", kind("no more"))
             ended = [outcome async for outcome in outcomes]
-            assert Counter(outcome.state for outcome in ended) == {"succeeded": 4, "refused": 4}
+            assert Counter(outcome.state for outcome in ended) == {"succeeded": 4, "rejected": 4}
             assert (outcomes.stopped, outcomes.refusal) == ("account", ended[-1].error)
-            assert (outcomes.progress.asked, outcomes.progress.left) == (8, 91)
+            assert (outcomes.progress.registered, outcomes.progress.remaining) == (8, 91)
         shop.refusal = None
         assert {outcome.state for outcome in await session.create_all(wishes)} == {"succeeded"}
     assert Counter(Counter(shop.posts).values()) == {1: 95, 2: 4}
@@ -319,7 +319,7 @@ async def test_a_refusal_while_another_is_weighed_stops_it() -> None:
         session_of(shop, other) as session,
         session.create_many([{"provider": "other", "from_task": "t"}, wish(), wish()], budget=4, price=2) as outcomes,
     ):
-        assert await states(outcomes) == ["0 refused", "1 refused"]
+        assert await states(outcomes) == ["0 rejected", "1 rejected"]
         assert (outcomes.stopped, outcomes.refusal, len(shop.posts)) == ("account", shop.refusal, 1)
 
 
@@ -339,7 +339,7 @@ async def test_what_waits_for_the_budget_is_not_yet_asked() -> None:
         session.create_many(wishes, budget=3, price=2) as outcomes,
     ):
         await asyncio.sleep(5)
-        assert (outcomes.progress.asked, outcomes.progress.left) == (1, 1)
+        assert (outcomes.progress.registered, outcomes.progress.remaining) == (1, 1)
         await anext(outcomes)
         await asyncio.sleep(5)
         assert outcomes.progress.eta == 11 - 5
@@ -364,7 +364,7 @@ async def test_a_price_that_cannot_be_had_refuses_its_request() -> None:
             [wish(key="a"), wish(key="b")], budget=9, price=lambda request: prices[str(request.key)]
         )
     ends = [(outcome.state, type(outcome.error)) for outcome in outcomes]
-    assert ends == [("refused", KeyError), ("succeeded", type(None))]
+    assert ends == [("rejected", KeyError), ("succeeded", type(None))]
     assert shop.posts == ["b"]
 
 

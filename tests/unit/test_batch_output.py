@@ -10,7 +10,7 @@ import pytest
 from sora_chars.batch.outcome import Outcome
 from sora_chars.cli.batch.writer import entry_row, open_output, outcome_row
 from sora_chars.errors import ConfigurationError
-from sora_chars.ledger import Entry, State
+from sora_chars.ledger import Entry, EntryState
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,14 +74,14 @@ def test_a_dash_is_stdout(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
         assert capfdbinary.readouterr().out == LINE
 
 
-def entry(state: State, **more: Any) -> Entry:
+def entry(state: EntryState, **more: Any) -> Entry:
     """An entry of the ledger."""
     facts: dict[str, Any] = {"kind": "character", "request_json": "{}", "created_at": 0.0, "updated_at": 0.0}
     facts |= {name: json.dumps(value) for name, value in more.items()}
     return Entry(key="k", provider="kie", state=state, **facts)
 
 
-@pytest.mark.parametrize("nothing", [None, entry(State.ASKED), entry(State.SENDING)])
+@pytest.mark.parametrize("nothing", [None, entry(EntryState.PENDING), entry(EntryState.SENDING)])
 def test_what_was_not_sent_is_no_row(nothing: Entry | None) -> None:
     """It will be sent by the next run."""
     assert entry_row(nothing) is None
@@ -90,20 +90,21 @@ def test_what_was_not_sent_is_no_row(nothing: Entry | None) -> None:
 @pytest.mark.parametrize(
     ("ended", "more"),
     [
-        (entry(State.RUNNING), {"status": "running"}),
+        (entry(EntryState.RUNNING), {"status": "running"}),
         (
-            entry(State.FAILED, error_json={"code": "501", "message": "no"}),
+            entry(EntryState.FAILED, error_json={"code": "501", "message": "no"}),
             {"status": "failed", "error": {"type": "TaskFailedError", "message": "no", "code": "501"}},
         ),
         (
-            entry(State.UNKNOWN, error_json={"message": "lost"}),
+            entry(EntryState.UNKNOWN, error_json={"message": "lost"}),
             {"status": "unknown", "error": {"type": "SubmissionUnknownError", "message": "lost"}},
         ),
         (
             entry(
-                State.REFUSED, error_json={"type": "UsageCapError", "message": "cap", "code": 433, "provider": "kie"}
+                EntryState.REJECTED,
+                error_json={"type": "UsageCapError", "message": "cap", "code": 433, "provider": "kie"},
             ),
-            {"status": "refused", "error": {"type": "UsageCapError", "message": "cap", "code": 433}},
+            {"status": "rejected", "error": {"type": "UsageCapError", "message": "cap", "code": 433}},
         ),
     ],
 )
@@ -116,12 +117,12 @@ def test_the_row_of_an_entry_that_ended_well() -> None:
     """With its character."""
     character = {"id": "ch_1", "provider": "kie"}
     result = {"task_id": "t", "provider": "kie", "state": "success", "character": character}
-    row = entry_row(entry(State.SUCCEEDED, result_json=result))
+    row = entry_row(entry(EntryState.SUCCEEDED, result_json=result))
     assert row
     assert (row["status"], row["character"]["id"]) == ("succeeded", "ch_1")
 
 
 def test_an_error_that_nobody_foresaw_has_a_row() -> None:
     """It is one line, and named by its type."""
-    row = outcome_row(Outcome(index=0, request=None, state=State.UNKNOWN, key="k", error=KeyError("a\nb")))
+    row = outcome_row(Outcome(index=0, request=None, state=EntryState.UNKNOWN, key="k", error=KeyError("a\nb")))
     assert row["error"] == {"type": "KeyError", "message": "'a\\nb'"}

@@ -16,10 +16,19 @@ from sora_chars.cli.batch.progress import Display, Tally
 from sora_chars.cli.output import Screen
 
 if TYPE_CHECKING:
-    from sora_chars.batch.batch import Outcomes
+    from sora_chars.batch.batch import Batch
 
 NOTHING = Progress(
-    asked=0, running=0, succeeded=0, failed=0, refused=0, unknown=0, left=None, credits=0.0, rate=0.0, eta=None
+    registered=0,
+    running=0,
+    succeeded=0,
+    failed=0,
+    rejected=0,
+    unknown=0,
+    remaining=None,
+    credits=0.0,
+    rate=0.0,
+    eta=None,
 )
 
 
@@ -28,14 +37,14 @@ class FakeOutcomes:
     """As much of a batch as a display looks at. `looks`: after so many the batch ends."""
 
     progress_: Progress = NOTHING
-    looks: int = 0
+    polls: int = 0
     seen: asyncio.Event = attrs.field(factory=asyncio.Event)
 
     @property
     def progress(self) -> Progress:
         """Count a look."""
-        self.looks += 1
-        if self.looks > 1:
+        self.polls += 1
+        if self.polls > 1:
             self.seen.set()
         return self.progress_
 
@@ -61,7 +70,7 @@ def tally() -> Tally:
 
 def test_every_row_is_counted_once(tally: Tally) -> None:
     """Those under way are running, as are those that ran when they were told."""
-    assert tally.counts == {"succeeded": 26, "failed": 2, "refused": 0, "unknown": 1, "running": 11, "not sent": 20}
+    assert tally.counts == {"succeeded": 26, "failed": 2, "rejected": 0, "unknown": 1, "running": 11, "not sent": 20}
     tally.put({"key": "3", "status": "succeeded", "credits": 0.5})
     tally.put({"key": "4", "status": "unknown"})
     assert (tally.counts["succeeded"], tally.counts["running"], tally.credits) == (27, 9, 2.375)
@@ -104,7 +113,7 @@ async def test_a_terminal_has_a_live_display(tally: Tally, piped: str) -> None:
     """It is drawn while the batch goes on, and once more at its end; stdout stays clean."""
     screen = Screen(out=console(terminal=piped != "stdout"), err=console(terminal=True))
     outcomes = FakeOutcomes()
-    async with Display(screen, tally, to_stdout=piped == "stdout").follow(cast("Outcomes", outcomes)):
+    async with Display(screen, tally, to_stdout=piped == "stdout").follow(cast("Batch", outcomes)):
         await outcomes.seen.wait()
         tally.put({"key": "0", "status": "succeeded"})
     assert "30/60" in text(screen.err)
@@ -116,7 +125,7 @@ async def test_a_display_and_rows_do_not_share_a_terminal(tally: Tally) -> None:
     """Plain lines stand beside the rows then."""
     screen = Screen(out=console(terminal=True), err=console(terminal=True))
     outcomes = FakeOutcomes()
-    async with Display(screen, tally, to_stdout=True).follow(cast("Outcomes", outcomes)):
+    async with Display(screen, tally, to_stdout=True).follow(cast("Batch", outcomes)):
         await asyncio.sleep(0)
     assert text(screen.err).startswith("30 of 60 ended: ")
 
@@ -144,6 +153,6 @@ async def test_json_leaves_stderr_alone(tally: Tally) -> None:
     """Not even a look is taken."""
     screen = Screen(as_json=True, out=console(terminal=True), err=console(terminal=True))
     outcomes = FakeOutcomes()
-    async with Display(screen, tally).follow(cast("Outcomes", outcomes)):
+    async with Display(screen, tally).follow(cast("Batch", outcomes)):
         pass
-    assert (outcomes.looks, text(screen.err)) == (0, "")
+    assert (outcomes.polls, text(screen.err)) == (0, "")

@@ -14,7 +14,7 @@ from sora_chars import (
     CallbackReceiver,
     CharacterSession,
     ConfigurationError,
-    FixedPace,
+    FixedInterval,
     SessionClosedError,
     TaskRequest,
     TaskSnapshot,
@@ -42,18 +42,18 @@ class Paper(Provider):
 
     def __init__(self) -> None:
         self.paths: list[str] = []
-        self.looks: dict[str, list[float]] = {}
+        self.polls: dict[str, list[float]] = {}
         self.ended: set[str] = set()
         self.answers = asyncio.Event()
         self.answers.set()
         self.sent = asyncio.Event()
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, sending: Callable[[], AbstractAsyncContextManager[None]]
+        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
-        """Answer once `answers` is set."""
+        """Response once `answers` is set."""
         del request
-        async with sending():
+        async with on_send():
             self.paths.append(f"/{str(callback_url).removeprefix('https://host.example/')}")
             number = len(self.paths)
             self.sent.set()
@@ -62,11 +62,11 @@ class Paper(Provider):
 
     async def fetch(self, task_id: str) -> TaskSnapshot:
         """Say whether the task was ended."""
-        self.looks.setdefault(task_id, []).append(asyncio.get_running_loop().time())
+        self.polls.setdefault(task_id, []).append(asyncio.get_running_loop().time())
         state = "success" if task_id in self.ended else "waiting"
         return TaskSnapshot(task_id=task_id, provider=self.name, state=state)
 
-    async def ready(self) -> int:
+    async def poll_capacity(self) -> int:
         """Always be."""
         return 1
 
@@ -85,7 +85,7 @@ def paper() -> Paper:
 @pytest.fixture
 async def session(paper: Paper) -> AsyncGenerator[CharacterSession]:
     """Return a session whose pace is too slow to matter."""
-    async with CharacterSession(paper, pace=FixedPace(3600)) as session:
+    async with CharacterSession(paper, polling=FixedInterval(3600)) as session:
         yield session
 
 
@@ -361,7 +361,7 @@ async def test_double(receiver: CallbackReceiver, session: CharacterSession, pap
 @pytest.mark.looptime
 async def test_default_wait_is_the_sessions(paper: Paper) -> None:
     """Without a time-out a wait lasts as long as the session's."""
-    async with CharacterSession(paper, wait=7) as session:
+    async with CharacterSession(paper, timeout=7) as session:
         with pytest.raises(WaitTimeoutError, match="7 s"):
             await CallbackReceiver(session).expect("t1")
 
@@ -452,7 +452,7 @@ async def test_claim_is_confirmed(receiver: CallbackReceiver, session: Character
     await post(receiver, paper.paths[0], content(state="fail"))
     with pytest.raises(WaitTimeoutError):
         await handle.result(PACE)
-    assert len(paper.looks["t1"]) > 1
+    assert len(paper.polls["t1"]) > 1
     paper.ended.add("t1")
     assert (await handle.result(PACE)).state == "success"
 
@@ -476,16 +476,16 @@ async def test_late_callback_has_no_effect(receiver: CallbackReceiver, session: 
     paper.ended.add("t1")
     await post(receiver, paper.paths[0])
     await handle.result(PACE)
-    looks = len(paper.looks["t1"])
+    looks = len(paper.polls["t1"])
     assert await post(receiver, paper.paths[0]) == 200
     await asyncio.sleep(PACE)
-    assert len(paper.looks["t1"]) == looks
+    assert len(paper.polls["t1"]) == looks
 
 
 @pytest.mark.looptime
 async def test_polls_are_rarer_while_callbacks_arrive(paper: Paper) -> None:
     """While callbacks arrive, a task that expects one is looked at five times as rarely; then as before."""
-    async with CharacterSession(paper, pace=FixedPace(PACE)) as session:
+    async with CharacterSession(paper, polling=FixedInterval(PACE)) as session:
         receiver = CallbackReceiver(session)
         await start(session)
         handle = await start(session)
@@ -494,7 +494,7 @@ async def test_polls_are_rarer_while_callbacks_arrive(paper: Paper) -> None:
             await asyncio.sleep(PACE)
         with pytest.raises(WaitTimeoutError):
             await handle.result(30 * PACE)
-        looks = paper.looks["t2"]
+        looks = paper.polls["t2"]
         gaps = [round((later - looks[n]) / PACE) for n, later in enumerate(looks[1:])]
     assert gaps.count(5) >= 3
     assert gaps[-10:] == [1] * 10

@@ -16,8 +16,8 @@ from sora_chars.cli import render as shapes
 from sora_chars.cli import runner as running
 from sora_chars.cli.commands import resume as recovering
 from sora_chars.cli.context import Job
-from sora_chars.errors import EntryMovedError, IllegalMoveError, KeyConflictError, LedgerError
-from sora_chars.ledger import Entry, State
+from sora_chars.errors import InvalidTransitionError, KeyConflictError, LedgerError, StaleEntryError
+from sora_chars.ledger import Entry, EntryState
 
 if TYPE_CHECKING:
     from sora_chars.errors import SoraCharsError
@@ -44,10 +44,10 @@ def test_only_what_was_typed_is_repeated_and_no_password(place: keeping.Place, o
     ("error", "status"),
     [
         (KeyConflictError("x", key="k"), 2),
-        (EntryMovedError("x"), 2),
+        (StaleEntryError("x"), 2),
         (LedgerError("x", key="k"), 2),
         (LedgerError("x", key="k", task_id="t"), 6),
-        (IllegalMoveError("x", key="k", state="asked", to="failed"), 70),
+        (InvalidTransitionError("x", key="k", state="pending", to="failed"), 70),
     ],
 )
 def test_errors_of_the_ledger_have_their_exit_status(error: SoraCharsError, status: int) -> None:
@@ -99,7 +99,7 @@ def test_an_entry_that_holds_no_character_is_shown() -> None:
         key="k",
         provider="kie",
         kind="character",
-        state=State.FAILED,
+        state=EntryState.FAILED,
         request_json="{}",
         result_json='{"task_id": "t", "provider": "kie", "state": "fail"}',
         error_json='{"code": null, "message": "no \\u001b[31mdogs"}',

@@ -15,13 +15,13 @@ from sora_chars.callbacks.receiver import verify
 from sora_chars.providers import kie_codec
 from sora_chars.providers.kkiai import read_character
 from sora_chars.redaction import mask
-from sora_chars.transport import Answer
+from sora_chars.transport import Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 HOSTILE = "evil\x1b]0;owned\x07\r\n\x9b31m\x00\x7f\u202e\u2028evil"
-READERS: dict[str, Callable[[Answer], object]] = {
+READERS: dict[str, Callable[[Response], object]] = {
     "task id": kie_codec.read_task_id,
     "record": lambda answer: kie_codec.read_record(answer, task_id="t", provider="kie").outcome(),
     "omni": lambda answer: kie_codec.read_omni(answer, provider="kie"),
@@ -56,7 +56,7 @@ def test_no_message_repeats_control_characters(reader: str, body: str, status: i
     content = HOSTILE if body == "no JSON" else json.dumps(BODIES[body])
     said = ""
     try:
-        READERS[reader](Answer(status, {}, content.encode()))
+        READERS[reader](Response(status, {}, content.encode()))
     except SoraCharsError as error:
         said = str(error)
     assert said.isprintable()
@@ -65,7 +65,7 @@ def test_no_message_repeats_control_characters(reader: str, body: str, status: i
 @pytest.mark.parametrize("task_id", ["a\nb", "\x1b[2J", "\x00", "\u2028", "x" * 201])
 def test_a_task_id_that_nobody_can_keep_is_none(task_id: str) -> None:
     """An id that would break a log line, or that a database cannot hold, leaves the outcome unknown."""
-    answer = Answer(200, {}, json.dumps({"code": 200, "data": {"taskId": task_id}}).encode())
+    answer = Response(200, {}, json.dumps({"code": 200, "data": {"taskId": task_id}}).encode())
     with pytest.raises(NoAnswerError, match="no task id"):
         kie_codec.read_task_id(answer)
 
@@ -76,7 +76,7 @@ def test_a_character_id_that_nobody_can_keep_is_none(reader: str, name: str) -> 
     """Where the answer to a paid request is the character, an id that no ledger can hold is told as it came."""
     content = {"code": 200, "data": {"characterId": name}} if reader == "omni" else {"id": name, "username": "u"}
     with pytest.raises(MissingCharacterError) as caught:
-        READERS[reader](Answer(200, {}, json.dumps(content).encode()))
+        READERS[reader](Response(200, {}, json.dumps(content).encode()))
     assert caught.value.payload in (content, content.get("data"))
 
 

@@ -87,7 +87,7 @@ def test_a_fault_strikes_only_at_its_place(box: FaultBox) -> None:
 
 
 def test_a_rate_is_a_share_and_repeatable(box: FaultBox) -> None:
-    """A rate strikes about its share of the requests, the same ones with the same seed."""
+    """A rate consecutive_429s about its share of the requests, the same ones with the same seed."""
 
     def struck(chance: FaultBox) -> list[bool]:
         add(chance, "http_500", on="any", times=None, rate=0.25)

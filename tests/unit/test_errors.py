@@ -13,7 +13,7 @@ from sora_chars.errors import (
     InvalidRequestError,
     NoAnswerError,
     RateLimitedError,
-    RequestRefusedError,
+    RequestRejectedError,
     ServiceUnavailableError,
     SoraCharsError,
     WaitTimeoutError,
@@ -29,7 +29,7 @@ FACTS: dict[str, Any] = {
     "code": "teapot",
     "request_id": "r-1",
     "retry_after": 2.5,
-    "passing": True,
+    "transient": True,
     "harmless": True,
     "key": "k-1",
     "task_id": "t-1",
@@ -40,7 +40,7 @@ FACTS: dict[str, Any] = {
     "second": {"from_task": "b"},
     "entry": "an entry",
     "state": "running",
-    "to": "asked",
+    "to": "pending",
 }
 ALL = sorted(
     (kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, SoraCharsError)),
@@ -96,22 +96,22 @@ def test_an_error_reads_as_its_message_and_hint(kind: type[SoraCharsError]) -> N
 
 
 @pytest.mark.parametrize(
-    ("kind", "passing", "harmless"),
+    ("kind", "transient", "harmless"),
     [
         (RateLimitedError, True, True),
         (ServiceUnavailableError, True, False),
         (NoAnswerError, True, False),
-        (RequestRefusedError, False, False),
+        (RequestRejectedError, False, False),
     ],
 )
 def test_whether_an_error_passes_and_harms(
     kind: type[errors.ProviderError],
-    passing: bool,  # noqa: FBT001 # a column of the table
+    transient: bool,  # noqa: FBT001 # a column of the table
     harmless: bool,  # noqa: FBT001 # a column of the table
 ) -> None:
     """Only a rate limit is harmless by itself, so that nothing else repeats a paid request."""
     error = kind("no")
-    assert (error.passing, error.harmless) == (passing, harmless)
+    assert (error.transient, error.harmless) == (transient, harmless)
 
 
 def test_errors_are_also_what_python_calls_them() -> None:

@@ -19,8 +19,8 @@ from sora_chars.errors import (
     WrongLoopError,
 )
 from sora_chars.models import Character, Eta, TaskFailure, TaskSnapshot
-from sora_chars.polling.handle import Live, TaskHandle
-from sora_chars.polling.watched_task import Watch
+from sora_chars.polling.handle import HandleContext, TaskHandle
+from sora_chars.polling.watched_task import WatchedTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,33 +45,33 @@ FAILED = seen("fail", failure=TaskFailure("501", "generation failed"))
 class Stage:
     """A watch that the test moves by hand, in a watcher's stead, and handles of it. `wait` is the session's default."""
 
-    watch: Watch
+    watch: WatchedTask
     wait: float = 1800.0
-    looks: int = 0
+    polls: int = 0
     eta: Eta | None = None
 
     def handle(self, **facts: Any) -> TaskHandle[Any]:
         """A live handle."""
         return TaskHandle(task_id="t1", provider="fake", key="k1", live=self.live(), **facts)
 
-    def live(self) -> Live:
+    def live(self) -> HandleContext:
         """What a session would lend."""
         this: Any = self
-        return Live(self.watch, this, this, self.wait)
+        return HandleContext(self.watch, this, this, self.wait)
 
     def end(self, outcome: TaskSnapshot) -> None:
         """Show the last snapshot and settle the wait."""
         self.watch.show(outcome)
         self.watch.end(outcome)
 
-    async def look(self, provider: Provider, watch: Watch) -> TaskSnapshot:
+    async def poll(self, provider: Provider, watch: WatchedTask) -> TaskSnapshot:
         """See `TaskWatcher`."""
         del provider
         assert watch is self.watch
-        self.looks += 1
+        self.polls += 1
         return GENERATING
 
-    def expect(self, watch: Watch) -> Eta | None:
+    def estimate(self, watch: WatchedTask) -> Eta | None:
         """See `TaskWatcher`."""
         assert watch is self.watch
         return self.eta
@@ -80,7 +80,7 @@ class Stage:
 @pytest.fixture
 async def stage() -> Stage:
     """A task that was just submitted."""
-    return Stage(Watch("t1", asyncio.get_running_loop().create_future(), snapshot=WAITING))
+    return Stage(WatchedTask("t1", asyncio.get_running_loop().create_future(), snapshot=WAITING))
 
 
 async def collect(handle: TaskHandle[Any], *, timeout: float | None = None) -> list[str]:
@@ -117,7 +117,7 @@ async def test_a_character_gets_the_name_that_was_asked_for(stage: Stage) -> Non
     stage.end(DONE)
     assert (await stage.handle(name="rex")).name == "rex"
     named = attrs.evolve(DONE, character=attrs.evolve(CHARACTER, name="theirs"))
-    other = Stage(Watch("t1", asyncio.get_running_loop().create_future()))
+    other = Stage(WatchedTask("t1", asyncio.get_running_loop().create_future()))
     other.end(named)
     assert (await other.handle(name="rex")).name == "theirs"
 
@@ -213,7 +213,7 @@ async def test_a_late_joiner_gets_the_final_state(stage: Stage) -> None:
 
 async def test_a_resumed_task_has_no_update_before_its_first_look() -> None:
     """Where nothing is known yet, the first update is what the first look shows."""
-    stage = Stage(Watch("t1", asyncio.get_running_loop().create_future()))
+    stage = Stage(WatchedTask("t1", asyncio.get_running_loop().create_future()))
     states = asyncio.create_task(collect(stage.handle()))
     await asyncio.sleep(1)
     stage.end(DONE)
@@ -266,7 +266,7 @@ async def test_what_is_left_is_told(stage: Stage) -> None:
 async def test_refresh_looks_once(stage: Stage) -> None:
     """A refresh is one look, now."""
     assert await stage.handle().refresh() == GENERATING
-    assert stage.looks == 1
+    assert stage.polls == 1
 
 
 async def test_a_handle_pickles_as_its_ids(stage: Stage) -> None:
@@ -274,7 +274,7 @@ async def test_a_handle_pickles_as_its_ids(stage: Stage) -> None:
     copy = pickle.loads(pickle.dumps(stage.handle(name="rex", wants=Character)))
     assert repr(copy) == "TaskHandle(task_id='t1', provider='fake', key='k1', name='rex')"
     assert copy.wants is Character
-    live = copy.within(stage.live())
+    live = copy.attach(stage.live())
     stage.end(DONE)
     assert (await live).name == "rex"
 
@@ -302,7 +302,7 @@ def run_elsewhere(coroutine: Any) -> Any:
 def elsewhere() -> Iterator[Stage]:
     """A task that is watched in another event loop."""
     with asyncio.Runner() as runner:
-        yield Stage(Watch("t1", runner.get_loop().create_future(), snapshot=WAITING))
+        yield Stage(WatchedTask("t1", runner.get_loop().create_future(), snapshot=WAITING))
 
 
 def test_a_handle_awaited_in_another_loop_says_so(elsewhere: Stage) -> None:

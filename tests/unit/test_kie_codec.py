@@ -13,25 +13,25 @@ from sora_chars import (
     NoAnswerError,
     ProviderError,
     RateLimitedError,
-    RequestRefusedError,
+    RequestRejectedError,
     ServiceUnavailableError,
     TaskFailure,
     TaskNotFoundError,
     TaskSnapshot,
 )
 from sora_chars.providers import kie_codec as codec
-from sora_chars.transport import Answer
+from sora_chars.transport import Response
 
 MB = 1024 * 1024
 HTML = b"<html><body><h1>502 Bad Gateway</h1></body></html>"
 
 
-def answer(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
+def answer(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """An answer with this body: bytes as they are, everything else as JSON."""
-    return Answer(status, headers or {}, body if isinstance(body, bytes) else json.dumps(body).encode())
+    return Response(status, headers or {}, body if isinstance(body, bytes) else json.dumps(body).encode())
 
 
-def envelope(code: int, message: str = "", data: object = None, *, status: int = 200) -> Answer:
+def envelope(code: int, message: str = "", data: object = None, *, status: int = 200) -> Response:
     """An answer in kie.ai's envelope."""
     return answer({"code": code, "msg": message, "data": data}, status=status)
 
@@ -243,7 +243,7 @@ def test_an_unreadable_record_passes(data: object, why: str) -> None:
     """A record without its id, or of another task, is one bad look that a later one makes good."""
     with pytest.raises(NoAnswerError, match=why) as caught:
         codec.read_record(envelope(200, "success", data), task_id="t", provider="kie")
-    assert caught.value.passing
+    assert caught.value.transient
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_an_unreadable_record_passes(data: object, why: str) -> None:
     ],
     ids=["422", "404", "404 in 200", "404 otherwise", "null", "list", "500"],
 )
-def test_an_unknown_task(seen: Answer) -> None:
+def test_an_unknown_task(seen: Response) -> None:
     """Each way of saying that there is no such record is the one error that has a time of grace."""
     with pytest.raises(TaskNotFoundError):
         codec.read_record(seen, task_id="t", provider="kie")
@@ -298,12 +298,12 @@ def test_an_upload_gives_its_url() -> None:
     [
         (envelope(200, "ok", None), NoAnswerError),
         (envelope(200, "ok", {"downloadUrl": ""}), NoAnswerError),
-        (envelope(405, "Method not allowed"), RequestRefusedError),
+        (envelope(405, "Method not allowed"), RequestRejectedError),
         (envelope(401, "No"), AuthenticationError),
         (answer(HTML, status=502), NoAnswerError),
     ],
 )
-def test_a_failed_upload(seen: Answer, kind: type[ProviderError]) -> None:
+def test_a_failed_upload(seen: Response, kind: type[ProviderError]) -> None:
     """An upload without a URL is an error, and so is a refused one."""
     with pytest.raises(kind):
         codec.read_upload(seen)
@@ -378,7 +378,7 @@ def test_an_unchanged_answer_is_not_read_again() -> None:
     body = {"code": 200, "msg": "success", "data": {"taskId": "t", "state": "generating"}}
     seen = codec.read_record(answer(body), task_id="t", provider="kie")
 
-    def again(came: Answer) -> TaskSnapshot:
+    def again(came: Response) -> TaskSnapshot:
         return codec.read_record(came, task_id="t", provider="kie", seen=seen)
 
     assert again(answer(body)) is seen

@@ -12,14 +12,14 @@ from sora_chars import (
     PermissionDeniedError,
     ProviderError,
     RateLimitedError,
-    RequestRefusedError,
+    RequestRejectedError,
     ServiceUnavailableError,
     TaskNotFoundError,
     UsageCapError,
 )
 from sora_chars.providers import kie_codec as codec
 from sora_chars.providers import kie_envelope
-from sora_chars.transport import Answer
+from sora_chars.transport import Response
 
 MB = 1024 * 1024
 NOT_SUPPORTED = (
@@ -28,15 +28,15 @@ NOT_SUPPORTED = (
 HTML = b"<html><body><h1>502 Bad Gateway</h1></body></html>"
 
 
-def answer(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
+def answer(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """An answer with this body: bytes as they are, everything else as JSON."""
-    return Answer(status, headers or {}, body if isinstance(body, bytes) else json.dumps(body).encode())
+    return Response(status, headers or {}, body if isinstance(body, bytes) else json.dumps(body).encode())
 
 
 CODES: list[tuple[int, str, type[ProviderError]]] = [
-    (400, "Invalid parameter", RequestRefusedError),
-    (422, "Invalid parameter", RequestRefusedError),
-    (422, "The aspect ratio is not supported by this model", RequestRefusedError),
+    (400, "Invalid parameter", RequestRejectedError),
+    (422, "Invalid parameter", RequestRejectedError),
+    (422, "The aspect ratio is not supported by this model", RequestRejectedError),
     (422, NOT_SUPPORTED, ModelUnavailableError),
     (500, NOT_SUPPORTED, ModelUnavailableError),
     (422, "recordInfo is null", TaskNotFoundError),
@@ -45,13 +45,13 @@ CODES: list[tuple[int, str, type[ProviderError]]] = [
     (500, "Credits insufficient. Your balance is not enough.", InsufficientCreditsError),
     (403, "Forbidden", PermissionDeniedError),
     (404, "Not found", ModelUnavailableError),
-    (405, "Method not allowed", RequestRefusedError),
+    (405, "Method not allowed", RequestRejectedError),
     (408, "No result for over 10 minutes", NoAnswerError),
     (429, "Your call frequency is too high", RateLimitedError),
     (433, "The usage of this key has reached its limit", UsageCapError),
     (455, "Under maintenance", ServiceUnavailableError),
     (500, "Server exception", ServiceUnavailableError),
-    (500, "origin_task_id is required", RequestRefusedError),
+    (500, "origin_task_id is required", RequestRejectedError),
     (501, "Generation failed", ServiceUnavailableError),
     (502, "Bad gateway", NoAnswerError),
     (504, "Gateway time-out", NoAnswerError),
@@ -76,7 +76,7 @@ def test_the_table_of_codes(code: int, message: str, kind: type[ProviderError], 
         codec.read_task_id(answer(body, status=status))
     error = caught.value
     assert type(error) is kind
-    assert (error.passing and error.harmless) == (code in HARMLESS)
+    assert (error.transient and error.harmless) == (code in HARMLESS)
     assert error.status == status
     assert message in error.message or kind is NoAnswerError
 
@@ -123,5 +123,5 @@ def test_retry_after_is_heeded_where_it_comes(body: object) -> None:
 
 def test_an_unexplained_refusal_still_reads() -> None:
     """An envelope without any text gives a message all the same."""
-    with pytest.raises(RequestRefusedError, match="answered 422: no message"):
+    with pytest.raises(RequestRejectedError, match="answered 422: no message"):
         codec.read_task_id(answer({"code": 422}))

@@ -21,12 +21,12 @@ from sora_chars import (
     PermissionDeniedError,
     ProviderError,
     RateLimitedError,
-    RequestRefusedError,
+    RequestRejectedError,
     ServiceUnavailableError,
     TaskRequest,
 )
 from sora_chars.providers.kkiai import character_body, read_character
-from sora_chars.transport import Answer
+from sora_chars.transport import Response
 
 if TYPE_CHECKING:
     from sora_chars.models import Request
@@ -40,9 +40,9 @@ GOOD = {
 PAGE = b"<!doctype html><html><title>Gateway</title><div id=root></div></html>"
 
 
-def answer(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
+def answer(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """An answer with this body: bytes as they are, everything else as JSON."""
-    return Answer(status, headers or {}, body if isinstance(body, bytes) else json.dumps(body).encode())
+    return Response(status, headers or {}, body if isinstance(body, bytes) else json.dumps(body).encode())
 
 
 def refusal(body: object, *, status: int = 400, headers: dict[str, str] | None = None) -> ProviderError:
@@ -173,7 +173,7 @@ TEXT = "it went wrong (request id: 20261101-abc)"
 def test_each_shape_of_an_error(body: object, status: int, code: str | None) -> None:
     """Every known shape gives the text, the code and the request id."""
     error = refusal(body, status=status)
-    assert type(error) is RequestRefusedError
+    assert type(error) is RequestRejectedError
     assert (error.status, error.code, error.request_id) == (status, code, "20261101-abc")
     assert "it went wrong" in error.message
 
@@ -227,13 +227,13 @@ def error(code: str = "", message: str = "no", type_: str = "new_api_error") -> 
         (404, PAGE, ModelUnavailableError),
         (200, PAGE, ModelUnavailableError),
         (201, b"\n" + PAGE, ModelUnavailableError),
-        (500, error("get_origin_task_failed"), RequestRefusedError),
-        (400, error("task_not_exist"), RequestRefusedError),
-        (400, error("cameo_permission_denied"), RequestRefusedError),
-        (400, error("sora_content_violation"), RequestRefusedError),
+        (500, error("get_origin_task_failed"), RequestRejectedError),
+        (400, error("task_not_exist"), RequestRejectedError),
+        (400, error("cameo_permission_denied"), RequestRejectedError),
+        (400, error("sora_content_violation"), RequestRejectedError),
         (500, error("do_request_failed"), ServiceUnavailableError),
         (503, error(), ServiceUnavailableError),
-        (302, b"", RequestRefusedError),
+        (302, b"", RequestRejectedError),
         (408, error(), NoAnswerError),
         (502, error(), NoAnswerError),
         (504, b"", NoAnswerError),
@@ -252,7 +252,7 @@ def test_the_table_of_situations(status: int, body: object, kind: type[ProviderE
     met = refusal(body, status=status)
     assert type(met) is kind
     assert met.status == status
-    assert (met.passing and met.harmless) == (kind is RateLimitedError)
+    assert (met.transient and met.harmless) == (kind is RateLimitedError)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from sora_chars import Entry, EntryMovedError, IllegalMoveError, KeyConflictError, Ledger, State
-from sora_chars.ledger.states import MOVES
+from sora_chars import Entry, EntryState, InvalidTransitionError, KeyConflictError, Ledger, StaleEntryError
+from sora_chars.ledger.states import TRANSITIONS
 from sora_chars.ledger.stores.memory import MemoryStore
 from sora_chars.ledger.stores.sqlite import SqliteStore
 
@@ -49,7 +49,7 @@ class LedgerMachine(RuleBasedStateMachine):
         return self.ledgers[0], self.ledgers[1 + second]
 
     def both(self, call: Any, *, second: bool) -> Any:
-        """Do the same with both, and return how it ended; they must agree but for the names of holders."""
+        """Do the same with both, and return how it ended; they must agree but for the names of owners."""
         ends = [self.runner.run(_end(call(ledger))) for ledger in self.pair(second=second)]
         assert _without_holder(ends[0]) == _without_holder(ends[1])
         return ends[0]
@@ -58,30 +58,30 @@ class LedgerMachine(RuleBasedStateMachine):
     def ask(self, key: str, wish: str, second: bool, pause: float) -> None:  # noqa: FBT001 # drawn
         """Ask, with a wall clock that jumps."""
         self.clock += pause
-        end = self.both(lambda to: to.ask(key=key, provider="kie", kind="k", request={"w": wish}), second=second)
+        end = self.both(lambda to: to.register(key=key, provider="kie", kind="k", request={"w": wish}), second=second)
         known = self.model.get(key)
         if known is None:
-            assert (end.state, end.version, end.request, end.created_at) == ("asked", 1, {"w": wish}, self.clock)
+            assert (end.state, end.version, end.request, end.created_at) == ("pending", 1, {"w": wish}, self.clock)
             self.model[key] = self.old[key] = end
         elif known.request == {"w": wish}:
             assert end == known
         else:
             assert isinstance(end, KeyConflictError)
 
-    @rule(key=KEYS, to=st.sampled_from(State), task=TASKS, second=st.booleans(), stale=st.booleans())
-    def move(self, key: str, to: State, task: str | None, second: bool, stale: bool) -> None:  # noqa: FBT001 # drawn
+    @rule(key=KEYS, to=st.sampled_from(EntryState), task=TASKS, second=st.booleans(), stale=st.booleans())
+    def move(self, key: str, to: EntryState, task: str | None, second: bool, stale: bool) -> None:  # noqa: FBT001 # drawn
         """Move an entry as it is, or as somebody saw it before."""
         known = self.model.get(key)
         if known is None:
             return
         seen = self.old[key] if stale else known
         facts = {"task_id": task, "token_digest": f"d-{key}", "result": [to], "credits": 1.0}
-        end = self.both(lambda ledger: ledger.move(seen, to, **facts), second=second)
+        end = self.both(lambda ledger: ledger.transition(seen, to, **facts), second=second)
         named = seen.task_id or task
-        if to not in MOVES[seen.state] or (task and task != named) or (to is State.RUNNING and not named):
-            assert isinstance(end, IllegalMoveError)
+        if to not in TRANSITIONS[seen.state] or (task and task != named) or (to is EntryState.RUNNING and not named):
+            assert isinstance(end, InvalidTransitionError)
         elif seen.version != known.version:
-            assert isinstance(end, EntryMovedError)
+            assert isinstance(end, StaleEntryError)
             assert end.entry == known
         else:
             assert (end.state, end.version, end.task_id, end.result) == (to, known.version + 1, named, [to])
@@ -91,9 +91,9 @@ class LedgerMachine(RuleBasedStateMachine):
     def crash(self, second: bool) -> None:  # noqa: FBT001 # drawn
         """Close one opening of the file, and open it again under a new name."""
         ledger = self.ledgers[1 + second]
-        was = ledger.holder
+        was = ledger.owner
         self.runner.run(ledger.aclose())
-        assert self.runner.run(self.ledgers[2 - second].is_gone(was))
+        assert self.runner.run(self.ledgers[2 - second].is_dead(was))
         self.runner.run(ledger.open())
 
     @invariant()
@@ -114,7 +114,7 @@ class LedgerMachine(RuleBasedStateMachine):
 async def _end(work: Any) -> Any:
     try:
         return await work
-    except (KeyConflictError, EntryMovedError, IllegalMoveError) as error:
+    except (KeyConflictError, StaleEntryError, InvalidTransitionError) as error:
         return error
 
 

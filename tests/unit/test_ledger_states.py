@@ -6,98 +6,104 @@ from typing import Any
 import attrs
 import pytest
 
-from sora_chars import Entry, IllegalMoveError, State
+from sora_chars import Entry, EntryState, InvalidTransitionError
 from sora_chars.ledger.entry import COLUMNS, MOVING, NAMING, from_row, to_json, to_row
-from sora_chars.ledger.states import MOVES, check_move
+from sora_chars.ledger.states import TRANSITIONS, check_transition
 
 ENTRY = Entry(
-    key="k-1", provider="kie", kind="character", state=State.ASKED, request_json="{}", created_at=1.0, updated_at=1.0
+    key="k-1",
+    provider="kie",
+    kind="character",
+    state=EntryState.PENDING,
+    request_json="{}",
+    created_at=1.0,
+    updated_at=1.0,
 )
 LEGAL = {
-    ("asked", "sending"),
-    ("asked", "refused"),
-    ("sending", "asked"),
+    ("pending", "sending"),
+    ("pending", "rejected"),
+    ("sending", "pending"),
     ("sending", "running"),
     ("sending", "succeeded"),
     ("sending", "failed"),
-    ("sending", "refused"),
+    ("sending", "rejected"),
     ("sending", "unknown"),
-    ("unknown", "asked"),
+    ("unknown", "pending"),
     ("unknown", "running"),
     ("unknown", "succeeded"),
     ("unknown", "failed"),
-    ("unknown", "refused"),
+    ("unknown", "rejected"),
     ("running", "running"),
     ("running", "succeeded"),
     ("running", "failed"),
-    ("refused", "sending"),
+    ("rejected", "sending"),
 }
 
 
-@pytest.mark.parametrize(("state", "to"), list(product(State, State)))
-def test_legal_moves_are_these_and_no_others(state: State, to: State) -> None:
+@pytest.mark.parametrize(("state", "to"), list(product(EntryState, EntryState)))
+def test_legal_moves_are_these_and_no_others(state: EntryState, to: EntryState) -> None:
     """Each pair of states is a legal move or one that raises and names what would be legal."""
     if (state, to) in LEGAL:
-        check_move("k-1", state, to)
+        check_transition("k-1", state, to)
         return
-    with pytest.raises(IllegalMoveError, match=f"k-1 cannot go from {state} to {to}: {state} goes to ") as caught:
-        check_move("k-1", state, to)
+    with pytest.raises(InvalidTransitionError, match=f"k-1 cannot go from {state} to {to}: {state} goes to ") as caught:
+        check_transition("k-1", state, to)
     assert (caught.value.key, caught.value.state, caught.value.to) == ("k-1", state, to)
 
 
 def test_every_state_can_be_reached() -> None:
     """From `asked` there is a way to every state."""
-    reached = {State.ASKED}
-    while more := {to for state in reached for to in MOVES[state]} - reached:
+    reached = {EntryState.PENDING}
+    while more := {to for state in reached for to in TRANSITIONS[state]} - reached:
         reached |= more
-    assert reached == set(State)
+    assert reached == set(EntryState)
 
 
-def at(state: State, **facts: Any) -> Entry:
+def at(state: EntryState, **facts: Any) -> Entry:
     """Return an entry in a state."""
     return attrs.evolve(ENTRY, state=state, **facts)
 
 
 def test_a_move_keeps_the_names_and_drops_the_rest() -> None:
     """A task id, a token and credits stay through moves; a result or an error belongs to the state it came with."""
-    unknown = at(State.SENDING, token_digest="d").moved(
-        State.UNKNOWN, at=2.0, holder="h", error={"type": "NoAnswerError"}, credits=1.5
+    unknown = at(EntryState.SENDING, token_digest="d").transitioned(
+        EntryState.UNKNOWN, at=2.0, owner="h", error={"type": "NoAnswerError"}, credits=1.5
     )
-    assert (unknown.error, unknown.holder, unknown.version) == ({"type": "NoAnswerError"}, None, 2)
-    running = unknown.moved(State.RUNNING, at=3.0, holder="h", task_id="t")
-    assert (running.error, running.holder, running.token_digest, running.credits) == (None, "h", "d", 1.5)
-    done = running.moved(State.SUCCEEDED, at=4.0, holder="h", result=[])
-    assert (done.task_id, done.result, done.holder, done.created_at, done.updated_at) == ("t", [], None, 1.0, 4.0)
+    assert (unknown.error, unknown.owner, unknown.version) == ({"type": "NoAnswerError"}, None, 2)
+    running = unknown.transitioned(EntryState.RUNNING, at=3.0, owner="h", task_id="t")
+    assert (running.error, running.owner, running.token_digest, running.credits) == (None, "h", "d", 1.5)
+    done = running.transitioned(EntryState.SUCCEEDED, at=4.0, owner="h", result=[])
+    assert (done.task_id, done.result, done.owner, done.created_at, done.updated_at) == ("t", [], None, 1.0, 4.0)
 
 
 def test_only_what_may_move_moves() -> None:
     """A move changes no column but those that stores write."""
-    done = at(State.SENDING).moved(
-        State.RUNNING, at=2.0, holder="h", task_id="t", token_digest="d", result=1, error=1, credits=1
+    done = at(EntryState.SENDING).transitioned(
+        EntryState.RUNNING, at=2.0, owner="h", task_id="t", token_digest="d", result=1, error=1, credits=1
     )
-    changed = {name for name in COLUMNS if getattr(done, name) != getattr(at(State.SENDING), name)}
+    changed = {name for name in COLUMNS if getattr(done, name) != getattr(at(EntryState.SENDING), name)}
     assert changed == {*MOVING, *NAMING}
 
 
 def test_running_needs_a_task_id() -> None:
     """An entry cannot run before its task has an id."""
-    with pytest.raises(IllegalMoveError, match="has task None"):
-        at(State.SENDING).moved(State.RUNNING, at=2.0, holder="h")
+    with pytest.raises(InvalidTransitionError, match="has task None"):
+        at(EntryState.SENDING).transitioned(EntryState.RUNNING, at=2.0, owner="h")
 
 
 def test_a_key_never_gets_a_second_task() -> None:
     """A task id on record cannot become another; the same one again is no change."""
-    running = at(State.RUNNING, task_id="t-1")
-    assert running.moved(State.RUNNING, at=2.0, holder="h", task_id="t-1").task_id == "t-1"
-    with pytest.raises(IllegalMoveError, match="has task t-1 and cannot go to running with task t-2"):
-        running.moved(State.RUNNING, at=2.0, holder="h", task_id="t-2")
+    running = at(EntryState.RUNNING, task_id="t-1")
+    assert running.transitioned(EntryState.RUNNING, at=2.0, owner="h", task_id="t-1").task_id == "t-1"
+    with pytest.raises(InvalidTransitionError, match="has task t-1 and cannot go to running with task t-2"):
+        running.transitioned(EntryState.RUNNING, at=2.0, owner="h", task_id="t-2")
 
 
 def test_a_row_is_plain_and_reads_back() -> None:
     """A row holds plain values only, and gives the same entry again."""
-    row = to_row(at(State.REFUSED, error_json="[1]"))
+    row = to_row(at(EntryState.REJECTED, error_json="[1]"))
     assert {type(value) for value in row} == {str, float, int, type(None)}
-    assert from_row(row) == at(State.REFUSED, error_json="[1]")
+    assert from_row(row) == at(EntryState.REJECTED, error_json="[1]")
 
 
 def test_equal_values_have_equal_texts() -> None:
@@ -107,6 +113,6 @@ def test_equal_values_have_equal_texts() -> None:
 
 def test_a_repr_shows_no_payload() -> None:
     """The repr of an entry leaves out request, result and token."""
-    shown = repr(at(State.FAILED, request_json='"a"', result_json='"b"', token_digest="c", error_json='"why"'))
+    shown = repr(at(EntryState.FAILED, request_json='"a"', result_json='"b"', token_digest="c", error_json='"why"'))
     assert "json='\"why\"'" in shown
     assert not any(text in shown for text in ('"a"', '"b"', "'c'"))

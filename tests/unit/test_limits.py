@@ -10,7 +10,7 @@ import pytest
 
 from sora_chars.errors import NoAnswerError
 from sora_chars.ratelimit import window as module
-from sora_chars.ratelimit.window import Account, Limits, Pause, Window, account, flow
+from sora_chars.ratelimit.window import Account, Cooldown, Limits, Window, account, flow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ def _accounts() -> Iterator[None]:
 
 def free(limit: tuple[int, float] | None = CREATES) -> Window:
     """A window without a history."""
-    return Window(limit, Pause())
+    return Window(limit, Cooldown())
 
 
 def most_in_any_window(arrivals: list[float], seconds: float) -> int:
@@ -38,8 +38,8 @@ def most_in_any_window(arrivals: list[float], seconds: float) -> int:
 
 async def ask(window: Window, arrivals: list[float], *, way: float, back: float = 0.0) -> None:
     """One request: `way` seconds until it arrives, `back` until its answer is here."""
-    async with window.place() as place:
-        place.use(asyncio.get_running_loop().time())
+    async with window.slot() as slot:
+        slot.mark_sent(asyncio.get_running_loop().time())
         await asyncio.sleep(way)
         arrivals.append(asyncio.get_running_loop().time())
         await asyncio.sleep(back)
@@ -76,8 +76,8 @@ async def test_a_request_given_up_may_still_arrive(why: str) -> None:
     window, loop = free((1, 10.0)), asyncio.get_running_loop()
 
     async def give_up() -> None:
-        async with window.place() as place:
-            place.use(loop.time())
+        async with window.slot() as slot:
+            slot.mark_sent(loop.time())
             if why == "timed out":
                 raise NoAnswerError("no answer")
             await asyncio.sleep(60)
@@ -87,8 +87,8 @@ async def test_a_request_given_up_may_still_arrive(why: str) -> None:
     given_up.cancel()
     await asyncio.wait([given_up])
     assert given_up.cancelled() or isinstance(given_up.exception(), NoAnswerError)
-    async with window.place() as place:
-        assert place.sent >= 15.0
+    async with window.slot() as slot:
+        assert slot.sent >= 15.0
     assert loop.time() < 15.1
 
 
@@ -116,7 +116,7 @@ async def test_a_place_that_nobody_used_is_free_again() -> None:
     """A request that was not sent after all takes nothing from the next one."""
     window, arrivals = free((1, 10.0)), list[float]()
     for _ in range(3):
-        async with window.place():
+        async with window.slot():
             pass
     await ask(window, arrivals, way=0.0)
     assert arrivals == [0.0]
@@ -128,8 +128,8 @@ async def test_first_come_first_served() -> None:
     window, order = free((2, 1.0)), list[int]()
 
     async def ask_in_turn(number: int) -> None:
-        async with window.place() as place:
-            place.use(asyncio.get_running_loop().time())
+        async with window.slot() as slot:
+            slot.mark_sent(asyncio.get_running_loop().time())
             order.append(number)
 
     async with asyncio.TaskGroup() as group:
@@ -140,8 +140,8 @@ async def test_first_come_first_served() -> None:
 
 async def go(window: Window, whose: object, order: list[object]) -> None:
     """One request of a flow, which notes when it went."""
-    async with window.place(whose) as place:
-        place.use(asyncio.get_running_loop().time())
+    async with window.slot(whose) as slot:
+        slot.mark_sent(asyncio.get_running_loop().time())
         order.append(whose)
 
 
@@ -238,11 +238,11 @@ async def test_no_limit_waits_for_nothing() -> None:
 async def test_ready_returns_when_a_place_is_free_and_takes_none() -> None:
     """`ready` waits as a request would, and leaves the place to it."""
     window, loop = free((1, 10.0)), asyncio.get_running_loop()
-    await window.ready()
-    await window.ready()
+    await window.available()
+    await window.available()
     assert loop.time() == 0.0
     await ask(window, [], way=0.0)
-    await window.ready()
+    await window.available()
     assert round(loop.time()) == 10
 
 
@@ -254,72 +254,72 @@ async def test_ready_says_how_many_would_go_out(limit: tuple[int, float], sent: 
     for _ in range(sent):
         await ask(window, [], way=0.0)
     await asyncio.sleep(5.0)
-    assert await window.ready() == room
+    assert await window.available() == room
 
 
 @pytest.mark.looptime
 async def test_a_refusal_pauses_the_whole_account() -> None:
     """After a 429 to a create, polls and all other requests wait too."""
     busy, loop = Account.with_limits(Limits()), asyncio.get_running_loop()
-    async with busy.windows["create"].place() as place:
-        place.use(loop.time())
-        busy.pause.refused(sent=place.sent, now=loop.time(), retry_after=None)
+    async with busy.windows["create"].slot() as slot:
+        slot.mark_sent(loop.time())
+        busy.cooldown.on_429(sent=slot.sent, now=loop.time(), retry_after=None)
     for kind in ("create", "poll", "other"):
-        async with busy.windows[kind].place() as place:
-            assert place.sent >= 1.0
+        async with busy.windows[kind].slot() as slot:
+            assert slot.sent >= 1.0
 
 
 def test_the_pause_grows_and_is_capped() -> None:
     """Refusals in a row silence the account for 1, 2, 4 ... 60 s, with at most a quarter more."""
-    pause, waits = Pause(), list[float]()
+    cooldown, waits = Cooldown(), list[float]()
     for _ in range(1100):
-        now = pause.until
-        pause.refused(sent=now, now=now, retry_after=None)
-        waits.append(pause.until - now)
+        now = cooldown.until
+        cooldown.on_429(sent=now, now=now, retry_after=None)
+        waits.append(cooldown.until - now)
     for wait, least in zip(waits, [1, 2, 4, 8, 16, 32, *[60] * 1094], strict=True):
         assert least * 0.999 <= wait <= least * 1.2501
 
 
 def test_one_volley_counts_once() -> None:
     """Twenty requests that were sent together and all refused are one refusal."""
-    pause = Pause()
+    cooldown = Cooldown()
     for number in range(20):
-        pause.refused(sent=0.0, now=0.1 * number / 20, retry_after=None)
-    assert pause.strikes == 1
-    assert pause.until < 1.5
+        cooldown.on_429(sent=0.0, now=0.1 * number / 20, retry_after=None)
+    assert cooldown.consecutive_429s == 1
+    assert cooldown.until < 1.5
 
 
 def test_retry_after_wins_when_it_is_longer() -> None:
     """The account is silent for as long as the provider asked, and never shorter than the pause has grown."""
-    pause = Pause()
-    pause.refused(sent=0.0, now=0.0, retry_after=0.0)
-    assert pause.until >= 1.0
-    pause.refused(sent=2.0, now=2.0, retry_after=30.0)
-    assert pause.until == 32.0
+    cooldown = Cooldown()
+    cooldown.on_429(sent=0.0, now=0.0, retry_after=0.0)
+    assert cooldown.until >= 1.0
+    cooldown.on_429(sent=2.0, now=2.0, retry_after=30.0)
+    assert cooldown.until == 32.0
 
 
 def test_a_good_answer_ends_the_row_of_refusals() -> None:
     """The next pause is short again; the answer to a request from before the refusal says nothing."""
-    pause = Pause()
-    pause.refused(sent=0.0, now=0.0, retry_after=None)
-    pause.passed(sent=0.5)
-    assert pause.strikes == 1
-    pause.passed(sent=pause.until)
-    assert pause.strikes == 0
+    cooldown = Cooldown()
+    cooldown.on_429(sent=0.0, now=0.0, retry_after=None)
+    cooldown.on_success(sent=0.5)
+    assert cooldown.consecutive_429s == 1
+    cooldown.on_success(sent=cooldown.until)
+    assert cooldown.consecutive_429s == 0
 
 
 @pytest.mark.looptime
 async def test_one_probe_goes_first() -> None:
     """When the pause is over one request tries; the others go when it was answered well."""
     window, loop, sent = free(None), asyncio.get_running_loop(), list[float]()
-    window.pause.refused(sent=0.0, now=0.0, retry_after=2.0)
+    window.cooldown.on_429(sent=0.0, now=0.0, retry_after=2.0)
 
     async def probe() -> None:
-        async with window.place() as place:
-            place.use(loop.time())
-            sent.append(place.sent)
+        async with window.slot() as slot:
+            slot.mark_sent(loop.time())
+            sent.append(slot.sent)
             await asyncio.sleep(3)
-        window.pause.passed(sent=place.sent)
+        window.cooldown.on_success(sent=slot.sent)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(4):
@@ -334,7 +334,7 @@ async def test_a_request_from_before_the_refusal_is_no_probe() -> None:
     window, arrivals = free(None), list[float]()
     long = asyncio.create_task(ask(window, [], way=300.0))
     await asyncio.sleep(1)
-    window.pause.refused(sent=0.0, now=1.0, retry_after=2.0)
+    window.cooldown.on_429(sent=0.0, now=1.0, retry_after=2.0)
     await ask(window, arrivals, way=0.0)
     assert [round(time) for time in arrivals] == [3]
     await long

@@ -12,7 +12,7 @@ import attrs
 import pytest
 
 from sora_chars.errors import LedgerError
-from sora_chars.ratelimit.distributed import Claim, Part, _Member, shared
+from sora_chars.ratelimit.distributed import CapacityRequest, Lease, QuotaClient, shared
 from sora_chars.ratelimit.window import Account, Limits
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Row:
     """What the database knows of a process."""
 
     places: int
-    wanted: int
+    wants: int
     until: float
     gone: bool = False
 
@@ -40,35 +40,37 @@ class Database:
     """The rules of the database, in plain words; `away` is raised by each call, `hangs` answers none."""
 
     rows: dict[str, Row] = attrs.field(factory=dict[str, Row])
-    claims: list[tuple[str, Claim]] = attrs.field(factory=list[tuple[str, Claim]])
+    claims: list[tuple[str, CapacityRequest]] = attrs.field(factory=list[tuple[str, CapacityRequest]])
     away: bool = False
     hangs: bool = False
     paused_until: float = 0.0
     calm_until: float = -1.0
     heard_at: float = 0.0
 
-    def answer(self, holder: str, claim: Claim) -> Part:
+    def answer(self, owner: str, request: CapacityRequest) -> Lease:
         """Give a part to a process."""
         now = asyncio.get_running_loop().time()
-        self.claims.append((holder, claim))
+        self.claims.append((owner, request))
         if self.calm_until < now:
             silent = {name for name, row in self.rows.items() if not row.gone and row.until < now}
-            if self.heard_at < now - claim.lease and silent - {holder}:
-                self.calm_until = now + claim.lease
+            if self.heard_at < now - request.lease and silent - {owner}:
+                self.calm_until = now + request.lease
             else:
                 self.rows = {name: row for name, row in self.rows.items() if row.until >= now}
         self.heard_at = now
-        self.paused_until = max(self.paused_until, now + claim.paused)
-        self.rows[holder] = mine = Row(claim.held, claim.wanted, now + claim.grace)
-        others = sum(row.places for name, row in self.rows.items() if name != holder)
-        granted = claim.held
+        self.paused_until = max(self.paused_until, now + request.cooldown)
+        self.rows[owner] = mine = Row(request.has, request.wants, now + request.grace)
+        others = sum(row.places for name, row in self.rows.items() if name != owner)
+        granted = request.has
         if self.calm_until < now:
-            wishes = [row.wanted for row in self.rows.values()]
-            level = max(n for n in range(claim.count + 1) if sum(min(n, wish) for wish in wishes) <= claim.count)
-            granted = max(0, min(claim.wanted, level, claim.count - others))
-            mine.places = max(claim.held, granted)
+            wishes = [row.wants for row in self.rows.values()]
+            level = max(
+                n for n in range(request.capacity + 1) if sum(min(n, wish) for wish in wishes) <= request.capacity
+            )
+            granted = max(0, min(request.wants, level, request.capacity - others))
+            mine.places = max(request.has, granted)
         names = sorted(name for name, row in self.rows.items() if not row.gone)
-        return Part(granted, names.index(holder), len(names), max(0.0, self.paused_until - now))
+        return Lease(granted, names.index(owner), len(names), max(0.0, self.paused_until - now))
 
 
 @attrs.define(eq=False)
@@ -76,7 +78,7 @@ class Door:
     """The database, as one process sees it."""
 
     database: Database
-    holder: str
+    owner: str
     way: float = 0.01
     lost: bool = False
 
@@ -85,18 +87,18 @@ class Door:
         if self.database.away or self.lost:
             raise LedgerError("The database is away.")
 
-    async def divide(self, claim: Claim) -> Part:
-        """See `Division`."""
+    async def acquire_lease(self, request: CapacityRequest) -> Lease:
+        """See `QuotaStore`."""
         await self._pass()
-        part = self.database.answer(self.holder, claim)
+        part = self.database.answer(self.owner, request)
         await self._pass()
         return part
 
-    async def leave(self, name: str, held: int, grace: float) -> None:
-        """See `Division`."""
+    async def release_lease(self, name: str, has: int, grace: float) -> None:
+        """See `QuotaStore`."""
         assert name == "account create"
         await self._pass()
-        self.database.rows[self.holder] = Row(held, 0, asyncio.get_running_loop().time() + grace, gone=True)
+        self.database.rows[self.owner] = Row(has, 0, asyncio.get_running_loop().time() + grace, gone=True)
 
 
 @attrs.define(eq=False)
@@ -120,8 +122,8 @@ class Process:
 
     async def _send(self, way: float) -> None:
         loop = asyncio.get_running_loop()
-        async with self.window.place() as place:
-            place.use(loop.time())
+        async with self.window.slot() as slot:
+            slot.mark_sent(loop.time())
             await asyncio.sleep(way / 2)
             self.arrivals.append(loop.time())
             await asyncio.sleep(way / 2)
@@ -173,7 +175,7 @@ async def test_processes_together_keep_the_limit(seed: int) -> None:
 
         await asyncio.gather(*(life(name) for name in "abcde"))
         assert here.most() <= COUNT
-        assert sum(part.held > COUNT for _, part in here.database.claims) == 0
+        assert sum(part.has > COUNT for _, part in here.database.claims) == 0
 
 
 @pytest.mark.looptime
@@ -261,8 +263,8 @@ async def test_more_processes_than_places_take_turns_alone() -> None:
         loop = asyncio.get_running_loop()
         for process in processes:
             member = process.window.shares[0]
-            assert isinstance(member, _Member)
-            member.wall = loop.time
+            assert isinstance(member, QuotaClient)
+            member.clock = loop.time
         await asyncio.sleep(3)
         here.database.away = True
         sendings = [asyncio.create_task(process.send(3)) for process in processes]
@@ -342,16 +344,16 @@ async def test_a_pause_is_heard_by_all() -> None:
         refused, other = [await here.join(name) for name in "ab"]
         loop = asyncio.get_running_loop()
         await other.send(1)
-        async with refused.window.place() as place:
-            place.use(loop.time())
-            refused.account.pause.refused(sent=place.sent, now=loop.time(), retry_after=30.0)
-        until = refused.account.pause.until
+        async with refused.window.slot() as slot:
+            slot.mark_sent(loop.time())
+            refused.account.cooldown.on_429(sent=slot.sent, now=loop.time(), retry_after=30.0)
+        until = refused.account.cooldown.until
         await asyncio.sleep(1.5)
-        assert until + 0.2 < other.account.pause.until < until + 1
-        assert other.account.pause.strikes == 1
+        assert until + 0.2 < other.account.cooldown.until < until + 1
+        assert other.account.cooldown.consecutive_429s == 1
         await asyncio.sleep(10)
-        assert refused.account.pause.until == until
-        assert until + 0.2 < other.account.pause.until < until + 1
+        assert refused.account.cooldown.until == until
+        assert until + 0.2 < other.account.cooldown.until < until + 1
         await other.send(1)
         assert loop.time() > until + 0.2
 
@@ -367,9 +369,9 @@ async def test_a_window_is_divided_once() -> None:
                 await later.enter_async_context(shared(process.account, second))
                 await process.send(COUNT)
                 await asyncio.sleep(2)
-                assert {holder for holder, _ in here.database.claims} == {"first"}
+                assert {owner for owner, _ in here.database.claims} == {"first"}
             await process.send(1)
-            assert {holder for holder, _ in here.database.claims} == {"first", "second"}
+            assert {owner for owner, _ in here.database.claims} == {"first", "second"}
         assert process.window.shares == []
         assert here.most() <= COUNT
 
@@ -401,7 +403,7 @@ def test_other_event_loops_have_their_part() -> None:
     account, sent = Account.with_limits(LIMITS, "account"), threading.Event()
 
     async def elsewhere() -> None:
-        async with account.windows["create"].place():
+        async with account.windows["create"].slot():
             sent.set()
 
     async def main() -> None:
@@ -427,9 +429,9 @@ def test_a_loop_that_is_gone_is_not_called() -> None:
     """A need that arises after the session's loop was closed is nobody's."""
     account = Account.with_limits(LIMITS, "account")
 
-    async def member() -> _Member:
-        return _Member("account create", account.windows["create"], (COUNT, SECONDS), Door(Database(), "a"))
+    async def member() -> QuotaClient:
+        return QuotaClient("account create", account.windows["create"], (COUNT, SECONDS), Door(Database(), "a"))
 
     left = asyncio.run(member())
     left.window.waiting = 1
-    left.hear()
+    left.notify()

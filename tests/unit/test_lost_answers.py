@@ -17,8 +17,8 @@ from sora_chars.errors import (
     TaskFailedError,
     TaskNotFoundError,
 )
-from sora_chars.ledger import Ledger, State
-from sora_chars.polling.strategies import FixedPace
+from sora_chars.ledger import EntryState, Ledger
+from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.session import CharacterSession
 from tests.unit.fakes import Fake, Shaky, entry_of
 
@@ -47,7 +47,7 @@ def store() -> Shaky:
 @pytest.fixture
 async def session(provider: Fake, store: Shaky) -> AsyncGenerator[CharacterSession]:
     """Return a session that looks every 10 s."""
-    async with CharacterSession(provider, pace=FixedPace(10.0), ledger=Ledger(store)) as session:
+    async with CharacterSession(provider, polling=FixedInterval(10.0), ledger=Ledger(store)) as session:
         yield session
 
 
@@ -83,7 +83,7 @@ async def test_a_callback_repairs_a_lost_answer(session: CharacterSession, provi
     assert await call_back(session, provider.posts[0]) == 200
     assert (await session.create(**WISH)).id == "ch_1"
     entry = await entry_of(session)
-    assert (entry.state, entry.task_id, len(provider.posts)) == (State.SUCCEEDED, "t1", 1)
+    assert (entry.state, entry.task_id, len(provider.posts)) == (EntryState.SUCCEEDED, "t1", 1)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ async def test_a_callback_while_the_ledger_is_away(session: CharacterSession, pr
     """Its sender is told to come again, whether the ledger cannot be read or cannot be written."""
     store.away = True
     assert await call_back(session, provider.posts[0]) == 503
-    store.away, store.full = False, {State.RUNNING}
+    store.away, store.full = False, {EntryState.RUNNING}
     assert await call_back(session, provider.posts[0]) == 503
     store.full = set()
     assert await call_back(session, provider.posts[0]) == 200
@@ -134,7 +134,7 @@ async def test_a_callback_for_what_was_given_up(session: CharacterSession, provi
     given_up = await session.resolve(lost.key, give_up=True)
     assert await call_back(session, provider.posts[0]) == 200
     assert await entry_of(session) == given_up
-    assert provider.looks == []
+    assert provider.polls == []
 
 
 @pytest.mark.parametrize("fault", [None, NoAnswerError("reset")])
@@ -146,26 +146,26 @@ async def test_a_callback_may_be_faster_than_the_answer(
     submitting = asyncio.create_task(session.submit(**WISH))
     await asyncio.sleep(5)
     assert await call_back(session, provider.posts[0]) == 200
-    assert (await session.ledger.changed(await entry_of(session))).state is State.SUCCEEDED
+    assert (await session.ledger.changed(await entry_of(session))).state is EntryState.SUCCEEDED
     assert not submitting.done()
     handle = await submitting
     assert handle.done()
-    assert ((await handle).id, len(provider.posts), len(provider.looks)) == ("ch_1", 1, 2)
+    assert ((await handle).id, len(provider.posts), len(provider.polls)) == ("ch_1", 1, 2)
 
 
 async def test_a_person_names_the_task(session: CharacterSession, provider: Fake, lost: Entry) -> None:
     """The task is on record, watched by nobody until recovery, and its end is found."""
     entry = await session.resolve(lost.key, task_id="t7")
-    assert (entry.state, entry.task_id, entry.holder) == (State.RUNNING, "t7", None)
-    assert provider.looks == []
+    assert (entry.state, entry.task_id, entry.owner) == (EntryState.RUNNING, "t7", None)
+    assert provider.polls == []
     (handle,) = [handle async for handle in session.recover()]
     assert (await handle).id == "ch_1"
-    assert ((await entry_of(session)).state, len(provider.posts)) == (State.SUCCEEDED, 1)
+    assert ((await entry_of(session)).state, len(provider.posts)) == (EntryState.SUCCEEDED, 1)
 
 
 async def test_a_person_says_that_it_never_arrived(session: CharacterSession, provider: Fake, lost: Entry) -> None:
     """Then the key is sent when it is asked for again, and not before."""
-    assert (await session.resolve(lost.key, never_sent=True)).state is State.ASKED
+    assert (await session.resolve(lost.key, never_sent=True)).state is EntryState.PENDING
     assert (await recovered(session), len(provider.posts)) == ([], 1)
     provider.fault = None
     assert (await session.submit(**WISH)).task_id == "t2"
@@ -174,30 +174,30 @@ async def test_a_person_says_that_it_never_arrived(session: CharacterSession, pr
 
 async def test_a_person_gives_it_up(session: CharacterSession, provider: Fake, lost: Entry) -> None:
     """It has failed then, for whoever asks; a running one can be given up as well."""
-    assert (await session.resolve(lost.key, give_up=True)).state is State.FAILED
+    assert (await session.resolve(lost.key, give_up=True)).state is EntryState.FAILED
     with pytest.raises(TaskFailedError, match="a person gave it up"):
         await session.create(**WISH)
     provider.fault = None
     running = await session.submit(**WISH | {"key": "other"})
     entry = await session.resolve("other", give_up=True)
-    assert (entry.state, entry.task_id) == (State.FAILED, running.task_id)
+    assert (entry.state, entry.task_id) == (EntryState.FAILED, running.task_id)
     assert len(provider.posts) == 2
 
 
 async def test_what_cannot_be_resolved(session: CharacterSession, lost: Entry, store: Shaky) -> None:
     """Each misuse is named, and moves nothing."""
-    await session.ask(**WISH | {"key": "asked"})
+    await session.register(**WISH | {"key": "asked"})
     for key in ("sending", "running"):
-        await session.ask(**WISH | {"key": key})
-        await store.elsewhere(key, State.SENDING)
-    await store.elsewhere("running", State.RUNNING, task_id="t7")
+        await session.register(**WISH | {"key": key})
+        await store.elsewhere(key, EntryState.SENDING)
+    await store.elsewhere("running", EntryState.RUNNING, task_id="t7")
     before = [entry async for entry in session.ledger.entries()]
     cases: list[tuple[str, dict[str, Any], str]] = [
         (lost.key, {}, "exactly one"),
         (lost.key, {"task_id": "t1", "give_up": True}, "exactly one"),
         ("none", {"task_id": "t1"}, "no entry 'none'"),
         ("none", {"give_up": True}, "no entry 'none'"),
-        ("asked", {"never_sent": True}, "is asked, so there is nothing to resolve"),
+        ("asked", {"never_sent": True}, "is pending, so there is nothing to resolve"),
         ("running", {"never_sent": True}, "is running, so there is nothing to resolve"),
         ("sending", {"give_up": True}, "is being sent by a living process"),
         (lost.key, {"task_id": "t7"}, "t7 is the task of key running already"),
@@ -217,23 +217,23 @@ async def test_a_provider_without_tasks_names_none() -> None:
             await session.submit(**WISH)
         with pytest.raises(InvalidRequestError, match="fake has no tasks; use never_sent or give_up"):
             await session.resolve("mine", task_id="t1")
-        assert (await session.resolve("mine", never_sent=True)).state is State.ASKED
+        assert (await session.resolve("mine", never_sent=True)).state is EntryState.PENDING
 
 
 async def test_recovery(session: CharacterSession, store: Shaky, caplog: pytest.LogCaptureFixture) -> None:
     """Running tasks are watched again; what was being sent is in doubt; what belongs to others is left alone."""
     for provider, key in (("fake", "sending"), ("fake", "running"), ("gone", "foreign"), ("fake", "asked")):
-        await session.ledger.ask(key=key, provider=provider, kind="task", request={"model": "m"})
+        await session.ledger.register(key=key, provider=provider, kind="task", request={"model": "m"})
         if key != "asked":
-            await store.elsewhere(key, State.SENDING)
-    await store.elsewhere("running", State.RUNNING, task_id="t7")
-    await store.elsewhere("foreign", State.RUNNING, task_id="t8")
+            await store.elsewhere(key, EntryState.SENDING)
+    await store.elsewhere("running", EntryState.RUNNING, task_id="t7")
+    await store.elsewhere("foreign", EntryState.RUNNING, task_id="t8")
     assert await recovered(session) == ["t7"]
-    assert (await entry_of(session, "sending")).state is State.SENDING  # its process lives
+    assert (await entry_of(session, "sending")).state is EntryState.SENDING  # its process lives
     store.others_live = False
     assert await recovered(session) == ["t7"]
     states = {entry.key: str(entry.state) async for entry in session.ledger.entries()}
-    assert states == {"sending": "unknown", "running": "running", "foreign": "running", "asked": "asked"}
+    assert states == {"sending": "unknown", "running": "running", "foreign": "running", "asked": "pending"}
     told = [(line.message, line.__dict__["key"]) for line in caplog.records if line.name == "sora_chars.session"]
     assert told == [
         ("recovery.no_provider", "foreign"),
@@ -249,16 +249,16 @@ async def test_a_task_that_another_process_polls_is_taken_over(
 ) -> None:
     """While its poller lives a task is followed with hardly a look; when that ends, it is polled here."""
     provider.seen = TaskNotFoundError("no such task")
-    await session.ask(**WISH)
-    await store.elsewhere("mine", State.SENDING)
-    await store.elsewhere("mine", State.RUNNING, task_id="t1")
+    await session.register(**WISH)
+    await store.elsewhere("mine", EntryState.SENDING)
+    await store.elsewhere("mine", EntryState.RUNNING, task_id="t1")
     (handle,) = [handle async for handle in session.recover()]
     await asyncio.sleep(29)
-    assert provider.looks == []
+    assert provider.polls == []
     store.others_live, provider.seen = False, None
     assert (await handle).id == "ch_1"
     assert asyncio.get_running_loop().time() < 30  # no look was due before
-    assert (await entry_of(session)).state is State.SUCCEEDED
+    assert (await entry_of(session)).state is EntryState.SUCCEEDED
 
 
 async def test_a_success_without_a_character_is_on_record(session: CharacterSession, provider: Fake) -> None:
@@ -269,7 +269,7 @@ async def test_a_success_without_a_character_is_on_record(session: CharacterSess
         with pytest.raises(MissingCharacterError) as caught:
             await session.create(**WISH)
         assert caught.value.payload == {"id": ""}
-    assert ((await entry_of(session)).state, len(provider.looks), len(provider.posts)) == (State.FAILED, 1, 1)
+    assert ((await entry_of(session)).state, len(provider.polls), len(provider.posts)) == (EntryState.FAILED, 1, 1)
 
 
 async def test_a_ledger_that_is_open_already_is_left_open(store: Shaky) -> None:
@@ -286,7 +286,7 @@ async def test_a_ledger_that_is_open_already_is_left_open(store: Shaky) -> None:
 async def test_what_stays_unwritten_is_told_at_the_end(store: Shaky, caplog: pytest.LogCaptureFixture) -> None:
     """A ledger that never comes back is tried until the session closes, and the log names what is lost."""
     provider = Fake()
-    store.full = {State.RUNNING}
+    store.full = {EntryState.RUNNING}
     async with CharacterSession(provider, ledger=Ledger(store)) as session:
         with pytest.raises(LedgerError):
             await session.submit(**WISH)

@@ -161,7 +161,7 @@ UNTOLD = {
     "mp4, other version": mp4(mvhd(2500, version=2)),
     "mp4, empty mvhd": mp4(box(b"mvhd")),
     "mp4, short mvhd": mp4(box(b"mvhd", mvhd(2500)[8:27])),
-    "mp4, fragments untold": mp4(mvhd(500), mvex()),
+    "mp4, fragments cost_unknown": mp4(mvhd(500), mvex()),
     "mp4, fragments all ones": mp4(mvhd(500), mvex(mehd(UNKNOWN_32))),
     "mp4, fragments all 64 ones": mp4(mvhd(500), mvex(mehd(UNKNOWN_64, version=1))),
     "mp4, impossible size": mp4(b"\0\0\0\7" + mvhd(2500)[4:]),

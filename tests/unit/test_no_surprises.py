@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from sora_chars import SoraCharsError, TaskSnapshot
 from sora_chars.providers import kie_codec as codec
 from sora_chars.providers.kkiai import read_character
-from sora_chars.transport import Answer
+from sora_chars.transport import Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-READERS: dict[str, Callable[[Answer], object]] = {
+READERS: dict[str, Callable[[Response], object]] = {
     "task id": codec.read_task_id,
     "record": partial(codec.read_record, task_id="t", provider="kie"),
     "omni": partial(codec.read_omni, provider="kie"),
@@ -75,7 +75,7 @@ ENVELOPES = st.fixed_dictionaries(
 def read(reader: str, status: int, headers: dict[str, str], body: bytes) -> None:
     """Read the answer: a value, or an error of our tree that can be shown."""
     try:
-        value = READERS[reader](Answer(status, headers, body))
+        value = READERS[reader](Response(status, headers, body))
         repr(value)
         if isinstance(value, TaskSnapshot):
             value.outcome()

@@ -13,7 +13,16 @@ import attrs
 import pytest
 from rich.console import Console
 
-from sora_chars import CharacterSession, LadderPace, LearnedPace, Pace, Provider, State, TaskSnapshot, open_ledger
+from sora_chars import (
+    AdaptiveInterval,
+    CharacterSession,
+    EntryState,
+    PollingStrategy,
+    Provider,
+    SteppedInterval,
+    TaskSnapshot,
+    open_ledger,
+)
 from sora_chars.cli import app, output
 from sora_chars.cli.commands import pace as pacing
 from sora_chars.cli.context import Job
@@ -37,7 +46,7 @@ class Bare(Provider):
 
 
 @attrs.define(eq=False)
-class Pupil(Pace):
+class Pupil(PollingStrategy):
     """Somebody's pace that writes down what it is told."""
 
     told: list[str] = attrs.field(factory=list[str])
@@ -47,7 +56,7 @@ class Pupil(Pace):
         del snapshot, age
         return 1.0
 
-    def learn(self, snapshot: TaskSnapshot) -> None:
+    def observe_finished(self, snapshot: TaskSnapshot) -> None:
         """Keep the id."""
         self.told.append(snapshot.task_id)
 
@@ -59,12 +68,12 @@ def ended(number: int, seconds: float = 46.0, model: str | None = SEEDREAM, stat
     )
 
 
-async def put(ledger: Ledger, number: int, result: Any, to: State = State.SUCCEEDED) -> None:
+async def put(ledger: Ledger, number: int, result: Any, to: EntryState = EntryState.SUCCEEDED) -> None:
     """Record a task that has ended."""
-    entry = await ledger.ask(key=f"k{number}", provider="kie", kind="task", request={"model": "m"})
-    entry = await ledger.move(entry, State.SENDING)
-    entry = await ledger.move(entry, State.RUNNING, task_id=f"t{number}")
-    await ledger.move(entry, to, result=result)
+    entry = await ledger.register(key=f"k{number}", provider="kie", kind="task", request={"model": "m"})
+    entry = await ledger.transition(entry, EntryState.SENDING)
+    entry = await ledger.transition(entry, EntryState.RUNNING, task_id=f"t{number}")
+    await ledger.transition(entry, to, result=result)
 
 
 @pytest.fixture
@@ -78,8 +87,8 @@ async def test_endings_come_oldest_first_and_bounded(ledger: Ledger) -> None:
     """The last that ended, well or not; what runs is not among them."""
     for number in range(3):
         await put(ledger, number, to_result(ended(number)))
-    await put(ledger, 3, to_result(ended(3, state="fail")), State.FAILED)
-    await ledger.ask(key="k4", provider="kie", kind="task", request={})
+    await put(ledger, 3, to_result(ended(3, state="fail")), EntryState.FAILED)
+    await ledger.register(key="k4", provider="kie", kind="task", request={})
     assert [snapshot.task_id for snapshot in await endings(ledger, limit=9)] == ["t0", "t1", "t2", "t3"]
     assert [snapshot.task_id for snapshot in await endings(ledger, limit=2)] == ["t2", "t3"]
     assert await endings(ledger, limit=0) == []
@@ -100,8 +109,8 @@ async def test_rows_that_others_wrote_do_no_harm(ledger: Ledger, result: Any) ->
     await put(ledger, 1, row)
     await put(ledger, 2, to_result(ended(2)))
     async with CharacterSession(Bare(), ledger=ledger) as session:  # type: ignore[abstract]  # it is never asked
-        assert isinstance(session.watcher.pace, LearnedPace)
-        (lesson,) = session.watcher.pace.lessons()
+        assert isinstance(session.watcher.polling, AdaptiveInterval)
+        (lesson,) = session.watcher.polling.stats()
     assert (lesson.provider, lesson.model) == ("kie", SEEDREAM)
     assert lesson.tasks == 1
     assert lesson.curve.age(0.5) == pytest.approx(46.0, rel=0.1)
@@ -114,18 +123,20 @@ async def test_what_was_learned_survives_a_restart(tmp_path: Path) -> None:
         for number in range(30):
             await put(ledger, number, to_result(ended(number)))
     async with CharacterSession(Bare(), ledger=path) as session:  # type: ignore[abstract]  # as above
-        assert session.watcher.pace.delay(TaskSnapshot(task_id="t", provider="kie", state="", model=SEEDREAM), 0.0) > 20
+        assert (
+            session.watcher.polling.delay(TaskSnapshot(task_id="t", provider="kie", state="", model=SEEDREAM), 0.0) > 20
+        )
 
 
 async def test_every_pace_that_learns_is_told(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Anybody's pace hears of what is on record; for one that does not learn, nothing is read."""
     await put(ledger, 1, to_result(ended(1)))
     pupil = Pupil()
-    async with CharacterSession(Bare(), ledger=ledger, pace=pupil):  # type: ignore[abstract]  # as above
+    async with CharacterSession(Bare(), ledger=ledger, polling=pupil):  # type: ignore[abstract]  # as above
         assert pupil.told == ["t1"]
     monkeypatch.setattr(records, "endings", None)
-    async with CharacterSession(Bare(), ledger=ledger, pace=LadderPace()) as session:  # type: ignore[abstract]  # as above
-        assert session.watcher.pace.expect(None, 0.0) is None
+    async with CharacterSession(Bare(), ledger=ledger, polling=SteppedInterval()) as session:  # type: ignore[abstract]  # as above
+        assert session.watcher.polling.estimate(None, 0.0) is None
 
 
 def make_ledger(path: Path, counts: dict[str | None, int]) -> Path:
@@ -219,11 +230,11 @@ def test_a_table_fits_a_terminal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("median", [0.3, 46.0, 5000.0])
 def test_a_plot_needs_nothing_but_ascii(median: float) -> None:
-    """Where the terminal has no blocks, the plot is of what it has; at any scale all lines fit, and ages are whole."""
-    learned = LearnedPace()
+    """Where the terminal has no blocks, the plot is of what it has; at any request_budget all lines fit, and ages are whole."""
+    learned = AdaptiveInterval()
     for number in range(20):
-        learned.learn(ended(number, median * (1 + number / 40)))
-    (lesson,) = learned.lessons()
+        learned.observe_finished(ended(number, median * (1 + number / 40)))
+    (lesson,) = learned.stats()
     lines = pacing.explain(pacing.Facts.of(lesson), lesson, blocks=False)
     assert all(line.isascii() and len(line) <= 80 for line in lines)
     assert sum("#" in line for line in lines) == 8

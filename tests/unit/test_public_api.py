@@ -24,7 +24,18 @@ MET = (
     *("providers.kie", "providers.kkiai"),
 )
 # What the parts of one module are made of.
-INNER = {"Account", "Pause", "Place", "Share", "Window", "Live", "Watch", "Desk", "Meter"}
+INNER = {
+    "ProviderPoller",
+    "Dispatcher",
+    "Cooldown",
+    "Slot",
+    "QuotaShare",
+    "WatchedTask",
+    "HandleContext",
+    "Account",
+    "Window",
+    "Meter",
+}
 
 
 def test_the_public_names_are_sorted() -> None:

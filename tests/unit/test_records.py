@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pytest
 
-from sora_chars.errors import InvalidRequestError, ProviderError, RateLimitedError, RequestRefusedError
+from sora_chars.errors import InvalidRequestError, ProviderError, RateLimitedError, RequestRejectedError
 from sora_chars.ids import token_digest
-from sora_chars.ledger import Ledger, State, open_ledger
+from sora_chars.ledger import EntryState, Ledger, open_ledger
 from sora_chars.ledger.serialize import (
     SavedCharacter,
     characters,
     ending,
     find,
     is_of_another,
-    lost,
-    refusal,
+    mark_orphaned,
+    rejection,
     resolve,
     to_error,
     to_record,
@@ -58,12 +58,12 @@ async def ledger() -> AsyncIterator[Ledger]:
         yield opened
 
 
-async def put(ledger: Ledger, key: str, *ways: State, request: Request | None = None, **facts: Any) -> Entry:
+async def put(ledger: Ledger, key: str, *ways: EntryState, request: Request | None = None, **facts: Any) -> Entry:
     """Ask under a key and move it through states; the facts go with the last."""
     kind, record = to_record(request or REQUESTS[0])
-    entry = await ledger.ask(key=key, provider="kie", kind=kind, request=record)
+    entry = await ledger.register(key=key, provider="kie", kind=kind, request=record)
     for number, to in enumerate(ways, 1):
-        entry = await ledger.move(entry, to, **facts if number == len(ways) else {})
+        entry = await ledger.transition(entry, to, **facts if number == len(ways) else {})
     return entry
 
 
@@ -72,7 +72,7 @@ async def end(ledger: Ledger, key: str, request: Request, character: Character |
     snapshot = TaskSnapshot(task_id=f"t-{key}", provider="kie", state="success", character=character, **facts)
     kind, _ = to_record(request)
     to, ended = ending(snapshot, kind)
-    return await put(ledger, key, State.SENDING, to, request=request, **ended)
+    return await put(ledger, key, EntryState.SENDING, to, request=request, **ended)
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
@@ -106,7 +106,7 @@ def test_a_record_is_json_without_the_key_and_without_what_was_left_out() -> Non
 async def put_end(ledger: Ledger, snapshot: TaskSnapshot) -> Entry:
     """Put a task that ended as `snapshot` shows on record."""
     to, facts = ending(snapshot, "character")
-    return await put(ledger, "k-1", State.SENDING, to, **facts)
+    return await put(ledger, "k-1", EntryState.SENDING, to, **facts)
 
 
 @pytest.mark.parametrize(
@@ -160,18 +160,18 @@ def test_a_callback_url_says_whose_a_record_is(token: str, another: bool) -> Non
 @pytest.mark.parametrize(
     ("kind", "facts", "state", "error"),
     [
-        ("task", {"state": "success"}, State.SUCCEEDED, None),
-        ("omni", {"state": "success"}, State.FAILED, {"code": None, "message": "it holds no character"}),
-        ("task", {"state": "fail"}, State.FAILED, {"code": None, "message": ""}),
+        ("task", {"state": "success"}, EntryState.SUCCEEDED, None),
+        ("omni", {"state": "success"}, EntryState.FAILED, {"code": None, "message": "it holds no character"}),
+        ("task", {"state": "fail"}, EntryState.FAILED, {"code": None, "message": ""}),
         (
             "task",
             {"state": "fail", "failure": TaskFailure("1", "no\nface")},
-            State.FAILED,
+            EntryState.FAILED,
             {"code": "1", "message": "no face"},
         ),
     ],
 )
-def test_how_a_task_ends_on_record(kind: str, facts: dict[str, Any], state: State, error: object) -> None:
+def test_how_a_task_ends_on_record(kind: str, facts: dict[str, Any], state: EntryState, error: object) -> None:
     """Success needs a character, but for a task of any other model."""
     to, ended = ending(TaskSnapshot(task_id="t1", provider="kie", **facts), kind)
     assert (to, ended.get("error"), ended["task_id"]) == (state, error, "t1")
@@ -187,7 +187,7 @@ class HouseRulesError(ProviderError):
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (RequestRefusedError("no face", hint="look", provider="kie", status=200, code=422), RequestRefusedError),
+        (RequestRejectedError("no face", hint="look", provider="kie", status=200, code=422), RequestRejectedError),
         (RateLimitedError("too many", retry_after=2.5), RateLimitedError),
         (HouseRulesError("no dogs", rule="7", code="dogs"), ProviderError),
         (ProviderError(""), ProviderError),
@@ -195,8 +195,8 @@ class HouseRulesError(ProviderError):
 )
 async def test_a_refusal_comes_back_as_an_error(ledger: Ledger, error: ProviderError, kind: type) -> None:
     """The error is of the type that it was, or for a foreign one a plain `ProviderError`, with its facts."""
-    entry = await put(ledger, "k-1", State.REFUSED, error=to_error(error))
-    again = refusal(entry)
+    entry = await put(ledger, "k-1", EntryState.REJECTED, error=to_error(error))
+    again = rejection(entry)
     assert type(again) is kind
     names = [field.name for field in attrs.fields(ProviderError)]
     assert [getattr(again, name) for name in names] == [getattr(error, name) for name in names]
@@ -243,28 +243,28 @@ async def test_characters_are_searched(ledger: Ledger, options: dict[str, Any], 
     assert [saved.key async for saved in characters(ledger, **options)] == keys
 
 
-UNKNOWN = (State.SENDING, State.UNKNOWN)
+UNKNOWN = (EntryState.SENDING, EntryState.UNKNOWN)
 
 
 async def test_a_person_names_the_task(ledger: Ledger) -> None:
     """The task that an unknown wish became runs from then on, and nobody holds it yet."""
     await put(ledger, "k-1", *UNKNOWN)
     entry = await resolve(ledger, "k-1", task_id="t1")
-    assert (entry.state, entry.task_id, entry.holder) == (State.RUNNING, "t1", None)
+    assert (entry.state, entry.task_id, entry.owner) == (EntryState.RUNNING, "t1", None)
 
 
 async def test_a_person_says_that_nothing_was_sent(ledger: Ledger) -> None:
     """An unknown wish may then be sent again."""
     await put(ledger, "k-1", *UNKNOWN)
-    assert (await resolve(ledger, "k-1", never_sent=True)).state is State.ASKED
+    assert (await resolve(ledger, "k-1", never_sent=True)).state is EntryState.PENDING
 
 
-@pytest.mark.parametrize(("ways", "task_id"), [(UNKNOWN, None), ((State.SENDING, State.RUNNING), "t1")])
-async def test_a_person_gives_up(ledger: Ledger, ways: tuple[State, ...], task_id: str | None) -> None:
+@pytest.mark.parametrize(("ways", "task_id"), [(UNKNOWN, None), ((EntryState.SENDING, EntryState.RUNNING), "t1")])
+async def test_a_person_gives_up(ledger: Ledger, ways: tuple[EntryState, ...], task_id: str | None) -> None:
     """A wish given up has failed for good, and says why to whoever asks again."""
     await put(ledger, "k-1", *ways, task_id=task_id)
     entry = await resolve(ledger, "k-1", give_up=True)
-    assert (entry.state, entry.task_id, entry.error["code"]) == (State.FAILED, task_id, "given_up")
+    assert (entry.state, entry.task_id, entry.error["code"]) == (EntryState.FAILED, task_id, "given_up")
     assert to_snapshot(entry).failure == TaskFailure("given_up", "a person gave it up")
 
 
@@ -272,9 +272,9 @@ async def test_a_person_resolves_what_a_dead_process_was_sending() -> None:
     """What was being sent by a process that has ended is unknown, and can be resolved."""
     store = MemoryStore()
     async with Ledger(store) as dead:
-        await put(dead, "k-1", State.SENDING)
+        await put(dead, "k-1", EntryState.SENDING)
     async with Ledger(store) as ledger:
-        assert (await resolve(ledger, "k-1", never_sent=True)).state is State.ASKED
+        assert (await resolve(ledger, "k-1", never_sent=True)).state is EntryState.PENDING
 
 
 @pytest.mark.parametrize(
@@ -294,11 +294,11 @@ async def test_a_person_resolves_what_a_dead_process_was_sending() -> None:
     ],
 )
 async def test_what_cannot_be_resolved(ledger: Ledger, options: dict[str, Any], match: str) -> None:
-    """Each refusal says why, and nothing moves."""
+    """Each rejection says why, and nothing moves."""
     await put(ledger, "unknown", *UNKNOWN)
     await put(ledger, "asked")
-    await put(ledger, "sending", State.SENDING)
-    await put(ledger, "running", State.SENDING, State.RUNNING, task_id="taken")
+    await put(ledger, "sending", EntryState.SENDING)
+    await put(ledger, "running", EntryState.SENDING, EntryState.RUNNING, task_id="taken")
     before = [entry async for entry in ledger.entries()]
     options = {"key": "unknown"} | options
     with pytest.raises(InvalidRequestError, match=match):
@@ -308,16 +308,16 @@ async def test_what_cannot_be_resolved(ledger: Ledger, options: dict[str, Any], 
 
 async def test_a_living_sender_is_not_lost(ledger: Ledger) -> None:
     """What a living process sends, or nobody sends, stays as it is."""
-    for entry in (await put(ledger, "k-1"), await put(ledger, "k-2", State.SENDING)):
-        assert await lost(ledger, entry) == entry
+    for entry in (await put(ledger, "k-1"), await put(ledger, "k-2", EntryState.SENDING)):
+        assert await mark_orphaned(ledger, entry) == entry
 
 
 async def test_whoever_was_faster_than_a_loss_is_heeded() -> None:
     """An answer that was recorded just before the sender ended is what counts."""
     store = MemoryStore()
     async with Ledger(store) as dead:
-        sending = await put(dead, "k-1", State.SENDING)
-        running = await dead.move(sending, State.RUNNING, task_id="t1")
+        sending = await put(dead, "k-1", EntryState.SENDING)
+        running = await dead.transition(sending, EntryState.RUNNING, task_id="t1")
     async with Ledger(store) as ledger:
-        assert await lost(ledger, sending) == running
+        assert await mark_orphaned(ledger, sending) == running
         assert await find(ledger, "k-1") == running

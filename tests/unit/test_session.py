@@ -20,7 +20,7 @@ from sora_chars.ids import token_digest
 from sora_chars.ledger import Ledger
 from sora_chars.ledger.stores.memory import MemoryStore
 from sora_chars.models import Character, ModelInfo, OmniCharacterRequest, TaskRequest, TaskSnapshot
-from sora_chars.polling.strategies import FixedPace
+from sora_chars.polling.strategies import FixedInterval
 from sora_chars.polling.watcher import TaskWatcher
 from sora_chars.session.session import CharacterSession
 from tests.unit.fakes import Fake
@@ -35,7 +35,7 @@ WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog"}
 
 def session_of(*providers: Fake, **options: Any) -> CharacterSession:
     """A session that looks every 10 s."""
-    return CharacterSession(*providers, pace=FixedPace(10.0), **options)
+    return CharacterSession(*providers, polling=FixedInterval(10.0), **options)
 
 
 async def test_create_submits_and_waits() -> None:
@@ -44,7 +44,7 @@ async def test_create_submits_and_waits() -> None:
     async with session_of(provider) as session:
         character = await session.create(**WISH, name="rex")
     assert (character.id, character.name) == ("ch_1", "rex")
-    assert (len(provider.posts), len(provider.looks)) == (1, 3)
+    assert (len(provider.posts), len(provider.polls)) == (1, 3)
 
 
 async def test_submit_returns_before_the_end() -> None:
@@ -76,7 +76,7 @@ async def test_a_synchronous_provider_needs_no_look() -> None:
         handle = await session.submit(**WISH)
         assert handle.done()
         assert (await session.create(**WISH, timeout=0)).id == "ch_1"
-    assert (provider.looks, provider.posts) == ([], ["", ""])
+    assert (provider.polls, provider.posts) == ([], ["", ""])
 
 
 async def test_the_first_provider_that_can_serves() -> None:
@@ -158,7 +158,7 @@ async def test_a_resumed_handle_shares_the_wait() -> None:
         assert (second.task_id, second.key) == ("t1", "mine")
         assert await first == await second
         assert (await second.refresh()).finished
-    assert len(provider.looks) == 5
+    assert len(provider.polls) == 5
 
 
 async def test_credit_and_models_ask_the_provider_with_tasks() -> None:
@@ -195,7 +195,7 @@ async def test_the_wait_covers_the_submission() -> None:
 async def test_the_default_wait_is_half_an_hour() -> None:
     """Recorded tasks ran 13 minutes; `wait` sets another default."""
     loop = asyncio.get_running_loop()
-    for session, wait in ((session_of(Fake(end=999)), 1800.0), (session_of(Fake(end=999), wait=70.0), 70.0)):
+    for session, wait in ((session_of(Fake(end=999)), 1800.0), (session_of(Fake(end=999), timeout=70.0), 70.0)):
         async with session:
             began = loop.time()
             with pytest.raises(WaitTimeoutError):
@@ -205,7 +205,7 @@ async def test_the_default_wait_is_half_an_hour() -> None:
 
 async def test_a_watcher_of_ones_own_is_used() -> None:
     """The watcher's own settings and pace hold."""
-    watcher = TaskWatcher(pace=FixedPace(100.0))
+    watcher = TaskWatcher(polling=FixedInterval(100.0))
     async with CharacterSession(Fake(), watcher=watcher) as session:
         await session.create(**WISH)
     assert asyncio.get_running_loop().time() == 120
@@ -277,7 +277,7 @@ class Slow(MemoryStore):
     most: int = 0
 
     async def insert(self, entry: Entry) -> Entry:
-        """See `Store`."""
+        """See `LedgerStore`."""
         self.asking += 1
         self.most = max(self.most, self.asking)
         try:

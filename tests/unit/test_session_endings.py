@@ -7,8 +7,8 @@ import attrs
 import pytest
 
 from sora_chars.errors import NoAnswerError, SessionClosedError, SubmissionUnknownError, WatcherStoppedError
-from sora_chars.polling.strategies import FixedPace
-from sora_chars.protocols import Pace
+from sora_chars.polling.strategies import FixedInterval
+from sora_chars.protocols import PollingStrategy
 from sora_chars.session.session import CharacterSession
 from tests.unit.fakes import Fake
 
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.looptime
 WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog", "key": "mine"}
 
 
-def session_of(provider: Fake, *, drain: float = 30.0) -> CharacterSession:
+def session_of(provider: Fake, *, shutdown_timeout: float = 30.0) -> CharacterSession:
     """A session that looks every 10 s."""
-    return CharacterSession(provider, pace=FixedPace(10.0), drain=drain)
+    return CharacterSession(provider, polling=FixedInterval(10.0), shutdown_timeout=shutdown_timeout)
 
 
 async def cancel_after(seconds: float, session: CharacterSession) -> None:
@@ -92,8 +92,8 @@ async def test_closing_waits_for_what_was_sent(caplog: pytest.LogCaptureFixture)
 
 
 async def test_closing_waits_no_longer_than_the_drain(caplog: pytest.LogCaptureFixture) -> None:
-    """A request that gets no answer is given up after `drain` seconds, as an error with its key."""
-    async with session_of(Fake(after=1000), drain=7.0) as session:
+    """A request that gets no answer is given up after `shutdown_timeout` seconds, as an error with its key."""
+    async with session_of(Fake(after=1000), shutdown_timeout=7.0) as session:
         await cancel_after(15, session)
     assert asyncio.get_running_loop().time() == 22
     assert events(caplog) == [CANCELLED | {"levelname": "ERROR", "sent": True}]
@@ -124,7 +124,7 @@ async def test_closing_before_sending_tells_the_caller_that_nothing_was_sent() -
 
 async def test_closing_before_the_answer_tells_the_caller_that_it_is_unknown() -> None:
     """A caller whose request was sent and given up when closing hears of the doubt, with the key."""
-    async with session_of(Fake(after=1000), drain=1.0) as session:
+    async with session_of(Fake(after=1000), shutdown_timeout=1.0) as session:
         submitting = asyncio.create_task(session.submit(**WISH))
         await asyncio.sleep(15)
     with pytest.raises(SubmissionUnknownError, match=r"key mine.*closed before an answer came") as caught:
@@ -133,7 +133,7 @@ async def test_closing_before_the_answer_tells_the_caller_that_it_is_unknown() -
 
 
 @attrs.frozen
-class BrokenPace(Pace):
+class BrokenPace(PollingStrategy):
     """A pace with a bug."""
 
     def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
@@ -143,7 +143,7 @@ class BrokenPace(Pace):
 
 async def test_a_broken_pace_does_not_lose_the_id() -> None:
     """A pace that raises at the submission ends the wait, and the caller still gets the id that was paid for."""
-    async with CharacterSession(Fake(), pace=BrokenPace()) as session:
+    async with CharacterSession(Fake(), polling=BrokenPace()) as session:
         handle = await session.submit(**WISH)
         assert handle.task_id == "t1"
         with pytest.raises(WatcherStoppedError, match="ZeroDivisionError"):

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from sora_chars.errors import EntryMovedError, InvalidRequestError, KeyConflictError, LedgerError
-from sora_chars.ledger import State
-from sora_chars.ledger.states import MOVES
+from sora_chars.errors import InvalidRequestError, KeyConflictError, LedgerError, StaleEntryError
+from sora_chars.ledger import EntryState
+from sora_chars.ledger.states import TRANSITIONS
 from sora_chars.models import FAIL, SUCCESS
 from tests.unit.processes import TIMEOUT, WAIT, Process, own
 from tests.unit.world import EMPTY, ENDS, World, given_up
@@ -74,8 +74,8 @@ class SessionMachine(RuleBasedStateMachine):
 
     def victim(self, number: int) -> int:
         """Return the number of the process that is meant."""
-        sending = {entry.holder for entry in self.world.kept.values() if entry.state is State.SENDING}
-        senders = [at for at, process in enumerate(self.processes) if process.store.holder in sending]
+        sending = {entry.owner for entry in self.world.kept.values() if entry.state is EntryState.SENDING}
+        senders = [at for at, process in enumerate(self.processes) if process.store.owner in sending]
         return number if number < 3 else senders[number % len(senders)] if senders else number - 3
 
     @rule(seconds=SECONDS)
@@ -83,7 +83,7 @@ class SessionMachine(RuleBasedStateMachine):
         """Let everybody go on."""
         self.runner.run(asyncio.sleep(seconds))
 
-    @rule(number=NUMBERS, key=KEYS, fate=FATES, how=st.sampled_from(["create", "submit", "ask"]), seconds=SECONDS)
+    @rule(number=NUMBERS, key=KEYS, fate=FATES, how=st.sampled_from(["create", "submit", "register"]), seconds=SECONDS)
     def ask(self, number: int, key: str, fate: str, how: str, seconds: float) -> None:
         """Ask for a key; the next request for it from this process meets its fate."""
         if process := self.living(number):
@@ -103,7 +103,7 @@ class SessionMachine(RuleBasedStateMachine):
         """Ask for another character under a key that has a request."""
         if (process := self.living(number)) and key in self.world.kept and not process.faulted:
             with pytest.raises(KeyConflictError):
-                process.run(process.session.ask(from_task="other", key=key))
+                process.run(process.session.register(from_task="other", key=key))
 
     @rule(number=NUMBERS, key=KEYS, fate=FATES, seconds=SECONDS)
     def advance(self, number: int, key: str, fate: str, seconds: float) -> None:
@@ -175,10 +175,10 @@ class SessionMachine(RuleBasedStateMachine):
         process.store.faults.extend(faults)
         process.store.reads = reads
 
-    @rule(looks=st.integers(1, 3))
-    def break_looks(self, looks: int) -> None:
+    @rule(polls=st.integers(1, 3))
+    def break_looks(self, polls: int) -> None:
         """Let some of the next looks at tasks fail."""
-        self.world.faulty_looks = looks
+        self.world.faulty_looks = polls
 
     @rule(key=KEYS, state=st.sampled_from(ENDS))
     def end_tasks(self, key: str, state: str) -> None:
@@ -207,7 +207,7 @@ class SessionMachine(RuleBasedStateMachine):
             return  # it may yet arrive
         try:
             process.run(process.session.resolve(key, **how))
-        except (InvalidRequestError, EntryMovedError):
+        except (InvalidRequestError, StaleEntryError):
             pass
         except LedgerError:
             assert process.faulted
@@ -258,14 +258,14 @@ class SessionMachine(RuleBasedStateMachine):
             self.recover(number)
         self._wait_for_all(WAIT + 1.0)
         for key, entry in world.kept.items():
-            if entry.state is State.UNKNOWN:
+            if entry.state is EntryState.UNKNOWN:
                 assert not self.callbacks or all(made.state == EMPTY for made in world.tasks(key))
                 self.resolve(0, key, give_up=False)
         for key in world.kept:
             self.ask_everywhere(key, ("answer",) * 3, 0.0)
         self._wait_for_all(WAIT + 1.0)
         for key, entry in world.kept.items():
-            assert entry.state in {State.SUCCEEDED, State.FAILED}
+            assert entry.state in {EntryState.SUCCEEDED, EntryState.FAILED}
             assert len(world.tasks(key)) == 1 or given_up(entry)
         for number in range(3):
             self.close(number)
@@ -279,7 +279,7 @@ class SessionMachine(RuleBasedStateMachine):
 @pytest.mark.timeout(300)  # many lives; with less, a slow machine would be taken for a hang
 def test_random_lives() -> None:
     """Whatever happens, no key has two tasks, no task is lost, nobody is told an untruth, and every state is met."""
-    moves: set[tuple[State, State]] = set()
+    moves: set[tuple[EntryState, EntryState]] = set()
 
     class Life(SessionMachine):
         def teardown(self) -> None:
@@ -296,7 +296,7 @@ def test_random_lives() -> None:
             suppress_health_check=[HealthCheck.too_slow],
         ),
     )
-    assert {state for move in moves for state in move} == {*State}
+    assert {state for move in moves for state in move} == {*EntryState}
 
 
 def test_every_move() -> None:
@@ -329,7 +329,9 @@ def test_every_move() -> None:
     short.cont()
     short.time_passes(40.0)
     short.teardown()
-    assert life.world.moves | short.world.moves == {(before, after) for before in MOVES for after in MOVES[before]}
+    assert life.world.moves | short.world.moves == {
+        (before, after) for before in TRANSITIONS for after in TRANSITIONS[before]
+    }
 
 
 def test_a_try_again_of_a_process_that_others_take_for_dead() -> None:
@@ -343,6 +345,6 @@ def test_a_try_again_of_a_process_that_others_take_for_dead() -> None:
     life.cont()
     life.time_passes(40.0)
     life.all_is_right()
-    assert (State.UNKNOWN, State.ASKED) in life.world.moves
-    assert life.world.kept["k-1"].state is State.RUNNING
+    assert (EntryState.UNKNOWN, EntryState.PENDING) in life.world.moves
+    assert life.world.kept["k-1"].state is EntryState.RUNNING
     life.teardown()

@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from sora_chars.errors import SessionClosedError, WatcherStoppedError, WrongLoopError
-from sora_chars.polling.strategies import FixedPace
+from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.session import CharacterSession
 from tests.unit.fakes import Fake
 
@@ -38,7 +38,7 @@ class Counted(Fake):
 
 def session_of(*providers: Fake) -> CharacterSession:
     """A session that looks every millisecond."""
-    return CharacterSession(*providers, pace=FixedPace(0.001))
+    return CharacterSession(*providers, polling=FixedInterval(0.001))
 
 
 async def test_a_closed_session_says_how_to_open_it() -> None:

@@ -13,12 +13,12 @@ from sora_chars.errors import (
     MissingCharacterError,
     NoAnswerError,
     RateLimitedError,
-    RequestRefusedError,
+    RequestRejectedError,
     SessionClosedError,
     SubmissionUnknownError,
 )
-from sora_chars.ledger import Ledger, State
-from sora_chars.polling.strategies import FixedPace
+from sora_chars.ledger import EntryState, Ledger
+from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.session import CharacterSession
 from tests.unit.fakes import Fake, Shaky, entry_of, state_of
 
@@ -43,10 +43,10 @@ def store() -> Shaky:
 def session_of(provider: Fake, store: Shaky | None = None, **options: Any) -> CharacterSession:
     """A session that looks every 10 s."""
     ledger = Ledger(store) if store else "memory:"
-    return CharacterSession(provider, pace=FixedPace(10.0), ledger=ledger, **options)
+    return CharacterSession(provider, polling=FixedInterval(10.0), ledger=ledger, **options)
 
 
-async def moved_on(session: CharacterSession, key: str = "mine") -> State:
+async def moved_on(session: CharacterSession, key: str = "mine") -> EntryState:
     """What the ledger says of a key after its next move."""
     return (await session.ledger.changed(await entry_of(session, key))).state
 
@@ -91,17 +91,17 @@ async def test_an_unknown_outcome_is_never_sent_again() -> None:
         for _ in range(3):
             with pytest.raises(SubmissionUnknownError, match=r"key mine\): reset by peer"):
                 await session.submit(**WISH)
-        assert await state_of(session) is State.UNKNOWN
+        assert await state_of(session) is EntryState.UNKNOWN
     assert len(provider.posts) == 1
 
 
 async def test_a_refused_key_is_sent_when_asked_again() -> None:
     """A refusal cost nothing, and what was wrong may have been put right."""
-    provider = Fake(fault=RequestRefusedError("a real person"))
+    provider = Fake(fault=RequestRejectedError("a real person"))
     async with session_of(provider) as session:
-        with pytest.raises(RequestRefusedError):
+        with pytest.raises(RequestRejectedError):
             await session.submit(**WISH)
-        assert await state_of(session) is State.REFUSED
+        assert await state_of(session) is EntryState.REJECTED
         provider.fault = None
         assert (await session.submit(**WISH)).task_id == "t2"
     assert len(provider.posts) == 2
@@ -110,11 +110,11 @@ async def test_a_refused_key_is_sent_when_asked_again() -> None:
 @pytest.mark.parametrize("seconds", SENT_FOR, ids=SENT_FOR.get)
 async def test_a_refusal_is_for_all_who_waited(seconds: float) -> None:
     """Whoever waited for another's try gets the refusal that it met, with its facts, and sends nothing."""
-    refused = RequestRefusedError("a real person", hint="Take a cat.", status=200, code=422, provider="fake")
+    refused = RequestRejectedError("a real person", hint="Take a cat.", status=200, code=422, provider="fake")
     provider = Fake(fault=refused, after=seconds)
     async with session_of(provider) as session:
         tries = await asyncio.gather(*(session.submit(**WISH) for _ in range(3)), return_exceptions=True)
-    errors = [one for one in tries if isinstance(one, RequestRefusedError)]
+    errors = [one for one in tries if isinstance(one, RequestRejectedError)]
     facts = [(str(one), one.status, one.code, one.provider) for one in errors]
     assert facts == [("a real person. Take a cat.", 200, 422, "fake")] * 3
     assert len(provider.posts) == 1
@@ -128,9 +128,9 @@ async def test_a_refusal_that_comes_while_one_who_waited_stands_in_line_is_for_i
         with pytest.raises(RateLimitedError):
             await first
         await asyncio.sleep(1.5)  # of the ten seconds that the other is in line by now
-        provider.before, provider.after, provider.fault = 1.0, 1.0, RequestRefusedError("a real person")
+        provider.before, provider.after, provider.fault = 1.0, 1.0, RequestRejectedError("a real person")
         for one in (session.submit(**WISH), waiting):
-            with pytest.raises(RequestRefusedError, match="a real person"):
+            with pytest.raises(RequestRejectedError, match="a real person"):
                 await one
     assert len(provider.posts) == 2
 
@@ -142,7 +142,7 @@ async def test_a_request_that_did_nothing_may_be_sent_again() -> None:
         with pytest.raises(RateLimitedError):
             await session.submit(**WISH)
         entry = await entry_of(session)
-        assert (entry.state, entry.holder, entry.error["type"]) == (State.ASKED, None, "RateLimitedError")
+        assert (entry.state, entry.owner, entry.error["type"]) == (EntryState.PENDING, None, "RateLimitedError")
         provider.fault = None
         assert (await session.submit(**WISH)).task_id == "t2"
 
@@ -152,7 +152,7 @@ async def test_a_refusal_that_did_nothing_is_one_all_the_same() -> None:
     async with session_of(Fake(fault=AuthenticationError("bad key", harmless=True))) as session:
         with pytest.raises(AuthenticationError):
             await session.submit(**WISH)
-        assert await state_of(session) is State.REFUSED
+        assert await state_of(session) is EntryState.REJECTED
 
 
 async def test_the_entry_is_sending_only_while_it_is() -> None:
@@ -160,24 +160,24 @@ async def test_the_entry_is_sending_only_while_it_is() -> None:
     async with session_of(Fake()) as session:
         submitting = asyncio.create_task(session.submit(**WISH))
         await asyncio.sleep(9)
-        assert await state_of(session) is State.ASKED
-        assert await moved_on(session) is State.SENDING
+        assert await state_of(session) is EntryState.PENDING
+        assert await moved_on(session) is EntryState.SENDING
         assert asyncio.get_running_loop().time() == 10
-        assert await moved_on(session) is State.RUNNING
+        assert await moved_on(session) is EntryState.RUNNING
         assert (await submitting).task_id == "t1"
 
 
 @pytest.mark.parametrize(
     ("early", "state"),
     [
-        (NoAnswerError("reset"), State.ASKED),
-        (RateLimitedError("busy"), State.ASKED),
-        (RequestRefusedError("no such clip"), State.REFUSED),
-        (KeyError("x"), State.ASKED),
+        (NoAnswerError("reset"), EntryState.PENDING),
+        (RateLimitedError("busy"), EntryState.PENDING),
+        (RequestRejectedError("no such clip"), EntryState.REJECTED),
+        (KeyError("x"), EntryState.PENDING),
     ],
     ids=lambda value: type(value).__name__,
 )
-async def test_a_fault_before_the_request_leaves_no_doubt(early: Exception, state: State) -> None:
+async def test_a_fault_before_the_request_leaves_no_doubt(early: Exception, state: EntryState) -> None:
     """What fails before the paid request, such as an upload, never makes an entry `unknown`."""
     provider = Fake(early=early)
     async with session_of(provider) as session:
@@ -193,13 +193,13 @@ async def test_a_fault_before_the_request_leaves_no_doubt(early: Exception, stat
 async def test_a_sender_that_never_moves_on_is_not_waited_for_without_end(store: Shaky, wait: int) -> None:
     """After `wait` seconds of another process's `sending` the caller is told so, and nothing is sent."""
     provider, loop = Fake(), asyncio.get_running_loop()
-    async with session_of(provider, store, wait=wait) as session:
-        await session.ask(**WISH)
-        await store.elsewhere("mine", State.SENDING)
+    async with session_of(provider, store, timeout=wait) as session:
+        await session.register(**WISH)
+        await store.elsewhere("mine", EntryState.SENDING)
         with pytest.raises(SubmissionUnknownError, match=f"another process has been sending it for {wait} s"):
             await session.submit(**WISH)
         assert loop.time() == wait
-        assert await state_of(session) is State.SENDING
+        assert await state_of(session) is EntryState.SENDING
     assert provider.posts == []
 
 
@@ -207,11 +207,11 @@ async def test_another_process_may_have_sent_it(store: Shaky) -> None:
     """Whoever waits for another process's request gets its task."""
     provider = Fake()
     async with session_of(provider, store) as session:
-        await session.ask(**WISH)
-        await store.elsewhere("mine", State.SENDING)
+        await session.register(**WISH)
+        await store.elsewhere("mine", EntryState.SENDING)
         submitting = asyncio.create_task(session.submit(**WISH))
         await asyncio.sleep(5)
-        await store.elsewhere("mine", State.RUNNING, task_id="t9")
+        await store.elsewhere("mine", EntryState.RUNNING, task_id="t9")
         assert (await submitting).task_id == "t9"
     assert provider.posts == []
 
@@ -220,57 +220,59 @@ async def test_a_sender_that_died_leaves_doubt(store: Shaky) -> None:
     """Whoever waits for a process that ends meanwhile is told that nobody knows, and nothing is sent."""
     provider = Fake()
     async with session_of(provider, store) as session:
-        await session.ask(**WISH)
-        await store.elsewhere("mine", State.SENDING)
+        await session.register(**WISH)
+        await store.elsewhere("mine", EntryState.SENDING)
         submitting = asyncio.create_task(session.submit(**WISH))
         await asyncio.sleep(5)
         store.others_live = False
         with pytest.raises(SubmissionUnknownError, match="the process that sent it ended"):
             await submitting
-        assert await state_of(session) is State.UNKNOWN
+        assert await state_of(session) is EntryState.UNKNOWN
     assert provider.posts == []
 
 
 @pytest.mark.parametrize(
     ("fault", "end", "posts"),
     [
-        (RequestRefusedError("a real person"), State.REFUSED, 2),
-        (AuthenticationError("bad key", harmless=True), State.REFUSED, 2),
-        (RateLimitedError("busy"), State.ASKED, 2),
-        (MissingCharacterError("none", provider="fake", task_id=None), State.FAILED, 1),
-        (NoAnswerError("reset"), State.UNKNOWN, 1),
+        (RequestRejectedError("a real person"), EntryState.REJECTED, 2),
+        (AuthenticationError("bad key", harmless=True), EntryState.REJECTED, 2),
+        (RateLimitedError("busy"), EntryState.PENDING, 2),
+        (MissingCharacterError("none", provider="fake", task_id=None), EntryState.FAILED, 1),
+        (NoAnswerError("reset"), EntryState.UNKNOWN, 1),
     ],
     ids=lambda value: type(value).__name__,
 )
-async def test_a_late_answer_ends_the_doubt(store: Shaky, fault: Exception, end: State, posts: int) -> None:
+async def test_a_late_answer_ends_the_doubt(store: Shaky, fault: Exception, end: EntryState, posts: int) -> None:
     """A sender that others took for dead records what it was answered, and is asked again as after any such answer."""
     provider = Fake(fault=fault)
     async with session_of(provider, store) as session:
         submitting = asyncio.create_task(session.submit(**WISH))
         await asyncio.sleep(15)
-        await store.elsewhere("mine", State.UNKNOWN)
+        await store.elsewhere("mine", EntryState.UNKNOWN)
         with pytest.raises(SubmissionUnknownError):
             await session.submit(**WISH)
-        with pytest.raises(SubmissionUnknownError if end is State.UNKNOWN else type(fault)):
+        with pytest.raises(SubmissionUnknownError if end is EntryState.UNKNOWN else type(fault)):
             await submitting
         assert await state_of(session) is end
         provider.fault = None
         again = await asyncio.gather(session.submit(**WISH), return_exceptions=True)
-        assert (isinstance(again[0], SubmissionUnknownError), len(provider.posts)) == (end is State.UNKNOWN, posts)
+        assert (isinstance(again[0], SubmissionUnknownError), len(provider.posts)) == (end is EntryState.UNKNOWN, posts)
 
 
 @pytest.mark.parametrize("harmless", [False, True])
-@pytest.mark.parametrize("state", [State.SENDING, State.UNKNOWN])
-async def test_a_late_answer_says_nothing_of_anothers_request(store: Shaky, state: State, *, harmless: bool) -> None:
+@pytest.mark.parametrize("state", [EntryState.SENDING, EntryState.UNKNOWN])
+async def test_a_late_answer_says_nothing_of_anothers_request(
+    store: Shaky, state: EntryState, *, harmless: bool
+) -> None:
     """What was sent under the same key since then may have been paid for, whatever an earlier try was answered."""
     async with session_of(Fake(fault=AuthenticationError("bad key", harmless=harmless)), store) as session:
         submitting = asyncio.create_task(session.submit(**WISH))
         await asyncio.sleep(15)
-        await store.elsewhere("mine", State.UNKNOWN)
+        await store.elsewhere("mine", EntryState.UNKNOWN)
         await session.resolve("mine", never_sent=True)
-        await store.elsewhere("mine", State.SENDING, token_digest="of another")
-        if state is State.UNKNOWN:
-            await store.elsewhere("mine", State.UNKNOWN)
+        await store.elsewhere("mine", EntryState.SENDING, token_digest="of another")
+        if state is EntryState.UNKNOWN:
+            await store.elsewhere("mine", EntryState.UNKNOWN)
         before = await session.entry("mine")
         with pytest.raises(AuthenticationError):
             await submitting
@@ -291,11 +293,11 @@ async def test_a_try_again_is_none_once_others_send(store: Shaky) -> None:
     async with session_of(provider, store) as session:
         submitting = asyncio.create_task(session.submit(**WISH))
         await asyncio.sleep(15)
-        await store.elsewhere("mine", State.UNKNOWN)
+        await store.elsewhere("mine", EntryState.UNKNOWN)
         await session.resolve("mine", never_sent=True)
-        await store.elsewhere("mine", State.SENDING, token_digest="of another")
+        await store.elsewhere("mine", EntryState.SENDING, token_digest="of another")
         await asyncio.sleep(60)
-        await store.elsewhere("mine", State.RUNNING, task_id="t9")
+        await store.elsewhere("mine", EntryState.RUNNING, task_id="t9")
         assert (await submitting).task_id == "t9"
     assert len(provider.posts) == 1
 
@@ -304,19 +306,19 @@ async def test_a_sender_that_cannot_be_looked_for_is_left_alone(store: Shaky) ->
     """When the ledger cannot say whether another process still sends it, the error says that this one sent nothing."""
     provider = Fake()
     async with session_of(provider, store) as session:
-        await session.ask(**WISH)
-        await store.elsewhere("mine", State.SENDING)
+        await session.register(**WISH)
+        await store.elsewhere("mine", EntryState.SENDING)
         store.others_live = None
         with pytest.raises(LedgerError, match=r"The disk fails\. Nothing was sent") as caught:
             await session.submit(**WISH)
-        assert (caught.value.key, await state_of(session)) == ("mine", State.SENDING)
+        assert (caught.value.key, await state_of(session)) == ("mine", EntryState.SENDING)
     assert provider.posts == []
 
 
 async def test_nothing_is_sent_that_cannot_be_recorded(store: Shaky) -> None:
     """A ledger that takes no new key ends the try, and the error says that nothing was sent."""
     provider = Fake()
-    store.full.add(State.ASKED)
+    store.full.add(EntryState.PENDING)
     async with session_of(provider, store) as session:
         with pytest.raises(LedgerError, match=r"The disk is full\. Nothing was sent.* Empty it\.") as caught:
             await session.submit(**WISH)
@@ -327,13 +329,13 @@ async def test_nothing_is_sent_that_cannot_be_recorded(store: Shaky) -> None:
 async def test_nothing_is_sent_before_sending_is_on_record(store: Shaky, *, kept: bool) -> None:
     """A `sending` that failed, or was kept and not confirmed, sends nothing and is taken back."""
     provider = Fake()
-    (store.mute if kept else store.full).add(State.SENDING)
+    (store.mute if kept else store.full).add(EntryState.SENDING)
     async with session_of(provider, store) as session:
         with pytest.raises(LedgerError, match=r"The disk is full\. Nothing was sent") as caught:
             await session.submit(**WISH)
         assert (caught.value.key, caught.value.task_id, provider.posts) == ("mine", None, [])
         if kept:
-            assert await moved_on(session) is State.ASKED
+            assert await moved_on(session) is EntryState.PENDING
         store.full, store.mute = set(), set()
         assert (await session.submit(**WISH)).task_id == "t1"
 
@@ -341,18 +343,18 @@ async def test_nothing_is_sent_before_sending_is_on_record(store: Shaky, *, kept
 async def test_a_bug_of_the_ledger_sends_nothing(store: Shaky) -> None:
     """What is no `LedgerError` comes as it is, and nothing was sent either."""
     provider = Fake()
-    store.full, store.bug = {State.SENDING}, ZeroDivisionError()
+    store.full, store.bug = {EntryState.SENDING}, ZeroDivisionError()
     async with session_of(provider, store) as session:
         with pytest.raises(ZeroDivisionError):
             await session.submit(**WISH)
-        assert await state_of(session) is State.ASKED
+        assert await state_of(session) is EntryState.PENDING
     assert provider.posts == []
 
 
 async def test_an_id_that_was_paid_for_is_told_whatever_happens(store: Shaky, caplog: pytest.LogCaptureFixture) -> None:
     """When the ledger fails after the request, the id is in the error and the log, and on record later."""
     provider = Fake()
-    store.full.add(State.RUNNING)
+    store.full.add(EntryState.RUNNING)
     async with session_of(provider, store) as session:
         with pytest.raises(LedgerError, match=r"fake made task t1 \(key mine\).*disk is full.*Empty it\.") as caught:
             await session.submit(**WISH)
@@ -361,7 +363,7 @@ async def test_an_id_that_was_paid_for_is_told_whatever_happens(store: Shaky, ca
         (line,) = [record for record in caplog.records if record.levelno == logging.ERROR]
         assert (line.message, line.__dict__["key"], line.__dict__["task_id"]) == ("ledger.write_failed", "mine", "t1")
         store.full.clear()
-        assert await moved_on(session) is State.RUNNING
+        assert await moved_on(session) is EntryState.RUNNING
         assert (await session.submit(**WISH)).task_id == "t1"
     assert len(provider.posts) == 1
 
@@ -369,15 +371,15 @@ async def test_an_id_that_was_paid_for_is_told_whatever_happens(store: Shaky, ca
 @pytest.mark.parametrize(
     ("fault", "told", "to"),
     [
-        (NoAnswerError("reset"), SubmissionUnknownError, State.UNKNOWN),
-        (RequestRefusedError("no"), RequestRefusedError, State.REFUSED),
-        (RateLimitedError("busy"), LedgerError, State.ASKED),
-        (MissingCharacterError("none", provider="fake", task_id=None), MissingCharacterError, State.FAILED),
+        (NoAnswerError("reset"), SubmissionUnknownError, EntryState.UNKNOWN),
+        (RequestRejectedError("no"), RequestRejectedError, EntryState.REJECTED),
+        (RateLimitedError("busy"), LedgerError, EntryState.PENDING),
+        (MissingCharacterError("none", provider="fake", task_id=None), MissingCharacterError, EntryState.FAILED),
     ],
     ids=lambda value: type(value).__name__,
 )
 async def test_an_answer_is_told_and_written_late(
-    store: Shaky, fault: Exception, told: type[Exception], to: State
+    store: Shaky, fault: Exception, told: type[Exception], to: EntryState
 ) -> None:
     """When the ledger cannot take an answer, its caller still hears it, and it is written as soon as it can be."""
     provider = Fake(fault=fault)
@@ -387,7 +389,7 @@ async def test_an_answer_is_told_and_written_late(
         store.full.add(to)
         with pytest.raises(told):
             await submitting
-        assert await state_of(session) is State.SENDING
+        assert await state_of(session) is EntryState.SENDING
         store.full.clear()
         assert await moved_on(session) is to
     assert len(provider.posts) == 1
@@ -413,7 +415,7 @@ async def test_a_synchronous_success_without_a_character_has_failed() -> None:
             with pytest.raises(MissingCharacterError) as caught:
                 await session.create(**WISH)
             assert caught.value.payload == {"id": ""}
-        assert await state_of(session) is State.FAILED
+        assert await state_of(session) is EntryState.FAILED
     assert len(provider.posts) == 1
 
 

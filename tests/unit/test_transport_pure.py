@@ -13,7 +13,7 @@ from sora_chars import transport
 from sora_chars.errors import ConfigurationError, NoAnswerError, RateLimitedError
 from sora_chars.ratelimit.window import Limits
 from sora_chars.redaction import mask
-from sora_chars.transport import Answer, Transport, _delays, clean_url, parse_json, resolve_key
+from sora_chars.transport import Response, Transport, _delays, clean_url, parse_json, resolve_key
 
 
 @pytest.fixture(params=["orjson", "the standard library's"])
@@ -40,12 +40,12 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_retry_after_is_read_when_it_is_a_sane_number(header: str, seconds: float | None) -> None:
     """Seconds below a day count, and nothing else does."""
-    assert Answer(429, {"Retry-After": header}, b"").retry_after == seconds
+    assert Response(429, {"Retry-After": header}, b"").retry_after == seconds
 
 
 def test_an_answer_without_retry_after_asks_for_nothing() -> None:
     """A missing header is no wait."""
-    assert Answer(429, {}, b"").retry_after is None
+    assert Response(429, {}, b"").retry_after is None
 
 
 @pytest.mark.parametrize("body", [b"NaN", b"Infinity", b"[-Infinity]", b"[" * 100_000, b"\xff", b"", b"{", b"9" * 5000])
@@ -194,4 +194,4 @@ def test_some_connections_are_needed() -> None:
 
 def test_a_wait_of_nothing_is_not_a_number_of_seconds() -> None:
     """The longest Retry-After stays below infinity, so that no pause is for ever."""
-    assert Answer(429, {"Retry-After": str(math.inf)}, b"").retry_after is None
+    assert Response(429, {"Retry-After": str(math.inf)}, b"").retry_after is None

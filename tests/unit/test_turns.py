@@ -5,42 +5,42 @@ from __future__ import annotations
 import asyncio
 import gc
 
-from sora_chars.polling.due_queue import Turns
-from sora_chars.polling.watched_task import Watch
+from sora_chars.polling.due_queue import DueQueue
+from sora_chars.polling.watched_task import WatchedTask
 
 
-def watches(count: int) -> list[Watch]:
+def watches(count: int) -> list[WatchedTask]:
     """Tasks that are waited for."""
     loop = asyncio.get_running_loop()
-    return [Watch(f"t-{number}", loop.create_future()) for number in range(count)]
+    return [WatchedTask(f"t-{number}", loop.create_future()) for number in range(count)]
 
 
-def worth_nothing(_: Watch) -> float:
+def worth_nothing(_: WatchedTask) -> float:
     """No look is worth more than another."""
     return 0.0
 
 
 async def test_looks_make_nothing_that_stays() -> None:
     """What a turn was kept in serves for the next one, whichever task that is."""
-    turns = Turns()
+    queue = DueQueue()
     for due, watch in enumerate(watches(100)):
-        turns.add(watch, float(due))
+        queue.add(watch, float(due))
     gc.collect()
     known = {id(each) for each in gc.get_objects()}
     for due in range(100, 1000):
-        assert turns.wait(float(due)) == 0.0
-        turns.add(turns.take(worth_nothing, 100), float(due))
-    assert all(id(turn) in known for turn in (*turns._heap, *turns._due))
-    assert len(turns) == 100
+        assert queue.wait(float(due)) == 0.0
+        queue.add(queue.take(worth_nothing, 100), float(due))
+    assert all(id(turn) in known for turn in (*queue._heap, *queue._due))
+    assert len(queue) == 100
 
 
 async def test_little_is_kept_for_use() -> None:
-    """After many tasks have ended, a thousand turns wait to be used again, and no task with them."""
-    turns = Turns()
+    """After many tasks have ended, a thousand queue wait to be used again, and no task with them."""
+    queue = DueQueue()
     for watch in watches(1500):
-        turns.add(watch, 0.0)
-    assert turns.wait(0.0) == 0.0
+        queue.add(watch, 0.0)
+    assert queue.wait(0.0) == 0.0
     for _ in range(1500):
-        turns.take(worth_nothing, 2000)
-    assert len(turns) == 0
-    assert [len(turn) for turn in turns._spare] == [2] * 1000
+        queue.take(worth_nothing, 2000)
+    assert len(queue) == 0
+    assert [len(turn) for turn in queue._free_list] == [2] * 1000

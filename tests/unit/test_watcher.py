@@ -9,7 +9,7 @@ import pytest
 
 from sora_chars.errors import ServiceUnavailableError, WatcherStoppedError
 from sora_chars.models import TaskSnapshot
-from sora_chars.polling.strategies import FixedPace, LadderPace
+from sora_chars.polling.strategies import FixedInterval, SteppedInterval
 from sora_chars.polling.watcher import TaskWatcher
 from tests.unit.fakes import Ages, Watched, script
 
@@ -26,7 +26,7 @@ NEW, DONE = seen(), seen("success")
 
 def every(seconds: float) -> aclosing[TaskWatcher]:
     """A watcher that looks every so many seconds, closed after the block."""
-    return aclosing(TaskWatcher(pace=FixedPace(seconds)))
+    return aclosing(TaskWatcher(polling=FixedInterval(seconds)))
 
 
 async def test_a_task_is_looked_at_until_it_ends() -> None:
@@ -36,7 +36,7 @@ async def test_a_task_is_looked_at_until_it_ends() -> None:
         watch = watcher.watch(provider, "t1", snapshot=NEW)
         assert await watch.future == DONE
         await asyncio.sleep(100)
-    assert provider.looks == [10, 20, 30]
+    assert provider.polls == [10, 20, 30]
 
 
 async def test_a_provider_that_names_the_next_look_is_heeded() -> None:
@@ -44,7 +44,7 @@ async def test_a_provider_that_names_the_next_look_is_heeded() -> None:
     provider = Watched(script(attrs.evolve(NEW, retry_after=25.0), NEW, DONE))
     async with every(10.0) as watcher:
         await watcher.watch(provider, "t1", snapshot=NEW).future
-    assert provider.looks == [10, 35, 45]
+    assert provider.polls == [10, 35, 45]
 
 
 async def test_a_time_between_two_ticks_of_the_clock_is_reached() -> None:
@@ -52,7 +52,7 @@ async def test_a_time_between_two_ticks_of_the_clock_is_reached() -> None:
     provider = Watched(script(*[NEW] * 60, DONE))
     async with every(10.1) as watcher:
         await watcher.watch(provider, "t1", snapshot=NEW).future
-    assert len(provider.looks) == 61
+    assert len(provider.polls) == 61
 
 
 async def test_a_resumed_task_is_looked_at_at_once() -> None:
@@ -60,7 +60,7 @@ async def test_a_resumed_task_is_looked_at_at_once() -> None:
     provider = Watched(script(DONE))
     async with every(10.0) as watcher:
         await watcher.watch(provider, "t1").future
-    assert provider.looks == [0]
+    assert provider.polls == [0]
 
 
 async def test_a_finished_snapshot_needs_no_look() -> None:
@@ -69,7 +69,7 @@ async def test_a_finished_snapshot_needs_no_look() -> None:
     async with every(10.0) as watcher:
         assert watcher.watch(provider, "t1", snapshot=DONE).future.result() == DONE
         await asyncio.sleep(100)
-    assert provider.looks == []
+    assert provider.polls == []
 
 
 async def test_an_unknown_state_is_still_running() -> None:
@@ -93,15 +93,15 @@ async def test_ten_thousand_tasks_share_one_asyncio_task() -> None:
         await asyncio.sleep(5)
         assert len(asyncio.all_tasks()) == 2
         await asyncio.wait([watch.future for watch in watches])
-    assert len(provider.looks) == 10_000
+    assert len(provider.polls) == 10_000
 
 
 async def test_looks_under_way_are_bounded() -> None:
-    """However many tasks are due, no more than `max_in_flight` looks run at once."""
+    """However many tasks are due, no more than `poll_concurrency` looks run at once."""
     provider = Watched(script(DONE), takes=1.0)
-    async with aclosing(TaskWatcher(pace=FixedPace(1.0), max_in_flight=3)) as watcher:
+    async with aclosing(TaskWatcher(polling=FixedInterval(1.0), poll_concurrency=3)) as watcher:
         await asyncio.wait([watcher.watch(provider, f"t{number}").future for number in range(20)])
-    assert Counter(provider.looks) == {0: 3, 1: 3, 2: 3, 3: 3, 4: 3, 5: 3, 6: 2}
+    assert Counter(provider.polls) == {0: 3, 1: 3, 2: 3, 3: 3, 4: 3, 5: 3, 6: 2}
 
 
 async def test_others_are_looked_at_while_an_end_goes_on_record() -> None:
@@ -112,10 +112,10 @@ async def test_others_are_looked_at_while_an_end_goes_on_record() -> None:
     async def settle(*_: object) -> None:
         await slow.wait()
 
-    async with aclosing(TaskWatcher(pace=FixedPace(1.0), max_in_flight=1, settle=settle)) as watcher:
+    async with aclosing(TaskWatcher(polling=FixedInterval(1.0), poll_concurrency=1, settle=settle)) as watcher:
         watches = [watcher.watch(provider, f"t{number}") for number in range(5)]
         await asyncio.sleep(1)
-        assert provider.looks == [0] * 5
+        assert provider.polls == [0] * 5
         assert not any(watch.future.done() for watch in watches)
         slow.set()
         await asyncio.wait([watch.future for watch in watches])
@@ -124,15 +124,15 @@ async def test_others_are_looked_at_while_an_end_goes_on_record() -> None:
 async def test_a_task_that_ends_while_its_turn_comes_is_not_looked_at() -> None:
     """A look out of turn that shows the end takes away the turn that waited for a free place."""
     provider = Watched(script(NEW, DONE), takes=5.0)
-    async with aclosing(TaskWatcher(pace=FixedPace(100.0), max_in_flight=1)) as watcher:
+    async with aclosing(TaskWatcher(polling=FixedInterval(100.0), poll_concurrency=1)) as watcher:
         watcher.watch(provider, "t0")
         watch = watcher.watch(provider, "t1")
         await asyncio.sleep(1)
         provider.takes = 0.0
-        await watcher.look(provider, watch)
+        await watcher.poll(provider, watch)
         assert watch.future.done()
         await asyncio.sleep(50)
-    assert provider.looks == [0, 1]
+    assert provider.polls == [0, 1]
 
 
 async def test_all_who_watch_a_task_share_one_future() -> None:
@@ -142,7 +142,7 @@ async def test_all_who_watch_a_task_share_one_future() -> None:
         first = watcher.watch(provider, "t1", snapshot=NEW)
         assert watcher.watch(provider, "t1") is first
         await first.future
-    assert len(provider.looks) == 1
+    assert len(provider.polls) == 1
 
 
 async def test_a_cancelled_future_breaks_nothing() -> None:
@@ -178,7 +178,7 @@ async def test_a_second_look_is_told_what_the_first_has_seen() -> None:
     class Comparing(Watched):
         before: list[TaskSnapshot] = attrs.field(factory=list[TaskSnapshot])
 
-        async def refetch(self, seen: TaskSnapshot) -> TaskSnapshot:
+        async def fetch_if_changed(self, seen: TaskSnapshot) -> TaskSnapshot:
             self.before.append(seen)
             return DONE if len(self.before) == 3 else seen
 
@@ -195,10 +195,10 @@ async def test_a_second_look_is_told_what_the_first_has_seen() -> None:
 async def test_the_ladder_is_climbed() -> None:
     """By default looks come every 2-3 s for 30 s, every 5-10 s for 2 min, and every 15-30 s then."""
     provider = Watched(script(NEW))
-    async with aclosing(TaskWatcher(pace=LadderPace())) as watcher:
+    async with aclosing(TaskWatcher(polling=SteppedInterval())) as watcher:
         watcher.watch(provider, "t1", snapshot=NEW)
         await asyncio.sleep(600)
-    for before, after in zip([0.0, *provider.looks], provider.looks, strict=False):
+    for before, after in zip([0.0, *provider.polls], provider.polls, strict=False):
         rungs = [(2, 3) if age < 30 else (5, 10) if age < 120 else (15, 30) for age in (before - 0.01, before + 0.01)]
         assert rungs[0][0] - 0.01 <= after - before <= rungs[1][1] + 0.01  # a look may fall on the edge of a rung
 
@@ -206,7 +206,7 @@ async def test_the_ladder_is_climbed() -> None:
 async def test_a_resumed_task_is_as_old_as_its_record_says() -> None:
     """The age of a task picked up again comes from its creation and the wall clock, never below zero."""
     pace = Ages()
-    async with aclosing(TaskWatcher(pace=pace, wall=lambda: 1_000_500.0)) as watcher:
+    async with aclosing(TaskWatcher(polling=pace, clock=lambda: 1_000_500.0)) as watcher:
         watcher.watch(Watched(script(seen(created_at=1_000_000.0))), "t1")
         await asyncio.sleep(15)
         assert pace.ages == [500, 510]
@@ -219,19 +219,19 @@ async def test_a_resumed_task_is_as_old_as_its_record_says() -> None:
 
 async def test_a_pace_hears_what_every_look_has_shown() -> None:
     """With the age and how long the task was not seen, the last look too; a bug of the pace there costs no wait."""
-    looks: list[tuple[str, float, float]] = []
+    polls: list[tuple[str, float, float]] = []
 
-    class Seeing(FixedPace):
-        def saw(self, snapshot: TaskSnapshot, age: float, unseen: float) -> None:
-            looks.append((snapshot.state, round(age), round(unseen)))
+    class Seeing(FixedInterval):
+        def observe(self, snapshot: TaskSnapshot, age: float, unseen: float) -> None:
+            polls.append((snapshot.state, round(age), round(unseen)))
             raise ZeroDivisionError
 
     pace = Seeing(10.0)
-    async with aclosing(TaskWatcher(pace=pace, wall=lambda: 1_000_500.0)) as watcher:
+    async with aclosing(TaskWatcher(polling=pace, clock=lambda: 1_000_500.0)) as watcher:
         assert await watcher.watch(Watched(script(NEW, DONE)), "t1", snapshot=NEW).future == DONE
         resumed = Watched(script(*[seen(created_at=1_000_000.0)] * 2, DONE), name="resumed")
         assert await watcher.watch(resumed, "t1").future == DONE
-    assert looks == [
+    assert polls == [
         *[("waiting", 10, 10), ("success", 20, 10)],
         *[("waiting", 500, 500), ("waiting", 510, 10), ("success", 520, 10)],
     ]
@@ -240,7 +240,7 @@ async def test_a_pace_hears_what_every_look_has_shown() -> None:
 async def test_a_submitted_task_is_as_old_as_the_loop_says() -> None:
     """The age of a task submitted here does not depend on anybody's wall clock."""
     pace = Ages()
-    async with aclosing(TaskWatcher(pace=pace, wall=lambda: 5.0)) as watcher:
+    async with aclosing(TaskWatcher(polling=pace, clock=lambda: 5.0)) as watcher:
         watcher.watch(Watched(script(seen(created_at=1_000_000.0))), "t1", snapshot=NEW)
         await asyncio.sleep(25)
     assert pace.ages == [0, 10, 20]
@@ -251,10 +251,10 @@ async def test_a_look_out_of_turn_is_shown_to_all() -> None:
     provider = Watched(script(seen("generating"), DONE))
     async with every(100.0) as watcher:
         watch = watcher.watch(provider, "t1", snapshot=NEW)
-        assert await watcher.look(provider, watch) == watch.snapshot == seen("generating")
-        assert await watcher.look(provider, watch) == watch.future.result() == DONE
-        assert await watcher.look(provider, watch) == DONE
-    assert len(provider.looks) == 2
+        assert await watcher.poll(provider, watch) == watch.snapshot == seen("generating")
+        assert await watcher.poll(provider, watch) == watch.future.result() == DONE
+        assert await watcher.poll(provider, watch) == DONE
+    assert len(provider.polls) == 2
 
 
 async def test_a_look_out_of_turn_leaves_one_under_way_alone() -> None:
@@ -264,11 +264,11 @@ async def test_a_look_out_of_turn_leaves_one_under_way_alone() -> None:
         watch = watcher.watch(provider, "t1")
         await asyncio.sleep(1)
         provider.takes = 1.0
-        assert await watcher.look(provider, watch) == seen("generating")
+        assert await watcher.poll(provider, watch) == seen("generating")
         shown = [watch.snapshot]
         await asyncio.sleep(97)
         assert [*shown, watch.snapshot] == [None, NEW]
-    assert provider.looks == [0, 1]
+    assert provider.polls == [0, 1]
 
 
 async def test_a_failing_look_out_of_turn_ends_no_wait() -> None:
@@ -277,14 +277,14 @@ async def test_a_failing_look_out_of_turn_ends_no_wait() -> None:
     async with every(10.0) as watcher:
         watch = watcher.watch(provider, "t1", snapshot=NEW)
         with pytest.raises(ServiceUnavailableError, match="down"):
-            await watcher.look(provider, watch)
+            await watcher.poll(provider, watch)
         assert await watch.future == DONE
 
 
 async def test_closing_tells_every_waiter_and_leaves_nothing() -> None:
     """Every wait ends with why, looks under way are cancelled, and no asyncio task remains."""
     provider = Watched(script(NEW), takes=30.0)
-    watcher = TaskWatcher(pace=FixedPace(10.0))
+    watcher = TaskWatcher(polling=FixedInterval(10.0))
     watches = [watcher.watch(provider, "t1"), watcher.watch(provider, "t2", snapshot=NEW)]
     await asyncio.sleep(5)
     assert len(asyncio.all_tasks()) == 3
@@ -298,7 +298,7 @@ async def test_closing_tells_every_waiter_and_leaves_nothing() -> None:
 async def test_closing_with_thousands_who_wait_lets_others_run_meanwhile() -> None:
     """At most a thousand waits end in one turn of the event loop."""
     provider = Watched(script(NEW))
-    watcher = TaskWatcher(pace=FixedPace(10.0))
+    watcher = TaskWatcher(polling=FixedInterval(10.0))
     watches = [watcher.watch(provider, f"t{number}", snapshot=NEW) for number in range(2500)]
     turns: list[int] = []
 
@@ -313,7 +313,7 @@ async def test_closing_with_thousands_who_wait_lets_others_run_meanwhile() -> No
 
 async def test_closing_that_is_cancelled_tells_every_waiter_all_the_same() -> None:
     """Whatever cuts the closing short, no wait is left without an end, at none of the providers."""
-    watcher = TaskWatcher(pace=FixedPace(10.0))
+    watcher = TaskWatcher(polling=FixedInterval(10.0))
     providers = Watched(script(NEW)), Watched(script(NEW), name="other")
     watches = [watcher.watch(provider, f"t{number}", snapshot=NEW) for provider in providers for number in range(1500)]
     closing = asyncio.create_task(watcher.aclose())

@@ -20,12 +20,12 @@ from sora_chars.errors import (
     WatcherStoppedError,
 )
 from sora_chars.models import TaskSnapshot
-from sora_chars.polling.strategies import FixedPace
+from sora_chars.polling.strategies import FixedInterval
 from sora_chars.polling.watcher import TaskWatcher
 from tests.unit.fakes import Watched, now, script
 
 if TYPE_CHECKING:
-    from sora_chars.polling.watched_task import Watch
+    from sora_chars.polling.watched_task import WatchedTask
 
 pytestmark = pytest.mark.looptime
 
@@ -38,7 +38,7 @@ class Breaking(Watched):
 
     broken: BaseException | None = None
 
-    async def ready(self) -> int:
+    async def poll_capacity(self) -> int:
         """See `Provider`."""
         if self.broken:
             raise self.broken
@@ -47,10 +47,10 @@ class Breaking(Watched):
 
 def watching() -> aclosing[TaskWatcher]:
     """A watcher that looks every second, closed after the block."""
-    return aclosing(TaskWatcher(pace=FixedPace(1.0)))
+    return aclosing(TaskWatcher(polling=FixedInterval(1.0)))
 
 
-async def failure(watch: Watch) -> SoraCharsError:
+async def failure(watch: WatchedTask) -> SoraCharsError:
     """The error with which the wait ends."""
     with pytest.raises(SoraCharsError) as caught:
         await watch.future
@@ -78,7 +78,7 @@ async def test_five_minutes_of_nothing_but_faults_end_with_the_last_one() -> Non
     assert error.message == "down at 300"
     assert error.hint == "It was so for 300 s; the task may still run: resume it later."
     assert 299.99 < now() < 301
-    assert len(provider.looks) < 30  # it was not hammered meanwhile
+    assert len(provider.polls) < 30  # it was not hammered meanwhile
 
 
 async def test_one_good_answer_gives_the_whole_budget_back() -> None:
@@ -94,7 +94,7 @@ async def test_a_fatal_error_ends_the_wait_at_once(fault: SoraCharsError) -> Non
     provider = Watched(lambda _: fault)
     async with watching() as watcher:
         assert await failure(watcher.watch(provider, "t1")) is fault
-    assert len(provider.looks) == 1
+    assert len(provider.polls) == 1
 
 
 async def test_an_error_that_nobody_waits_for_makes_no_noise(caplog: pytest.LogCaptureFixture) -> None:
@@ -143,7 +143,7 @@ async def test_retry_after_is_respected() -> None:
     provider = Watched(lambda at: DONE if at > 0 else ServiceUnavailableError("down", retry_after=45.0))
     async with watching() as watcher:
         await watcher.watch(provider, "t1").future
-    assert provider.looks == [0, 45]
+    assert provider.polls == [0, 45]
 
 
 @pytest.mark.parametrize(("retry_after", "second"), [(None, 4.0), (20.0, 24.0)])
@@ -156,11 +156,11 @@ async def test_a_nudge_during_a_faulty_look_is_not_lost(retry_after: float | Non
         await asyncio.sleep(2)
         watcher.nudge("fake", "t1")
         await watch.future
-    assert provider.looks == [0, second]
+    assert provider.polls == [0, second]
 
 
 async def test_faults_of_one_provider_leave_another_alone() -> None:
-    """Each provider has a lane of its own."""
+    """Each provider has a poller of its own."""
     ill, well = Watched(lambda _: NoAnswerError("reset")), Watched(lambda _: DONE, name="well")
     async with watching() as watcher:
         watcher.watch(ill, "t1")

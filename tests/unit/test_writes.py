@@ -8,10 +8,10 @@ import attrs
 import pytest
 
 from sora_chars.errors import LedgerError, MissingCharacterError
-from sora_chars.ledger import Ledger, State
+from sora_chars.ledger import EntryState, Ledger
 from sora_chars.ledger.stores.memory import MemoryStore
 from sora_chars.models import Character, TaskSnapshot
-from sora_chars.session.writer import Writes, record, settle, unsend
+from sora_chars.session.writer import LedgerWriter, record, revert, settle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.looptime
 
 A, S, U, R, OK, BAD, NO = (
-    State.ASKED,
-    State.SENDING,
-    State.UNKNOWN,
-    State.RUNNING,
-    State.SUCCEEDED,
-    State.FAILED,
-    State.REFUSED,
+    EntryState.PENDING,
+    EntryState.SENDING,
+    EntryState.UNKNOWN,
+    EntryState.RUNNING,
+    EntryState.SUCCEEDED,
+    EntryState.FAILED,
+    EntryState.REJECTED,
 )
 DONE = TaskSnapshot(task_id="t1", provider="kie", state="success", character=Character(id="ch_1", provider="kie"))
 
@@ -40,7 +40,7 @@ class Faulty(MemoryStore):
     takes: float = 0.0
 
     async def replace(self, before: Entry, after: Entry) -> Entry | None:
-        """See `Store`."""
+        """See `LedgerStore`."""
         await asyncio.sleep(self.takes)
         if self.faults:
             self.faults -= 1
@@ -61,11 +61,11 @@ async def ledger(store: Faulty) -> AsyncIterator[Ledger]:
         yield opened
 
 
-async def put(ledger: Ledger, *ways: State, task_id: str | None = None, digest: str | None = None) -> Entry:
+async def put(ledger: Ledger, *ways: EntryState, task_id: str | None = None, digest: str | None = None) -> Entry:
     """Ask, and move the entry through states; the task id goes to those that may have one."""
-    entry = await ledger.ask(key="k-1", provider="kie", kind="character", request={"from_task": "t0"})
+    entry = await ledger.register(key="k-1", provider="kie", kind="character", request={"from_task": "t0"})
     for to in ways:
-        entry = await ledger.move(entry, to, task_id=task_id if to in {R, OK} else None, token_digest=digest)
+        entry = await ledger.transition(entry, to, task_id=task_id if to in {R, OK} else None, token_digest=digest)
     return entry
 
 
@@ -99,17 +99,17 @@ async def test_whoever_was_faster(
     *,
     ledger: Ledger,
     caplog: pytest.LogCaptureFixture,
-    others: list[State],
-    to: State,
+    others: list[EntryState],
+    to: EntryState,
     task_id: str | None,
-    end: tuple[State, str | None],
+    end: tuple[EntryState, str | None],
     second: bool,
 ) -> None:
     """A task that was paid for gets on record unless there is another, which is logged as an error."""
     sending = await put(ledger, S, digest="mine")
     now = sending
     for step in others[1:]:
-        now = await ledger.move(
+        now = await ledger.transition(
             now, step, task_id="t1" if step in {R, OK} else None, token_digest="other" if step is S else None
         )
     moved = await record(ledger, sending, to, task_id=task_id)
@@ -120,12 +120,12 @@ async def test_whoever_was_faster(
 async def test_a_race_for_an_entry_that_was_taken_back(ledger: Ledger) -> None:
     """Who brings a task for an entry that somebody else begins to send meanwhile gets it on record all the same."""
     asked = await put(ledger)
-    await ledger.move(asked, S)
+    await ledger.transition(asked, S)
     assert (await record(ledger, asked, R, task_id="t1")).task_id == "t1"
 
 
 @pytest.mark.parametrize(("state", "end"), [(R, OK), (U, U), (BAD, BAD)])
-async def test_only_a_running_entry_is_settled(ledger: Ledger, state: State, end: State) -> None:
+async def test_only_a_running_entry_is_settled(ledger: Ledger, state: EntryState, end: EntryState) -> None:
     """How a task ended is recorded once, and of no task that is not on record."""
     await put(ledger, S, *([R, state] if state is BAD else [state]), task_id="t1")
     await settle(ledger, DONE)
@@ -138,11 +138,13 @@ async def test_only_a_running_entry_is_settled(ledger: Ledger, state: State, end
     ("ways", "digest", "end"),
     [([S], "mine", A), ([S], "other", S), ([S, U], "mine", A), ([S, R], "mine", R), ([], "mine", A)],
 )
-async def test_only_its_own_sending_is_taken_back(ledger: Ledger, ways: list[State], digest: str, end: State) -> None:
+async def test_only_its_own_sending_is_taken_back(
+    ledger: Ledger, ways: list[EntryState], digest: str, end: EntryState
+) -> None:
     """What was sent under another token, or is no longer being sent, stays."""
     before = await put(ledger, *ways, task_id="t1", digest=digest)
-    await unsend(ledger, "k-1", "mine")
-    await unsend(ledger, "none", "mine")
+    await revert(ledger, "k-1", "mine")
+    await revert(ledger, "none", "mine")
     entry = await ledger.get("k-1")
     assert entry
     assert (entry.state, entry.version > before.version) == (end, bool(ways) and end is A)
@@ -153,14 +155,14 @@ async def test_what_fails_is_said_and_written_late(
 ) -> None:
     """A fault of the ledger reaches the caller, and the write is tried until it works, ever more rarely."""
     caplog.set_level("INFO")
-    writes, sending, loop = Writes(ledger), await put(ledger, S), asyncio.get_running_loop()
+    writer, sending, loop = LedgerWriter(ledger), await put(ledger, S), asyncio.get_running_loop()
     store.faults = 9
     with pytest.raises(LedgerError, match="full"):
-        await writes.record(sending, R, task_id="t1")
+        await writer.record(sending, R, task_id="t1")
     began = loop.time()
     assert (await ledger.changed(sending)).task_id == "t1"
     took = loop.time() - began
-    await writes.aclose()
+    await writer.aclose()
     assert names(caplog) == ["ledger.write_failed", "ledger.written_late"]
     assert 9 < took < 90  # nine tries of at most ten seconds each, in virtual time
     assert {(r.__dict__["key"], r.__dict__["state"], r.__dict__["task_id"]) for r in caplog.records} == {
@@ -172,16 +174,16 @@ async def test_what_fails_is_said_and_written_late(
     ("faults", "state", "last"), [(1, R, "ledger.written_late"), (math.inf, S, "ledger.write_lost")]
 )
 async def test_closing_tries_once_more(
-    *, ledger: Ledger, store: Faulty, caplog: pytest.LogCaptureFixture, faults: float, state: State, last: str
+    *, ledger: Ledger, store: Faulty, caplog: pytest.LogCaptureFixture, faults: float, state: EntryState, last: str
 ) -> None:
     """Closing writes what it can without waiting for the next turn, and logs what is lost."""
     caplog.set_level("INFO")
-    writes, sending, loop = Writes(ledger), await put(ledger, S), asyncio.get_running_loop()
+    writer, sending, loop = LedgerWriter(ledger), await put(ledger, S), asyncio.get_running_loop()
     store.faults = faults
     with pytest.raises(LedgerError):
-        await writes.record(sending, R, task_id="t1")
+        await writer.record(sending, R, task_id="t1")
     began = loop.time()
-    await writes.aclose()
+    await writer.aclose()
     entry = await ledger.get("k-1")
     assert entry
     assert (entry.state, names(caplog), loop.time()) == (state, ["ledger.write_failed", last], began)
@@ -189,12 +191,12 @@ async def test_closing_tries_once_more(
 
 async def test_closing_gives_a_write_under_way_one_more_try(ledger: Ledger, store: Faulty) -> None:
     """A write that is failing while the closing begins is tried again, not lost."""
-    writes, sending = Writes(ledger), await put(ledger, S)
+    writer, sending = LedgerWriter(ledger), await put(ledger, S)
     store.faults, store.takes = 2, 5.0
     with pytest.raises(LedgerError):
-        await writes.record(sending, R, task_id="t1")
+        await writer.record(sending, R, task_id="t1")
     await asyncio.sleep(3.0)  # the second try is under way
-    await writes.aclose()
+    await writer.aclose()
     entry = await ledger.get("k-1")
     assert entry
     assert entry.state is R
@@ -203,14 +205,14 @@ async def test_closing_gives_a_write_under_way_one_more_try(ledger: Ledger, stor
 @pytest.mark.parametrize("faults", [0, 1])
 async def test_a_callers_end_stops_no_write(ledger: Ledger, store: Faulty, faults: int) -> None:
     """A cancelled caller's write goes on, and is tried again where it fails."""
-    writes, sending = Writes(ledger), await put(ledger, S)
+    writer, sending = LedgerWriter(ledger), await put(ledger, S)
     store.takes, store.faults = 5.0, faults
-    caller = asyncio.create_task(writes.record(sending, R, task_id="t1"))
+    caller = asyncio.create_task(writer.record(sending, R, task_id="t1"))
     await asyncio.sleep(1.0)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
-    await writes.aclose()
+    await writer.aclose()
     entry = await ledger.get("k-1")
     assert entry
     assert entry.task_id == "t1"
@@ -225,15 +227,15 @@ OUTCOMES: list[Any] = [
 @pytest.mark.parametrize(("outcome", "end"), OUTCOMES)
 @pytest.mark.parametrize("faults", [0, 1])
 async def test_how_a_task_ended_is_recorded(
-    ledger: Ledger, store: Faulty, outcome: TaskSnapshot | MissingCharacterError, end: State, faults: int
+    ledger: Ledger, store: Faulty, outcome: TaskSnapshot | MissingCharacterError, end: EntryState, faults: int
 ) -> None:
     """A fault of the ledger does not reach whoever waits for the task, and the end is written late."""
-    writes = Writes(ledger)
+    writer = LedgerWriter(ledger)
     await put(ledger, S, R, task_id="t1")
     store.faults = faults
-    await writes.settle("kie", outcome)
-    await writes.settle("kie", attrs.evolve(DONE, task_id="of nobody"))
-    await writes.aclose()
+    await writer.settle("kie", outcome)
+    await writer.settle("kie", attrs.evolve(DONE, task_id="of nobody"))
+    await writer.aclose()
     entry = await ledger.get("k-1")
     assert entry
     assert (entry.state, entry.result["task_id"]) == (end, "t1")
@@ -243,19 +245,19 @@ async def test_how_a_task_ended_is_recorded(
 
 async def test_a_sending_is_taken_back_as_soon_as_it_can_be(ledger: Ledger, store: Faulty) -> None:
     """Nobody waits for that."""
-    writes, sending = Writes(ledger), await put(ledger, S, digest="mine")
+    writer, sending = LedgerWriter(ledger), await put(ledger, S, digest="mine")
     store.faults = 2
-    writes.unsend("k-1", "mine")
+    writer.revert("k-1", "mine")
     assert (await ledger.changed(sending)).state is A
-    await writes.aclose()
+    await writer.aclose()
 
 
 async def test_closing_outlives_a_write_that_was_cancelled(ledger: Ledger) -> None:
     """Whatever else cancels a write ends that one alone."""
-    writes = Writes(ledger)
-    writes.start(asyncio.sleep(5.0)).cancel()
-    other = writes.start(asyncio.sleep(1.0, "written"))
-    await writes.aclose()
+    writer = LedgerWriter(ledger)
+    writer.start(asyncio.sleep(5.0)).cancel()
+    other = writer.start(asyncio.sleep(1.0, "written"))
+    await writer.aclose()
     assert other.result() == "written"
 
 
@@ -273,17 +275,17 @@ async def test_an_end_is_written_without_looking_its_entry_up(
         return await by_task(provider, task_id)
 
     monkeypatch.setattr(ledger, "by_task", noted)
-    writes = Writes(ledger)
-    await writes.record(await put(ledger, S), R, task_id="t1")
-    await writes.settle("kie", DONE)
+    writer = LedgerWriter(ledger)
+    await writer.record(await put(ledger, S), R, task_id="t1")
+    await writer.settle("kie", DONE)
     assert asked == ["t1"] * looked_up
     assert (await put(ledger)).state is OK
 
 
 async def test_an_end_is_written_whoever_moved_the_entry_meanwhile(ledger: Ledger) -> None:
     """The entry that a session remembers may be older than the ledger's."""
-    writes = Writes(ledger)
-    running = await writes.record(await put(ledger, S), R, task_id="t1")
-    await ledger.move(running, R)  # another one took it over
-    await writes.settle("kie", DONE)
+    writer = LedgerWriter(ledger)
+    running = await writer.record(await put(ledger, S), R, task_id="t1")
+    await ledger.transition(running, R)  # another one took it over
+    await writer.settle("kie", DONE)
     assert (await put(ledger)).state is OK

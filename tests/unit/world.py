@@ -14,7 +14,7 @@ from sora_chars.errors import (
     MissingCharacterError,
     NoAnswerError,
     RateLimitedError,
-    RequestRefusedError,
+    RequestRejectedError,
     SessionClosedError,
     SubmissionUnknownError,
     TaskFailedError,
@@ -22,8 +22,8 @@ from sora_chars.errors import (
     WatcherStoppedError,
 )
 from sora_chars.ids import token_digest
-from sora_chars.ledger import Entry, State
-from sora_chars.ledger.states import MOVES
+from sora_chars.ledger import Entry, EntryState
+from sora_chars.ledger.states import TRANSITIONS
 from sora_chars.ledger.stores.memory import MemoryStore
 from sora_chars.models import FAIL, SUCCESS, Character
 from sora_chars.polling.handle import TaskHandle
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from sora_chars.ledger.notifier import Waiters
 
-CLOSED = {State.SUCCEEDED, State.FAILED, State.REFUSED}
+CLOSED = {EntryState.SUCCEEDED, EntryState.FAILED, EntryState.REJECTED}
 EMPTY = "empty"  # a success without a character
 ENDS = [SUCCESS, FAIL, EMPTY]
 
@@ -69,7 +69,7 @@ class World:
     faulty_looks: int = 0
     entries: MemoryStore = attrs.field(factory=MemoryStore)
     kept: dict[str, Entry] = attrs.field(factory=dict[str, Entry])
-    moves: set[tuple[State, State]] = attrs.field(factory=set[tuple[State, State]])
+    moves: set[tuple[EntryState, EntryState]] = attrs.field(factory=set[tuple[EntryState, EntryState]])
     dead: set[str] = attrs.field(factory=set[str])
     waiters: dict[str, Waiters] = attrs.field(factory=dict[str, "Waiters"])
     wrong: list[str] = attrs.field(factory=list[str])
@@ -99,7 +99,7 @@ class World:
     def moved(self, after: Entry) -> None:
         """Take note of a move, and check it without the package's own check."""
         before = self.kept[after.key]
-        if after.state not in MOVES[before.state] or after.version != before.version + 1:
+        if after.state not in TRANSITIONS[before.state] or after.version != before.version + 1:
             self.wrong.append(f"{before} went to {after}")
         self.moves.add((before.state, after.state))
         self.kept[after.key] = after
@@ -116,17 +116,17 @@ class World:
             assert made
             assert made.task_id == entry.task_id
         match entry.state:
-            case State.ASKED | State.REFUSED:
+            case EntryState.PENDING | EntryState.REJECTED:
                 assert not made
                 assert not self.posted[entry.key]
-            case State.RUNNING:
+            case EntryState.RUNNING:
                 assert made
-            case State.SUCCEEDED:
+            case EntryState.SUCCEEDED:
                 assert made
                 assert (made.state, entry.result["character"]["id"]) == (SUCCESS, f"ch-{made.task_id}")
-            case State.FAILED:
+            case EntryState.FAILED:
                 assert given_up(entry) or (made and made.state in {FAIL, EMPTY})
-            case State.UNKNOWN:
+            case EntryState.UNKNOWN:
                 assert entry.key in self.doubted
             case _:
                 pass
@@ -161,7 +161,7 @@ class World:
                 assert made.state == EMPTY
             case SubmissionUnknownError():
                 assert key in self.doubted
-            case RequestRefusedError():
+            case RequestRejectedError():
                 assert met & {"refused", "upload refused"}
             case NoAnswerError() | RateLimitedError():
                 assert met & {"never left", "busy", "upload lost"}
@@ -175,4 +175,4 @@ class World:
 
 def given_up(entry: Entry) -> bool:
     """A person has ended it."""
-    return entry.state is State.FAILED and entry.error["code"] == "given_up"
+    return entry.state is EntryState.FAILED and entry.error["code"] == "given_up"

@@ -21,13 +21,13 @@ from sora_chars.cli.render import shown
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from sora_chars.batch.batch import Outcomes
+    from sora_chars.batch.batch import Batch
     from sora_chars.batch.progress import Progress
     from sora_chars.cli.output import Screen
 
-STATES = ("succeeded", "failed", "refused", "unknown", "running")
+STATES = ("succeeded", "failed", "rejected", "unknown", "running")
 
-_STYLES = {"succeeded": "green", "failed": "red", "refused": "red", "unknown": "yellow", "running": "cyan"}
+_STYLES = {"succeeded": "green", "failed": "red", "rejected": "red", "unknown": "yellow", "running": "cyan"}
 _QUIET = 10.0  # seconds between two plain lines, unless another tenth has ended
 _REFRESH, _LOOK = 0.2, 1.0  # seconds: of the live display, and of plain lines
 _ERRORS = 3  # of the last are in sight
@@ -79,7 +79,7 @@ class Display:
     _tenths: int = 0
 
     @asynccontextmanager
-    async def follow(self, outcomes: Outcomes) -> AsyncGenerator[None]:
+    async def follow(self, outcomes: Batch) -> AsyncGenerator[None]:
         """Show it until the block ends; nothing with JSON."""
         if self.screen.as_json:
             yield
@@ -104,7 +104,7 @@ class Display:
         err, out = self.screen.err, self.screen.out
         return err.is_terminal and not err.is_dumb_terminal and not (self.to_stdout and out.is_terminal)
 
-    async def _tick(self, outcomes: Outcomes) -> None:
+    async def _tick(self, outcomes: Batch) -> None:
         while True:
             self.show(outcomes.progress)
             await asyncio.sleep(_REFRESH if self._live else _LOOK)

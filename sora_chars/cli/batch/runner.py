@@ -15,7 +15,7 @@ from sora_chars.cli.render import shown
 from sora_chars.cli.runner import BUG, STILL_RUNNING, exit_status
 from sora_chars.cli.waiting import DRAIN, WAIT
 from sora_chars.errors import SoraCharsError
-from sora_chars.ledger import State
+from sora_chars.ledger import EntryState
 from sora_chars.session.session import CharacterSession
 
 from .progress import Display, Tally, duration
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .spool import Spool
     from .writer import Write
 
-_UNSENT = {State.ASKED, State.REFUSED}
+_UNSENT = {EntryState.PENDING, EntryState.REJECTED}
 
 
 @attrs.frozen
@@ -107,7 +107,9 @@ class BatchRun:
     async def _in_session(self, ledger: Ledger, providers: Sequence[Provider]) -> None:
         limit, server = self.settings.timeout or WAIT, self.settings.open_port()
         async with (
-            CharacterSession(*providers, ledger=ledger, pace=self.settings.pace, wait=limit, drain=DRAIN) as session,
+            CharacterSession(
+                *providers, ledger=ledger, polling=self.settings.pace, timeout=limit, shutdown_timeout=DRAIN
+            ) as session,
             receiving(session, server, self.settings.webhook_key),
         ):
             with self._until_signal():
@@ -121,7 +123,7 @@ class BatchRun:
 
     async def _make(self, session: CharacterSession, wishes: Wishes | list[dict[str, Any]], **money: Any) -> None:
         async with (
-            session.create_many(wishes, limit=self.concurrency, **money) as outcomes,
+            session.create_many(wishes, concurrency=self.concurrency, **money) as outcomes,
             self._display.follow(outcomes),
         ):
             async for outcome in outcomes:

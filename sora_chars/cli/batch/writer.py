@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sora_chars.cli.render import character_json, error_json
 from sora_chars.errors import ConfigurationError, SoraCharsError, printable
-from sora_chars.ledger import State
+from sora_chars.ledger import EntryState
 from sora_chars.ledger.serialize import to_snapshot
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _BEGIN = b'{"key": '  # of every row here
 _LONGEST = 1 << 20  # bytes of a row
-_ERRORS = {State.FAILED: "TaskFailedError", State.UNKNOWN: "SubmissionUnknownError"}
+_ERRORS = {EntryState.FAILED: "TaskFailedError", EntryState.UNKNOWN: "SubmissionUnknownError"}
 
 
 def outcome_row(outcome: Outcome) -> dict[str, Any]:
@@ -40,9 +40,9 @@ def outcome_row(outcome: Outcome) -> dict[str, Any]:
 
 def entry_row(entry: Entry | None) -> dict[str, Any] | None:
     """The row of an entry, from the ledger; None if nothing was sent for it."""
-    if entry is None or entry.state in {State.ASKED, State.SENDING}:
+    if entry is None or entry.state in {EntryState.PENDING, EntryState.SENDING}:
         return None
-    character = to_snapshot(entry).character if entry.state is State.SUCCEEDED else None
+    character = to_snapshot(entry).character if entry.state is EntryState.SUCCEEDED else None
     facts = {"type": _ERRORS[entry.state]} if entry.state in _ERRORS else {}
     return _row(entry, character, facts | (entry.error or {}))
 

@@ -48,7 +48,7 @@ _SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
     metavar="CREDITS",
     help="What all rows may cost together, also those that an earlier run has paid.",
 )
-@click.option("--price", type=float, metavar="CREDITS", help="What a row costs. [default: as the dearest so far]")
+@click.option("--price", type=float, metavar="CREDITS", help="What a row costs. [default: as the highest_cost so far]")
 @click.option(
     "--on-interrupt",
     type=click.Choice(["wait", "leave"]),

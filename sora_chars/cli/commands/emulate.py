@@ -71,7 +71,7 @@ def fault(text: str) -> tuple[str, dict[str, Any]]:
 @click.option(
     "--durations", type=span, default="5,20", show_default=True, metavar="LO,HI", help="Seconds that a task takes."
 )
-@click.option("--strict-limits", is_flag=True, help="Turn away more than 20 creates in 10 s, or 10 polls in 1 s.")
+@click.option("--strict-limits", is_flag=True, help="HeapEntry away more than 20 creates in 10 s, or 10 polls in 1 s.")
 @click.option("--hmac-key", metavar="KEY", help="Sign callbacks with it.")
 @click.option(
     "--fault",

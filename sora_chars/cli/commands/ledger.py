@@ -17,7 +17,7 @@ from sora_chars.cli.keeping import keeping
 from sora_chars.cli.render import ENTRY_HEAD, SAVED_HEAD, entry_json, entry_row, entry_rows, saved_json, saved_row
 from sora_chars.cli.runner import run
 from sora_chars.errors import ConfigurationError, InvalidRequestError
-from sora_chars.ledger import State
+from sora_chars.ledger import EntryState
 from sora_chars.ledger import serialize as records
 from sora_chars.providers.kkiai import GATEWAYS
 
@@ -54,7 +54,7 @@ def ledger() -> None:
 
 @ledger.command("ls")
 @click.argument("word", default="")
-@click.option("--state", "states", type=click.Choice([*map(str, State)]), multiple=True, help="Only these.")
+@click.option("--state", "states", type=click.Choice([*map(str, EntryState)]), multiple=True, help="Only these.")
 @limiting
 @keeping
 @speaking
@@ -62,7 +62,7 @@ def ledger() -> None:
 def list_entries(job: Job, /, *, word: str, states: Collection[str], limit: int, place: Place) -> None:
     """List the entries, newest first: all, or those that mention WORD."""
     job.place = place
-    found = run(job, _entries(place, word, [State(state) for state in states] or list(State), limit + 1))
+    found = run(job, _entries(place, word, [EntryState(state) for state in states] or list(EntryState), limit + 1))
     shown, now = found[:limit], time.time()
     payload = {"entries": [entry_json(entry) for entry in shown]}
     job.screen.show_table(payload, [entry_row(entry, now) for entry in shown], head=ENTRY_HEAD)
@@ -110,11 +110,11 @@ def export(job: Job, /, *, output: str, place: Place) -> None:
 
 def _show(job: Job, entry: Entry) -> None:
     job.screen.show({"entry": entry_json(entry)}, entry_rows(entry), title="Entry")
-    if entry.state is State.UNKNOWN:
+    if entry.state is EntryState.UNKNOWN:
         job.screen.note(job.settling(entry.key, tasks=entry.provider not in GATEWAYS))
-    elif entry.state is State.RUNNING:
+    elif entry.state is EntryState.RUNNING:
         job.screen.note(f"Wait for it with: {job.command('wait', entry.key)}")
-    elif entry.state in {State.ASKED, State.REFUSED}:
+    elif entry.state in {EntryState.PENDING, EntryState.REJECTED}:
         job.screen.note("Nothing was paid. Asked again under this key, it is sent.")
 
 
@@ -130,7 +130,7 @@ async def _characters(place: Place, word: str, limit: int) -> list[records.Saved
         return [saved async for saved in records.characters(ledger, word or None, limit=limit)]
 
 
-async def _entries(place: Place, word: str, states: Collection[State], limit: int) -> list[Entry]:
+async def _entries(place: Place, word: str, states: Collection[EntryState], limit: int) -> list[Entry]:
     async with place.find() as ledger:
         found = ledger.entries(states=states, newest_first=True, word=word or None, limit=limit)
         return [entry async for entry in found]

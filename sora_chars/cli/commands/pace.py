@@ -15,14 +15,14 @@ from sora_chars.cli.output import plain
 from sora_chars.cli.render import shown
 from sora_chars.cli.runner import run
 from sora_chars.ledger import serialize as records
-from sora_chars.polling.durations import ladder_age, ladder_looks
-from sora_chars.polling.strategies import LearnedPace
+from sora_chars.polling.durations import ladder_age, ladder_polls
+from sora_chars.polling.strategies import AdaptiveInterval
 
 if TYPE_CHECKING:
     from sora_chars.cli.context import Job
     from sora_chars.cli.keeping import Place
     from sora_chars.cli.render import Cells
-    from sora_chars.polling.durations import Lesson
+    from sora_chars.polling.durations import DurationStats
 
 HEAD = ("model", "provider", "tasks", "10-50-90 % take, s", "GETs/ ladder's", "late/ ladder's, s")
 LADDER = "every 2-3 s for 30 s, every 5-10 s to 2 min, then every 15-30 s"
@@ -49,7 +49,7 @@ class Facts:
     ladder_late: float
 
     @classmethod
-    def of(cls, lesson: Lesson) -> Facts:
+    def of(cls, lesson: DurationStats) -> Facts:
         """The facts of what was learned."""
         curve = lesson.curve
         low, median, high = (curve.age(part) for part in (0.1, 0.5, 0.9))
@@ -79,22 +79,22 @@ def pace(job: Job, /, *, model: str | None, place: Place) -> None:
     GETs are those of one task, and "late" is from its end to the GET that shows it, both on average.
     """
     job.place = place
-    lessons = run(job, _learn(place))
+    stats = run(job, _learn(place))
     if model is not None:
-        lessons = [lesson for lesson in lessons if model == (lesson.model or "-")]
-    facts = [Facts.of(lesson) for lesson in lessons]
+        stats = [lesson for lesson in stats if model == (lesson.model or "-")]
+    facts = [Facts.of(lesson) for lesson in stats]
     payload = {"models": [attrs.asdict(each) for each in facts]}
     if model is None:
         job.screen.show_table(payload, [each.cells() for each in facts], head=HEAD, stacked=3)
     elif job.screen.as_json:
         job.screen.show_json(
-            {"models": [attrs.asdict(f) | _points(each) for f, each in zip(facts, lessons, strict=True)]}
+            {"models": [attrs.asdict(f) | _points(each) for f, each in zip(facts, stats, strict=True)]}
         )
     else:
-        for each, lesson in zip(facts, lessons, strict=True):
+        for each, lesson in zip(facts, stats, strict=True):
             for line in explain(each, lesson, blocks=job.screen.out.encoding.startswith("utf")):
                 plain(job.screen.out, line)
-    if not lessons:
+    if not stats:
         what = "any model" if model is None else shown(model)
         job.screen.note(
             f"No task of {what} that has ended is in {place} yet. Until one is, looks follow kie.ai's ladder:"
@@ -102,15 +102,15 @@ def pace(job: Job, /, *, model: str | None, place: Place) -> None:
         job.screen.note(f"{LADDER}.")
 
 
-async def _learn(place: Place) -> list[Lesson]:
-    learned = LearnedPace()
+async def _learn(place: Place) -> list[DurationStats]:
+    learned = AdaptiveInterval()
     async with place.find() as ledger:
         for snapshot in await records.endings(ledger, limit=_TASKS):
-            learned.learn(snapshot)
-    return learned.lessons()
+            learned.observe_finished(snapshot)
+    return learned.stats()
 
 
-def _points(lesson: Lesson) -> dict[str, Any]:
+def _points(lesson: DurationStats) -> dict[str, Any]:
     """What the plot is drawn from: when each hundredth of all tasks has ended, and when one is looked at on average."""
     until = lesson.curve.age(0.99)
     return {
@@ -119,17 +119,17 @@ def _points(lesson: Lesson) -> dict[str, Any]:
     }
 
 
-def _looks(lesson: Lesson, until: float) -> list[float]:
+def _looks(lesson: DurationStats, until: float) -> list[float]:
     ages: list[float] = []
-    while (age := lesson.curve.next_look(ages[-1] if ages else 0.0, 1.0)) < until:
+    while (age := lesson.curve.next_poll_age(ages[-1] if ages else 0.0, 1.0)) < until:
         ages.append(age)
     return ages
 
 
-def explain(facts: Facts, lesson: Lesson, *, blocks: bool = True) -> list[str]:
+def explain(facts: Facts, lesson: DurationStats, *, blocks: bool = True) -> list[str]:
     """The plot of one model in lines of up to 80 columns: where its tasks end, and the looks at one that does not."""
     until = lesson.curve.age(0.99) * 1.05
-    ladder = [ladder_age(number + 1.0) for number in range(int(ladder_looks(until)))]
+    ladder = [ladder_age(number + 1.0) for number in range(int(ladder_polls(until)))]
     edges = [until * column / _WIDTH for column in range(_WIDTH + 1)]
     ends = [_ended(lesson, right) - _ended(lesson, left) for left, right in pairwise(edges)]
     bars = _bars(ends, until / _WIDTH)
@@ -147,7 +147,7 @@ def explain(facts: Facts, lesson: Lesson, *, blocks: bool = True) -> list[str]:
     ]
 
 
-def _ended(lesson: Lesson, age: float) -> float:
+def _ended(lesson: DurationStats, age: float) -> float:
     """Which part of the tasks has ended by then."""
     return -math.expm1(-lesson.curve.hazard(age)[0])
 

@@ -17,7 +17,7 @@ from sora_chars.cli.render import character_json, error_json, shown, task_json
 from sora_chars.cli.runner import UNKNOWN, exit_status, run
 from sora_chars.cli.waiting import WAIT
 from sora_chars.errors import SoraCharsError, WaitTimeoutError
-from sora_chars.ledger import State
+from sora_chars.ledger import EntryState
 from sora_chars.models import Character
 from sora_chars.session.session import CharacterSession
 
@@ -47,15 +47,15 @@ class Recovery:
         return max(self._statuses | ({UNKNOWN} if self.unknown else set()))
 
     async def watch(self, session: CharacterSession, limit: float, line: Line) -> None:
-        """Watch all for up to `limit` seconds, and tell of each as it ends."""
+        """WatchedTask all for up to `limit` seconds, and tell of each as it ends."""
         deadline = asyncio.get_running_loop().time() + limit
         handles = [handle async for handle in session.recover()]
         self.running = len(handles)
         line.say(_count(self.running))
         await asyncio.gather(*(self._follow(handle, deadline, line) for handle in handles))
         names = {provider.name for provider in session.providers}
-        async for entry in session.ledger.entries(states={State.UNKNOWN, State.RUNNING}):
-            if entry.state is State.UNKNOWN:
+        async for entry in session.ledger.entries(states={EntryState.UNKNOWN, EntryState.RUNNING}):
+            if entry.state is EntryState.UNKNOWN:
                 self.unknown.append(entry.key)
             elif entry.provider not in names:
                 self.left_alone[entry.provider] += 1
@@ -119,7 +119,7 @@ async def _recover(job: Job, settings: Settings) -> Recovery:
     ledger, provider = settings.place.find(), settings.make_provider()
     recovery = Recovery(job)
     with job.screen.line() as line:
-        async with CharacterSession(provider, ledger=ledger, pace=settings.pace) as session:
+        async with CharacterSession(provider, ledger=ledger, polling=settings.pace) as session:
             await recovery.watch(session, settings.timeout or WAIT, line)
     return recovery
 

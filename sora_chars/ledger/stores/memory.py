@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sora_chars.ledger.states import State
+from sora_chars.ledger.states import EntryState
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sora_chars.ledger.entry import By, Entry
     from sora_chars.ledger.notifier import Waiters
 
-_FINISHED = frozenset({State.SUCCEEDED, State.FAILED, State.REFUSED})
+_FINISHED = frozenset({EntryState.SUCCEEDED, EntryState.FAILED, EntryState.REJECTED})
 _MOST_FINISHED = 10_000
 
 
@@ -29,9 +29,9 @@ class MemoryStore:
     and its key asked again is sent again. All others are kept.
     """
 
-    division = None
+    quota_store = None
 
-    holder: str = attrs.field(init=False, default="")
+    owner: str = attrs.field(init=False, default="")
     _asked: int = attrs.field(init=False, default=0)  # ever, so that no place is used twice
     _places: dict[str, int] = attrs.field(init=False, factory=dict[str, int])
     _entries: dict[int, Entry] = attrs.field(init=False, factory=dict[int, "Entry"])  # by place, which only rises
@@ -41,7 +41,7 @@ class MemoryStore:
 
     async def open(self, waiters: Waiters) -> None:  # noqa: ARG002 # no other process moves these
         """Take a new name."""
-        self.holder = uuid.uuid4().hex
+        self.owner = uuid.uuid4().hex
 
     async def aclose(self) -> None:
         """Keep the entries for the next opening."""
@@ -78,7 +78,7 @@ class MemoryStore:
         return None if place is None else self._entries[place]
 
     async def page(
-        self, states: Collection[State], *, after: int | None, newest_first: bool, size: int
+        self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
     ) -> Sequence[tuple[int, Entry]]:
         """Walk the places past `after`, which may be gone itself."""
         places = list(self._entries)
@@ -94,8 +94,8 @@ class MemoryStore:
                     break
         return page
 
-    async def is_gone(self, holder: str) -> bool:  # noqa: ARG002 # who is not this one
-        """Whoever is not the present holder was one before it."""
+    async def is_dead(self, owner: str) -> bool:  # noqa: ARG002 # who is not this one
+        """Whoever is not the present owner was one before it."""
         return True
 
     def _forget(self) -> None:

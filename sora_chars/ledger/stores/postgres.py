@@ -23,17 +23,17 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from sora_chars.errors import ConfigurationError, LedgerError, printable
 from sora_chars.ledger.entry import COLUMNS, MOVING, NAMING, from_row, getter, to_row
-from sora_chars.ratelimit.distributed import Part
+from sora_chars.ratelimit.distributed import Lease
 
-from . import postgres_quota as division
+from . import postgres_quota
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from sora_chars.ledger.entry import By, Entry
     from sora_chars.ledger.notifier import Waiters
-    from sora_chars.ledger.states import State
-    from sora_chars.ratelimit.distributed import Claim, Division
+    from sora_chars.ledger.states import EntryState
+    from sora_chars.ratelimit.distributed import CapacityRequest, QuotaStore
 
 log = logging.getLogger("sora_chars.ledger")
 
@@ -59,7 +59,18 @@ UPGRADES: tuple[LiteralString, ...] = (
     CREATE INDEX ON sora_chars_entries (task_id) WHERE task_id IS NOT NULL;
     CREATE INDEX ON sora_chars_entries (token_digest) WHERE token_digest IS NOT NULL;
     """,
-    division.TABLES,
+    postgres_quota.TABLES,
+    """
+    ALTER TABLE sora_chars_entries RENAME COLUMN place TO row_id;
+    ALTER TABLE sora_chars_entries RENAME COLUMN holder TO owner;
+    UPDATE sora_chars_entries SET state = 'pending' WHERE state = 'asked';
+    UPDATE sora_chars_entries SET state = 'rejected' WHERE state = 'refused';
+    UPDATE sora_chars_entries SET error_json = replace(
+        replace(error_json, '"type":"RequestRefusedError"', '"type":"RequestRejectedError"'),
+        '"passing":', '"transient":'
+    ) WHERE error_json IS NOT NULL;
+    """,
+    postgres_quota.RENAMES,
 )
 """Each script takes the tables from one version to the next; the table `sora_chars_ledger` keeps which they have."""
 
@@ -82,8 +93,8 @@ _FIND: dict[By, str] = {
     "task": f"{_SELECT} provider = %s AND task_id = %s LIMIT 1",
     "token": f"{_SELECT} token_digest = %s LIMIT 1",
 }
-_PAGE = f"SELECT place, {', '.join(COLUMNS)} FROM sora_chars_entries WHERE state = ANY(%s) AND place"  # noqa: S608 # our own names
-_PAGES = {False: f"{_PAGE} > %s ORDER BY place LIMIT %s", True: f"{_PAGE} < %s ORDER BY place DESC LIMIT %s"}
+_PAGE = f"SELECT row_id, {', '.join(COLUMNS)} FROM sora_chars_entries WHERE state = ANY(%s) AND row_id"  # noqa: S608 # our own names
+_PAGES = {False: f"{_PAGE} > %s ORDER BY row_id LIMIT %s", True: f"{_PAGE} < %s ORDER BY row_id DESC LIMIT %s"}
 _LAST = 2**63 - 1
 
 _KEEPALIVES: dict[str, Any] = {
@@ -114,11 +125,11 @@ class PostgresStore:
         self._url = url
         self._patience = patience
         self._lock_patience = lock_patience
-        self.holder = ""
+        self.owner = ""
 
     async def open(self, waiters: Waiters) -> None:
         """Take a new name, connect, and bring the tables up to date."""
-        self.holder = uuid.uuid4().hex
+        self.owner = uuid.uuid4().hex
         try:
             line = await self._connect()
         except psycopg.Error as error:
@@ -168,31 +179,31 @@ class PostgresStore:
         return from_row(rows[0]) if rows else None
 
     async def page(
-        self, states: Collection[State], *, after: int | None, newest_first: bool, size: int
+        self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
     ) -> Sequence[tuple[int, Entry]]:
-        """Read a page; a place is a number from a sequence."""
+        """Read one page in the order of the identity column."""
         start = after if after is not None else _LAST if newest_first else 0
         rows = await self._run(_PAGES[newest_first], ([state.value for state in states], start, size))
         return [(row[0], from_row(row[1:])) for row in rows]
 
-    async def is_gone(self, holder: str) -> bool:
+    async def is_dead(self, owner: str) -> bool:
         """Try its lock, for as long as the statement lasts, and shared with others who try."""
-        rows = await self._run("SELECT pg_try_advisory_xact_lock_shared(%s)", (_number(holder),))
+        rows = await self._run("SELECT pg_try_advisory_xact_lock_shared(%s)", (_number(owner),))
         return bool(rows[0][0])
 
     @property
-    def division(self) -> Division:
+    def quota_store(self) -> QuotaStore:
         """This database."""
         return self
 
-    async def divide(self, claim: Claim) -> Part:
+    async def acquire_lease(self, request: CapacityRequest) -> Lease:
         """Take a part of a limit that the processes on this database share."""
-        rows = await self._run(division.DIVIDE, (self.holder, *attrs.astuple(claim)))
-        return Part(*rows[0])
+        rows = await self._run(postgres_quota.ACQUIRE, (self.owner, *attrs.astuple(request)))
+        return Lease(*rows[0])
 
-    async def leave(self, name: str, held: int, grace: float) -> None:
+    async def release_lease(self, name: str, has: int, grace: float) -> None:
         """Take part no more."""
-        await self._run(division.LEAVE, (held, grace, name, self.holder))
+        await self._run(postgres_quota.RELEASE, (has, grace, name, self.owner))
 
     async def _kept(self, entry: Entry) -> Entry | None:
         """What is there instead of `entry`; itself when a first try did keep it and its answer was lost."""
@@ -236,7 +247,7 @@ class PostgresStore:
         try:
             await line.execute(_SERVER_KEEPALIVES)
             await line.execute(f"LISTEN {_CHANNEL}".encode())
-            await line.execute("SELECT pg_advisory_lock(%s)", (_number(self.holder),))
+            await line.execute("SELECT pg_advisory_lock(%s)", (_number(self.owner),))
         except BaseException:
             await line.close()
             raise

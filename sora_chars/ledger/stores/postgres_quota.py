@@ -28,75 +28,86 @@ CREATE TABLE sora_chars_parts (
     has_left boolean NOT NULL DEFAULT false,
     PRIMARY KEY (name, holder)
 );
-CREATE FUNCTION sora_chars_divide(
-    my_holder text, my_name text, whole integer, my_wanted integer, my_held integer,
-    lease double precision, grace double precision, turn double precision, my_pause double precision,
-    OUT granted integer, OUT rank integer, OUT processes integer, OUT paused double precision
+"""
+
+RENAMES: LiteralString = """
+DROP FUNCTION IF EXISTS sora_chars_divide;
+ALTER TABLE sora_chars_limits RENAME COLUMN paused_until TO cooldown_until;
+ALTER TABLE sora_chars_limits RENAME COLUMN heard_at TO last_seen_at;
+ALTER TABLE sora_chars_parts RENAME TO sora_chars_leases;
+ALTER TABLE sora_chars_leases RENAME COLUMN holder TO owner;
+ALTER TABLE sora_chars_leases RENAME COLUMN places TO slots;
+ALTER TABLE sora_chars_leases RENAME COLUMN wanted TO wants;
+ALTER TABLE sora_chars_leases RENAME COLUMN until TO expires_at;
+CREATE FUNCTION sora_chars_acquire_lease(
+    my_owner text, my_name text, capacity integer, my_wants integer, my_slots integer,
+    lease double precision, grace double precision, rotation double precision, my_cooldown double precision,
+    OUT granted integer, OUT rank integer, OUT processes integer, OUT cooldown double precision
 ) LANGUAGE plpgsql AS $$
 DECLARE
-    now_at timestamptz;  -- now() would be when this began to wait for its turn
+    now_at timestamptz;  -- now() would be the time at which the wait for the row lock began
     shared sora_chars_limits;
     set_back interval;
     others integer;
-    level integer;  -- what everybody can have who wants as much
-    spare integer;  -- what is left then, by turns for the rivals who want more
+    level integer;  -- what every process can have that wants as much
+    spare integer;  -- what remains, in rotation for the rivals that want more
     rivals integer;
-    my_place bigint;
+    my_position bigint;
 BEGIN
     INSERT INTO sora_chars_limits (name) VALUES (my_name) ON CONFLICT DO NOTHING;
     SELECT * INTO shared FROM sora_chars_limits WHERE name = my_name FOR UPDATE;
     now_at := clock_timestamp();
-    IF now_at < shared.heard_at THEN
-        set_back := shared.heard_at - now_at;
-        shared.paused_until := shared.paused_until - set_back;
+    IF now_at < shared.last_seen_at THEN
+        set_back := shared.last_seen_at - now_at;
+        shared.cooldown_until := shared.cooldown_until - set_back;
         shared.calm_until := shared.calm_until - set_back;
-        UPDATE sora_chars_parts SET until = until - set_back WHERE name = my_name;
+        UPDATE sora_chars_leases SET expires_at = expires_at - set_back WHERE name = my_name;
     END IF;
     IF shared.calm_until < now_at THEN
-        -- Who was not heard has died, unless nobody was: then the database was away, and they go on by themselves, or
-        -- its clock was set forward. Until they are back nobody grows.
-        IF shared.heard_at < now_at - make_interval(secs => lease)
-            AND EXISTS (SELECT FROM sora_chars_parts
-                WHERE name = my_name AND holder <> my_holder AND NOT has_left AND until < now_at) THEN
+        -- An expired lease means a dead process, unless every lease expired: then the database was unavailable, and
+        -- the processes continue alone, or its clock was set forward. Until they return no lease grows.
+        IF shared.last_seen_at < now_at - make_interval(secs => lease)
+            AND EXISTS (SELECT FROM sora_chars_leases
+                WHERE name = my_name AND owner <> my_owner AND NOT has_left AND expires_at < now_at) THEN
             shared.calm_until := now_at + make_interval(secs => lease);
         ELSE
-            DELETE FROM sora_chars_parts WHERE name = my_name AND until < now_at AND holder <> my_holder;
+            DELETE FROM sora_chars_leases WHERE name = my_name AND expires_at < now_at AND owner <> my_owner;
         END IF;
     END IF;
-    shared.paused_until := greatest(shared.paused_until, now_at + make_interval(secs => my_pause));
+    shared.cooldown_until := greatest(shared.cooldown_until, now_at + make_interval(secs => my_cooldown));
     UPDATE sora_chars_limits
-        SET paused_until = shared.paused_until, calm_until = shared.calm_until, heard_at = now_at
+        SET cooldown_until = shared.cooldown_until, calm_until = shared.calm_until, last_seen_at = now_at
         WHERE name = my_name;
-    paused := greatest(0, extract(epoch FROM shared.paused_until - now_at));
+    cooldown := greatest(0, extract(epoch FROM shared.cooldown_until - now_at));
 
-    INSERT INTO sora_chars_parts AS mine
-        VALUES (my_name, my_holder, my_held, my_wanted, now_at + make_interval(secs => grace))
-        ON CONFLICT (name, holder) DO UPDATE
-        SET places = EXCLUDED.places, wanted = EXCLUDED.wanted, until = EXCLUDED.until, has_left = false;
-    SELECT coalesce(sum(places) FILTER (WHERE holder <> my_holder), 0),
-            count(*) FILTER (WHERE NOT has_left), count(*) FILTER (WHERE NOT has_left AND holder < my_holder)
-        INTO others, processes, rank FROM sora_chars_parts WHERE name = my_name;
+    INSERT INTO sora_chars_leases AS mine
+        VALUES (my_name, my_owner, my_slots, my_wants, now_at + make_interval(secs => grace))
+        ON CONFLICT (name, owner) DO UPDATE
+        SET slots = EXCLUDED.slots, wants = EXCLUDED.wants, expires_at = EXCLUDED.expires_at, has_left = false;
+    SELECT coalesce(sum(slots) FILTER (WHERE owner <> my_owner), 0),
+            count(*) FILTER (WHERE NOT has_left), count(*) FILTER (WHERE NOT has_left AND owner < my_owner)
+        INTO others, processes, rank FROM sora_chars_leases WHERE name = my_name;
     IF shared.calm_until >= now_at THEN
-        granted := my_held;
+        granted := my_slots;
         RETURN;
     END IF;
-    SELECT max(step) INTO level FROM generate_series(0, whole) step
-        WHERE (SELECT sum(least(wanted, step)) FROM sora_chars_parts WHERE name = my_name) <= whole;
-    SELECT whole - sum(least(wanted, level)), count(*) FILTER (WHERE wanted > level),
-            count(*) FILTER (WHERE wanted > level AND holder < my_holder)
-        INTO spare, rivals, my_place FROM sora_chars_parts WHERE name = my_name;
-    granted := least(my_wanted, level);
-    IF my_wanted > level THEN
-        my_place := my_place + floor(extract(epoch FROM now_at) / turn)::bigint * spare;
-        granted := level + (my_place % rivals < spare)::integer;
+    SELECT max(step) INTO level FROM generate_series(0, capacity) step
+        WHERE (SELECT sum(least(wants, step)) FROM sora_chars_leases WHERE name = my_name) <= capacity;
+    SELECT capacity - sum(least(wants, level)), count(*) FILTER (WHERE wants > level),
+            count(*) FILTER (WHERE wants > level AND owner < my_owner)
+        INTO spare, rivals, my_position FROM sora_chars_leases WHERE name = my_name;
+    granted := least(my_wants, level);
+    IF my_wants > level THEN
+        my_position := my_position + floor(extract(epoch FROM now_at) / rotation)::bigint * spare;
+        granted := level + (my_position % rivals < spare)::integer;
     END IF;
-    granted := greatest(0, least(granted, whole - others));
-    UPDATE sora_chars_parts SET places = greatest(my_held, granted) WHERE name = my_name AND holder = my_holder;
+    granted := greatest(0, least(granted, capacity - others));
+    UPDATE sora_chars_leases SET slots = greatest(my_slots, granted) WHERE name = my_name AND owner = my_owner;
 END $$;
 """
 
-DIVIDE = "SELECT granted, rank, processes, paused FROM sora_chars_divide(%s, %s, %s, %s, %s, %s, %s, %s, %s)"
-LEAVE = (
-    "UPDATE sora_chars_parts SET has_left = true, wanted = 0, places = %s,"
-    " until = clock_timestamp() + make_interval(secs => %s) WHERE name = %s AND holder = %s RETURNING name"
+ACQUIRE = "SELECT granted, rank, processes, cooldown FROM sora_chars_acquire_lease(%s, %s, %s, %s, %s, %s, %s, %s, %s)"
+RELEASE = (
+    "UPDATE sora_chars_leases SET has_left = true, wants = 0, slots = %s,"
+    " expires_at = clock_timestamp() + make_interval(secs => %s) WHERE name = %s AND owner = %s RETURNING name"
 )

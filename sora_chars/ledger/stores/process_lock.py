@@ -1,4 +1,4 @@
-"""Which processes are alive, known by lock files that the operating system frees when their holder dies."""
+"""Which processes are alive, known by lock files that the operating system frees when their owner dies."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class HolderLock:
+class ProcessLock:
     """A locked file beside the ledger's, for as long as this process lives or until it is released.
 
-    It is of mode 0600 and named after a random `holder`, which no other process ever bears. Files that the dead left
+    It is of mode 0600 and named after a random `owner`, which no other process ever bears. Files that the dead left
     are removed.
 
     Raises:
@@ -25,9 +25,9 @@ class HolderLock:
 
     def __init__(self, ledger: Path) -> None:
         for left in ledger.parent.glob(f"{glob.escape(ledger.name)}-*.lock"):
-            is_gone(ledger, left.stem.rpartition("-")[2])
-        self.holder = uuid.uuid4().hex
-        self._path = _path(ledger, self.holder)
+            is_dead(ledger, left.stem.rpartition("-")[2])
+        self.owner = uuid.uuid4().hex
+        self._path = _path(ledger, self.owner)
         unlocked = self._path.with_suffix(".new")  # nobody may meet the file by its name before it is locked
         self._file = os.open(unlocked, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         fcntl.flock(self._file, fcntl.LOCK_EX)
@@ -45,23 +45,23 @@ class HolderLock:
         _held.discard(self)
 
 
-def is_gone(ledger: Path, holder: str) -> bool:
-    """Whether the process that named itself `holder` has ended. Once it has, its file is removed.
+def is_dead(ledger: Path, owner: str) -> bool:
+    """Whether the process that named itself `owner` has ended. Once it has, its file is removed.
 
     A name that none of ours has, as in a ledger that somebody has tampered with, leads to no file.
 
     Raises:
         OSError: the file could not be looked at.
     """
-    if not holder.isalnum():
+    if not owner.isalnum():
         return True
-    path = _path(ledger, holder)
+    path = _path(ledger, owner)
     try:
         file = os.open(path, os.O_RDWR)
     except FileNotFoundError:
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look must not take each other for the holder
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look must not take each other for the owner
     except BlockingIOError:
         return False
     else:
@@ -71,8 +71,8 @@ def is_gone(ledger: Path, holder: str) -> bool:
         os.close(file)
 
 
-def _path(ledger: Path, holder: str) -> Path:
-    return ledger.with_name(f"{ledger.name}-{holder}.lock")
+def _path(ledger: Path, owner: str) -> Path:
+    return ledger.with_name(f"{ledger.name}-{owner}.lock")
 
 
 def _forget_all() -> None:
@@ -80,5 +80,5 @@ def _forget_all() -> None:
         lock.forget()
 
 
-_held: WeakSet[HolderLock] = WeakSet()
+_held: WeakSet[ProcessLock] = WeakSet()
 os.register_at_fork(after_in_child=_forget_all)

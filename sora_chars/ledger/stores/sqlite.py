@@ -17,10 +17,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sora_chars.errors import LedgerError, printable
-from sora_chars.ledger.states import State
+from sora_chars.ledger.states import EntryState
 
 from . import sqlite_statements as statements
-from .process_lock import HolderLock, is_gone
+from .process_lock import ProcessLock, is_dead
 from .sqlite_thread import Worker
 
 if TYPE_CHECKING:
@@ -45,14 +45,14 @@ class SqliteStore:
     of tasks, which their providers would tell again.
     """
 
-    division = None
+    quota_store = None
 
     def __init__(self, path: Path, *, patience: float = 15.0, interval: float = 0.05, spacing: float = 0.05) -> None:
         self._path = path.absolute()
         self._patience = patience
         self._interval = interval
         self._spacing = spacing
-        self.holder = ""
+        self.owner = ""
 
     async def open(self, waiters: Waiters) -> None:
         """Start the threads and bring the file up to date."""
@@ -64,14 +64,14 @@ class SqliteStore:
         writer.start()
         try:
             await writer.call(statements.upgrade, None)
-            self._lock = HolderLock(self._path)
+            self._lock = ProcessLock(self._path)
         except (LedgerError, OSError, asyncio.CancelledError) as error:
             await writer.end()
             if isinstance(error, OSError):
                 raise self._failure(error) from error
             raise
         reader.start()
-        self.holder, self._writer, self._reader = self._lock.holder, writer, reader
+        self.owner, self._writer, self._reader = self._lock.owner, writer, reader
         self._looks = asyncio.create_task(self._look(waiters), name="sora_chars ledger looks")
 
     async def aclose(self) -> None:
@@ -88,7 +88,7 @@ class SqliteStore:
 
     async def replace(self, before: Entry, after: Entry) -> Entry | None:
         """Keep `after` if `before` is there."""
-        spacing = self._spacing if before.state is State.RUNNING and after.state is not State.RUNNING else 0.0
+        spacing = self._spacing if before.state is EntryState.RUNNING and after.state is not EntryState.RUNNING else 0.0
         return await self._writer.call(statements.replace(before, after), (before, after), spacing=spacing)
 
     async def find(self, by: By, *values: str) -> Entry | None:
@@ -96,16 +96,16 @@ class SqliteStore:
         return await self._reader.call(statements.find, (by, values))
 
     async def page(
-        self, states: Collection[State], *, after: int | None, newest_first: bool, size: int
+        self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
     ) -> Sequence[tuple[int, Entry]]:
         """Read a page; a place is a row number."""
         start = after if after is not None else _LAST if newest_first else -1
         return await self._reader.call(statements.page, (newest_first, (json.dumps([*states]), start, size)))
 
-    async def is_gone(self, holder: str) -> bool:
+    async def is_dead(self, owner: str) -> bool:
         """Look at its lock."""
         try:
-            return is_gone(self._path, holder)
+            return is_dead(self._path, owner)
         except OSError as error:
             raise self._failure(error) from error
 

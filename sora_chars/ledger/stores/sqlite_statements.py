@@ -43,6 +43,16 @@ UPGRADES = (
     CREATE INDEX entries_task ON entries (task_id) WHERE task_id IS NOT NULL;
     CREATE INDEX entries_token ON entries (token_digest) WHERE token_digest IS NOT NULL;
     """,
+    """
+    ALTER TABLE entries RENAME COLUMN place TO row_id;
+    ALTER TABLE entries RENAME COLUMN holder TO owner;
+    UPDATE entries SET state = 'pending' WHERE state = 'asked';
+    UPDATE entries SET state = 'rejected' WHERE state = 'refused';
+    UPDATE entries SET error_json = replace(
+        replace(error_json, '"type":"RequestRefusedError"', '"type":"RequestRejectedError"'),
+        '"passing":', '"transient":'
+    ) WHERE error_json IS NOT NULL;
+    """,
 )
 """Each script takes the file from one version to the next; `user_version` counts those that were run."""
 
@@ -53,10 +63,10 @@ _FIND: dict[By, str] = {
     "token": f"{_SELECT} token_digest = ? LIMIT 1",
 }
 _PAGE = (
-    f"SELECT place, {', '.join(COLUMNS)} FROM entries"  # noqa: S608 # our own names
-    " WHERE state IN (SELECT value FROM json_each(?)) AND place"
+    f"SELECT row_id, {', '.join(COLUMNS)} FROM entries"  # noqa: S608 # our own names
+    " WHERE state IN (SELECT value FROM json_each(?)) AND row_id"
 )
-_PAGES = {False: f"{_PAGE} > ? ORDER BY place LIMIT ?", True: f"{_PAGE} < ? ORDER BY place DESC LIMIT ?"}
+_PAGES = {False: f"{_PAGE} > ? ORDER BY row_id LIMIT ?", True: f"{_PAGE} < ? ORDER BY row_id DESC LIMIT ?"}
 _VERSIONS = "SELECT json_group_object(key, version) FROM entries WHERE key IN (SELECT value FROM json_each(?))"
 ROWS = 16 if sqlite3.sqlite_version_info >= (3, 33) else 1  # which knows UPDATE FROM
 """Entries a statement takes, since each gives the interpreter's lock away and waits for it again, twice."""

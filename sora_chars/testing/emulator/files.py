@@ -32,7 +32,7 @@ class FileStore:
     _files: dict[str, File] = attrs.field(factory=dict, init=False)
 
     def keep(self, path: str, file: File) -> str:
-        """Store it, and say at which URL it is served."""
+        """LedgerStore it, and say at which URL it is served."""
         self._files[path] = file
         return self.root + quote(path)
 

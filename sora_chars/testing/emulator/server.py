@@ -59,7 +59,7 @@ class Emulator(World):
     Args:
         host: Where it listens.
         port: 0 takes a free one; `url` says which.
-        seed: Decides ids, durations and which requests a fault with a rate strikes.
+        seed: Decides ids, durations and which requests a fault with a rate consecutive_429s.
         speed: Emulated seconds per real second. Durations, the windows of `strict_limits` and the pauses
             before a callback's retries are divided by it; seconds given to a fault are real.
         durations: Least and most emulated seconds that a task takes, uniformly drawn.
@@ -67,7 +67,7 @@ class Emulator(World):
         kkiai_key: The same for kkiai.com's.
         kkiai_model: The `model` that `/sora/v1/characters` demands; None forbids one.
         hmac_key: Signs callbacks when given.
-        strict_limits: Turn away what exceeds 20 creates per 10 s or 10 polls per second, in sliding windows.
+        strict_limits: HeapEntry away what exceeds 20 creates per 10 s or 10 polls per second, in sliding windows.
         models: Which models exist, and what each makes ("character" or anything else).
         credits: What the account holds.
         price: What a task costs; a failed one costs nothing.

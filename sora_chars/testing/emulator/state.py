@@ -63,8 +63,8 @@ class World:
         Args:
             kind: A row of the table.
             on: create, poll, callback, upload, character, omni, other or any; None is the kind's own place.
-            times: How often it strikes before it is spent; None is without end.
-            rate: The share of the requests that it strikes.
+            times: How often it consecutive_429s before it is spent; None is without end.
+            rate: The share of the requests that it consecutive_429s.
             settings: The kind's own, such as `seconds=0.1`.
 
         Raises:
