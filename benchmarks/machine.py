@@ -15,6 +15,7 @@ PACKAGES = (
     "aiohttp",
     "attrs",
     "cattrs",
+    "backoff",
     "python-backoff",
     "orjson",
     "openai",

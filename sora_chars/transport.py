@@ -13,6 +13,7 @@ import os
 import random
 import re
 import time
+import warnings
 from contextlib import nullcontext, suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -131,7 +132,7 @@ def clean_url(url: str, *, field: str) -> str:
     return url.rstrip("/")
 
 
-def _delays() -> Generator[float, ProviderError, None]:
+def _delays() -> Generator[float, Any, None]:
     """Growing waits with jitter, never shorter than the provider asked for."""
     error = yield 0.0
     ceiling = 0.5
@@ -188,17 +189,10 @@ class Transport:
     _open: aiohttp.ClientSession | None = attrs.field(default=None, init=False, repr=False)
     _loop: asyncio.AbstractEventLoop | None = attrs.field(default=None, init=False, repr=False)
     _slots: asyncio.Semaphore = attrs.field(init=False, repr=False)
-    _repeat: Mapping[Kind, Callable[[_Call], Awaitable[Any]]] = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self.account = account(self.base_url, self.api_key, self.limits)
         self._slots = asyncio.Semaphore(self.connections)
-        self._repeat = {
-            kind: backoff.on_exception(
-                _delays, ProviderError, max_tries=tries, giveup=_final, jitter=None, logger=None
-            )(self._attempt)
-            for kind, tries in _TRIES.items()
-        }
 
     async def enter(self) -> None:
         """Open the connections for one more user.
@@ -253,7 +247,7 @@ class Transport:
             if _final(error):
                 raise
             call.failure = error
-            result = await self._repeat[kind](call)
+            result = await _RETRYING[kind](self, call)
         return result
 
     async def _attempt(self, call: _Call) -> Any:
@@ -353,6 +347,21 @@ class Transport:
                 f"The connections of {self.provider} belong to another event loop.",
                 hint="Open one session inside each asyncio.run(), and close it there.",
             )
+
+
+def _retrying(tries: int) -> Callable[[Transport, _Call], Awaitable[Any]]:
+    """Return `Transport._attempt` with at most `tries` attempts, by what `backoff` and `python-backoff` share."""
+    retry = backoff.on_exception(_delays, ProviderError, max_tries=tries, giveup=_final, jitter=None, logger=None)
+    with warnings.catch_warnings():
+        # backoff 2.2.1 calls this function when it decorates; Python 3.14 and 3.15 warn about it, 3.16 removes it.
+        warnings.filterwarnings("ignore", r"'asyncio\.iscoroutinefunction' is deprecated", DeprecationWarning)
+        return retry(Transport._attempt)  # noqa: SLF001 # of this module
+
+
+# Decorated once, at import: `catch_warnings` changes the filters of all threads before Python 3.14.
+_RETRYING: Mapping[Kind, Callable[[Transport, _Call], Awaitable[Any]]] = {
+    kind: _retrying(tries) for kind, tries in _TRIES.items()
+}
 
 
 def _no_answer(error: Exception, provider: str, call: _Call) -> NoAnswerError:
