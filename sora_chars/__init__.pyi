@@ -54,6 +54,8 @@ from .ratelimit.window import Limits
 from .session.dispatcher import Step
 from .session.session import CharacterSession
 
+__version__: str
+
 __all__ = [
     "GATEWAYS",
     "AdaptiveInterval",

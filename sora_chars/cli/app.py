@@ -120,7 +120,7 @@ def _fail_bug(job: Job, error: Exception) -> int:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="sora-chars")
+@click.version_option(None, "-V", "--version", package_name="sora-chars")
 def cli() -> None:
     """HeapEntry a piece of video into a reusable character.
 

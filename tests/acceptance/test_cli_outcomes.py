@@ -347,8 +347,8 @@ class Gone:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Gone())
 sys.argv = ["sora-chars", "credit"]
-from sora_chars.cli import main
-main()
+import runpy
+runpy.run_module("sora_chars", run_name="__main__", alter_sys=True)
 """
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 
@@ -359,7 +359,7 @@ def test_a_reader_that_goes_away_is_no_crash(at: tuple[str, ...], cli_environmen
     os.close(reading)
     with os.fdopen(writing, "wb") as closed:
         ended = subprocess.run(
-            [sys.executable, "-m", "sora_chars.cli", "status", "unknown", *at, "--json"],
+            [sys.executable, "-m", "sora_chars", "status", "unknown", *at, "--json"],
             stdout=closed,
             stderr=subprocess.PIPE,
             env=cli_environment,
