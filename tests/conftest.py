@@ -36,6 +36,15 @@ def pytest_configure() -> None:
     asyncio.set_event_loop(None)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run all tests that need PostgreSQL in one process of pytest-xdist, so that only one starts a server."""
+    for item in items:
+        values = item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+        if "postgres" in {*getattr(item, "fixturenames", ()), *(value for value in values if isinstance(value, str))}:
+            item.add_marker(pytest.mark.xdist_group("postgres"))
+
+
 @pytest.fixture(autouse=True)
 def no_real_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the keys of whoever runs the tests out of them."""

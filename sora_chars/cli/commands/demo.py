@@ -206,7 +206,7 @@ async def _emulator(hmac_key: str) -> AsyncGenerator[str]:
         ConfigurationError: it did not start.
     """
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "sora_chars.cli", "emulate", "--json", "--port", "0", "--hmac-key", hmac_key, *_TASKS),
+        *(sys.executable, "-m", "sora_chars", "emulate", "--json", "--port", "0", "--hmac-key", hmac_key, *_TASKS),
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for us; we end it
     )
