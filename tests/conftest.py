@@ -6,10 +6,11 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,13 +37,18 @@ def pytest_configure() -> None:
     asyncio.set_event_loop(None)
 
 
-@pytest.hookimpl(tryfirst=True)
+def _needs_postgres(item: pytest.Item) -> bool:
+    if not isinstance(item, pytest.Function):
+        return False
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return any(name == "postgres" for name in (*item.fixturenames, *parameters))
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run all tests that need PostgreSQL in one process of pytest-xdist, so that only one starts a server."""
-    for item in items:
-        values = item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
-        if "postgres" in {*getattr(item, "fixturenames", ()), *(value for value in values if isinstance(value, str))}:
-            item.add_marker(pytest.mark.xdist_group("postgres"))
+    """Put all tests that need PostgreSQL into one worker of pytest-xdist, so that one server is started."""
+    for item in filter(_needs_postgres, items):
+        item.add_marker(pytest.mark.xdist_group("postgres"))
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +73,19 @@ def make_clip(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A free loopback port, for a process that must be told one.
+
+    It is lower than those that systems choose by themselves, and each test process begins elsewhere, so no other
+    test takes it first.
+    """
+    for port in range(20_000 + os.getpid() * 16 % 10_000, 32_000):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    pytest.fail("no port is free")
 
 
 @attrs.frozen

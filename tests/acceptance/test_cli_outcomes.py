@@ -278,10 +278,10 @@ def test_an_unknown_outcome_ends_with_6_and_the_key(
 
 
 def test_verbose_shows_the_exchange_without_secrets(
-    cli: Cli, at: tuple[str, ...], emulator: Emulator, cli_environment: dict[str, str]
+    cli: Cli, at: tuple[str, ...], emulator: Emulator, cli_environment: dict[str, str], free_port: int
 ) -> None:
     """`-v` shows requests and answers; the key, the callback's token and its address' last part stay hidden."""
-    address = free_address()
+    address = f"127.0.0.1:{free_port}"
     callback = ("--callback-url", f"http://{address}/hooks", "--listen", address)
     ended = cli("create", *at, *FROM_TASK, *callback, "-v", "--json")
 
@@ -297,13 +297,13 @@ def test_verbose_shows_the_exchange_without_secrets(
 
 
 def test_a_signed_callback_wakes_the_command_that_waits(
-    cli: Cli, cli_environment: dict[str, str], sora_emulator_factory: Callable[..., Emulator]
+    cli: Cli, cli_environment: dict[str, str], sora_emulator_factory: Callable[..., Emulator], free_port: int
 ) -> None:
     """With `--listen` the end is seen by the callback, long before the next look was due; a forged one is refused."""
     cli_environment["KIE_WEBHOOK_HMAC_KEY"] = "hook-secret"
     emulator = sora_emulator_factory(**QUICK, hmac_key="hook-secret")
     emulator.fault("forged_callback")
-    address = free_address()
+    address = f"127.0.0.1:{free_port}"
     callback = ("--callback-url", f"http://{address}/hooks", "--listen", address, "--poll", "600")
     ended = cli("create", "--base-url", emulator.url, *FROM_TASK, *callback)
 
@@ -312,12 +312,6 @@ def test_a_signed_callback_wakes_the_command_that_waits(
     assert "callback.refused status=401" in ended.stderr
     assert "hook-secret" not in ended.stderr
     assert emulator.counts.polls == 1
-
-
-def free_address() -> str:
-    """A loopback address that nobody listens on just now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("missing", ["click", "platformdirs", "rich"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import socket
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -115,14 +114,12 @@ async def test_no_provider_writes_to_the_terminal(
 
 
 async def test_strangers_at_the_port_write_nothing(
-    script: str, cli_environment: dict[str, str], sora_emulator_factory: Callable[..., Emulator]
+    script: str, cli_environment: dict[str, str], sora_emulator_factory: Callable[..., Emulator], free_port: int
 ) -> None:
     """Whatever is sent to the port of `--listen`, the terminal shows at most a line of ours for it."""
     emulator = sora_emulator_factory()
     emulator.fault("stuck")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    callback = ("--callback-url", f"http://127.0.0.1:{port}", "--listen", f"127.0.0.1:{port}")
+    callback = ("--callback-url", f"http://127.0.0.1:{free_port}", "--listen", f"127.0.0.1:{free_port}")
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         script, *MAKE, "--base-url", emulator.url, *callback, env=cli_environment, stdout=pipe, stderr=pipe
@@ -144,7 +141,7 @@ async def test_strangers_at_the_port_write_nothing(
         + json_type
         + b"Connection: close\r\nContent-Length: 2\r\n\r\n\x1b[",
     ):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", free_port)
         writer.write(junk)
         assert b" 400 " in (status := await reader.readline()) or b" 401 " in status
         writer.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -82,22 +81,15 @@ def test_a_program_of_the_readme_runs(text: str, says: str, environment: dict[st
     assert re.match(says, done.stdout)
 
 
-@pytest.fixture
-def port() -> int:
-    """A port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free: int = probe.getsockname()[1]
-        return free
-
-
 @pytest.fixture(params=["aiohttp", "fastapi"])
-def app_url(request: pytest.FixtureRequest, environment: dict[str, str], port: int, tmp_path: Path) -> Iterator[str]:
+def app_url(
+    request: pytest.FixtureRequest, environment: dict[str, str], free_port: int, tmp_path: Path
+) -> Iterator[str]:
     """The address of one of the README's two web apps, running in a process of its own."""
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://127.0.0.1:{free_port}"
     text = {"aiohttp": "receiver.aiohttp_app()", "fastapi": "receiver.asgi"}[request.param]
     (tmp_path / "block.py").write_text(block_with(text))
-    program = AIM + "import block\n" + SERVE[request.param].format(port=port)
+    program = AIM + "import block\n" + SERVE[request.param].format(port=free_port)
     server = subprocess.Popen(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment | {"PUBLIC_URL": url}, stderr=subprocess.PIPE
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(180)  # processes take their time on a busy machine
 
-KEYS = 500
+KEYS = 200
 
 CREATOR = """
 import asyncio, json, sys

@@ -18,6 +18,7 @@ import pytest
 
 from sora_chars import CharacterSession, EntryState, FixedInterval, Kie, Ledger
 from sora_chars.errors import LedgerError, SubmissionUnknownError
+from sora_chars.ledger.stores.postgres import PostgresStore
 from sora_chars.ledger.stores.sqlite import SqliteStore
 from sora_chars.testing import Emulator
 
@@ -28,17 +29,17 @@ if TYPE_CHECKING:
     from sora_chars import Character, Entry, TaskSnapshot
     from sora_chars.models import Request
 
-OUTAGE = 20.0  # seconds for which PostgreSQL is away
-ANSWER = 4.0  # seconds after which requests under way are answered, by when it surely is
-LOCK = 10.0
+PATIENCE = 1.0  # seconds that a statement waits for PostgreSQL
+OUTAGE = 2.5 * PATIENCE  # long enough for the pool to give up connecting
+LOCK = 2.0  # seconds for which a file is locked at least
 DISK = 2 * 1024 * 1024
 
 LOCKER = """
-import sqlite3, sys, time
+import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1], isolation_level=None)
 connection.execute("BEGIN EXCLUSIVE")
 print("locked", flush=True)
-time.sleep(float(sys.argv[2]))
+sys.stdin.readline()
 connection.execute("COMMIT")
 """
 
@@ -58,23 +59,28 @@ class Server(Protocol):
 
 
 class Gated(Kie):
-    """A provider that sends while its gate is open."""
+    """A provider that sends while one gate is open, and gives the answers while the other one is."""
 
     gate: asyncio.Event
+    answers: asyncio.Event
 
     async def submit(
         self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """See `Provider`."""
         await self.gate.wait()
-        return await super().submit(request, callback_url=callback_url, on_send=on_send)
+        snapshot = await super().submit(request, callback_url=callback_url, on_send=on_send)
+        await self.answers.wait()
+        return snapshot
 
 
 def session_on(emulator: Emulator, ledger: Ledger | str) -> CharacterSession:
     """A session that looks every 50 ms."""
     kie = Gated("key", base_url=emulator.url, limits=None)
     kie.gate = asyncio.Event()
+    kie.answers = asyncio.Event()
     kie.gate.set()
+    kie.answers.set()
     return CharacterSession(kie, ledger=ledger, polling=FixedInterval(0.05))
 
 
@@ -144,20 +150,19 @@ async def on_record(session: CharacterSession, key: str, task_id: str) -> Entry:
             await asyncio.sleep(0.05)
 
 
-async def observe_running(
+async def outlive(
     away: Callable[[], AbstractAsyncContextManager[object]],
     *,
     session: CharacterSession,
     emulator: Emulator,
     log: pytest.LogCaptureFixture,
-    answer: float = 0.3,
 ) -> None:
     """Let the ledger be away while ten tasks end, ten requests are answered, ten are about to be sent and ten come."""
     [kie] = session.providers
     assert isinstance(kie, Gated)
     handles = [await session.submit(**wish(key)) for key in names("running")]
     waiting = [asyncio.create_task(handle.result()) for handle in handles]
-    emulator.fault("delay", on="create", times=10, seconds=answer)
+    kie.answers.clear()
     under_way = create(session, names("under way"))
     await emulator.until(lambda: len(emulator.tasks) == 20)
     kie.gate.clear()
@@ -168,6 +173,7 @@ async def observe_running(
     async with away():
         end_all(emulator)
         kie.gate.set()
+        kie.answers.set()
         unsent = await settled([*ready, *create(session, names("new"))])
         unwritten = await settled(under_way)
         ended = await settled(waiting)
@@ -202,7 +208,7 @@ def server(postgres: Server) -> Iterator[Server]:
 async def test_postgres_is_stopped_and_comes_back(
     server: Server, postgres_url: str, emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Twenty seconds without the server cost errors that say what was made, and neither a task nor its id."""
+    """While the server is away errors say what was made, and neither a task nor its id is lost."""
 
     @asynccontextmanager
     async def stopped() -> AsyncGenerator[None]:
@@ -213,8 +219,8 @@ async def test_postgres_is_stopped_and_comes_back(
         await asyncio.sleep(began + OUTAGE - loop.time())
         await asyncio.to_thread(server.start)
 
-    async with session_on(emulator, postgres_url) as session:
-        await observe_running(stopped, session=session, emulator=emulator, log=caplog, answer=ANSWER)
+    async with session_on(emulator, Ledger(PostgresStore(postgres_url, patience=PATIENCE))) as session:
+        await outlive(stopped, session=session, emulator=emulator, log=caplog)
 
 
 @pytest.mark.timeout(180)
@@ -279,7 +285,7 @@ async def test_a_disk_runs_full(emulator: Emulator, caplog: pytest.LogCaptureFix
 
     with TemporaryDirectory() as folder, tmpfs(Path(folder)):
         async with session_on(emulator, f"sqlite:///{folder}/characters.db") as session:
-            await observe_running(full, session=session, emulator=emulator, log=caplog)
+            await outlive(full, session=session, emulator=emulator, log=caplog)
 
 
 async def test_a_file_may_not_grow(tmp_path: Path, emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:
@@ -295,7 +301,7 @@ async def test_a_file_may_not_grow(tmp_path: Path, emulator: Emulator, caplog: p
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     async with session_on(emulator, f"sqlite:///{tmp_path}/characters.db") as session:
-        await observe_running(limited, session=session, emulator=emulator, log=caplog)
+        await outlive(limited, session=session, emulator=emulator, log=caplog)
 
 
 class Guarded(SqliteStore):
@@ -322,7 +328,7 @@ async def test_a_file_is_read_only(tmp_path: Path, emulator: Emulator, caplog: p
         store.read_only = False
 
     async with session_on(emulator, Ledger(store)) as session:
-        await observe_running(read_only, session=session, emulator=emulator, log=caplog)
+        await outlive(read_only, session=session, emulator=emulator, log=caplog)
 
 
 async def test_a_lock_lasts_longer_than_patience(
@@ -339,10 +345,10 @@ async def test_a_lock_lasts_longer_than_patience(
             other.execute("COMMIT")
 
     async with session_on(emulator, Ledger(SqliteStore(path, patience=0.1))) as session:
-        await observe_running(locked, session=session, emulator=emulator, log=caplog)
+        await outlive(locked, session=session, emulator=emulator, log=caplog)
 
 
-async def test_a_lock_of_ten_seconds_is_not_noticed(tmp_path: Path, emulator: Emulator) -> None:
+async def test_a_lock_shorter_than_patience_is_not_noticed(tmp_path: Path, emulator: Emulator) -> None:
     """While another process locks the file nothing is sent, reading goes on, and then all that waited goes well."""
     path = tmp_path / "characters.db"
     keys = names("wish")
@@ -355,7 +361,7 @@ async def test_a_lock_of_ten_seconds_is_not_noticed(tmp_path: Path, emulator: Em
         for key, task_id in made(emulator).items():
             await on_record(first, key, task_id)
         locker = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", LOCKER, path, str(LOCK)), stdout=asyncio.subprocess.PIPE
+            *(sys.executable, "-c", LOCKER, path), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
         )
         assert locker.stdout
         await locker.stdout.readline()
@@ -363,13 +369,13 @@ async def test_a_lock_of_ten_seconds_is_not_noticed(tmp_path: Path, emulator: Em
         opening = asyncio.create_task(third.open())
         asked = [task for session in (first, second) for task in create(session, names("other"))]
         end_all(emulator)
-        done, _ = await asyncio.wait([opening, *running, *asked], timeout=LOCK / 2)
+        done, _ = await asyncio.wait([opening, *running, *asked], timeout=LOCK)
         assert not done
         assert len(emulator.tasks) == 10
         assert [(entry.state, entry.key) for key in keys if (entry := await second.entry(key))] == [
             (EntryState.RUNNING, key) for key in keys
         ]
-        await locker.wait()
+        await locker.communicate(b"unlock\n")
         await opening
         while (await asyncio.wait([*running, *asked], timeout=0.05))[1]:
             end_all(emulator)

@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import logging
-import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,22 +79,15 @@ def test_what_is_no_address_is_bad_usage(text: str) -> None:
         options.address(text)
 
 
-def test_an_ipv6_address_can_be_listened_on() -> None:
+def test_an_ipv6_address_can_be_listened_on(free_port: int) -> None:
     """The brackets choose the family."""
     settings = options.Settings(
-        provider="kie", base_url=None, timeout=None, callback_url="http://x", listen=("::1", free_port())
+        provider="kie", base_url=None, timeout=None, callback_url="http://x", listen=("::1", free_port)
     )
     server = settings.open_port()
     assert server
     with server:
         assert server.getsockname()[0] == "::1"
-
-
-def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 @pytest.mark.parametrize("text", ["{", "NaN", "@/nowhere/input.json"])

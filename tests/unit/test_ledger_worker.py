@@ -31,7 +31,7 @@ class Idle(Worker):
         loop = asyncio.get_running_loop()
         began = loop.time()
         while self._groups.empty():  # noqa: ASYNC110 # a queue of threads is no event of a loop
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.004)
         return round(loop.time() - began, 2), len(self._groups.get())
 
 
