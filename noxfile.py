@@ -64,7 +64,7 @@ def _version(session: nox.Session) -> str:
 
 @nox.session(python=OLDEST)
 def tests(session: nox.Session) -> None:
-    """All tests on one interpreter, in parallel; `nox -s tests -- tests/unit/test_media.py` runs some.
+    """All tests on one interpreter, in parallel; `nox -s tests -- tests/unit/providers/test_media.py` runs some.
 
     On Linux with the oldest supported Python also the coverage, of which 100 % is required: what other systems and
     versions run differs by a few branches.

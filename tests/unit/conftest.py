@@ -4,4 +4,4 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("tests.unit.world")  # it asserts as a test does
+pytest.register_assert_rewrite("tests.support.simulated_world")  # it asserts as a test does

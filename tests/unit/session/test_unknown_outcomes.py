@@ -20,7 +20,7 @@ from sora_chars.errors import (
 from sora_chars.ledger import EntryState, Ledger
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.session import CharacterSession
-from tests.unit.fakes import Fake, Shaky, entry_of
+from tests.support.fake_providers import Fake, Shaky, entry_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -22,7 +22,7 @@ from sora_chars.errors import (
 from sora_chars.models import TaskSnapshot
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.polling.watcher import TaskWatcher
-from tests.unit.fakes import Watched, now, script
+from tests.support.fake_providers import Watched, now, script
 
 if TYPE_CHECKING:
     from sora_chars.polling.watched_task import WatchedTask

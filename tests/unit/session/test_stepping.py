@@ -21,7 +21,7 @@ from sora_chars.models import TaskSnapshot
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.pictures import Pictures
 from sora_chars.session.session import CharacterSession
-from tests.unit.fakes import Fake, Shaky, state_of
+from tests.support.fake_providers import Fake, Shaky, state_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -17,7 +17,7 @@ from sora_chars.polling.strategies import FixedInterval
 from sora_chars.polling.watcher import TaskWatcher
 from sora_chars.session.tracker import TaskTracker
 from sora_chars.session.writer import LedgerWriter
-from tests.unit.fakes import Fake
+from tests.support.fake_providers import Fake
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Sequence

@@ -23,7 +23,7 @@ from sora_chars.errors import RateLimitedError, ServiceUnavailableError, TaskNot
 from sora_chars.models import Character, TaskSnapshot
 from sora_chars.polling.watcher import TaskWatcher
 from sora_chars.protocols import PollingStrategy, Provider
-from tests.unit.fakes import Ages, Shaky
+from tests.support.fake_providers import Ages, Shaky
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

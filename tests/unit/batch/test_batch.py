@@ -24,7 +24,7 @@ from sora_chars.errors import (
 from sora_chars.models import TaskRequest
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.session import CharacterSession
-from tests.unit.fakes import Shop, wish
+from tests.support.fake_providers import Shop, wish
 
 if TYPE_CHECKING:
     from sora_chars.models import Request

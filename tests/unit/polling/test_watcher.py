@@ -11,7 +11,7 @@ from sora_chars.errors import ServiceUnavailableError, WatcherStoppedError
 from sora_chars.models import TaskSnapshot
 from sora_chars.polling.strategies import FixedInterval, SteppedInterval
 from sora_chars.polling.watcher import TaskWatcher
-from tests.unit.fakes import Ages, Watched, script
+from tests.support.fake_providers import Ages, Watched, script
 
 pytestmark = pytest.mark.looptime
 

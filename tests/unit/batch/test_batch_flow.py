@@ -22,7 +22,7 @@ from sora_chars.models import CharacterRequest, Eta, TaskRequest
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.ratelimit.window import Account, Cooldown, Limits, Window
 from sora_chars.session.session import CharacterSession
-from tests.unit.fakes import Shop, wish
+from tests.support.fake_providers import Shop, wish
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -19,8 +19,8 @@ from sora_chars.errors import InvalidRequestError, KeyConflictError, LedgerError
 from sora_chars.ledger import EntryState
 from sora_chars.ledger.states import TRANSITIONS
 from sora_chars.models import FAIL, SUCCESS
-from tests.unit.processes import TIMEOUT, WAIT, Process, own
-from tests.unit.world import EMPTY, ENDS, World, given_up
+from tests.support.simulated_process import TIMEOUT, WAIT, Process, own
+from tests.support.simulated_world import EMPTY, ENDS, World, given_up
 
 FATES = st.sampled_from(
     [

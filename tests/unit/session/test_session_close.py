@@ -10,7 +10,7 @@ from sora_chars.errors import NoAnswerError, SessionClosedError, SubmissionUnkno
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.protocols import PollingStrategy
 from sora_chars.session.session import CharacterSession
-from tests.unit.fakes import Fake
+from tests.support.fake_providers import Fake
 
 if TYPE_CHECKING:
     from sora_chars.models import TaskSnapshot

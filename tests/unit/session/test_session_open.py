@@ -10,7 +10,7 @@ import pytest
 from sora_chars.errors import SessionClosedError, WatcherStoppedError, WrongLoopError
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.session import CharacterSession
-from tests.unit.fakes import Fake
+from tests.support.fake_providers import Fake
 
 if TYPE_CHECKING:
     from types import TracebackType

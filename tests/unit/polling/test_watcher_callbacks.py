@@ -8,7 +8,7 @@ import pytest
 from sora_chars.models import TaskSnapshot
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.polling.watcher import TaskWatcher
-from tests.unit.fakes import Watched, script
+from tests.support.fake_providers import Watched, script
 
 pytestmark = pytest.mark.looptime
 

@@ -29,7 +29,7 @@ from sora_chars.polling.strategies import FixedInterval
 from sora_chars.polling.watcher import TaskWatcher
 from sora_chars.protocols import Provider
 from sora_chars.session.session import CharacterSession
-from tests.unit.world import EMPTY
+from tests.support.simulated_world import EMPTY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sora_chars.ledger.entry import By
     from sora_chars.ledger.notifier import Waiters
     from sora_chars.models import Request
-    from tests.unit.world import Made, World
+    from tests.support.simulated_world import Made, World
 
 READ, WRITE, TRAVEL = 0.003, 0.01, 0.05  # seconds, each a chance to die on the way
 ANSWER = 5.0  # seconds that a provider takes over a request

@@ -23,7 +23,7 @@ from sora_chars.models import Character, ModelInfo, OmniCharacterRequest, TaskRe
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.polling.watcher import TaskWatcher
 from sora_chars.session.session import CharacterSession
-from tests.unit.fakes import Fake
+from tests.support.fake_providers import Fake
 
 if TYPE_CHECKING:
     from sora_chars.ledger import Entry

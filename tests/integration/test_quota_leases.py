@@ -136,7 +136,10 @@ async def test_the_dead_and_the_gone_give_back(postgres_url: str) -> None:
 async def clock_set(url: str, hours: float) -> None:
     """Set the database's clock forward, as far as what it keeps can tell: all of that is so much earlier."""
     async with await psycopg.AsyncConnection.connect(url) as owner:
-        for table, columns in (("limits", ("cooldown_until", "calm_until", "last_seen_at")), ("leases", ("expires_at",))):
+        for table, columns in (
+            ("limits", ("cooldown_until", "calm_until", "last_seen_at")),
+            ("leases", ("expires_at",)),
+        ):
             changes = ", ".join(f"{column} = {column} - make_interval(secs => {hours * 3600})" for column in columns)
             await owner.execute(f"UPDATE sora_chars_{table} SET {changes}".encode())
 
