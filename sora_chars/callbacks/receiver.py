@@ -35,6 +35,7 @@ from sora_chars.errors import (
 from sora_chars.ids import is_token, token_digest
 from sora_chars.polling.watched_task import wake
 from sora_chars.providers.kie_codec import read_snapshot
+from sora_chars.session.session import dispatcher_of
 from sora_chars.transport import parse_json
 
 if TYPE_CHECKING:
@@ -202,13 +203,13 @@ class CallbackReceiver:
             SessionClosedError: the session is closed.
             WrongLoopError: it belongs to another event loop.
         """
-        self.session.check_open()
+        dispatcher_of(self.session)
         if event := self._events.get(task_id):
             return event
         limit = self.session.timeout if timeout is None else timeout
         if event := await self._next(task_id, limit):
             return event
-        self.session.check_open()
+        dispatcher_of(self.session)
         raise WaitTimeoutError(
             f"No callback of task {printable(task_id)} came within {limit:g} s.",
             hint="It may be lost; await the task's handle, which polls too.",
@@ -216,8 +217,9 @@ class CallbackReceiver:
 
     async def _next(self, task_id: str, limit: float) -> CallbackEvent | None:
         """The task's next event; None when time is up, or the session was closed."""
-        if self._closed is not self.session.closed:  # once for all waiters of an opening
-            self._closed = self.session.closed
+        closed = dispatcher_of(self.session).closed
+        if self._closed is not closed:  # once for all waiters of an opening
+            self._closed = closed
             self._closed.add_done_callback(self._release)
         loop = asyncio.get_running_loop()
         waiter: Waiter = loop.create_future()
@@ -315,7 +317,7 @@ class CallbackReceiver:
 
     def _check_session(self) -> None:
         try:
-            self.session.check_open()
+            dispatcher_of(self.session)
         except (SessionClosedError, WrongLoopError) as error:
             raise _refusal(503, "its session is not open here") from error
 
@@ -331,7 +333,7 @@ class CallbackReceiver:
             wake(waiter, event)
         self.session.watcher.callback_health.record_success()
         try:
-            await self.session.heard(entry, event.task_id)
+            await dispatcher_of(self.session).handle_callback(entry, event.task_id)
         except (SessionClosedError, ConfigurationError, LedgerError, ProviderError, MissingCharacterError) as error:
             raise _refusal(503, "it cannot be confirmed now") from error
 

@@ -80,12 +80,14 @@ class Dispatcher:
     timeout: float
     pictures: Pictures | None = None
     closing: bool = False
+    closed: asyncio.Future[None] = attrs.field(init=False)
     _writer: LedgerWriter = attrs.field(init=False)
     _tracker: TaskTracker = attrs.field(init=False)
     _asking: asyncio.Semaphore = attrs.field(factory=partial(asyncio.Semaphore, _MOST_ASKED))
     _submissions: dict[asyncio.Task[Any], Submission] = attrs.field(factory=dict["asyncio.Task[Any]", Submission])
 
     def __attrs_post_init__(self) -> None:
+        self.closed = asyncio.get_running_loop().create_future()
         self._writer = LedgerWriter(self.ledger)
         self._tracker = TaskTracker(self.ledger, self.watcher)
         self.watcher.settle = self._settle
@@ -93,6 +95,7 @@ class Dispatcher:
     async def aclose(self, shutdown_timeout: float) -> None:
         """Carry through what was sent, for up to `shutdown_timeout` seconds, and write down what can be."""
         self.closing = True  # nothing new begins while the last answers come
+        self.closed.set_result(None)
         async with AsyncExitStack() as closing:  # all of it, also when one of them is cancelled
             closing.push_async_callback(self._writer.aclose)
             closing.push_async_callback(self.watcher.aclose)
@@ -140,7 +143,7 @@ class Dispatcher:
             log.warning("recovery.no_provider", extra=facts)
         return None
 
-    async def heard(self, entry: Entry, task_id: str) -> None:
+    async def handle_callback(self, entry: Entry, task_id: str) -> None:
         """Take a callback that bears the token of `entry` and names `task_id`; a nudge, that repairs a lost answer.
 
         Raises:

@@ -94,7 +94,6 @@ class CharacterSession:
             self._pictures = Pictures(Path(pictures))
         self._shutdown_timeout = shutdown_timeout
         self._dispatcher: Dispatcher  # since `open`
-        self.closed: asyncio.Future[None]  # since `open`; done when the session is closed
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stack = AsyncExitStack()
 
@@ -113,7 +112,7 @@ class CharacterSession:
             SessionClosedError: the session is open already.
         """
         if self._loop:
-            self.check_open()
+            self._check_open()
             raise SessionClosedError("This session is open already.")
         async with AsyncExitStack() as stack:
             if not self.ledger.is_open:
@@ -127,7 +126,6 @@ class CharacterSession:
             await self._teach(self.watcher.polling)
             self._stack = stack.pop_all()
         self._loop = asyncio.get_running_loop()
-        self.closed = self._loop.create_future()
         self._dispatcher = Dispatcher(self.providers, self.ledger, self.watcher, self.timeout, self._pictures)
         return self
 
@@ -144,9 +142,8 @@ class CharacterSession:
         """Close everything. Requests already sent get `shutdown_timeout` seconds for their answers; waiters hear why they end."""
         if self._loop is None:
             return
-        self.check_open()
+        self._check_open()
         self._loop = None
-        self.closed.set_result(None)
         try:
             await self._dispatcher.aclose(self._shutdown_timeout)
         finally:
@@ -249,7 +246,7 @@ class CharacterSession:
         """
         from sora_chars.batch.batch import Batch, BatchOptions, submit_concurrency  # noqa: PLC0415 # a program of single characters needs none of it
 
-        self.check_open()
+        self._check_open()
         serving = self.providers if provider is None else (self._dispatcher.provider(provider),)
         batch = BatchOptions(
             requests=requests,
@@ -290,7 +287,7 @@ class CharacterSession:
             InvalidRequestError: the id is empty or not printable.
             ConfigurationError: no provider of that name here.
         """
-        self.check_open()
+        self._check_open()
         if not isinstance(task, TaskHandle):
             if not is_id(task):
                 raise InvalidRequestError(f"task_id: must be the id of a task, got {printable(repr(task), limit=60)}.")
@@ -368,23 +365,18 @@ class CharacterSession:
 
     async def credit(self, provider: str | None = None) -> float:
         """How many credits the account has left, at the provider named, else at the first that has tasks."""
-        self.check_open()
+        self._check_open()
         return await self._dispatcher.provider(provider).credit()
 
     async def models(self, provider: str | None = None) -> list[ModelInfo]:
         """Which models can be asked for now; free, so that a dead model is seen before anything is paid."""
-        self.check_open()
+        self._check_open()
         return await self._dispatcher.provider(provider).models()
-
-    async def heard(self, entry: Entry, task_id: str) -> None:
-        """Take a callback that bears the token of `entry`, for a `CallbackReceiver`. Raises as `Dispatcher.heard`."""
-        self.check_open()
-        await self._dispatcher.heard(entry, task_id)
 
     @contextmanager
     def _used(self) -> Generator[None]:
         """Check that it is open. Once it is closed meanwhile, that is why the ledger is out of reach, and no fault."""
-        self.check_open()
+        self._check_open()
         try:
             yield
         except LedgerError as error:
@@ -394,7 +386,7 @@ class CharacterSession:
                 "The session was closed meanwhile.", hint="Ask again in another one: the ledger knows how far it came."
             ) from error
 
-    def check_open(self) -> None:
+    def _check_open(self) -> None:
         """Say so if this session cannot be used here and now.
 
         Raises:
@@ -408,3 +400,14 @@ class CharacterSession:
                 "This session was opened in another event loop. Nothing was sent.",
                 hint="Open a session inside each asyncio.run(), and close it there.",
             )
+
+
+def dispatcher_of(session: CharacterSession) -> Dispatcher:
+    """Return the open dispatcher of a session, for the parts of this package that work inside a session.
+
+    Raises:
+        SessionClosedError: The session is closed, or was never opened.
+        WrongLoopError: The session was opened in another event loop.
+    """
+    session._check_open()  # noqa: SLF001 # of this module
+    return session._dispatcher  # noqa: SLF001 # of this module

@@ -22,7 +22,7 @@ from sora_chars.ledger.stores.memory import MemoryStore
 from sora_chars.models import Character, ModelInfo, OmniCharacterRequest, TaskRequest, TaskSnapshot
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.polling.watcher import TaskWatcher
-from sora_chars.session.session import CharacterSession
+from sora_chars.session.session import CharacterSession, dispatcher_of
 from tests.support.fake_providers import Fake
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ async def test_an_early_callback_brings_a_look_at_once() -> None:
         await asyncio.sleep(15)
         entry = await session.ledger.by_token(token_digest(str(provider.posts[0]).rpartition("/")[2]))
         assert entry
-        await session.heard(entry, "t1")
+        await dispatcher_of(session).handle_callback(entry, "t1")
         handle = await submitting
         await handle
         assert loop.time() == 20
