@@ -251,6 +251,7 @@ class Transport:
         return result
 
     async def _attempt(self, call: _Call) -> Any:
+        """Send the request once, within the limits, and read the answer."""
         if call.failure:
             error, call.failure = call.failure, None
             raise error
@@ -259,55 +260,52 @@ class Transport:
             http = self._usable()
             async with call.on_send():
                 slot.mark_sent(asyncio.get_running_loop().time())
+                started = time.perf_counter()
+                failure: ProviderError
                 try:
-                    result = call.read(await self._send(http, call))
+                    async with http.request(call.method, call.url, **self._request_options(call)) as response:
+                        answer = Response(response.status, response.headers, await self._read_body(response))
+                    self._log(call, started, answer=answer)
+                    result = call.read(answer)
                 except ProviderError as error:
-                    self._note(error, slot.sent)
-                    error.provider = self.provider
-                    error.message = self._hide(error.message)
-                    error.harmless |= call.kind != "create"
-                    raise
-        self.account.cooldown.on_success(sent=slot.sent)
-        return result
+                    failure = error
+                except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                    self._log(call, started, error=error)
+                    failure = _no_answer(error, self.provider, call)
+                    # Only an error of the connection goes along: any other may hold our headers, or the server's text.
+                    failure.__cause__ = error if isinstance(error, OSError) else None
+                else:
+                    self.account.cooldown.on_success(sent=slot.sent)
+                    return result
+                self._note(failure, slot.sent, call)
+                raise failure  # outside of `except`, so that no other error goes along as its context
 
-    def _note(self, error: ProviderError, sent: float) -> None:
+    def _note(self, error: ProviderError, sent: float, call: _Call) -> None:
+        """Complete an error, and pass it on to the account's cool-down."""
         if isinstance(error, RateLimitedError):
             now = asyncio.get_running_loop().time()
             self.account.cooldown.on_429(sent=sent, now=now, retry_after=error.retry_after)
         elif not isinstance(error, NoAnswerError):
             self.account.cooldown.on_success(sent=sent)
+        error.provider = self.provider
+        error.message = self._hide(error.message)
+        error.harmless |= call.kind != "create"
 
     def _usable(self) -> aiohttp.ClientSession:
         if self._open is None or self._open.closed:
             raise SessionClosedError(f"{self.provider} is closed.", hint="Use it inside `async with`.")
         return self._open
 
-    async def _send(self, http: aiohttp.ClientSession, call: _Call) -> Response:
-        started = time.perf_counter()
-        headers = {"Authorization": f"Bearer {self.api_key}", "User-Agent": "sora-chars"}
-        try:
-            async with http.request(
-                call.method,
-                call.url,
-                headers=headers,
-                timeout=_client_timeout(call.timeout),
-                allow_redirects=False,  # the key goes to the host it was meant for
-                proxy=self.proxy,
-                ssl=self.ssl,
-                data=call.body() if call.body else None,
-                **call.options,
-            ) as response:
-                body = await self._read_body(response)
-                answer = Response(response.status, response.headers, body)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            self._log(call, started, error=error)
-            failure = _no_answer(error, self.provider, call)
-            # Only an error of the connection goes along: any other may hold our headers, or what the server wrote.
-            failure.__cause__ = error if isinstance(error, OSError) else None
-        else:
-            self._log(call, started, answer=answer)
-            return answer
-        raise failure
+    def _request_options(self, call: _Call) -> dict[str, Any]:
+        return {
+            "headers": {"Authorization": f"Bearer {self.api_key}", "User-Agent": "sora-chars"},
+            "timeout": _client_timeout(call.timeout),
+            "allow_redirects": False,  # the key goes to the host it was meant for
+            "proxy": self.proxy,
+            "ssl": self.ssl,
+            "data": call.body() if call.body else None,
+            **call.options,
+        }
 
     async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
         body = bytearray()

@@ -26,8 +26,8 @@ from sora_chars import (
 from sora_chars.cli import app, output
 from sora_chars.cli.commands import pace as pacing
 from sora_chars.cli.context import Job
-from sora_chars.ledger import serialize as records
-from sora_chars.ledger.serialize import endings, to_result
+from sora_chars.ledger.queries import finished_tasks
+from sora_chars.ledger.serialize import to_result
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -89,9 +89,9 @@ async def test_endings_come_oldest_first_and_bounded(ledger: Ledger) -> None:
         await put(ledger, number, to_result(ended(number)))
     await put(ledger, 3, to_result(ended(3, state="fail")), EntryState.FAILED)
     await ledger.register(key="k4", provider="kie", kind="task", request={})
-    assert [snapshot.task_id for snapshot in await endings(ledger, limit=9)] == ["t0", "t1", "t2", "t3"]
-    assert [snapshot.task_id for snapshot in await endings(ledger, limit=2)] == ["t2", "t3"]
-    assert await endings(ledger, limit=0) == []
+    assert [snapshot.task_id for snapshot in await finished_tasks(ledger, limit=9)] == ["t0", "t1", "t2", "t3"]
+    assert [snapshot.task_id for snapshot in await finished_tasks(ledger, limit=2)] == ["t2", "t3"]
+    assert await finished_tasks(ledger, limit=0) == []
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ async def test_every_pace_that_learns_is_told(ledger: Ledger, monkeypatch: pytes
     pupil = Pupil()
     async with CharacterSession(Bare(), ledger=ledger, polling=pupil):  # type: ignore[abstract]  # as above
         assert pupil.told == ["t1"]
-    monkeypatch.setattr(records, "endings", None)
+    monkeypatch.setattr("sora_chars.session.dispatcher.finished_tasks", None)
     async with CharacterSession(Bare(), ledger=ledger, polling=SteppedInterval()) as session:  # type: ignore[abstract]  # as above
         assert session.watcher.polling.estimate(None, 0.0) is None
 
