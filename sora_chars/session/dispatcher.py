@@ -101,7 +101,7 @@ class Dispatcher:
             self._opened = stack.pop_all()
 
     async def aclose(self, shutdown_timeout: float) -> None:
-        """Wait up to `shutdown_timeout` seconds for answers to what was sent, record them, and close what was opened."""
+        """Wait up to `shutdown_timeout` seconds for answers, record them, and close what `open` opened."""
         self.closing = True  # no request begins while the last answers arrive
         self.closed.set_result(None)
         async with AsyncExitStack() as stack:  # runs every callback, even if one of them is cancelled

@@ -99,7 +99,7 @@ class TaskTracker:
             self._owner_checks = asyncio.create_task(self._check_owners(), name="sora_chars tracker")
 
     async def _catch_up(self, entry: Entry, task: WatchedTask) -> None:
-        """Poll at once if the entry moved between reading it and subscribing to it: that move notified no subscriber."""
+        """Poll at once if the entry moved between reading it and subscribing to it, as that notified no subscriber."""
         try:
             now = await self.ledger.get(entry.key)
         except LedgerError as error:  # the task is polled now and then all the same

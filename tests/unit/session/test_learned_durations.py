@@ -230,7 +230,7 @@ def test_a_table_fits_a_terminal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("median", [0.3, 46.0, 5000.0])
 def test_a_plot_needs_nothing_but_ascii(median: float) -> None:
-    """Where the terminal has no blocks, the plot is of what it has; at any request_budget all lines fit, and ages are whole."""
+    """Where the terminal has no blocks, the plot is of what it has; at any scale all lines fit, and ages are whole."""
     learned = AdaptiveInterval()
     for number in range(20):
         learned.observe_finished(ended(number, median * (1 + number / 40)))
