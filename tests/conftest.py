@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
 KINDS = ("memory", "sqlite", "postgres")
-USER = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
+USER = "nobody" if hasattr(os, "geteuid") and os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
 
 
 # The same examples each time, so that what passes and what is covered is no matter of luck. For others, run

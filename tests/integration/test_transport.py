@@ -448,12 +448,12 @@ async def test_requests_under_way_are_bounded(serve: Any) -> None:
         under_way += 1
         most = max(most, under_way)
         await connection.request()
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.4)
         under_way -= 1
         await connection.send(http(b"1"))
 
     server = await serve(count)
-    async with Opened(transport_to(server.url, connections=2, timeout=0.1)) as transport:
+    async with Opened(transport_to(server.url, connections=2, timeout=2.0)) as transport:
         calls = (transport.request("POST", server.url, read, kind="create", json={}) for _ in range(12))
         assert await asyncio.gather(*calls) == [1] * 12
     assert most == 2
