@@ -48,6 +48,8 @@ INTERPRETERS = _interpreters()
 OLDEST = next(iter(INTERPRETERS.values()), sys.executable)
 # On all cores; all tests that need PostgreSQL run on one of them (see tests/conftest.py).
 PARALLEL = (f"--numprocesses={WORKERS}", "--dist=loadgroup")
+# On Windows the unit tests: the others need ledger files, signals and Unix sockets.
+TESTS = ("tests/unit",) if sys.platform == "win32" else ("tests",)
 # Without byte code each process of the command line would compile the package anew.
 ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": ""}
 
@@ -81,7 +83,7 @@ def tests(session: nox.Session) -> None:
         session.run("coverage", "combine", "--quiet")
         session.run("coverage", "report")
     else:
-        session.run("pytest", *PARALLEL, env=ENVIRONMENT)
+        session.run("pytest", *PARALLEL, *TESTS, env=ENVIRONMENT)
 
 
 @nox.session
