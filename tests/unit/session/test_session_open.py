@@ -97,7 +97,13 @@ def test_rejects_use_in_another_event_loop() -> None:
     asyncio.run(_open(session))
 
     async def use() -> None:
-        calls = (session.create(**REQUEST), session.submit(**REQUEST), session.credit(), session.open(), session.aclose())
+        calls = (
+            session.create(**REQUEST),
+            session.submit(**REQUEST),
+            session.credit(),
+            session.open(),
+            session.aclose(),
+        )
         for call in calls:
             with pytest.raises(WrongLoopError, match="another event loop"):
                 await call

@@ -244,7 +244,9 @@ async def test_dead_sender_leaves_an_unknown_outcome(store: FaultyStore) -> None
     ],
     ids=lambda value: type(value).__name__,
 )
-async def test_late_response_resolves_an_unknown_outcome(store: FaultyStore, fault: Exception, end: EntryState, posts: int) -> None:
+async def test_late_response_resolves_an_unknown_outcome(
+    store: FaultyStore, fault: Exception, end: EntryState, posts: int
+) -> None:
     """A sender that was presumed dead records its response, and a later submit acts on that response."""
     provider = FakeProvider(fault=fault)
     async with session_of(provider, store) as session:
@@ -353,9 +355,7 @@ async def test_ledger_bug_sends_nothing(store: FaultyStore) -> None:
     assert provider.posts == []
 
 
-async def test_unrecorded_task_id_is_raised_and_logged(
-    store: FaultyStore, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_unrecorded_task_id_is_raised_and_logged(store: FaultyStore, caplog: pytest.LogCaptureFixture) -> None:
     """If the ledger fails after the request, the error and the log contain the task id, which is recorded later."""
     provider = FakeProvider()
     store.full.add(EntryState.RUNNING)
