@@ -1,3 +1,5 @@
+"""Saved pictures: allowed addresses, file types, file names and file modes."""
+
 from __future__ import annotations
 
 import os
@@ -17,13 +19,13 @@ PNG = b"\x89PNG\r\n\x1a\n rest"
 
 
 def name(character_id: str, data: bytes = PNG, *, provider: str = "kie") -> str:
-    """The file name of a character."""
+    """Return the file name of a character."""
     return _file_name(Character(id=character_id, provider=provider), data)
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8"])
 def test_public_addresses(address: str) -> None:
-    """An address on the open internet is public, also when IPv6 wraps it."""
+    """An address on the public internet is public, also as an IPv4-mapped IPv6 address."""
     assert is_public(ip_address(address))
 
 
@@ -48,7 +50,7 @@ def test_public_addresses(address: str) -> None:
         *("2002:7f00:1::", "2001::1", "2001:db8::1"),
     ],
 )
-def test_addresses_that_are_not_public(address: str) -> None:
+def test_non_public_addresses(address: str) -> None:
     """Loopback, private, shared, link-local, multicast, reserved and tunnelled addresses are not public."""
     assert not is_public(ip_address(address))
 
@@ -63,8 +65,8 @@ def test_addresses_that_are_not_public(address: str) -> None:
         (b"GIF89a.", ".gif"),
     ],
 )
-def test_the_first_bytes_tell_the_type(data: bytes, suffix: str) -> None:
-    """The extension follows the first bytes."""
+def test_extension_follows_the_first_bytes(data: bytes, suffix: str) -> None:
+    """The first bytes of a picture decide its extension."""
     assert name("cameo_1", data).endswith(suffix)
 
 
@@ -72,8 +74,8 @@ def test_the_first_bytes_tell_the_type(data: bytes, suffix: str) -> None:
     "data",
     [b"", b"\x89PNG", b"<html>", b"<svg xmlns=", b"\x1f\x8b\x08", b" " + PNG, b"RIFF\n\0\0\0WAVE", b"GIF88a", b"MZ"],
 )
-def test_other_types_are_refused(data: bytes) -> None:
-    """What does not begin as one of the four is no picture."""
+def test_rejects_other_types(data: bytes) -> None:
+    """Data that starts like none of the four types is rejected."""
     with pytest.raises(_RejectedError, match="neither"):
         name("cameo_1", data)
 
@@ -90,24 +92,24 @@ def test_other_types_are_refused(data: bytes) -> None:
         ("x" * 100_000, "x" * 64 + "-"),
     ],
 )
-def test_any_id_makes_a_harmless_name(character_id: str, start: str) -> None:
-    """A name holds no separator, no dot but the extension's, no control character, and is short."""
-    made = name(character_id)
-    assert made.startswith(start)
-    assert len(made) == len(start) + 16 + len(".png")
-    assert made.removesuffix(".png").replace("-", "").replace("_", "").isalnum()
-    assert made.isascii()
+def test_file_names_are_safe(character_id: str, start: str) -> None:
+    """A file name contains no separator, no control character and one dot, and is short."""
+    file_name = name(character_id)
+    assert file_name.startswith(start)
+    assert len(file_name) == len(start) + 16 + len(".png")
+    assert file_name.removesuffix(".png").replace("-", "").replace("_", "").isalnum()
+    assert file_name.isascii()
 
 
-def test_two_ids_never_share_a_name() -> None:
-    """Ids that look alike once harmless, and one id at two providers, have names of their own, always the same."""
+def test_file_names_are_unique() -> None:
+    """Ids that are equal once sanitised, and one id at two providers, have stable names of their own."""
     names = [name("a/b"), name("a\\b"), name("a_b"), name("a_b", provider="kkiai"), name("x" * 65), name("x" * 66)]
     assert len(set(names)) == len(names)
     assert name("a/b") == names[0]
 
 
-def test_a_file_is_private_and_replaced_whole(tmp_path: Path) -> None:
-    """Folder and file are the owner's alone, whatever the umask, and a second write takes the place of the first."""
+def test_files_are_private_and_replaced(tmp_path: Path) -> None:
+    """Only the owner may access folder and file, whatever the umask, and a second write replaces the first."""
     path = tmp_path / "deep/pictures/x.png"
     before = os.umask(0)
     try:
@@ -121,8 +123,8 @@ def test_a_file_is_private_and_replaced_whole(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    """When the file cannot take its place, the temporary one goes."""
+def test_failed_write_leaves_no_file(tmp_path: Path) -> None:
+    """If the file cannot be replaced, the temporary file is removed."""
     (tmp_path / "x.png").mkdir()
     with pytest.raises(OSError, match=r"x\.png"):
         _write(tmp_path / "x.png", b"data")
@@ -130,7 +132,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "why"),
+    ("error", "reason"),
     [
         (_RejectedError("not https"), "not https"),
         (PermissionError(13, "Permission denied", "/secret/path"), "Permission denied"),
@@ -138,6 +140,6 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
         (OSError("https://host/?signature=SECRET"), "OSError"),
     ],
 )
-def test_reasons_hold_no_link(error: Exception, why: str) -> None:
-    """Only our own words and the system's are told."""
-    assert _why(error) == why
+def test_reasons_contain_no_link(error: Exception, reason: str) -> None:
+    """A logged reason is the package's own text or the operating system's."""
+    assert _why(error) == reason

@@ -1,3 +1,5 @@
+"""Opening and closing sessions, in one event loop and in several."""
+
 from __future__ import annotations
 
 import asyncio
@@ -10,17 +12,17 @@ import pytest
 from sora_chars.errors import SessionClosedError, WatcherStoppedError, WrongLoopError
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.session import CharacterSession
-from tests.support.fake_providers import Fake
+from tests.support.fake_providers import FakeProvider
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog"}
+REQUEST: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog"}
 
 
 @attrs.define(eq=False)
-class Counted(Fake):
-    """A provider that answers at once, and counts who has it open."""
+class CountingProvider(FakeProvider):
+    """Provider that responds at once and counts how often it is open."""
 
     before: float = 0.0
     after: float = 0.0
@@ -36,51 +38,51 @@ class Counted(Fake):
         self.entered -= 1
 
 
-def session_of(*providers: Fake) -> CharacterSession:
-    """A session that looks every millisecond."""
+def session_of(*providers: FakeProvider) -> CharacterSession:
+    """Return a session that polls every millisecond."""
     return CharacterSession(*providers, polling=FixedInterval(0.001))
 
 
-async def test_a_closed_session_says_how_to_open_it() -> None:
-    """Before and after its block every use of a session is an error, and closing twice is none."""
-    provider = Counted()
+async def test_using_a_closed_session_raises() -> None:
+    """Every use outside the block raises an error that shows how to open the session; closing twice is allowed."""
+    provider = CountingProvider()
     session = session_of(provider)
     await session.aclose()
     for _ in range(2):
         with pytest.raises(SessionClosedError, match=r"not open.*async with"):
-            await session.create(**WISH)
+            await session.create(**REQUEST)
         with pytest.raises(SessionClosedError):
             session.resume("t1")
-        for use in (session.submit(**WISH), session.credit(), session.models()):
+        for call in (session.submit(**REQUEST), session.credit(), session.models()):
             with pytest.raises(SessionClosedError):
-                await use
+                await call
         async with session:
             assert provider.entered == 1
         await session.aclose()
     assert (provider.entered, provider.posts) == (0, [])
 
 
-async def test_a_session_opens_once_at_a_time() -> None:
-    """Opening an open session is an error; one that was closed opens again."""
-    provider = Counted()
+async def test_reopens_only_after_closing() -> None:
+    """Opening an open session raises, and a closed session can be opened again."""
+    provider = CountingProvider()
     session = await session_of(provider).open()
     with pytest.raises(SessionClosedError, match="open already"):
         await session.open()
     await session.aclose()
     async with session:
-        assert (await session.create(**WISH)).id == "ch_1"
+        assert (await session.create(**REQUEST)).id == "ch_1"
     assert provider.entered == 0
 
 
-async def test_a_provider_that_does_not_open_closes_the_others() -> None:
-    """When one provider cannot be entered, those that were are left, and the session stays closed."""
+async def test_failed_open_closes_the_other_providers() -> None:
+    """If one provider cannot be opened, the ones before it are closed, and the session stays closed."""
 
-    class Stuck(Counted):
+    class UnopenableProvider(CountingProvider):
         async def __aenter__(self) -> Self:
             raise WrongLoopError("elsewhere")
 
-    first = Counted("a")
-    session = session_of(first, Stuck("b"))
+    first = CountingProvider("a")
+    session = session_of(first, UnopenableProvider("b"))
     with pytest.raises(WrongLoopError):
         await session.open()
     assert first.entered == 0
@@ -88,14 +90,20 @@ async def test_a_provider_that_does_not_open_closes_the_others() -> None:
         session.resume("t1")
 
 
-def test_a_second_event_loop_is_told_before_anything_is_sent() -> None:
-    """A session left open by one `asyncio.run` says in the next one whose it is, at every use."""
-    provider = Counted()
+def test_rejects_use_in_another_event_loop() -> None:
+    """Every use of a session that another event loop has open raises before anything is sent."""
+    provider = CountingProvider()
     session = session_of(provider)
-    asyncio.run(_only_open(session))
+    asyncio.run(_open(session))
 
     async def use() -> None:
-        calls = (session.create(**WISH), session.submit(**WISH), session.credit(), session.open(), session.aclose())
+        calls = (
+            session.create(**REQUEST),
+            session.submit(**REQUEST),
+            session.credit(),
+            session.open(),
+            session.aclose(),
+        )
         for call in calls:
             with pytest.raises(WrongLoopError, match="another event loop"):
                 await call
@@ -106,25 +114,25 @@ def test_a_second_event_loop_is_told_before_anything_is_sent() -> None:
     assert provider.posts == []
 
 
-async def _only_open(session: CharacterSession) -> None:
+async def _open(session: CharacterSession) -> None:
     await session.open()
 
 
-def test_a_session_opens_in_each_event_loop_in_turn() -> None:
-    """Closed in one `asyncio.run`, a session works in the next."""
-    session = session_of(Counted())
+def test_reopens_in_another_event_loop() -> None:
+    """A session that was closed in one `asyncio.run` works in the next."""
+    session = session_of(CountingProvider())
 
     async def use() -> str:
         async with session:
-            return (await session.create(**WISH)).id
+            return (await session.create(**REQUEST)).id
 
     assert [asyncio.run(use()) for _ in range(2)] == ["ch_1", "ch_1"]
 
 
-async def test_closing_leaves_no_task_behind() -> None:
-    """After the block there is no asyncio task but this one, and every wait has ended with why."""
-    async with session_of(Counted(end=math.inf)) as session:
-        handle = await session.submit(**WISH)
+async def test_closing_leaves_no_asyncio_task() -> None:
+    """Closing ends every wait with its reason and leaves no asyncio task."""
+    async with session_of(CountingProvider(end=math.inf)) as session:
+        handle = await session.submit(**REQUEST)
         waiting = asyncio.create_task(handle.result())
         await asyncio.sleep(0)
     with pytest.raises(WatcherStoppedError, match="closed"):
@@ -132,12 +140,12 @@ async def test_closing_leaves_no_task_behind() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_an_error_in_the_block_comes_out_as_it_is() -> None:
-    """The caller's own error is wrapped in no group."""
+async def test_error_in_the_block_is_not_wrapped() -> None:
+    """An error raised inside the block is not wrapped in an exception group."""
 
     async def program() -> None:
-        async with session_of(Counted(end=math.inf)) as session:
-            await session.submit(**WISH)
+        async with session_of(CountingProvider(end=math.inf)) as session:
+            await session.submit(**REQUEST)
             raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):

@@ -1,3 +1,5 @@
+"""`CharacterSession.advance`: one step of a request per call, for job engines."""
+
 from __future__ import annotations
 
 import asyncio
@@ -21,7 +23,7 @@ from sora_chars.models import TaskSnapshot
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.pictures import Pictures
 from sora_chars.session.session import CharacterSession
-from tests.support.fake_providers import Fake, Shaky, state_of
+from tests.support.fake_providers import FakeProvider, FaultyStore, state_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -31,39 +33,39 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.looptime
 
-WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog", "key": "mine"}
+REQUEST: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog", "key": "mine"}
 
 
 @pytest.fixture
-def provider() -> Fake:
-    """Return the provider."""
-    return Fake()
+def provider() -> FakeProvider:
+    """Return a provider without faults."""
+    return FakeProvider()
 
 
 @pytest.fixture
-def store() -> Shaky:
-    """Return a store that works so far."""
-    return Shaky()
+def store() -> FaultyStore:
+    """Return a store without faults."""
+    return FaultyStore()
 
 
 @pytest.fixture
-async def session(provider: Fake, store: Shaky) -> AsyncGenerator[CharacterSession]:
-    """Return a session that looks every 10 s, and has no time to wait."""
+async def session(provider: FakeProvider, store: FaultyStore) -> AsyncGenerator[CharacterSession]:
+    """Return a session that polls every 10 s."""
     async with CharacterSession(provider, polling=FixedInterval(10.0), ledger=Ledger(store)) as session:
         yield session
 
 
 async def advance(session: CharacterSession) -> tuple[EntryState, float | None]:
-    """Take the wish one step on, and say where it is and when to call again."""
+    """Take one step, and return the state of the entry and the seconds until the next step."""
     step = await session.advance("mine")
     assert step.finished is (step.retry_in is None)
     assert step.entry == await session.entry("mine")
     return step.entry.state, step.retry_in
 
 
-async def test_one_step_at_a_time(session: CharacterSession, provider: Fake) -> None:
-    """A wish is recorded, sent once, looked at until its end, and then left alone."""
-    assert (await session.register(**WISH)).state is EntryState.PENDING
+async def test_advances_one_step_per_call(session: CharacterSession, provider: FakeProvider) -> None:
+    """A request is registered, sent once, polled once per call until its end, and then left alone."""
+    assert (await session.register(**REQUEST)).state is EntryState.PENDING
     assert provider.posts == []
     provider.seen = provider.snapshot(state="generating")
     assert await advance(session) == (EntryState.RUNNING, 10)
@@ -78,18 +80,18 @@ async def test_one_step_at_a_time(session: CharacterSession, provider: Fake) -> 
     assert [saved.character.id async for saved in session.characters("DOG")] == ["ch_1"]
 
 
-async def test_nothing_goes_on_after_a_step(session: CharacterSession, provider: Fake) -> None:
-    """A task that a step has started is polled by nobody until the next."""
-    await session.register(**WISH)
+async def test_steps_start_no_polling(session: CharacterSession, provider: FakeProvider) -> None:
+    """A task that a step started is not polled until the next step."""
+    await session.register(**REQUEST)
     await session.advance("mine")
     await asyncio.sleep(1000)
     assert provider.polls == []
 
 
-async def test_steps_at_once_send_once(session: CharacterSession, provider: Fake) -> None:
-    """Many who advance one key in the same instant make one request, and find one end."""
-    await session.register(**WISH)
-    assert {await one for one in [asyncio.create_task(advance(session)) for _ in range(9)]} == {
+async def test_concurrent_steps_send_once(session: CharacterSession, provider: FakeProvider) -> None:
+    """Concurrent steps of one key send one request, and all of them return its end."""
+    await session.register(**REQUEST)
+    assert {await step for step in [asyncio.create_task(advance(session)) for _ in range(9)]} == {
         (EntryState.RUNNING, 10)
     }
     ends = await asyncio.gather(*(advance(session) for _ in range(9)))
@@ -97,17 +99,17 @@ async def test_steps_at_once_send_once(session: CharacterSession, provider: Fake
     assert len(provider.posts) == 1
 
 
-async def test_a_synchronous_provider_needs_one_step() -> None:
-    """Its answer is the end."""
-    async with CharacterSession(Fake(synchronous=True)) as session:
-        await session.register(**WISH)
+async def test_synchronous_provider_finishes_in_one_step() -> None:
+    """The response of a synchronous provider finishes the key."""
+    async with CharacterSession(FakeProvider(synchronous=True)) as session:
+        await session.register(**REQUEST)
         assert await advance(session) == (EntryState.SUCCEEDED, None)
 
 
-async def test_a_refusal_ends_the_steps(session: CharacterSession, provider: Fake) -> None:
-    """Refused is finished, for all who advance it at once, and a later step sends nothing either."""
+async def test_rejection_finishes_the_key(session: CharacterSession, provider: FakeProvider) -> None:
+    """A rejection finishes the key for all concurrent steps, and a later step sends nothing."""
     provider.fault = RequestRejectedError("a real person")
-    await session.register(**WISH)
+    await session.register(**REQUEST)
     assert {*await asyncio.gather(advance(session), advance(session))} == {(EntryState.REJECTED, None)}
     assert await advance(session) == (EntryState.REJECTED, None)
     assert len(provider.posts) == 1
@@ -121,30 +123,30 @@ async def test_a_refusal_ends_the_steps(session: CharacterSession, provider: Fak
         (None, NoAnswerError("the upload was reset"), 5.0),
     ],
 )
-async def test_a_step_that_did_nothing_is_worth_another(
-    session: CharacterSession, provider: Fake, fault: Exception | None, early: Exception | None, retry_in: float
+async def test_transient_errors_are_retried_later(
+    session: CharacterSession, provider: FakeProvider, fault: Exception | None, early: Exception | None, retry_in: float
 ) -> None:
-    """A passing fault leaves the wish as it was, to be tried again when the provider says."""
+    """A transient error leaves the entry pending, and the step returns the provider's retry delay."""
     provider.fault, provider.early = fault, early
-    await session.register(**WISH)
+    await session.register(**REQUEST)
     assert await advance(session) == (EntryState.PENDING, retry_in)
 
 
-async def test_a_refusal_that_is_not_on_record_yet_is_told(
-    session: CharacterSession, provider: Fake, store: Shaky
+async def test_unrecorded_rejection_is_raised(
+    session: CharacterSession, provider: FakeProvider, store: FaultyStore
 ) -> None:
-    """Where the ledger cannot take a refusal, the caller hears it as an error."""
+    """A rejection that the ledger cannot record is raised."""
     provider.fault = RequestRejectedError("a real person")
     store.full = {EntryState.REJECTED}
-    await session.register(**WISH)
+    await session.register(**REQUEST)
     with pytest.raises(RequestRejectedError):
         await session.advance("mine")
     assert await state_of(session) is EntryState.SENDING
 
 
-async def test_what_another_process_sends_is_left_to_it(session: CharacterSession, store: Shaky) -> None:
-    """A step waits for nobody while the sender lives, and leaves doubt once it does not."""
-    await session.register(**WISH)
+async def test_leaves_a_sending_entry_to_its_process(session: CharacterSession, store: FaultyStore) -> None:
+    """A step does not wait for a living sender, and records an unknown outcome once the sender has died."""
+    await session.register(**REQUEST)
     await store.elsewhere("mine", EntryState.SENDING)
     began = asyncio.get_running_loop().time()
     assert await advance(session) == (EntryState.SENDING, 5)
@@ -167,23 +169,23 @@ async def test_what_another_process_sends_is_left_to_it(session: CharacterSessio
     ],
     ids=lambda value: type(value).__name__,
 )
-async def test_what_a_look_may_meet(
+async def test_poll_outcomes(
     session: CharacterSession,
-    provider: Fake,
+    provider: FakeProvider,
     seen: TaskSnapshot | Exception,
     state: EntryState,
     retry_in: float | None,
 ) -> None:
-    """A fault that may pass is worth another step; an end without a character is one."""
-    await session.register(**WISH)
+    """Transient poll errors call for another step, and an end without a character finishes the key."""
+    await session.register(**REQUEST)
     await session.advance("mine")
     provider.seen = seen
     assert await advance(session) == (state, retry_in)
 
 
-async def test_a_look_that_no_later_one_mends(session: CharacterSession, provider: Fake) -> None:
-    """A bad key is told, and the task still runs."""
-    await session.register(**WISH)
+async def test_permanent_poll_error_is_raised(session: CharacterSession, provider: FakeProvider) -> None:
+    """A rejected API key is raised, and the entry stays running."""
+    await session.register(**REQUEST)
     await session.advance("mine")
     provider.seen = AuthenticationError("bad key")
     with pytest.raises(AuthenticationError):
@@ -191,9 +193,11 @@ async def test_a_look_that_no_later_one_mends(session: CharacterSession, provide
     assert await state_of(session) is EntryState.RUNNING
 
 
-async def test_an_end_that_is_not_on_record_yet(session: CharacterSession, provider: Fake, store: Shaky) -> None:
-    """Where the ledger cannot take the end, the key is not finished."""
-    await session.register(**WISH)
+async def test_unrecorded_result_is_not_finished(
+    session: CharacterSession, provider: FakeProvider, store: FaultyStore
+) -> None:
+    """A result that the ledger cannot record does not finish the key."""
+    await session.register(**REQUEST)
     await session.advance("mine")
     store.full = {EntryState.SUCCEEDED}
     assert await advance(session) == (EntryState.RUNNING, 5)
@@ -202,8 +206,8 @@ async def test_an_end_that_is_not_on_record_yet(session: CharacterSession, provi
     assert len(provider.posts) == 1
 
 
-async def test_only_what_is_known_is_advanced(session: CharacterSession, store: Shaky) -> None:
-    """An unknown key, and one of a provider that is not here, are named."""
+async def test_rejects_unknown_keys_and_providers(session: CharacterSession, store: FaultyStore) -> None:
+    """An unknown key, and a key of a provider that the session does not have, are named in the error."""
     with pytest.raises(InvalidRequestError, match="no entry 'mine'"):
         await session.advance("mine")
     await session.ledger.register(key="mine", provider="gone", kind="character", request={})
@@ -215,30 +219,30 @@ async def test_only_what_is_known_is_advanced(session: CharacterSession, store: 
                 await session.advance("mine")
 
 
-async def test_a_step_that_finds_the_end_saves_the_picture_and_teaches_the_pace(
-    provider: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+async def test_final_step_saves_the_picture_and_observes_the_task(
+    provider: FakeProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The one that finds the end does all that waiting would have done, before it returns."""
+    """The step that finds the end saves the picture and trains the polling strategy before it returns."""
     saved: list[Character] = []
-    learned: list[TaskSnapshot] = []
+    observed: list[TaskSnapshot] = []
 
     async def save(self: Pictures, character: Character) -> None:
         del self
         await asyncio.sleep(3)
         saved.append(character)
 
-    class Pupil(FixedInterval):
+    class ObservingInterval(FixedInterval):
         def observe_finished(self, snapshot: TaskSnapshot) -> None:
-            learned.append(snapshot)
+            observed.append(snapshot)
 
     monkeypatch.setattr(Pictures, "save", save)
-    async with CharacterSession(provider, polling=Pupil(10.0), pictures=tmp_path) as session:
-        await session.register(**WISH)
+    async with CharacterSession(provider, polling=ObservingInterval(10.0), pictures=tmp_path) as session:
+        await session.register(**REQUEST)
         await session.advance("mine")
-        assert (saved, learned) == ([], [])
+        assert (saved, observed) == ([], [])
         await session.advance("mine")
-        assert (saved, learned) == ([provider.snapshot().character], [provider.snapshot()])
+        assert (saved, observed) == ([provider.snapshot().character], [provider.snapshot()])
         provider.synchronous = True
-        await session.register(**WISH | {"key": "another"})
+        await session.register(**REQUEST | {"key": "another"})
         await session.advance("another")
         assert len(saved) == 2

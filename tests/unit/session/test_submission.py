@@ -1,3 +1,5 @@
+"""Submissions: one key is sent at most once, and every outcome is recorded."""
+
 from __future__ import annotations
 
 import asyncio
@@ -20,7 +22,7 @@ from sora_chars.errors import (
 from sora_chars.ledger import EntryState, Ledger
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.session import CharacterSession
-from tests.support.fake_providers import Fake, Shaky, entry_of, state_of
+from tests.support.fake_providers import FakeProvider, FaultyStore, entry_of, state_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,141 +31,141 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.looptime
 
-SENT_FOR = {0.5: "soon", 10.0: "after some looks whether the sender lives"}  # seconds
+RESPONSE_TIMES = {0.5: "before the first owner check", 10.0: "after several owner checks"}  # by seconds
 
-WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog", "key": "mine"}
+REQUEST: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog", "key": "mine"}
 
 
 @pytest.fixture
-def store() -> Shaky:
-    """Return a store that works so far."""
-    return Shaky()
+def store() -> FaultyStore:
+    """Return a store without faults."""
+    return FaultyStore()
 
 
-def session_of(provider: Fake, store: Shaky | None = None, **options: Any) -> CharacterSession:
-    """A session that looks every 10 s."""
+def session_of(provider: FakeProvider, store: FaultyStore | None = None, **options: Any) -> CharacterSession:
+    """Return a session that polls every 10 s."""
     ledger = Ledger(store) if store else "memory:"
     return CharacterSession(provider, polling=FixedInterval(10.0), ledger=ledger, **options)
 
 
-async def moved_on(session: CharacterSession, key: str = "mine") -> EntryState:
-    """What the ledger says of a key after its next move."""
+async def next_state_of(session: CharacterSession, key: str = "mine") -> EntryState:
+    """Return the state of a key's entry after its next transition."""
     return (await session.ledger.changed(await entry_of(session, key))).state
 
 
-@pytest.mark.parametrize("seconds", SENT_FOR, ids=SENT_FOR.get)
-async def test_one_key_asked_many_times_at_once_is_one_request(seconds: float) -> None:
-    """All who ask for a key in the same instant get the one task that it becomes."""
-    provider = Fake(after=seconds)
+@pytest.mark.parametrize("seconds", RESPONSE_TIMES, ids=RESPONSE_TIMES.get)
+async def test_concurrent_submits_of_one_key_send_once(seconds: float) -> None:
+    """Concurrent submits of one key send one request and return the same task."""
+    provider = FakeProvider(after=seconds)
     async with session_of(provider) as session:
-        handles = await asyncio.gather(*(session.submit(**WISH) for _ in range(50)))
+        handles = await asyncio.gather(*(session.submit(**REQUEST) for _ in range(50)))
         assert {handle.task_id for handle in handles} == {"t1"}
         assert {(await handle).id for handle in handles} == {"ch_1"}
     assert len(provider.posts) == 1
 
 
 @pytest.mark.parametrize("synchronous", [False, True])
-async def test_a_finished_key_answers_without_a_request(store: Shaky, *, synchronous: bool) -> None:
-    """A key that has ended gives its character again, in a later session too."""
-    provider = Fake(synchronous=synchronous)
+async def test_finished_key_sends_nothing(store: FaultyStore, *, synchronous: bool) -> None:
+    """A finished key returns its character without a request, also in a later session."""
+    provider = FakeProvider(synchronous=synchronous)
     for _ in range(2):
         async with session_of(provider, store) as session:
-            made = [await session.create(**WISH) for _ in range(2)]
-            assert [(one.id, one.provider) for one in made] == [("ch_1", "fake")] * 2
+            characters = [await session.create(**REQUEST) for _ in range(2)]
+            assert [(character.id, character.provider) for character in characters] == [("ch_1", "fake")] * 2
     assert len(provider.posts) == 1
 
 
-async def test_one_key_names_one_wish() -> None:
-    """Another request under a key that was asked before sends nothing, and shows both."""
-    provider = Fake()
+async def test_rejects_another_request_under_one_key() -> None:
+    """A different request under a known key sends nothing, and the error shows both requests."""
+    provider = FakeProvider()
     async with session_of(provider) as session:
-        await session.submit(**WISH)
+        await session.submit(**REQUEST)
         with pytest.raises(KeyConflictError) as caught:
-            await session.submit(**WISH | {"prompt": "a cat"})
+            await session.submit(**REQUEST | {"prompt": "a cat"})
     assert (caught.value.first["prompt"], caught.value.second["prompt"]) == ("a dog", "a cat")
     assert len(provider.posts) == 1
 
 
-async def test_an_unknown_outcome_is_never_sent_again() -> None:
-    """Asked again, the key says that nobody knows, and why; nothing is sent."""
-    provider = Fake(fault=NoAnswerError("reset by peer"))
+async def test_unknown_outcome_is_never_sent_again() -> None:
+    """A key with an unknown outcome raises its reason at every submit, and nothing is sent."""
+    provider = FakeProvider(fault=NoAnswerError("reset by peer"))
     async with session_of(provider) as session:
         for _ in range(3):
             with pytest.raises(SubmissionUnknownError, match=r"key mine\): reset by peer"):
-                await session.submit(**WISH)
+                await session.submit(**REQUEST)
         assert await state_of(session) is EntryState.UNKNOWN
     assert len(provider.posts) == 1
 
 
-async def test_a_refused_key_is_sent_when_asked_again() -> None:
-    """A refusal cost nothing, and what was wrong may have been put right."""
-    provider = Fake(fault=RequestRejectedError("a real person"))
+async def test_rejected_key_is_sent_again() -> None:
+    """A rejected request cost nothing, so a later submit sends it again."""
+    provider = FakeProvider(fault=RequestRejectedError("a real person"))
     async with session_of(provider) as session:
         with pytest.raises(RequestRejectedError):
-            await session.submit(**WISH)
+            await session.submit(**REQUEST)
         assert await state_of(session) is EntryState.REJECTED
         provider.fault = None
-        assert (await session.submit(**WISH)).task_id == "t2"
+        assert (await session.submit(**REQUEST)).task_id == "t2"
     assert len(provider.posts) == 2
 
 
-@pytest.mark.parametrize("seconds", SENT_FOR, ids=SENT_FOR.get)
-async def test_a_refusal_is_for_all_who_waited(seconds: float) -> None:
-    """Whoever waited for another's try gets the refusal that it met, with its facts, and sends nothing."""
-    refused = RequestRejectedError("a real person", hint="Take a cat.", status=200, code=422, provider="fake")
-    provider = Fake(fault=refused, after=seconds)
+@pytest.mark.parametrize("seconds", RESPONSE_TIMES, ids=RESPONSE_TIMES.get)
+async def test_rejection_is_raised_for_every_waiter(seconds: float) -> None:
+    """Submits that wait for another submit of their key receive its rejection with all facts, and send nothing."""
+    rejection = RequestRejectedError("a real person", hint="Take a cat.", status=200, code=422, provider="fake")
+    provider = FakeProvider(fault=rejection, after=seconds)
     async with session_of(provider) as session:
-        tries = await asyncio.gather(*(session.submit(**WISH) for _ in range(3)), return_exceptions=True)
-    errors = [one for one in tries if isinstance(one, RequestRejectedError)]
-    facts = [(str(one), one.status, one.code, one.provider) for one in errors]
+        results = await asyncio.gather(*(session.submit(**REQUEST) for _ in range(3)), return_exceptions=True)
+    errors = [error for error in results if isinstance(error, RequestRejectedError)]
+    facts = [(str(error), error.status, error.code, error.provider) for error in errors]
     assert facts == [("a real person. Take a cat.", 200, 422, "fake")] * 3
     assert len(provider.posts) == 1
 
 
-async def test_a_refusal_that_comes_while_one_who_waited_stands_in_line_is_for_it_too() -> None:
-    """Of a try that did nothing, one who waited goes on to try itself; if a third is refused first, nothing is sent."""
-    provider = Fake(fault=RateLimitedError("busy"))
+async def test_rejection_reaches_a_submit_waiting_for_a_slot() -> None:
+    """A submit that waits for its own slot does not send if another submit of the key is rejected first."""
+    provider = FakeProvider(fault=RateLimitedError("busy"))
     async with session_of(provider) as session:
-        first, waiting = (asyncio.create_task(session.submit(**WISH)) for _ in range(2))
+        first, waiting = (asyncio.create_task(session.submit(**REQUEST)) for _ in range(2))
         with pytest.raises(RateLimitedError):
             await first
-        await asyncio.sleep(1.5)  # of the ten seconds that the other is in line by now
+        await asyncio.sleep(1.5)  # into the ten seconds that the other submit waits for its slot
         provider.before, provider.after, provider.fault = 1.0, 1.0, RequestRejectedError("a real person")
-        for one in (session.submit(**WISH), waiting):
+        for submit in (session.submit(**REQUEST), waiting):
             with pytest.raises(RequestRejectedError, match="a real person"):
-                await one
+                await submit
     assert len(provider.posts) == 2
 
 
-async def test_a_request_that_did_nothing_may_be_sent_again() -> None:
-    """After "too many requests" the key is as if it had never been sent."""
-    provider = Fake(fault=RateLimitedError("busy", retry_after=7.0))
+async def test_harmless_transient_error_leaves_the_key_pending() -> None:
+    """After "too many requests" the entry is pending again, and a later submit sends it."""
+    provider = FakeProvider(fault=RateLimitedError("busy", retry_after=7.0))
     async with session_of(provider) as session:
         with pytest.raises(RateLimitedError):
-            await session.submit(**WISH)
+            await session.submit(**REQUEST)
         entry = await entry_of(session)
         assert (entry.state, entry.owner, entry.error["type"]) == (EntryState.PENDING, None, "RateLimitedError")
         provider.fault = None
-        assert (await session.submit(**WISH)).task_id == "t2"
+        assert (await session.submit(**REQUEST)).task_id == "t2"
 
 
-async def test_a_refusal_that_did_nothing_is_one_all_the_same() -> None:
-    """A harmless error that no later try mends ends as refused, not as asked."""
-    async with session_of(Fake(fault=AuthenticationError("bad key", harmless=True))) as session:
+async def test_harmless_permanent_error_rejects_the_key() -> None:
+    """A harmless error that is not transient is recorded as rejected, not as pending."""
+    async with session_of(FakeProvider(fault=AuthenticationError("bad key", harmless=True))) as session:
         with pytest.raises(AuthenticationError):
-            await session.submit(**WISH)
+            await session.submit(**REQUEST)
         assert await state_of(session) is EntryState.REJECTED
 
 
-async def test_the_entry_is_sending_only_while_it_is() -> None:
-    """Waiting for a slot is still `asked`; `sending` begins with the paid request."""
-    async with session_of(Fake()) as session:
-        submitting = asyncio.create_task(session.submit(**WISH))
+async def test_entry_is_sending_only_during_the_request() -> None:
+    """An entry is pending while its request waits for a slot, and sending from the start of the paid request."""
+    async with session_of(FakeProvider()) as session:
+        submitting = asyncio.create_task(session.submit(**REQUEST))
         await asyncio.sleep(9)
         assert await state_of(session) is EntryState.PENDING
-        assert await moved_on(session) is EntryState.SENDING
+        assert await next_state_of(session) is EntryState.SENDING
         assert asyncio.get_running_loop().time() == 10
-        assert await moved_on(session) is EntryState.RUNNING
+        assert await next_state_of(session) is EntryState.RUNNING
         assert (await submitting).task_id == "t1"
 
 
@@ -177,52 +179,52 @@ async def test_the_entry_is_sending_only_while_it_is() -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-async def test_a_fault_before_the_request_leaves_no_doubt(early: Exception, state: EntryState) -> None:
-    """What fails before the paid request, such as an upload, never makes an entry `unknown`."""
-    provider = Fake(early=early)
+async def test_error_before_the_paid_request_is_not_unknown(early: Exception, state: EntryState) -> None:
+    """An error before the paid request, such as in an upload, never makes an entry unknown."""
+    provider = FakeProvider(early=early)
     async with session_of(provider) as session:
         for _ in range(2):
             with pytest.raises(type(early)) as caught:
-                await session.submit(**WISH)
+                await session.submit(**REQUEST)
             assert caught.value is early
             assert await state_of(session) is state
     assert provider.posts == []
 
 
-@pytest.mark.parametrize("wait", [0, 60])
-async def test_a_sender_that_never_moves_on_is_not_waited_for_without_end(store: Shaky, wait: int) -> None:
-    """After `wait` seconds of another process's `sending` the caller is told so, and nothing is sent."""
-    provider, loop = Fake(), asyncio.get_running_loop()
-    async with session_of(provider, store, timeout=wait) as session:
-        await session.register(**WISH)
+@pytest.mark.parametrize("timeout", [0, 60])
+async def test_waiting_for_another_sender_times_out(store: FaultyStore, timeout: int) -> None:
+    """A submit waits at most `timeout` seconds for another process that is sending the key, and sends nothing."""
+    provider, loop = FakeProvider(), asyncio.get_running_loop()
+    async with session_of(provider, store, timeout=timeout) as session:
+        await session.register(**REQUEST)
         await store.elsewhere("mine", EntryState.SENDING)
-        with pytest.raises(SubmissionUnknownError, match=f"another process has been sending it for {wait} s"):
-            await session.submit(**WISH)
-        assert loop.time() == wait
+        with pytest.raises(SubmissionUnknownError, match=f"another process has been sending it for {timeout} s"):
+            await session.submit(**REQUEST)
+        assert loop.time() == timeout
         assert await state_of(session) is EntryState.SENDING
     assert provider.posts == []
 
 
-async def test_another_process_may_have_sent_it(store: Shaky) -> None:
-    """Whoever waits for another process's request gets its task."""
-    provider = Fake()
+async def test_returns_the_task_of_another_sender(store: FaultyStore) -> None:
+    """A submit that waits for another process's request returns the task of that request."""
+    provider = FakeProvider()
     async with session_of(provider, store) as session:
-        await session.register(**WISH)
+        await session.register(**REQUEST)
         await store.elsewhere("mine", EntryState.SENDING)
-        submitting = asyncio.create_task(session.submit(**WISH))
+        submitting = asyncio.create_task(session.submit(**REQUEST))
         await asyncio.sleep(5)
         await store.elsewhere("mine", EntryState.RUNNING, task_id="t9")
         assert (await submitting).task_id == "t9"
     assert provider.posts == []
 
 
-async def test_a_sender_that_died_leaves_doubt(store: Shaky) -> None:
-    """Whoever waits for a process that ends meanwhile is told that nobody knows, and nothing is sent."""
-    provider = Fake()
+async def test_dead_sender_leaves_an_unknown_outcome(store: FaultyStore) -> None:
+    """A submit that waits for a process which dies raises an unknown outcome, and nothing is sent."""
+    provider = FakeProvider()
     async with session_of(provider, store) as session:
-        await session.register(**WISH)
+        await session.register(**REQUEST)
         await store.elsewhere("mine", EntryState.SENDING)
-        submitting = asyncio.create_task(session.submit(**WISH))
+        submitting = asyncio.create_task(session.submit(**REQUEST))
         await asyncio.sleep(5)
         store.others_live = False
         with pytest.raises(SubmissionUnknownError, match="the process that sent it ended"):
@@ -242,31 +244,33 @@ async def test_a_sender_that_died_leaves_doubt(store: Shaky) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-async def test_a_late_answer_ends_the_doubt(store: Shaky, fault: Exception, end: EntryState, posts: int) -> None:
-    """A sender that others took for dead records what it was answered, and is asked again as after any such answer."""
-    provider = Fake(fault=fault)
+async def test_late_response_resolves_an_unknown_outcome(
+    store: FaultyStore, fault: Exception, end: EntryState, posts: int
+) -> None:
+    """A sender that was presumed dead records its response, and a later submit acts on that response."""
+    provider = FakeProvider(fault=fault)
     async with session_of(provider, store) as session:
-        submitting = asyncio.create_task(session.submit(**WISH))
+        submitting = asyncio.create_task(session.submit(**REQUEST))
         await asyncio.sleep(15)
         await store.elsewhere("mine", EntryState.UNKNOWN)
         with pytest.raises(SubmissionUnknownError):
-            await session.submit(**WISH)
+            await session.submit(**REQUEST)
         with pytest.raises(SubmissionUnknownError if end is EntryState.UNKNOWN else type(fault)):
             await submitting
         assert await state_of(session) is end
         provider.fault = None
-        again = await asyncio.gather(session.submit(**WISH), return_exceptions=True)
-        assert (isinstance(again[0], SubmissionUnknownError), len(provider.posts)) == (end is EntryState.UNKNOWN, posts)
+        [result] = await asyncio.gather(session.submit(**REQUEST), return_exceptions=True)
+        assert (isinstance(result, SubmissionUnknownError), len(provider.posts)) == (end is EntryState.UNKNOWN, posts)
 
 
 @pytest.mark.parametrize("harmless", [False, True])
 @pytest.mark.parametrize("state", [EntryState.SENDING, EntryState.UNKNOWN])
-async def test_a_late_answer_says_nothing_of_anothers_request(
-    store: Shaky, state: EntryState, *, harmless: bool
+async def test_late_response_does_not_change_another_request(
+    store: FaultyStore, state: EntryState, *, harmless: bool
 ) -> None:
-    """What was sent under the same key since then may have been paid for, whatever an earlier try was answered."""
-    async with session_of(Fake(fault=AuthenticationError("bad key", harmless=harmless)), store) as session:
-        submitting = asyncio.create_task(session.submit(**WISH))
+    """A late response does not move an entry under which another request has been sent since."""
+    async with session_of(FakeProvider(fault=AuthenticationError("bad key", harmless=harmless)), store) as session:
+        submitting = asyncio.create_task(session.submit(**REQUEST))
         await asyncio.sleep(15)
         await store.elsewhere("mine", EntryState.UNKNOWN)
         await session.resolve("mine", never_sent=True)
@@ -279,19 +283,19 @@ async def test_a_late_answer_says_nothing_of_anothers_request(
         assert await session.entry("mine") == before
 
 
-async def test_a_try_again_is_none_once_others_send(store: Shaky) -> None:
-    """A sender that others took for dead, and whose key was sent anew meanwhile, leaves it to them."""
+async def test_does_not_retry_after_another_process_sent(store: FaultyStore) -> None:
+    """A sender that was presumed dead does not retry a key that another process has sent since."""
 
-    class Patient(Fake):
+    class RetryingProvider(FakeProvider):
         async def submit(self, request: Request, **options: Any) -> TaskSnapshot:
             try:
                 return await super().submit(request, **options)
             except RateLimitedError:
                 return await super().submit(request, **options)
 
-    provider = Patient(fault=RateLimitedError("busy"))
+    provider = RetryingProvider(fault=RateLimitedError("busy"))
     async with session_of(provider, store) as session:
-        submitting = asyncio.create_task(session.submit(**WISH))
+        submitting = asyncio.create_task(session.submit(**REQUEST))
         await asyncio.sleep(15)
         await store.elsewhere("mine", EntryState.UNKNOWN)
         await session.resolve("mine", never_sent=True)
@@ -302,74 +306,74 @@ async def test_a_try_again_is_none_once_others_send(store: Shaky) -> None:
     assert len(provider.posts) == 1
 
 
-async def test_a_sender_that_cannot_be_looked_for_is_left_alone(store: Shaky) -> None:
-    """When the ledger cannot say whether another process still sends it, the error says that this one sent nothing."""
-    provider = Fake()
+async def test_failed_owner_check_sends_nothing(store: FaultyStore) -> None:
+    """If the ledger cannot check whether another sender is alive, the error says that nothing was sent."""
+    provider = FakeProvider()
     async with session_of(provider, store) as session:
-        await session.register(**WISH)
+        await session.register(**REQUEST)
         await store.elsewhere("mine", EntryState.SENDING)
         store.others_live = None
         with pytest.raises(LedgerError, match=r"The disk fails\. Nothing was sent") as caught:
-            await session.submit(**WISH)
+            await session.submit(**REQUEST)
         assert (caught.value.key, await state_of(session)) == ("mine", EntryState.SENDING)
     assert provider.posts == []
 
 
-async def test_nothing_is_sent_that_cannot_be_recorded(store: Shaky) -> None:
-    """A ledger that takes no new key ends the try, and the error says that nothing was sent."""
-    provider = Fake()
+async def test_nothing_is_sent_without_an_entry(store: FaultyStore) -> None:
+    """If the ledger cannot insert a new key, the error says that nothing was sent."""
+    provider = FakeProvider()
     store.full.add(EntryState.PENDING)
     async with session_of(provider, store) as session:
         with pytest.raises(LedgerError, match=r"The disk is full\. Nothing was sent.* Empty it\.") as caught:
-            await session.submit(**WISH)
+            await session.submit(**REQUEST)
     assert (caught.value.key, caught.value.task_id, provider.posts) == ("mine", None, [])
 
 
-@pytest.mark.parametrize("kept", [False, True])
-async def test_nothing_is_sent_before_sending_is_on_record(store: Shaky, *, kept: bool) -> None:
-    """A `sending` that failed, or was kept and not confirmed, sends nothing and is taken back."""
-    provider = Fake()
-    (store.mute if kept else store.full).add(EntryState.SENDING)
+@pytest.mark.parametrize("written", [False, True])
+async def test_nothing_is_sent_before_sending_is_recorded(store: FaultyStore, *, written: bool) -> None:
+    """If `sending` was not written, or its write was not confirmed, nothing is sent and the entry is reverted."""
+    provider = FakeProvider()
+    (store.mute if written else store.full).add(EntryState.SENDING)
     async with session_of(provider, store) as session:
         with pytest.raises(LedgerError, match=r"The disk is full\. Nothing was sent") as caught:
-            await session.submit(**WISH)
+            await session.submit(**REQUEST)
         assert (caught.value.key, caught.value.task_id, provider.posts) == ("mine", None, [])
-        if kept:
-            assert await moved_on(session) is EntryState.PENDING
+        if written:
+            assert await next_state_of(session) is EntryState.PENDING
         store.full, store.mute = set(), set()
-        assert (await session.submit(**WISH)).task_id == "t1"
+        assert (await session.submit(**REQUEST)).task_id == "t1"
 
 
-async def test_a_bug_of_the_ledger_sends_nothing(store: Shaky) -> None:
-    """What is no `LedgerError` comes as it is, and nothing was sent either."""
-    provider = Fake()
+async def test_ledger_bug_sends_nothing(store: FaultyStore) -> None:
+    """An error other than `LedgerError` is raised unchanged, and nothing is sent."""
+    provider = FakeProvider()
     store.full, store.bug = {EntryState.SENDING}, ZeroDivisionError()
     async with session_of(provider, store) as session:
         with pytest.raises(ZeroDivisionError):
-            await session.submit(**WISH)
+            await session.submit(**REQUEST)
         assert await state_of(session) is EntryState.PENDING
     assert provider.posts == []
 
 
-async def test_an_id_that_was_paid_for_is_told_whatever_happens(store: Shaky, caplog: pytest.LogCaptureFixture) -> None:
-    """When the ledger fails after the request, the id is in the error and the log, and on record later."""
-    provider = Fake()
+async def test_unrecorded_task_id_is_raised_and_logged(store: FaultyStore, caplog: pytest.LogCaptureFixture) -> None:
+    """If the ledger fails after the request, the error and the log contain the task id, which is recorded later."""
+    provider = FakeProvider()
     store.full.add(EntryState.RUNNING)
     async with session_of(provider, store) as session:
         with pytest.raises(LedgerError, match=r"fake made task t1 \(key mine\).*disk is full.*Empty it\.") as caught:
-            await session.submit(**WISH)
+            await session.submit(**REQUEST)
         assert (caught.value.key, caught.value.task_id) == ("mine", "t1")
         assert caught.value.snapshot == provider.snapshot("t1", "waiting")
         (line,) = [record for record in caplog.records if record.levelno == logging.ERROR]
         assert (line.message, line.__dict__["key"], line.__dict__["task_id"]) == ("ledger.write_failed", "mine", "t1")
         store.full.clear()
-        assert await moved_on(session) is EntryState.RUNNING
-        assert (await session.submit(**WISH)).task_id == "t1"
+        assert await next_state_of(session) is EntryState.RUNNING
+        assert (await session.submit(**REQUEST)).task_id == "t1"
     assert len(provider.posts) == 1
 
 
 @pytest.mark.parametrize(
-    ("fault", "told", "to"),
+    ("fault", "raised", "state"),
     [
         (NoAnswerError("reset"), SubmissionUnknownError, EntryState.UNKNOWN),
         (RequestRejectedError("no"), RequestRejectedError, EntryState.REJECTED),
@@ -378,55 +382,55 @@ async def test_an_id_that_was_paid_for_is_told_whatever_happens(store: Shaky, ca
     ],
     ids=lambda value: type(value).__name__,
 )
-async def test_an_answer_is_told_and_written_late(
-    store: Shaky, fault: Exception, told: type[Exception], to: EntryState
+async def test_unrecorded_response_is_raised_and_recorded_later(
+    store: FaultyStore, fault: Exception, raised: type[Exception], state: EntryState
 ) -> None:
-    """When the ledger cannot take an answer, its caller still hears it, and it is written as soon as it can be."""
-    provider = Fake(fault=fault)
+    """A response that the ledger cannot record is still raised, and recorded once the ledger accepts it."""
+    provider = FakeProvider(fault=fault)
     async with session_of(provider, store) as session:
-        submitting = asyncio.create_task(session.submit(**WISH))
+        submitting = asyncio.create_task(session.submit(**REQUEST))
         await asyncio.sleep(15)
-        store.full.add(to)
-        with pytest.raises(told):
+        store.full.add(state)
+        with pytest.raises(raised):
             await submitting
         assert await state_of(session) is EntryState.SENDING
         store.full.clear()
-        assert await moved_on(session) is to
+        assert await next_state_of(session) is state
     assert len(provider.posts) == 1
 
 
-async def test_a_bug_after_sending_leaves_doubt() -> None:
-    """A provider that breaks once it has sent may have made the task: the key is never sent again."""
-    provider = Fake(fault=KeyError("x"))
+async def test_bug_after_sending_leaves_an_unknown_outcome() -> None:
+    """If a provider raises an unexpected error after sending, its key is never sent again."""
+    provider = FakeProvider(fault=KeyError("x"))
     async with session_of(provider) as session:
         with pytest.raises(KeyError):
-            await session.submit(**WISH)
+            await session.submit(**REQUEST)
         with pytest.raises(SubmissionUnknownError, match="KeyError before an answer was read"):
-            await session.submit(**WISH)
+            await session.submit(**REQUEST)
     assert len(provider.posts) == 1
 
 
-async def test_a_synchronous_success_without_a_character_has_failed() -> None:
-    """It was paid for and gave nothing: the same key says so again, and sends nothing."""
+async def test_synchronous_success_without_a_character_fails() -> None:
+    """A success without a character is recorded as failed; a later `create` raises it again and sends nothing."""
     fault = MissingCharacterError("none", provider="fake", task_id=None, payload={"id": ""})
-    provider = Fake(fault=fault, synchronous=True)
+    provider = FakeProvider(fault=fault, synchronous=True)
     async with session_of(provider) as session:
         for _ in range(2):
             with pytest.raises(MissingCharacterError) as caught:
-                await session.create(**WISH)
+                await session.create(**REQUEST)
             assert caught.value.payload == {"id": ""}
         assert await state_of(session) is EntryState.FAILED
     assert len(provider.posts) == 1
 
 
-async def test_a_session_that_closes_sends_nothing_new(store: Shaky) -> None:
-    """A request that reaches a closing session is not sent, though that still waits for an earlier one's answer."""
-    provider = Fake()
+async def test_closing_session_sends_nothing_new(store: FaultyStore) -> None:
+    """A request registered while the session closes is not sent, although closing still waits for an earlier response."""
+    provider = FakeProvider()
     session = await session_of(provider, store).open()
-    first = asyncio.create_task(session.submit(**WISH))
+    first = asyncio.create_task(session.submit(**REQUEST))
     await asyncio.sleep(15)
     store.slow = 2.0
-    late = asyncio.create_task(session.submit(**WISH | {"key": "late"}))
+    late = asyncio.create_task(session.submit(**REQUEST | {"key": "late"}))
     await asyncio.sleep(1)
     await session.aclose()
     with pytest.raises(SessionClosedError, match="Nothing was sent"):
@@ -435,16 +439,16 @@ async def test_a_session_that_closes_sends_nothing_new(store: Shaky) -> None:
     assert len(provider.posts) == 1
 
 
-async def test_a_picture_of_a_new_character_is_saved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The picture is saved where a character is made, synchronously or not, and not again for a key that has ended."""
+async def test_saves_the_picture_of_a_new_character_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture is saved when a character is made, synchronously or not, and not again for a finished key."""
     saved: list[str] = []
 
     async def save(_: object, character: Character) -> None:
         saved.append(character.provider)
 
     monkeypatch.setattr("sora_chars.session.pictures.Pictures.save", save)
-    for provider in (Fake(synchronous=True, name="at once"), Fake(name="later")):
+    for provider in (FakeProvider(synchronous=True, name="synchronous"), FakeProvider(name="polled")):
         async with session_of(provider, pictures=tmp_path) as session:
-            await session.create(**WISH)
-            await session.create(**WISH)
-    assert saved == ["at once", "later"]
+            await session.create(**REQUEST)
+            await session.create(**REQUEST)
+    assert saved == ["synchronous", "polled"]

@@ -1,3 +1,5 @@
+"""Unknown outcomes: resolved by callbacks and by people, and what recovery does."""
+
 from __future__ import annotations
 
 import asyncio
@@ -20,7 +22,7 @@ from sora_chars.errors import (
 from sora_chars.ledger import EntryState, Ledger
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.session import CharacterSession
-from tests.support.fake_providers import Fake, Shaky, entry_of
+from tests.support.fake_providers import FakeProvider, FaultyStore, entry_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -29,43 +31,43 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.looptime
 
-WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog", "key": "mine"}
+REQUEST: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog", "key": "mine"}
 
 
 @pytest.fixture
-def provider() -> Fake:
-    """Return the provider, which loses its answers, at once: looptime leaves the time of fixtures as it is."""
-    return Fake(callback_url="https://a.invalid/hooks", before=0, after=0, fault=NoAnswerError("reset"))
+def provider() -> FakeProvider:
+    """Return a provider that loses its responses, without delay: fixtures run in real time."""
+    return FakeProvider(callback_url="https://a.invalid/hooks", before=0, after=0, fault=NoAnswerError("reset"))
 
 
 @pytest.fixture
-def store() -> Shaky:
-    """Return a store that works so far."""
-    return Shaky()
+def store() -> FaultyStore:
+    """Return a store without faults."""
+    return FaultyStore()
 
 
 @pytest.fixture
-async def session(provider: Fake, store: Shaky) -> AsyncGenerator[CharacterSession]:
-    """Return a session that looks every 10 s."""
+async def session(provider: FakeProvider, store: FaultyStore) -> AsyncGenerator[CharacterSession]:
+    """Return a session that polls every 10 s."""
     async with CharacterSession(provider, polling=FixedInterval(10.0), ledger=Ledger(store)) as session:
         yield session
 
 
 @pytest.fixture
-async def lost(session: CharacterSession) -> Entry:
-    """Return an entry whose answer was lost."""
+async def unknown(session: CharacterSession) -> Entry:
+    """Return an entry whose response was lost."""
     with pytest.raises(SubmissionUnknownError):
-        await session.submit(**WISH)
+        await session.submit(**REQUEST)
     return await entry_of(session)
 
 
 async def recovered(session: CharacterSession) -> list[str]:
-    """The ids of the tasks that recovery finds."""
+    """Return the ids of the tasks that recovery finds."""
     return [handle.task_id async for handle in session.recover()]
 
 
 async def call_back(session: CharacterSession, url: str, task_id: str = "t1") -> int:
-    """Bring a callback and return the status that answers it."""
+    """Deliver a callback and return the status of the response."""
 
     async def body() -> AsyncGenerator[bytes]:
         yield json.dumps({"code": 200, "data": {"taskId": task_id, "state": "success"}}).encode()
@@ -74,14 +76,16 @@ async def call_back(session: CharacterSession, url: str, task_id: str = "t1") ->
     return (await receiver.handle("POST", url, {"content-type": "application/json"}, body()))[0]
 
 
-@pytest.mark.usefixtures("lost")
+@pytest.mark.usefixtures("unknown")
 @pytest.mark.parametrize("raw", [None, "own", {"param": "no URL"}])
-async def test_a_callback_repairs_a_lost_answer(session: CharacterSession, provider: Fake, raw: Any) -> None:
-    """The callback's token names the entry, which gets its task and its end; nothing is sent again."""
+async def test_callback_resolves_an_unknown_outcome(
+    session: CharacterSession, provider: FakeProvider, raw: Any
+) -> None:
+    """The token of a callback identifies the entry, which receives its task and result; nothing is sent again."""
     own = {"param": json.dumps({"callBackUrl": provider.posts[0]})}
     provider.seen = provider.snapshot(raw=own if raw == "own" else raw)
     assert await call_back(session, provider.posts[0]) == 200
-    assert (await session.create(**WISH)).id == "ch_1"
+    assert (await session.create(**REQUEST)).id == "ch_1"
     entry = await entry_of(session)
     assert (entry.state, entry.task_id, len(provider.posts)) == (EntryState.SUCCEEDED, "t1", 1)
 
@@ -93,34 +97,38 @@ async def test_a_callback_repairs_a_lost_answer(session: CharacterSession, provi
         {"callBackUrl": "https://a.invalid/hooks/of-another"},
     ],
 )
-async def test_a_callback_that_names_anothers_task(
-    session: CharacterSession, provider: Fake, lost: Entry, raw: Any
+async def test_rejects_the_token_of_another_task(
+    session: CharacterSession, provider: FakeProvider, unknown: Entry, raw: Any
 ) -> None:
-    """A token does not open a task whose record says that it was asked for under another one."""
+    """A token is rejected for a task whose record names another token."""
     provider.seen = provider.snapshot("t9", raw=raw)
     assert await call_back(session, provider.posts[0], "t9") == 401
-    assert await entry_of(session) == lost
+    assert await entry_of(session) == unknown
 
 
-async def test_a_callback_that_cannot_be_confirmed(session: CharacterSession, provider: Fake, lost: Entry) -> None:
-    """A task that the provider does not know (yet) changes nothing, and its sender is told to come again."""
+async def test_unconfirmed_callback_changes_nothing(
+    session: CharacterSession, provider: FakeProvider, unknown: Entry
+) -> None:
+    """A task that the provider does not know yet changes nothing, and the sender receives 503."""
     provider.seen = TaskNotFoundError("no such task")
     assert await call_back(session, provider.posts[0]) == 503
-    assert await entry_of(session) == lost
+    assert await entry_of(session) == unknown
 
 
-async def test_a_callback_for_a_success_without_a_character(
-    session: CharacterSession, provider: Fake, lost: Entry
+async def test_callback_without_a_character_changes_nothing(
+    session: CharacterSession, provider: FakeProvider, unknown: Entry
 ) -> None:
-    """Its record is of no help in telling whose it is, so that doubt remains; the sender is told to come again."""
+    """A success without a character does not confirm the task, and the sender receives 503."""
     provider.seen = MissingCharacterError("none", provider="fake", task_id="t1", payload={"id": ""})
     assert await call_back(session, provider.posts[0]) == 503
-    assert await entry_of(session) == lost
+    assert await entry_of(session) == unknown
 
 
-@pytest.mark.usefixtures("lost")
-async def test_a_callback_while_the_ledger_is_away(session: CharacterSession, provider: Fake, store: Shaky) -> None:
-    """Its sender is told to come again, whether the ledger cannot be read or cannot be written."""
+@pytest.mark.usefixtures("unknown")
+async def test_callback_during_a_ledger_fault(
+    session: CharacterSession, provider: FakeProvider, store: FaultyStore
+) -> None:
+    """If the ledger cannot be read or written, the sender receives 503."""
     store.away = True
     assert await call_back(session, provider.posts[0]) == 503
     store.away, store.full = False, {EntryState.RUNNING}
@@ -129,21 +137,21 @@ async def test_a_callback_while_the_ledger_is_away(session: CharacterSession, pr
     assert await call_back(session, provider.posts[0]) == 200
 
 
-async def test_a_callback_for_what_was_given_up(session: CharacterSession, provider: Fake, lost: Entry) -> None:
-    """It is taken, and changes nothing."""
-    given_up = await session.resolve(lost.key, give_up=True)
+async def test_callback_for_a_given_up_entry(session: CharacterSession, provider: FakeProvider, unknown: Entry) -> None:
+    """A callback for an entry that a person gave up is accepted and changes nothing."""
+    given_up = await session.resolve(unknown.key, give_up=True)
     assert await call_back(session, provider.posts[0]) == 200
     assert await entry_of(session) == given_up
     assert provider.polls == []
 
 
 @pytest.mark.parametrize("fault", [None, NoAnswerError("reset")])
-async def test_a_callback_may_be_faster_than_the_answer(
-    session: CharacterSession, provider: Fake, fault: Exception | None
+async def test_callback_before_the_response(
+    session: CharacterSession, provider: FakeProvider, fault: Exception | None
 ) -> None:
-    """A task that ended before createTask answered, or failed to, is done when `submit` returns."""
+    """If a callback ends the task before its create is answered or fails, the handle of `submit` is done."""
     provider.fault, provider.after = fault, 10.0
-    submitting = asyncio.create_task(session.submit(**WISH))
+    submitting = asyncio.create_task(session.submit(**REQUEST))
     await asyncio.sleep(5)
     assert await call_back(session, provider.posts[0]) == 200
     assert (await session.ledger.changed(await entry_of(session))).state is EntryState.SUCCEEDED
@@ -153,9 +161,9 @@ async def test_a_callback_may_be_faster_than_the_answer(
     assert ((await handle).id, len(provider.posts), len(provider.polls)) == ("ch_1", 1, 2)
 
 
-async def test_a_person_names_the_task(session: CharacterSession, provider: Fake, lost: Entry) -> None:
-    """The task is on record, watched by nobody until recovery, and its end is found."""
-    entry = await session.resolve(lost.key, task_id="t7")
+async def test_resolve_with_a_task_id(session: CharacterSession, provider: FakeProvider, unknown: Entry) -> None:
+    """The named task is recorded without an owner, and recovery finds its end."""
+    entry = await session.resolve(unknown.key, task_id="t7")
     assert (entry.state, entry.task_id, entry.owner) == (EntryState.RUNNING, "t7", None)
     assert provider.polls == []
     (handle,) = [handle async for handle in session.recover()]
@@ -163,79 +171,79 @@ async def test_a_person_names_the_task(session: CharacterSession, provider: Fake
     assert ((await entry_of(session)).state, len(provider.posts)) == (EntryState.SUCCEEDED, 1)
 
 
-async def test_a_person_says_that_it_never_arrived(session: CharacterSession, provider: Fake, lost: Entry) -> None:
-    """Then the key is sent when it is asked for again, and not before."""
-    assert (await session.resolve(lost.key, never_sent=True)).state is EntryState.PENDING
+async def test_resolve_as_never_sent(session: CharacterSession, provider: FakeProvider, unknown: Entry) -> None:
+    """The request is sent again by the next submit, and not before."""
+    assert (await session.resolve(unknown.key, never_sent=True)).state is EntryState.PENDING
     assert (await recovered(session), len(provider.posts)) == ([], 1)
     provider.fault = None
-    assert (await session.submit(**WISH)).task_id == "t2"
+    assert (await session.submit(**REQUEST)).task_id == "t2"
     assert len(provider.posts) == 2
 
 
-async def test_a_person_gives_it_up(session: CharacterSession, provider: Fake, lost: Entry) -> None:
-    """It has failed then, for whoever asks; a running one can be given up as well."""
-    assert (await session.resolve(lost.key, give_up=True)).state is EntryState.FAILED
+async def test_resolve_by_giving_up(session: CharacterSession, provider: FakeProvider, unknown: Entry) -> None:
+    """The entry is failed for every caller; a running task can be given up as well."""
+    assert (await session.resolve(unknown.key, give_up=True)).state is EntryState.FAILED
     with pytest.raises(TaskFailedError, match="a person gave it up"):
-        await session.create(**WISH)
+        await session.create(**REQUEST)
     provider.fault = None
-    running = await session.submit(**WISH | {"key": "other"})
+    running = await session.submit(**REQUEST | {"key": "other"})
     entry = await session.resolve("other", give_up=True)
     assert (entry.state, entry.task_id) == (EntryState.FAILED, running.task_id)
     assert len(provider.posts) == 2
 
 
-async def test_what_cannot_be_resolved(session: CharacterSession, lost: Entry, store: Shaky) -> None:
-    """Each misuse is named, and moves nothing."""
-    await session.register(**WISH | {"key": "asked"})
+async def test_rejects_invalid_resolutions(session: CharacterSession, unknown: Entry, store: FaultyStore) -> None:
+    """Each misuse is named in the error, and changes nothing."""
+    await session.register(**REQUEST | {"key": "pending"})
     for key in ("sending", "running"):
-        await session.register(**WISH | {"key": key})
+        await session.register(**REQUEST | {"key": key})
         await store.elsewhere(key, EntryState.SENDING)
     await store.elsewhere("running", EntryState.RUNNING, task_id="t7")
     before = [entry async for entry in session.ledger.entries()]
     cases: list[tuple[str, dict[str, Any], str]] = [
-        (lost.key, {}, "exactly one"),
-        (lost.key, {"task_id": "t1", "give_up": True}, "exactly one"),
+        (unknown.key, {}, "exactly one"),
+        (unknown.key, {"task_id": "t1", "give_up": True}, "exactly one"),
         ("none", {"task_id": "t1"}, "no entry 'none'"),
         ("none", {"give_up": True}, "no entry 'none'"),
-        ("asked", {"never_sent": True}, "is pending, so there is nothing to resolve"),
+        ("pending", {"never_sent": True}, "is pending, so there is nothing to resolve"),
         ("running", {"never_sent": True}, "is running, so there is nothing to resolve"),
         ("sending", {"give_up": True}, "is being sent by a living process"),
-        (lost.key, {"task_id": "t7"}, "t7 is the task of key running already"),
-        (lost.key, {"task_id": ""}, "must be the id of a task"),
-        (lost.key, {"task_id": "a\nb"}, "must be the id of a task"),
+        (unknown.key, {"task_id": "t7"}, "t7 is the task of key running already"),
+        (unknown.key, {"task_id": ""}, "must be the id of a task"),
+        (unknown.key, {"task_id": "a\nb"}, "must be the id of a task"),
     ]
-    for key, how, why in cases:
-        with pytest.raises(InvalidRequestError, match=why):
-            await session.resolve(key, **how)
+    for key, options, match in cases:
+        with pytest.raises(InvalidRequestError, match=match):
+            await session.resolve(key, **options)
     assert [entry async for entry in session.ledger.entries()] == before
 
 
-async def test_a_provider_without_tasks_names_none() -> None:
-    """An unknown outcome of a synchronous provider is never sent, or given up."""
-    async with CharacterSession(Fake(synchronous=True, fault=NoAnswerError("reset"))) as session:
+async def test_synchronous_provider_rejects_a_task_id() -> None:
+    """An unknown outcome of a synchronous provider is resolved as never sent or given up only."""
+    async with CharacterSession(FakeProvider(synchronous=True, fault=NoAnswerError("reset"))) as session:
         with pytest.raises(SubmissionUnknownError):
-            await session.submit(**WISH)
+            await session.submit(**REQUEST)
         with pytest.raises(InvalidRequestError, match="fake has no tasks; use never_sent or give_up"):
             await session.resolve("mine", task_id="t1")
         assert (await session.resolve("mine", never_sent=True)).state is EntryState.PENDING
 
 
-async def test_recovery(session: CharacterSession, store: Shaky, caplog: pytest.LogCaptureFixture) -> None:
-    """Running tasks are watched again; what was being sent is in doubt; what belongs to others is left alone."""
-    for provider, key in (("fake", "sending"), ("fake", "running"), ("gone", "foreign"), ("fake", "asked")):
+async def test_recover(session: CharacterSession, store: FaultyStore, caplog: pytest.LogCaptureFixture) -> None:
+    """Running tasks are watched, orphaned requests become unknown, and entries of other providers are logged."""
+    for provider, key in (("fake", "sending"), ("fake", "running"), ("gone", "foreign"), ("fake", "pending")):
         await session.ledger.register(key=key, provider=provider, kind="task", request={"model": "m"})
-        if key != "asked":
+        if key != "pending":
             await store.elsewhere(key, EntryState.SENDING)
     await store.elsewhere("running", EntryState.RUNNING, task_id="t7")
     await store.elsewhere("foreign", EntryState.RUNNING, task_id="t8")
     assert await recovered(session) == ["t7"]
-    assert (await entry_of(session, "sending")).state is EntryState.SENDING  # its process lives
+    assert (await entry_of(session, "sending")).state is EntryState.SENDING  # its owner is alive
     store.others_live = False
     assert await recovered(session) == ["t7"]
     states = {entry.key: str(entry.state) async for entry in session.ledger.entries()}
-    assert states == {"sending": "unknown", "running": "running", "foreign": "running", "asked": "pending"}
-    told = [(line.message, line.__dict__["key"]) for line in caplog.records if line.name == "sora_chars.session"]
-    assert told == [
+    assert states == {"sending": "unknown", "running": "running", "foreign": "running", "pending": "pending"}
+    logged = [(line.message, line.__dict__["key"]) for line in caplog.records if line.name == "sora_chars.session"]
+    assert logged == [
         ("recovery.no_provider", "foreign"),
         ("recovery.unknown", "sending"),
         ("recovery.no_provider", "foreign"),
@@ -244,12 +252,12 @@ async def test_recovery(session: CharacterSession, store: Shaky, caplog: pytest.
         await session.resolve("foreign", task_id="t8")
 
 
-async def test_a_task_that_another_process_polls_is_taken_over(
-    session: CharacterSession, provider: Fake, store: Shaky
+async def test_recovered_task_is_taken_over(
+    session: CharacterSession, provider: FakeProvider, store: FaultyStore
 ) -> None:
-    """While its poller lives a task is followed with hardly a look; when that ends, it is polled here."""
+    """While its owner is alive a recovered task is hardly polled, and once the owner dies it is polled here."""
     provider.seen = TaskNotFoundError("no such task")
-    await session.register(**WISH)
+    await session.register(**REQUEST)
     await store.elsewhere("mine", EntryState.SENDING)
     await store.elsewhere("mine", EntryState.RUNNING, task_id="t1")
     (handle,) = [handle async for handle in session.recover()]
@@ -257,39 +265,39 @@ async def test_a_task_that_another_process_polls_is_taken_over(
     assert provider.polls == []
     store.others_live, provider.seen = False, None
     assert (await handle).id == "ch_1"
-    assert asyncio.get_running_loop().time() < 30  # no look was due before
+    assert asyncio.get_running_loop().time() < 30  # no poll was due before
     assert (await entry_of(session)).state is EntryState.SUCCEEDED
 
 
-async def test_a_success_without_a_character_is_on_record(session: CharacterSession, provider: Fake) -> None:
-    """The watcher's finding is kept, so that the same key says it again without a look."""
+async def test_records_a_success_without_a_character(session: CharacterSession, provider: FakeProvider) -> None:
+    """A success without a character is recorded, and the same key raises it again without a poll."""
     provider.fault = None
     provider.seen = MissingCharacterError("none", provider="fake", task_id="t1", payload={"id": ""})
     for _ in range(2):
         with pytest.raises(MissingCharacterError) as caught:
-            await session.create(**WISH)
+            await session.create(**REQUEST)
         assert caught.value.payload == {"id": ""}
     assert ((await entry_of(session)).state, len(provider.polls), len(provider.posts)) == (EntryState.FAILED, 1, 1)
 
 
-async def test_a_ledger_that_is_open_already_is_left_open(store: Shaky) -> None:
-    """Sessions may share a ledger, and its keys, at once; who opened it closes it."""
-    provider = Fake()
+async def test_leaves_an_open_ledger_open(store: FaultyStore) -> None:
+    """Sessions can share an open ledger and its keys, and do not close it."""
+    provider = FakeProvider()
     async with Ledger(store) as ledger:
         async with CharacterSession(provider, ledger=ledger) as one, CharacterSession(provider, ledger=ledger) as two:
-            made = await asyncio.gather(one.create(**WISH), two.create(**WISH))
-        assert [character.id for character in made] == ["ch_1"] * 2
+            characters = await asyncio.gather(one.create(**REQUEST), two.create(**REQUEST))
+        assert [character.id for character in characters] == ["ch_1"] * 2
         assert await ledger.get("mine")
     assert len(provider.posts) == 1
 
 
-async def test_what_stays_unwritten_is_told_at_the_end(store: Shaky, caplog: pytest.LogCaptureFixture) -> None:
-    """A ledger that never comes back is tried until the session closes, and the log names what is lost."""
-    provider = Fake()
+async def test_logs_lost_writes_on_closing(store: FaultyStore, caplog: pytest.LogCaptureFixture) -> None:
+    """A failing write is repeated until the session closes, and then logged with its task id."""
+    provider = FakeProvider()
     store.full = {EntryState.RUNNING}
     async with CharacterSession(provider, ledger=Ledger(store)) as session:
         with pytest.raises(LedgerError):
-            await session.submit(**WISH)
+            await session.submit(**REQUEST)
         await asyncio.sleep(100)
-    told = [(line.message, line.__dict__["task_id"]) for line in caplog.records if line.name == "sora_chars.session"]
-    assert told == [("ledger.write_failed", "t1"), ("ledger.write_lost", "t1")]
+    logged = [(line.message, line.__dict__["task_id"]) for line in caplog.records if line.name == "sora_chars.session"]
+    assert logged == [("ledger.write_failed", "t1"), ("ledger.write_lost", "t1")]
