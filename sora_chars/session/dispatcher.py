@@ -29,7 +29,7 @@ from sora_chars.ledger import EntryState
 from sora_chars.ledger.serialize import find, is_of_another, mark_orphaned, to_record, to_request
 from sora_chars.models import Character, TaskRequest, TaskSnapshot
 from sora_chars.polling.handle import HandleContext, TaskHandle
-from sora_chars.polling.watched_task import end_of
+from sora_chars.polling.watched_task import wait_until_done
 
 from .submission import Submission, not_sent
 from .tracker import TaskTracker
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from sora_chars.ledger import Entry, Ledger
     from sora_chars.models import Request
-    from sora_chars.polling.watched_task import WatchedTask
+    from sora_chars.polling.watched_task import OnFinished, WatchedTask
     from sora_chars.polling.watcher import TaskWatcher
     from sora_chars.protocols import Provider
 
@@ -81,6 +81,7 @@ class Dispatcher:
     pictures: Pictures | None = None
     closing: bool = False
     closed: asyncio.Future[None] = attrs.field(init=False)
+    on_finished: tuple[OnFinished, ...] = attrs.field(init=False)  # shared by all tasks of the session
     _writer: LedgerWriter = attrs.field(init=False)
     _tracker: TaskTracker = attrs.field(init=False)
     _asking: asyncio.Semaphore = attrs.field(factory=partial(asyncio.Semaphore, _MOST_ASKED))
@@ -89,8 +90,8 @@ class Dispatcher:
     def __attrs_post_init__(self) -> None:
         self.closed = asyncio.get_running_loop().create_future()
         self._writer = LedgerWriter(self.ledger)
-        self._tracker = TaskTracker(self.ledger, self.watcher)
-        self.watcher.settle = self._settle
+        self.on_finished = (self._settle_task,)
+        self._tracker = TaskTracker(self.ledger, self.watcher, self.on_finished)
 
     async def aclose(self, shutdown_timeout: float) -> None:
         """Carry through what was sent, for up to `shutdown_timeout` seconds, and write down what can be."""
@@ -177,7 +178,7 @@ class Dispatcher:
             key=entry.key,
             name=None if isinstance(request, TaskRequest) else request.name,
             wants=TaskSnapshot if isinstance(request, TaskRequest) else Character,
-            live=self.live(provider, watch),
+            context=self.live(provider, watch),
         )
 
     def live(self, provider: Provider, watch: WatchedTask) -> HandleContext:
@@ -218,8 +219,8 @@ class Dispatcher:
             watched=watched,
         )
 
-    async def _settle(self, provider: str, outcome: TaskSnapshot | MissingCharacterError) -> None:
-        await self._writer.settle(provider, outcome)
+    async def _settle_task(self, outcome: TaskSnapshot | MissingCharacterError) -> None:
+        await self._writer.settle(outcome.provider, outcome)
         if isinstance(outcome, TaskSnapshot):
             self._keep_picture(outcome)
 
@@ -247,7 +248,7 @@ class Dispatcher:
         self._submissions[carrier] = submission
         carrier.add_done_callback(self._submissions.pop)
         try:
-            await end_of(carrier)
+            await wait_until_done(carrier)
         except asyncio.CancelledError:
             if not submission.sent:
                 carrier.cancel()

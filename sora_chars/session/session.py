@@ -293,7 +293,8 @@ class CharacterSession:
                 raise InvalidRequestError(f"task_id: must be the id of a task, got {printable(repr(task), limit=60)}.")
             task = TaskHandle(task_id=task, provider=self._dispatcher.provider(provider).name, key=key or new_key())
         owner = self._dispatcher.provider(task.provider)
-        return task.attach(self._dispatcher.live(owner, self.watcher.watch(owner, task.task_id)))
+        watched = self.watcher.watch(owner, task.task_id, on_finished=self._dispatcher.on_finished)
+        return task.attach(self._dispatcher.live(owner, watched))
 
     async def register(self, request: Request | None = None, /, *, provider: str | None = None, **fields: Any) -> Entry:
         """Record a wish without sending it; `advance` takes it on from there. Raises as `submit` before it sends."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sora_chars.ledger import Entry, Ledger
     from sora_chars.models import TaskSnapshot
-    from sora_chars.polling.watched_task import WatchedTask
+    from sora_chars.polling.watched_task import OnFinished, WatchedTask
     from sora_chars.polling.watcher import TaskWatcher
     from sora_chars.protocols import Provider
 
@@ -29,11 +29,13 @@ log = logging.getLogger("sora_chars.session")
 class TaskTracker:
     """Brings tasks on record under a watcher.
 
-    `interval`: seconds between two looks whether the processes that poll the others are still alive.
+    `on_finished`: awaited with the end of each task. `interval`: seconds between two checks of whether the processes
+    that poll the other tasks are still alive.
     """
 
     ledger: Ledger
     watcher: TaskWatcher
+    on_finished: tuple[OnFinished, ...] = ()
     interval: float = 1.0
     _followed: dict[WatchedTask, tuple[Provider, Entry]] = attrs.field(
         factory=dict["WatchedTask", "tuple[Provider, Entry]"]
@@ -63,6 +65,7 @@ class TaskTracker:
             snapshot=snapshot,
             expects_callback=bool(provider.callback_url and entry.token_digest),
             polled_elsewhere=polled_elsewhere,
+            on_finished=self.on_finished,
         )
         if not watch.future.done() and (
             watch.polled_elsewhere or watch.expects_callback

@@ -382,7 +382,7 @@ def test_a_model_takes_a_few_hundred_bytes(median: float) -> None:
         durations.observe_finished(seconds, since=seconds / 2)
     curve = durations.curve(1.0)
     assert curve
-    tables = (durations._cells, curve.hazards, curve.polls)
+    tables = (durations._reached, durations._ended, durations._arriving, curve.hazards, curve.polls)
     assert sum(memoryview(table).nbytes for table in tables) < 800
 
 

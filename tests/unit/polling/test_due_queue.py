@@ -28,8 +28,8 @@ async def test_looks_make_nothing_that_stays() -> None:
     gc.collect()
     known = {id(each) for each in gc.get_objects()}
     for due in range(100, 1000):
-        assert queue.wait(float(due)) == 0.0
-        queue.add(queue.take(worth_nothing, 100), float(due))
+        assert queue.collect_due(float(due)) == 0.0
+        queue.add(queue.pop(worth_nothing, 100), float(due))
     assert all(id(turn) in known for turn in (*queue._heap, *queue._due))
     assert len(queue) == 100
 
@@ -39,8 +39,8 @@ async def test_little_is_kept_for_use() -> None:
     queue = DueQueue()
     for watch in watches(1500):
         queue.add(watch, 0.0)
-    assert queue.wait(0.0) == 0.0
+    assert queue.collect_due(0.0) == 0.0
     for _ in range(1500):
-        queue.take(worth_nothing, 2000)
+        queue.pop(worth_nothing, 2000)
     assert len(queue) == 0
     assert [len(turn) for turn in queue._free_list] == [2] * 1000

@@ -52,7 +52,7 @@ class Stage:
 
     def handle(self, **facts: Any) -> TaskHandle[Any]:
         """A live handle."""
-        return TaskHandle(task_id="t1", provider="fake", key="k1", live=self.live(), **facts)
+        return TaskHandle(task_id="t1", provider="fake", key="k1", context=self.live(), **facts)
 
     def live(self) -> HandleContext:
         """What a session would lend."""
@@ -61,8 +61,8 @@ class Stage:
 
     def end(self, outcome: TaskSnapshot) -> None:
         """Show the last snapshot and settle the wait."""
-        self.watch.show(outcome)
-        self.watch.end(outcome)
+        self.watch.update(outcome)
+        self.watch.finish(outcome)
 
     async def poll(self, provider: Provider, watch: WatchedTask) -> TaskSnapshot:
         """See `TaskWatcher`."""
@@ -200,7 +200,7 @@ async def test_updates_are_the_changes_only(stage: Stage) -> None:
     states = asyncio.create_task(collect(stage.handle()))
     await asyncio.sleep(1)
     for snapshot in (WAITING, GENERATING, GENERATING):
-        stage.watch.show(snapshot)
+        stage.watch.update(snapshot)
     stage.end(DONE)
     assert await states == ["waiting", "generating", "success"]
 
@@ -231,7 +231,7 @@ async def test_updates_end_with_the_error_of_the_wait(
     stage: Stage, error: WatcherStoppedError | AuthenticationError
 ) -> None:
     """A wait that ended without an end of the task raises in its updates too, once what was seen is told."""
-    stage.watch.end(error)
+    stage.watch.finish(error)
     states: list[str] = []
     with pytest.raises(type(error)) as caught:
         states.extend([snapshot.state async for snapshot in stage.handle().updates()])

@@ -117,8 +117,8 @@ async def process(house: House, name: str, *, end: float = math.inf, **facts: An
     store = Shared(house, name)
     async with Ledger(store) as ledger:
         writes = LedgerWriter(ledger)
-        watcher = TaskWatcher(polling=FixedInterval(PACE), settle=writes.settle)
-        tracker = TaskTracker(ledger, watcher)
+        watcher = TaskWatcher(polling=FixedInterval(PACE))
+        tracker = TaskTracker(ledger, watcher, (lambda outcome: writes.settle(outcome.provider, outcome),))
         try:
             yield Process(store, ledger, watcher, tracker, Fake(end=end, **facts))
         finally:
@@ -316,7 +316,7 @@ async def test_what_ends_while_it_is_taken_over(house: House) -> None:
             watches = [await one.tracker.join(one.provider, entry) for entry in entries]
             one.store.takes = 5.0
         await asyncio.sleep(3.0)  # the first is being taken over
-        watches[1].end(DONE)
+        watches[1].finish(DONE)
         one.provider.end = 0
         assert await watches[0].future == DONE
         assert await owner(one.ledger, 2) == "a"
@@ -331,7 +331,7 @@ async def test_what_ends_while_somebody_else_takes_it_over(house: House) -> None
             one.store.takes = 5.0
         await asyncio.sleep(2.0)  # it is being taken over
         await two.ledger.transition(entry, EntryState.RUNNING)
-        watch.end(DONE)
+        watch.finish(DONE)
         await asyncio.sleep(10.0)
         assert await owner(one.ledger) == "c"
         assert one.tracker._rounds
