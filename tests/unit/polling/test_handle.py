@@ -39,7 +39,9 @@ def snap(state: str, **facts: Any) -> TaskSnapshot:
     return TaskSnapshot(task_id="t1", provider="fake", state=state, **facts)
 
 
-WAITING, GENERATING, DONE = snap("waiting"), snap("generating"), snap("success", character=CHARACTER)
+WAITING = snap("waiting")
+GENERATING = snap("generating")
+DONE = snap("success", character=CHARACTER)
 FAILED = snap("fail", failure=TaskFailure("501", "generation failed"))
 
 
@@ -346,7 +348,8 @@ async def test_outcome_does_not_wait(fake: FakeWatcher) -> None:
 async def test_done_callbacks(fake: FakeWatcher) -> None:
     """The event loop calls each callback once with its handle, also if the wait has ended before."""
     called: list[TaskHandle[Any]] = []
-    first, second = fake.handle(), fake.handle()
+    first = fake.handle()
+    second = fake.handle()
     first.add_done_callback(called.append)
     fake.end(DONE)
     second.add_done_callback(called.append)

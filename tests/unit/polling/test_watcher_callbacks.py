@@ -14,7 +14,8 @@ from tests.support.fake_providers import Watched, script
 
 pytestmark = pytest.mark.looptime
 
-NEW, DONE = (TaskSnapshot(task_id="t1", provider="fake", state=state) for state in ("waiting", "success"))
+NEW = TaskSnapshot(task_id="t1", provider="fake", state="waiting")
+DONE = TaskSnapshot(task_id="t1", provider="fake", state="success")
 
 
 def every(seconds: float) -> aclosing[TaskWatcher]:
@@ -85,7 +86,8 @@ async def test_a_forged_callback_costs_a_few_polls() -> None:
 
 async def test_healthy_callbacks_stretch_polls() -> None:
     """While callbacks arrive, a task that expects one is polled a fifth as often; others are not affected."""
-    expecting, plain = Watched(script(NEW)), Watched(script(NEW), name="plain")
+    expecting = Watched(script(NEW))
+    plain = Watched(script(NEW), name="plain")
     async with every(10.0) as watcher:
         watcher.callback_health.record_success()
         watcher.watch(expecting, "t1", snapshot=NEW, expects_callback=True)
@@ -111,7 +113,8 @@ async def test_silence_ends_stretching() -> None:
 
 async def test_a_missed_callback_ends_stretching() -> None:
     """If a poll shows an end before its callback, the stretched polls of all tasks become due again at once."""
-    lost, other = Watched(script(DONE), name="lost"), Watched(script(NEW))
+    lost = Watched(script(DONE), name="lost")
+    other = Watched(script(NEW))
     async with every(4.0) as watcher:
         watcher.callback_health.record_success()
         watcher.watch(other, "t1", snapshot=NEW, expects_callback=True)
@@ -147,7 +150,8 @@ async def test_a_miss_without_a_success_changes_nothing() -> None:
 
 async def test_health_works_after_reopening() -> None:
     """A watcher that was closed while callbacks were healthy can be used again, and unstretches as a new one."""
-    watcher, provider = TaskWatcher(polling=FixedInterval(30.0)), Watched(script(NEW))
+    watcher = TaskWatcher(polling=FixedInterval(30.0))
+    provider = Watched(script(NEW))
     watcher.callback_health.record_success()
     await watcher.aclose()
     assert not watcher.callback_health.is_healthy

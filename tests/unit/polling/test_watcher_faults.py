@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.looptime
 
-NEW, DONE = (TaskSnapshot(task_id="t1", provider="fake", state=state) for state in ("waiting", "success"))
+NEW = TaskSnapshot(task_id="t1", provider="fake", state="waiting")
+DONE = TaskSnapshot(task_id="t1", provider="fake", state="success")
 
 
 @attrs.define(eq=False)
