@@ -50,7 +50,7 @@ class DueQueue:
         task.due = due
         task.heap_id = self._last_heap_id
         entry = self._free_list.pop() if self._free_list else []
-        entry[:] = due, self._last_heap_id, task
+        entry[:] = (due, self._last_heap_id, task)
         heapq.heappush(self._heap, entry)
         return self._heap[0] is entry
 

@@ -35,7 +35,7 @@ _MIN_POLLS = 1.0  # minimum expected polls per task (the ladder may poll a short
 _PRIOR_SPREAD = 0.3  # of the logarithms of one model's durations, before any is known
 _PRIOR_WEIGHT = 2.0  # durations
 _MIN_KERNEL_WIDTH = 0.02
-_MIN_WEIGHT_OF_MODES = 4  # durations that it takes to tell several kinds of tasks apart
+_MIN_WEIGHT_OF_MODES = 4  # durations needed to distinguish several kinds of tasks
 _DENSEST_THIRD = 0.86  # standard deviations in which a normal distribution has its densest third
 
 

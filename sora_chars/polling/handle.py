@@ -216,7 +216,7 @@ class TaskHandle(Generic[R]):
                 task_id=self.task_id,
                 payload=snapshot.result,
             )
-        return outcome  # type: ignore[return-value] # `wants` tells which of the two types R is
+        return outcome  # type: ignore[return-value] # `wants` is the type R, if it is known
 
     async def _next_update(self, queue: asyncio.Queue[TaskSnapshot | None], deadline: float) -> TaskSnapshot | None:
         try:

@@ -36,7 +36,7 @@ log = logging.getLogger("sora_chars.watcher")
 FALLBACK_INTERVAL = 30.0
 """Seconds between our own polls of a task that another process polls, in case that process hangs."""
 
-_ROUNDED_FROM = 0.25  # seconds; longer delays are rounded up, so that polls share wake-ups
+_ROUNDED_FROM = 0.25  # seconds; longer delays are rounded up to share wake-ups
 _WAKE_UPS_PER_SECOND = 64
 _STRETCH = 5.0  # interval multiplier while callbacks are healthy
 _FAULT_DELAYS = (1.0, 30.0)  # seconds; shortest and longest
@@ -294,5 +294,5 @@ def observe(polling: PollingStrategy, snapshot: TaskSnapshot, age: float, unseen
 
 
 def _round_up(due: float) -> float:
-    """Round up to the next 1/64 s, so that one wake-up serves every poll due by then."""
+    """Round up to the next 1/64 s. One wake-up then serves every poll due by that time."""
     return math.ceil(due * _WAKE_UPS_PER_SECOND) / _WAKE_UPS_PER_SECOND

@@ -98,12 +98,7 @@ class TaskWatcher:
         poller.tasks[task_id] = task
         task.last_polled = loop.time()
         task.started = task.last_polled if snapshot else None
-        try:
-            delay = self._first_delay(snapshot, polled_elsewhere=polled_elsewhere)
-        except Exception as error:  # noqa: BLE001 # a strategy's bug must not lose an id that was just paid for
-            poller.fail(task, error)
-        else:
-            poller.schedule(task, delay, stretch=True)
+        self._schedule_first_poll(poller, task)
         return task
 
     def nudge(self, provider: str, task_id: str, *, by: Literal["poll", "callback"] = "callback") -> bool:
@@ -151,7 +146,7 @@ class TaskWatcher:
         observe(self.polling, snapshot, age, unseen)
 
     def estimate(self, task: WatchedTask) -> Eta | None:
-        """Return how many seconds a task has left, if the polling strategy can tell."""
+        """Return how many seconds a task has left, if the polling strategy knows."""
         if task.started is None or task.future.done():
             return None
         return self.polling.estimate(task.snapshot, asyncio.get_running_loop().time() - task.started)
@@ -195,10 +190,15 @@ class TaskWatcher:
             )
         return poller
 
-    def _first_delay(self, snapshot: TaskSnapshot | None, *, polled_elsewhere: bool) -> float:
-        if snapshot:
-            return self.polling.delay(snapshot, 0.0)
-        return FALLBACK_INTERVAL if polled_elsewhere else 0.0
+    def _schedule_first_poll(self, poller: ProviderPoller, task: WatchedTask) -> None:
+        delay = FALLBACK_INTERVAL if task.polled_elsewhere else 0.0
+        try:
+            if task.snapshot:
+                delay = self.polling.delay(task.snapshot, 0.0)
+        except Exception as error:  # noqa: BLE001 # a strategy's bug must not lose an id that was just paid for
+            poller.fail(task, error)
+        else:
+            poller.schedule(task, delay, stretch=True)
 
     def _unstretch(self) -> None:
         for poller in self._pollers.values():
