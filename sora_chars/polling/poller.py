@@ -87,7 +87,7 @@ class ProviderPoller:
     _scheduler: asyncio.Task[None] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._scheduler = asyncio.create_task(self._run(), name=f"sora_chars poller of {self.provider.name}")
+        self._scheduler = asyncio.create_task(self._run(), name=f"sora_chars watcher of {self.provider.name}")
         self._scheduler.add_done_callback(self._died)
 
     @property
