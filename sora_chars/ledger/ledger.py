@@ -208,18 +208,18 @@ class Ledger:
         *,
         states: Collection[EntryState] = tuple(EntryState),
         newest_first: bool = False,
-        word: str | None = None,
+        query: str | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[Entry]:
         """Up to `limit` entries in the order in which they were asked, a page in memory at a time.
 
-        `word`: only those that mention it, in any case. Entries that change meanwhile are given as they are or were.
+        `query`: only those that mention it, in any case. Entries that change meanwhile are given as they are or were.
         """
         left, place = limit, None
         while left is None or left > 0:
             self._check_home()
             page = await self._store.page(states, after=place, newest_first=newest_first, size=_PAGE)
-            found = [entry for _, entry in page if word is None or entry.mentions(word)]
+            found = [entry for _, entry in page if query is None or entry.mentions(query)]
             for entry in found[:left]:
                 yield entry
             if len(page) < _PAGE:

@@ -200,13 +200,13 @@ async def test_entries_are_chosen(ledger_url: str) -> None:
         assert await keys(ledger, states={EntryState.RUNNING}) == ["k-2"]
         assert await keys(ledger, states={EntryState.PENDING, EntryState.SUCCEEDED}) == ["k-1", "k-3"]
         assert await keys(ledger, states=()) == []
-        assert await keys(ledger, word="ärger") == ["k-3"]
-        assert await keys(ledger, word="FRÖHLICH") == ["k-1", "k-2", "k-3"]
-        assert await keys(ledger, word="TASK-K") == ["k-2", "k-3"]
-        assert await keys(ledger, word="k-1") == ["k-1"]
-        assert await keys(ledger, word="prompt") == []
+        assert await keys(ledger, query="ärger") == ["k-3"]
+        assert await keys(ledger, query="FRÖHLICH") == ["k-1", "k-2", "k-3"]
+        assert await keys(ledger, query="TASK-K") == ["k-2", "k-3"]
+        assert await keys(ledger, query="k-1") == ["k-1"]
+        assert await keys(ledger, query="prompt") == []
         assert await keys(
-            ledger, word="fröh", states={EntryState.RUNNING, EntryState.PENDING}, limit=1, newest_first=True
+            ledger, query="fröh", states={EntryState.RUNNING, EntryState.PENDING}, limit=1, newest_first=True
         ) == ["k-2"]
 
 
