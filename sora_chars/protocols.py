@@ -1,4 +1,4 @@
-"""What a provider and a pace have to offer, so that anybody can write one."""
+"""The interfaces of a provider and of a polling strategy. Inherit from them to write your own."""
 
 from __future__ import annotations
 
@@ -18,11 +18,30 @@ if TYPE_CHECKING:
 
 
 class Provider(Protocol):
-    """A service that makes characters. Inherit from it, write `submit` and, unless `synchronous`, `fetch`.
+    """A service that makes characters.
 
-    `name` is how requests and ledgers name it. A `synchronous` provider's first snapshot is already finished.
-    `callback_url`: the base URL under which callbacks of this provider's tasks arrive, if they do. `account`: whose
-    limits it keeps, which processes on one ledger then divide between them; None for none that are known here.
+    Inherit from it and write `submit` and `fetch`; a `synchronous` provider needs
+    `submit` only. The other methods have defaults.
+
+        class Studio(Provider):
+            name = "studio"
+
+            async def submit(self, request, *, callback_url, on_send):
+                async with on_send():
+                    task = await studio.start(request.from_task)
+                return TaskSnapshot(task_id=task.id, provider=self.name, state="waiting")
+
+            async def fetch(self, task_id):
+                task = await studio.status(task_id)
+                return TaskSnapshot(task_id=task_id, provider=self.name, state=task.state)
+
+    Attributes:
+        name: The name by which requests and ledgers refer to the provider.
+        synchronous: Whether `submit` returns a finished snapshot.
+        callback_url: The base URL at which callbacks of this provider's tasks arrive.
+            None if there are none.
+        account: The account whose rate limits the provider keeps. Processes that share
+            a ledger divide these limits between them. None without known limits.
     """
 
     name: str
@@ -31,9 +50,10 @@ class Provider(Protocol):
     account: Account | None = None
 
     def check(self, request: Request) -> Sequence[str]:
-        """Say why this provider cannot serve `request`, a line for each reason, naming the field; empty if it can.
+        """Return why this provider cannot serve a request: one line for each reason, naming the field.
 
-        No network, and no more disk than a local file's headers.
+        An empty sequence means that it can. Do not use the network, and read no more
+        of a local file than its header.
         """
         del request
         return ()
@@ -41,43 +61,65 @@ class Provider(Protocol):
     async def submit(
         self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
-        """Start the task and return its first snapshot.
+        """Start a task, and return its first snapshot.
 
-        `async with on_send():` stands around the request that costs money, entered once nothing is left to wait for:
-        the ledger is told, and the session no longer cancels this coroutine when its caller goes away. A `harmless`
-        error that leaves it takes that back.
+        Args:
+            request: A request for which `check` returned no reasons.
+            callback_url: The URL to which the provider should send the callback of
+                this task.
+            on_send: Returns the context manager in which to send the request that
+                costs money. Enter it once, when nothing is left to wait for. It records
+                the request in the ledger; from then on the session no longer cancels
+                this coroutine when its caller is cancelled. A `harmless` error that
+                leaves the block reverts the record.
 
         Raises:
-            NoAnswerError: not `harmless` when the paid request may have arrived; it is then never sent again.
-            ProviderError: the provider refused.
+            NoAnswerError: No response came. Unless the error is `harmless`, the request
+                may have arrived and is never sent again.
+            ProviderError: The provider rejected the request.
         """
         ...
 
     async def fetch(self, task_id: str) -> TaskSnapshot:
-        """Look at the task once.
+        """Poll a task once.
 
         Raises:
-            ProviderError: `transient` when a later look may work.
+            ProviderError: The poll failed. A `transient` error is retried.
+            TaskNotFoundError: The provider has no such task, or does not show it yet.
+            MissingCharacterError: The task succeeded, but its result holds no character id.
         """
-        raise ConfigurationError(f"{self.name} answers at once and has no tasks to look at: {task_id!r}.")
+        raise ConfigurationError(f"{self.name} is synchronous and has no tasks to poll, got {task_id!r}.")
 
     async def fetch_if_changed(self, seen: TaskSnapshot) -> TaskSnapshot:
-        """Look again at a task that was last `seen` so; may return `seen` itself. Raises as `fetch`."""
+        """Poll a task whose last snapshot is `seen`. May return `seen` itself if nothing has changed.
+
+        Raises:
+            ProviderError: As `fetch`.
+        """
         return await self.fetch(seen.task_id)
 
     async def poll_capacity(self) -> int:
-        """How many times `fetch` would be sent at once, as soon as it would be once.
+        """Wait until a poll may be sent, and return how many may be sent now.
 
-        So tasks are picked as late as can be. When more are due, the most promising are looked at first.
+        Tasks are picked only after this returns. If more tasks are due than may be
+        polled, those with the highest priority are polled first.
         """
         return UNLIMITED
 
     async def credit(self) -> float:
-        """How many credits the account has left."""
-        raise ConfigurationError(f"{self.name} does not tell how many credits are left.")
+        """Return how many credits the account has left.
+
+        Raises:
+            ConfigurationError: The provider does not report credits.
+        """
+        raise ConfigurationError(f"{self.name} does not report how many credits are left.")
 
     async def models(self) -> list[ModelInfo]:
-        """Which models can be asked for now."""
+        """Return the models that are available now.
+
+        Raises:
+            ConfigurationError: The provider does not list its models.
+        """
         raise ConfigurationError(f"{self.name} does not list its models.")
 
     async def __aenter__(self) -> Self:
@@ -87,40 +129,55 @@ class Provider(Protocol):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close what was opened, once the last session has left."""
+        """Leave a session. Close the connections when the last session leaves."""
         del kind, error, traceback
 
 
 class PollingStrategy(Protocol):
-    """When to look at a task next. Inherit from it and write `delay`; the rest is for those that learn."""
+    """Decides when to poll a task next.
+
+    Inherit from it and write `delay`. The other methods are for strategies that learn
+    how long tasks take; their defaults learn nothing.
+
+        class Doubling(PollingStrategy):
+            def delay(self, snapshot, age):
+                return min(max(age, 1.0), 30.0)
+
+    In all methods `snapshot` is the last one of the task, None if there is none yet.
+    `age` is the age of the task and `unseen` the time since its previous poll, both in
+    seconds.
+    """
 
     def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
-        """Seconds until the next look at a task that is `age` seconds old; `snapshot` is the last one, if any."""
+        """Return the seconds until the next poll."""
         ...
 
     def observe_finished(self, snapshot: TaskSnapshot) -> None:
-        """Hear of a task that has ended, well or not; also of those that are on record when a session opens."""
+        """Learn from a finished task, whether it succeeded or failed.
+
+        A session that opens also passes the finished tasks of its ledger.
+        """
         del snapshot
 
     def observe(self, snapshot: TaskSnapshot, age: float, unseen: float) -> None:
-        """Hear what a look has shown of a task `age` seconds old that was last looked at `unseen` seconds ago.
+        """Learn from a poll. An error raised here is logged and ends no wait.
 
-        Unless written, `learn` hears of it if the task has ended.
+        By default `observe_finished` is called if the task has ended.
         """
         del age, unseen
         if snapshot.finished:
             self.observe_finished(snapshot)
 
     def priority(self, snapshot: TaskSnapshot | None, age: float, unseen: float) -> float:
-        """How much waiting a look now saves at a task `age` seconds old that was last looked at `unseen` seconds ago.
+        """Return the priority of polling now: the expected reduction in detection delay, in seconds.
 
-        Of the tasks that are due when fewer looks are allowed, the one with the largest gain goes first. Seconds, 0 or
-        more; growing with `unseen`, so that none starves.
+        If more tasks are due than may be polled, the one with the highest priority is
+        polled first. Must be 0 or more, and grow with `unseen`: then no task starves.
         """
         del snapshot, age
         return unseen
 
     def estimate(self, snapshot: TaskSnapshot | None, age: float) -> Eta | None:
-        """When a task that has not ended at `age` seconds will, if anything is known."""
+        """Return how many seconds a running task has left, or None if nothing is known."""
         del snapshot, age
         return None

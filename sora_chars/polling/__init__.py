@@ -1,1 +1,1 @@
-"""Watching tasks until they end: one scheduler, the polling strategies, and the handles that callers hold."""
+"""Polling of tasks until they end: the watcher, the polling strategies and task handles."""

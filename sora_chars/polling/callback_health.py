@@ -1,4 +1,4 @@
-"""Whether callbacks are arriving: while they do, polling may be rarer."""
+"""Whether callbacks are arriving. While they are, tasks are polled less often."""
 
 from __future__ import annotations
 
@@ -11,39 +11,44 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_VOUCHED = 60.0  # seconds for which one callback vouches for the next
+_HEALTHY_SECONDS = 60.0  # how long callbacks count as healthy after one has arrived
 
 
 @attrs.define(eq=False, repr=False)
 class CallbackHealth:
-    """That callbacks arrive, for as long as they do. `ended` is called when it ends."""
+    """Tracks whether callbacks are arriving.
 
-    ended: Callable[[], object]
-    _until: float = -math.inf
+    Args:
+        on_unhealthy: Called when callbacks stop arriving or one is missed.
+    """
+
+    on_unhealthy: Callable[[], object]
+    _healthy_until: float = -math.inf  # loop time
     _timer: asyncio.TimerHandle | None = None
 
     @property
     def is_healthy(self) -> bool:
-        """Whether callbacks are arriving."""
-        return self._until > asyncio.get_running_loop().time()
+        """Whether a callback has arrived lately and none was missed since."""
+        return self._healthy_until > asyncio.get_running_loop().time()
 
     def record_success(self) -> None:
-        """Note a callback."""
+        """Record that a callback has arrived."""
         loop = asyncio.get_running_loop()
-        self._until = loop.time() + _VOUCHED
+        self._healthy_until = loop.time() + _HEALTHY_SECONDS
         if self._timer is None:
-            self._timer = loop.call_at(self._until, self._end)
+            self._timer = loop.call_at(self._healthy_until, self._check)
 
     def record_miss(self) -> None:
-        """Note that one did not come."""
-        self._until = -math.inf
+        """Record that an expected callback did not arrive, or that callbacks no longer count."""
+        self._healthy_until = -math.inf
         if self._timer:
             self._timer.cancel()
-            self._end()
+            self._check()
 
-    def _end(self) -> None:
+    def _check(self) -> None:
+        """Start the timer again if a callback has arrived since, else report the end of healthy callbacks."""
         self._timer = None
         if self.is_healthy:
-            self._timer = asyncio.get_running_loop().call_at(self._until, self._end)
+            self._timer = asyncio.get_running_loop().call_at(self._healthy_until, self._check)
         else:
-            self.ended()
+            self.on_unhealthy()

@@ -1,8 +1,9 @@
-"""What is learned of one model: how long its tasks take, and how dense polls should lie at each age.
+"""How long the tasks of one model take, and how densely to poll them at each age.
 
-With f the density of durations, S = P(longer) and h = f/S the hazard, polls at a rate n(t) cost P = integral of n S
-polls a task and find its end L = integral of f/(2n) late. For a given P, L is least where n is proportional to sqrt(h)
-(Lagrange), and then P x L = (integral of sqrt(f S))**2 / 2, against E[T]/2 for polls at even intervals.
+With f the density of durations, S = P(longer) and h = f/S the hazard, polls at a rate n(t)
+cost P = integral of n S polls per task and detect its end L = integral of f/(2n) late. For
+a given P, L is smallest where n is proportional to sqrt(h) (Lagrange), and then
+P x L = (integral of sqrt(f S))**2 / 2, against E[T]/2 for polls at even intervals.
 """
 
 from __future__ import annotations
@@ -16,102 +17,114 @@ from typing import TYPE_CHECKING
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-RUNGS = ((30.0, 2.0, 3.0), (120.0, 5.0, 10.0), (math.inf, 15.0, 30.0))
-"""kie.ai's ladder: until which age the gap is drawn from which range, all seconds."""
+LADDER = ((30.0, 2.0, 3.0), (120.0, 5.0, 10.0), (math.inf, 15.0, 30.0))
+"""kie.ai's documented polling steps: up to an age, the shortest and longest delay, all in seconds."""
 
-_WINDOW = 64  # durations that are counted of a model
-_FIRST = 0.1  # seconds, where the cells of age begin
-_WIDE = 1 / 16  # a cell, in the logarithm of age
-_MOST_CELLS = 240
-_FORGOTTEN = 0.09  # of what a cell knows, with each task that comes through: what was 7 tasks ago counts half
-_LEAST = 1e-3  # of all tasks; smaller parts are rounding, or long forgotten
-_CELLS = 32  # of a curve
-_REACH = 5.0  # how far a curve goes beyond all durations seen, in kernel widths
-_CLOSEST = 0.5  # seconds between polls; but for the shortest tasks, an answer takes as long
-_FEWEST = 1.0  # polls before the end, on average: a ladder's first poll at a short task comes after it
-_USUAL_SPREAD = 0.3  # of the logarithms of one model's durations, believed as if seen twice
-_BELIEF = 2.0
-_NARROWEST = 0.02
-_LEAST_DENSE = 4  # durations
-_DENSE_THIRD = 0.86  # a normal distribution has a third of itself within so many deviations
+_MAX_COUNT = 64  # durations after which the counter of a model stops
+_FIRST_AGE = 0.1  # seconds; where the cells of age begin
+_CELL_WIDTH = 1 / 16  # in the logarithm of age
+_MAX_CELLS = 240
+_FORGETTING = 0.09  # of a cell's weight, per task that passes through it: a half-life of 7 tasks
+_MIN_PART = 1e-3  # of all tasks; smaller parts are rounding errors, or long forgotten
+_CURVE_CELLS = 32
+_REACH = 5.0  # kernel widths by which a curve extends beyond the observed durations
+_MIN_INTERVAL = 0.5  # minimum poll interval in seconds, about one round trip; less for the shortest tasks
+_MIN_POLLS = 1.0  # minimum expected polls per task (the ladder may poll a short task only once, after its end)
+_PRIOR_SPREAD = 0.3  # of the logarithms of one model's durations, before any is known
+_PRIOR_WEIGHT = 2.0  # durations
+_MIN_KERNEL_WIDTH = 0.02
+_MIN_WEIGHT_OF_MODES = 4  # durations needed to distinguish several kinds of tasks
+_DENSEST_THIRD = 0.86  # standard deviations in which a normal distribution has its densest third
 
 
 def ladder_polls(age: float) -> float:
-    """How many polls the ladder has taken by `age`, on average."""
+    """Return how many polls the ladder has made by `age`, on average."""
     polls = since = 0.0
-    for until, low, high in RUNGS:
-        polls += max(0.0, min(age, until) - since) * 2 / (low + high)
+    for until, shortest, longest in LADDER:
+        polls += max(0.0, min(age, until) - since) * 2 / (shortest + longest)
         since = until
     return polls
 
 
 def ladder_age(polls: float) -> float:
-    """The age by which the ladder has taken so many polls: the inverse of `ladder_polls`."""
+    """Return the age by which the ladder has made this many polls: the inverse of `ladder_polls`."""
     age = since = 0.0
-    for until, low, high in RUNGS:
-        here = min(polls, (until - since) * 2 / (low + high))
-        age += here * (low + high) / 2
-        polls -= here
+    for until, shortest, longest in LADDER:
+        made = min(polls, (until - since) * 2 / (shortest + longest))
+        age += made * (shortest + longest) / 2
+        polls -= made
         since = until
     return age
 
 
 @attrs.define(eq=False, repr=False)
 class Curve:
-    """A distribution of durations and the polls at it, as tables over age.
+    """A distribution of durations and the polls that suit it, as tables over age.
 
-    Their first place is the age 0, the others are ages from `first` to `last`, in seconds, evenly spaced in their
-    logarithm. `hazards`: the hazard accumulated by then, -ln S. `polls`: how many polls are due by then. Between places
-    all are taken for linear; past the last one the ladder goes on.
+    Index 0 of a table is the age 0. The other ages run from `first` to `last`, evenly
+    spaced in their logarithm. Values between two ages are interpolated linearly. Past
+    the last age the polls follow the ladder.
+
+    Attributes:
+        first: The first age after 0, in seconds.
+        last: The last age, in seconds.
+        hazards: The hazard accumulated by each age, -ln S.
+        polls: The number of polls due by each age.
+        tail: The hazard accumulated per e-fold of age past the last age.
+        confidence: From 0 to 1, by the number of durations. At least the remaining part
+            of the polls follows the ladder.
     """
 
     first: float
     last: float
     hazards: array[float]
     polls: array[float]
-    tail: float  # past the last age, hazard accumulates by this for each e-fold of age
-    trust: float  # 0 to 1, by the number of durations; of the polls, the rest at least is the ladder's
+    tail: float
+    confidence: float
     _step: float = attrs.field(init=False)  # between two ages, in their logarithm
 
     def __attrs_post_init__(self) -> None:
-        self._step = math.log(self.last / self.first) / _CELLS
+        self._step = math.log(self.last / self.first) / _CURVE_CELLS
 
     @property
     def ages(self) -> list[float]:
-        """The ages of the tables."""
+        """The ages of the tables, in seconds."""
         return [*map(self._age, range(len(self.polls)))]
 
     def hazard(self, age: float) -> tuple[float, float]:
-        """The hazard accumulated by `age`, and by how much it grows a second."""
+        """Return the hazard accumulated by `age`, and its growth per second."""
         if age >= self.last:
             return self.hazards[-1] + self.tail * math.log(age / self.last), self.tail / age
-        place = self._place(age)
-        growth = self.hazards[int(place) + 1] - self.hazards[int(place)]
-        places = 1 / self.first if age < self.first else 1 / (age * self._step)  # a second
-        return _at(place, self.hazards), growth * places
+        index = self._index(age)
+        growth = self.hazards[int(index) + 1] - self.hazards[int(index)]
+        cells_per_second = 1 / self.first if age < self.first else 1 / (age * self._step)
+        return _value_at(index, self.hazards), growth * cells_per_second
 
     def next_poll_age(self, age: float, growth: float) -> float:
-        """The age at which `growth` more polls are due than at `age`."""
+        """Return the age at which `growth` more polls are due than at `age`."""
         if age >= self.last:
             return ladder_age(ladder_polls(age) + growth)
-        wanted = _at(self._place(age), self.polls) + growth
+        wanted = _value_at(self._index(age), self.polls) + growth
         if wanted < self.polls[-1]:
-            return self._age(_place_of(wanted, self.polls))
+            return self._age(_index_of(wanted, self.polls))
         return ladder_age(ladder_polls(self.last) + wanted - self.polls[-1])
 
     def age(self, part: float, *, after: float = 0.0) -> float:
-        """The age by which `part`, from 0 to 1, of the tasks that outlive `after` have ended; at most the last one."""
+        """Return the age by which a part, from 0 to 1, of the tasks that outlive `after` has ended.
+
+        It is never above `last`.
+        """
         hazard = self.hazard(after)[0] - math.log1p(-part)
-        return self.last if hazard >= self.hazards[-1] else self._age(_place_of(hazard, self.hazards))
+        return self.last if hazard >= self.hazards[-1] else self._age(_index_of(hazard, self.hazards))
 
     def cost(self) -> tuple[float, float]:
-        """How many polls a task takes on average, and by how many seconds its end is seen late."""
+        """Return the mean polls per task, and the mean delay in seconds until its end is detected."""
         return self._cost(self.polls)
 
     def ladder_cost(self) -> tuple[float, float]:
-        """What `cost` would be with kie.ai's ladder."""
+        """Return what `cost` would be with kie.ai's ladder."""
         return self._cost([*map(ladder_polls, self.ages)])
 
     def _cost(self, polls: Sequence[float]) -> tuple[float, float]:
@@ -119,132 +132,165 @@ class Curve:
         cells = list(zip(pairwise(self.ages), pairwise(polls), pairwise(surviving), strict=True))
         before = sum((n1 - n0) * (s0 + s1) / 2 for _, (n0, n1), (s0, s1) in cells)
         late = sum((s0 - s1) * (t1 - t0) / (n1 - n0) / 2 for (t0, t1), (n0, n1), (s0, s1) in cells if n1 > n0)
-        return before + 0.5, late  # the poll that shows the end comes half a gap after it
+        return before + 0.5, late  # the poll that detects the end comes half an interval after it
 
-    def _place(self, age: float) -> float:
-        """Where on the tables an age before the last one lies."""
-        place = age / self.first if age < self.first else 1 + math.log(age / self.first) / self._step
-        return min(place, math.nextafter(_CELLS + 1, 0))  # which rounding must not reach
+    def _index(self, age: float) -> float:
+        """Return the fractional index of an age below `last`."""
+        index = age / self.first if age < self.first else 1 + math.log(age / self.first) / self._step
+        return min(index, math.nextafter(_CURVE_CELLS + 1, 0))  # rounding must not reach the last index
 
-    def _age(self, place: float) -> float:
-        return self.first * (place if place < 1 else math.exp((place - 1) * self._step))
-
-
-def _at(place: float, table: Sequence[float]) -> float:
-    """What stands at a place of a table before its last one."""
-    left = int(place)
-    return table[left] + (table[left + 1] - table[left]) * (place - left)
+    def _age(self, index: float) -> float:
+        return self.first * (index if index < 1 else math.exp((index - 1) * self._step))
 
 
-def _place_of(number: float, table: Sequence[float]) -> float:
-    """Where in a rising table a number stands; `table[0] <= number < table[-1]`."""
-    right = bisect_right(table, number)
-    return right - 1 + (number - table[right - 1]) / (table[right] - table[right - 1])
+def _value_at(index: float, table: Sequence[float]) -> float:
+    """Return the value of a table at a fractional index below its last one."""
+    left = int(index)
+    return table[left] + (table[left + 1] - table[left]) * (index - left)
+
+
+def _index_of(value: float, table: Sequence[float]) -> float:
+    """Return the fractional index of a value in a rising table; `table[0] <= value < table[-1]`."""
+    right = bisect_right(table, value)
+    return right - 1 + (value - table[right - 1]) / (table[right] - table[right - 1])
 
 
 @attrs.define(eq=False, repr=False)
 class Durations:
-    """What is known of how long the tasks of one model take, and the curve made of it.
+    """Learns how long the tasks of one model take, and makes a `Curve` of it.
 
-    A task that still runs tells something too: that it takes longer. If only those counted that have ended, the first
-    ones of a batch would teach that all are short. So ages are divided into cells, evenly spaced in their logarithm,
-    and a cell holds how many tasks were seen to reach it, and how many of these ended in it. A cell forgets a little
-    with each task that comes through it: thus a model that drifts is followed, and of a thousand tasks that run
-    together the first to end are not forgotten for the last. Nothing is kept of a single task that runs, so that
-    nobody has to say when it is watched no longer; nor of the cells before any task ends, which all tasks come through.
+    A running task counts, too: it takes longer than its present age. If only finished
+    tasks counted, the first ones of a batch would suggest that all are short.
+
+    Ages are divided into cells that are evenly spaced in their logarithm. A cell holds
+    how many tasks have reached it and how many of these have ended in it, and forgets a
+    little with each task that passes through it. A model that drifts is followed; of a
+    thousand tasks that run at the same time, the last ones do not displace the first.
+
+    Nothing is kept of a single running task, so a task that is no longer watched needs
+    no clean-up. Cells below the shortest duration are not kept, since all tasks pass
+    through them.
     """
 
-    count: int = 0  # durations, up to `_WINDOW`
-    _start: int = 0  # the first cell that is kept
-    _cells: array[float] = attrs.field(factory=lambda: array("f"))  # reached, ended, coming; reached, ended, coming;...
-    _ending: bytes = b""  # the cells in which those ended that are not yet among `ended`
+    count: int = 0  # durations, up to `_MAX_COUNT`
+    _start: int = 0  # the first cell that is kept; index 0 of the arrays
+    _reached: array[float] = attrs.field(factory=lambda: array("f"))  # tasks that reached each cell
+    _ended: array[float] = attrs.field(factory=lambda: array("f"))  # tasks that ended in each cell
+    _arriving: array[float] = attrs.field(factory=lambda: array("f"))  # differences between neighbouring cells
+    _ending: bytes = b""  # the cells of ends that `_ended` does not hold yet
     _curve: Curve | None = None
 
     def observe_running(self, since: float, until: float) -> None:
-        """Learn that a task which ran at the age `since` still did so at the age `until`."""
-        self._come(_cell(since), _cell(until))
+        """Learn that a task which ran at the age `since` still ran at the age `until`."""
+        self._arrive(_cell(since), _cell(until))
 
     def observe_finished(self, seconds: float, *, since: float = 0.0) -> None:
-        """Learn the duration of a task that was last seen to run at the age `since`.
+        """Learn the duration of a task that was last seen running at the age `since`.
 
-        The curve is made anew with every eighth of what is known, not with each.
+        The curve is not made again for every task, but whenever an eighth of what is
+        known is new.
         """
         cell = int(_cell(seconds))
         if cell < self._start:
-            self._cells[:0] = array("f", [self._cells[0], 0.0, 0.0] * (self._start - cell))
-            self._start = cell
-        self._come(_cell(min(since, seconds)), cell + 1)
+            self._prepend(self._start - cell)
+        self._arrive(_cell(min(since, seconds)), cell + 1)
         self._ending += bytes([cell])
-        self.count = min(self.count + 1, _WINDOW)
+        self.count = min(self.count + 1, _MAX_COUNT)
         if len(self._ending) * 8 > self.count:
-            self._settle()
+            self._absorb()
             self._curve = None
 
-    def _come(self, low: float, high: float) -> None:
-        """Count one more task in each cell that it came through, and the part of a cell that it did.
-
-        What is coming to a cell is kept less what is to the one before, so that only two change.
-        """
-        low, high = max(0.0, low - self._start), max(0.0, high - self._start)
-        self._cells.extend(repeat(0.0, 3 * (int(high) + 2) - len(self._cells)))
-        for place, sign in ((low, 1.0), (high, -1.0)):
-            cell, part = int(place), place - int(place)
-            self._cells[3 * cell + 2] += sign * (1 - part)
-            self._cells[3 * cell + 5] += sign * part
-
-    def _settle(self) -> None:
-        """Take those in who came of late; each cell forgets as much as that is."""
-        cells = self._cells
-        for cell, came in enumerate(accumulate(cells[2::3])):
-            if came > 0:
-                kept = (1 - _FORGOTTEN) ** came
-                new = (1 - kept) / _FORGOTTEN
-                ending = self._ending.count(self._start + cell)
-                cells[3 * cell] = cells[3 * cell] * kept + new
-                cells[3 * cell + 1] = cells[3 * cell + 1] * kept + new * ending / came
-        cells[2::3] = array("f", bytes(len(cells) // 3 * 4))
-        self._ending = b""
-        before = next((cell for cell, (reached, ended) in self._known() if ended > _LEAST * reached), 0)
-        del cells[: 3 * before]
-        self._start += before
-
-    def _known(self) -> Iterable[tuple[int, tuple[float, float]]]:
-        """How many have reached each cell and ended in it, by its place among those that are kept."""
-        return enumerate(zip(self._cells[::3], self._cells[1::3], strict=True))
-
     def curve(self, request_budget: float) -> Curve | None:
-        """The curve of what is known, if anything is; `request_budget` as `AdaptiveInterval` has it, the same each time."""
+        """Return the curve of what is known, or None if nothing is.
+
+        `request_budget` is that of `AdaptiveInterval`, and must be the same at each call.
+        """
         if self._curve is None and (ends := self._ends()):
             self._curve = fit(ends, self._weight(), self.count, request_budget)
         return self._curve
 
-    def _ends(self) -> dict[float, float]:
-        """Which part of all tasks ends where: logarithms of ages, rising. Of the others it is not known.
+    def _prepend(self, cells: int) -> None:
+        """Keep more cells before the first one. All known tasks have reached them, and none has ended there."""
+        self._reached[:0] = array("f", [self._reached[0]]) * cells
+        self._ended[:0] = array("f", [0.0]) * cells
+        self._arriving[:0] = array("f", [0.0]) * cells
+        self._start -= cells
 
-        Kaplan and Meier's estimate: so many of those who outlive all cells before end in this one.
+    def _append(self, cells: int) -> None:
+        for table in (self._reached, self._ended, self._arriving):
+            table.extend(repeat(0.0, cells))
+
+    def _arrive(self, low: float, high: float) -> None:
+        """Count one more task in each cell from `low` to `high`, and a part of it in the outer cells.
+
+        `_arriving` holds the difference to the previous cell: a task changes four values
+        at most, however many cells it passes through.
         """
-        ends, alive = dict[float, float](), 1.0
-        for cell, (reached, ended) in self._known():
+        low = max(0.0, low - self._start)
+        high = max(0.0, high - self._start)
+        arriving = self._arriving
+        missing = int(high) + 2 - len(arriving)
+        if missing > 0:
+            self._append(missing)
+        for position, sign in ((low, 1.0), (high, -1.0)):
+            cell = int(position)
+            part = position - cell
+            arriving[cell] += sign * (1 - part)
+            arriving[cell + 1] += sign * part
+
+    def _absorb(self) -> None:
+        """Move what has arrived into `_reached` and `_ended`. Each cell forgets in proportion to what arrived there."""
+        for cell, arrived in enumerate(accumulate(self._arriving)):
+            if arrived > 0:
+                kept = (1 - _FORGETTING) ** arrived
+                gained = (1 - kept) / _FORGETTING
+                ending = self._ending.count(self._start + cell)
+                self._reached[cell] = self._reached[cell] * kept + gained
+                self._ended[cell] = self._ended[cell] * kept + gained * ending / arrived
+        self._arriving = array("f", bytes(self._arriving.itemsize * len(self._arriving)))
+        self._ending = b""
+        cells = enumerate(zip(self._reached, self._ended, strict=True))
+        unused = next((cell for cell, (reached, ended) in cells if ended > _MIN_PART * reached), 0)
+        for table in (self._reached, self._ended, self._arriving):
+            del table[:unused]
+        self._start += unused
+
+    def _ends(self) -> dict[float, float]:
+        """Return the part of all tasks that ends at each logarithm of age, rising. The other tasks run longer.
+
+        This is the Kaplan-Meier estimate: of the tasks that outlive all cells before, the
+        part `ended / reached` ends in this one.
+        """
+        ends: dict[float, float] = {}
+        alive = 1.0
+        for cell, (reached, ended) in enumerate(zip(self._reached, self._ended, strict=True)):
             part = alive * min(1.0, ended / reached) if reached else 0.0
-            if part > _LEAST:
-                ends[math.log(_FIRST) + (self._start + cell + 0.5) * _WIDE] = part
+            if part > _MIN_PART:
+                ends[math.log(_FIRST_AGE) + (self._start + cell + 0.5) * _CELL_WIDTH] = part
                 alive -= part
         return ends
 
     def _weight(self) -> float:
-        """How many durations, each counting as much, would tell as much."""
-        sums = min(sum(self._cells[1::3]), max(self._cells[::3]))
-        return sums * (2 - _FORGOTTEN) / (2 - sums * _FORGOTTEN)
+        """Return the effective sample size of the exponentially weighted durations."""
+        total = min(sum(self._ended), max(self._reached))
+        return total * (2 - _FORGETTING) / (2 - total * _FORGETTING)
 
 
 def _cell(age: float) -> float:
-    """Where among the cells an age lies."""
-    return min(math.log(max(age, _FIRST) / _FIRST) / _WIDE, _MOST_CELLS)
+    """Return the fractional cell of an age."""
+    return min(math.log(max(age, _FIRST_AGE) / _FIRST_AGE) / _CELL_WIDTH, _MAX_CELLS)
 
 
 @attrs.frozen(eq=False, kw_only=True, repr=False)
 class DurationStats:
-    """What is known of one model: the curve of what was learned from its last tasks, 64 at most."""
+    """What is known of the tasks of one model.
+
+    Attributes:
+        provider: The name of the provider.
+        model: The model, None for tasks without one.
+        tasks: How many of its last tasks the curve was learned from, 64 at most.
+        curve: Its durations, and the polls that suit them.
+    """
 
     provider: str
     model: str | None
@@ -253,72 +299,81 @@ class DurationStats:
 
 
 def fit(ends: Mapping[float, float], weight: float, count: int, request_budget: float) -> Curve:
-    """The curve of `count` durations that weigh as `weight` equal ones.
+    """Make a curve of observed durations.
 
-    `ends`: which part of all tasks ends where, logarithms of ages, rising. The others outlive these; where they end is
-    a guess, so that polls at them follow the ladder.
+    Args:
+        ends: The part of all tasks that ends at each logarithm of age, rising. The
+            other tasks run longer. Their ends are a guess, so their polls follow the
+            ladder.
+        weight: The effective sample size.
+        count: The number of durations.
+        request_budget: As in `AdaptiveInterval`.
     """
-    whole = sum(ends.values())
-    others = max(0.0, 1 - whole)
-    width = _kernel_width({log: part / whole for log, part in ends.items()}, weight)
-    spread = _USUAL_SPREAD if others > _LEAST else width
+    known = sum(ends.values())
+    unknown = max(0.0, 1 - known)
+    width = _kernel_width({log: part / known for log, part in ends.items()}, weight)
+    spread = _PRIOR_SPREAD if unknown > _MIN_PART else width
     last = max(ends)
-    low, high = min(ends) - _REACH * width, last + _REACH * spread
-    points = [low + (high - low) * cell / _CELLS for cell in range(_CELLS + 1)]
-    # A logistic kernel: S is a sum of tanh, and its tails are as heavy as surprises are.
+    low = min(ends) - _REACH * width
+    high = last + _REACH * spread
+    points = [low + (high - low) * cell / _CURVE_CELLS for cell in range(_CURVE_CELLS + 1)]
+    # A logistic kernel: S is a sum of tanh, and its heavy tails allow for surprises.
     ending = [sum(part * (1 - math.tanh((x - log) / width / 2)) for log, part in ends.items()) / 2 for x in points]
-    guessed = [others * math.exp(min(0.0, last - x) / spread) for x in points]
-    surviving = [known + guess for known, guess in zip(ending, guessed, strict=True)]
+    guessed = [unknown * math.exp(min(0.0, last - x) / spread) for x in points]
+    surviving = [observed + guess for observed, guess in zip(ending, guessed, strict=True)]
     ages = [0.0, *map(math.exp, points)]
-    hazards = list(accumulate((-math.log(s) for s in surviving), max, initial=0.0))  # rounding must not turn it back
-    trust = count / (count + 1)
-    polls = _polls(ages, hazards, [whole, *ending], trust, request_budget)
-    return Curve(ages[1], ages[-1], array("f", hazards), array("f", polls), tail=1 / spread, trust=trust)
+    # Rounding must not make the hazard fall.
+    hazards = list(accumulate((-math.log(s) for s in surviving), max, initial=0.0))
+    confidence = count / (count + 1)
+    polls = _polls(ages, hazards, [known, *ending], confidence, request_budget)
+    return Curve(ages[1], ages[-1], array("f", hazards), array("f", polls), tail=1 / spread, confidence=confidence)
 
 
 def _polls(
-    ages: list[float], hazards: list[float], ending: list[float], trust: float, request_budget: float
+    ages: list[float], hazards: list[float], ending: list[float], confidence: float, request_budget: float
 ) -> list[float]:
-    """How many polls are due by each age: as many as the ladder takes by the end of a task, times `request_budget`.
+    """Return the polls due by each age: as many per task as the ladder makes, times `request_budget`.
 
-    `ending`: which part of all tasks has not ended by each age, but will where ends are known.
+    `ending` is the part of all tasks that has not ended by each age, but will end where
+    ends are known.
     """
     seconds = [b - a for a, b in pairwise(ages)]
     alive = [(a + b) / 2 for a, b in pairwise(ending)]
     surviving = [(math.exp(-a) + math.exp(-b)) / 2 for a, b in pairwise(hazards)]
-    shares = [trust * known / s for known, s in zip(alive, surviving, strict=True)]
+    shares = [confidence * known / s for known, s in zip(alive, surviving, strict=True)]
     ladder = [ladder_polls(b) - ladder_polls(a) for a, b in pairwise(ages)]
     shape = [math.sqrt((b - a) * dt) for (a, b), dt in zip(pairwise(hazards), seconds, strict=True)]
-    shape[0] = 0.0  # nothing has ever ended so early
-    wanted = max(_FEWEST * ending[0], sum(n * s for n, s in zip(ladder, alive, strict=True)))
+    shape[0] = 0.0  # no task has ever ended so early
+    wanted = max(_MIN_POLLS * ending[0], sum(n * s for n, s in zip(ladder, alive, strict=True)))
     factor = wanted / sum(n * s for n, s in zip(shape, alive, strict=True))
-    learned = factor * trust * ending[0]  # fewer at first, as what is known by then misses the slow ones
-    closest = min(_CLOSEST, ages[len(ages) // 2] / 4)
-    rates = zip(shape, ladder, seconds, shares, strict=True)
-    grown = [
-        min(request_budget * (share * learned * n + (1 - share) * rung), dt / closest) for n, rung, dt, share in rates
+    learned = factor * confidence * ending[0]  # fewer at first: the slow tasks are not known yet
+    min_interval = min(_MIN_INTERVAL, ages[len(ages) // 2] / 4)
+    cells = zip(shape, ladder, seconds, shares, strict=True)
+    growth = [
+        min(request_budget * (share * learned * n + (1 - share) * step), dt / min_interval)
+        for n, step, dt, share in cells
     ]
-    return list(accumulate(grown, initial=0.0))
+    return list(accumulate(growth, initial=0.0))
 
 
-def _kernel_width(shares: Mapping[float, float], known: float) -> float:
-    """Silverman's rule for a logistic kernel, with the usual spread mixed in while little is known."""
+def _kernel_width(shares: Mapping[float, float], weight: float) -> float:
+    """Return the width of a logistic kernel by Silverman's rule, mixed with the prior spread while little is known."""
     mean = sum(share * log for log, share in shares.items())
-    spread2 = sum(share * (log - mean) ** 2 for log, share in shares.items())
-    if known >= _LEAST_DENSE:
-        spread2 = min(spread2, _dense_spread(shares) ** 2)
-    spread = math.sqrt((spread2 * known + _USUAL_SPREAD**2 * _BELIEF) / (known + _BELIEF))
-    return max(_NARROWEST, 0.6 * spread * math.pow(known, -0.2))
+    variance = sum(share * (log - mean) ** 2 for log, share in shares.items())
+    if weight >= _MIN_WEIGHT_OF_MODES:
+        variance = min(variance, _densest_spread(shares) ** 2)
+    spread = math.sqrt((variance * weight + _PRIOR_SPREAD**2 * _PRIOR_WEIGHT) / (weight + _PRIOR_WEIGHT))
+    return max(_MIN_KERNEL_WIDTH, 0.6 * spread * math.pow(weight, -0.2))
 
 
-def _dense_spread(shares: Mapping[float, float]) -> float:
-    """The spread of one kind of tasks, if there are several: by the shortest stretch that holds a third of all."""
+def _densest_spread(shares: Mapping[float, float]) -> float:
+    """Return the spread of one kind of tasks where there are several: by the shortest range with a third of all."""
     logs = list(shares)
     sums = list(accumulate(shares.values(), initial=0.0))
     rights = ((left, bisect_left(sums, sums[left] + 1 / 3)) for left in range(len(logs)))
-    stretches = [
-        (logs[right - 1] - logs[left] + _WIDE) / (sums[right] - sums[left]) / 3
+    ranges = [
+        (logs[right - 1] - logs[left] + _CELL_WIDTH) / (sums[right] - sums[left]) / 3
         for left, right in rights
         if right < len(sums)
     ]
-    return min(stretches) / _DENSE_THIRD
+    return min(ranges) / _DENSEST_THIRD

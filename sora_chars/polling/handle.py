@@ -1,4 +1,4 @@
-"""What a caller holds while a task runs."""
+"""The handle of a task: its result, its changes and its present state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import attrs
 
-from sora_chars.errors import MissingCharacterError, SessionClosedError, WaitTimeoutError, WrongLoopError
+from sora_chars.errors import MissingCharacterError, SessionClosedError, WaitTimeoutError, WrongLoopError, printable
 from sora_chars.models import Character, TaskSnapshot
 
 if TYPE_CHECKING:
@@ -26,128 +26,177 @@ R = TypeVar("R", bound=Character | TaskSnapshot)
 
 @attrs.frozen(eq=False, repr=False)
 class HandleContext:
-    """What a session lends to its handles: the shared watch, who looks and where, the default wait in seconds."""
+    """What a session lends to its handles.
 
-    watch: WatchedTask
+    Attributes:
+        task: The task, shared by all handles of it.
+        provider: The provider that runs the task.
+        watcher: The watcher that polls the task.
+        timeout: Seconds that a wait lasts by default.
+    """
+
+    task: WatchedTask
     provider: Provider
     watcher: TaskWatcher
     timeout: float
 
 
-@attrs.define(eq=False, kw_only=True)
+@attrs.define(eq=False, kw_only=True, repr=False)
 class TaskHandle(Generic[R]):
-    """A task that was submitted or resumed. `await handle` is `await handle.result()`.
+    """A task that was submitted or resumed.
 
-    A handle pickles as its ids; the copy belongs to no session until `session.resume(copy)` gives a live one.
-    `task_id` of a synchronous provider is the id of what it made; `name` is the one asked for.
+    `CharacterSession.submit` and `CharacterSession.resume` return handles. Await one
+    for the result, or follow its changes:
+
+        handle = await session.submit(video="rex.mp4", name="rex")
+        async for snapshot in handle.updates():
+            print(snapshot.state, handle.eta)
+        character = await handle
+
+    A handle pickles as its ids. The copy is detached: `session.resume(copy)` returns
+    one that works.
+
+    Attributes:
+        task_id: The provider's id of the task. For a synchronous provider it is the id
+            of the character.
+        provider: The name of the provider that runs the task.
+        key: The idempotency key of the request.
+        name: The requested name of the character.
+        wants: The type of the result: `Character`, `TaskSnapshot`, or None for a
+            character if there is one and the snapshot otherwise.
     """
 
     task_id: str
     provider: str
     key: str
     name: str | None = None
-    wants: type[Character | TaskSnapshot] | None = attrs.field(default=None, repr=False)
-    _live: HandleContext | None = attrs.field(default=None, repr=False, alias="live")
+    wants: type[Character | TaskSnapshot] | None = None
+    _context: HandleContext | None = attrs.field(default=None, alias="context")
+
+    def __repr__(self) -> str:
+        name = f", name={self.name!r}" if self.name else ""
+        snapshot = self._context.task.snapshot if self._context else None
+        state = printable(snapshot.state, limit=60) if snapshot else None
+        return (
+            f"TaskHandle(task_id={self.task_id!r}, provider={self.provider!r}, key={self.key!r}{name}, state={state!r})"
+        )
 
     def done(self) -> bool:
-        """Whether the wait is over, well or not."""
-        return self._in_session().watch.future.done()
+        """Whether the wait has ended, with a result or with an error."""
+        return self._attached().task.future.done()
 
     @property
     def snapshot(self) -> TaskSnapshot | None:
-        """The task as it was last seen."""
-        return self._in_session().watch.snapshot
+        """The task as the last poll showed it. None before the first poll of a resumed task."""
+        return self._attached().task.snapshot
 
     @property
     def eta(self) -> Eta | None:
-        """How many seconds are left, as a range; None while too little is known of the model, and at the end."""
-        live = self._in_session()
-        return live.watcher.estimate(live.watch)
+        """The range of seconds that are left. None if too little is known of the model, and at the end."""
+        context = self._attached()
+        return context.watcher.estimate(context.task)
 
     @property
     def woken_by(self) -> Literal["poll", "callback"]:
-        """What led to the last look at the task."""
-        return self._in_session().watch.woken_by
+        """What caused the last poll of the task: the polling strategy or a callback."""
+        return self._attached().task.woken_by
 
     async def result(self, timeout: float | None = None) -> R:
-        """Wait for the end: a `Character`, or the finished `TaskSnapshot` of a `TaskRequest`.
+        """Wait for the end, and return a `Character` or the finished `TaskSnapshot` of a `TaskRequest`.
 
-        `timeout`: seconds; None for the session's `wait`, `math.inf` for no end. A wait that ends early, or is
-        cancelled, disturbs neither the task nor others who wait.
+        A wait that times out or is cancelled affects neither the task nor other waits.
+
+        Args:
+            timeout: Seconds to wait. None for the `timeout` of the session, `math.inf`
+                to wait without a limit.
 
         Raises:
-            WaitTimeoutError: the task still runs; the error holds this handle.
-            TaskFailedError: the task failed.
-            MissingCharacterError: it succeeded and its result holds no character id.
-            ProviderError: the provider refuses to tell, or was out of reach for the whole fault budget.
-            WatcherStoppedError: the session was closed.
-            WrongLoopError: the task is not done, and its session belongs to another event loop.
+            WaitTimeoutError: The task still runs. The error holds this handle.
+            TaskFailedError: The task failed.
+            MissingCharacterError: The task succeeded, but its result holds no character id.
+            ProviderError: The provider rejects the poll, or had transient faults for
+                the whole fault budget.
+            WatcherStoppedError: The session was closed.
+            WrongLoopError: The task still runs, and its session belongs to another event loop.
         """
-        live = self._in_loop()
-        future = live.watch.future
+        context = self._attached_in_loop()
+        future = context.task.future
         if not future.done():
-            await live.watch.ended(live.timeout if timeout is None else timeout)
+            await context.task.wait(context.timeout if timeout is None else timeout)
             if not future.done():
-                self._timed_out()
-        return self._unwrap(future.result())  # not by `outcome`, whose frame the error of each waiter would keep
+                self._raise_timeout()
+        return self._unwrap(future.result())  # a call of `outcome` would add a frame to the error of each waiter
 
     def outcome(self) -> R:
-        """What `result` gives, without waiting: a `WaitTimeoutError` if the task still runs."""
-        future = self._in_session().watch.future
+        """Return what `result` returns, without waiting.
+
+        Raises:
+            WaitTimeoutError: The task still runs.
+            SoraCharsError: As `result`.
+        """
+        future = self._attached().task.future
         if not future.done():
-            self._timed_out()
+            self._raise_timeout()
         return self._unwrap(future.result())
 
     def add_done_callback(self, callback: Callable[[TaskHandle[R]], object]) -> None:
-        """Have the event loop call `callback` with this handle once the wait is over; soon, if it is already.
+        """Schedule `callback` to be called with this handle once the wait has ended.
 
         Raises:
-            WrongLoopError: as `result`.
+            WrongLoopError: As `result`.
         """
-        self._in_loop().watch.future.add_done_callback(lambda _: callback(self))
+        self._attached_in_loop().task.future.add_done_callback(lambda _: callback(self))
 
     def __await__(self) -> Generator[Any, None, R]:
         """Wait as `result` does."""
         return self.result().__await__()
 
     async def updates(self, timeout: float | None = None) -> AsyncGenerator[TaskSnapshot, None]:
-        """Each change of the task: its present state first, the final one last, also when it failed.
+        """Yield each change of the task: its present state first, and the final one last, also if it failed.
+
+        Args:
+            timeout: Seconds for all updates together. None and `math.inf` as in `result`.
 
         Raises:
-            WaitTimeoutError: `timeout` seconds are over and the task still runs.
-            ProviderError: as `result`.
-            WatcherStoppedError: as `result`.
-            WrongLoopError: as `result`.
+            WaitTimeoutError: The task still runs after `timeout` seconds.
+            ProviderError: As `result`.
+            WatcherStoppedError: As `result`.
+            WrongLoopError: As `result`.
         """
-        live = self._in_loop()
-        watch, limit = live.watch, live.timeout if timeout is None else timeout
-        deadline = asyncio.get_running_loop().time() + limit
+        context = self._attached_in_loop()
+        task = context.task
+        deadline = asyncio.get_running_loop().time() + (context.timeout if timeout is None else timeout)
         queue: asyncio.Queue[TaskSnapshot | None] = asyncio.Queue()
-        if watch.snapshot:
-            queue.put_nowait(watch.snapshot)
-        if watch.future.done():
+        if task.snapshot:
+            queue.put_nowait(task.snapshot)
+        if task.future.done():
             queue.put_nowait(None)
-        watch.listeners += (queue,)
+        task.listeners += (queue,)
         try:
-            while snapshot := await self._next(queue, deadline):
+            while snapshot := await self._next_update(queue, deadline):
                 yield snapshot
         finally:
-            watch.listeners = tuple(other for other in watch.listeners if other is not queue)
-        watch.future.result()
+            task.listeners = tuple(other for other in task.listeners if other is not queue)
+        task.future.result()
 
     async def refresh(self) -> TaskSnapshot:
-        """Look at the task once, now, and show it to everybody who waits.
+        """Poll the task once, now, and show the snapshot to all waiters.
 
         Raises:
-            ProviderError: the look failed; waits go on.
+            ProviderError: The poll failed. The wait goes on.
         """
-        live = self._in_session()
-        return await live.watcher.poll(live.provider, live.watch)
+        context = self._attached()
+        return await context.watcher.poll(context.provider, context.task)
 
-    def attach(self, live: HandleContext) -> TaskHandle[R]:
-        """The same task, in the session that lends `live`."""
+    def attach(self, context: HandleContext) -> TaskHandle[R]:
+        """Return a handle of the same task in the session that lends `context`."""
         return TaskHandle(
-            task_id=self.task_id, provider=self.provider, key=self.key, name=self.name, wants=self.wants, live=live
+            task_id=self.task_id,
+            provider=self.provider,
+            key=self.key,
+            name=self.name,
+            wants=self.wants,
+            context=context,
         )
 
     def __reduce__(self) -> tuple[Callable[..., TaskHandle[Any]], tuple[Any, ...]]:
@@ -162,44 +211,49 @@ class TaskHandle(Generic[R]):
             outcome = attrs.evolve(outcome, name=outcome.name or self.name)
         elif self.wants is Character:
             raise MissingCharacterError(
-                f"Task {self.task_id} succeeded, but {self.provider} gave no character.",
+                f"Task {self.task_id} succeeded, but its result at {self.provider} holds no character.",
                 provider=self.provider,
                 task_id=self.task_id,
                 payload=snapshot.result,
             )
-        return outcome  # type: ignore[return-value] # `wants` says which of the two R is
+        return outcome  # type: ignore[return-value] # `wants` is the type R, if it is known
 
-    async def _next(self, queue: asyncio.Queue[TaskSnapshot | None], deadline: float) -> TaskSnapshot | None:
+    async def _next_update(self, queue: asyncio.Queue[TaskSnapshot | None], deadline: float) -> TaskSnapshot | None:
         try:
             async with asyncio.timeout_at(None if deadline == math.inf else deadline):
                 return await queue.get()
         except TimeoutError:
-            self._timed_out()
+            self._raise_timeout()
 
-    def _timed_out(self) -> NoReturn:
+    def _raise_timeout(self) -> NoReturn:
         raise WaitTimeoutError(
-            f"Task {self.task_id} at {self.provider} still runs; the wait for it is over.",
-            hint="Nothing is lost: await the handle again, or resume the task by its id.",
+            f"Task {self.task_id} at {self.provider} still runs, but the wait for it timed out.",
+            hint="Await the handle again, or resume the task by its id: nothing is lost.",
             handle=self,
         ) from None
 
-    def _in_session(self) -> HandleContext:
-        if self._live is None:
+    def _attached(self) -> HandleContext:
+        if self._context is None:
             raise SessionClosedError(
-                f"This handle of task {self.task_id} was rebuilt and belongs to no session.",
-                hint="Make it live with `session.resume(handle)`.",
+                f"This handle of task {self.task_id} was unpickled and belongs to no session.",
+                hint="Attach it with `session.resume(handle)`.",
             )
-        return self._live
+        return self._context
 
-    def _in_loop(self) -> HandleContext:
-        """For a wait. What is done can be had in any loop; a future of another one would wake nobody here."""
-        live = self._in_session()
-        if not live.watch.future.done() and live.watch.future.get_loop() is not asyncio.get_running_loop():
+    def _attached_in_loop(self) -> HandleContext:
+        """Return the context for a wait.
+
+        A result can be read in any event loop, but the future of a task that runs
+        wakes waiters in its own loop only.
+        """
+        context = self._attached()
+        future = context.task.future
+        if not future.done() and future.get_loop() is not asyncio.get_running_loop():
             raise WrongLoopError(
                 f"The session of task {self.task_id} belongs to another event loop.",
                 hint="Await the handle there, or resume the task by its id in a session of this loop.",
             )
-        return live
+        return context
 
 
 def _rebuild(task_id: str, provider: str, key: str, name: str | None, wants: type[Any] | None) -> TaskHandle[Any]:

@@ -1,4 +1,4 @@
-"""A task that is waited for, and how it is waited for."""
+"""A task that is polled until it ends, and the waiters that it wakes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import attrs
 from sora_chars.models import TaskSnapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from sora_chars.errors import MissingCharacterError, SoraCharsError
 
@@ -21,40 +21,69 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, weakref_slot=False)
 class WatchedTask:
-    """A task that is waited for, shared by all who wait. `future` is never cancelled by a waiter."""
+    """A task that is polled until it ends, shared by all handles that wait for it.
+
+    Thousands of these exist at once, so an instance is a single object with slots.
+    All times are loop times.
+
+    Attributes:
+        task_id: The provider's id of the task.
+        future: Gets the finished snapshot, or the error that ended the wait. A waiter
+            that is cancelled does not cancel it.
+        expects_callback: Whether the provider was given a callback URL for the task.
+        snapshot: The task as the last poll showed it. None before the first poll of
+            a resumed task.
+        polled_elsewhere: Whether another process polls the task.
+        on_finished: Awaited with the end of the task before any waiter is woken. The
+            tasks of one session share one tuple.
+        woken_by: What caused the last poll.
+        started: When the task was created. None until the first poll of a resumed
+            task shows its age.
+        last_polled: When `snapshot` was current.
+        due: When the task is polled next.
+        unstretched_due: When the task would be polled next without callbacks.
+        heap_id: The id of the task's valid heap entry. All others are stale.
+        polling: Whether a poll is in flight.
+        nudged: Whether a nudge has come since the last poll began.
+        stale_polls: Polls since a callback that did not show the end yet.
+        faulty_since: When the uninterrupted run of transient faults began.
+        missing_since: When the provider began to answer that it has no such task.
+        listeners: Queues that get each changed snapshot, and None at the end.
+        waiters: Futures that are woken at the end.
+    """
 
     task_id: str
     future: asyncio.Future[TaskSnapshot]
     expects_callback: bool = False
     snapshot: TaskSnapshot | None = None
-    polled_elsewhere: bool = False  # another process polls it
+    polled_elsewhere: bool = False
     on_finished: tuple[OnFinished, ...] = ()
     woken_by: Literal["poll", "callback"] = "poll"
-    started: float | None = None  # loop time; None until the first snapshot of a resumed task tells
-    last_polled: float = 0.0  # loop time of what was last seen
+    started: float | None = None
+    last_polled: float = 0.0
     due: float = math.inf
-    unstretched_due: float = math.inf  # what `due` would be without callbacks
-    heap_id: int = 0  # the one valid entry of the heap; others are stale
+    unstretched_due: float = math.inf
+    heap_id: int = 0
     polling: bool = False
-    nudged: bool = False  # a callback came since the last look began
-    stale_polls: int = 0  # looks after a callback that did not show the end yet
+    nudged: bool = False
+    stale_polls: int = 0
     faulty_since: float | None = None
     missing_since: float | None = None
     listeners: tuple[asyncio.Queue[TaskSnapshot | None], ...] = ()
     waiters: tuple[asyncio.Future[None], ...] = ()
 
-    async def ended(self, seconds: float) -> None:
-        """Wait for the end for up to so many seconds; those who wait disturb neither the task nor each other.
+    async def wait(self, timeout: float) -> None:
+        """Wait up to `timeout` seconds for the end. Check `future` to see whether it came.
 
-        So do `asyncio.wait` and a shield, with twice the objects for each who waits, and while the garbage collector
-        goes through those of thousands the event loop stands still.
+        `asyncio.wait(shield(...))` would do the same with twice the objects per
+        waiter; with thousands of waiters the extra objects cause visible GC pauses.
         """
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
         self.waiters += (waiter,)
-        timer = None if seconds == math.inf else loop.call_later(seconds, wake, waiter, None)
+        timer = None if timeout == math.inf else loop.call_later(timeout, wake, waiter, None)
         try:
             await waiter
         finally:
@@ -62,49 +91,57 @@ class WatchedTask:
             if timer:
                 timer.cancel()
 
-    async def finished_with(self, outcome: TaskSnapshot | MissingCharacterError) -> None:
-        """Await what must happen before any waiter is woken."""
-        for call in self.on_finished:
-            await call(outcome)
-
-    def show(self, snapshot: TaskSnapshot) -> None:
-        """Take a snapshot and tell those who listen, if it says anything new."""
+    def update(self, snapshot: TaskSnapshot) -> None:
+        """Keep the snapshot of a poll, and pass it to the listeners if anything has changed."""
         before = self.snapshot
         if snapshot is before:
             return
-        self.snapshot = snapshot if snapshot.finished else attrs.evolve(snapshot, raw=None)  # of many, it adds up
+        # While a task runs, its raw response is dropped to save memory.
+        self.snapshot = snapshot if snapshot.finished else attrs.evolve(snapshot, raw=None)
         if snapshot != before:
             for queue in self.listeners:
                 queue.put_nowait(snapshot)
 
-    def end(self, outcome: TaskSnapshot | SoraCharsError) -> None:
-        """Settle the future once; everybody who waits or listens hears it."""
+    def add_on_finished(self, callables: tuple[OnFinished, ...]) -> None:
+        """Add the callables that `on_finished` does not hold yet."""
+        self.on_finished += tuple(each for each in callables if each not in self.on_finished)
+
+    def iter_on_finished(self) -> Iterator[OnFinished]:
+        """Yield each callable of `on_finished`, including those added during the iteration."""
+        count = 0
+        while count < len(self.on_finished):
+            yield self.on_finished[count]
+            count += 1
+
+    def finish(self, outcome: TaskSnapshot | SoraCharsError) -> None:
+        """Set the result of `future`, and wake all waiters and listeners. Does nothing the second time."""
         if self.future.done():
             return
         if isinstance(outcome, TaskSnapshot):
             self.future.set_result(outcome)
         else:
             self.future.set_exception(outcome)
-            self.future.exception()  # nobody may be waiting, and that is no fault
+            self.future.exception()  # marks it as retrieved: without waiters asyncio would log it
         for queue in self.listeners:
             queue.put_nowait(None)
-        waiters, self.waiters = self.waiters, ()
+        waiters = self.waiters
+        self.waiters = ()
         for waiter in waiters:
             wake(waiter, None)
 
 
-async def end_of(future: asyncio.Future[Any]) -> None:
-    """Wait for `future`, whatever it brings; whoever stops waiting does not disturb it."""
+async def wait_until_done(future: asyncio.Future[Any]) -> None:
+    """Wait until `future` is done, without raising its exception. Cancelling the wait does not cancel `future`."""
     waiter = asyncio.get_running_loop().create_future()
-    told = partial(wake, waiter)
-    future.add_done_callback(told)
+    callback = partial(wake, waiter)
+    future.add_done_callback(callback)
     try:
         await waiter
     finally:
-        future.remove_done_callback(told)
+        future.remove_done_callback(callback)
 
 
 def wake(waiter: asyncio.Future[T], value: T) -> None:
-    """Give the waiter what it waits for, unless something else came just before."""
+    """Set the result of a waiter, unless it has one or was cancelled."""
     if not waiter.done():
         waiter.set_result(value)

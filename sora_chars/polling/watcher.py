@@ -1,65 +1,51 @@
-"""One scheduler that polls every waiting task of a session.
+"""Polls every waiting task of a session with one scheduler for each provider.
 
-Each provider has a poller: a heap of due times and a bounded number of looks under way. A waiting task costs one small
-object and one future, no asyncio task of its own. Time is the loop's.
+A waiting task costs one small object and one future, and no asyncio task of its own.
+All times are those of the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import math
-import random
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import attrs
 
-from sora_chars.errors import (
-    MissingCharacterError,
-    ProviderError,
-    SoraCharsError,
-    TaskNotFoundError,
-    WatcherStoppedError,
-    printable,
-)
-
 from .callback_health import CallbackHealth
-from .due_queue import TICK, DueQueue
+from .poller import FALLBACK_INTERVAL, PollerOptions, ProviderPoller, observe
 from .watched_task import WatchedTask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from sora_chars.models import Eta, TaskSnapshot
     from sora_chars.protocols import PollingStrategy, Provider
 
     from .watched_task import OnFinished
 
-log = logging.getLogger("sora_chars.watcher")
-
-_SLOTS = 64  # a second, in which looks begin together
-_LONG = 0.25  # seconds; looks that are rarer may wait for each other
-_STRETCH = 5.0  # how much rarer a task is polled while callbacks arrive
-_FAULT_DELAYS = (1.0, 30.0)
-_MISSING_DELAYS = (1.0, 5.0)
-_BACKSTOP = 30.0  # seconds between our own looks at a task that another process polls, which may have come to a stop
-_TOLD = 1000  # tasks of a closed session, whose waiters hear of it in one turn of the event loop
-_FIRST_ECHO = 0.25  # seconds until the next look when a callback came before its record showed it
-
-
-def _together(due: float) -> float:
-    """A sixty-fourth of a second later at most, so that one waking serves all who are due by then."""
-    return math.ceil(due * _SLOTS) / _SLOTS
+_CLOSE_CHUNK = 1000  # waits that closing ends in one iteration of the event loop
 
 
 @attrs.define(eq=False, kw_only=True)
 class TaskWatcher:
     """Polls tasks until they end.
 
-    `poll_concurrency`: looks under way at once, for each provider. `fault_budget`: seconds of nothing but passing
-    faults after which a wait ends. `grace`: seconds for which "no such task" may mean "not visible yet".
+    A session makes its own watcher. Pass one to `CharacterSession(watcher=)` to change
+    how it polls:
+
+        TaskWatcher(polling=FixedInterval(5.0), poll_concurrency=4)
+
+    Attributes:
+        polling: Decides when a task is polled next.
+        poll_concurrency: Most polls in flight at once, for each provider.
+        fault_budget: Seconds of uninterrupted transient faults after which a wait ends.
+        grace: Seconds for which "no such task" may mean that the task is not visible
+            yet.
+        clock: Returns the wall-clock time in epoch seconds. It gives the age of a
+            resumed task.
+        callback_health: Whether callbacks are arriving. While they are, tasks that
+            expect a callback are polled less often.
     """
 
     polling: PollingStrategy
@@ -67,12 +53,12 @@ class TaskWatcher:
     fault_budget: float = 300.0
     grace: float = 90.0
     clock: Callable[[], float] = time.time
-    polls: set[asyncio.Task[None]] = attrs.field(factory=set["asyncio.Task[None]"], init=False, repr=False)
-    _pollers: dict[str, ProviderPoller] = attrs.field(factory=dict[str, "ProviderPoller"], init=False)
     callback_health: CallbackHealth = attrs.field(init=False, repr=False)
+    _poll_tasks: set[asyncio.Task[None]] = attrs.field(factory=set, init=False, repr=False)
+    _pollers: dict[str, ProviderPoller] = attrs.field(factory=dict, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self.callback_health = CallbackHealth(self._snap_back)
+        self.callback_health = CallbackHealth(self._unstretch)
 
     def watch(
         self,
@@ -84,288 +70,136 @@ class TaskWatcher:
         polled_elsewhere: bool = False,
         on_finished: tuple[OnFinished, ...] = (),
     ) -> WatchedTask:
-        """WatchedTask a task, or join those who watch it. With the `snapshot` of its submission it is known to be new.
+        """Start to poll a task, or return the `WatchedTask` of one that is polled already.
 
-        `polled_elsewhere`: another process polls it, so that a look now and then is enough.
+        Args:
+            provider: The provider that runs the task.
+            task_id: The provider's id of the task.
+            snapshot: The response to its submission, if it was submitted just now. A
+                finished one ends the wait at once; `on_finished` is not called.
+            expects_callback: Whether the provider was given a callback URL.
+            polled_elsewhere: Whether another process polls the task. It is polled here
+                every 30 s only.
+            on_finished: Awaited with the end of the task before any waiter is woken.
+                Callables that the task does not have yet are added to those it has.
         """
+        poller = self._poller(provider)
+        task = poller.tasks.get(task_id)
+        if task is not None:
+            task.add_on_finished(on_finished)
+            return task
         loop = asyncio.get_running_loop()
-        poller = self._pollers.get(provider.name)
-        if poller is None:
-            poller = self._pollers[provider.name] = ProviderPoller(provider=provider, watcher=self)
-        watch = poller.watches.get(task_id)
-        if watch is None:
-            watch = WatchedTask(
-                task_id, loop.create_future(), expects_callback, snapshot, polled_elsewhere, on_finished
-            )
-            if snapshot and snapshot.finished:
-                watch.end(snapshot)
-                return watch
-            poller.watches[task_id] = watch
-            watch.last_polled = loop.time()
-            watch.started = watch.last_polled if snapshot else None
-            try:
-                delay = self.polling.delay(snapshot, 0.0) if snapshot else _BACKSTOP if polled_elsewhere else 0.0
-            except Exception as error:  # noqa: BLE001 # a pace's bug must not lose an id that was just paid for
-                poller.give_up(watch, error)
-            else:
-                poller.schedule(watch, delay, stretch=True)
-        elif new := tuple(call for call in on_finished if call not in watch.on_finished):
-            watch.on_finished += new
-        return watch
+        task = WatchedTask(
+            task_id, loop.create_future(), expects_callback, snapshot, polled_elsewhere, on_finished=on_finished
+        )
+        if snapshot and snapshot.finished:
+            task.finish(snapshot)
+            return task
+        poller.tasks[task_id] = task
+        task.last_polled = loop.time()
+        task.started = task.last_polled if snapshot else None
+        self._schedule_first_poll(poller, task)
+        return task
 
     def nudge(self, provider: str, task_id: str, *, by: Literal["poll", "callback"] = "callback") -> bool:
-        """Look at a task now, since a callback says that it ended. False when nobody waits for it."""
+        """Poll a task now, because a notification says that it has ended.
+
+        Returns:
+            Whether the task is watched.
+        """
         poller = self._pollers.get(provider)
-        watch = poller.watches.get(task_id) if poller else None
-        if poller is None or watch is None:
+        task = poller.tasks.get(task_id) if poller else None
+        if poller is None or task is None:
             return False
-        if not (watch.polling or watch.nudged):  # else the look under way may be too early: it is followed by another
-            poller.schedule(watch, 0.0)
-        watch.nudged = True
-        watch.woken_by = by
-        watch.stale_polls = 0
+        # A poll in flight may have been too early: another one follows it.
+        if not (task.polling or task.nudged):
+            poller.schedule(task, 0.0)
+        task.nudged = True
+        task.woken_by = by
+        task.stale_polls = 0
         return True
 
-    def take_over(self, provider: str, watch: WatchedTask) -> None:
-        """Poll a task from now on whose poller has gone."""
-        watch.polled_elsewhere = False
-        self.nudge(provider, watch.task_id, by="poll")
+    def take_over(self, provider: str, task: WatchedTask) -> None:
+        """Poll a task from now on that another process has polled until now."""
+        task.polled_elsewhere = False
+        self.nudge(provider, task.task_id, by="poll")
 
-    async def poll(self, provider: Provider, watch: WatchedTask) -> TaskSnapshot:
-        """Look at a task once, out of turn, and show what was seen to all who wait.
+    async def poll(self, provider: Provider, task: WatchedTask) -> TaskSnapshot:
+        """Poll a task once, now, and show the snapshot to all waiters.
 
         Raises:
-            SoraCharsError: the look failed; waits go on.
+            SoraCharsError: The poll failed. The wait goes on.
         """
-        if watch.snapshot and watch.snapshot.finished:
-            return watch.snapshot
-        snapshot = await provider.fetch(watch.task_id)
+        if task.snapshot and task.snapshot.finished:
+            return task.snapshot
+        snapshot = await provider.fetch(task.task_id)
         if snapshot.finished:
-            await watch.finished_with(snapshot)
+            for on_finished in task.iter_on_finished():
+                await on_finished(snapshot)
         poller = self._pollers.get(provider.name)
-        if poller and poller.watches.get(watch.task_id) is watch and not watch.polling:
-            poller.see(watch, snapshot)
+        if poller and poller.tasks.get(task.task_id) is task and not task.polling:
+            poller.handle_snapshot(task, snapshot)
         return snapshot
 
     def observe(self, snapshot: TaskSnapshot, age: float, unseen: float) -> None:
-        """Tell the pace what a look has shown."""
-        try:
-            self.polling.observe(snapshot, age, unseen)
-        except Exception:
-            log.exception("pace.failed")  # its bug must not cost what was paid for
+        """Pass a snapshot that was not polled by this watcher to the polling strategy."""
+        observe(self.polling, snapshot, age, unseen)
 
-    def estimate(self, watch: WatchedTask) -> Eta | None:
-        """When a task will end, as far as its pace knows."""
-        if watch.started is None or watch.future.done():
+    def estimate(self, task: WatchedTask) -> Eta | None:
+        """Return how many seconds a task has left, if the polling strategy knows."""
+        if task.started is None or task.future.done():
             return None
-        return self.polling.estimate(watch.snapshot, asyncio.get_running_loop().time() - watch.started)
-
-    def _snap_back(self) -> None:
-        for poller in self._pollers.values():
-            poller.snap_back()
-
-    def discard(self, poller: ProviderPoller) -> None:
-        """Forget a poller that died, so that the next `watch` starts a new one."""
-        self._pollers.pop(poller.provider.name, None)
+        return self.polling.estimate(task.snapshot, asyncio.get_running_loop().time() - task.started)
 
     async def aclose(self) -> None:
-        """Stop polling. Whoever still waits gets a `WatcherStoppedError`."""
-        pollers, self._pollers = list(self._pollers.values()), {}
+        """Stop polling. Every open wait ends with a `WatcherStoppedError`."""
+        pollers = list(self._pollers.values())
+        self._pollers = {}
         self.callback_health.record_miss()
         asyncio_tasks = [poller.stop() for poller in pollers]
-        why = "its session was closed"
+        reason = "its session was closed"
         try:
             for poller in pollers:
-                waiting = list(poller.watches.values())
-                for start in range(0, len(waiting), _TOLD):
-                    poller.tell(waiting[start : start + _TOLD], why)
+                tasks = list(poller.tasks.values())
+                for start in range(0, len(tasks), _CLOSE_CHUNK):
+                    poller.abandon(tasks[start : start + _CLOSE_CHUNK], reason)
                     await asyncio.sleep(0)
         finally:
             for poller in pollers:
-                poller.tell(list(poller.watches.values()), why)
-            asyncio_tasks += self.polls
-            for look in self.polls:
-                look.cancel()
+                poller.abandon(list(poller.tasks.values()), reason)
+            asyncio_tasks += self._poll_tasks
+            for poll_task in self._poll_tasks:
+                poll_task.cancel()
             await asyncio.gather(*asyncio_tasks, return_exceptions=True)
 
-
-@attrs.define(eq=False, kw_only=True, repr=False)
-class ProviderPoller:
-    """The tasks of one provider."""
-
-    provider: Provider
-    watcher: TaskWatcher
-    watches: dict[str, WatchedTask] = attrs.field(factory=dict[str, WatchedTask])
-    _queue: DueQueue = attrs.field(factory=DueQueue)
-    _changed: asyncio.Event = attrs.field(factory=asyncio.Event)
-    _under_way: int = 0  # looks
-    _runner: asyncio.Task[None] = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._runner = asyncio.create_task(self._run(), name=f"sora_chars watcher of {self.provider.name}")
-        self._runner.add_done_callback(self._died)
-
-    def schedule(self, watch: WatchedTask, delay: float, *, stretch: bool = False) -> None:
-        """Make the task due in `delay` seconds; with `stretch` rarer while callbacks arrive."""
-        now = asyncio.get_running_loop().time()
-        watch.unstretched_due = now + delay
-        rarer = _STRETCH if stretch and watch.expects_callback and self.watcher.callback_health.is_healthy else 1.0
-        self._push(watch, _together(now + delay * rarer) if delay >= _LONG else now + delay)
-
-    def snap_back(self) -> None:
-        """Take back what was stretched."""
-        for watch in self.watches.values():
-            if watch.due > watch.unstretched_due and not watch.polling:
-                self._push(watch, watch.unstretched_due)
-
-    def _push(self, watch: WatchedTask, due: float) -> None:
-        if self._queue.add(watch, due):
-            self._changed.set()
-
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            self._changed.clear()
-            wait = self._queue.wait(loop.time())
-            if self._under_way == self.watcher.poll_concurrency:
-                wait = math.inf
-            if wait > 0:
-                timer = loop.call_later(wait, self._changed.set) if wait < math.inf else None
-                await self._changed.wait()
-                if timer:
-                    timer.cancel()
-                continue
-            room = await self.provider.poll_capacity()
-            while room > 0 and self._under_way < self.watcher.poll_concurrency and self._queue.wait(loop.time()) <= 0:
-                self._begin(self._queue.take(partial(self._priority, loop.time()), room))
-                room -= 1
-            await asyncio.sleep(0)  # they take their places in the limits before the next ones are picked
-
-    def _begin(self, watch: WatchedTask) -> None:
-        watch.heap_id, watch.polling = 0, True
-        self._under_way += 1
-        look = asyncio.get_running_loop().create_task(self._poll(watch))
-        self.watcher.polls.add(look)  # which outlives this poller, should it die
-        look.add_done_callback(self.watcher.polls.discard)
-
-    def _priority(self, now: float, watch: WatchedTask) -> float:
-        """What a look at the task is worth."""
-        if watch.nudged or watch.started is None:
-            return math.inf  # its end was announced, or nobody knows how old it is
-        return self.watcher.polling.priority(watch.snapshot, now - watch.started, now - watch.last_polled)
-
-    async def _fetch(self, watch: WatchedTask) -> TaskSnapshot:
-        """The part of a look that takes a place: while an end goes on record, others can be looked at."""
-        try:
-            seen = watch.snapshot
-            return await (self.provider.fetch_if_changed(seen) if seen else self.provider.fetch(watch.task_id))
-        finally:
-            if self._under_way == self.watcher.poll_concurrency:
-                self._changed.set()
-            self._under_way -= 1
-
-    async def _poll(self, watch: WatchedTask) -> None:
-        nudged, watch.nudged = watch.nudged, False
-        try:
-            snapshot = await self._fetch(watch)
-            if snapshot.finished:
-                await watch.finished_with(snapshot)
-            watch.polling = False
-            self.see(watch, snapshot, nudged=nudged)
-        except ProviderError as error:
-            self._fault(watch, error)
-        except MissingCharacterError as error:
-            await watch.finished_with(error)
-            self._end(watch, error)
-        except SoraCharsError as error:
-            self._end(watch, error)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 # the border: a bug ends one wait, not all
-            self.give_up(watch, error)
-        finally:
-            watch.polling = False
-
-    def give_up(self, watch: WatchedTask, error: BaseException) -> None:
-        """End a wait that a bug of a provider or a pace has broken."""
-        stopped = WatcherStoppedError(
-            f"Looking at task {watch.task_id} raised {type(error).__name__}: {printable(error)}", task_id=watch.task_id
-        )
-        stopped.__cause__ = error
-        self._end(watch, stopped)
-
-    def see(self, watch: WatchedTask, snapshot: TaskSnapshot, *, nudged: bool = False) -> None:
-        """Take what a look has shown, and decide when to look next."""
-        now = asyncio.get_running_loop().time()
-        watch.faulty_since = watch.missing_since = None
-        if watch.started is None:
-            age = 0.0 if snapshot.created_at is None else max(0.0, self.watcher.clock() - snapshot.created_at)
-            watch.started = watch.last_polled = now - age
-        unseen, watch.last_polled = now - watch.last_polled, now
-        if snapshot.finished and watch.expects_callback and watch.woken_by == "poll":
-            self.watcher.callback_health.record_miss()
-        watch.show(snapshot)
-        self.watcher.observe(snapshot, now - watch.started, unseen)
-        if snapshot.finished:
-            self._end(watch, snapshot)
-            return
-        delay = self.watcher.polling.delay(snapshot, now - watch.started)
-        if watch.nudged:
-            delay = 0.0
-        elif snapshot.retry_after is not None:
-            delay = snapshot.retry_after
-        elif watch.polled_elsewhere and not nudged:
-            delay = max(delay, _BACKSTOP)
-        elif nudged or watch.stale_polls:
-            echo = _FIRST_ECHO * 2**watch.stale_polls
-            watch.stale_polls = watch.stale_polls + 1 if echo < delay else 0
-            delay = min(delay, echo)
-        self.schedule(watch, delay, stretch=snapshot.retry_after is None and not watch.stale_polls)
-
-    def _fault(self, watch: WatchedTask, error: ProviderError) -> None:
-        now = asyncio.get_running_loop().time()
-        if isinstance(error, TaskNotFoundError):
-            watch.faulty_since = None
-            since = watch.missing_since = now if watch.missing_since is None else watch.missing_since
-            budget, bounds = self.watcher.grace, _MISSING_DELAYS
-        elif error.transient:
-            since = watch.faulty_since = now if watch.faulty_since is None else watch.faulty_since
-            budget, bounds = self.watcher.fault_budget, _FAULT_DELAYS
-        else:
-            self._end(watch, error)
-            return
-        if now - since >= budget - TICK:
-            error.hint = f"{error.hint} It was so for {budget:g} s; the task may still run: resume it later.".strip()
-            self._end(watch, error)
-            return
-        low, high = bounds
-        delay = min(max(now - since, low), high) * random.uniform(0.75, 1.25)  # noqa: S311 # jitter, no secret
-        delay = max(min(delay, since + budget - now), error.retry_after or 0.0)
-        self.schedule(watch, 0.0 if watch.nudged and not error.retry_after else delay)
-
-    def _end(self, watch: WatchedTask, outcome: TaskSnapshot | SoraCharsError) -> None:
-        self.watches.pop(watch.task_id, None)
-        watch.heap_id = -1
-        watch.end(outcome)
-
-    def _died(self, runner: asyncio.Task[None]) -> None:
-        error = None if runner.cancelled() else runner.exception()
-        how = f"died of {type(error).__name__}" if error else "was cancelled"
-        log.error("watcher.died", exc_info=error, extra={"provider": self.provider.name})
-        self.watcher.discard(self)
-        self.tell(list(self.watches.values()), f"the watcher of {self.provider.name} {how}", cause=error)
-
-    def tell(self, watches: Iterable[WatchedTask], why: str, *, cause: BaseException | None = None) -> None:
-        """Tell those who wait for these tasks that nobody looks any more."""
-        for watch in watches:
-            error = WatcherStoppedError(
-                f"Task {watch.task_id} is no longer watched: {why}.",
-                hint="The task goes on; resume it by its id.",
-                task_id=watch.task_id,
+    def _poller(self, provider: Provider) -> ProviderPoller:
+        """Return the running poller of a provider. Starts one if there is none, or if a bug has stopped it."""
+        poller = self._pollers.get(provider.name)
+        if poller is None or not poller.is_running:
+            poller = self._pollers[provider.name] = ProviderPoller(
+                provider=provider,
+                options=PollerOptions(
+                    polling=self.polling,
+                    poll_concurrency=self.poll_concurrency,
+                    fault_budget=self.fault_budget,
+                    grace=self.grace,
+                    clock=self.clock,
+                ),
+                callback_health=self.callback_health,
+                poll_tasks=self._poll_tasks,
             )
-            error.__cause__ = cause
-            self._end(watch, error)
+        return poller
 
-    def stop(self) -> asyncio.Task[None]:
-        """Begin no more looks; returns the asyncio task that ends."""
-        self._runner.remove_done_callback(self._died)
-        self._runner.cancel()
-        return self._runner
+    def _schedule_first_poll(self, poller: ProviderPoller, task: WatchedTask) -> None:
+        delay = FALLBACK_INTERVAL if task.polled_elsewhere else 0.0
+        try:
+            if task.snapshot:
+                delay = self.polling.delay(task.snapshot, 0.0)
+        except Exception as error:  # noqa: BLE001 # a strategy's bug must not lose an id that was just paid for
+            poller.fail(task, error)
+        else:
+            poller.schedule(task, delay, stretch=True)
+
+    def _unstretch(self) -> None:
+        for poller in self._pollers.values():
+            poller.unstretch()

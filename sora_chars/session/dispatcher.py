@@ -28,7 +28,7 @@ from sora_chars.ledger.serialize import echoes_other_token, to_record, to_reques
 from sora_chars.ledger.transitions import mark_orphaned, resolve
 from sora_chars.models import Character, TaskRequest, TaskSnapshot
 from sora_chars.polling.handle import HandleContext, TaskHandle
-from sora_chars.polling.watched_task import end_of
+from sora_chars.polling.watched_task import wait_until_done
 from sora_chars.protocols import PollingStrategy
 
 from .submission import Submission, not_sent
@@ -177,7 +177,7 @@ class Dispatcher:
             key=entry.key,
             name=None if isinstance(request, TaskRequest) else request.name,
             wants=TaskSnapshot if isinstance(request, TaskRequest) else Character,
-            live=self.context(provider, task),
+            context=self.context(provider, task),
         )
 
     def resume(self, task: str | TaskHandle[Any], provider: str | None, key: str | None) -> TaskHandle[Any]:
@@ -245,7 +245,7 @@ class Dispatcher:
         self._submissions[asyncio_task] = submission
         asyncio_task.add_done_callback(self._submissions.pop)
         try:
-            await end_of(asyncio_task)
+            await wait_until_done(asyncio_task)
         except asyncio.CancelledError:
             if not submission.sent:
                 asyncio_task.cancel()

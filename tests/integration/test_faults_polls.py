@@ -30,7 +30,7 @@ FAULTS = [
 @pytest.fixture(autouse=True)
 def milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look again soon after a fault, and wait half a second for an answer."""
-    monkeypatch.setattr("sora_chars.polling.watcher._FAULT_DELAYS", (0.01, 0.05))
+    monkeypatch.setattr("sora_chars.polling.poller._FAULT_DELAYS", (0.01, 0.05))
     monkeypatch.setattr("sora_chars.transport._TIMEOUTS", {"poll": 0.5, "other": 10.0})
 
 

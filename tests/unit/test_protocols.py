@@ -1,3 +1,5 @@
+"""A provider of your own: what it must write, and what the defaults do."""
+
 from __future__ import annotations
 
 import inspect
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Studio(Provider):
-    """A provider of somebody else: three coroutines' worth of code, and no network."""
+    """A provider as a user would write it, without a network."""
 
     name = "studio"
 
@@ -33,7 +35,7 @@ class Studio(Provider):
         self.polls: dict[str, int] = {}
 
     def check(self, request: Request) -> Sequence[str]:
-        """Take anything that has a clip."""
+        """Accept every request with a clip."""
         clip = isinstance(request, CharacterRequest) and request.clip is not None
         return [] if clip else ["clip: is required"]
 
@@ -48,7 +50,7 @@ class Studio(Provider):
         return TaskSnapshot(task_id=task_id, provider=self.name, state="waiting", raw=request)
 
     async def fetch(self, task_id: str) -> TaskSnapshot:
-        """Be done at the third look."""
+        """Finish at the third poll."""
         self.polls[task_id] += 1
         if self.polls[task_id] == 2:
             raise NoAnswerError("the studio is having lunch")
@@ -59,14 +61,14 @@ class Studio(Provider):
 
 
 class Bare(Provider):
-    """A provider that writes nothing of its own."""
+    """A provider that writes nothing but its name."""
 
     name = "bare"
 
 
 @pytest.mark.looptime
-async def test_anybody_can_write_a_provider() -> None:
-    """A provider in under 40 lines makes characters through a session, with its limits checked first."""
+async def test_a_provider_takes_less_than_40_lines() -> None:
+    """Such a provider makes characters through a session, which checks its limits first."""
     assert len(inspect.getsource(Studio).splitlines()) < 40
     studio = Studio()
     async with CharacterSession(studio, polling=FixedInterval(5.0)) as session:
@@ -81,12 +83,12 @@ async def test_anybody_can_write_a_provider() -> None:
     assert studio.polls == {"task-0": 3}
 
 
-async def test_what_a_provider_has_not_says_so() -> None:
-    """Credit, models and looks that a provider does not offer are errors that name it; the rest does no harm."""
+async def test_defaults_of_a_provider() -> None:
+    """Credits, models and polls that a provider does not offer raise an error with its name; the rest is harmless."""
     async with Bare() as bare:  # type: ignore[abstract]  # what a caller without a type checker may do
-        for asked in (bare.credit(), bare.models(), bare.fetch("t")):
+        for call in (bare.credit(), bare.models(), bare.fetch("t")):
             with pytest.raises(ConfigurationError, match="bare"):
-                await asked
+                await call
         await bare.poll_capacity()
         assert (bare.synchronous, bare.callback_url) == (False, None)
         assert bare.check(CharacterRequest(from_task="t")) == ()

@@ -25,7 +25,6 @@ MET = (
 )
 # What the parts of one module are made of.
 INNER = {
-    "ProviderPoller",
     "Dispatcher",
     "Cooldown",
     "Slot",

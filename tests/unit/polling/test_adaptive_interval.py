@@ -1,4 +1,4 @@
-"""What a pace makes of what it learns. The goals of cost are ratios in virtual time, from fixed seeds."""
+"""What `AdaptiveInterval` does with what it has learned. The costs are ratios in virtual time, from fixed seeds."""
 
 from __future__ import annotations
 
@@ -8,62 +8,20 @@ import random
 from itertools import pairwise
 from statistics import fmean
 
-import attrs
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sora_chars import AdaptiveInterval, Eta, PollingStrategy, SteppedInterval, TaskSnapshot
-from sora_chars.polling.durations import Durations, ladder_age, ladder_polls
+from tests.support.simulated_tasks import cost, draws, poll_ages, running, see, taught, teach
 
 ANY = st.floats()  # NaN and infinities too
 SECONDS = st.floats(min_value=0.001, max_value=86400)
 HISTORY = st.lists(SECONDS | ANY, max_size=70)
 
 
-def waiting(model: str | None = "m", provider: str = "kie") -> TaskSnapshot:
-    """A task that runs."""
-    return TaskSnapshot(task_id="t", provider=provider, state="generating", model=model)
-
-
-def taught(*durations: float, request_budget: float = 1.0, model: str | None = "m", seed: int = 1) -> AdaptiveInterval:
-    """A pace that has heard of tasks that took so long."""
-    pace = AdaptiveInterval(request_budget=request_budget, random=random.Random(seed))
-    for seconds in durations:
-        teach(pace, seconds, model)
-    return pace
-
-
-def teach(pace: PollingStrategy, seconds: float, model: str | None = "m") -> None:
-    """Tell of one task."""
-    pace.observe_finished(
-        TaskSnapshot(task_id="t", provider="kie", state="success", model=model, created_at=0.0, completed_at=seconds)
-    )
-
-
-def draws(median: float, spread: float, count: int, seed: int = 2) -> list[float]:
-    """Durations of one model."""
-    dice = random.Random(seed)
-    return [median * math.exp(dice.gauss(0, spread)) for _ in range(count)]
-
-
-def looks(pace: PollingStrategy, until: float) -> list[float]:
-    """The ages at which a task is looked at that does not end."""
-    ages = [0.0]
-    while ages[-1] < until:
-        ages.append(ages[-1] + pace.delay(waiting(), ages[-1]))
-    return ages[1:]
-
-
-def cost(pace: PollingStrategy, durations: list[float]) -> tuple[float, float]:
-    """GETs a task, and seconds until the end is seen; nothing is learned."""
-    seen = [looks(pace, seconds) for seconds in durations]
-    late = [ages[-1] - seconds for ages, seconds in zip(seen, durations, strict=True)]
-    return fmean(map(len, seen)), fmean(late)
-
-
 def bound(median: float, spread: float) -> float:
-    """The least product of GETs and lateness, (integral of sqrt(f S))**2 / 2."""
+    """Return the smallest product of polls and detection delay, (integral of sqrt(f S))**2 / 2."""
     total = 0.0
     for z in (k / 100 for k in range(-800, 801)):
         normal = math.exp(-z * z / 2) / math.sqrt(2 * math.pi) * math.erfc(z / math.sqrt(2)) / 2
@@ -71,32 +29,25 @@ def bound(median: float, spread: float) -> float:
     return total * total / 2
 
 
-def see(pace: PollingStrategy, age: float, unseen: float, *, ended_at: float | None = None) -> None:
-    """Show a look at a task of the model."""
-    snapshot = waiting()
-    if ended_at is not None:
-        snapshot = attrs.evolve(snapshot, state="success", created_at=0.0, completed_at=ended_at)
-    pace.observe(snapshot, age, unseen)
-
-
-def batch(pace: PollingStrategy, durations: list[float]) -> tuple[float, float]:
-    """GETs a task, and seconds until the end is seen, of tasks that begin all at once; the pace learns meanwhile."""
-    due = [(pace.delay(waiting(), 0.0), 0.0, seconds) for seconds in durations]
+def batch(strategy: PollingStrategy, durations: list[float]) -> tuple[float, float]:
+    """Return what `cost` does, for tasks that start at the same time while the strategy learns."""
+    due = [(strategy.delay(running(), 0.0), 0.0, seconds) for seconds in durations]
     heapq.heapify(due)
-    gets, late = 0, list[float]()
+    polls = 0
+    late: list[float] = []
     while due:
         age, seen, ends = heapq.heappop(due)
-        gets += 1
-        see(pace, age, age - seen, ended_at=ends if ends <= age else None)
+        polls += 1
+        see(strategy, age, age - seen, ended_at=ends if ends <= age else None)
         if ends <= age:
             late.append(age - ends)
         else:
-            heapq.heappush(due, (age + pace.delay(waiting(), age), age, ends))
-    return gets / len(durations), fmean(late)
+            heapq.heappush(due, (age + strategy.delay(running(), age), age, ends))
+    return polls / len(durations), fmean(late)
 
 
 class Plain(PollingStrategy):
-    """Somebody's pace that only says when."""
+    """A strategy that defines nothing but `delay`."""
 
     def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
         """Every second."""
@@ -104,87 +55,81 @@ class Plain(PollingStrategy):
         return 1.0
 
 
-def test_a_pace_needs_no_more_than_a_delay() -> None:
-    """What a pace does not write has a default: it learns nothing, gains by time unseen, expects nothing."""
-    pace = Plain()
-    teach(pace, 3.0)
-    assert pace.priority(waiting(), 10.0, 4.0) == 4.0
-    assert pace.estimate(waiting(), 10.0) is None
+def test_a_strategy_needs_only_a_delay() -> None:
+    """The other methods have defaults: learn nothing, prefer the longest unseen task, estimate nothing."""
+    strategy = Plain()
+    teach(strategy, 3.0)
+    assert strategy.priority(running(), 10.0, 4.0) == 4.0
+    assert strategy.estimate(running(), 10.0) is None
 
 
-def test_a_pace_that_only_learns_hears_of_the_looks_that_show_an_end() -> None:
-    """What does not care for looks at tasks that go on need not write `saw`."""
-    told = list[float | None]()
+def test_observe_finished_is_called_for_ends() -> None:
+    """A strategy that does not define `observe` learns from the polls that show an end."""
+    observed: list[float | None] = []
 
-    class Pupil(Plain):
+    class Learner(Plain):
         def observe_finished(self, snapshot: TaskSnapshot) -> None:
-            told.append(snapshot.duration)
+            observed.append(snapshot.duration)
 
-    see(Pupil(), 2.0, 1.0)
-    see(Pupil(), 4.0, 2.0, ended_at=3.0)
-    assert told == [3.0]
+    see(Learner(), 2.0, 1.0)
+    see(Learner(), 4.0, 2.0, ended_at=3.0)
+    assert observed == [3.0]
 
 
-@pytest.mark.parametrize("snapshot", [None, waiting(), waiting("other"), waiting(None), waiting(provider="other")])
-def test_what_is_unknown_is_looked_at_by_the_ladder(snapshot: TaskSnapshot | None) -> None:
-    """A model that nothing is known of gets exactly the delays of kie.ai's ladder, whatever else is known."""
-    known = () if snapshot == waiting() else (10.0,) * 30
+@pytest.mark.parametrize("snapshot", [None, running(), running("other"), running(None), running(provider="other")])
+def test_an_unknown_model_follows_the_ladder(snapshot: TaskSnapshot | None) -> None:
+    """An unknown model gets exactly the delays of `SteppedInterval`, whatever is known of others."""
+    known = () if snapshot == running() else (10.0,) * 30
     ages = [0.0, 1.0, 29.0, 31.0, 119.0, 500.0]
-    pace, ladder = taught(*known), SteppedInterval(random.Random(1))
-    assert [pace.delay(snapshot, age) for age in ages] == [ladder.delay(snapshot, age) for age in ages]
+    strategy = taught(*known)
+    ladder = SteppedInterval(random.Random(1))
+    assert [strategy.delay(snapshot, age) for age in ages] == [ladder.delay(snapshot, age) for age in ages]
 
 
-@pytest.mark.parametrize("seconds", [-1.0, 0.0, 86401.0, 1e300, math.nan, math.inf, 1e-9])
-def test_durations_that_cannot_be_teach_nothing(seconds: float) -> None:
-    """A clock gone wrong leaves no trace, nor does a task whose times are missing."""
-    pace = taught(seconds)
-    pace.observe_finished(waiting())
-    assert pace.stats() == []
-
-
-def test_looks_lie_where_tasks_end() -> None:
-    """Half a minute passes before the first look at a model of 46 s; then they are close, and later rarer again."""
-    pace = taught(*draws(46, 0.15, 40))
-    ages = looks(pace, 200)
+def test_polls_most_densely_where_tasks_end() -> None:
+    """The first poll of a model of 46 s comes after 20 s; polls are dense around 46 s, and rarer again later."""
+    strategy = taught(*draws(46, 0.15, 40))
+    ages = poll_ages(strategy, 200)
     assert ages[0] > 20
     around = [age for age in ages if 38 < age < 54]
     assert len(around) > 10
     assert all(b - a > 14 for a, b in pairwise(ages) if a > 130)
 
 
-def test_two_kinds_of_tasks_are_both_met() -> None:
-    """Between the short and the long tasks of a model there are fewer looks than at either."""
-    pace = taught(*(seconds * (1 if k % 2 else 10) for k, seconds in enumerate(draws(10, 0.1, 64))))
-    ages = looks(pace, 150)
+def test_polls_densely_at_both_of_two_modes() -> None:
+    """If a model has short and long tasks, fewer polls lie between the two than at either."""
+    strategy = taught(*(seconds * (1 if k % 2 else 10) for k, seconds in enumerate(draws(10, 0.1, 64))))
+    ages = poll_ages(strategy, 150)
     rates = [sum(low <= age < high for age in ages) / (high - low) for low, high in ((8, 13), (20, 70), (85, 115))]
     assert rates[1] < rates[0] / 2
     assert rates[1] < rates[2] / 2
 
 
-def test_past_everything_seen_the_ladder_goes_on() -> None:
-    """A task that has run ten times as long as any other is looked at as rarely as the ladder does, without end."""
-    pace, ladder = taught(*[46.0] * 40), SteppedInterval(random.Random(1))
+def test_follows_the_ladder_past_the_longest_task() -> None:
+    """A task ten times as long as any other is polled as by `SteppedInterval`, without end."""
+    strategy = taught(*[46.0] * 40)
+    ladder = SteppedInterval(random.Random(1))
     for age in (460.0, 1e4, 1e8):
-        pace.random.seed(7)
+        strategy.random.seed(7)
         ladder.random.seed(7)
-        assert pace.delay(waiting(), age) == ladder.delay(waiting(), age)
+        assert strategy.delay(running(), age) == ladder.delay(running(), age)
 
 
-def test_no_two_looks_are_closer_than_an_answer_takes() -> None:
-    """Also at tasks that all take the same, and with looks to spend: half a second, less the jitter."""
-    ages = looks(taught(*[46.0] * 64, request_budget=100), 60)
+def test_minimum_interval() -> None:
+    """Also for tasks of equal duration and a high budget, polls are half a second apart, less the jitter."""
+    ages = poll_ages(taught(*[46.0] * 64, request_budget=100), 60)
     assert len(ages) > 20
     assert min(b - a for a, b in pairwise([0.0, *ages])) > 0.5 * 0.79
 
 
-def test_tasks_made_together_do_not_stay_together() -> None:
-    """Two tasks of one age are not looked at at one time."""
-    pace = taught(*[46.0] * 40)
-    assert len({pace.delay(waiting(), 0.0) for _ in range(20)}) == 20
+def test_delays_are_random() -> None:
+    """Two tasks of the same age are not polled at the same time."""
+    strategy = taught(*[46.0] * 40)
+    assert len({strategy.delay(running(), 0.0) for _ in range(20)}) == 20
 
 
-def test_a_task_of_a_moment_is_not_waited_for_as_long_as_the_ladder_does() -> None:
-    """The ladder's first look comes after 2 s; what takes 0.3 s is known to, and is looked at by then."""
+def test_polls_short_tasks_earlier_than_the_ladder() -> None:
+    """The ladder's first poll comes after 2 s; tasks of 0.3 s are polled by then."""
     assert cost(taught(*[0.3] * 20), [0.3] * 20)[1] < 0.3
 
 
@@ -192,307 +137,179 @@ def test_a_task_of_a_moment_is_not_waited_for_as_long_as_the_ladder_does() -> No
 @example(history=[46.0] * 64, age=1e9, unseen=1e9, request_budget=1e6)
 @example(history=[100.0] * 20 + [20.0] * 300, age=20.0, unseen=20.0, request_budget=1.0)
 @given(history=HISTORY, age=ANY, unseen=ANY, request_budget=st.floats(min_value=1e-6, max_value=1e6))
-def test_no_number_upsets_a_pace(history: list[float], age: float, unseen: float, request_budget: float) -> None:
-    """Whatever it was told and is asked, a delay is some time, a gain no less than nothing, and an ETA in order."""
-    pace = taught(*history, request_budget=request_budget)
+def test_accepts_any_number(history: list[float], age: float, unseen: float, request_budget: float) -> None:
+    """Whatever was learned, a delay is above 0, a priority is not negative, and an estimate is in order."""
+    strategy = taught(*history, request_budget=request_budget)
     for ended_at in (None, *history[:9]):
-        see(pace, age, unseen, ended_at=ended_at)
-    delay, gain, eta = pace.delay(waiting(), age), pace.priority(waiting(), age, unseen), pace.estimate(waiting(), age)
-    assert 0 < delay < 1e9
-    assert 0 <= gain < math.inf
+        see(strategy, age, unseen, ended_at=ended_at)
+    assert 0 < strategy.delay(running(), age) < 1e9
+    assert 0 <= strategy.priority(running(), age, unseen) < math.inf
+    eta = strategy.estimate(running(), age)
     if eta is not None:
         assert 0 <= eta.low <= eta.median <= eta.high < math.inf
-    for lesson in pace.stats():
-        assert all(0 <= number < math.inf for number in (*lesson.curve.cost(), *lesson.curve.ladder_cost()))
+    for stats in strategy.stats():
+        assert all(0 <= number < math.inf for number in (*stats.curve.cost(), *stats.curve.ladder_cost()))
 
 
 @given(history=st.lists(SECONDS, max_size=70), age=st.floats(0, 1e6))
-def test_a_task_grows_more_urgent_the_longer_it_was_not_seen(history: list[float], age: float) -> None:
-    """The gain rises from nothing with the time since the last look, so that no task starves."""
-    pace = taught(*history)
-    gains = [pace.priority(waiting(), age, age * part) for part in (0.0, 0.01, 0.1, 0.5, 1.0)]
-    assert gains[0] == 0.0
-    assert gains == sorted(gains)
+def test_priority_grows_with_the_time_unseen(history: list[float], age: float) -> None:
+    """It rises from 0 with the time since the last poll, so no task starves."""
+    strategy = taught(*history)
+    priorities = [strategy.priority(running(), age, age * part) for part in (0.0, 0.01, 0.1, 0.5, 1.0)]
+    assert priorities[0] == 0.0
+    assert priorities == sorted(priorities)
     if age > 0.01:
-        assert gains[1] > 0
+        assert priorities[1] > 0
 
 
 @pytest.mark.parametrize("count", [20, 200, 1000])
 @pytest.mark.parametrize("spread", [None, 0.25])
-def test_a_first_batch_is_looked_at_as_by_the_ladder_or_better(count: int, spread: float | None) -> None:
-    """Where all begin at once, the first to end do not teach that the others are late; the next batch gains by all."""
-    dice = random.Random(4)
-    costs = list[tuple[float, ...]]()
+def test_a_first_batch_is_no_worse_than_with_the_ladder(count: int, spread: float | None) -> None:
+    """If all tasks start together, the first to end do not suggest that the rest are late."""
+    generator = random.Random(4)
+    costs: list[tuple[float, ...]] = []
     for seed in range(1000 // count):
-        tasks = [dice.uniform(5, 20) if spread is None else 46 * math.exp(dice.gauss(0, spread)) for _ in range(count)]
-        pace = taught(seed=seed)
-        costs.append((*batch(SteppedInterval(random.Random(seed)), tasks), *batch(pace, tasks), *batch(pace, tasks)))
-    gets, late, first_gets, first_late, gets_again, late_again = map(fmean, zip(*costs, strict=True))
-    assert first_gets < gets * 1.1
+        tasks = [
+            generator.uniform(5, 20) if spread is None else 46 * math.exp(generator.gauss(0, spread))
+            for _ in range(count)
+        ]
+        strategy = taught(seed=seed)
+        costs.append(
+            (*batch(SteppedInterval(random.Random(seed)), tasks), *batch(strategy, tasks), *batch(strategy, tasks))
+        )
+    polls, late, first_polls, first_late, polls_again, late_again = map(fmean, zip(*costs, strict=True))
+    assert first_polls < polls * 1.1
     assert first_late < late
-    assert gets_again < gets * 1.1
+    assert polls_again < polls * 1.1
     assert late_again < late * (0.8 if spread is None else 0.3)
 
 
-def test_tasks_that_run_count_among_those_that_end() -> None:
-    """Of 40 tasks 10 end at 10 s and 30 go on: half take longer than all that have ended, and looks come as before."""
-    pace = taught()
-    for _ in range(10):
-        for _ in range(3):
-            see(pace, 12.0, 12.0)
-        see(pace, 11.0, 11.0, ended_at=10.0)
-    (lesson,) = pace.stats()
-    assert lesson.curve.age(0.2) == pytest.approx(10, rel=0.1)
-    assert lesson.curve.age(0.5) > 11
-    ladder = SteppedInterval(random.Random(1))
-    assert fmean(pace.delay(waiting(), 12.0) for _ in range(99)) == pytest.approx(ladder.delay(None, 12.0), rel=0.3)
-
-
-def test_what_looks_show_adds_up_to_a_duration() -> None:
-    """A task that is looked at ten times teaches what one does of which only the record is read."""
-    watched, read = taught(), taught()
-    for seconds in draws(46, 0.25, 40):
-        for age in range(4, int(seconds), 4):
-            see(watched, age, 4.0)
-        see(watched, seconds + 3, seconds + 3 - (int(seconds) - 1) // 4 * 4, ended_at=seconds)
-        teach(read, seconds)
-    (one,), (other,) = watched.stats(), read.stats()
-    assert list(one.curve.polls) == pytest.approx(list(other.curve.polls), rel=0.01)
-    assert one.tasks == other.tasks == 40
-
-
-def test_tasks_that_nobody_watches_any_longer_are_forgotten() -> None:
-    """A hundred waits that were given up at 30 s stand for nothing once other tasks came by that age."""
-    pace = taught()
-    for _ in range(100):
-        see(pace, 30.0, 30.0)
-    for _ in range(60):
-        teach(pace, 20.0)
-    (lesson,) = pace.stats()
-    assert lesson.curve.age(0.9) == pytest.approx(20, rel=0.1)
-
-
-def test_one_end_among_thousands_that_go_on_teaches_nothing_yet() -> None:
-    """Until more have ended, the model counts as unknown."""
-    pace = taught()
-    for _ in range(5000):
-        see(pace, 12.0, 12.0)
-    see(pace, 11.0, 11.0, ended_at=10.0)
-    assert pace.stats() == []
-    assert pace.delay(waiting(), 12.0) == SteppedInterval(random.Random(1)).delay(None, 12.0)
-    assert pace.estimate(waiting(), 12.0) is None
-
-
-def test_an_end_without_its_times_teaches_nothing() -> None:
-    """Of a task that failed with no times it is known how long it ran, but not when it ended."""
-    pace = taught()
-    pace.observe(attrs.evolve(waiting(), state="fail"), 10.0, 4.0)
-    assert pace.stats() == []
-
-
-@given(history=st.lists(SECONDS, min_size=1, max_size=70))
-def test_curves_only_rise(history: list[float]) -> None:
-    """Ages, hazards and looks never fall along a curve, and hazards and looks start at nothing."""
-    (lesson,) = taught(*history).stats()
-    for table in (lesson.curve.ages, lesson.curve.hazards, lesson.curve.polls):
-        assert table[0] == 0.0
-        assert list(table) == sorted(table)
-
-
-@given(looked=st.floats(0, 1e6))
-def test_the_ladder_can_be_read_both_ways(looked: float) -> None:
-    """The age of so many looks has so many looks."""
-    assert ladder_polls(ladder_age(looked)) == pytest.approx(looked, rel=1e-9, abs=1e-9)
-
-
-def test_a_look_goes_where_a_task_may_have_ended() -> None:
-    """Not to the one that cannot have ended yet, though it waits longer; and to the one that surely has before all."""
-    pace = taught(*draws(46, 0.15, 64))
+def test_priority_follows_the_odds_of_an_end() -> None:
+    """A task that cannot have ended comes last although it was unseen longest; one that surely has comes first."""
+    strategy = taught(*draws(46, 0.15, 64))
     early, now, over = (
-        pace.priority(waiting(), age, unseen) for age, unseen in ((20.0, 20.0), (46.0, 5.0), (80.0, 50.0))
+        strategy.priority(running(), age, unseen) for age, unseen in ((20.0, 20.0), (46.0, 5.0), (80.0, 50.0))
     )
     assert early < now < over
 
 
-def test_a_task_long_past_its_time_is_more_urgent_than_an_unknown_one() -> None:
-    """Tasks of its model have always ended by now, so that it is likely to have."""
-    assert taught(*[46.0] * 64).priority(waiting(), 460.0, 46.0) > taught().priority(waiting(), 460.0, 46.0) * 2
+def test_an_overdue_task_precedes_an_unknown_one() -> None:
+    """All known tasks of its model had ended by that age, so it probably has, too."""
+    assert taught(*[46.0] * 64).priority(running(), 460.0, 46.0) > taught().priority(running(), 460.0, 46.0) * 2
 
 
-def test_the_gain_of_a_short_while_is_half_its_square_times_the_hazard() -> None:
-    """Where little can have happened, c = h u**2 / 2: of an unknown model at 70 s, h = 1 / 100 s."""
-    assert taught().priority(waiting(), 70.0, 0.1) == pytest.approx(0.1**2 / 100 / 2, rel=0.01)
+def test_priority_after_a_short_time() -> None:
+    """It is h u**2 / 2 after a short time u; at 70 s an unknown model has h = 1 / 100 s."""
+    assert taught().priority(running(), 70.0, 0.1) == pytest.approx(0.1**2 / 100 / 2, rel=0.01)
 
 
-def test_an_eta_is_the_range_of_what_is_left() -> None:
-    """At first it is that of all durations, then that of those which are not over; past them nothing is expected."""
+def test_eta_is_the_range_of_time_left() -> None:
+    """At first it covers all durations, then those that are still possible; past them there is none."""
     durations = sorted(draws(46, 0.25, 64))
     random.Random(3).shuffle(durations)
-    pace = taught(*durations)
-    eta = pace.estimate(waiting(), 0.0)
+    strategy = taught(*durations)
+    eta = strategy.estimate(running(), 0.0)
     assert eta is not None
     assert (eta.low, eta.median, eta.high) == pytest.approx((34, 46, 63), rel=0.2)
-    later = pace.estimate(waiting(), 45.0)
+    later = strategy.estimate(running(), 45.0)
     assert later is not None
     assert 0 < later.low < later.median < eta.median - 30
-    assert pace.estimate(waiting(), 1000.0) is None
+    assert strategy.estimate(running(), 1000.0) is None
 
 
-def test_an_eta_ends_with_what_is_known() -> None:
-    """Shortly before the longest duration that is reckoned with, no more than the rest of that is expected."""
-    pace = taught(*[46.0] * 20)
-    curve = pace._curve(waiting())
+def test_eta_is_bounded_by_the_curve() -> None:
+    """Shortly before the last age of the curve, the estimate is the time until that age."""
+    strategy = taught(*[46.0] * 20)
+    curve = strategy._curve(running())
     assert curve
     last = curve.last
-    assert pace.estimate(waiting(), last - 2**-20) == Eta(low=2**-20, median=2**-20, high=2**-20)
-
-
-@pytest.mark.parametrize("times", [1.0, 3.0])
-def test_looks_go_on_past_all_that_is_known(times: float) -> None:
-    """From the last age of a curve on, the next look is the ladder's, and always a later one."""
-    curve = taught(*[46.0] * 20)._curve(waiting())
-    assert curve
-    age = times * curve.last
-    assert curve.next_poll_age(age, 1.0) == ladder_age(ladder_polls(age) + 1.0) > age
+    assert strategy.estimate(running(), last - 2**-20) == Eta(low=2**-20, median=2**-20, high=2**-20)
 
 
 @pytest.mark.parametrize(("count", "known"), [(0, False), (2, False), (3, True)])
-def test_an_eta_takes_three_tasks(count: int, known: bool) -> None:  # noqa: FBT001 # pytest gives it
+def test_eta_needs_three_tasks(count: int, known: bool) -> None:  # noqa: FBT001 # a parameter of pytest
     """One or two durations make no range."""
-    assert (taught(*[46.0] * count).estimate(waiting(), 1.0) is not None) is known
+    assert (taught(*[46.0] * count).estimate(running(), 1.0) is not None) is known
 
 
-def test_a_model_that_has_changed_is_learned_anew() -> None:
-    """After as many tasks as are kept, nothing is left of how it was; after half of them, little."""
-    pace = taught(*[20.0] * 64, *[100.0] * 32)
-    assert pace.stats()[0].curve.age(0.5) == pytest.approx(100, rel=0.1)
-    for _ in range(32):
-        teach(pace, 100.0)
-    (lesson,) = pace.stats()
-    assert lesson.tasks == 64
-    assert lesson.curve.age(0.01) == pytest.approx(100, rel=0.2)
-
-
-@pytest.mark.parametrize("median", [0.3, 46.0, 5000.0])
-def test_a_model_takes_a_few_hundred_bytes(median: float) -> None:
-    """However long its tasks take, and whether looks show them running or not."""
-    durations = Durations()
-    for seconds in draws(median, 0.3, 200):
-        durations.observe_running(0.0, seconds / 2)
-        durations.observe_finished(seconds, since=seconds / 2)
-    curve = durations.curve(1.0)
-    assert curve
-    tables = (durations._cells, curve.hazards, curve.polls)
-    assert sum(memoryview(table).nbytes for table in tables) < 800
-
-
-def test_a_model_that_grows_faster_is_followed() -> None:
-    """Tasks that end before any other did are learned of like any, and as ones that most others came past."""
-    pace = taught(*[100.0] * 20, 10.0)
-    (lesson,) = pace.stats()
-    assert lesson.curve.hazard(50)[0] == pytest.approx(0.09, rel=0.3)
-    assert taught(*[100.0] * 20, *[10.0] * 30).stats()[0].curve.age(0.5) == pytest.approx(10, rel=0.2)
-
-
-def test_models_are_bounded() -> None:
-    """Of too many models those are forgotten that were heard of longest ago."""
-    pace = taught()
+def test_the_number_of_models_is_bounded() -> None:
+    """If there are too many models, the least recently used ones are forgotten."""
+    strategy = taught()
     for number in range(300):
-        teach(pace, 10.0, f"m{number}")
-        teach(pace, 10.0, "m0")
-    known = {lesson.model: lesson.tasks for lesson in pace.stats()}
+        teach(strategy, 10.0, f"m{number}")
+        teach(strategy, 10.0, "m0")
+    known = {stats.model: stats.tasks for stats in strategy.stats()}
     assert len(known) == 256
     assert (known["m0"], known["m299"]) == (64, 1)
     assert "m1" not in known
 
 
-def test_a_curve_is_made_with_every_eighth_of_what_is_known() -> None:
-    """One more of 64 durations changes nothing yet, so that learning costs little; eight more do."""
-    durations = Durations()
-    for _ in range(64):
-        durations.observe_finished(46.0)
-    curve = durations.curve(1.0)
-    for _ in range(2):
-        durations.observe_finished(46.0)
-        assert durations.curve(1.0) is curve
-    for _ in range(8):
-        durations.observe_finished(46.0)
-    assert durations.curve(1.0) is not curve
-
-
 @pytest.mark.parametrize("request_budget", [0.0, -1.0, math.inf, math.nan])
-def test_a_scale_must_be_one(request_budget: float) -> None:
-    """A pace that would never look, or always, is refused when it is made."""
+def test_rejects_an_impossible_budget(request_budget: float) -> None:
+    """A strategy that would never poll, or always, cannot be made."""
     with pytest.raises(ValueError, match="request_budget"):
         AdaptiveInterval(request_budget=request_budget)
 
 
 @pytest.mark.parametrize("spread", [0.15, 0.25, 0.4])
 @pytest.mark.parametrize("median", [13.0, 46.0, 127.0])
-def test_20_tasks_teach_enough(median: float, spread: float) -> None:
-    """Then the product of GETs and lateness is at most 1.2 x the least there is, with no more GETs than the ladder."""
+def test_20_tasks_are_enough(median: float, spread: float) -> None:
+    """Then polls times delay is at most 1.2 x the smallest product, with no more polls than the ladder."""
     new = draws(median, spread, 100, seed=4)
     costs = [cost(taught(*draws(median, spread, 20, seed=seed)), new) for seed in range(10)]
-    gets, late = fmean(gets for gets, _ in costs), fmean(late for _, late in costs)
-    assert gets * late < 1.2 * bound(median, spread)
-    assert gets < cost(SteppedInterval(random.Random(1)), new)[0] * 1.02
+    polls = fmean(polls for polls, _ in costs)
+    late = fmean(late for _, late in costs)
+    assert polls * late < 1.2 * bound(median, spread)
+    assert polls < cost(SteppedInterval(random.Random(1)), new)[0] * 1.02
 
 
 @pytest.mark.parametrize("known", [1, 2, 5, 10])
-def test_few_tasks_teach_something(known: int) -> None:
-    """From the first one on, ends of tasks are seen in two thirds of the ladder's time, for at most 1.1 x its GETs."""
+def test_few_tasks_help(known: int) -> None:
+    """From the first task on, the delay is at most two thirds of the ladder's, for at most 1.1 x its polls."""
     new = draws(46, 0.25, 100, seed=4)
     costs = [cost(taught(*draws(46, 0.25, known, seed=seed)), new) for seed in range(10)]
-    gets, late = cost(SteppedInterval(random.Random(1)), new)
+    polls, late = cost(SteppedInterval(random.Random(1)), new)
     assert fmean(late for _, late in costs) < late * 2 / 3
-    assert fmean(gets for gets, _ in costs) < gets * 1.1
+    assert fmean(polls for polls, _ in costs) < polls * 1.1
 
 
-@pytest.mark.parametrize("median", [13.0, 46.0, 127.0])
-def test_what_looks_cost_is_known(median: float) -> None:
-    """The costs that a curve tells are those that it leads to, its own and the ladder's."""
-    known = draws(median, 0.25, 64)
-    pace = taught(*known)
-    (lesson,) = pace.stats()
-    again = known * 10
-    assert lesson.curve.cost() == pytest.approx(cost(pace, again), rel=0.15)
-    assert lesson.curve.ladder_cost() == pytest.approx(cost(SteppedInterval(random.Random(1)), again), rel=0.15)
-
-
-def test_a_scale_buys_time_with_looks() -> None:
-    """Twice the looks for half the wait."""
-    known, new = draws(127, 0.25, 64), draws(127, 0.25, 200, seed=4)
-    (gets, late), (more, sooner) = (
+def test_twice_the_budget_halves_the_delay() -> None:
+    """Twice the polls detect an end in half the time."""
+    known = draws(127, 0.25, 64)
+    new = draws(127, 0.25, 200, seed=4)
+    (polls, late), (more, sooner) = (
         cost(taught(*known, request_budget=request_budget), new) for request_budget in (1.0, 2.0)
     )
-    assert more == pytest.approx(2 * gets, rel=0.1)
+    assert more == pytest.approx(2 * polls, rel=0.1)
     assert sooner == pytest.approx(late / 2, rel=0.1)
 
 
-def crowd(pace: PollingStrategy, count: int = 100, every: float = 0.5) -> float:
-    """How late ends are seen where 100 tasks wait at all times and one GET is free each half second."""
-    dice = random.Random(5)
+def crowd(strategy: PollingStrategy, count: int = 100, every: float = 0.5) -> float:
+    """Return the mean detection delay if 100 tasks wait at all times, and one may be polled each half second."""
+    generator = random.Random(5)
     medians = {"a": 13.0, "b": 46.0, "c": 127.0}
 
     def fresh(now: float) -> list[float | str]:
-        model = dice.choice(list(medians))
-        return [now, now + medians[model] * math.exp(dice.gauss(0, 0.2)), now, model]
+        model = generator.choice(list(medians))
+        return [now, now + medians[model] * math.exp(generator.gauss(0, 0.2)), now, model]
 
-    tasks, late = [fresh(0.0) for _ in range(count)], list[float]()
-    for now in (turn * every for turn in range(1, 1600)):
-        gains = [
-            pace.priority(waiting(str(model)), now - float(made), now - float(seen)) for made, _, seen, model in tasks
+    tasks = [fresh(0.0) for _ in range(count)]
+    late: list[float] = []
+    for now in (step * every for step in range(1, 1600)):
+        priorities = [
+            strategy.priority(running(str(model)), now - float(made), now - float(seen))
+            for made, _, seen, model in tasks
         ]
-        best = gains.index(max(gains))
+        best = priorities.index(max(priorities))
         if float(tasks[best][1]) > now:
             tasks[best][2] = now
             continue
         late += [now - float(tasks[best][1])] * (now > 200)
-        teach(pace, float(tasks[best][1]) - float(tasks[best][0]), str(tasks[best][3]))
+        teach(strategy, float(tasks[best][1]) - float(tasks[best][0]), str(tasks[best][3]))
         tasks[best] = fresh(now)
     return fmean(late)
 
 
-def test_in_a_crowd_ends_are_seen_in_half_the_time() -> None:
-    """With few GETs for many tasks, taking the largest gain sees ends in half the time of taking turns, or less."""
+def test_priorities_halve_the_delay_under_limits() -> None:
+    """With few polls for many tasks, the highest priority detects ends in half the time of round-robin, or less."""
     assert crowd(taught()) < crowd(Plain()) / 2

@@ -1,4 +1,4 @@
-"""Whose turn it is, without a watcher."""
+"""The queue of due tasks, without a watcher."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from sora_chars.polling.due_queue import DueQueue
 from sora_chars.polling.watched_task import WatchedTask
 
 
-def watches(count: int) -> list[WatchedTask]:
-    """Tasks that are waited for."""
+def watched_tasks(count: int) -> list[WatchedTask]:
+    """Return new tasks."""
     loop = asyncio.get_running_loop()
     return [WatchedTask(f"t-{number}", loop.create_future()) for number in range(count)]
 
 
-def worth_nothing(_: WatchedTask) -> float:
-    """No look is worth more than another."""
+def no_priority(_: WatchedTask) -> float:
+    """Give every task the same priority."""
     return 0.0
 
 
-async def test_looks_make_nothing_that_stays() -> None:
-    """What a turn was kept in serves for the next one, whichever task that is."""
+async def test_reuses_heap_entries() -> None:
+    """A popped entry is used again for the next task, whichever that is: polls leave no new objects."""
     queue = DueQueue()
-    for due, watch in enumerate(watches(100)):
-        queue.add(watch, float(due))
+    for due, task in enumerate(watched_tasks(100)):
+        queue.add(task, float(due))
     gc.collect()
-    known = {id(each) for each in gc.get_objects()}
+    known = {id(thing) for thing in gc.get_objects()}
     for due in range(100, 1000):
-        assert queue.wait(float(due)) == 0.0
-        queue.add(queue.take(worth_nothing, 100), float(due))
-    assert all(id(turn) in known for turn in (*queue._heap, *queue._due))
+        assert queue.collect_due(float(due)) == 0.0
+        queue.add(queue.pop(no_priority, 100), float(due))
+    assert all(id(entry) in known for entry in (*queue._heap, *queue._due))
     assert len(queue) == 100
 
 
-async def test_little_is_kept_for_use() -> None:
-    """After many tasks have ended, a thousand queue wait to be used again, and no task with them."""
+async def test_free_list_is_bounded() -> None:
+    """After many tasks have ended, a thousand entries are kept for reuse, without their tasks."""
     queue = DueQueue()
-    for watch in watches(1500):
-        queue.add(watch, 0.0)
-    assert queue.wait(0.0) == 0.0
+    for task in watched_tasks(1500):
+        queue.add(task, 0.0)
+    assert queue.collect_due(0.0) == 0.0
     for _ in range(1500):
-        queue.take(worth_nothing, 2000)
+        queue.pop(no_priority, 2000)
     assert len(queue) == 0
-    assert [len(turn) for turn in queue._free_list] == [2] * 1000
+    assert [len(entry) for entry in queue._free_list] == [2] * 1000

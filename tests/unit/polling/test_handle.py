@@ -1,3 +1,5 @@
+"""Task handles: results, time-outs, updates, and copies from pickles."""
+
 from __future__ import annotations
 
 import asyncio
@@ -32,259 +34,275 @@ pytestmark = pytest.mark.looptime
 CHARACTER = Character(id="ch_1", provider="fake", username="a.b")
 
 
-def seen(state: str, **facts: Any) -> TaskSnapshot:
-    """A snapshot of the one task of a test."""
+def snap(state: str, **facts: Any) -> TaskSnapshot:
+    """Return a snapshot of the one task of a test."""
     return TaskSnapshot(task_id="t1", provider="fake", state=state, **facts)
 
 
-WAITING, GENERATING, DONE = seen("waiting"), seen("generating"), seen("success", character=CHARACTER)
-FAILED = seen("fail", failure=TaskFailure("501", "generation failed"))
+WAITING = snap("waiting")
+GENERATING = snap("generating")
+DONE = snap("success", character=CHARACTER)
+FAILED = snap("fail", failure=TaskFailure("501", "generation failed"))
 
 
 @attrs.define(eq=False)
-class Stage:
-    """A watch that the test moves by hand, in a watcher's stead, and handles of it. `wait` is the session's default."""
+class FakeWatcher:
+    """Stands in for a watcher, and makes handles of one task that the test ends.
 
-    watch: WatchedTask
-    wait: float = 1800.0
+    `timeout` is the default of the session.
+    """
+
+    task: WatchedTask
+    timeout: float = 1800.0
     polls: int = 0
     eta: Eta | None = None
 
     def handle(self, **facts: Any) -> TaskHandle[Any]:
-        """A live handle."""
-        return TaskHandle(task_id="t1", provider="fake", key="k1", live=self.live(), **facts)
+        """Return a handle that belongs to a session."""
+        return TaskHandle(task_id="t1", provider="fake", key="k1", context=self.context(), **facts)
 
-    def live(self) -> HandleContext:
-        """What a session would lend."""
+    def context(self) -> HandleContext:
+        """Return what a session would lend."""
         this: Any = self
-        return HandleContext(self.watch, this, this, self.wait)
+        return HandleContext(self.task, this, this, self.timeout)
 
     def end(self, outcome: TaskSnapshot) -> None:
-        """Show the last snapshot and settle the wait."""
-        self.watch.show(outcome)
-        self.watch.end(outcome)
+        """Show the last snapshot, and end the wait."""
+        self.task.update(outcome)
+        self.task.finish(outcome)
 
-    async def poll(self, provider: Provider, watch: WatchedTask) -> TaskSnapshot:
+    async def poll(self, provider: Provider, task: WatchedTask) -> TaskSnapshot:
         """See `TaskWatcher`."""
         del provider
-        assert watch is self.watch
+        assert task is self.task
         self.polls += 1
         return GENERATING
 
-    def estimate(self, watch: WatchedTask) -> Eta | None:
+    def estimate(self, task: WatchedTask) -> Eta | None:
         """See `TaskWatcher`."""
-        assert watch is self.watch
+        assert task is self.task
         return self.eta
 
 
 @pytest.fixture
-async def stage() -> Stage:
-    """A task that was just submitted."""
-    return Stage(WatchedTask("t1", asyncio.get_running_loop().create_future(), snapshot=WAITING))
+async def fake() -> FakeWatcher:
+    """Give a task that was just submitted."""
+    return FakeWatcher(WatchedTask("t1", asyncio.get_running_loop().create_future(), snapshot=WAITING))
 
 
 async def collect(handle: TaskHandle[Any], *, timeout: float | None = None) -> list[str]:
-    """The states that `updates` yields."""
+    """Return the states that `updates` yields."""
     return [snapshot.state async for snapshot in handle.updates(timeout)]
 
 
-async def test_awaiting_a_handle_gives_its_result(stage: Stage) -> None:
+async def test_awaiting_a_handle_returns_its_result(fake: FakeWatcher) -> None:
     """`await handle` is `await handle.result()`."""
-    stage.end(DONE)
-    handle = stage.handle()
+    fake.end(DONE)
+    handle = fake.handle()
     assert await handle == await handle.result() == CHARACTER
 
 
-async def test_a_handle_shows_how_the_task_is(stage: Stage) -> None:
-    """A handle tells the last snapshot, whether the wait is over, and what woke it, without waiting."""
-    handle = stage.handle()
+async def test_shows_the_present_state(fake: FakeWatcher) -> None:
+    """A handle has the last snapshot, whether the wait has ended, and what caused the last poll, without waiting."""
+    handle = fake.handle()
     assert (handle.done(), handle.snapshot, handle.woken_by) == (False, WAITING, "poll")
-    stage.watch.woken_by = "callback"
-    stage.end(DONE)
+    fake.task.woken_by = "callback"
+    fake.end(DONE)
     assert (handle.done(), handle.snapshot, handle.woken_by) == (True, DONE, "callback")
 
 
-async def test_a_failed_task_raises_what_the_provider_said(stage: Stage) -> None:
-    """The error of a failed task carries its code, its id and its last snapshot."""
-    stage.end(FAILED)
+async def test_a_failed_task_raises_its_failure(fake: FakeWatcher) -> None:
+    """The error of a failed task has its code, its id and its last snapshot."""
+    fake.end(FAILED)
     with pytest.raises(TaskFailedError, match="Task t1 failed at fake with code 501: generation failed") as caught:
-        await stage.handle()
+        await fake.handle()
     assert (caught.value.task_id, caught.value.code, caught.value.snapshot) == ("t1", "501", FAILED)
 
 
-async def test_a_character_gets_the_name_that_was_asked_for(stage: Stage) -> None:
-    """The name stands in for one that the provider does not tell."""
-    stage.end(DONE)
-    assert (await stage.handle(name="rex")).name == "rex"
+async def test_a_character_has_the_requested_name(fake: FakeWatcher) -> None:
+    """The requested name is used if the provider gives none."""
+    fake.end(DONE)
+    assert (await fake.handle(name="rex")).name == "rex"
     named = attrs.evolve(DONE, character=attrs.evolve(CHARACTER, name="theirs"))
-    other = Stage(WatchedTask("t1", asyncio.get_running_loop().create_future()))
+    other = FakeWatcher(WatchedTask("t1", asyncio.get_running_loop().create_future()))
     other.end(named)
     assert (await other.handle(name="rex")).name == "theirs"
 
 
-async def test_a_task_request_gets_its_snapshot(stage: Stage) -> None:
-    """Whoever asked for a task gets the finished snapshot, even where it holds a character."""
-    stage.end(DONE)
-    assert await stage.handle(wants=TaskSnapshot) is DONE
+async def test_a_task_request_returns_its_snapshot(fake: FakeWatcher) -> None:
+    """The result of a `TaskRequest` is the finished snapshot, even if it holds a character."""
+    fake.end(DONE)
+    assert await fake.handle(wants=TaskSnapshot) is DONE
 
 
-async def test_a_character_request_without_a_character_is_an_error(stage: Stage) -> None:
-    """A success without a character is an error that shows the payload, and no snapshot in its place."""
-    stage.end(seen("success", result={"resultUrls": ["https://a.invalid"]}))
+async def test_a_missing_character_is_an_error(fake: FakeWatcher) -> None:
+    """A success without a character raises an error with the payload; no snapshot is returned instead."""
+    fake.end(snap("success", result={"resultUrls": ["https://a.invalid"]}))
     with pytest.raises(MissingCharacterError) as caught:
-        await stage.handle(wants=Character)
+        await fake.handle(wants=Character)
     assert caught.value.payload == {"resultUrls": ["https://a.invalid"]}
 
 
-async def test_a_resumed_id_gets_whatever_there_is(stage: Stage) -> None:
-    """A handle that knows only the id takes the snapshot where there is no character."""
-    stage.end(seen("success", result={}))
-    assert await stage.handle() == seen("success", result={})
+async def test_a_resumed_id_returns_the_snapshot_without_a_character(fake: FakeWatcher) -> None:
+    """A handle that knows only the id returns the snapshot if there is no character."""
+    fake.end(snap("success", result={}))
+    assert await fake.handle() == snap("success", result={})
 
 
-async def test_a_wait_that_runs_out_leaves_the_task_alone(stage: Stage) -> None:
-    """The error carries the live handle, which can be awaited again."""
+async def test_a_timeout_does_not_end_the_task(fake: FakeWatcher) -> None:
+    """The error holds the handle, which can be awaited again."""
     with pytest.raises(WaitTimeoutError, match="Task t1 at fake still runs") as caught:
-        await stage.handle().result(5)
+        await fake.handle().result(5)
     assert isinstance(caught.value, TimeoutError)
-    assert not stage.watch.future.done()
-    stage.end(DONE)
+    assert not fake.task.future.done()
+    fake.end(DONE)
     assert await caught.value.handle == CHARACTER
 
 
 @pytest.mark.parametrize("timeout", [0, -1])
-async def test_no_time_is_enough_for_what_is_done(stage: Stage, timeout: float) -> None:
-    """A wait of no seconds gives the result of an ended task, and says of any other that it still runs."""
+async def test_zero_timeout_returns_a_finished_result(fake: FakeWatcher, timeout: float) -> None:
+    """A wait of no seconds returns the result of a finished task, and times out for any other."""
     with pytest.raises(WaitTimeoutError):
-        await stage.handle().result(timeout)
-    stage.end(DONE)
-    assert await stage.handle().result(timeout) == CHARACTER
+        await fake.handle().result(timeout)
+    fake.end(DONE)
+    assert await fake.handle().result(timeout) == CHARACTER
 
 
-async def test_the_default_wait_is_the_sessions(stage: Stage) -> None:
-    """Without a time-out of its own a wait lasts as long as the session says."""
-    stage.wait, loop = 77.0, asyncio.get_running_loop()
+async def test_uses_the_timeout_of_the_session(fake: FakeWatcher) -> None:
+    """Without a timeout of its own a wait lasts as long as the session's timeout."""
+    fake.timeout = 77.0
+    loop = asyncio.get_running_loop()
     with pytest.raises(WaitTimeoutError):
-        await stage.handle()
+        await fake.handle()
     assert loop.time() == 77.0
     with pytest.raises(WaitTimeoutError):
-        await collect(stage.handle())
+        await collect(fake.handle())
     assert loop.time() == 154.0
 
 
-async def test_an_endless_wait_has_no_end(stage: Stage) -> None:
-    """`math.inf` waits for a day, and for the end."""
-    result = asyncio.create_task(stage.handle().result(math.inf))
-    states = asyncio.create_task(collect(stage.handle(), timeout=math.inf))
+async def test_infinite_timeout(fake: FakeWatcher) -> None:
+    """A wait with `math.inf` lasts for a day, until the end."""
+    result = asyncio.create_task(fake.handle().result(math.inf))
+    states = asyncio.create_task(collect(fake.handle(), timeout=math.inf))
     await asyncio.sleep(24 * 3600)
-    stage.end(DONE)
+    fake.end(DONE)
     assert await result == CHARACTER
     assert await states == ["waiting", "success"]
 
 
-async def test_a_waiter_that_gives_up_disturbs_no_other(stage: Stage) -> None:
-    """A cancelled wait and one that ran out leave the shared future to those who still wait."""
-    cancelled, patient = (asyncio.create_task(stage.handle().result()) for _ in range(2))
+async def test_a_cancelled_wait_does_not_affect_others(fake: FakeWatcher) -> None:
+    """A wait that is cancelled and one that times out leave the shared future to the other waits."""
+    cancelled, other = (asyncio.create_task(fake.handle().result()) for _ in range(2))
     with pytest.raises(WaitTimeoutError):
-        await stage.handle().result(1)
+        await fake.handle().result(1)
     cancelled.cancel()
     await asyncio.wait([cancelled])
     assert cancelled.cancelled()
-    assert not stage.watch.future.cancelled()
-    stage.end(DONE)
-    assert await patient == CHARACTER
+    assert not fake.task.future.cancelled()
+    fake.end(DONE)
+    assert await other == CHARACTER
 
 
-async def test_updates_are_the_changes_only(stage: Stage) -> None:
-    """The present state comes first, a repeated snapshot is no change, and the last one ends it."""
-    states = asyncio.create_task(collect(stage.handle()))
+async def test_updates_are_the_changes_only(fake: FakeWatcher) -> None:
+    """The present state comes first, a repeated snapshot is no change, and the final one is the last."""
+    states = asyncio.create_task(collect(fake.handle()))
     await asyncio.sleep(1)
     for snapshot in (WAITING, GENERATING, GENERATING):
-        stage.watch.show(snapshot)
-    stage.end(DONE)
+        fake.task.update(snapshot)
+    fake.end(DONE)
     assert await states == ["waiting", "generating", "success"]
 
 
-async def test_a_late_joiner_gets_the_final_state(stage: Stage) -> None:
-    """Updates of an ended task are its last snapshot."""
-    stage.end(DONE)
-    assert await collect(stage.handle()) == ["success"]
+async def test_updates_of_a_finished_task(fake: FakeWatcher) -> None:
+    """They are its last snapshot."""
+    fake.end(DONE)
+    assert await collect(fake.handle()) == ["success"]
 
 
-async def test_a_resumed_task_has_no_update_before_its_first_look() -> None:
-    """Where nothing is known yet, the first update is what the first look shows."""
-    stage = Stage(WatchedTask("t1", asyncio.get_running_loop().create_future()))
-    states = asyncio.create_task(collect(stage.handle()))
+async def test_a_resumed_task_has_no_update_before_its_first_poll() -> None:
+    """If no snapshot is known yet, the first update is that of the first poll."""
+    fake = FakeWatcher(WatchedTask("t1", asyncio.get_running_loop().create_future()))
+    states = asyncio.create_task(collect(fake.handle()))
     await asyncio.sleep(1)
-    stage.end(DONE)
+    fake.end(DONE)
     assert await states == ["success"]
 
 
-async def test_a_failed_task_ends_its_updates_quietly(stage: Stage) -> None:
-    """The failed snapshot is the last update, and no error."""
-    stage.end(FAILED)
-    assert await collect(stage.handle()) == ["fail"]
+async def test_updates_of_a_failed_task_raise_nothing(fake: FakeWatcher) -> None:
+    """The failed snapshot is the last update, and no error follows."""
+    fake.end(FAILED)
+    assert await collect(fake.handle()) == ["fail"]
 
 
 @pytest.mark.parametrize("error", [WatcherStoppedError("closed", task_id="t1"), AuthenticationError("bad key")])
 async def test_updates_end_with_the_error_of_the_wait(
-    stage: Stage, error: WatcherStoppedError | AuthenticationError
+    fake: FakeWatcher, error: WatcherStoppedError | AuthenticationError
 ) -> None:
-    """A wait that ended without an end of the task raises in its updates too, once what was seen is told."""
-    stage.watch.end(error)
+    """The updates raise the error that ended the wait, after all snapshots."""
+    fake.task.finish(error)
     states: list[str] = []
     with pytest.raises(type(error)) as caught:
-        states.extend([snapshot.state async for snapshot in stage.handle().updates()])
+        states.extend([snapshot.state async for snapshot in fake.handle().updates()])
     assert caught.value is error
 
 
-async def test_updates_that_run_out_carry_the_handle(stage: Stage) -> None:
-    """The time-out of updates is that of a result: live handle, running task."""
-    handle = stage.handle()
+async def test_a_timeout_of_updates_holds_the_handle(fake: FakeWatcher) -> None:
+    """Updates time out as a result does."""
+    handle = fake.handle()
     with pytest.raises(WaitTimeoutError) as caught:
         await collect(handle, timeout=3)
     assert caught.value.handle is handle
 
 
-async def test_who_stops_listening_is_forgotten(stage: Stage) -> None:
-    """Leaving the updates early, or by a time-out, leaves no listener behind."""
-    async with aclosing(stage.handle().updates()) as updates:
+async def test_listeners_are_removed(fake: FakeWatcher) -> None:
+    """Updates that are left early or time out leave no listener behind."""
+    async with aclosing(fake.handle().updates()) as updates:
         assert await anext(updates) == WAITING
-        assert len(stage.watch.listeners) == 1
+        assert len(fake.task.listeners) == 1
     with pytest.raises(WaitTimeoutError):
-        await collect(stage.handle(), timeout=1)
-    assert len(stage.watch.listeners) == 0
+        await collect(fake.handle(), timeout=1)
+    assert len(fake.task.listeners) == 0
 
 
-async def test_what_is_left_is_told(stage: Stage) -> None:
-    """A handle says how long the task will take, as soon as its session knows."""
-    assert stage.handle().eta is None
-    stage.eta = Eta(low=1.0, median=2.0, high=4.0)
-    assert stage.handle().eta == stage.eta
+async def test_eta(fake: FakeWatcher) -> None:
+    """A handle has the estimate of its watcher."""
+    assert fake.handle().eta is None
+    fake.eta = Eta(low=1.0, median=2.0, high=4.0)
+    assert fake.handle().eta == fake.eta
 
 
-async def test_refresh_looks_once(stage: Stage) -> None:
-    """A refresh is one look, now."""
-    assert await stage.handle().refresh() == GENERATING
-    assert stage.polls == 1
+async def test_refresh_polls_once(fake: FakeWatcher) -> None:
+    """A refresh is one poll, now."""
+    assert await fake.handle().refresh() == GENERATING
+    assert fake.polls == 1
 
 
-async def test_a_handle_pickles_as_its_ids(stage: Stage) -> None:
-    """The copy knows the task and nothing of the session, and a session makes it live again."""
-    copy = pickle.loads(pickle.dumps(stage.handle(name="rex", wants=Character)))
-    assert repr(copy) == "TaskHandle(task_id='t1', provider='fake', key='k1', name='rex')"
+async def test_pickles_as_ids(fake: FakeWatcher) -> None:
+    """The copy knows the task, but not the session; another session attaches it again."""
+    copy = pickle.loads(pickle.dumps(fake.handle(name="rex", wants=Character)))
+    assert repr(copy) == "TaskHandle(task_id='t1', provider='fake', key='k1', name='rex', state=None)"
     assert copy.wants is Character
-    live = copy.attach(stage.live())
-    stage.end(DONE)
-    assert (await live).name == "rex"
+    attached = copy.attach(fake.context())
+    fake.end(DONE)
+    assert (await attached).name == "rex"
 
 
-async def test_a_detached_handle_says_how_to_make_it_live(stage: Stage) -> None:
-    """Every use of a rebuilt handle but its ids names the task and the way back."""
-    copy: TaskHandle[Any] = pickle.loads(pickle.dumps(stage.handle()))
-    for use in ("snapshot", "woken_by"):
+async def test_repr_shows_the_ids_and_the_state(fake: FakeWatcher) -> None:
+    """It shows neither the raw response nor the result, and a long or unprintable state does not break the line."""
+    handle = fake.handle()
+    assert repr(handle) == "TaskHandle(task_id='t1', provider='fake', key='k1', state='waiting')"
+    fake.task.update(snap("x\n" * 1000))
+    assert repr(handle).endswith(", state='x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x…')")
+    fake.end(snap("success", character=CHARACTER, raw={"token": "secret"}, result={"token": "secret"}))
+    assert repr(handle) == "TaskHandle(task_id='t1', provider='fake', key='k1', state='success')"
+
+
+async def test_a_detached_handle_names_the_fix(fake: FakeWatcher) -> None:
+    """Every use of an unpickled handle but its ids names the task and `session.resume`."""
+    copy: TaskHandle[Any] = pickle.loads(pickle.dumps(fake.handle()))
+    for attribute in ("snapshot", "woken_by"):
         with pytest.raises(SessionClosedError, match=r"task t1 .*session\.resume\(handle\)"):
-            getattr(copy, use)
+            getattr(copy, attribute)
     with pytest.raises(SessionClosedError, match=r"session\.resume\(handle\)"):
         copy.done()
     for wait in (copy.result(), copy.refresh(), collect(copy)):
@@ -292,58 +310,59 @@ async def test_a_detached_handle_says_how_to_make_it_live(stage: Stage) -> None:
             await wait
 
 
-def run_elsewhere(coroutine: Any) -> Any:
-    """The result of a coroutine in an event loop of its own."""
+def run_in_another_loop(coroutine: Any) -> Any:
+    """Return the result of a coroutine in an event loop of its own."""
     with asyncio.Runner() as runner:
         return runner.run(coroutine)
 
 
 @pytest.fixture
-def elsewhere() -> Iterator[Stage]:
-    """A task that is watched in another event loop."""
+def other_loop() -> Iterator[FakeWatcher]:
+    """Give a task that is watched in another event loop."""
     with asyncio.Runner() as runner:
-        yield Stage(WatchedTask("t1", runner.get_loop().create_future(), snapshot=WAITING))
+        yield FakeWatcher(WatchedTask("t1", runner.get_loop().create_future(), snapshot=WAITING))
 
 
-def test_a_handle_awaited_in_another_loop_says_so(elsewhere: Stage) -> None:
-    """A wait for a task of another event loop is an error at once, and no wait that never ends."""
-    for wait in (elsewhere.handle().result(), collect(elsewhere.handle())):
+def test_rejects_a_wait_in_another_loop(other_loop: FakeWatcher) -> None:
+    """A wait for a task of another event loop raises at once, instead of waiting forever."""
+    for wait in (other_loop.handle().result(), collect(other_loop.handle())):
         with pytest.raises(WrongLoopError, match="another event loop"):
-            run_elsewhere(wait)
+            run_in_another_loop(wait)
 
 
-def test_a_handle_that_is_done_gives_its_result_in_any_loop(elsewhere: Stage) -> None:
-    """What has come can be read after the session and its loop are gone."""
-    elsewhere.end(DONE)
-    assert run_elsewhere(elsewhere.handle().result()) == CHARACTER
-    assert run_elsewhere(collect(elsewhere.handle())) == ["success"]
+def test_a_finished_result_is_available_in_any_loop(other_loop: FakeWatcher) -> None:
+    """A result can be read after the session and its event loop have ended."""
+    other_loop.end(DONE)
+    assert run_in_another_loop(other_loop.handle().result()) == CHARACTER
+    assert run_in_another_loop(collect(other_loop.handle())) == ["success"]
 
 
-async def test_a_handle_tells_without_waiting(stage: Stage) -> None:
-    """`outcome` gives at once what `result` gives, and that a task still runs is its error."""
+async def test_outcome_does_not_wait(fake: FakeWatcher) -> None:
+    """`outcome` returns at once what `result` returns, or raises `WaitTimeoutError`."""
     with pytest.raises(WaitTimeoutError) as caught:
-        stage.handle().outcome()
-    stage.end(DONE)
+        fake.handle().outcome()
+    fake.end(DONE)
     assert caught.value.handle.outcome() == CHARACTER
 
 
-async def test_a_handle_calls_back_when_it_is_done(stage: Stage) -> None:
-    """Whoever asked is called once with the handle, from the event loop; also when it is done already."""
+async def test_done_callbacks(fake: FakeWatcher) -> None:
+    """The event loop calls each callback once with its handle, also if the wait has ended before."""
     called: list[TaskHandle[Any]] = []
-    first, second = stage.handle(), stage.handle()
+    first = fake.handle()
+    second = fake.handle()
     first.add_done_callback(called.append)
-    stage.end(DONE)
+    fake.end(DONE)
     second.add_done_callback(called.append)
     assert called == []
     await asyncio.sleep(0)
     assert called == [first, second]
 
 
-def test_a_handle_calls_back_in_its_own_loop(elsewhere: Stage) -> None:
-    """In another one it would call from there."""
+def test_rejects_a_done_callback_in_another_loop(other_loop: FakeWatcher) -> None:
+    """The callback would run in the wrong event loop."""
 
-    async def ask() -> None:
-        elsewhere.handle().add_done_callback(print)
+    async def add() -> None:
+        other_loop.handle().add_done_callback(print)
 
     with pytest.raises(WrongLoopError, match="another event loop"):
-        run_elsewhere(ask())
+        run_in_another_loop(add())

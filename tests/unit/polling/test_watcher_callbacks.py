@@ -1,3 +1,5 @@
+"""Callbacks: nudges, and polls that are stretched while callbacks arrive."""
+
 from __future__ import annotations
 
 import asyncio
@@ -12,28 +14,29 @@ from tests.support.fake_providers import PolledProvider, script
 
 pytestmark = pytest.mark.looptime
 
-NEW, DONE = (TaskSnapshot(task_id="t1", provider="fake", state=state) for state in ("waiting", "success"))
+NEW = TaskSnapshot(task_id="t1", provider="fake", state="waiting")
+DONE = TaskSnapshot(task_id="t1", provider="fake", state="success")
 
 
 def every(seconds: float) -> aclosing[TaskWatcher]:
-    """A watcher that looks every so many seconds, closed after the block."""
+    """Return a watcher that polls at a fixed interval and is closed after the block."""
     return aclosing(TaskWatcher(polling=FixedInterval(seconds)))
 
 
-async def test_a_nudge_brings_a_look_at_once() -> None:
-    """A callback does not wait for the next look's turn."""
+async def test_a_nudge_polls_at_once() -> None:
+    """A callback does not wait for the next due time."""
     provider = PolledProvider(script(DONE))
     async with every(100.0) as watcher:
-        watch = watcher.watch(provider, "t1", snapshot=NEW)
+        task = watcher.watch(provider, "t1", snapshot=NEW)
         await asyncio.sleep(7)
         assert watcher.nudge("fake", "t1")
-        await watch.future
-        assert watch.woken_by == "callback"
+        await task.future
+        assert task.woken_by == "callback"
     assert provider.polls == [7]
 
 
-async def test_a_nudge_before_the_first_look_brings_one_look() -> None:
-    """A callback that comes with the submission neither doubles the look nor loses it."""
+async def test_a_nudge_before_the_first_poll_adds_none() -> None:
+    """A callback that comes with the submission neither doubles the poll nor loses it."""
     provider = PolledProvider(script(NEW))
     async with every(100.0) as watcher:
         watcher.watch(provider, "t1")
@@ -42,48 +45,49 @@ async def test_a_nudge_before_the_first_look_brings_one_look() -> None:
     assert provider.polls == [0]
 
 
-async def test_a_nudge_during_a_look_is_followed_by_another() -> None:
-    """The look under way may have read the record too early, so a second one polled_elsewhere it straight away."""
+async def test_a_nudge_during_a_poll_adds_another() -> None:
+    """The poll in flight may have been too early: a second one follows at once."""
     provider = PolledProvider(script(NEW, DONE), takes=4.0)
     async with every(100.0) as watcher:
-        watch = watcher.watch(provider, "t1")
+        task = watcher.watch(provider, "t1")
         await asyncio.sleep(2)
         watcher.nudge("fake", "t1")
-        await watch.future
+        await task.future
     assert provider.polls == [0, 4]
 
 
-async def test_a_nudge_for_nobody_says_so() -> None:
-    """A nudge for a task or a provider that is not watched is told from one that is."""
+async def test_a_nudge_of_an_unwatched_task_returns_false() -> None:
+    """`nudge` returns whether the task is watched."""
     async with every(100.0) as watcher:
         assert not watcher.nudge("fake", "t1")
         await watcher.watch(PolledProvider(script(DONE)), "t1").future
         assert not watcher.nudge("fake", "t1")
 
 
-async def test_looks_after_an_early_callback_come_close_together() -> None:
-    """A callback that came before its record showed the end is followed by looks at growing distances."""
+async def test_polls_soon_again_after_an_early_callback() -> None:
+    """If the poll after a callback does not show the end yet, the next ones come at doubling delays."""
     provider = PolledProvider(script(*[NEW] * 7, DONE))
     async with every(10.0) as watcher:
-        watch = watcher.watch(provider, "t1", snapshot=NEW)
+        task = watcher.watch(provider, "t1", snapshot=NEW)
         watcher.nudge("fake", "t1")
-        await watch.future
+        await task.future
     assert provider.polls == [0, 0.25, 0.75, 1.75, 3.75, 7.75, 15.75, 25.75]
 
 
-async def test_a_forged_callback_costs_a_few_looks_and_no_wait() -> None:
-    """The looks after a callback that was none go back to the pace, however long the task then runs."""
+async def test_a_forged_callback_costs_a_few_polls() -> None:
+    """After a callback without an end the delays return to the strategy's, however long the task runs."""
     provider = PolledProvider(script(NEW))
     async with every(0.5) as watcher:
-        watch = watcher.watch(provider, "t1", snapshot=NEW)
+        task = watcher.watch(provider, "t1", snapshot=NEW)
         watcher.nudge("fake", "t1")
         await asyncio.sleep(2000)
-        assert not watch.future.done()
+        assert not task.future.done()
 
 
-async def test_looks_are_stretched_while_callbacks_arrive() -> None:
-    """A task that expects a callback is looked at five times more rarely; one that does not is not."""
-    expecting, plain = PolledProvider(script(NEW)), PolledProvider(script(NEW), name="plain")
+async def test_healthy_callbacks_stretch_polls() -> None:
+    """While callbacks arrive, a task that expects one is polled a fifth as often; others are not affected."""
+    expecting = PolledProvider(script(NEW))
+    plain = PolledProvider(script(NEW), name="plain")
     async with every(10.0) as watcher:
         watcher.callback_health.record_success()
         watcher.watch(expecting, "t1", snapshot=NEW, expects_callback=True)
@@ -95,21 +99,22 @@ async def test_looks_are_stretched_while_callbacks_arrive() -> None:
     assert plain.polls == [10, 20, 30, 40, 50, 60, 70, 80, 90]
 
 
-async def test_looks_snap_back_when_callbacks_stop() -> None:
-    """A minute after the last callback the tasks are looked at as if there were none."""
+async def test_silence_ends_stretching() -> None:
+    """A minute after the last callback, tasks are polled as without callbacks."""
     provider = PolledProvider(script(NEW))
     async with every(30.0) as watcher:
         watcher.callback_health.record_success()
-        watch = watcher.watch(provider, "t1", snapshot=NEW, expects_callback=True)
+        task = watcher.watch(provider, "t1", snapshot=NEW, expects_callback=True)
         await asyncio.sleep(125)
-        assert not watch.future.done()
+        assert not task.future.done()
         assert not watcher.callback_health.is_healthy
     assert provider.polls == [60, 90, 120]
 
 
-async def test_looks_snap_back_at_once_after_a_lost_callback() -> None:
-    """A task whose end a poll found first shows that callbacks get lost: all others are looked at at once."""
-    lost, other = PolledProvider(script(DONE), name="lost"), PolledProvider(script(NEW))
+async def test_a_missed_callback_ends_stretching() -> None:
+    """If a poll shows an end before its callback, the stretched polls of all tasks become due again at once."""
+    lost = PolledProvider(script(DONE), name="lost")
+    other = PolledProvider(script(NEW))
     async with every(4.0) as watcher:
         watcher.callback_health.record_success()
         watcher.watch(other, "t1", snapshot=NEW, expects_callback=True)
@@ -121,8 +126,8 @@ async def test_looks_snap_back_at_once_after_a_lost_callback() -> None:
     assert other.polls == [4, 8]
 
 
-async def test_a_look_under_way_is_not_moved_by_the_snap_back() -> None:
-    """Taking back what was stretched starts no second look at a task that is being looked at."""
+async def test_unstretching_adds_no_second_poll() -> None:
+    """The end of stretching starts no second poll of a task whose poll is in flight."""
     provider = PolledProvider(script(NEW), takes=30.0)
     async with every(10.0) as watcher:
         watcher.callback_health.record_success()
@@ -134,8 +139,8 @@ async def test_a_look_under_way_is_not_moved_by_the_snap_back() -> None:
     assert provider.polls == [50]
 
 
-async def test_distrust_without_trust_does_nothing() -> None:
-    """A lost callback where none ever arrived changes no look."""
+async def test_a_miss_without_a_success_changes_nothing() -> None:
+    """A missed callback where none ever arrived changes no poll."""
     provider = PolledProvider(script(DONE))
     async with every(10.0) as watcher:
         await watcher.watch(provider, "t1", snapshot=NEW, expects_callback=True).future
@@ -143,9 +148,10 @@ async def test_distrust_without_trust_does_nothing() -> None:
     assert provider.polls == [10]
 
 
-async def test_trust_ends_also_after_closing_and_opening_again() -> None:
-    """A watcher that was closed while callbacks arrived snaps back as a new one does."""
-    watcher, provider = TaskWatcher(polling=FixedInterval(30.0)), PolledProvider(script(NEW))
+async def test_health_works_after_reopening() -> None:
+    """A watcher that was closed while callbacks were healthy can be used again, and unstretches as a new one."""
+    watcher = TaskWatcher(polling=FixedInterval(30.0))
+    provider = PolledProvider(script(NEW))
     watcher.callback_health.record_success()
     await watcher.aclose()
     assert not watcher.callback_health.is_healthy

@@ -1,3 +1,5 @@
+"""Rate limits: which task is polled first when more are due than may be polled."""
+
 from __future__ import annotations
 
 import asyncio
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.looptime
 
 @attrs.define(eq=False)
 class Narrow(Provider):
-    """A provider that may be asked once in `every` seconds; its tasks never end unless they are in `ended`."""
+    """A provider that allows one poll in `every` seconds. Its tasks run until they are in `ended`."""
 
     every: float = 1.0
     name: str = "fake"
@@ -50,7 +52,7 @@ class Narrow(Provider):
 
 
 class Favourites(FixedInterval):
-    """A look every second; of those that are due, the one with the highest number promises most."""
+    """Polls at a fixed interval; a task with a higher number has a higher priority."""
 
     def priority(self, snapshot: TaskSnapshot | None, age: float, unseen: float) -> float:
         """See `PollingStrategy`."""
@@ -69,23 +71,23 @@ class Favourites(FixedInterval):
 
 
 def snapshot(task_id: str, state: str = "waiting") -> TaskSnapshot:
-    """One of a task."""
+    """Return a snapshot of a task."""
     return TaskSnapshot(task_id=task_id, provider="fake", state=state)
 
 
 def now() -> float:
-    """The loop's time."""
+    """Return the loop time."""
     return asyncio.get_running_loop().time()
 
 
 def watch_all(watcher: TaskWatcher, provider: Provider, count: int) -> None:
-    """WatchedTask so many new tasks."""
+    """Watch new tasks with the numbers from 0 on."""
     for number in range(count):
         watcher.watch(provider, str(number), snapshot=snapshot(str(number)))
 
 
-async def test_with_room_for_all_the_first_that_was_due_goes_first() -> None:
-    """Where nothing holds the looks back, nothing is weighed."""
+async def test_capacity_for_all_keeps_the_due_order() -> None:
+    """If all due tasks may be polled, priorities do not matter."""
     provider = Narrow(every=0.0)
     async with aclosing(TaskWatcher(polling=Favourites(1.0))) as watcher:
         watch_all(watcher, provider, 5)
@@ -93,8 +95,8 @@ async def test_with_room_for_all_the_first_that_was_due_goes_first() -> None:
     assert provider.polls == ["0", "1", "2", "3", "4"]
 
 
-async def test_when_more_is_due_than_may_be_looked_at_the_most_promising_goes_first() -> None:
-    """Each look that becomes free goes to the largest gain among all that are due by then."""
+async def test_scarce_polls_go_to_the_highest_priority() -> None:
+    """Each poll goes to the due task with the highest priority at that time."""
     provider = Narrow(every=1.0)
     async with aclosing(TaskWatcher(polling=Favourites(1.5))) as watcher:
         watch_all(watcher, provider, 4)
@@ -102,8 +104,8 @@ async def test_when_more_is_due_than_may_be_looked_at_the_most_promising_goes_fi
     assert provider.polls == ["3", "2", "3", "2", "3", "2"]
 
 
-async def test_the_longest_unseen_goes_first_for_a_pace_that_knows_nothing() -> None:
-    """Without a gain of its own no pace lets a task starve."""
+async def test_default_priority_is_the_time_unseen() -> None:
+    """With a strategy that defines no priority, no task starves."""
     provider = Narrow(every=1.0)
     async with aclosing(TaskWatcher(polling=FixedInterval(1.0))) as watcher:
         watch_all(watcher, provider, 3)
@@ -111,8 +113,8 @@ async def test_the_longest_unseen_goes_first_for_a_pace_that_knows_nothing() -> 
     assert provider.polls == ["0", "1", "2", "0", "1", "2", "0"]
 
 
-async def test_a_callback_outbids_every_gain() -> None:
-    """A task whose end was announced is looked at next, also in a crowd, and once."""
+async def test_a_nudge_has_the_highest_priority() -> None:
+    """A nudged task is polled next, once, however many others are due."""
     provider = Narrow(every=1.0)
     async with aclosing(TaskWatcher(polling=Favourites(1.0))) as watcher:
         watch_all(watcher, provider, 4)
@@ -126,8 +128,8 @@ async def test_a_callback_outbids_every_gain() -> None:
     assert provider.polls == ["3", "3", "1"]
 
 
-async def test_a_callback_is_heard_in_the_largest_crowd() -> None:
-    """Of more tasks than are weighed, the one whose end was announced goes first."""
+async def test_a_nudged_task_is_found_among_a_thousand() -> None:
+    """The nudged task is polled next also if more tasks are due than are compared."""
     provider = Narrow(every=1.0)
     async with aclosing(TaskWatcher(polling=FixedInterval(1.0))) as watcher:
         watch_all(watcher, provider, 1000)
@@ -139,8 +141,8 @@ async def test_a_callback_is_heard_in_the_largest_crowd() -> None:
     assert provider.polls[3] == "777"
 
 
-async def test_who_gives_up_in_the_crowd_is_passed_over() -> None:
-    """A task that ends while it is in line takes no look from the others."""
+async def test_a_task_that_ended_while_due_is_skipped() -> None:
+    """It takes no poll from the others."""
     provider = Narrow(every=1.0)
     async with aclosing(TaskWatcher(polling=Favourites(10.0))) as watcher:
         watch_all(watcher, provider, 4)
@@ -152,23 +154,23 @@ async def test_who_gives_up_in_the_crowd_is_passed_over() -> None:
     assert provider.polls == ["3", "2", "1", "0"]
 
 
-async def test_a_pace_that_cannot_learn_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """What was paid for is handed out, and the pace's bug is logged."""
+async def test_a_bug_in_a_strategy_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The result is returned all the same, since it was paid for."""
     provider = Narrow(ended={"7"})
     async with aclosing(TaskWatcher(polling=Favourites(1.0))) as watcher:
         assert (await watcher.watch(provider, "7", snapshot=snapshot("7")).future).finished
-    assert [record.message for record in caplog.records] == ["pace.failed"]
+    assert [record.message for record in caplog.records] == ["polling_strategy.failed"]
     assert "ValueError: 7" in caplog.text
 
 
-async def test_the_pace_says_how_long_a_task_will_take() -> None:
-    """Reckoned from the task's age; nothing is said of one whose age is unknown, or which has ended."""
+async def test_estimates_the_time_left() -> None:
+    """The estimate is for the age of the task; there is none without an age, and none after the end."""
     provider = Narrow(ended={"1"})
     async with aclosing(TaskWatcher(polling=Favourites(4.0))) as watcher:
         resumed = watcher.watch(provider, "0")
         assert watcher.estimate(resumed) is None
-        watch = watcher.watch(provider, "1", snapshot=snapshot("1"))
+        task = watcher.watch(provider, "1", snapshot=snapshot("1"))
         await asyncio.sleep(3.0)
-        assert watcher.estimate(watch) == Eta(low=0.0, median=3.0, high=6.0)
-        await watch.future
-        assert watcher.estimate(watch) is None
+        assert watcher.estimate(task) == Eta(low=0.0, median=3.0, high=6.0)
+        await task.future
+        assert watcher.estimate(task) is None
