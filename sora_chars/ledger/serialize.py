@@ -151,7 +151,7 @@ async def characters(
 ) -> AsyncGenerator[SavedCharacter, None]:
     """The characters of a ledger, newest first: up to `limit` of those that mention `word`, in any case."""
     left = limit
-    async for entry in ledger.entries(states={EntryState.SUCCEEDED}, newest_first=True, word=word):
+    async for entry in ledger.entries(states={EntryState.SUCCEEDED}, newest_first=True, query=word):
         if left == 0:
             return
         if saved := _saved(entry):

@@ -67,7 +67,7 @@ class TaskTracker:
         if not watch.future.done() and (
             watch.polled_elsewhere or watch.expects_callback
         ):  # others may hear of its end first
-            end = self.ledger.listen(entry, partial(self.watcher.nudge, provider.name, task_id, by="poll"))
+            end = self.ledger.subscribe(entry, partial(self.watcher.nudge, provider.name, task_id, by="poll"))
             watch.future.add_done_callback(lambda _: end())
         if watch.polled_elsewhere and watch not in self._followed:
             self._follow(provider, entry, watch)

@@ -48,7 +48,7 @@ def server(postgres: Server) -> Iterator[Server]:
 @pytest.fixture
 def quick(postgres_url: str) -> Ledger:
     """Give a ledger without much patience."""
-    return Ledger(PostgresStore(postgres_url, patience=0.5))
+    return Ledger(PostgresStore(postgres_url, connect_timeout=0.5))
 
 
 async def heard(ledger: Ledger, other: Ledger, key: str) -> None:
@@ -86,7 +86,7 @@ async def test_a_server_that_is_away_is_said(
     quick: Ledger, postgres_url: str, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While the server is down every call says so, all at once; when it is up again all goes on, with the same name."""
-    async with quick, Ledger(PostgresStore(postgres_url, patience=0.5)) as other:
+    async with quick, Ledger(PostgresStore(postgres_url, connect_timeout=0.5)) as other:
         asked = await ask(quick)
         owner = quick.owner
         await asyncio.to_thread(server.stop)
@@ -100,7 +100,7 @@ async def test_a_server_that_is_away_is_said(
             )
         assert all(isinstance(end, LedgerError) and "database could not be used" in str(end) for end in ends)
         with pytest.raises(LedgerError, match="database could not be used"):
-            await Ledger(PostgresStore(postgres_url, patience=0.5)).open()
+            await Ledger(PostgresStore(postgres_url, connect_timeout=0.5)).open()
         await asyncio.to_thread(server.start)
         async with asyncio.timeout(20):
             while isinstance(await _end(quick.get("k-1")), LedgerError):
@@ -108,7 +108,7 @@ async def test_a_server_that_is_away_is_said(
         assert await quick.get("k-1") == asked
         await has_lock(other, owner)
         await heard(other, quick, "k-after")
-    lost = [record.levelno for record in caplog.records if record.getMessage() == "ledger.line_lost"]
+    lost = [record.levelno for record in caplog.records if record.getMessage() == "ledger.listener_lost"]
     assert lost == [logging.WARNING] * 2
 
 
@@ -123,7 +123,7 @@ async def test_no_connection_waits_for_hours_for_a_machine_that_is_gone(postgres
     """All give up a server that no longer answers to anything, within half a minute."""
     store = PostgresStore(postgres_url)
     async with Ledger(store), store._pool.connection() as connection:
-        for one in (store._line, connection):
+        for one in (store._listener, connection):
             options = {name: int(value) for name, value in one.info.get_parameters().items() if value.isdigit()}
             lasts = options["keepalives_idle"] + options["keepalives_interval"] * options["keepalives_count"]
             assert (lasts, options["tcp_user_timeout"]) == (25, 25_000)
@@ -185,7 +185,7 @@ async def test_newer_tables_are_left_alone(postgres_url: str, monkeypatch: pytes
         pass
     monkeypatch.setattr(module, "UPGRADES", ())
     for _ in range(2):
-        with pytest.raises(LedgerError, match=r"version 4, newer than this package knows \(0\)"):
+        with pytest.raises(LedgerError, match=r"schema version 4, but this package supports versions up to 0"):
             await open_ledger(postgres_url).open()
 
 
@@ -210,7 +210,7 @@ async def test_an_opening_given_up_hangs_up(postgres_url: str) -> None:
     """Opening that is cancelled while it waits for another's upgrade leaves no connection, and works afterwards."""
     ledger = open_ledger(postgres_url)
     async with await psycopg.AsyncConnection.connect(postgres_url) as other:
-        await other.execute("SELECT pg_advisory_xact_lock(%s)", (module._number("upgrade"),))
+        await other.execute("SELECT pg_advisory_xact_lock(%s)", (module._lock_id("upgrade"),))
         opening = asyncio.create_task(ledger.open())
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         async with asyncio.timeout(10):
@@ -225,7 +225,7 @@ async def test_an_opening_given_up_hangs_up(postgres_url: str) -> None:
 
 async def test_a_table_that_stays_locked_is_said(postgres_url: str) -> None:
     """Whoever keeps the table locked keeps nobody waiting for ever; reading and writing go on when it is free again."""
-    async with Ledger(PostgresStore(postgres_url, lock_patience=0.1)) as ledger:
+    async with Ledger(PostgresStore(postgres_url, lock_timeout=0.1)) as ledger:
         asked = await ask(ledger)
         async with await psycopg.AsyncConnection.connect(postgres_url) as other:
             await other.execute("LOCK TABLE sora_chars_entries IN ACCESS EXCLUSIVE MODE")

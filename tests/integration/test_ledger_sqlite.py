@@ -19,7 +19,7 @@ import pytest
 from sora_chars import Entry, EntryState, Ledger, LedgerError, StaleEntryError, open_ledger
 from sora_chars.ledger.stores import sqlite_statements as statements
 from sora_chars.ledger.stores.sqlite import SqliteStore
-from sora_chars.ledger.stores.sqlite_thread import Worker
+from sora_chars.ledger.stores.sqlite_thread import CommitThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
@@ -32,7 +32,7 @@ def ask(ledger: Ledger, key: str = "k-1", size: int = 1) -> Coroutine[Any, Any, 
     return ledger.register(key=key, provider="kie", kind="character", request={"prompt": "x" * size})
 
 
-def run(worker: Worker, job: Callable[[sqlite3.Cursor], object]) -> asyncio.Future[object]:
+def run(worker: CommitThread, job: Callable[[sqlite3.Cursor], object]) -> asyncio.Future[object]:
     """Run something on a worker's connection, in its thread."""
     return worker.call(lambda cursor, _: [job(cursor)], None)
 
@@ -130,13 +130,13 @@ async def test_one_statement_is_a_commit_by_itself(path: Path) -> None:
 def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many jobs each group has, of all workers."""
     sizes: list[int] = []
-    answers = Worker._answers
+    answers = CommitThread._run_jobs
 
-    def counted(self: Worker, jobs: Any) -> list[Any]:
+    def counted(self: CommitThread, jobs: Any) -> list[Any]:
         sizes.append(len(jobs))
         return answers(self, jobs)
 
-    monkeypatch.setattr(Worker, "_answers", counted)
+    monkeypatch.setattr(CommitThread, "_run_jobs", counted)
     return sizes
 
 
@@ -176,7 +176,7 @@ async def test_each_of_many_moves_at_once_learns_its_own_end(
 
     All in one statement, in several, and one by one, as an old SQLite needs it.
     """
-    monkeypatch.setattr(statements, "ROWS", rows)
+    monkeypatch.setattr(statements, "ROWS_PER_STATEMENT", rows)
     async with open_ledger(path) as ledger:
         entries = [await running(ledger, f"k-{number}") for number in range(count)]
         with raw(path) as other:
@@ -193,7 +193,7 @@ async def test_each_of_many_moves_at_once_learns_its_own_end(
                 assert end.entry == ahead
             elif entry is entries[7]:
                 assert isinstance(end, LedgerError)
-                assert "lost the entry of key k-7" in str(end)
+                assert "no longer has the entry of key k-7" in str(end)
             else:
                 assert isinstance(end, Entry)
                 assert end == await ledger.get(entry.key)
@@ -227,7 +227,7 @@ async def test_nothing_is_written_to_a_file_that_is_not_there_any_more(path: Pat
         if how == "replaced":
             path.touch()
         for _ in range(2):
-            with pytest.raises(LedgerError, match=r"is no longer the file that was opened\. Put that one back"):
+            with pytest.raises(LedgerError, match=r"is no longer the file that was opened\. Put that file back"):
                 await ledger.transition(asked, EntryState.SENDING)
             assert path.exists() == (how == "replaced")
         if how == "moved":
@@ -251,13 +251,13 @@ async def test_a_lock_of_another_process_is_waited_for(path: Path) -> None:
 
 async def test_a_lock_that_stays_is_said(path: Path) -> None:
     """When patience ends, every write that waited fails and says so, and the next works once the lock is free."""
-    async with Ledger(SqliteStore(path, patience=0.05)) as ledger:
+    async with Ledger(SqliteStore(path, lock_timeout=0.05)) as ledger:
         with raw(path) as other:
             other.execute("BEGIN IMMEDIATE")
             ends = await asyncio.gather(ask(ledger), ask(ledger, "k-2"), return_exceptions=True)
             for end in ends:
                 assert isinstance(end, LedgerError)
-                assert "another process keeps it locked" in str(end)
+                assert "another process has locked it" in str(end)
                 assert isinstance(end.__cause__, sqlite3.OperationalError)
             assert ends[0] is not ends[1]
             other.execute("COMMIT")
@@ -270,8 +270,8 @@ async def test_a_lock_while_opening_is_said(path: Path, lock: str) -> None:
     """A file that another process keeps for itself cannot be opened, and can be once it is free."""
     with raw(path) as other:
         other.execute(f"BEGIN {lock}")
-        with pytest.raises(LedgerError, match="another process keeps it locked"):
-            await Ledger(SqliteStore(path, patience=0.05)).open()
+        with pytest.raises(LedgerError, match="another process has locked it"):
+            await Ledger(SqliteStore(path, lock_timeout=0.05)).open()
         other.execute("COMMIT")
     async with open_ledger(path) as ledger:
         await ask(ledger)
@@ -363,7 +363,7 @@ async def test_a_read_only_file_is_said() -> None:
 async def test_a_file_of_another_kind_is_said(path: Path) -> None:
     """A file that is no database is left as it is."""
     path.write_text("my diary" * 500)
-    with pytest.raises(LedgerError, match="the file is no SQLite database"):
+    with pytest.raises(LedgerError, match="the file is not an SQLite database"):
         await open_ledger(path).open()
     assert path.read_text() == "my diary" * 500
 
@@ -385,7 +385,7 @@ async def test_a_newer_file_is_left_alone(path: Path) -> None:
     """A file of a later version of this package is refused and not touched."""
     with raw(path) as other:
         other.execute("PRAGMA user_version = 99")
-    with pytest.raises(LedgerError, match="version 99, newer than"):
+    with pytest.raises(LedgerError, match="version 99, but this package supports"):
         await open_ledger(path).open()
     with raw(path) as other:
         assert other.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
@@ -419,13 +419,13 @@ async def test_a_lock_file_that_cannot_be_made_is_said(path: Path) -> None:
 
 async def test_a_wait_outlives_a_fault(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Whoever waits for another process's move is woken by it, also when looking failed meanwhile."""
-    store = SqliteStore(path, interval=0.001)
+    store = SqliteStore(path, poll_interval=0.001)
     async with Ledger(store) as ledger, open_ledger(path) as other, asyncio.timeout(30):
         asked = await ask(ledger)
-        with ledger._waiters.waiting(asked.key) as woken:
+        with ledger._notifier.waiting(asked.key) as woken:
             with suppress(LedgerError):  # a look in the same group fails with it
                 await run(store._reader, lambda cursor: cursor.connection.set_authorizer(no_pragma))
-            while "ledger.look_failed" not in caplog.messages:  # noqa: ASYNC110 # a log line is no event
+            while "ledger.poll_failed" not in caplog.messages:  # noqa: ASYNC110 # a log line is no event
                 await asyncio.sleep(0.001)
             await woken.wait()  # whoever is new is woken once, for what happened before
             woken.clear()
@@ -436,7 +436,7 @@ async def test_a_wait_outlives_a_fault(path: Path, caplog: pytest.LogCaptureFixt
 
 async def test_waiting_costs_no_look_up_while_nobody_writes(path: Path) -> None:
     """While nothing is committed, a look asks only whether anything was."""
-    store = SqliteStore(path, interval=0.001)
+    store = SqliteStore(path, poll_interval=0.001)
     async with Ledger(store) as ledger:
         asked = await ask(ledger)
         looks: asyncio.Queue[str] = asyncio.Queue()

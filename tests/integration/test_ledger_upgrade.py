@@ -202,6 +202,6 @@ async def test_a_newer_ledger_is_left_alone(old_url: str) -> None:
     """A ledger of a newer version than this package knows raises at each opening and stays as it is."""
     stored_version(old_url, write=NEWER)
     for _ in range(2):
-        with pytest.raises(LedgerError, match=f"version {NEWER}"):
+        with pytest.raises(LedgerError, match=f"schema version {NEWER}"):
             await open_ledger(old_url).open()
     assert stored_version(old_url) == NEWER

@@ -219,7 +219,7 @@ async def test_postgres_is_stopped_and_comes_back(
         await asyncio.sleep(began + OUTAGE - loop.time())
         await asyncio.to_thread(server.start)
 
-    async with session_on(emulator, Ledger(PostgresStore(postgres_url, patience=PATIENCE))) as session:
+    async with session_on(emulator, Ledger(PostgresStore(postgres_url, connect_timeout=PATIENCE))) as session:
         await outlive(stopped, session=session, emulator=emulator, log=caplog)
 
 
@@ -344,7 +344,7 @@ async def test_a_lock_lasts_longer_than_patience(
             yield
             other.execute("COMMIT")
 
-    async with session_on(emulator, Ledger(SqliteStore(path, patience=0.1))) as session:
+    async with session_on(emulator, Ledger(SqliteStore(path, lock_timeout=0.1))) as session:
         await outlive(locked, session=session, emulator=emulator, log=caplog)
 
 

@@ -302,10 +302,10 @@ async def test_hostile_ids_are_only_text(ledger_url: str, tmp_path: Path) -> Non
         for number, text in enumerate(HOSTILE):
             found = [await ledger.get(text), await ledger.by_task(text, text), await ledger.by_token(text)]
             assert [entry and entry.request for entry in found] == [{text: text, "n": number}] * 3
-        assert [entry.key async for entry in ledger.entries(word="DROP TABLE")] == [HOSTILE[0]]
+        assert [entry.key async for entry in ledger.entries(query="DROP TABLE")] == [HOSTILE[0]]
         assert [entry.key async for entry in ledger.entries()] == list(HOSTILE)
         for text in UNKEEPABLE:
-            with pytest.raises(LedgerError, match="no text that can be recorded"):
+            with pytest.raises(LedgerError, match="must be printable text"):
                 await ledger.register(key=text, provider="kie", kind="k", request={})
             assert await ledger.by_task("kie", text) is None
         victim = tmp_path / "victim.lock"

@@ -32,7 +32,7 @@ from sora_chars.session.dispatcher import Step
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from sora_chars.ledger.notifier import Waiters
+    from sora_chars.ledger.notifier import ChangeNotifier
 
 CLOSED = {EntryState.SUCCEEDED, EntryState.FAILED, EntryState.REJECTED}
 EMPTY = "empty"  # a success without a character
@@ -71,7 +71,7 @@ class World:
     kept: dict[str, Entry] = attrs.field(factory=dict[str, Entry])
     moves: set[tuple[EntryState, EntryState]] = attrs.field(factory=set[tuple[EntryState, EntryState]])
     dead: set[str] = attrs.field(factory=set[str])
-    waiters: dict[str, Waiters] = attrs.field(factory=dict[str, "Waiters"])
+    notifiers: dict[str, ChangeNotifier] = attrs.field(factory=dict)
     wrong: list[str] = attrs.field(factory=list[str])
 
     def tasks(self, key: str) -> list[Made]:

@@ -132,7 +132,7 @@ async def _characters(place: Place, word: str, limit: int) -> list[records.Saved
 
 async def _entries(place: Place, word: str, states: Collection[EntryState], limit: int) -> list[Entry]:
     async with place.find() as ledger:
-        found = ledger.entries(states=states, newest_first=True, word=word or None, limit=limit)
+        found = ledger.entries(states=states, newest_first=True, query=word or None, limit=limit)
         return [entry async for entry in found]
 
 

@@ -17,7 +17,7 @@ DONE = (*RUNNING, EntryState.SUCCEEDED)
 @pytest.fixture
 async def ledger(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ledger]:
     """Give a ledger in memory that keeps three finished entries."""
-    monkeypatch.setattr(memory, "_MOST_FINISHED", 3)
+    monkeypatch.setattr(memory, "_MAX_FINISHED", 3)
     async with open_ledger("memory:") as opened:
         yield opened
 
@@ -90,7 +90,7 @@ async def test_a_key_that_was_forgotten_is_new(ledger: Ledger) -> None:
     old = await put(ledger, 0, EntryState.REJECTED)
     for number in range(1, 4):
         await put(ledger, number, *DONE)
-    with pytest.raises(LedgerError, match="lost the entry of key k-0"):
+    with pytest.raises(LedgerError, match="no longer has the entry of key k-0"):
         await ledger.transition(old, EntryState.SENDING)
     assert (await put(ledger, 0)).state is EntryState.PENDING
     assert await keys(ledger) == ["k-1", "k-2", "k-3", "k-0"]
@@ -114,7 +114,7 @@ async def test_pages_stay_right_while_entries_are_forgotten(
     monkeypatch: pytest.MonkeyPatch, *, newest_first: bool
 ) -> None:
     """What is forgotten between two pages, the place they meet at too, neither hides an entry nor shows one twice."""
-    monkeypatch.setattr(memory, "_MOST_FINISHED", 500)
+    monkeypatch.setattr(memory, "_MAX_FINISHED", 500)
     async with open_ledger("memory:") as ledger:
         for number in range(500):
             await put(ledger, number, *DONE)
@@ -143,5 +143,5 @@ async def test_forgetting_keeps_memory_flat(ledger: Ledger) -> None:
     for number in range(100):
         await put(ledger, number, *DONE)
         if number > 10:
-            sizes.add(tuple(len(kept) for kept in (store._entries, store._places, store._finished, store._keys)))
+            sizes.add(tuple(len(kept) for kept in (store._entries, store._row_ids, store._finished, store._keys)))
     assert len(sizes) == 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sora_chars.ledger.stores.sqlite_thread import Worker
+from sora_chars.ledger.stores.sqlite_thread import CommitThread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.looptime
 
 
-class Idle(Worker):
+class Idle(CommitThread):
     """A thread that never starts, so that what it is given can be seen."""
 
     def __init__(self) -> None:
-        super().__init__(lambda: sqlite3.connect(":memory:"), begin="BEGIN", together=1, name="idle")
+        super().__init__(lambda: sqlite3.connect(":memory:"), begin="BEGIN", jobs_per_statement=1, name="idle")
 
     def ask(self, *, spacing: float = 0.0) -> None:
         """Ask for something."""

@@ -7,7 +7,7 @@ import attrs
 import pytest
 
 from sora_chars import Entry, EntryState, InvalidTransitionError
-from sora_chars.ledger.entry import COLUMNS, MOVING, NAMING, from_row, to_json, to_row
+from sora_chars.ledger.entry import COLUMNS, TRANSITION_COLUMNS, INDEXED_COLUMNS, from_row, to_json, to_row
 from sora_chars.ledger.states import TRANSITIONS, check_transition
 
 ENTRY = Entry(
@@ -46,7 +46,7 @@ def test_legal_moves_are_these_and_no_others(state: EntryState, to: EntryState) 
     if (state, to) in LEGAL:
         check_transition("k-1", state, to)
         return
-    with pytest.raises(InvalidTransitionError, match=f"k-1 cannot go from {state} to {to}: {state} goes to ") as caught:
+    with pytest.raises(InvalidTransitionError, match=f"k-1 cannot go from {state} to {to}; from {state} it may go to ") as caught:
         check_transition("k-1", state, to)
     assert (caught.value.key, caught.value.state, caught.value.to) == ("k-1", state, to)
 
@@ -82,7 +82,7 @@ def test_only_what_may_move_moves() -> None:
         EntryState.RUNNING, at=2.0, owner="h", task_id="t", token_digest="d", result=1, error=1, credits=1
     )
     changed = {name for name in COLUMNS if getattr(done, name) != getattr(at(EntryState.SENDING), name)}
-    assert changed == {*MOVING, *NAMING}
+    assert changed == {*TRANSITION_COLUMNS, *INDEXED_COLUMNS}
 
 
 def test_running_needs_a_task_id() -> None:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Sequence
 
     from sora_chars.ledger import Entry
-    from sora_chars.ledger.entry import By
-    from sora_chars.ledger.notifier import Waiters
+    from sora_chars.ledger.entry import Lookup
+    from sora_chars.ledger.notifier import ChangeNotifier
 
 pytestmark = pytest.mark.looptime
 
@@ -39,7 +39,7 @@ class House:
 
     entries: MemoryStore = attrs.field(factory=MemoryStore)
     dead: set[str] = attrs.field(factory=set[str])
-    waiters: dict[str, Waiters] = attrs.field(factory=dict[str, "Waiters"])
+    notifiers: dict[str, ChangeNotifier] = attrs.field(factory=dict)
 
 
 @attrs.define(eq=False)
@@ -58,9 +58,9 @@ class Shared:
     takes: float = 0.0
     checks: int = 0
 
-    async def open(self, waiters: Waiters) -> None:
+    async def open(self, notifier: ChangeNotifier) -> None:
         """See `LedgerStore`."""
-        self.house.waiters[self.owner] = waiters
+        self.house.notifiers[self.owner] = notifier
 
     async def aclose(self) -> None:
         """See `LedgerStore`."""
@@ -74,12 +74,12 @@ class Shared:
         """See `LedgerStore`."""
         await asyncio.sleep(self.takes)
         kept = await self.house.entries.replace(before, after)
-        for name, waiters in self.house.waiters.items():
+        for name, notifier in self.house.notifiers.items():
             if name != self.owner:
-                waiters.wake(after.key, after.version)
+                notifier.notify(after.key, after.version)
         return kept
 
-    async def find(self, by: By, *values: str) -> Entry | None:
+    async def find(self, by: Lookup, *values: str) -> Entry | None:
         """See `LedgerStore`."""
         if self.blind:
             raise LedgerError("the disk fails")
@@ -211,7 +211,7 @@ async def test_the_ledger_tells_of_the_end(house: House) -> None:
         assert one.provider.polls == []
         await (await other.tracker.join(other.provider, entry)).future
         assert (await watch.future, one.provider.polls) == (DONE, other.provider.polls)
-        assert not one.ledger._waiters.keys
+        assert not one.ledger._notifier.keys
 
 
 async def test_an_end_just_before_it_is_followed_is_found(house: House) -> None:
