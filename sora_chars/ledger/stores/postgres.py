@@ -152,7 +152,7 @@ class PostgresStore:
             reconnect_timeout=self._connect_timeout,
         )
         await self._pool.open()
-        self._slots = asyncio.Semaphore(_MAX_CONNECTIONS)
+        self._pool_permits = asyncio.Semaphore(_MAX_CONNECTIONS)
         self._returned_at = time.monotonic()  # when a statement last returned its connection
         self._listening = asyncio.create_task(self._listen(notifier), name="sora_chars ledger listener")
 
@@ -218,7 +218,7 @@ class PostgresStore:
         """Run a statement, once more if its connection breaks, and return its rows."""
         since = time.monotonic()
         is_repeat = False
-        async with self._slots:  # not the pool's own queue, whose timeout cannot tell a busy database from an outage
+        async with self._pool_permits:  # not the pool's own queue, whose timeout cannot tell a busy database from an outage
             while True:
                 try:
                     return await self._execute_once(statement, values, since=since)
