@@ -23,7 +23,7 @@ _MAX_FINISHED = 10_000  # entries
 
 @attrs.define(eq=False, repr=False)
 class MemoryStore:
-    """Entries in dictionaries. They survive closing and opening again, and end with this object.
+    """Entries in dictionaries. They survive closing, and end with this object.
 
     The store keeps all unfinished entries and the 10,000 that finished last: those that
     succeeded, failed or were rejected. Older ones are removed; a request under the key of

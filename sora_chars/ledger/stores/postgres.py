@@ -187,7 +187,11 @@ class PostgresStore:
         return [(row[0], from_row(row[1:])) for row in rows]
 
     async def is_dead(self, owner: str) -> bool:
-        """Try the process's advisory lock, shared with other processes that try it, for one statement."""
+        """Try to take the process's advisory lock for one statement.
+
+        The lock is shared: two processes that check at once must not take each other for
+        the owner.
+        """
         rows = await self._execute("SELECT pg_try_advisory_xact_lock_shared(%s)", (_lock_id(owner),))
         return bool(rows[0][0])
 
@@ -218,7 +222,8 @@ class PostgresStore:
         """Run a statement, once more if its connection breaks, and return its rows."""
         since = time.monotonic()
         is_repeat = False
-        async with self._pool_permits:  # not the pool's own queue, whose timeout cannot tell a busy database from an outage
+        # Waiting in the pool's own queue would time out while the database is merely busy.
+        async with self._pool_permits:
             while True:
                 try:
                     return await self._execute_once(statement, values, since=since)
@@ -280,7 +285,10 @@ class PostgresStore:
         return listener
 
     async def _listen(self, notifier: ChangeNotifier) -> None:
-        """Notify the subscribers of changed entries; of every entry after a reconnect, which may have missed some."""
+        """Notify the subscribers of changed entries.
+
+        After a reconnect it notifies those of every entry, since changes may have been missed.
+        """
         while True:
             try:
                 async for notice in self._listener.notifies():  # pragma: no branch # it ends by an error only
@@ -326,7 +334,7 @@ def _lock_id(name: str) -> int:
 
 
 def _is_broken(error: psycopg.Error) -> bool:
-    """True if the connection broke or the server ended the statement, other than for a lock timeout."""
+    """True unless the statement itself is at fault or a lock timed out."""
     return isinstance(error, psycopg.OperationalError) and not isinstance(error, LockNotAvailable)
 
 

@@ -1,4 +1,7 @@
-"""Lock files that show which processes are alive: the operating system releases them when their owner dies."""
+"""Lock files that show which processes are alive.
+
+The operating system releases a lock when its process ends, however it ends.
+"""
 
 from __future__ import annotations
 

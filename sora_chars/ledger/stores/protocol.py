@@ -56,9 +56,10 @@ class LedgerStore(Protocol):
     async def page(
         self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
     ) -> Sequence[tuple[int, Entry]]:
-        """Return up to `size` entries in `states` with their row ids, in the order of insertion.
+        """Return a page of up to `size` entries in `states`, with their row ids.
 
-        The page begins after the row id `after`, or at the first or newest entry.
+        The order is that of insertion, or its reverse. The page begins after the row id
+        `after`, or with the first entry of the order.
         """
         ...
 

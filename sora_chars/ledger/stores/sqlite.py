@@ -35,12 +35,12 @@ log = logging.getLogger("sora_chars.ledger")
 
 _MAX_ROW_ID = 2**63 - 1
 _LOCK_RETRY_INTERVAL = 0.01  # seconds
-_POLL_REST_FACTOR = 20  # rest after a poll, in multiples of its duration: polls take at most 1/20 of the reader's time
+_POLL_REST_FACTOR = 20  # pause after a poll, in multiples of its duration, to keep the reader free
 _creating = threading.Lock()  # held until a new file is closed: no other thread may connect to it before
 
 
 class SqliteStore:
-    """The entries in the SQLite file at `path`. Its folder must exist; a new file gets mode 0600.
+    """The entries in one SQLite file. Its folder must exist; a new file gets mode 0600.
 
     Args:
         path: The file.

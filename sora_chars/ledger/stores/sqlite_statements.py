@@ -58,7 +58,7 @@ UPGRADES = (
     ) WHERE error_json IS NOT NULL;
     """,
 )
-"""Each script upgrades the file by one version. SQLite's `user_version` counts the scripts that have run."""
+"""Each script upgrades the file by one version; `user_version` counts those that have run."""
 
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM entries WHERE"  # noqa: S608 # our own names
 _FIND: dict[Lookup, str] = {
@@ -160,7 +160,7 @@ def _insert_statement(rows: int) -> str:
 
 @cache
 def _update_statement(columns: Sequence[str], rows: int) -> str:
-    """Build an UPDATE whose parameters are, per row, the new values, the key and the version before.
+    """Build an UPDATE with these parameters per row: the new values, the key, the old version.
 
     It writes all rows, or none if one of the keys has another version.
     """

@@ -1,4 +1,4 @@
-"""A thread with its own SQLite connection, which runs the jobs that wait together in one transaction."""
+"""A thread with its own SQLite connection, which runs jobs in grouped transactions."""
 
 from __future__ import annotations
 
