@@ -43,7 +43,7 @@ _MODULES = {
         "WrongLoopError",
     ),
     "ledger": ("Entry", "EntryState", "Ledger", "LedgerStore", "open_ledger"),
-    "ledger.serialize": ("SavedCharacter",),
+    "ledger.queries": ("SavedCharacter",),
     "models": (
         "Character",
         "CharacterRequest",
@@ -63,7 +63,7 @@ _MODULES = {
     "providers.kie": ("Kie",),
     "providers.kkiai": ("GATEWAYS", "Gateway", "Kkiai"),
     "ratelimit.window": ("Limits",),
-    "session.dispatcher": ("Step",),
+    "session.stepping": ("Step",),
     "session.session": ("CharacterSession",),
 }
 """Where the public names live; `__init__.pyi` tells type checkers the same. Each is loaded when first asked for."""

@@ -31,7 +31,7 @@ from .errors import (
     WrongLoopError,
 )
 from .ledger import Entry, EntryState, Ledger, LedgerStore, open_ledger
-from .ledger.serialize import SavedCharacter
+from .ledger.queries import SavedCharacter
 from .models import (
     Character,
     CharacterRequest,
@@ -51,8 +51,8 @@ from .protocols import PollingStrategy, Provider
 from .providers.kie import Kie
 from .providers.kkiai import GATEWAYS, Gateway, Kkiai
 from .ratelimit.window import Limits
-from .session.dispatcher import Step
 from .session.session import CharacterSession
+from .session.stepping import Step
 
 __version__: str
 

@@ -1,7 +1,7 @@
-"""The one door to the network: connections, key, limits, time-outs, retry and redaction.
+"""Every request to a provider: connections, API key, limits, time-outs, retries and redaction.
 
-`Transport.request` sends and reads in one step, since only the reader knows what an answer means: kie.ai says "429"
-inside an HTTP 200. Whether to repeat is one question to the error: `transient` and `harmless`.
+`Transport.request` sends and reads in one step, because only the reader knows what a response means: kie.ai answers
+HTTP 200 with a code of 429 inside. Two attributes of the error decide about a retry: `transient` and `harmless`.
 """
 
 from __future__ import annotations
@@ -46,16 +46,17 @@ log = logging.getLogger("sora_chars.transport")
 
 _TRIES: Mapping[Kind, int] = {"create": 8, "poll": 2, "other": 4}
 _TIMEOUTS: Mapping[Kind, float] = {"create": 60.0, "poll": 30.0, "other": 300.0}
-GATEWAY_FAULTS = frozenset({408, 502, 504, *range(520, 528)})  # what stands between answers for the provider
+GATEWAY_FAULTS = frozenset({408, 502, 504, *range(520, 528)})  # a proxy or a CDN writes these, not the provider
 
-_CONNECT_TIMEOUT = 15.0
-_LONG_KEY, _SHORT_KEY = 16, 4  # characters; real keys are long, those of tests may be words
-_BODY_LIMIT = 16 * 1024 * 1024
+_CONNECT_TIMEOUT = 15.0  # seconds
+_MIN_KEY_IN_BODY = 16  # characters; a shorter key is a test's, and may be a word of the protocol
+_MIN_KEY_IN_TEXT = 4  # characters
+_MAX_BODY_BYTES = 16 * 1024 * 1024
 
 
 @attrs.frozen(eq=False, repr=False)
 class Response:
-    """What came back: HTTP status, headers (names in any case) and body, free of our key."""
+    """A response: the HTTP status, the headers (case-insensitive) and the body, without the API key."""
 
     status: int
     headers: Mapping[str, str]
@@ -63,24 +64,24 @@ class Response:
 
     @property
     def retry_after(self) -> float | None:
-        """`Retry-After` in seconds, when it is a number of them."""
+        """The `Retry-After` header in seconds; None if it is absent, a date, or longer than a day."""
         text = self.headers.get("Retry-After")
         try:
             seconds = -1.0 if text is None else float(text)
         except ValueError:
             return None
-        return seconds if 0 <= seconds < 24 * 3600 else None  # also refuses nan
+        return seconds if 0 <= seconds < 24 * 3600 else None  # false for NaN too
 
 
 def parse_json(body: bytes | str) -> Any:
-    """Read strict JSON. With orjson, which then reads faster, integers beyond 64 bits become floats.
+    """Read strict JSON, with orjson if it is installed. With orjson, integers beyond 64 bits become floats.
 
     Raises:
-        ValueError: it is none, whatever the reason (encoding, depth, NaN, a number of a million digits).
+        ValueError: The text is not JSON, for any reason (encoding, depth, NaN, a number of a million digits).
     """
     text = body if isinstance(body, str) else body.decode(json.detect_encoding(body), "surrogatepass")
-    # It refuses surrogates, and reads what is nested too deeply for anything else: there the standard library decides.
-    if _fast and text.count("[") + text.count("{") < _DEEP:
+    # orjson rejects surrogates, and accepts deeper nesting than the rest of the package: json decides about both.
+    if _fast and text.count("[") + text.count("{") < _MAX_FAST_DEPTH:
         with suppress(ValueError):
             return _fast(text)
     try:
@@ -93,39 +94,41 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-_DEEP = 500
+_MAX_FAST_DEPTH = 500
 _fast: Callable[[bytes | str], Any] | None = None
 with suppress(ImportError):  # an extra
     import orjson
 
     _fast = orjson.loads
 
-_DECODER = json.JSONDecoder(parse_constant=_no_constant)  # `json.loads` would make one for every answer
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)  # `json.loads` would create one for every call
 
 
 def resolve_key(api_key: str | None, *, variable: str, provider: str) -> str:
-    """The key given, else the environment's.
+    """Return the API key that was passed, or else the one in the environment.
 
     Raises:
-        ConfigurationError: there is none, or it cannot stand in a header.
+        ConfigurationError: There is no key, or it cannot be sent in a header.
     """
     key = (os.environ.get(variable, "") if api_key is None else api_key).strip()
     if not key:
         raise ConfigurationError(f"{provider} needs an API key.", hint=f"Set {variable}, or pass api_key=.")
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ConfigurationError(f"The API key of {provider} holds characters that no key has (spaces, line ends).")
+        raise ConfigurationError(
+            f"The API key of {provider} contains characters that no key has (spaces, line breaks)."
+        )
     return key
 
 
 def clean_url(url: str, *, field: str) -> str:
-    """A base URL without trailing slashes.
+    """Return a base URL without trailing slashes.
 
     Raises:
-        ConfigurationError: it is no http(s) URL with a host, or holds a user, a query or a fragment.
+        ConfigurationError: It is not an http(s) URL with a host, or contains a user, a query or a fragment.
     """
     try:
         good = re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url) and urlsplit(url).port != 0
-    except ValueError:  # the port is none, or a bracket is not closed
+    except ValueError:  # an invalid port, or an unclosed bracket
         good = False
     if not good:
         raise ConfigurationError(f"{field}: must be like https://host[:port][/path], got {printable(url)!r}.")
@@ -133,7 +136,7 @@ def clean_url(url: str, *, field: str) -> str:
 
 
 def _delays() -> Generator[float, Any, None]:
-    """Growing waits with jitter, never shorter than the provider asked for."""
+    """Yield growing delays in seconds, with jitter, never shorter than the provider's `Retry-After`."""
     error = yield 0.0
     ceiling = 0.5
     while True:
@@ -144,7 +147,7 @@ def _delays() -> Generator[float, Any, None]:
 
 @lru_cache
 def _client_timeout(seconds: float) -> aiohttp.ClientTimeout:
-    """Less for connecting, so that it is always clear which ran out: without a connection nothing was sent."""
+    """Return the time-outs of a request. Connecting gets less time: without a connection nothing was sent."""
     return aiohttp.ClientTimeout(total=seconds, connect=min(_CONNECT_TIMEOUT, seconds / 2))
 
 
@@ -154,7 +157,7 @@ def _final(error: Exception) -> bool:
 
 @attrs.define(eq=False, repr=False)
 class _Call:
-    """One request, to be sent once or several times."""
+    """One request and how it is sent. `failure` is the error of its first attempt."""
 
     method: str
     url: str
@@ -164,15 +167,24 @@ class _Call:
     on_send: Callable[[], AbstractAsyncContextManager[None]]
     body: Callable[[], Any] | None
     options: dict[str, Any]
-    failure: ProviderError | None = None  # of the first try
+    failure: ProviderError | None = None
 
 
 @attrs.define(eq=False, kw_only=True)
 class Transport:
-    """The connections of one provider under one key. Enter it to open them; each `enter` needs its `leave`.
+    """The connections to one provider under one API key. `enter` opens them, and each `enter` needs a `leave`.
 
-    `http`: an aiohttp session of the caller's, which is then never closed here. `connections`: requests under way
-    at once. `timeout`: seconds for a create, from sending to the end of its answer.
+    Attributes:
+        provider: The provider's name, for errors and log messages.
+        base_url: The address that requests go to.
+        api_key: Sent as a Bearer token.
+        limits: How many requests the account may send.
+        http: An aiohttp session to use; the transport never closes it.
+        proxy: The URL of an HTTP proxy.
+        ssl: As aiohttp's option of that name.
+        timeout: Seconds for a create, from sending to the end of its response.
+        connections: The maximum number of requests in flight.
+        account: Keeps the limits, shared by all sessions of this process.
     """
 
     provider: str
@@ -198,13 +210,13 @@ class Transport:
         """Open the connections for one more user.
 
         Raises:
-            WrongLoopError: they are open in another event loop.
+            WrongLoopError: They are open in another event loop.
         """
         self._check_loop()
         if not self._users:
             self._loop = asyncio.get_running_loop()
             self._slots = asyncio.Semaphore(self.connections)
-            # The semaphore bounds what is under way, so that nobody ever waits inside the pool.
+            # The semaphore bounds the requests in flight, so no request waits inside aiohttp's pool.
             self._open = self.http or aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         self._users += 1
 
@@ -212,7 +224,9 @@ class Transport:
         """Close the connections when the last user leaves."""
         self._users -= 1
         if not self._users and self._open:
-            opened, self._open, self._loop = self._open, None, None
+            opened = self._open
+            self._open = None
+            self._loop = None
             if opened is not self.http:
                 await opened.close()
 
@@ -223,26 +237,33 @@ class Transport:
         read: Callable[[Response], T],
         *,
         kind: Kind = "other",
-        timeout: float | None = None,  # enforced by aiohttp, for sending and reading together
+        timeout: float | None = None,
         on_send: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
         body: Callable[[], Any] | None = None,
         **options: Any,
     ) -> T:
-        """Send, read with `read`, and repeat what may be repeated; `options` are aiohttp's (json, params).
+        """Send a request, read its response, and retry if the error is transient and harmless.
 
-        `body` makes the data anew for each try. `sending` stands around each try, entered when nothing is left to
-        wait for. Only a request of kind "create" costs money; all others are harmless by nature.
+        Args:
+            method: The HTTP method.
+            url: The absolute URL.
+            read: Returns the result of a response, or raises a `ProviderError`.
+            kind: Which limits apply. Only a "create" costs money; every other kind is harmless.
+            timeout: Seconds for sending and reading together. Defaults to the kind's.
+            on_send: Surrounds each attempt, once it holds its slots and nothing is left to wait for.
+            body: Returns the data of one attempt.
+            **options: Options of aiohttp's request (`json`, `params`).
 
         Raises:
-            NoAnswerError: nobody answered, or a proxy did.
-            ProviderError: what `read` raised.
+            NoAnswerError: No response came, or one that a proxy wrote.
+            ProviderError: What `read` raised.
         """
         if timeout is None:
             timeout = self.timeout if kind == "create" else _TIMEOUTS[kind]
         call = _Call(method, url, kind, read, timeout, on_send, body, options)
         result: T
         try:
-            result = await self._attempt(call)  # most go well, and need no machinery for repeating
+            result = await self._attempt(call)  # the first attempt does without backoff's overhead
         except ProviderError as error:
             if _final(error):
                 raise
@@ -251,6 +272,7 @@ class Transport:
         return result
 
     async def _attempt(self, call: _Call) -> Any:
+        """Send the request once, within the limits, and read the answer."""
         if call.failure:
             error, call.failure = call.failure, None
             raise error
@@ -259,68 +281,65 @@ class Transport:
             http = self._usable()
             async with call.on_send():
                 slot.mark_sent(asyncio.get_running_loop().time())
+                started = time.perf_counter()
+                failure: ProviderError
                 try:
-                    result = call.read(await self._send(http, call))
+                    async with http.request(call.method, call.url, **self._request_options(call)) as response:
+                        answer = Response(response.status, response.headers, await self._read_body(response))
+                    self._log(call, started, answer=answer)
+                    result = call.read(answer)
                 except ProviderError as error:
-                    self._note(error, slot.sent)
-                    error.provider = self.provider
-                    error.message = self._hide(error.message)
-                    error.harmless |= call.kind != "create"
-                    raise
-        self.account.cooldown.on_success(sent=slot.sent)
-        return result
+                    failure = error
+                except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                    self._log(call, started, error=error)
+                    failure = _no_answer(error, self.provider, call)
+                    # Other errors may contain our headers, or what the server wrote.
+                    failure.__cause__ = error if isinstance(error, OSError) else None
+                else:
+                    self.account.cooldown.on_success(sent=slot.sent)
+                    return result
+                self._note(failure, slot.sent, call)
+                raise failure  # outside of `except`, where Python would attach the original error as context
 
-    def _note(self, error: ProviderError, sent: float) -> None:
+    def _note(self, error: ProviderError, sent: float, call: _Call) -> None:
+        """Complete an error, and pass it on to the account's cool-down."""
         if isinstance(error, RateLimitedError):
             now = asyncio.get_running_loop().time()
             self.account.cooldown.on_429(sent=sent, now=now, retry_after=error.retry_after)
         elif not isinstance(error, NoAnswerError):
             self.account.cooldown.on_success(sent=sent)
+        error.provider = self.provider
+        error.message = self._hide(error.message)
+        error.harmless |= call.kind != "create"
 
     def _usable(self) -> aiohttp.ClientSession:
         if self._open is None or self._open.closed:
             raise SessionClosedError(f"{self.provider} is closed.", hint="Use it inside `async with`.")
         return self._open
 
-    async def _send(self, http: aiohttp.ClientSession, call: _Call) -> Response:
-        started = time.perf_counter()
-        headers = {"Authorization": f"Bearer {self.api_key}", "User-Agent": "sora-chars"}
-        try:
-            async with http.request(
-                call.method,
-                call.url,
-                headers=headers,
-                timeout=_client_timeout(call.timeout),
-                allow_redirects=False,  # the key goes to the host it was meant for
-                proxy=self.proxy,
-                ssl=self.ssl,
-                data=call.body() if call.body else None,
-                **call.options,
-            ) as response:
-                body = await self._read_body(response)
-                answer = Response(response.status, response.headers, body)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            self._log(call, started, error=error)
-            failure = _no_answer(error, self.provider, call)
-            # Only an error of the connection goes along: any other may hold our headers, or what the server wrote.
-            failure.__cause__ = error if isinstance(error, OSError) else None
-        else:
-            self._log(call, started, answer=answer)
-            return answer
-        raise failure
+    def _request_options(self, call: _Call) -> dict[str, Any]:
+        return {
+            "headers": {"Authorization": f"Bearer {self.api_key}", "User-Agent": "sora-chars"},
+            "timeout": _client_timeout(call.timeout),
+            "allow_redirects": False,  # the key goes to the host it was meant for
+            "proxy": self.proxy,
+            "ssl": self.ssl,
+            "data": call.body() if call.body else None,
+            **call.options,
+        }
 
     async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
         body = bytearray()
         while chunk := await response.content.readany():
             body += chunk
-            if len(body) > _BODY_LIMIT:
-                raise aiohttp.ClientPayloadError(f"the answer is larger than {_BODY_LIMIT} bytes")
-        if len(self.api_key) < _LONG_KEY:  # a test key may be part of the protocol's own words
+            if len(body) > _MAX_BODY_BYTES:
+                raise aiohttp.ClientPayloadError(f"the response is larger than {_MAX_BODY_BYTES} bytes")
+        if len(self.api_key) < _MIN_KEY_IN_BODY:  # a test's key
             return bytes(body)
         return bytes(body.replace(self.api_key.encode(), HIDDEN.encode()))
 
     def _hide(self, text: str) -> str:
-        return text.replace(self.api_key, HIDDEN) if len(self.api_key) >= _SHORT_KEY else text
+        return text.replace(self.api_key, HIDDEN) if len(self.api_key) >= _MIN_KEY_IN_TEXT else text
 
     def _log(
         self, call: _Call, started: float, *, answer: Response | None = None, error: Exception | None = None

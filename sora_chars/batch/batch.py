@@ -113,7 +113,7 @@ class Batch:
     caller nor the provider tells what a task costs); "closed" (the session was).
     """
 
-    _batch: BatchOptions = attrs.field(alias="batch")
+    _options: BatchOptions = attrs.field(alias="options")
     stopped: Literal["account", "budget", "price", "closed"] | None = attrs.field(default=None, init=False)
     refusal: ProviderError | None = attrs.field(default=None, init=False)
     _budget: Budget = attrs.field(init=False)
@@ -130,7 +130,7 @@ class Batch:
     _left: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._budget = Budget(self._batch.budget, self._batch.price)
+        self._budget = Budget(self._options.budget, self._options.price)
 
     @property
     def progress(self) -> Progress:
@@ -156,7 +156,7 @@ class Batch:
         if self._feeder:
             raise SessionClosedError("This batch was opened before.", hint="Call `create_many` again.")
         loop = asyncio.get_running_loop()
-        total = len(self._batch.requests) if isinstance(self._batch.requests, Sized) else None
+        total = len(self._options.requests) if isinstance(self._options.requests, Sized) else None
         self._meter = Meter(began=loop.time(), total=total)
         self._feeder = loop.create_task(self._feed(), name="sora_chars batch")
         self._feeder.add_done_callback(lambda _: self._ring())
@@ -217,7 +217,7 @@ class Batch:
         """Take up one request after the other, each as late as can be. It ends with what the requests raise."""
         flow.set(object())  # also of all that is begun from here, which may outlive this batch
         index = 0
-        async with aclosing(_each(self._batch.requests)) as rows:
+        async with aclosing(_each(self._options.requests)) as rows:
             while await self._room():
                 row = await anext(rows, _END)
                 if row is _END:
@@ -229,9 +229,9 @@ class Batch:
     async def _room(self) -> bool:
         """Wait until one more may be taken up; False when none will be."""
         while not self.stopped and (
-            len(self._in_flight) >= self._batch.concurrency
-            or len(self._unread) >= self._batch.concurrency  # a slow consumer holds us back
-            or len(self._submitting) >= self._batch.submit_concurrency
+            len(self._in_flight) >= self._options.concurrency
+            or len(self._unread) >= self._options.concurrency  # a slow consumer holds us back
+            or len(self._submitting) >= self._options.submit_concurrency
         ):
             await self._changed.wait()
         return not self.stopped
@@ -269,7 +269,7 @@ class Batch:
 
     async def _submit(self, job: _Job) -> None:
         try:
-            job.handle = await self._batch.start(job.request, job.provider)
+            job.handle = await self._options.start(job.request, job.provider)
             self._youngest = job.handle
             job.handle.add_done_callback(partial(Batch._settle, self, job))
         except Exception as error:  # noqa: BLE001 # the border: one must not stop the others
@@ -277,8 +277,8 @@ class Batch:
                 self.stopped = "closed"
             self._settle(job, error=error)
         else:
-            if self._batch.timeout != math.inf:
-                self._deadlines[job] = asyncio.get_running_loop().time() + self._batch.timeout
+            if self._options.timeout != math.inf:
+                self._deadlines[job] = asyncio.get_running_loop().time() + self._options.timeout
                 if self._timer is None:
                     self._expire()
 

@@ -18,7 +18,7 @@ from sora_chars.ledger.serialize import to_snapshot
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from sora_chars.ledger.serialize import SavedCharacter
+    from sora_chars.ledger.queries import SavedCharacter
     from sora_chars.models import Character, ModelInfo, TaskSnapshot
 
 Rows = list[tuple[str, str]]

@@ -12,7 +12,11 @@ import attrs
 from sora_chars.models import TaskSnapshot
 
 if TYPE_CHECKING:
-    from sora_chars.errors import SoraCharsError
+    from collections.abc import Awaitable, Callable
+
+    from sora_chars.errors import MissingCharacterError, SoraCharsError
+
+    OnFinished = Callable[[TaskSnapshot | MissingCharacterError], Awaitable[None]]
 
 T = TypeVar("T")
 
@@ -26,6 +30,7 @@ class WatchedTask:
     expects_callback: bool = False
     snapshot: TaskSnapshot | None = None
     polled_elsewhere: bool = False  # another process polls it
+    on_finished: tuple[OnFinished, ...] = ()
     woken_by: Literal["poll", "callback"] = "poll"
     started: float | None = None  # loop time; None until the first snapshot of a resumed task tells
     last_polled: float = 0.0  # loop time of what was last seen
@@ -56,6 +61,11 @@ class WatchedTask:
             self.waiters = tuple(other for other in self.waiters if other is not waiter)
             if timer:
                 timer.cancel()
+
+    async def finished_with(self, outcome: TaskSnapshot | MissingCharacterError) -> None:
+        """Await what must happen before any waiter is woken."""
+        for call in self.on_finished:
+            await call(outcome)
 
     def show(self, snapshot: TaskSnapshot) -> None:
         """Take a snapshot and tell those who listen, if it says anything new."""

@@ -30,10 +30,12 @@ from .due_queue import TICK, DueQueue
 from .watched_task import WatchedTask
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Callable, Iterable
 
     from sora_chars.models import Eta, TaskSnapshot
     from sora_chars.protocols import PollingStrategy, Provider
+
+    from .watched_task import OnFinished
 
 log = logging.getLogger("sora_chars.watcher")
 
@@ -52,17 +54,12 @@ def _together(due: float) -> float:
     return math.ceil(due * _SLOTS) / _SLOTS
 
 
-async def _tell_nobody(provider: str, outcome: TaskSnapshot | MissingCharacterError) -> None:
-    del provider, outcome
-
-
 @attrs.define(eq=False, kw_only=True)
 class TaskWatcher:
     """Polls tasks until they end.
 
     `poll_concurrency`: looks under way at once, for each provider. `fault_budget`: seconds of nothing but passing
     faults after which a wait ends. `grace`: seconds for which "no such task" may mean "not visible yet".
-    `settle` is awaited with the provider's name and how a task ended, before anybody else hears of it.
     """
 
     polling: PollingStrategy
@@ -70,7 +67,6 @@ class TaskWatcher:
     fault_budget: float = 300.0
     grace: float = 90.0
     clock: Callable[[], float] = time.time
-    settle: Callable[[str, TaskSnapshot | MissingCharacterError], Awaitable[None]] = _tell_nobody
     polls: set[asyncio.Task[None]] = attrs.field(factory=set["asyncio.Task[None]"], init=False, repr=False)
     _pollers: dict[str, ProviderPoller] = attrs.field(factory=dict[str, "ProviderPoller"], init=False)
     callback_health: CallbackHealth = attrs.field(init=False, repr=False)
@@ -86,6 +82,7 @@ class TaskWatcher:
         snapshot: TaskSnapshot | None = None,
         expects_callback: bool = False,
         polled_elsewhere: bool = False,
+        on_finished: tuple[OnFinished, ...] = (),
     ) -> WatchedTask:
         """WatchedTask a task, or join those who watch it. With the `snapshot` of its submission it is known to be new.
 
@@ -97,7 +94,9 @@ class TaskWatcher:
             poller = self._pollers[provider.name] = ProviderPoller(provider=provider, watcher=self)
         watch = poller.watches.get(task_id)
         if watch is None:
-            watch = WatchedTask(task_id, loop.create_future(), expects_callback, snapshot, polled_elsewhere)
+            watch = WatchedTask(
+                task_id, loop.create_future(), expects_callback, snapshot, polled_elsewhere, on_finished
+            )
             if snapshot and snapshot.finished:
                 watch.end(snapshot)
                 return watch
@@ -110,6 +109,8 @@ class TaskWatcher:
                 poller.give_up(watch, error)
             else:
                 poller.schedule(watch, delay, stretch=True)
+        elif new := tuple(call for call in on_finished if call not in watch.on_finished):
+            watch.on_finished += new
         return watch
 
     def nudge(self, provider: str, task_id: str, *, by: Literal["poll", "callback"] = "callback") -> bool:
@@ -140,7 +141,7 @@ class TaskWatcher:
             return watch.snapshot
         snapshot = await provider.fetch(watch.task_id)
         if snapshot.finished:
-            await self.settle(provider.name, snapshot)
+            await watch.finished_with(snapshot)
         poller = self._pollers.get(provider.name)
         if poller and poller.watches.get(watch.task_id) is watch and not watch.polling:
             poller.see(watch, snapshot)
@@ -268,13 +269,13 @@ class ProviderPoller:
         try:
             snapshot = await self._fetch(watch)
             if snapshot.finished:
-                await self.watcher.settle(self.provider.name, snapshot)
+                await watch.finished_with(snapshot)
             watch.polling = False
             self.see(watch, snapshot, nudged=nudged)
         except ProviderError as error:
             self._fault(watch, error)
         except MissingCharacterError as error:
-            await self.watcher.settle(self.provider.name, error)
+            await watch.finished_with(error)
             self._end(watch, error)
         except SoraCharsError as error:
             self._end(watch, error)

@@ -1,6 +1,6 @@
-"""Where wishes are taken up: the ledger is asked, one provider is chosen, and a handle is made.
+"""Takes requests: registers each in the ledger, chooses its provider, sends it, and returns its handle.
 
-What is under way here is carried through, whatever becomes of the caller.
+What has been sent is carried through, even if the caller is cancelled.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -19,24 +19,24 @@ from sora_chars.errors import (
     InvalidRequestError,
     LedgerError,
     MissingCharacterError,
-    ProviderError,
-    SessionClosedError,
-    TaskNotFoundError,
     printable,
 )
-from sora_chars.ids import new_key
+from sora_chars.ids import is_id, new_key
 from sora_chars.ledger import EntryState
-from sora_chars.ledger.serialize import find, is_of_another, mark_orphaned, to_record, to_request
+from sora_chars.ledger.queries import find, finished_tasks
+from sora_chars.ledger.serialize import echoes_other_token, to_record, to_request
+from sora_chars.ledger.transitions import mark_orphaned, resolve
 from sora_chars.models import Character, TaskRequest, TaskSnapshot
 from sora_chars.polling.handle import HandleContext, TaskHandle
 from sora_chars.polling.watched_task import end_of
+from sora_chars.protocols import PollingStrategy
 
 from .submission import Submission, not_sent
 from .tracker import TaskTracker
 from .writer import LedgerWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from sora_chars.ledger import Entry, Ledger
     from sora_chars.models import Request
@@ -46,65 +46,74 @@ if TYPE_CHECKING:
 
     from .pictures import Pictures
 
-T = TypeVar("T")
-
 log = logging.getLogger("sora_chars.session")
 
-_MOST_ASKED = 64  # at once, so that thousands do not all go on in one turn of the event loop
-_AGAIN = 5.0  # seconds after which a step that came too early, or met a fault, is worth another
-
-
-@attrs.frozen
-class Step:
-    """What `CharacterSession.advance` found: the entry as it is now, and when to call again.
-
-    `retry_in`: seconds; None when nothing is left to do for this key.
-    """
-
-    entry: Entry
-    retry_in: float | None
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.retry_in is None
+_MAX_OBSERVED = 2000  # finished tasks of the ledger from which a polling strategy learns
+_REGISTER_CONCURRENCY = 64  # keeps thousands of requests from continuing in one iteration of the event loop
 
 
 @attrs.define(eq=False, repr=False)
 class Dispatcher:
-    """The inner workings of one opening of a session. `wait`: seconds a wait lasts unless told otherwise."""
+    """The parts of an open session, from its opening to its closing.
+
+    Attributes:
+        providers: The providers of the session, in the order in which they are tried.
+        ledger: Where requests are recorded.
+        watcher: Polls the tasks.
+        timeout: Seconds to wait for a task unless a call says otherwise.
+        pictures: Saves profile pictures, if they are kept.
+        writer: Records answers and results.
+        closing: Whether the session takes no more requests.
+        closed: Done once the session is closing.
+    """
 
     providers: Sequence[Provider]
     ledger: Ledger
     watcher: TaskWatcher
     timeout: float
     pictures: Pictures | None = None
+    writer: LedgerWriter = attrs.field(init=False)
     closing: bool = False
     closed: asyncio.Future[None] = attrs.field(init=False)
-    _writer: LedgerWriter = attrs.field(init=False)
+    _opened: AsyncExitStack = attrs.field(init=False)
     _tracker: TaskTracker = attrs.field(init=False)
-    _asking: asyncio.Semaphore = attrs.field(factory=partial(asyncio.Semaphore, _MOST_ASKED))
-    _submissions: dict[asyncio.Task[Any], Submission] = attrs.field(factory=dict["asyncio.Task[Any]", Submission])
+    _registering: asyncio.Semaphore = attrs.field(factory=partial(asyncio.Semaphore, _REGISTER_CONCURRENCY))
+    _submissions: dict[asyncio.Task[Any], Submission] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self.closed = asyncio.get_running_loop().create_future()
-        self._writer = LedgerWriter(self.ledger)
-        self._tracker = TaskTracker(self.ledger, self.watcher)
-        self.watcher.settle = self._settle
+        self.writer = LedgerWriter(self.ledger)
+        on_finished = (self.writer.record_result, self._on_finished)
+        self._tracker = TaskTracker(self.ledger, self.watcher, on_finished)
+
+    async def open(self) -> None:
+        """Open the ledger and the providers, share their limits, and train the polling strategy."""
+        async with AsyncExitStack() as stack:
+            if not self.ledger.is_open:
+                await stack.enter_async_context(self.ledger)
+            for provider in self.providers:
+                await stack.enter_async_context(provider)
+                if self.ledger.quota_store:
+                    from sora_chars.ratelimit.distributed import shared  # noqa: PLC0415 # few ledgers share limits
+
+                    await stack.enter_async_context(shared(provider.account, self.ledger.quota_store))
+            await _train(self.watcher.polling, self.ledger)
+            self._opened = stack.pop_all()
 
     async def aclose(self, shutdown_timeout: float) -> None:
-        """Carry through what was sent, for up to `shutdown_timeout` seconds, and write down what can be."""
-        self.closing = True  # nothing new begins while the last answers come
+        """Wait up to `shutdown_timeout` seconds for answers, record them, and close what `open` opened."""
+        self.closing = True  # no request begins while the last answers arrive
         self.closed.set_result(None)
-        async with AsyncExitStack() as closing:  # all of it, also when one of them is cancelled
-            closing.push_async_callback(self._writer.aclose)
-            closing.push_async_callback(self.watcher.aclose)
-            closing.push_async_callback(self._tracker.aclose)
+        async with AsyncExitStack() as stack:  # runs every callback, even if one of them is cancelled
+            stack.push_async_callback(self._opened.aclose)
+            stack.push_async_callback(self.writer.aclose)
+            stack.push_async_callback(self.watcher.aclose)
+            stack.push_async_callback(self._tracker.aclose)
             await self._finish_submissions(shutdown_timeout)
 
     async def register(self, request: Request, provider: str | None) -> Submission:
-        """Put a wish on record, or find it there."""
-        async with self._asking:
+        """Record a request, or find it on record."""
+        async with self._registering:
             chosen = self._choose(request, provider)
             kind, record = to_record(request)
             key = request.key or new_key()
@@ -112,27 +121,16 @@ class Dispatcher:
                 entry = await self.ledger.register(key=key, provider=chosen.name, kind=kind, request=record)
             except LedgerError as error:
                 raise not_sent(error, key) from error
-            return self._submission(chosen, request, entry)
+            return self.submission(chosen, request, entry, on_recorded=self._handle_of)
 
-    async def submit(self, submission: Submission) -> TaskHandle[Any]:
-        """Send if need be, and return a live handle."""
-        return await self._through(submission, self._carry(submission))
-
-    async def advance(self, entry: Entry) -> Step:
-        """The next step of an entry; see `CharacterSession.advance`."""
-        entry = await mark_orphaned(self.ledger, entry)
-        match entry.state:
-            case EntryState.PENDING | EntryState.UNKNOWN:  # the latter only raises
-                return await self._advance_wish(entry)
-            case EntryState.RUNNING:
-                return await self._advance_task(entry)
-            case EntryState.SENDING:
-                return Step(entry, _AGAIN)
-            case _:
-                return Step(entry, None)
+    async def submit(self, request: Request, provider: str | None) -> TaskHandle[Any]:
+        """Register a request, send it unless it was sent before, and return a live handle."""
+        submission = await self.register(request, provider)
+        handle: TaskHandle[Any] = await self.carry_through(submission)
+        return handle
 
     async def recover(self, entry: Entry) -> TaskHandle[Any] | None:
-        """A live handle if its task runs, at a provider that is here; what is in doubt or left alone is logged."""
+        """Return a live handle if the entry's task is running at a provider of this session. Log what is not."""
         entry = await mark_orphaned(self.ledger, entry)
         facts = {"provider": entry.provider, "key": entry.key}
         if entry.state is EntryState.UNKNOWN:
@@ -144,22 +142,24 @@ class Dispatcher:
         return None
 
     async def handle_callback(self, entry: Entry, task_id: str) -> None:
-        """Take a callback that bears the token of `entry` and names `task_id`; a nudge, that repairs a lost answer.
+        """Poll the task that a callback names. The callback bears the token of `entry`.
+
+        A callback whose create was never answered names the task; the entry records it once the provider confirms it.
 
         Raises:
-            InvalidCallbackError: the task was asked for under another token.
-            ProviderError: the provider does not confirm the task (yet).
-            ConfigurationError: there is no such provider here.
-            LedgerError: the ledger could not be read or written.
+            InvalidCallbackError: The task was requested under another token.
+            ProviderError: The provider does not confirm the task, or not yet.
+            ConfigurationError: The session has no such provider.
+            LedgerError: The ledger could not be read or written.
         """
         if self.watcher.nudge(entry.provider, task_id):
             return
         provider = self.provider(entry.provider)
         if entry.task_id is None and entry.state is not EntryState.FAILED:
-            snapshot = await provider.fetch(task_id)  # the sender's word is not enough for what will count as paid
-            if is_of_another(snapshot, entry.token_digest):
+            snapshot = await provider.fetch(task_id)  # the sender's claim alone must not count as paid
+            if echoes_other_token(snapshot, entry.token_digest):
                 raise InvalidCallbackError("Callback refused: its token belongs to another task.", status=401)
-            entry = await self._writer.record(entry, EntryState.RUNNING, task_id=task_id)
+            entry = await self.writer.record_answer(entry, EntryState.RUNNING, task_id=task_id)
         if entry.state is EntryState.RUNNING and entry.task_id == task_id:
             await self._tracker.join(provider, entry)
             self.watcher.nudge(entry.provider, task_id)
@@ -167,28 +167,46 @@ class Dispatcher:
     async def handle(
         self, entry: Entry, *, request: Request | None = None, snapshot: TaskSnapshot | None = None
     ) -> TaskHandle[Any]:
-        """A live handle of an entry that runs or has ended; `snapshot` is what its submission has just brought."""
+        """Return a live handle of an entry that is running or has ended; `snapshot` is from its submission."""
         request = request or to_request(entry)
         provider = self.provider(entry.provider)
-        watch = await self._tracker.join(provider, entry, snapshot)
+        task = await self._tracker.join(provider, entry, snapshot)
         return TaskHandle(
-            task_id=watch.task_id,
+            task_id=task.task_id,
             provider=provider.name,
             key=entry.key,
             name=None if isinstance(request, TaskRequest) else request.name,
             wants=TaskSnapshot if isinstance(request, TaskRequest) else Character,
-            live=self.live(provider, watch),
+            live=self.context(provider, task),
         )
 
-    def live(self, provider: Provider, watch: WatchedTask) -> HandleContext:
-        """What a handle borrows."""
-        return HandleContext(watch, provider, self.watcher, self.timeout)
+    def resume(self, task: str | TaskHandle[Any], provider: str | None, key: str | None) -> TaskHandle[Any]:
+        """Return a live handle of a task, by its id or by a handle that belongs to no session."""
+        if not isinstance(task, TaskHandle):
+            if not is_id(task):
+                raise InvalidRequestError(f"task_id: must be the id of a task, got {printable(repr(task), limit=60)}.")
+            task = TaskHandle(task_id=task, provider=self.provider(provider).name, key=key or new_key())
+        owner = self.provider(task.provider)
+        watched = self.watcher.watch(owner, task.task_id, on_finished=self._tracker.on_finished)
+        return task.attach(self.context(owner, watched))
+
+    async def resolve(self, key: str, *, task_id: str | None, never_sent: bool, give_up: bool) -> Entry:
+        """Record what a person found out about a request; see `CharacterSession.resolve`."""
+        if task_id is not None:
+            entry = await find(self.ledger, key)
+            if self.provider(entry.provider).synchronous:
+                raise InvalidRequestError(f"task_id: {entry.provider} has no tasks; use never_sent or give_up.")
+        return await resolve(self.ledger, key, task_id=task_id, never_sent=never_sent, give_up=give_up)
+
+    def context(self, provider: Provider, task: WatchedTask) -> HandleContext:
+        """Return what a live handle needs of this session."""
+        return HandleContext(task, provider, self.watcher, self.timeout)
 
     def provider(self, name: str | None) -> Provider:
-        """The provider named, else the first that has tasks, else the first.
+        """Return the provider of that name; for None the first one that has tasks, else the first.
 
         Raises:
-            ConfigurationError: there is none of that name.
+            ConfigurationError: The session has no such provider.
         """
         if name is None:
             return next((provider for provider in self.providers if not provider.synchronous), self.providers[0])
@@ -197,6 +215,64 @@ class Dispatcher:
                 return provider
         names = ", ".join(provider.name for provider in self.providers)
         raise ConfigurationError(f"provider: must be one of {names}, got {printable(name)!r}.")
+
+    def submission(
+        self,
+        provider: Provider,
+        request: Request,
+        entry: Entry,
+        *,
+        on_recorded: Callable[[Submission, TaskSnapshot | None], Awaitable[Any]],
+        claims_task: bool = True,
+    ) -> Submission:
+        """Return the submission of a registered request; `carry_through` runs it."""
+        return Submission(
+            provider=provider,
+            request=request,
+            entry=entry,
+            ledger=self.ledger,
+            writer=self.writer,
+            timeout=self.timeout,
+            on_recorded=on_recorded,
+            claims_task=claims_task,
+        )
+
+    async def carry_through(self, submission: Submission) -> Any:
+        """Run a submission in an asyncio task of its own: once it has sent, no caller's cancellation stops it."""
+        if self.closing:
+            raise submission.interrupted()
+        asyncio_task = asyncio.create_task(submission.run(), name=f"sora_chars submit {submission.entry.key}")
+        self._submissions[asyncio_task] = submission
+        asyncio_task.add_done_callback(self._submissions.pop)
+        try:
+            await end_of(asyncio_task)
+        except asyncio.CancelledError:
+            if not submission.sent:
+                asyncio_task.cancel()
+            asyncio_task.add_done_callback(partial(_log_orphan, submission))
+            raise
+        if asyncio_task.cancelled():  # the caller was not cancelled, so it must not see a CancelledError
+            raise submission.interrupted()
+        return asyncio_task.result()
+
+    async def saved_picture(self, snapshot: TaskSnapshot) -> None:
+        """Save the profile picture of a new character, if pictures are kept, and wait until it is saved."""
+        if saving := self._save_picture(snapshot):
+            await asyncio.wait((saving,))
+
+    async def _on_finished(self, outcome: TaskSnapshot | MissingCharacterError) -> None:
+        if isinstance(outcome, TaskSnapshot):
+            self._save_picture(outcome)
+
+    def _save_picture(self, snapshot: TaskSnapshot) -> asyncio.Task[object] | None:
+        if self.pictures and snapshot.character:
+            return self.writer.start(self.pictures.save(snapshot.character))
+        return None
+
+    async def _handle_of(self, submission: Submission, snapshot: TaskSnapshot | None) -> TaskHandle[Any]:
+        if snapshot:
+            self._save_picture(snapshot)  # of a synchronous provider
+        return await self.handle(submission.entry, request=submission.request, snapshot=snapshot)
 
     def _choose(self, request: Request, name: str | None) -> Provider:
         reasons: list[str] = []
@@ -207,125 +283,41 @@ class Dispatcher:
             reasons += [f"{provider.name}: {problem}" for problem in problems]
         raise InvalidRequestError(f"Nothing was sent. {'; '.join(reasons)}.", problems=tuple(reasons))
 
-    def _submission(self, provider: Provider, request: Request, entry: Entry, *, watched: bool = True) -> Submission:
-        return Submission(
-            provider=provider,
-            request=request,
-            entry=entry,
-            ledger=self.ledger,
-            writer=self._writer,
-            patience=self.timeout,
-            watched=watched,
-        )
-
-    async def _settle(self, provider: str, outcome: TaskSnapshot | MissingCharacterError) -> None:
-        await self._writer.settle(provider, outcome)
-        if isinstance(outcome, TaskSnapshot):
-            self._keep_picture(outcome)
-
-    def _keep_picture(self, snapshot: TaskSnapshot) -> asyncio.Task[object] | None:
-        if self.pictures and snapshot.character:
-            return self._writer.start(self.pictures.save(snapshot.character))
-        return None
-
-    async def _picture_of(self, snapshot: TaskSnapshot) -> None:
-        if saving := self._keep_picture(snapshot):
-            await asyncio.wait((saving,))
-
-    async def _carry(self, submission: Submission) -> TaskHandle[Any]:
-        snapshot = await submission.run()
-        if snapshot:
-            self._keep_picture(snapshot)  # of a synchronous provider
-        return await self.handle(submission.entry, request=submission.request, snapshot=snapshot)
-
-    async def _through(self, submission: Submission, way: Coroutine[Any, Any, T]) -> T:
-        """Give `way` an asyncio task of its own, and wait for it: once sent, no caller's end stops it."""
-        if self.closing:
-            way.close()
-            raise submission.cut_off()
-        carrier = asyncio.create_task(way, name=f"sora_chars submit {submission.entry.key}")
-        self._submissions[carrier] = submission
-        carrier.add_done_callback(self._submissions.pop)
-        try:
-            await end_of(carrier)
-        except asyncio.CancelledError:
-            if not submission.sent:
-                carrier.cancel()
-            carrier.add_done_callback(partial(_log_orphan, submission))
-            raise
-        if carrier.cancelled():  # a caller that nobody cancelled must not look as if it were
-            raise submission.cut_off()
-        return carrier.result()
-
-    async def _advance_wish(self, entry: Entry) -> Step:
-        provider = self.provider(entry.provider)
-        submission = self._submission(provider, to_request(entry), entry, watched=False)
-        try:
-            snapshot = await self._through(submission, submission.run())
-        except ProviderError as error:
-            if submission.entry.state is EntryState.REJECTED:
-                return Step(submission.entry, None)
-            if not error.transient:
-                raise
-            return Step(submission.entry, error.retry_after or _AGAIN)
-        if snapshot:
-            await self._picture_of(snapshot)
-        running = submission.entry.state is EntryState.RUNNING
-        return Step(submission.entry, self.watcher.polling.delay(snapshot, 0.0) if running else None)
-
-    async def _advance_task(self, entry: Entry) -> Step:
-        provider, task_id = self.provider(entry.provider), entry.task_id or ""
-        try:
-            seen: TaskSnapshot | MissingCharacterError = await provider.fetch(task_id)
-        except MissingCharacterError as error:
-            seen = error
-        except ProviderError as error:
-            if not (error.transient or isinstance(error, TaskNotFoundError)):
-                raise
-            return Step(entry, error.retry_after or _AGAIN)
-        if isinstance(seen, TaskSnapshot) and not seen.finished:
-            age = max(0.0, self.watcher.clock() - (seen.created_at or entry.created_at))
-            return Step(entry, seen.retry_after or self.watcher.polling.delay(seen, age))
-        if self.closing:  # nothing is written any more
-            raise SessionClosedError(f"The session was closed before the end of key {entry.key} was on record.")
-        await self._writer.settle(provider.name, seen)
-        if isinstance(seen, TaskSnapshot):
-            age = seen.duration or 0.0
-            self.watcher.observe(seen, age, age)
-            await self._picture_of(seen)
-        entry = await find(self.ledger, entry.key)
-        return Step(entry, _AGAIN if entry.state is EntryState.RUNNING else None)
-
     async def _finish_submissions(self, shutdown_timeout: float) -> None:
-        for carrier, submission in list(self._submissions.items()):
+        for asyncio_task, submission in list(self._submissions.items()):
             if not submission.sent:
-                carrier.cancel()
+                asyncio_task.cancel()
         try:
             if self._submissions:
                 await asyncio.wait(self._submissions, timeout=shutdown_timeout)
         finally:
             late = list(self._submissions)
-            for carrier in late:
-                carrier.cancel()
+            for asyncio_task in late:
+                asyncio_task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
 
-def _log_orphan(submission: Submission, carrier: asyncio.Task[Any]) -> None:
-    """Nobody is left to hear how it ended, so the log does: an id that was paid for is never lost."""
+async def _train(polling: PollingStrategy, ledger: Ledger) -> None:
+    """Show a polling strategy that learns the finished tasks of a ledger."""
+    learns = getattr(type(polling), "observe_finished", None) is not PollingStrategy.observe_finished
+    if learns and hasattr(polling, "observe_finished"):
+        for snapshot in await finished_tasks(ledger, limit=_MAX_OBSERVED):
+            polling.observe_finished(snapshot)
+
+
+def _log_orphan(submission: Submission, asyncio_task: asyncio.Task[Any]) -> None:
+    """Log how a submission ended whose caller was cancelled, so that an id which was paid for is never lost."""
     facts = {"provider": submission.provider.name, "key": submission.entry.key}
-    if carrier.cancelled():
-        log.log(
-            logging.ERROR if submission.sent else logging.INFO,
-            "submission.cancelled",
-            extra=facts | {"sent": submission.sent},
-        )
-    elif error := carrier.exception():
+    if asyncio_task.cancelled():
+        level = logging.ERROR if submission.sent else logging.INFO
+        log.log(level, "submission.cancelled", extra=facts | {"sent": submission.sent})
+    elif error := asyncio_task.exception():
         log.error("submission.failed", extra=facts | {"error": printable(error)})
     else:
         log_outlived(submission.entry)
 
 
-def log_outlived(entry: Entry | TaskHandle[Any]) -> None:
-    """Say which task runs on without anybody who waits for it."""
-    facts = {"provider": entry.provider, "key": entry.key, "task_id": entry.task_id}
+def log_outlived(task: Entry | TaskHandle[Any]) -> None:
+    """Log which task goes on although its caller was cancelled."""
+    facts = {"provider": task.provider, "key": task.key, "task_id": task.task_id}
     log.warning("submission.outlived_its_caller", extra=facts)

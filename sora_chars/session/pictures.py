@@ -14,6 +14,7 @@ import os
 import re
 import socket
 import tempfile
+from http import HTTPStatus
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,18 +37,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sora_chars.pictures")
 
-_REDIRECTS = 3
-_KINDS = re.compile(
+_MAX_REDIRECTS = 3
+_TYPES = re.compile(
     rb"(?P<png>\x89PNG\r\n\x1a\n)|(?P<jpg>\xff\xd8\xff)|(?P<webp>RIFF.{4}WEBP)|(?P<gif>GIF8[79]a)", re.DOTALL
 )
 
 
-class _RefusedError(Exception):
-    """Why a picture is not saved, fit for a log. No OSError: aiohttp would wrap one that a resolver raises."""
+class _RejectedError(Exception):
+    """Why a picture is not saved, fit for a log. Not an OSError: aiohttp would wrap one that a resolver raises."""
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is on the open internet; one that carries an IPv4 address (mapped) is judged by that."""
+    """Return whether an address is on the public internet. An IPv4-mapped address counts as its IPv4 address."""
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped:
             return is_public(address.ipv4_mapped)
@@ -60,8 +61,14 @@ def is_public(address: Address) -> bool:
 class Pictures:
     """Saves profile pictures as `folder/ID-HASH.png` (`.jpg`, `.webp`, `.gif`), mode 0600.
 
-    `timeout`: seconds for one picture, all in all. `allowed` says which addresses may be connected to, and `ssl`
-    is aiohttp's. Each picture has its own client: no key, cookie or proxy of others meets a link, and none stays open.
+    Each picture has its own HTTP client: no key, cookie or proxy meets a link, and no connection stays open.
+
+    Attributes:
+        folder: Where pictures are saved; created when needed.
+        max_bytes: The maximum size of a picture.
+        timeout: Seconds for one picture in total.
+        allowed: Whether an address may be connected to.
+        ssl: As aiohttp's option of that name.
     """
 
     folder: Path = attrs.field(converter=Path)
@@ -71,7 +78,7 @@ class Pictures:
     ssl: SSLContext | bool = attrs.field(default=True, kw_only=True)
 
     async def save(self, character: Character) -> Path | None:
-        """Save the picture over an older one, return its file. Never raises: logs `picture.not_saved` with `why`."""
+        """Save the picture of a character and return its file. A failure is logged as `picture.not_saved`."""
         if not character.picture_url:
             return None
         try:
@@ -79,9 +86,9 @@ class Pictures:
                 async with self._client() as client:
                     data = await self._download(client, URL(character.picture_url))
                 return await asyncio.to_thread(_write, self.folder / _file_name(character, data), data)
-        except (_RefusedError, aiohttp.ClientError, OSError, ValueError) as error:
-            who = {"provider": character.provider, "character": printable(character.id)}
-            log.warning("picture.not_saved", extra={**who, "why": _why(error)})
+        except (_RejectedError, aiohttp.ClientError, OSError, ValueError) as error:
+            facts = {"provider": character.provider, "character": printable(character.id), "why": _why(error)}
+            log.warning("picture.not_saved", extra=facts)
             return None
 
     def _client(self) -> aiohttp.ClientSession:
@@ -89,42 +96,42 @@ class Pictures:
             connector=aiohttp.TCPConnector(resolver=_PublicResolver(self.allowed), ssl=self.ssl),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Accept-Encoding": "identity"},
-            auto_decompress=False,  # a bomb stays small, and is no picture
+            auto_decompress=False,  # a decompression bomb stays small, and is not a picture
             timeout=aiohttp.ClientTimeout(),
         )
 
     async def _download(self, client: aiohttp.ClientSession, url: URL) -> bytes:
-        for _ in range(1 + _REDIRECTS):
+        for _ in range(1 + _MAX_REDIRECTS):
             self._check(url)
-            async with client.get(url, allow_redirects=False) as answer:
-                if answer.status not in {301, 302, 303, 307, 308}:
-                    return await self._read(answer)
-                url = url.join(URL(answer.headers.get("Location", "")))
-        raise _RefusedError(f"more than {_REDIRECTS} redirects")
+            async with client.get(url, allow_redirects=False) as response:
+                if response.status not in {301, 302, 303, 307, 308}:
+                    return await self._read(response)
+                url = url.join(URL(response.headers.get("Location", "")))
+        raise _RejectedError(f"more than {_MAX_REDIRECTS} redirects")
 
     def _check(self, url: URL) -> None:
         if url.scheme != "https":
-            raise _RefusedError("not https")
+            raise _RejectedError("not https")
         if "@" in url.raw_authority:
-            raise _RefusedError("a user name in the link")
+            raise _RejectedError("a user name in the link")
         host = url.raw_host or ""
-        # aiohttp asks no resolver for what it takes for an address: this is its own rule (helpers.is_ip_address).
+        # aiohttp calls no resolver for a host that is an address; this is its rule (helpers.is_ip_address).
         if (":" in host or host.replace(".", "").isdigit()) and not self.allowed(ip_address(host)):
-            raise _RefusedError("not a public address")
+            raise _RejectedError("not a public address")
 
-    async def _read(self, answer: aiohttp.ClientResponse) -> bytes:
-        if answer.status != 200:  # noqa: PLR2004 # OK
-            raise _RefusedError(f"HTTP {answer.status}")
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        if response.status != HTTPStatus.OK:
+            raise _RejectedError(f"HTTP {response.status}")
         data = bytearray()
-        async for chunk in answer.content.iter_chunked(64 * 1024):
+        async for chunk in response.content.iter_chunked(64 * 1024):
             data += chunk
             if len(data) > self.max_bytes:
-                raise _RefusedError(f"more than {self.max_bytes} bytes")
+                raise _RejectedError(f"more than {self.max_bytes} bytes")
         return bytes(data)
 
 
 class _PublicResolver(aiohttp.ThreadedResolver):
-    """Resolves to allowed addresses only. aiohttp connects to these, so no name can change between check and use."""
+    """Resolves to allowed addresses only. aiohttp connects to these, so a name cannot change between check and use."""
 
     def __init__(self, allowed: Callable[[Address], bool]) -> None:
         super().__init__()
@@ -136,21 +143,21 @@ class _PublicResolver(aiohttp.ThreadedResolver):
         found = await super().resolve(host, port, family)
         public = [one for one in found if self._allowed(ip_address(one["host"]))]
         if not public:
-            raise _RefusedError("a name without a public address")
+            raise _RejectedError("a name without a public address")
         return public
 
 
 def _file_name(character: Character, data: bytes) -> str:
-    """The id as far as it is harmless, a hash that keeps ids apart, and the type that the first bytes tell."""
-    kind = _KINDS.match(data)
+    """Return the id's safe characters, a hash that keeps ids apart, and the type shown by the first bytes."""
+    kind = _TYPES.match(data)
     if kind is None:
-        raise _RefusedError("neither PNG nor JPEG, WebP, GIF")
+        raise _RejectedError("neither PNG nor JPEG, WebP, GIF")
     digest = hashlib.sha256(json.dumps([character.provider, character.id]).encode()).hexdigest()
     return f"{re.sub('[^A-Za-z0-9_-]', '_', character.id[:64])}-{digest[:16]}.{kind.lastgroup}"
 
 
 def _write(path: Path, data: bytes) -> Path:
-    """Write all or nothing. A thread cannot be cancelled, so this also tidies up after a cancelled save."""
+    """Write the whole file or nothing. A thread cannot be cancelled, so this also cleans up after a cancelled save."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")  # mode 0600
     try:
@@ -162,7 +169,7 @@ def _write(path: Path, data: bytes) -> Path:
 
 
 def _why(error: Exception) -> str:
-    """The reason in words that hold no link: the texts of aiohttp and yarl do, and its signature is a secret."""
-    if isinstance(error, _RefusedError):
+    """Return the reason without the link, whose signature is secret; the messages of aiohttp and yarl contain it."""
+    if isinstance(error, _RejectedError):
         return str(error)
     return printable(getattr(error, "strerror", None) or type(error).__name__)

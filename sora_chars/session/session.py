@@ -1,36 +1,24 @@
-"""The session manager: owns the connections, drives the providers' coroutines, hands out handles."""
+"""The session manager: owns the connections, drives the providers' coroutines, and returns handles."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from sora_chars.errors import (
     ConfigurationError,
-    InvalidRequestError,
     LedgerError,
     SessionClosedError,
     WrongLoopError,
-    printable,
 )
-from sora_chars.ids import is_id, new_key
-from sora_chars.ledger import EntryState, Ledger, open_ledger
-from sora_chars.ledger import serialize as records
-from sora_chars.models import (
-    Character,
-    CharacterRequest,
-    OmniCharacterRequest,
-    TaskRequest,
-    TaskSnapshot,
-    as_request,
-)
-from sora_chars.polling.handle import TaskHandle
+from sora_chars.ledger import EntryState, Ledger, open_ledger, queries
+from sora_chars.models import Character, CharacterRequest, OmniCharacterRequest, TaskRequest, TaskSnapshot, as_request
 from sora_chars.polling.strategies import AdaptiveInterval
 from sora_chars.polling.watcher import TaskWatcher
-from sora_chars.protocols import PollingStrategy
 
+from . import stepping
 from .dispatcher import Dispatcher, log_outlived
 
 if TYPE_CHECKING:
@@ -44,30 +32,42 @@ if TYPE_CHECKING:
     from sora_chars.batch.outcome import Outcome
     from sora_chars.ledger import Entry
     from sora_chars.models import ModelInfo, Request
-    from sora_chars.protocols import Provider
+    from sora_chars.polling.handle import TaskHandle
+    from sora_chars.protocols import PollingStrategy, Provider
 
-    from .dispatcher import Step
     from .pictures import Pictures
+    from .stepping import Step
 
-
-_SHUTDOWN_TIMEOUT = 30.0
-_LESSONS = 2000  # finished tasks of the ledger that a pace is told of
+    CharacterLike = CharacterRequest | OmniCharacterRequest
 
 
 class CharacterSession:
-    """Makes characters through one or more providers. Use it inside `async with`, in one event loop.
+    """Create characters through one or more providers.
 
-    `pace`: when to poll (a `AdaptiveInterval`; it is told what the ledger holds). `wait`: seconds a wait lasts unless told
-    otherwise. `shutdown_timeout`: seconds that closing waits for the answers of requests already sent. `watcher`: a `TaskWatcher`
-    of your own.
+    A session owns its HTTP connections, polls every waiting task with one
+    scheduler, and records each request in a ledger before sending it. Use it
+    as an async context manager, inside a single event loop:
 
-    `ledger`: where every wish is recorded before it is sent: a URL or path as in `open_ledger`, or a `Ledger`, which
-    is opened and closed here unless it is open already. What "memory:" keeps ends with this session, and of finished
-    entries it keeps the last 10,000. `pictures`: a folder in which the profile picture of each character is saved,
-    since its link dies within days.
+        async with CharacterSession(Kie()) as session:
+            character = await session.create(from_task="7118f712", clip="3.55,5.55")
+
+    Args:
+        *providers: Tried in order; a request goes to the first that accepts it.
+        ledger: Where requests are recorded: "memory:" (the default, lost when
+            the session closes; of finished entries it keeps the last 10,000),
+            the path of a SQLite file, a PostgreSQL URL, or a `Ledger`. A
+            `Ledger` that is not open is opened and closed with the session.
+        pictures: Folder in which to save profile pictures, whose links expire
+            within days. Not saved by default.
+        polling: When to poll a task. Defaults to `AdaptiveInterval()`, which
+            learns how long the tasks of each model take, from the ledger too.
+        timeout: Seconds to wait for a task unless a call says otherwise.
+        shutdown_timeout: Seconds that closing waits for responses to requests
+            that were already sent.
+        watcher: A `TaskWatcher` with your own options. It replaces `polling`.
 
     Raises:
-        ConfigurationError: no provider, or two of the same name.
+        ConfigurationError: No provider was given, or two share a name.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class CharacterSession:
         pictures: str | os.PathLike[str] | None = None,
         polling: PollingStrategy | None = None,
         timeout: float = 1800.0,
-        shutdown_timeout: float = _SHUTDOWN_TIMEOUT,
+        shutdown_timeout: float = 30.0,
         watcher: TaskWatcher | None = None,
     ) -> None:
         names = [provider.name for provider in providers]
@@ -89,13 +89,16 @@ class CharacterSession:
         self.watcher = watcher or TaskWatcher(polling=polling or AdaptiveInterval())
         self._pictures: Pictures | None = None
         if pictures is not None:
-            from .pictures import Pictures  # noqa: PLC0415 # few keep them
+            from .pictures import Pictures  # noqa: PLC0415 # loaded only where pictures are saved
 
             self._pictures = Pictures(Path(pictures))
         self._shutdown_timeout = shutdown_timeout
-        self._dispatcher: Dispatcher  # since `open`
+        self._dispatcher: Dispatcher  # set by `open`
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stack = AsyncExitStack()
+
+    def __repr__(self) -> str:
+        names = ", ".join(provider.name for provider in self.providers)
+        return f"<CharacterSession of {names}, {'open' if self._loop else 'closed'}>"
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -106,76 +109,64 @@ class CharacterSession:
         await self.aclose()
 
     async def open(self) -> Self:
-        """Open the connections, where `async with` is not at hand; `aclose` closes them.
+        """Open the connections where `async with` is not possible; `aclose` closes them.
 
         Raises:
-            SessionClosedError: the session is open already.
+            SessionClosedError: The session is already open.
+            LedgerError: The ledger could not be opened.
         """
         if self._loop:
-            self._check_open()
+            dispatcher_of(self)
             raise SessionClosedError("This session is open already.")
-        async with AsyncExitStack() as stack:
-            if not self.ledger.is_open:
-                await stack.enter_async_context(self.ledger)
-            for provider in self.providers:
-                await stack.enter_async_context(provider)
-                if self.ledger.quota_store:
-                    from sora_chars.ratelimit.distributed import shared  # noqa: PLC0415 # few ledgers are where processes meet
-
-                    await stack.enter_async_context(shared(provider.account, self.ledger.quota_store))
-            await self._teach(self.watcher.polling)
-            self._stack = stack.pop_all()
+        dispatcher = Dispatcher(self.providers, self.ledger, self.watcher, self.timeout, self._pictures)
+        await dispatcher.open()
         self._loop = asyncio.get_running_loop()
-        self._dispatcher = Dispatcher(self.providers, self.ledger, self.watcher, self.timeout, self._pictures)
+        self._dispatcher = dispatcher
         return self
 
-    async def _teach(self, pace: PollingStrategy) -> None:
-        """Tell a pace that learns what is on record."""
-        if (
-            getattr(type(pace), "observe_finished", PollingStrategy.observe_finished)
-            is not PollingStrategy.observe_finished
-        ):
-            for snapshot in await records.endings(self.ledger, limit=_LESSONS):
-                pace.observe_finished(snapshot)
-
     async def aclose(self) -> None:
-        """Close everything. Requests already sent get `shutdown_timeout` seconds for their answers; waiters hear why they end."""
+        """Close the session. Closing twice has no effect.
+
+        Requests that were sent get up to `shutdown_timeout` seconds for their
+        answers. Tasks go on at their providers; awaiting one here raises
+        `WatcherStoppedError`.
+        """
         if self._loop is None:
             return
-        self._check_open()
+        dispatcher = dispatcher_of(self)
         self._loop = None
-        try:
-            await self._dispatcher.aclose(self._shutdown_timeout)
-        finally:
-            await self._stack.aclose()
+        await dispatcher.aclose(self._shutdown_timeout)
 
     @overload
     async def submit(self, request: TaskRequest, /, *, provider: str | None = None) -> TaskHandle[TaskSnapshot]: ...
     @overload
-    async def submit(
-        self, request: CharacterRequest | OmniCharacterRequest, /, *, provider: str | None = None
-    ) -> TaskHandle[Character]: ...
+    async def submit(self, request: CharacterLike, /, *, provider: str | None = None) -> TaskHandle[Character]: ...
     @overload
     async def submit(self, /, *, provider: str | None = None, **fields: Any) -> TaskHandle[Character]: ...
     async def submit(
         self, request: Request | None = None, /, *, provider: str | None = None, **fields: Any
     ) -> TaskHandle[Any]:
-        """Start a task and return its handle, without waiting for its end; a synchronous provider's is done.
+        """Start a task and return its handle without waiting for its end.
 
-        Give a request, or the fields of a `CharacterRequest`. It goes to the provider named, else to the first
-        that can serve it. Once sent it is carried through, also when the caller is cancelled meanwhile.
-        A key that was asked before gives the task that it has, from whatever process; nothing is sent then.
+        Once sent, a request is carried through even if the caller is cancelled.
+        A key that was used before returns its task, and nothing is sent.
+
+        Args:
+            request: What to make; or give the fields of a `CharacterRequest`.
+            provider: Name of the provider. Defaults to the first that accepts
+                the request.
+            **fields: The fields of a `CharacterRequest`.
 
         Raises:
-            InvalidRequestError: no provider can serve the request; nothing was sent.
-            KeyConflictError: the key was asked before for something else; nothing was sent.
-            SubmissionUnknownError: it was sent, now or earlier, and nobody said what became of it.
-            ProviderError: the provider refused.
-            LedgerError: the ledger could not be written. Nothing was sent, unless the error has a `task_id`.
-            SessionClosedError: the session was closed before the request was sent.
+            InvalidRequestError: No provider accepts the request. Nothing was sent.
+            KeyConflictError: The key was used for another request. Nothing was sent.
+            SubmissionUnknownError: The request was sent, now or before, and its outcome is unknown.
+            ProviderError: The provider rejected the request, or was unreachable.
+            LedgerError: The ledger failed. Nothing was sent, unless the error has a `task_id`.
+            SessionClosedError: The session was closed before the request was sent.
         """
-        with self._used():
-            return await self._dispatcher.submit(await self._dispatcher.register(as_request(request, fields), provider))
+        with self._in_use() as dispatcher:
+            return await dispatcher.submit(as_request(request, fields), provider)
 
     @overload
     async def create(
@@ -183,12 +174,7 @@ class CharacterSession:
     ) -> TaskSnapshot: ...
     @overload
     async def create(
-        self,
-        request: CharacterRequest | OmniCharacterRequest,
-        /,
-        *,
-        provider: str | None = None,
-        timeout: float | None = None,
+        self, request: CharacterLike, /, *, provider: str | None = None, timeout: float | None = None
     ) -> Character: ...
     @overload
     async def create(
@@ -203,16 +189,29 @@ class CharacterSession:
         timeout: float | None = None,
         **fields: Any,
     ) -> Character | TaskSnapshot:
-        """Submit and wait: `submit` and then `handle.result`, whose errors are this one's.
+        """Submit a request and wait for its character.
 
-        `timeout`: seconds for both together. A request that is being sent is not given up for it.
+            character = await session.create(video="rex.mp4", clip="1,3", key="order-17")
+
+        Args:
+            request: What to make; or give the fields of a `CharacterRequest`.
+            provider: Name of the provider. Defaults to the first that accepts
+                the request.
+            timeout: Seconds for submitting and waiting together. A request that is being sent is not given up.
+            **fields: The fields of a `CharacterRequest`.
+
+        Returns:
+            The character; for a `TaskRequest` the finished snapshot.
+
+        Raises:
+            SoraCharsError: What `submit` and `TaskHandle.result` raise.
         """
-        began = asyncio.get_running_loop().time()
-        handle: TaskHandle[Any] = await self.submit(as_request(request, fields), provider=provider)
-        limit = self.timeout if timeout is None else timeout
-        left = max(0.0, began + limit - asyncio.get_running_loop().time())
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (self.timeout if timeout is None else timeout)
+        with self._in_use() as dispatcher:
+            handle = await dispatcher.submit(as_request(request, fields), provider)
         try:
-            outcome: Character | TaskSnapshot = await handle.result(left)
+            outcome: Character | TaskSnapshot = await handle.result(max(0.0, deadline - loop.time()))
         except asyncio.CancelledError:
             log_outlived(handle)
             raise
@@ -228,27 +227,41 @@ class CharacterSession:
         price: Price | None = None,
         timeout: float | None = None,
     ) -> Batch:
-        """Make many characters: `async with session.create_many(requests) as outcomes`, then `async for` each outcome.
+        """Create many characters.
 
-        `requests`: any iterable or async iterable, also an endless one, of requests or mappings of a
-        `CharacterRequest`'s fields (and `provider`). It is read as places become free: at most `concurrency` tasks are in
-        flight and `concurrency` outcomes unread. One that fails stops no other, and an invalid one is an outcome, too; only
-        when an account refuses (bad key, no credits) none is taken up any more, and `outcomes.rejection` says why.
-        Leaving the block sends nothing more. What was sent goes on: ask again with the same keys, or `recover`.
+            async with session.create_many(requests, concurrency=50) as batch:
+                async for outcome in batch:
+                    print(outcome.key, outcome.state, outcome.character or outcome.error)
 
-        `timeout`: seconds that each is waited for once it was sent. `budget`: credits that all of them may cost
-        together, whenever they were paid. `price`: credits that one costs, or a function of the request; without it,
-        one at a time is sent until the provider has told, and then each is taken to cost as much as the highest_cost so far.
+        One that fails stops no other, and an invalid request is an outcome
+        too. When an account rejects requests (bad key, no credits), no more
+        requests are submitted, and `batch.refusal` holds the error. Leaving
+        the block sends nothing more; what was sent goes on, and the same keys
+        or `recover` return its tasks.
+
+        Args:
+            requests: Any iterable or async iterable of requests, or of
+                mappings with a `CharacterRequest`'s fields and `provider`. It
+                may be endless; it is read as slots become free.
+            concurrency: The maximum number of tasks in flight, and of outcomes
+                that were not read.
+            provider: Name of the provider for requests that name none.
+            budget: Credits that all requests may cost together, whenever they
+                were paid.
+            price: Credits that one request costs, or a function of it. Without
+                it, requests are sent one at a time until the provider reports
+                a cost; then each is expected to cost as much as the highest.
+            timeout: Seconds to wait for each task once it was sent.
 
         Raises:
-            InvalidRequestError: `requests` is no iterable, or an option is wrong.
-            ConfigurationError: there is no such provider here.
+            InvalidRequestError: `requests` is not iterable, or an option is invalid.
+            ConfigurationError: The session has no such provider.
         """
-        from sora_chars.batch.batch import Batch, BatchOptions, submit_concurrency  # noqa: PLC0415 # a program of single characters needs none of it
+        from sora_chars.batch.batch import Batch, BatchOptions, submit_concurrency  # noqa: PLC0415 # few need batches
 
-        self._check_open()
-        serving = self.providers if provider is None else (self._dispatcher.provider(provider),)
-        batch = BatchOptions(
+        dispatcher = dispatcher_of(self)
+        serving = self.providers if provider is None else (dispatcher.provider(provider),)
+        options = BatchOptions(
             requests=requests,
             start=lambda request, name: self.submit(request, provider=name or provider),
             concurrency=concurrency,
@@ -257,157 +270,131 @@ class CharacterSession:
             budget=budget,
             price=price,
         )
-        return Batch(batch=batch)
+        return Batch(options=options)
 
-    async def create_all(
-        self,
-        requests: Rows,
-        *,
-        concurrency: int = 100,
-        provider: str | None = None,
-        budget: float | None = None,
-        price: Price | None = None,
-        timeout: float | None = None,
-    ) -> list[Outcome]:
-        """`create_many` for the small case: all outcomes, in the order of the requests, once the last has ended.
+    async def create_all(self, requests: Rows, **options: Any) -> list[Outcome]:
+        """Run `create_many` and return all outcomes in the order of the requests.
 
-        It raises for none of them. Requests that the budget or the account did not allow are missing at the end.
+        It takes the same options and raises for no outcome. Requests that the
+        budget or the account did not allow are missing at the end of the list.
         """
-        async with self.create_many(
-            requests, concurrency=concurrency, provider=provider, budget=budget, price=price, timeout=timeout
-        ) as outcomes:
-            return sorted([outcome async for outcome in outcomes], key=lambda outcome: outcome.index)
+        async with self.create_many(requests, **options) as batch:
+            return sorted([outcome async for outcome in batch], key=lambda outcome: outcome.index)
 
     def resume(
         self, task: str | TaskHandle[Any], *, provider: str | None = None, key: str | None = None
     ) -> TaskHandle[Any]:
-        """Pick a task up again, by its id or a rebuilt handle; polling starts at once, nothing is paid.
+        """Return a live handle of a task by its id, or by a handle that was pickled. Nothing is paid.
 
         Raises:
-            InvalidRequestError: the id is empty or not printable.
-            ConfigurationError: no provider of that name here.
+            InvalidRequestError: The id is empty or not printable.
+            ConfigurationError: There is no such provider.
         """
-        self._check_open()
-        if not isinstance(task, TaskHandle):
-            if not is_id(task):
-                raise InvalidRequestError(f"task_id: must be the id of a task, got {printable(repr(task), limit=60)}.")
-            task = TaskHandle(task_id=task, provider=self._dispatcher.provider(provider).name, key=key or new_key())
-        owner = self._dispatcher.provider(task.provider)
-        return task.attach(self._dispatcher.live(owner, self.watcher.watch(owner, task.task_id)))
+        return dispatcher_of(self).resume(task, provider, key)
 
     async def register(self, request: Request | None = None, /, *, provider: str | None = None, **fields: Any) -> Entry:
-        """Record a wish without sending it; `advance` takes it on from there. Raises as `submit` before it sends."""
-        with self._used():
-            return (await self._dispatcher.register(as_request(request, fields), provider)).entry
+        """Record a request without sending it; `advance` sends it. Raises what `submit` raises before it sends."""
+        with self._in_use() as dispatcher:
+            return (await dispatcher.register(as_request(request, fields), provider)).entry
 
     async def advance(self, key: str) -> Step:
-        """Do the next thing that a key needs: send once, look once, or nothing. For job engines.
+        """Take the next step of a key: send once, poll once, or nothing. Meant for job engines.
 
-        Safe from any process at any time, also twice at once. It waits for one answer at most, and nothing here goes
-        on afterwards. How a finished one ended is in its entry.
+        It is safe from any process at any time, also twice at once, and waits
+        for one answer at most. How a finished request ended is in `step.entry`.
 
         Raises:
-            InvalidRequestError: the ledger has no such key.
-            ConfigurationError: this session has no such provider.
-            SubmissionUnknownError: it was sent and nobody said what became of it; see `resolve`.
-            ProviderError: looking failed in a way that no later look mends.
-            LedgerError: the ledger could not be read or written.
-            SessionClosedError: the session was closed before this step was done; the next one begins where it began.
+            InvalidRequestError: The ledger has no such key.
+            ConfigurationError: The session has no such provider.
+            SubmissionUnknownError: The request was sent and its outcome is unknown; see `resolve`.
+            ProviderError: Polling failed in a way that no later poll mends.
+            LedgerError: The ledger could not be read or written.
+            SessionClosedError: The session was closed before the step ended. The next step starts where this one did.
         """
-        with self._used():
-            return await self._dispatcher.advance(await records.find(self.ledger, key))
+        with self._in_use() as dispatcher:
+            return await stepping.advance(dispatcher, await queries.find(self.ledger, key))
 
     async def recover(self) -> AsyncGenerator[TaskHandle[Any], None]:
-        """A handle for each task that the ledger says is running, watched again from now on.
+        """Yield a handle for each running task of the ledger, watched from now on.
 
-        What a process that has ended was sending becomes `unknown`: it is never sent again by itself. What a living
-        process polls is only followed. Entries of providers that this session has not are left alone.
+        A request that a dead process was sending becomes `unknown`, and is
+        never sent again automatically. Entries of providers that this session
+        lacks are left alone.
 
         Raises:
-            LedgerError: the ledger could not be read or written.
+            LedgerError: The ledger could not be read or written.
         """
-        with self._used():
+        with self._in_use() as dispatcher:
             async for entry in self.ledger.entries(states={EntryState.SENDING, EntryState.RUNNING}):
-                if handle := await self._dispatcher.recover(entry):
+                if handle := await dispatcher.recover(entry):
                     yield handle
 
     async def resolve(
         self, key: str, *, task_id: str | None = None, never_sent: bool = False, give_up: bool = False
     ) -> Entry:
-        """Record what you found out about an entry whose outcome is unknown. Sends nothing, pays nothing.
+        """Record what you found out about a request whose outcome is unknown. Nothing is sent or paid.
 
-        Exactly one of: `task_id`, what it became (`recover` watches it then); `never_sent`, so that it is sent when
-        it is asked for again; `give_up`, it has failed for good.
+        Args:
+            key: The idempotency key of the request.
+            task_id: The task that the request became; `recover` watches it then.
+            never_sent: The request did not arrive. It is sent when it is requested again.
+            give_up: The request counts as failed for good.
 
         Raises:
-            InvalidRequestError: not exactly one, no such key, or nothing to resolve.
-            StaleEntryError: somebody else moved it meanwhile.
+            InvalidRequestError: Not exactly one was given, or there is no such key or nothing to resolve.
+            StaleEntryError: Another process moved the entry first.
         """
-        with self._used():
-            if task_id is not None:
-                entry = await records.find(self.ledger, key)
-                if self._dispatcher.provider(entry.provider).synchronous:
-                    raise InvalidRequestError(f"task_id: {entry.provider} has no tasks; use never_sent or give_up.")
-            return await records.resolve(self.ledger, key, task_id=task_id, never_sent=never_sent, give_up=give_up)
+        with self._in_use() as dispatcher:
+            return await dispatcher.resolve(key, task_id=task_id, never_sent=never_sent, give_up=give_up)
 
     async def entry(self, key: str) -> Entry | None:
-        """What the ledger knows of a key."""
-        with self._used():
+        """Return what the ledger records under a key, or None."""
+        with self._in_use():
             return await self.ledger.get(key)
 
     async def characters(
-        self, word: str | None = None, *, limit: int | None = None
-    ) -> AsyncGenerator[records.SavedCharacter, None]:
-        """The saved library, newest first: up to `limit` characters whose entries mention `word`, in any case."""
-        with self._used():
-            async for saved in records.characters(self.ledger, word, limit=limit):
+        self, query: str | None = None, *, limit: int | None = None
+    ) -> AsyncGenerator[queries.SavedCharacter, None]:
+        """Yield the saved characters, newest first: up to `limit` whose entries mention `query`, in any case."""
+        with self._in_use():
+            async for saved in queries.characters(self.ledger, query, limit=limit):
                 yield saved
 
     async def credit(self, provider: str | None = None) -> float:
-        """How many credits the account has left, at the provider named, else at the first that has tasks."""
-        self._check_open()
-        return await self._dispatcher.provider(provider).credit()
+        """Return the credits left at the provider named, or at the first that has tasks."""
+        return await dispatcher_of(self).provider(provider).credit()
 
     async def models(self, provider: str | None = None) -> list[ModelInfo]:
-        """Which models can be asked for now; free, so that a dead model is seen before anything is paid."""
-        self._check_open()
-        return await self._dispatcher.provider(provider).models()
+        """Return the models that can be requested now. Free, so an unavailable model shows before a payment."""
+        return await dispatcher_of(self).provider(provider).models()
 
     @contextmanager
-    def _used(self) -> Generator[None]:
-        """Check that it is open. Once it is closed meanwhile, that is why the ledger is out of reach, and no fault."""
-        self._check_open()
+    def _in_use(self) -> Generator[Dispatcher]:
+        """Give the dispatcher of the open session. A ledger that fails because the session was closed is no fault."""
         try:
-            yield
+            yield dispatcher_of(self)
         except LedgerError as error:
-            if self._loop or error.task_id:  # what was paid for is told
+            if self._loop or error.task_id:  # a task that was paid for is always reported
                 raise
             raise SessionClosedError(
-                "The session was closed meanwhile.", hint="Ask again in another one: the ledger knows how far it came."
+                "The session was closed during this call.",
+                hint="Repeat the call in another session: the ledger knows how far it came.",
             ) from error
-
-    def _check_open(self) -> None:
-        """Say so if this session cannot be used here and now.
-
-        Raises:
-            SessionClosedError: it is closed, or was never opened.
-            WrongLoopError: it was opened in another event loop.
-        """
-        if self._loop is None:
-            raise SessionClosedError("This session is not open.", hint="Use it inside `async with`.")
-        if self._loop is not asyncio.get_running_loop():
-            raise WrongLoopError(
-                "This session was opened in another event loop. Nothing was sent.",
-                hint="Open a session inside each asyncio.run(), and close it there.",
-            )
 
 
 def dispatcher_of(session: CharacterSession) -> Dispatcher:
-    """Return the open dispatcher of a session, for the parts of this package that work inside a session.
+    """Return the dispatcher of an open session, for the parts of this package that work inside a session.
 
     Raises:
         SessionClosedError: The session is closed, or was never opened.
         WrongLoopError: The session was opened in another event loop.
     """
-    session._check_open()  # noqa: SLF001 # of this module
+    loop = session._loop  # noqa: SLF001 # of this module
+    if loop is None:
+        raise SessionClosedError("This session is not open.", hint="Use it inside `async with`.")
+    if loop is not asyncio.get_running_loop():
+        raise WrongLoopError(
+            "This session was opened in another event loop. Nothing was sent.",
+            hint="Open a session inside each asyncio.run(), and close it there.",
+        )
     return session._dispatcher  # noqa: SLF001 # of this module

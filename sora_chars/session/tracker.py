@@ -1,4 +1,7 @@
-"""Which process looks after a task on record: one polls it, the others hear of its end, and one takes over."""
+"""Decides which process polls a recorded task.
+
+One process owns the task and polls it. The others are notified when it ends, and take over if the owner dies.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,17 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sora_chars.errors import LedgerError, SessionClosedError, StaleEntryError, printable
+from sora_chars.errors import LedgerError, SessionClosedError, printable
 from sora_chars.ledger import EntryState
 from sora_chars.ledger.serialize import to_snapshot
+from sora_chars.ledger.transitions import claim
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sora_chars.ledger import Entry, Ledger
     from sora_chars.models import TaskSnapshot
-    from sora_chars.polling.watched_task import WatchedTask
+    from sora_chars.polling.watched_task import OnFinished, WatchedTask
     from sora_chars.polling.watcher import TaskWatcher
     from sora_chars.protocols import Provider
 
@@ -27,109 +31,105 @@ log = logging.getLogger("sora_chars.session")
 
 @attrs.define(eq=False, repr=False)
 class TaskTracker:
-    """Brings tasks on record under a watcher.
+    """Brings recorded tasks under a watcher.
 
-    `interval`: seconds between two looks whether the processes that poll the others are still alive.
+    Attributes:
+        ledger: Where the tasks are recorded.
+        watcher: Polls the tasks.
+        on_finished: Awaited by the watcher when a task has ended, before any waiter is woken.
+        interval: Seconds between checks that the processes which poll the other tasks are alive.
     """
 
     ledger: Ledger
     watcher: TaskWatcher
+    on_finished: tuple[OnFinished, ...] = ()
     interval: float = 1.0
-    _followed: dict[WatchedTask, tuple[Provider, Entry]] = attrs.field(
-        factory=dict["WatchedTask", "tuple[Provider, Entry]"]
-    )
-    _rounds: asyncio.Task[None] | None = None
+    _tracked: dict[WatchedTask, tuple[Provider, Entry]] = attrs.field(factory=dict)
+    _owner_checks: asyncio.Task[None] | None = None
     _closed: bool = False
 
     async def join(self, provider: Provider, entry: Entry, snapshot: TaskSnapshot | None = None) -> WatchedTask:
-        """Wait for the task of an entry, and poll it unless a living process does. `snapshot`: its first one.
+        """Watch the task of an entry, and poll it unless a living process does.
+
+        Args:
+            provider: Where the task runs.
+            entry: The entry of the task, running or ended.
+            snapshot: The first snapshot of a task that was submitted just now.
 
         Raises:
-            SessionClosedError: nobody polls here any more.
+            SessionClosedError: The session was closed.
         """
         if snapshot is None:
             try:
-                entry = await self._claim(entry)
-            except LedgerError as error:  # it is held as soon as the ledger can be written again
-                log.warning("tracker.failed", extra={"error": printable(error)})
+                entry = await claim(self.ledger, entry)
+            except LedgerError as error:  # the owner checks claim it once the ledger can be written
+                self._log_failure(error)
             snapshot = None if entry.state is EntryState.RUNNING else to_snapshot(entry)
-        if self._closed:  # perhaps while the ledger was asked; what began now would never be stopped
-            raise SessionClosedError(f"The session was closed before anybody waited for the task of key {entry.key}.")
+        if self._closed:  # a task that is watched from now on would never be stopped
+            raise SessionClosedError(f"The session was closed before the task of key {entry.key} could be watched.")
         task_id = snapshot.task_id if snapshot else entry.task_id or ""
-        polled_elsewhere = snapshot is None and entry.owner != self.ledger.owner
-        watch = self.watcher.watch(
+        task = self.watcher.watch(
             provider,
             task_id,
             snapshot=snapshot,
             expects_callback=bool(provider.callback_url and entry.token_digest),
-            polled_elsewhere=polled_elsewhere,
+            polled_elsewhere=snapshot is None and entry.owner != self.ledger.owner,
+            on_finished=self.on_finished,
         )
-        if not watch.future.done() and (
-            watch.polled_elsewhere or watch.expects_callback
-        ):  # others may hear of its end first
-            end = self.ledger.subscribe(entry, partial(self.watcher.nudge, provider.name, task_id, by="poll"))
-            watch.future.add_done_callback(lambda _: end())
-        if watch.polled_elsewhere and watch not in self._followed:
-            self._follow(provider, entry, watch)
-            await self._catch_up(entry, watch)
-        return watch
+        if not task.future.done() and (task.polled_elsewhere or task.expects_callback):
+            # Another process may record the end first.
+            unsubscribe = self.ledger.subscribe(entry, partial(self.watcher.nudge, provider.name, task_id, by="poll"))
+            task.future.add_done_callback(lambda _: unsubscribe())
+        if task.polled_elsewhere and task not in self._tracked:
+            self._track(provider, entry, task)
+            await self._catch_up(entry, task)
+        return task
 
     async def aclose(self) -> None:
-        """Follow nobody any more."""
+        """Stop checking the owners of tasks."""
         self._closed = True
-        if self._rounds:
-            self._rounds.cancel()
-            await asyncio.wait((self._rounds,))
+        if self._owner_checks:
+            self._owner_checks.cancel()
+            await asyncio.wait((self._owner_checks,))
 
-    async def _claim(self, entry: Entry) -> Entry:
-        """The entry, held by this process from now on unless another one that lives holds it."""
-        owner = entry.owner
-        while entry.state is EntryState.RUNNING and owner != self.ledger.owner:
-            if owner and not await self.ledger.is_dead(owner):
-                break
-            try:
-                entry = await self.ledger.transition(entry, EntryState.RUNNING)
-            except StaleEntryError as error:
-                entry = error.entry
-            owner = entry.owner
-        return entry
+    def _track(self, provider: Provider, entry: Entry, task: WatchedTask) -> None:
+        self._tracked[task] = provider, entry
+        task.future.add_done_callback(lambda _: self._tracked.pop(task, None))
+        if self._owner_checks is None or self._owner_checks.done():
+            self._owner_checks = asyncio.create_task(self._check_owners(), name="sora_chars tracker")
 
-    def _follow(self, provider: Provider, entry: Entry, watch: WatchedTask) -> None:
-        self._followed[watch] = provider, entry
-        watch.future.add_done_callback(lambda _: self._followed.pop(watch, None))
-        if self._rounds is None or self._rounds.done():
-            self._rounds = asyncio.create_task(self._go_round(), name="sora_chars tracker")
-
-    async def _catch_up(self, entry: Entry, watch: WatchedTask) -> None:
-        """Look at once if the entry was moved between our reading of it and our listening: that was told to nobody."""
+    async def _catch_up(self, entry: Entry, task: WatchedTask) -> None:
+        """Poll at once if the entry moved between reading it and subscribing to it, as that notified no subscriber."""
         try:
             now = await self.ledger.get(entry.key)
-        except LedgerError as error:  # the task is looked at now and then all the same
-            log.warning("tracker.failed", extra={"error": printable(error)})
+        except LedgerError as error:  # the task is polled now and then all the same
+            self._log_failure(error)
             return
         if now and now.version != entry.version:
-            self.watcher.nudge(entry.provider, watch.task_id, by="poll")
+            self.watcher.nudge(entry.provider, task.task_id, by="poll")
 
-    async def _go_round(self) -> None:
-        while self._followed:
+    async def _check_owners(self) -> None:
+        while self._tracked:
             await asyncio.sleep(self.interval)
             try:
-                for owner in {entry.owner for _, entry in self._followed.values()}:
+                for owner in {entry.owner for _, entry in self._tracked.values()}:
                     if owner is None or await self.ledger.is_dead(owner):
-                        await self._take_over(
-                            [watch for watch, (_, one) in self._followed.items() if one.owner == owner]
-                        )
+                        tasks = [task for task, (_, entry) in self._tracked.items() if entry.owner == owner]
+                        await self._take_over(tasks)
             except LedgerError as error:
-                log.warning("tracker.failed", extra={"error": printable(error)})
+                self._log_failure(error)
 
-    async def _take_over(self, watches: Sequence[WatchedTask]) -> None:
-        for watch in watches:
-            provider, entry = self._followed.get(watch, (None, None))
-            if provider is None or entry is None:  # it ended meanwhile
+    async def _take_over(self, tasks: Sequence[WatchedTask]) -> None:
+        for task in tasks:
+            provider, entry = self._tracked.get(task, (None, None))
+            if provider is None or entry is None:  # it ended while another one was claimed
                 continue
-            entry = await self._claim(entry)
+            entry = await claim(self.ledger, entry)
             if entry.state is not EntryState.RUNNING or entry.owner == self.ledger.owner:
-                self._followed.pop(watch, None)
-                self.watcher.take_over(provider.name, watch)
-            elif watch in self._followed:  # it did not end meanwhile
-                self._followed[watch] = provider, entry
+                self._tracked.pop(task, None)
+                self.watcher.take_over(provider.name, task)
+            elif task in self._tracked:  # it did not end while it was claimed
+                self._tracked[task] = provider, entry
+
+    def _log_failure(self, error: LedgerError) -> None:
+        log.warning("tracker.failed", extra={"error": printable(error)})

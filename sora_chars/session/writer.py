@@ -1,10 +1,9 @@
-"""What a session writes into the ledger once a provider has answered: written again after a fault or a cancellation."""
+"""The one path from a provider's answer to the ledger: each write survives a fault, and the caller's cancellation."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +11,7 @@ import attrs
 
 from sora_chars.errors import LedgerError, MissingCharacterError, StaleEntryError, printable
 from sora_chars.ledger import EntryState
-from sora_chars.ledger.serialize import ending, without_character
+from sora_chars.ledger.transitions import SENDABLE, Answer, end_state, without_character
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -24,148 +23,163 @@ T = TypeVar("T")
 
 log = logging.getLogger("sora_chars.session")
 
-_DELAYS = (0.25, 10.0)
-_MOST_KNOWN = 5000  # running entries; each takes half a kilobyte, and spares a look-up when its task ends
-_OPEN = frozenset({EntryState.PENDING, EntryState.REJECTED, EntryState.SENDING, EntryState.UNKNOWN})
-
-
-async def record(ledger: Ledger, entry: Entry, to: EntryState, **facts: Any) -> Entry:
-    """Move an entry to where the provider's answer puts it, wherever others have moved it meanwhile.
-
-    Without a task id among the facts the first move of somebody else stands, unless that was `unknown`, said of the
-    very request that is answered now; its token tells. Returns the entry as it is then, which is another task's when
-    somebody else had paid for one; that is logged as an error.
-    """
-    task_id, digest = facts.get("task_id"), entry.token_digest
-    while True:
-        try:
-            if task_id and entry.state in {
-                EntryState.PENDING,
-                EntryState.REJECTED,
-            }:  # a person, or a code 500, said "never made"
-                entry = await ledger.transition(entry, EntryState.SENDING)
-            return await ledger.transition(entry, to, **facts)
-        except StaleEntryError as error:
-            entry = error.entry
-        if (
-            entry.state is EntryState.UNKNOWN
-            and to is not EntryState.UNKNOWN
-            and digest
-            and entry.token_digest == digest
-        ):
-            continue
-        same = entry.task_id == task_id
-        if task_id and (
-            entry.state in _OPEN or (same and entry.state is EntryState.RUNNING and to is not EntryState.RUNNING)
-        ):
-            continue
-        if task_id and not same:
-            names = {"key": entry.key, "task_id": task_id, "recorded": entry.task_id}
-            log.error("submission.second_task", extra=names)
-        return entry
-
-
-async def settle(ledger: Ledger, snapshot: TaskSnapshot, entry: Entry | None = None) -> None:
-    """Record a finished task, if it has an entry that waits for that; `entry` as it was last seen spares a look-up."""
-    entry = entry or await ledger.by_task(snapshot.provider, snapshot.task_id)
-    if entry and entry.state is EntryState.RUNNING:
-        to, facts = ending(snapshot, entry.kind)
-        await record(ledger, entry, to, **facts)
-
-
-async def revert(ledger: Ledger, key: str, digest: str) -> None:
-    """Take back a `sending` that was written for a request that did not go; `digest` says for which."""
-    entry = await ledger.get(key)
-    if entry and entry.state in {EntryState.SENDING, EntryState.UNKNOWN} and entry.token_digest == digest:
-        await record(ledger, entry, EntryState.PENDING)
+_FIRST_RETRY, _LONGEST_RETRY = 0.25, 10.0  # seconds between two attempts at a write
+_MAX_CACHED = 5000  # running entries; each takes half a kilobyte, and spares a query when its task ends
 
 
 @attrs.define(eq=False, repr=False)
 class LedgerWriter:
-    """LedgerWriter that neither a caller's end nor a fault of the ledger may lose, until `aclose`."""
+    """Writes what became of requests, and retries each write until the ledger accepts it or the session closes.
+
+    A write can be repeated without harm: every transition names the version of the entry that it replaces.
+    """
 
     ledger: Ledger
-    _running: dict[tuple[str, str], Entry] = attrs.field(factory=dict[tuple[str, str], "Entry"])  # by provider and task
-    _under_way: set[asyncio.Task[Any]] = attrs.field(factory=set["asyncio.Task[Any]"])
+    _running: dict[tuple[str, str], Entry] = attrs.field(factory=dict)  # by provider and task id
+    _in_progress: set[asyncio.Task[Any]] = attrs.field(factory=set)
     _closing: asyncio.Event = attrs.field(factory=asyncio.Event)
 
-    async def record(self, entry: Entry, to: EntryState, **facts: Any) -> Entry:
-        """`record`, also when the caller is cancelled meanwhile. What fails is tried again later.
+    async def mark_sending(self, entry: Entry, token_digest: str) -> Entry:
+        """Record that the request of an entry is about to be sent.
 
         Raises:
-            LedgerError: it failed this time.
+            StaleEntryError: Another process moved the entry first. Nothing may be sent.
+            LedgerError: The write failed. Nothing may be sent; the write is reverted in case the database kept it.
         """
-        names = {"key": entry.key, "state": str(to), "task_id": facts.get("task_id")}
-        entry = await self._write(partial(record, self.ledger, entry, to, **facts), names)
-        if entry.state is EntryState.RUNNING and entry.task_id:
-            self._running[entry.provider, entry.task_id] = entry
-            if len(self._running) > _MOST_KNOWN:
-                del self._running[next(iter(self._running))]
+        if entry.state not in SENDABLE:  # another process declared this one dead after its last attempt
+            raise StaleEntryError(f"Entry {entry.key} is {entry.state} by now.", entry=entry)
+        try:
+            return await self.ledger.transition(entry, EntryState.SENDING, token_digest=token_digest)
+        except StaleEntryError:
+            raise
+        except BaseException:
+            self.revert(entry.key, token_digest)
+            raise
+
+    async def record_answer(self, entry: Entry, to: EntryState, *, repeated: bool = False, **facts: Any) -> Entry:
+        """Record what a provider's answer says about the request of an entry, and return the entry as it is then.
+
+        If another process moved the entry first, `Answer.next_step` decides which of the two moves stands.
+
+        Args:
+            entry: The entry as it was when the request was sent.
+            to: The state that the answer leads to.
+            repeated: Whether the caller repeats this write itself when it fails.
+            **facts: What `Ledger.transition` records with the state.
+
+        Raises:
+            LedgerError: The write failed. It is repeated in the background.
+        """
+        answer = Answer(entry, to, facts)
+        step: EntryState | None = answer.first_step(entry)
+        try:
+            while step is not None:
+                try:
+                    entry = await self.ledger.transition(entry, step, **(facts if step is to else {}))
+                    step = None if step is to else to
+                except StaleEntryError as error:
+                    entry = error.entry
+                    step = answer.next_step(entry)
+        except (LedgerError, asyncio.CancelledError) as error:
+            if not repeated:
+                names = {"key": entry.key, "state": to.value, "task_id": answer.task_id}
+                self._repeat_later(error, partial(self.record_answer, answer.sent, to, repeated=True, **facts), names)
+            raise
+        if answer.is_second_task(entry):
+            names = {"key": entry.key, "task_id": answer.task_id, "recorded": entry.task_id}
+            log.error("submission.second_task", extra=names)
+        self._remember(entry)
         return entry
 
-    async def settle(self, provider: str, outcome: TaskSnapshot | MissingCharacterError) -> None:
-        """Record how a task ended, if it has an entry. A fault is logged, and it is tried again later."""
-        if isinstance(outcome, MissingCharacterError):
-            outcome = without_character(provider, outcome)
-        names = {"state": outcome.state, "task_id": outcome.task_id}
-        known = self._running.pop((provider, outcome.task_id), None)
-        with suppress(LedgerError):
-            await self._write(partial(settle, self.ledger, outcome, known), names)
+    async def record_result(self, outcome: TaskSnapshot | MissingCharacterError, *, repeated: bool = False) -> None:
+        """Record how a task ended, if the ledger has a running entry for it. A failed write is repeated later."""
+        snapshot = without_character(outcome) if isinstance(outcome, MissingCharacterError) else outcome
+        known = self._running.pop((snapshot.provider, snapshot.task_id), None)
+        try:
+            entry = known or await self.ledger.by_task(snapshot.provider, snapshot.task_id)
+            if entry and entry.state is EntryState.RUNNING:
+                to, facts = end_state(snapshot, entry.kind)
+                await self.record_answer(entry, to, repeated=True, **facts)
+        except (LedgerError, asyncio.CancelledError) as error:
+            if repeated:
+                raise
+            names = {"state": snapshot.state, "task_id": snapshot.task_id}
+            self._repeat_later(error, partial(self.record_result, snapshot, repeated=True), names)
+            if isinstance(error, asyncio.CancelledError):
+                raise
 
-    def revert(self, key: str, digest: str) -> None:
-        """`revert`, as soon as the ledger can be written again."""
-        self.start(
-            self._repeat(partial(revert, self.ledger, key, digest), {"key": key, "state": EntryState.PENDING.value})
-        )
+    def revert(self, key: str, token_digest: str) -> None:
+        """Schedule the return of an entry to `pending`, whose request was not sent; the digest names the request."""
+        names = {"key": key, "state": EntryState.PENDING.value}
+        self.start(self._repeat(partial(self._revert, key, token_digest), names, delay=_FIRST_RETRY))
 
     async def aclose(self) -> None:
-        """Try what failed once more, and wait for all."""
+        """Repeat each failed write once more, and wait until all writes have ended."""
         self._closing.set()
-        while self._under_way:
-            await asyncio.wait(self._under_way)
-
-    async def _write(self, write: Callable[[], Coroutine[Any, Any, T]], names: dict[str, Any]) -> T:
-        try:
-            return await write()
-        except asyncio.CancelledError:
-            self.start(self._write(write, names))  # nobody knows how far it came, and twice does no harm
-            raise
-        except LedgerError as error:
-            log.error("ledger.write_failed", extra=names | {"error": printable(error)})  # noqa: TRY400 # one line
-            self.start(self._repeat(write, names))
-            raise
+        while self._in_progress:
+            await asyncio.wait(self._in_progress)
 
     def start(self, write: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Give it an asyncio task of its own, which closing waits for."""
-        under_way = asyncio.create_task(write, name="sora_chars ledger write")
-        self._under_way.add(under_way)
-        under_way.add_done_callback(self._ended)
-        return under_way
+        """Run a coroutine in an asyncio task of its own, which `aclose` waits for."""
+        asyncio_task = asyncio.create_task(write, name="sora_chars ledger write")
+        self._in_progress.add(asyncio_task)
+        asyncio_task.add_done_callback(self._ended)
+        return asyncio_task
 
-    def _ended(self, under_way: asyncio.Task[Any]) -> None:
-        self._under_way.discard(under_way)
-        if not under_way.cancelled():
-            under_way.exception()  # whoever shielded it may be gone
+    def _ended(self, asyncio_task: asyncio.Task[Any]) -> None:
+        self._in_progress.discard(asyncio_task)
+        if not asyncio_task.cancelled():
+            asyncio_task.exception()  # retrieved, because its caller may be gone
 
-    async def _repeat(self, write: Callable[[], Coroutine[Any, Any, object]], names: dict[str, Any]) -> None:
-        delay, longest = _DELAYS
+    def _remember(self, entry: Entry) -> None:
+        if entry.state is EntryState.RUNNING and entry.task_id:
+            self._running[entry.provider, entry.task_id] = entry
+            if len(self._running) > _MAX_CACHED:
+                del self._running[next(iter(self._running))]
+
+    async def _revert(self, key: str, token_digest: str) -> None:
+        entry = await self.ledger.get(key)
+        in_doubt = entry is not None and entry.state in {EntryState.SENDING, EntryState.UNKNOWN}
+        if entry and in_doubt and entry.token_digest == token_digest:
+            await self.record_answer(entry, EntryState.PENDING, repeated=True)
+
+    def _repeat_later(
+        self, error: BaseException, write: Callable[[], Coroutine[Any, Any, object]], names: dict[str, Any]
+    ) -> None:
+        """Repeat a write that failed, or at once a write whose caller was cancelled."""
+        delay = 0.0
+        if isinstance(error, LedgerError):
+            _log_failure(error, names)
+            delay = _FIRST_RETRY
+        self.start(self._repeat(write, names, delay=delay))
+
+    async def _repeat(
+        self, write: Callable[[], Coroutine[Any, Any, object]], names: dict[str, Any], *, delay: float
+    ) -> None:
         while True:
-            closing = await self._closing_within(delay)
+            closing = delay > 0 and await self._closes_within(delay)
             try:
                 await write()
             except LedgerError as error:
                 if closing:
                     log.error("ledger.write_lost", extra=names | {"error": printable(error)})  # noqa: TRY400 # one line
                     return
+                if not delay:
+                    _log_failure(error, names)
             else:
-                log.info("ledger.written_late", extra=names)
+                if delay:
+                    log.info("ledger.written_late", extra=names)
                 return
-            delay = min(2 * delay, longest)
+            delay = min(2 * delay, _LONGEST_RETRY) or _FIRST_RETRY
 
-    async def _closing_within(self, delay: float) -> bool:
+    async def _closes_within(self, seconds: float) -> bool:
         try:
-            async with asyncio.timeout(delay):
+            async with asyncio.timeout(seconds):
                 await self._closing.wait()
         except TimeoutError:
             return False
         return True
+
+
+def _log_failure(error: LedgerError, names: dict[str, Any]) -> None:
+    log.error("ledger.write_failed", extra=names | {"error": printable(error)})

@@ -1,4 +1,4 @@
-"""Runs every code block of the README as a reader would: as a program of its own, with only the addresses changed."""
+"""Every code block of the README runs as a program of its own; only the providers' addresses are replaced."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ PYTHON = [code for language, code in BLOCKS if language == "python"]
 (TABLE,) = [text for language, text in BLOCKS if language == "csv"]
 SHELL = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
 
-# The providers' addresses are defaults of keyword-only parameters: put the emulator there, and change nothing else.
-AIM = """
+# Replaces the providers' default addresses by the emulator's.
+USE_EMULATOR = """
 import os, sora_chars
 url = os.environ["EMULATOR"]
 sora_chars.Kie.__init__.__kwdefaults__.update(base_url=url, upload_url=url)
@@ -40,14 +40,14 @@ SERVE = {
 
 
 def block_with(text: str) -> str:
-    """The one block of Python that holds `text`."""
+    """Return the one Python block that contains `text`."""
     (found,) = [code for code in PYTHON if text in code]
     return found
 
 
 @pytest.fixture
 def environment(sora_emulator: Emulator, tmp_path: Path) -> dict[str, str]:
-    """A reader's environment: keys, and nothing else that the README does not name."""
+    """Return the environment that the README assumes: API keys and a ledger."""
     return os.environ | {
         "EMULATOR": sora_emulator.url,
         "KIE_API_KEY": "a-key-for-the-emulator",
@@ -59,12 +59,12 @@ def environment(sora_emulator: Emulator, tmp_path: Path) -> dict[str, str]:
 
 
 def run(*command: str, environment: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run what a reader types, to its end."""
+    """Run a command to its end."""
     return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=50, check=False)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "output"),
     [
         ("character.id, character.mention", r"ch_\w+ "),
         ("handle.updates()", r"(waiting .*\n)+(generating .*\n)*success .*\n\{'resultUrls': \[.*\]\}\nsuccess\n"),
@@ -74,22 +74,22 @@ def run(*command: str, environment: dict[str, str], folder: Path) -> subprocess.
     ],
     ids=["ten-lines", "handle", "batch", "ledger", "errors"],
 )
-def test_a_program_of_the_readme_runs(text: str, says: str, environment: dict[str, str], tmp_path: Path) -> None:
-    """Each program of the README runs as it stands, prints what it promises, and warns of nothing."""
-    done = run(sys.executable, "-c", AIM + block_with(text), environment=environment, folder=tmp_path)
+def test_program_runs(text: str, output: str, environment: dict[str, str], tmp_path: Path) -> None:
+    """Each program runs unchanged, prints what the README shows, and emits no warning."""
+    done = run(sys.executable, "-c", USE_EMULATOR + block_with(text), environment=environment, folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.match(says, done.stdout)
+    assert re.match(output, done.stdout)
 
 
 @pytest.fixture(params=["aiohttp", "fastapi"])
 def app_url(
     request: pytest.FixtureRequest, environment: dict[str, str], free_port: int, tmp_path: Path
 ) -> Iterator[str]:
-    """The address of one of the README's two web apps, running in a process of its own."""
+    """Serve one of the two web applications in a process of its own, and yield its URL."""
     url = f"http://127.0.0.1:{free_port}"
     text = {"aiohttp": "receiver.aiohttp_app()", "fastapi": "receiver.asgi"}[request.param]
     (tmp_path / "block.py").write_text(block_with(text))
-    program = AIM + "import block\n" + SERVE[request.param].format(port=free_port)
+    program = USE_EMULATOR + "import block\n" + SERVE[request.param].format(port=free_port)
     server = subprocess.Popen(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment | {"PUBLIC_URL": url}, stderr=subprocess.PIPE
     )
@@ -97,33 +97,31 @@ def app_url(
         yield url
     finally:
         server.terminate()
-        _, complaints = server.communicate(timeout=20)
-    assert complaints == b""
+        _, stderr = server.communicate(timeout=20)
+    assert stderr == b""
 
 
-def test_a_web_app_of_the_readme_serves(app_url: str, sora_emulator: Emulator) -> None:
-    """Both web apps make a character on request, and the callback that they were sent was accepted."""
+def test_web_app_serves(app_url: str, sora_emulator: Emulator) -> None:
+    """Both web applications create a character on request and accept its callback."""
     fields = {"from_task": "7118f712a5efa1d0f1c3f2ac1b3f9a55", "clip": "1,3", "prompt": "A friendly dog"}
     transport = httpx.HTTPTransport(retries=60)  # the server is starting
     with httpx.Client(transport=transport, timeout=30) as client:
-        answer = client.post(f"{app_url}/characters", json=fields)
-    assert answer.json()["id"].startswith("ch_")
+        response = client.post(f"{app_url}/characters", json=fields)
+    assert response.json()["id"].startswith("ch_")
     assert sora_emulator.counts.callbacks_accepted == 1
 
 
-def test_the_test_of_the_readme_passes(environment: dict[str, str], tmp_path: Path) -> None:
-    """The README's own test passes for a user who has pytest-asyncio."""
+def test_pytest_example_passes(environment: dict[str, str], tmp_path: Path) -> None:
+    """The example test passes in an environment with pytest-asyncio."""
     (tmp_path / "test_block.py").write_text(block_with("sora_emulator"))
-    theirs = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto", ".")
-    done = run(*theirs, environment=environment | {"PYTHONWARNINGS": "default"}, folder=tmp_path)
+    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto", ".")
+    done = run(*command, environment=environment | {"PYTHONWARNINGS": "default"}, folder=tmp_path)
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("sora-chars ")])
-def test_a_command_of_the_readme_works(
-    line: str, environment: dict[str, str], sora_emulator: Emulator, tmp_path: Path
-) -> None:
-    """Each command of the README ends with exit status 0 when it is sent to the emulator."""
+def test_command_works(line: str, environment: dict[str, str], sora_emulator: Emulator, tmp_path: Path) -> None:
+    """Each `sora-chars` command exits with status 0 against the emulator."""
     (tmp_path / "dogs.csv").write_text(TABLE)
     command, *arguments = shlex.split(line)
     program = str(Path(sys.executable).with_name(command))
@@ -131,8 +129,8 @@ def test_a_command_of_the_readme_works(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_two_commands_set_everything_up() -> None:
-    """The README asks for two commands, and no more, on a bare machine; the CI script runs the second one."""
+def test_two_commands_set_up() -> None:
+    """The README needs two commands on a bare machine, and the CI script runs the second one."""
     assert [line for line in SHELL if line.startswith("pip ")] == [
         'pip install ".[cli]" && sora-chars demo',
         "pip install nox && nox -s tests",
@@ -140,8 +138,8 @@ def test_two_commands_set_everything_up() -> None:
     assert "pip install nox && nox -s tests\n" in (README.parent / ".ci" / "run").read_text()
 
 
-def test_the_errors_of_the_readme_are_all_errors_that_a_caller_meets() -> None:
-    """The README's table names each error that a caller can meet, and no other."""
+def test_error_table_is_complete() -> None:
+    """The table lists each error that a caller can catch, and no other."""
     named = set(re.findall(r"`(\w+Error)`", README.read_text().partition("| error |")[2].partition("```")[0]))
     errors = {name for name in sora_chars.__all__ if name.endswith("Error")}
     assert named == errors - {"SoraCharsError", "ProviderError", "InvalidCallbackError"}

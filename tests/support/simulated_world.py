@@ -27,7 +27,7 @@ from sora_chars.ledger.states import TRANSITIONS
 from sora_chars.ledger.stores.memory import MemoryStore
 from sora_chars.models import FAIL, SUCCESS, Character
 from sora_chars.polling.handle import TaskHandle
-from sora_chars.session.dispatcher import Step
+from sora_chars.session.stepping import Step
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -1,4 +1,4 @@
-"""docs/security.md and docs/rules.md name real tests, and leave no threat and no rule without one."""
+"""docs/rules.md and docs/security.md name existing tests for every rule and every threat."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ CLAIMS: dict[str, list[tuple[str, str]]] = {
 
 
 def names_in(path: Path) -> set[str]:
-    """The names of the test functions in a file."""
+    """Return the names of the test functions in a file."""
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     found = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, functions)}
     return {name for name in found if name.startswith("test_")}
 
 
-def test_there_are_claims() -> None:
-    """The lists are found, and every mention of a test in them is one of their lines."""
+def test_lists_are_found() -> None:
+    """Every test that the two pages mention stands on a list line of a rule or a threat."""
     assert len(CLAIMS) >= 20
     assert sum(text.count("::") for text in TEXTS) == sum(map(len, CLAIMS.values()))
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
-def test_every_claim_has_its_tests(claim: str) -> None:
-    """Each threat and each rule names at least one test, none twice, and all of them exist."""
+def test_claim_names_existing_tests(claim: str) -> None:
+    """Each rule and each threat names at least one test, none twice, and all exist."""
     named = CLAIMS[claim]
     assert named
     assert len(set(named)) == len(named)

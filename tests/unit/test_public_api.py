@@ -19,8 +19,8 @@ KEY = "sk-do-not-show-me"
 MET = (
     *("errors", "models", "protocols", "ratelimit.window", "batch.outcome", "batch.progress"),
     *("polling.handle", "polling.strategies", "polling.watcher"),
-    *("ledger.ledger", "ledger.entry", "ledger.states", "ledger.serialize"),
-    *("session.session", "session.dispatcher", "callbacks.receiver"),
+    *("ledger.ledger", "ledger.entry", "ledger.states", "ledger.queries"),
+    *("session.session", "session.stepping", "callbacks.receiver"),
     *("providers.kie", "providers.kkiai"),
 )
 # What the parts of one module are made of.

@@ -17,8 +17,7 @@ from sora_chars.cli.keeping import keeping
 from sora_chars.cli.render import ENTRY_HEAD, SAVED_HEAD, entry_json, entry_row, entry_rows, saved_json, saved_row
 from sora_chars.cli.runner import run
 from sora_chars.errors import ConfigurationError, InvalidRequestError
-from sora_chars.ledger import EntryState
-from sora_chars.ledger import serialize as records
+from sora_chars.ledger import EntryState, queries, transitions
 from sora_chars.providers.kkiai import GATEWAYS
 
 if TYPE_CHECKING:
@@ -125,9 +124,9 @@ def _note_count(job: Job, found: int, limit: int, what: str) -> None:
         job.screen.note(f"No {what} in {job.place}")
 
 
-async def _characters(place: Place, word: str, limit: int) -> list[records.SavedCharacter]:
+async def _characters(place: Place, word: str, limit: int) -> list[queries.SavedCharacter]:
     async with place.find() as ledger:
-        return [saved async for saved in records.characters(ledger, word or None, limit=limit)]
+        return [saved async for saved in queries.characters(ledger, word or None, limit=limit)]
 
 
 async def _entries(place: Place, word: str, states: Collection[EntryState], limit: int) -> list[Entry]:
@@ -138,18 +137,18 @@ async def _entries(place: Place, word: str, states: Collection[EntryState], limi
 
 async def _find(place: Place, key: str) -> Entry:
     async with place.find() as ledger:
-        return await records.find(ledger, key)
+        return await queries.find(ledger, key)
 
 
 async def _resolve(place: Place, key: str, *, task_id: str | None, never_sent: bool, give_up: bool) -> Entry:
     async with place.find() as ledger:
-        entry = await records.find(ledger, key)
+        entry = await queries.find(ledger, key)
         if task_id is not None and entry.provider in GATEWAYS:
             raise InvalidRequestError(
                 f"--task-id: {entry.provider} has no tasks.",
                 hint="Give --never-sent if it made no character, --give-up if it did, or if nobody will ever know.",
             )
-        return await records.resolve(ledger, key, task_id=task_id, never_sent=never_sent, give_up=give_up)
+        return await transitions.resolve(ledger, key, task_id=task_id, never_sent=never_sent, give_up=give_up)
 
 
 async def _export(place: Place, output: str) -> int:

@@ -14,7 +14,7 @@ from sora_chars.cli.keeping import keeping
 from sora_chars.cli.output import plain
 from sora_chars.cli.render import shown
 from sora_chars.cli.runner import run
-from sora_chars.ledger import serialize as records
+from sora_chars.ledger import queries
 from sora_chars.polling.durations import ladder_age, ladder_polls
 from sora_chars.polling.strategies import AdaptiveInterval
 
@@ -105,7 +105,7 @@ def pace(job: Job, /, *, model: str | None, place: Place) -> None:
 async def _learn(place: Place) -> list[DurationStats]:
     learned = AdaptiveInterval()
     async with place.find() as ledger:
-        for snapshot in await records.endings(ledger, limit=_TASKS):
+        for snapshot in await queries.finished_tasks(ledger, limit=_TASKS):
             learned.observe_finished(snapshot)
     return learned.stats()
 

@@ -93,7 +93,7 @@ async def test_what_was_made_and_not_recorded_runs() -> None:
 
     async with session_of(Shop()) as session:
         outcomes = session.create_many([wish()])
-        outcomes._batch = attrs.evolve(outcomes._batch, start=start)
+        outcomes._options = attrs.evolve(outcomes._options, start=start)
         async with outcomes:
             (outcome,) = [outcome async for outcome in outcomes]
     assert (outcome.state, outcome.task_id, outcome.credits) == ("running", "t9", 2.0)

@@ -10,15 +10,10 @@ import pytest
 from sora_chars.errors import InvalidRequestError, ProviderError, RateLimitedError, RequestRejectedError
 from sora_chars.ids import token_digest
 from sora_chars.ledger import EntryState, Ledger, open_ledger
+from sora_chars.ledger.queries import SavedCharacter, characters, find
 from sora_chars.ledger.serialize import (
-    SavedCharacter,
-    characters,
-    ending,
-    find,
-    is_of_another,
-    mark_orphaned,
+    echoes_other_token,
     rejection,
-    resolve,
     to_error,
     to_record,
     to_request,
@@ -26,6 +21,7 @@ from sora_chars.ledger.serialize import (
     to_snapshot,
 )
 from sora_chars.ledger.stores.memory import MemoryStore
+from sora_chars.ledger.transitions import end_state, mark_orphaned, resolve
 from sora_chars.models import (
     Character,
     CharacterRequest,
@@ -71,7 +67,7 @@ async def end(ledger: Ledger, key: str, request: Request, character: Character |
     """Put a wish that has succeeded on record."""
     snapshot = TaskSnapshot(task_id=f"t-{key}", provider="kie", state="success", character=character, **facts)
     kind, _ = to_record(request)
-    to, ended = ending(snapshot, kind)
+    to, ended = end_state(snapshot, kind)
     return await put(ledger, key, EntryState.SENDING, to, request=request, **ended)
 
 
@@ -105,7 +101,7 @@ def test_a_record_is_json_without_the_key_and_without_what_was_left_out() -> Non
 
 async def put_end(ledger: Ledger, snapshot: TaskSnapshot) -> Entry:
     """Put a task that ended as `snapshot` shows on record."""
-    to, facts = ending(snapshot, "character")
+    to, facts = end_state(snapshot, "character")
     return await put(ledger, "k-1", EntryState.SENDING, to, **facts)
 
 
@@ -146,7 +142,7 @@ def test_a_record_without_a_callback_url_stays_as_it_is(url: object) -> None:
     raw = {"callBackUrl": url, "param": json.dumps({"callBackUrl": url, "a": 1}), "prompt": "callBackUrl", "b": 2}
     snapshot = TaskSnapshot(task_id="t1", provider="kie", state="success", raw=raw)
     assert to_result(snapshot)["raw"] == raw
-    assert not is_of_another(snapshot, token_digest("mine"))
+    assert not echoes_other_token(snapshot, token_digest("mine"))
 
 
 @pytest.mark.parametrize(("token", "another"), [("mine", False), ("other", True)])
@@ -154,7 +150,7 @@ def test_a_callback_url_says_whose_a_record_is(token: str, another: bool) -> Non
     """A record that repeats a URL with another token belongs to another wish."""
     raw = {"param": json.dumps({"callBackUrl": f"https://me.invalid/hook/{token}"}).replace("/", "\\/")}
     snapshot = TaskSnapshot(task_id="t1", provider="kie", state="success", raw=raw)
-    assert is_of_another(snapshot, token_digest("mine")) is another
+    assert echoes_other_token(snapshot, token_digest("mine")) is another
 
 
 @pytest.mark.parametrize(
@@ -173,7 +169,7 @@ def test_a_callback_url_says_whose_a_record_is(token: str, another: bool) -> Non
 )
 def test_how_a_task_ends_on_record(kind: str, facts: dict[str, Any], state: EntryState, error: object) -> None:
     """Success needs a character, but for a task of any other model."""
-    to, ended = ending(TaskSnapshot(task_id="t1", provider="kie", **facts), kind)
+    to, ended = end_state(TaskSnapshot(task_id="t1", provider="kie", **facts), kind)
     assert (to, ended.get("error"), ended["task_id"]) == (state, error, "t1")
 
 
@@ -230,8 +226,8 @@ async def test_characters_come_newest_first(ledger: Ledger) -> None:
         ({"limit": 2}, ["k-3", "k-2"]),
         ({"limit": 0}, []),
         ({"limit": 9}, ["k-3", "k-2", "k-1"]),
-        ({"word": "REX"}, ["k-3", "k-1"]),
-        ({"word": "rex", "limit": 1}, ["k-3"]),
+        ({"query": "REX"}, ["k-3", "k-1"]),
+        ({"query": "rex", "limit": 1}, ["k-3"]),
     ],
 )
 async def test_characters_are_searched(ledger: Ledger, options: dict[str, Any], keys: list[str]) -> None:
@@ -268,7 +264,7 @@ async def test_a_person_gives_up(ledger: Ledger, ways: tuple[EntryState, ...], t
     assert to_snapshot(entry).failure == TaskFailure("given_up", "a person gave it up")
 
 
-async def test_a_person_resolves_what_a_dead_process_was_sending() -> None:
+async def test_a_person_resolves_what_a_dead_process_was_send_state() -> None:
     """What was being sent by a process that has ended is unknown, and can be resolved."""
     store = MemoryStore()
     async with Ledger(store) as dead:

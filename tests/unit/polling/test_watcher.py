@@ -112,8 +112,8 @@ async def test_others_are_looked_at_while_an_end_goes_on_record() -> None:
     async def settle(*_: object) -> None:
         await slow.wait()
 
-    async with aclosing(TaskWatcher(polling=FixedInterval(1.0), poll_concurrency=1, settle=settle)) as watcher:
-        watches = [watcher.watch(provider, f"t{number}") for number in range(5)]
+    async with aclosing(TaskWatcher(polling=FixedInterval(1.0), poll_concurrency=1)) as watcher:
+        watches = [watcher.watch(provider, f"t{number}", on_finished=(settle,)) for number in range(5)]
         await asyncio.sleep(1)
         assert provider.polls == [0] * 5
         assert not any(watch.future.done() for watch in watches)

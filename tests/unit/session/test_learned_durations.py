@@ -26,8 +26,8 @@ from sora_chars import (
 from sora_chars.cli import app, output
 from sora_chars.cli.commands import pace as pacing
 from sora_chars.cli.context import Job
-from sora_chars.ledger import serialize as records
-from sora_chars.ledger.serialize import endings, to_result
+from sora_chars.ledger.queries import finished_tasks
+from sora_chars.ledger.serialize import to_result
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -89,9 +89,9 @@ async def test_endings_come_oldest_first_and_bounded(ledger: Ledger) -> None:
         await put(ledger, number, to_result(ended(number)))
     await put(ledger, 3, to_result(ended(3, state="fail")), EntryState.FAILED)
     await ledger.register(key="k4", provider="kie", kind="task", request={})
-    assert [snapshot.task_id for snapshot in await endings(ledger, limit=9)] == ["t0", "t1", "t2", "t3"]
-    assert [snapshot.task_id for snapshot in await endings(ledger, limit=2)] == ["t2", "t3"]
-    assert await endings(ledger, limit=0) == []
+    assert [snapshot.task_id for snapshot in await finished_tasks(ledger, limit=9)] == ["t0", "t1", "t2", "t3"]
+    assert [snapshot.task_id for snapshot in await finished_tasks(ledger, limit=2)] == ["t2", "t3"]
+    assert await finished_tasks(ledger, limit=0) == []
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ async def test_every_pace_that_learns_is_told(ledger: Ledger, monkeypatch: pytes
     pupil = Pupil()
     async with CharacterSession(Bare(), ledger=ledger, polling=pupil):  # type: ignore[abstract]  # as above
         assert pupil.told == ["t1"]
-    monkeypatch.setattr(records, "endings", None)
+    monkeypatch.setattr("sora_chars.session.dispatcher.finished_tasks", None)
     async with CharacterSession(Bare(), ledger=ledger, polling=SteppedInterval()) as session:  # type: ignore[abstract]  # as above
         assert session.watcher.polling.estimate(None, 0.0) is None
 
@@ -230,7 +230,7 @@ def test_a_table_fits_a_terminal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("median", [0.3, 46.0, 5000.0])
 def test_a_plot_needs_nothing_but_ascii(median: float) -> None:
-    """Where the terminal has no blocks, the plot is of what it has; at any request_budget all lines fit, and ages are whole."""
+    """Where the terminal has no blocks, the plot is of what it has; at any scale all lines fit, and ages are whole."""
     learned = AdaptiveInterval()
     for number in range(20):
         learned.observe_finished(ended(number, median * (1 + number / 40)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sora_chars.models import Character
-from sora_chars.session.pictures import _file_name, _RefusedError, _why, _write, is_public
+from sora_chars.session.pictures import _file_name, _RejectedError, _why, _write, is_public
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,7 +74,7 @@ def test_the_first_bytes_tell_the_type(data: bytes, suffix: str) -> None:
 )
 def test_other_types_are_refused(data: bytes) -> None:
     """What does not begin as one of the four is no picture."""
-    with pytest.raises(_RefusedError, match="neither"):
+    with pytest.raises(_RejectedError, match="neither"):
         name("cameo_1", data)
 
 
@@ -132,7 +132,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "why"),
     [
-        (_RefusedError("not https"), "not https"),
+        (_RejectedError("not https"), "not https"),
         (PermissionError(13, "Permission denied", "/secret/path"), "Permission denied"),
         (ValueError("https://host/?signature=SECRET"), "ValueError"),
         (OSError("https://host/?signature=SECRET"), "OSError"),

@@ -127,7 +127,7 @@ async def test_closing_before_the_answer_tells_the_caller_that_it_is_unknown() -
     async with session_of(Fake(after=1000), shutdown_timeout=1.0) as session:
         submitting = asyncio.create_task(session.submit(**WISH))
         await asyncio.sleep(15)
-    with pytest.raises(SubmissionUnknownError, match=r"key mine.*closed before an answer came") as caught:
+    with pytest.raises(SubmissionUnknownError, match=r"key mine.*closed before an answer arrived") as caught:
         await submitting
     assert caught.value.key == "mine"
 

@@ -10,8 +10,8 @@ import pytest
 
 from sora_chars.errors import LedgerError, MissingCharacterError, SessionClosedError
 from sora_chars.ledger import EntryState, Ledger
-from sora_chars.ledger.serialize import ending
 from sora_chars.ledger.stores.memory import MemoryStore
+from sora_chars.ledger.transitions import end_state
 from sora_chars.models import Character, TaskSnapshot
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.polling.watcher import TaskWatcher
@@ -116,15 +116,15 @@ async def process(house: House, name: str, *, end: float = math.inf, **facts: An
     """Open one. `end`: the look that shows the end of its tasks."""
     store = Shared(house, name)
     async with Ledger(store) as ledger:
-        writes = LedgerWriter(ledger)
-        watcher = TaskWatcher(polling=FixedInterval(PACE), settle=writes.settle)
-        tracker = TaskTracker(ledger, watcher)
+        writer = LedgerWriter(ledger)
+        watcher = TaskWatcher(polling=FixedInterval(PACE))
+        tracker = TaskTracker(ledger, watcher, (writer.record_result,))
         try:
             yield Process(store, ledger, watcher, tracker, Fake(end=end, **facts))
         finally:
             await tracker.aclose()
             await watcher.aclose()
-            await writes.aclose()
+            await writer.aclose()
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ async def test_a_first_snapshot_spares_the_ledger(house: House) -> None:
 async def test_what_has_ended_is_at_hand(house: House) -> None:
     """An entry that has ended is not looked at again."""
     async with process(house, "a", callback_url="https://me.invalid") as one:
-        to, facts = ending(DONE, "character")
+        to, facts = end_state(DONE, "character")
         entry = await one.ledger.transition(await run(one.ledger, digest="d"), to, **facts)
         watch = await one.tracker.join(one.provider, entry)
         assert (watch.future.result(), one.provider.polls) == (DONE, [])
@@ -241,7 +241,7 @@ async def test_a_callback_to_another_process_is_heard_of(house: House) -> None:
         watch = await one.tracker.join(one.provider, entry)
         await asyncio.sleep(0.5 * PACE)
         one.provider.end = 0
-        to, facts = ending(DONE, "character")
+        to, facts = end_state(DONE, "character")
         await other.ledger.transition(entry, to, **facts)
         before = asyncio.get_running_loop().time()
         assert (await watch.future, asyncio.get_running_loop().time()) == (DONE, before)
@@ -299,7 +299,7 @@ async def test_what_a_person_gave_up_is_polled_by_the_pace(house: House) -> None
             entry = await run(other.ledger)
             watch = await one.tracker.join(one.provider, entry)
             failed = TaskSnapshot(task_id="t1", provider="fake", state="fail")
-            to, facts = ending(failed, "character")
+            to, facts = end_state(failed, "character")
             await other.ledger.transition(entry, to, **facts)
         await asyncio.sleep(20 * PACE)
         assert (watch.polled_elsewhere, watch.future.done()) == (False, False)
@@ -334,8 +334,8 @@ async def test_what_ends_while_somebody_else_takes_it_over(house: House) -> None
         watch.end(DONE)
         await asyncio.sleep(10.0)
         assert await owner(one.ledger) == "c"
-        assert one.tracker._rounds
-        assert one.tracker._rounds.done()
+        assert one.tracker._owner_checks
+        assert one.tracker._owner_checks.done()
 
 
 async def test_a_round_outlives_a_fault(house: House, caplog: pytest.LogCaptureFixture) -> None:
@@ -368,7 +368,7 @@ async def test_nobody_joins_what_was_closed_meanwhile(house: House) -> None:
         entry = await run(other.ledger)
         joining = asyncio.create_task(one.tracker.join(one.provider, entry))
         await one.tracker.aclose()
-        with pytest.raises(SessionClosedError, match="before anybody waited for the task of key k-1"):
+        with pytest.raises(SessionClosedError, match="before the task of key k-1 could be watched"):
             await joining
         assert one.watcher._pollers == {}
 

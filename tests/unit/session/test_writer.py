@@ -11,7 +11,7 @@ from sora_chars.errors import LedgerError, MissingCharacterError
 from sora_chars.ledger import EntryState, Ledger
 from sora_chars.ledger.stores.memory import MemoryStore
 from sora_chars.models import Character, TaskSnapshot
-from sora_chars.session.writer import LedgerWriter, record, revert, settle
+from sora_chars.session.writer import LedgerWriter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -83,7 +83,7 @@ def names(caplog: pytest.LogCaptureFixture) -> list[str]:
         ([S, U, A], R, "t1", (R, "t1"), False),  # a person said that it was never sent
         ([S, NO], R, "t1", (R, "t1"), False),
         ([S, R], OK, "t1", (OK, "t1"), False),  # known as running, and has ended meanwhile
-        ([S, R, OK], OK, "t1", (OK, "t1"), False),  # settled meanwhile
+        ([S, R, OK], OK, "t1", (OK, "t1"), False),  # its end is on record already
         ([S, R, OK], R, "t1", (OK, "t1"), False),
         ([S, R], R, "t2", (R, "t1"), True),  # a person, or another process, has another task
         ([S, R], OK, "t2", (R, "t1"), True),
@@ -112,7 +112,7 @@ async def test_whoever_was_faster(
         now = await ledger.transition(
             now, step, task_id="t1" if step in {R, OK} else None, token_digest="other" if step is S else None
         )
-    moved = await record(ledger, sending, to, task_id=task_id)
+    moved = await LedgerWriter(ledger).record_answer(sending, to, task_id=task_id)
     assert moved == await ledger.get("k-1")
     assert ((moved.state, moved.task_id), names(caplog)) == (end, ["submission.second_task"] * second)
 
@@ -121,14 +121,14 @@ async def test_a_race_for_an_entry_that_was_taken_back(ledger: Ledger) -> None:
     """Who brings a task for an entry that somebody else begins to send meanwhile gets it on record all the same."""
     asked = await put(ledger)
     await ledger.transition(asked, S)
-    assert (await record(ledger, asked, R, task_id="t1")).task_id == "t1"
+    assert (await LedgerWriter(ledger).record_answer(asked, R, task_id="t1")).task_id == "t1"
 
 
 @pytest.mark.parametrize(("state", "end"), [(R, OK), (U, U), (BAD, BAD)])
-async def test_only_a_running_entry_is_settled(ledger: Ledger, state: EntryState, end: EntryState) -> None:
+async def test_records_the_end_of_a_running_entry_only(ledger: Ledger, state: EntryState, end: EntryState) -> None:
     """How a task ended is recorded once, and of no task that is not on record."""
     await put(ledger, S, *([R, state] if state is BAD else [state]), task_id="t1")
-    await settle(ledger, DONE)
+    await LedgerWriter(ledger).record_result(DONE)
     entry = await ledger.get("k-1")
     assert entry
     assert entry.state is end
@@ -143,8 +143,8 @@ async def test_only_its_own_sending_is_taken_back(
 ) -> None:
     """What was sent under another token, or is no longer being sent, stays."""
     before = await put(ledger, *ways, task_id="t1", digest=digest)
-    await revert(ledger, "k-1", "mine")
-    await revert(ledger, "none", "mine")
+    await LedgerWriter(ledger)._revert("k-1", "mine")
+    await LedgerWriter(ledger)._revert("none", "mine")
     entry = await ledger.get("k-1")
     assert entry
     assert (entry.state, entry.version > before.version) == (end, bool(ways) and end is A)
@@ -158,7 +158,7 @@ async def test_what_fails_is_said_and_written_late(
     writer, sending, loop = LedgerWriter(ledger), await put(ledger, S), asyncio.get_running_loop()
     store.faults = 9
     with pytest.raises(LedgerError, match="full"):
-        await writer.record(sending, R, task_id="t1")
+        await writer.record_answer(sending, R, task_id="t1")
     began = loop.time()
     assert (await ledger.changed(sending)).task_id == "t1"
     took = loop.time() - began
@@ -181,7 +181,7 @@ async def test_closing_tries_once_more(
     writer, sending, loop = LedgerWriter(ledger), await put(ledger, S), asyncio.get_running_loop()
     store.faults = faults
     with pytest.raises(LedgerError):
-        await writer.record(sending, R, task_id="t1")
+        await writer.record_answer(sending, R, task_id="t1")
     began = loop.time()
     await writer.aclose()
     entry = await ledger.get("k-1")
@@ -194,7 +194,7 @@ async def test_closing_gives_a_write_under_way_one_more_try(ledger: Ledger, stor
     writer, sending = LedgerWriter(ledger), await put(ledger, S)
     store.faults, store.takes = 2, 5.0
     with pytest.raises(LedgerError):
-        await writer.record(sending, R, task_id="t1")
+        await writer.record_answer(sending, R, task_id="t1")
     await asyncio.sleep(3.0)  # the second try is under way
     await writer.aclose()
     entry = await ledger.get("k-1")
@@ -207,7 +207,7 @@ async def test_a_callers_end_stops_no_write(ledger: Ledger, store: Faulty, fault
     """A cancelled caller's write goes on, and is tried again where it fails."""
     writer, sending = LedgerWriter(ledger), await put(ledger, S)
     store.takes, store.faults = 5.0, faults
-    caller = asyncio.create_task(writer.record(sending, R, task_id="t1"))
+    caller = asyncio.create_task(writer.record_answer(sending, R, task_id="t1"))
     await asyncio.sleep(1.0)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -233,8 +233,8 @@ async def test_how_a_task_ended_is_recorded(
     writer = LedgerWriter(ledger)
     await put(ledger, S, R, task_id="t1")
     store.faults = faults
-    await writer.settle("kie", outcome)
-    await writer.settle("kie", attrs.evolve(DONE, task_id="of nobody"))
+    await writer.record_result(outcome)
+    await writer.record_result(attrs.evolve(DONE, task_id="of nobody"))
     await writer.aclose()
     entry = await ledger.get("k-1")
     assert entry
@@ -266,7 +266,7 @@ async def test_an_end_is_written_without_looking_its_entry_up(
     *, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, known: int, looked_up: bool
 ) -> None:
     """What this session recorded as running is known at its end, unless too much was recorded since."""
-    monkeypatch.setattr("sora_chars.session.writer._MOST_KNOWN", known)
+    monkeypatch.setattr("sora_chars.session.writer._MAX_CACHED", known)
     asked = list[str]()
     by_task = ledger.by_task
 
@@ -276,8 +276,8 @@ async def test_an_end_is_written_without_looking_its_entry_up(
 
     monkeypatch.setattr(ledger, "by_task", noted)
     writer = LedgerWriter(ledger)
-    await writer.record(await put(ledger, S), R, task_id="t1")
-    await writer.settle("kie", DONE)
+    await writer.record_answer(await put(ledger, S), R, task_id="t1")
+    await writer.record_result(DONE)
     assert asked == ["t1"] * looked_up
     assert (await put(ledger)).state is OK
 
@@ -285,7 +285,7 @@ async def test_an_end_is_written_without_looking_its_entry_up(
 async def test_an_end_is_written_whoever_moved_the_entry_meanwhile(ledger: Ledger) -> None:
     """The entry that a session remembers may be older than the ledger's."""
     writer = LedgerWriter(ledger)
-    running = await writer.record(await put(ledger, S), R, task_id="t1")
+    running = await writer.record_answer(await put(ledger, S), R, task_id="t1")
     await ledger.transition(running, R)  # another one took it over
-    await writer.settle("kie", DONE)
+    await writer.record_result(DONE)
     assert (await put(ledger)).state is OK

@@ -1,0 +1,106 @@
+"""What is read from a ledger: one entry, the saved characters, and the tasks that have ended."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import attrs
+
+from sora_chars.errors import InvalidRequestError, printable
+from sora_chars.models import Character, Clip
+
+from .serialize import to_snapshot
+from .states import EntryState
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from sora_chars.models import TaskSnapshot
+
+    from .entry import Entry
+    from .ledger import Ledger
+
+
+@attrs.frozen(kw_only=True)
+class SavedCharacter:
+    """A character of the ledger, with what it was made from and what it cost.
+
+    Attributes:
+        character: The character as the provider returned it.
+        source: The task, URL or path it was made from.
+        clip: The part of the video that was used, if the request named one.
+        prompt: The description in the request.
+        key: The idempotency key of the request.
+        credits: What the provider charged, in its credits, if it says.
+        created_at: When the request was registered, in epoch seconds.
+    """
+
+    character: Character
+    source: str
+    clip: Clip | None
+    prompt: str | None
+    key: str
+    credits: float | None
+    created_at: float
+
+
+async def find(ledger: Ledger, key: str) -> Entry:
+    """Return the entry of a key.
+
+    Raises:
+        InvalidRequestError: The ledger has no such entry.
+    """
+    entry = await ledger.get(key)
+    if entry is None:
+        raise InvalidRequestError(f"key: the ledger has no entry {printable(key, limit=60)!r}.")
+    return entry
+
+
+async def characters(
+    ledger: Ledger, query: str | None = None, *, limit: int | None = None
+) -> AsyncGenerator[SavedCharacter, None]:
+    """Yield the characters of a ledger, newest first.
+
+    Args:
+        ledger: The ledger to read.
+        query: Text that an entry must mention, in any case.
+        limit: The maximum number of characters.
+    """
+    left = limit
+    async for entry in ledger.entries(states={EntryState.SUCCEEDED}, newest_first=True, query=query):
+        if left == 0:
+            return
+        if saved := _saved(entry):
+            left = None if left is None else left - 1
+            yield saved
+
+
+async def finished_tasks(ledger: Ledger, *, limit: int) -> list[TaskSnapshot]:
+    """Return up to `limit` of the tasks that ended last, the oldest first. Unreadable rows are left out."""
+    found: list[TaskSnapshot] = []
+    states = {EntryState.SUCCEEDED, EntryState.FAILED}
+    async for entry in ledger.entries(states=states, newest_first=True, limit=limit):
+        with suppress(ValueError, TypeError, OverflowError):  # a row that another program has written
+            snapshot = to_snapshot(entry)
+            readable = math.isfinite(snapshot.duration or 0.0) and isinstance(snapshot.model, str | None)
+            if readable and snapshot.provider == entry.provider:
+                found.append(snapshot)
+    return found[::-1]
+
+
+def _saved(entry: Entry) -> SavedCharacter | None:
+    character = to_snapshot(entry).character
+    if character is None:
+        return None
+    request = entry.request
+    return SavedCharacter(
+        character=attrs.evolve(character, name=character.name or request.get("name")),
+        source=request.get("from_task") or request.get("video") or request.get("image") or "",
+        clip=Clip.parse(request["clip"]) if "clip" in request else None,
+        prompt=request.get("prompt") or request.get("descriptions"),
+        key=entry.key,
+        credits=entry.credits,
+        created_at=entry.created_at,
+    )

@@ -1,0 +1,180 @@
+"""Everything that moves an entry from one state to another, apart from the first record.
+
+The legal transitions stand in `states`; this module decides which of them follows from what happened. Its pure
+functions take an entry as it is now and return the next step; its coroutines write through `Ledger.transition`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from sora_chars.errors import InvalidRequestError, MissingCharacterError, StaleEntryError, printable
+from sora_chars.ids import is_id
+from sora_chars.models import FAIL, SUCCESS, TaskFailure, TaskSnapshot
+
+from .queries import find
+from .serialize import to_result
+from .states import EntryState
+
+if TYPE_CHECKING:
+    from .entry import Entry
+    from .ledger import Ledger
+
+SENDABLE = frozenset({EntryState.PENDING, EntryState.REJECTED})
+"""States from which a request may be sent: nothing was paid under the key."""
+
+_WITHOUT_TASK = SENDABLE | {EntryState.SENDING, EntryState.UNKNOWN}
+
+
+@attrs.frozen
+class Answer:
+    """What a provider's answer says about the request that was sent under an entry.
+
+    Attributes:
+        sent: The entry as it was when the request was sent; its token identifies the request.
+        to: The state that the answer leads to.
+        facts: What `Ledger.transition` records with it.
+    """
+
+    sent: Entry
+    to: EntryState
+    facts: dict[str, Any]
+
+    @property
+    def task_id(self) -> str | None:
+        """The task that the answer names."""
+        return self.facts.get("task_id")
+
+    def first_step(self, entry: Entry) -> EntryState:
+        """Return the state to write first, for an entry that no other process has moved.
+
+        An entry can return to `pending` or be `rejected` before its own answer arrives, when a person resolves it as
+        never sent. An answer that names a task then goes through `sending`.
+        """
+        return EntryState.SENDING if self.task_id and entry.state in SENDABLE else self.to
+
+    def next_step(self, entry: Entry) -> EntryState | None:
+        """Return the state to write next after another process has moved the entry, or None if its move stands.
+
+        ==================================  ==========================  ==============================
+        The entry is now                    the answer names no task    the answer names a task
+        ==================================  ==========================  ==============================
+        `unknown`, with this request's      write, unless the answer    write
+        token                               is `unknown` too
+        `pending` or `rejected`             stands                      write, through `sending`
+        `sending` or `unknown`              stands                      write
+        `running`, with the same task       stands                      write, unless it is `running`
+        ended, or with another task         stands                      stands
+        ==================================  ==========================  ==============================
+        """
+        if entry.state is EntryState.UNKNOWN and self.to is not EntryState.UNKNOWN and self._is_same_request(entry):
+            return self.to
+        if self.task_id is None:
+            return None
+        if entry.state in _WITHOUT_TASK:
+            return self.first_step(entry)
+        if entry.task_id == self.task_id and entry.state is EntryState.RUNNING and self.to is not EntryState.RUNNING:
+            return self.to
+        return None
+
+    def is_second_task(self, entry: Entry) -> bool:
+        """Return whether the answer names a task although another task is on record under the same key."""
+        return self.task_id is not None and entry.task_id != self.task_id
+
+    def _is_same_request(self, entry: Entry) -> bool:
+        return self.sent.token_digest is not None and entry.token_digest == self.sent.token_digest
+
+
+def end_state(snapshot: TaskSnapshot, kind: str) -> tuple[EntryState, dict[str, Any]]:
+    """Return the state that a finished snapshot leads to, and the facts to record with it."""
+    facts: dict[str, Any] = {"task_id": snapshot.task_id, "result": to_result(snapshot), "credits": snapshot.credits}
+    if snapshot.state != FAIL and (snapshot.character or kind == "task"):
+        return EntryState.SUCCEEDED, facts
+    failure = snapshot.failure or TaskFailure(None, "" if snapshot.state == FAIL else "it holds no character")
+    return EntryState.FAILED, facts | {"error": {"code": failure.code, "message": printable(failure.message)}}
+
+
+def without_character(error: MissingCharacterError) -> TaskSnapshot:
+    """Return the success that held no character as a snapshot."""
+    return TaskSnapshot(task_id=error.task_id or "", provider=error.provider, state=SUCCESS, result=error.payload)
+
+
+async def mark_orphaned(ledger: Ledger, entry: Entry) -> Entry:
+    """Return the entry, moved to `unknown` if the process that was sending it has died."""
+    if entry.state is not EntryState.SENDING or not await ledger.is_dead(entry.owner or ""):
+        return entry
+    why = {"message": "the process that sent it ended before an answer was on record"}
+    try:
+        return await ledger.transition(entry, EntryState.UNKNOWN, error=why)
+    except StaleEntryError as error:
+        moved: Entry = error.entry
+        return moved
+
+
+async def claim(ledger: Ledger, entry: Entry) -> Entry:
+    """Make this process the owner of a running entry, unless a living process owns it. Return the entry as it is."""
+    owner = entry.owner
+    while entry.state is EntryState.RUNNING and owner != ledger.owner:
+        if owner and not await ledger.is_dead(owner):
+            break
+        try:
+            entry = await ledger.transition(entry, EntryState.RUNNING)
+        except StaleEntryError as error:
+            entry = error.entry
+        owner = entry.owner
+    return entry
+
+
+async def resolve(
+    ledger: Ledger, key: str, *, task_id: str | None = None, never_sent: bool = False, give_up: bool = False
+) -> Entry:
+    """Record what a person found out about an entry whose outcome is unknown. Send nothing.
+
+    Args:
+        ledger: The ledger that holds the entry.
+        key: The idempotency key of the entry.
+        task_id: The task that the request became.
+        never_sent: The request did not arrive, so it may be sent when it is requested again.
+        give_up: The entry counts as failed for good. This is also possible for a running task.
+
+    Raises:
+        InvalidRequestError: Not exactly one of the three was given, the ledger has no such entry, or the entry leaves
+            nothing to resolve.
+        StaleEntryError: Another process moved the entry first.
+    """
+    if (task_id is not None) + never_sent + give_up != 1:
+        raise InvalidRequestError("resolve: give exactly one of task_id, never_sent and give_up.")
+    entry = await _resolvable(ledger, key, running=give_up)
+    if task_id is not None:
+        task_id = await _unrecorded(ledger, entry, task_id)
+        return await ledger.transition(entry, EntryState.RUNNING, task_id=task_id, claim=False)
+    if never_sent:
+        return await ledger.transition(entry, EntryState.PENDING)
+    failure = TaskFailure("given_up", "a person gave it up")
+    given_up = TaskSnapshot(task_id=entry.task_id or "", provider=entry.provider, state=FAIL, failure=failure)
+    to, facts = end_state(given_up, entry.kind)
+    facts["task_id"] = entry.task_id
+    return await ledger.transition(entry, to, **facts)
+
+
+async def _resolvable(ledger: Ledger, key: str, *, running: bool) -> Entry:
+    entry = await mark_orphaned(ledger, await find(ledger, key))
+    allowed = {EntryState.UNKNOWN, EntryState.RUNNING} if running else {EntryState.UNKNOWN}
+    if entry.state is EntryState.SENDING:
+        raise InvalidRequestError(
+            f"key: {key} is being sent by a living process.", hint="Wait for it, or end that process first."
+        )
+    if entry.state not in allowed:
+        raise InvalidRequestError(f"key: {key} is {entry.state}, so there is nothing to resolve.")
+    return entry
+
+
+async def _unrecorded(ledger: Ledger, entry: Entry, task_id: str) -> str:
+    if not is_id(task_id):
+        raise InvalidRequestError(f"task_id: must be the id of a task, got {printable(repr(task_id), limit=60)}.")
+    other = await ledger.by_task(entry.provider, task_id)
+    if other:
+        raise InvalidRequestError(f"task_id: {task_id} is the task of key {other.key} already.")
+    return task_id
