@@ -1,8 +1,11 @@
-"""What a record costs: many writers at once, each taking entries from the wish to the result, four records an entry.
+"""What a record costs: many concurrent writers take entries from `pending` to `succeeded`, four records per entry.
 
-For each kind of ledger: records a second, CPU microseconds a record (of this process, all its threads), and how long
-one writer waits for one record to be durable. `by hand` is the same SQLite statements in one thread, committed one by
-one. Only the ratios mean anything on a shared machine. Usage: python benchmarks/ledger.py [POSTGRES_URL]
+For each kind of ledger it measures the records per second, the CPU time per record in
+microseconds (of all threads of this process), and how long a writer waits until one
+record is durable. The row `sqlite by hand` runs similar SQLite statements in one thread,
+with a commit after each. On a shared machine only the ratios are meaningful.
+
+Usage: python benchmarks/ledger.py [POSTGRES_URL]
 """
 
 from __future__ import annotations
@@ -26,13 +29,13 @@ if TYPE_CHECKING:
 REQUEST: dict[str, Any] = {"from_task": "7118f712" * 4, "clip": "1,3", "prompt": "A friendly cartoon character"}
 DIGEST = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d0"
 RESULT = {"id": "ch_1", "username": "a.dog"}
-RECORDS = 4  # of each entry
+RECORDS = 4  # per entry
 ENTRIES = 60_000
 WRITERS = 100
 
 
 async def write(ledger: Ledger, name: str, entries: int, waits: list[float]) -> None:
-    """Take entries one after the other from the wish to the result."""
+    """Take entries from `pending` to `succeeded`, one after another."""
     for number in range(entries):
         key = f"{number:06}-{name}"
         began = time.perf_counter()
@@ -44,7 +47,7 @@ async def write(ledger: Ledger, name: str, entries: int, waits: list[float]) -> 
 
 
 async def by_ledger(url: str, writers: int, entries: int) -> list[float]:
-    """Write with many at once, and return how long each wish waited."""
+    """Write with concurrent writers; return how many seconds each registration took."""
     waits: list[float] = []
     async with open_ledger(url) as ledger:
         await asyncio.gather(*(write(ledger, f"{number}", entries // writers, waits) for number in range(writers)))
@@ -52,7 +55,7 @@ async def by_ledger(url: str, writers: int, entries: int) -> list[float]:
 
 
 def by_hand(path: Path, entries: int) -> list[float]:
-    """Write one row and three updates an entry, each committed by itself."""
+    """Insert one row per entry and update it three times, with a commit after each statement."""
     waits: list[float] = []
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode = WAL")
@@ -69,14 +72,16 @@ def by_hand(path: Path, entries: int) -> list[float]:
 
 
 def measure(name: str, entries: int, work: Callable[[], list[float]]) -> dict[str, Any]:
-    """One row of the table."""
-    began, cpu = time.perf_counter(), time.process_time()
+    """Measure one row of the table."""
+    began = time.perf_counter()
+    cpu_began = time.process_time()
     waits = sorted(work())
-    wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+    seconds = time.perf_counter() - began
+    cpu = time.process_time() - cpu_began
     records = entries * RECORDS
     row = {
         "ledger": name,
-        "records_a_second": records / wall,
+        "records_a_second": records / seconds,
         "cpu_us_each": cpu / records * 1e6,
         "wait_p50_ms": waits[len(waits) // 2] * 1000,
         "wait_p99_ms": waits[len(waits) * 99 // 100] * 1000,
@@ -86,8 +91,9 @@ def measure(name: str, entries: int, work: Callable[[], list[float]]) -> dict[st
 
 
 def figures(*, quick: bool, urls: list[str] | None = None) -> list[dict[str, Any]]:
-    """A row for each kind; `urls`: of databases to be measured, too."""
-    many, few = (2000, 100) if quick else (ENTRIES, 2000)
+    """Measure every kind of ledger, and the PostgreSQL databases at `urls`."""
+    many = 2000 if quick else ENTRIES
+    few = 100 if quick else 2000
     with tempfile.TemporaryDirectory() as folder:
         rows = [
             measure(f"memory:, {WRITERS} writers", many, lambda: asyncio.run(by_ledger("memory:", WRITERS, many))),

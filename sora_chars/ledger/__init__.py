@@ -1,11 +1,13 @@
-"""The durable record of what was asked, sent and received. Not a queue and not a log.
+"""The durable record of requests: what was sent under each key, and what came back.
 
-An entry is written before its request is sent and its task id straight after, so that whatever dies in between, the
-same key never pays twice.
+The ledger is neither a queue nor a log. An entry is written before its request is sent,
+and the task id as soon as the provider returns it. After a crash, the same key is
+therefore never paid for twice.
 """
 
 from .entry import Entry
-from .ledger import Ledger, LedgerStore, open_ledger
+from .ledger import Ledger, open_ledger
 from .states import EntryState
+from .stores.protocol import LedgerStore
 
 __all__ = ["Entry", "EntryState", "Ledger", "LedgerStore", "open_ledger"]

@@ -1,4 +1,4 @@
-"""One entry of the ledger: what was asked under one key, and what has become of it."""
+"""One entry of the ledger: the request recorded under a key, and its outcome."""
 
 from __future__ import annotations
 
@@ -15,24 +15,44 @@ from .states import EntryState, check_transition
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-By = Literal["key", "task", "token"]  # what an entry is found by
-_HELD = {EntryState.SENDING, EntryState.RUNNING}
-_SHOWN = 160
-_encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"))  # json.dumps would make one a call
+Lookup = Literal["key", "task", "token"]
+"""What an entry is found by: its key, its provider and task id, or its token's digest."""
+
+_OWNED_STATES = {EntryState.SENDING, EntryState.RUNNING}
+_MAX_SHOWN_CHARACTERS = 160  # of a request or a value in an error message
+_encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"))  # json.dumps would build one per call
 
 
 def to_json(value: object) -> str:
-    """The canonical text of a JSON value: equal values give equal text. It is ASCII, which every database can keep."""
+    """Encode a value as canonical JSON: equal values give equal text, in plain ASCII."""
     return _encoder.encode(value)
 
 
 @attrs.frozen(kw_only=True)
 class Entry:
-    """What was asked under `key`, and what has become of it. A new one per move, with the next `version`.
+    """A request recorded under a key, and what became of it.
 
-    `owner` is the process that sends or looks after it, `token_digest` the digest of its callback's token. Times are
-    epoch seconds of this machine's clock. `request_json`, `result_json` and `error_json` are JSON texts; the
-    properties without the ending are their values.
+    Entries are immutable: every transition makes a new one, with the next `version`.
+
+    Attributes:
+        key: The idempotency key, unique in a ledger.
+        provider: The name of the provider that the request is for.
+        kind: The kind of request: "character", "task" or "omni".
+        state: What is known of the request; see `EntryState`.
+        request_json: The request as JSON text; `request` is its value.
+        token_digest: The SHA-256 digest of the token in its callback URL, if any.
+        task_id: The provider's id of the task, once it is known.
+        owner: The process that sends the request or polls the task; None if no
+            process does.
+        result_json: The result as JSON text, once the task has ended; `result` is
+            its value.
+        error_json: Why the request was rejected, has failed or is unknown, as JSON
+            text; `error` is its value.
+        credits: What the task cost, as the provider counts it.
+        created_at: When the key was registered, in epoch seconds of the clock of the
+            process that did it.
+        updated_at: When the entry changed last, in the same way.
+        version: Starts at 1 and grows by 1 with every transition.
     """
 
     key: str
@@ -52,25 +72,30 @@ class Entry:
 
     @property
     def request(self) -> Any:
-        """What was asked."""
+        """The recorded request."""
         return json.loads(self.request_json)
 
     @property
     def result(self) -> Any:
-        """The provider's raw result, once there is one."""
+        """The recorded result, or None."""
         return None if self.result_json is None else json.loads(self.result_json)
 
     @property
     def error(self) -> Any:
-        """Why it was refused, failed or is unknown."""
+        """The recorded reason why the request was rejected, failed or is unknown, or None."""
         return None if self.error_json is None else json.loads(self.error_json)
 
-    def check_same(self, other: Entry) -> None:
-        """Raise `KeyConflictError` unless both ask for the same."""
+    def check_same_request(self, other: Entry) -> None:
+        """Compare provider, kind and request with those of another entry.
+
+        Raises:
+            KeyConflictError: They differ.
+        """
         if (self.provider, self.kind, self.request_json) != (other.provider, other.kind, other.request_json):
             raise KeyConflictError(
-                f"Key {self.key} was asked before for something else: first {self._wish()}, now {other._wish()}.",
-                hint="One key names one wish: take another key for another request.",
+                f"Key {self.key} was registered before with another request: "
+                f"first {self._request_summary()}, now {other._request_summary()}.",
+                hint="A key identifies one request. Use a new key for a different request.",
                 key=self.key,
                 first=self.request,
                 second=other.request,
@@ -88,10 +113,22 @@ class Entry:
         error: Any = None,
         credits: float | None = None,  # noqa: A002 # the provider's word
     ) -> Entry:
-        """The entry after a move. A task id, a token and credits stay; `result` and `error` belong to one state only.
+        """Return the entry after a transition; nothing is written.
+
+        Args:
+            to: The new state.
+            at: The time of the transition, in epoch seconds.
+            owner: The process that owns the entry while it is sending or running. In
+                every other state an entry has no owner.
+            task_id: The provider's id of the task. None keeps the present one.
+            token_digest: The digest of the callback's token. None keeps the present one.
+            result: The result, a JSON value. The present one is not kept.
+            error: The reason of a failure, a JSON value. The present one is not kept.
+            credits: What the task cost. None keeps the present value.
 
         Raises:
-            InvalidTransitionError: the states do not follow, or no task id or a second one would be on record.
+            InvalidTransitionError: The state `to` may not follow the present one, the
+                entry would run without a task id, or its task id would change.
         """
         check_transition(self.key, self.state, to)
         task = task_id or self.task_id
@@ -102,7 +139,7 @@ class Entry:
                 state=self.state,
                 to=to,
             )
-        return Entry(  # spelled out: it is on the hot path, and attrs.evolve takes three times as long
+        return Entry(  # on the hot path: attrs.evolve takes three times as long
             key=self.key,
             provider=self.provider,
             kind=self.kind,
@@ -110,7 +147,7 @@ class Entry:
             request_json=self.request_json,
             token_digest=token_digest or self.token_digest,
             task_id=task,
-            owner=owner if to in _HELD else None,
+            owner=owner if to in _OWNED_STATES else None,
             result_json=None if result is None else to_json(result),
             error_json=None if error is None else to_json(error),
             credits=self.credits if credits is None else credits,
@@ -119,47 +156,54 @@ class Entry:
             version=self.version + 1,
         )
 
-    def mentions(self, word: str) -> bool:
-        """Whether `word` stands in the key, the task id, or a value of the request or the result, in any case."""
-        wanted = word.casefold()
+    def mentions(self, query: str) -> bool:
+        """Search the key, the task id, and the values of request and result, ignoring case."""
+        wanted = query.casefold()
         texts = (self.key, self.task_id, *_texts(self.request), *_texts(self.result))
         return any(wanted in text.casefold() for text in texts if text)
 
-    def _wish(self) -> str:
-        return f"{self.kind} at {self.provider} {printable(self.request_json, limit=_SHOWN)}"
+    def _request_summary(self) -> str:
+        return f"{self.kind} at {self.provider} {printable(self.request_json, limit=_MAX_SHOWN_CHARACTERS)}"
 
 
 COLUMNS = tuple(field.name for field in attrs.fields(Entry))
-MOVING = ("state", "owner", "result_json", "error_json", "credits", "updated_at", "version")
-"""The columns that every move writes."""
-NAMING = ("token_digest", "task_id")
-"""The columns that a move may write besides, which are looked up by: writing one costs its index as well."""
+TRANSITION_COLUMNS = ("state", "owner", "result_json", "error_json", "credits", "updated_at", "version")
+"""The columns that every transition writes."""
+INDEXED_COLUMNS = ("token_digest", "task_id")
+"""The columns that a transition may also write. Each has an index, which costs time to update."""
 
 
-def getter(columns: Sequence[str]) -> Callable[[Entry], tuple[Any, ...]]:
-    """What reads the plain values of two or more columns."""
-    # sqlite3 searches its adapters for whatever is no plain `str`, such as a EntryState: 1 us an entry.
+def column_getter(columns: Sequence[str]) -> Callable[[Entry], tuple[Any, ...]]:
+    """Return a function that reads two or more columns of an entry as plain values."""
+    # For every value that is not exactly a `str`, sqlite3 searches its adapters. For an
+    # `EntryState` that would take 1 us per entry.
     return attrgetter(*("state._value_" if name == "state" else name for name in columns))
 
 
-to_row = getter(COLUMNS)
+to_row = column_getter(COLUMNS)
 
 
 def from_row(row: Sequence[Any]) -> Entry:
-    """The entry of a row in the order of `COLUMNS`."""
-    facts = dict(zip(COLUMNS, row, strict=True))
-    facts["state"] = EntryState(facts["state"])
-    return Entry(**facts)
+    """Build an entry from a row in the order of `COLUMNS`."""
+    values = dict(zip(COLUMNS, row, strict=True))
+    values["state"] = EntryState(values["state"])
+    return Entry(**values)
 
 
 def check_storable(**texts: str | None) -> None:
-    """Raise `LedgerError` for text that not every database can keep: empty, or with characters nobody can print."""
+    """Check that every store can record these texts.
+
+    Raises:
+        LedgerError: A text is empty or has an unprintable character.
+    """
     for name, text in texts.items():
         if text is not None and not (text and text.isprintable()):
-            raise LedgerError(f"{name}: {printable(repr(text), limit=_SHOWN)} is no text that can be recorded.")
+            shown = printable(repr(text), limit=_MAX_SHOWN_CHARACTERS)
+            raise LedgerError(f"{name} must be printable text of at least one character, got {shown}.")
 
 
 def _texts(value: Any) -> Iterator[str]:
+    """Yield every string in a JSON value, except the names of fields."""
     match value:
         case str():
             yield value

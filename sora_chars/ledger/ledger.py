@@ -1,4 +1,4 @@
-"""The ledger as sessions see it, whatever it is stored in."""
+"""The ledger as sessions use it, independent of its store."""
 
 from __future__ import annotations
 
@@ -6,98 +6,66 @@ import asyncio
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from sora_chars.errors import ConfigurationError, LedgerError, StaleEntryError, WrongLoopError
 
-from .entry import By, Entry, check_storable, to_json
-from .notifier import Waiters
+from .entry import Entry, Lookup, check_storable, to_json
+from .notifier import ChangeNotifier
 from .states import EntryState
 from .stores.memory import MemoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping
     from types import TracebackType
     from typing import Self
 
     from sora_chars.ratelimit.distributed import QuotaStore
 
-_PAGE = 200
+    from .stores.protocol import LedgerStore
 
-
-class LedgerStore(Protocol):
-    """Where entries are kept. Any method may raise `LedgerError`; what one has returned is durable."""
-
-    @property
-    def owner(self) -> str:
-        """The name of this process, a new one at every opening."""
-        ...
-
-    @property
-    def quota_store(self) -> QuotaStore | None:
-        """Where the processes on it divide an account's limits between them; None where they cannot."""
-        ...
-
-    async def open(self, waiters: Waiters) -> None:
-        """Open, and from now on wake `waiters` of entries that other processes move."""
-        ...
-
-    async def aclose(self) -> None:
-        """Finish what was begun and close."""
-        ...
-
-    async def insert(self, entry: Entry) -> Entry:
-        """Keep the entry unless its key is there, and return the one that is kept."""
-        ...
-
-    async def replace(self, before: Entry, after: Entry) -> Entry | None:
-        """Keep `after` if `before` is there, by its version. Return `after` if so, else the one that is there."""
-        ...
-
-    async def find(self, by: By, *values: str) -> Entry | None:
-        """The entry with this key, or one with this provider and task id, or with this token's digest."""
-        ...
-
-    async def page(
-        self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
-    ) -> Sequence[tuple[int, Entry]]:
-        """Up to `size` entries of `states` with their places, in the order they were asked in, `after` a place."""
-        ...
-
-    async def is_dead(self, owner: str) -> bool:
-        """Whether the process of that name has ended."""
-        ...
+_PAGE_SIZE = 200  # entries
 
 
 class Ledger:
-    """The entries of a `LedgerStore`. Use it inside `async with`, in one event loop of one process.
+    """The durable record of requests, one entry per idempotency key.
 
-    `clock` gives epoch seconds; times are for people, and nothing is decided by them.
+    Use a ledger as an async context manager, inside a single event loop:
+
+        async with open_ledger("characters.db") as ledger:
+            async for entry in ledger.entries(states={EntryState.UNKNOWN}):
+                print(entry.key, entry.error)
+
+    Args:
+        store: What the entries are kept in. `open_ledger` makes one from a URL.
+        clock: Returns the present time in epoch seconds. Times are recorded for people;
+            no decision depends on them.
 
     Raises:
-        LedgerError: it could not be read or written; from any method.
-        WrongLoopError: it was opened in another event loop, or before a fork; from any method.
+        LedgerError: From every method, if the store cannot be read or written.
+        WrongLoopError: From every method, if the ledger was opened in another event
+            loop or before a fork.
     """
 
     def __init__(self, store: LedgerStore, *, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
-        self._waiters = Waiters()
-        self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
+        self._notifier = ChangeNotifier()
+        self._opened_in: tuple[asyncio.AbstractEventLoop, int] | None = None
 
     @property
     def is_open(self) -> bool:
-        """Whether somebody has opened it."""
-        return self._home is not None
+        """True between `open` and `aclose`."""
+        return self._opened_in is not None
 
     @property
     def owner(self) -> str:
-        """This process, as the entries that it holds name it."""
+        """The name of this process in the entries that it owns."""
         return self._store.owner
 
     @property
     def quota_store(self) -> QuotaStore | None:
-        """Where the processes on this ledger divide an account's limits between them; None where they cannot."""
+        """Where the processes on this ledger share an account's limits; None if they cannot."""
         return self._store.quota_store
 
     async def __aenter__(self) -> Self:
@@ -109,31 +77,40 @@ class Ledger:
         await self.aclose()
 
     async def open(self) -> Self:
-        """Open it, and create or upgrade what it is stored in; `aclose` closes it."""
-        if self._home:
-            raise LedgerError("This ledger is open already.")
-        self._waiters = Waiters()
-        await self._store.open(self._waiters)
-        self._home = asyncio.get_running_loop(), os.getpid()
+        """Open the ledger; create its file or tables, or upgrade them, where necessary."""
+        if self._opened_in:
+            raise LedgerError("This ledger is already open.")
+        self._notifier = ChangeNotifier()
+        await self._store.open(self._notifier)
+        self._opened_in = asyncio.get_running_loop(), os.getpid()
         return self
 
     async def aclose(self) -> None:
-        """Close it; what was begun is finished first. Closing twice does no harm."""
-        if self._home:
-            self._check_home()
-            self._home = None
+        """Finish the calls in progress and close the ledger. A second call does nothing."""
+        if self._opened_in:
+            self._check_open()
+            self._opened_in = None
             await self._store.aclose()
 
     async def register(self, *, key: str, provider: str, kind: str, request: Mapping[str, Any]) -> Entry:
-        """The entry of `key`: a new one, `asked`, unless there is one. Two who ask at once get the same.
+        """Return the entry of `key`; record it as `pending` if the key is new.
+
+        Concurrent calls with the same key return the same entry, in any number of
+        processes.
+
+        Args:
+            key: The idempotency key.
+            provider: The name of the provider that the request is for.
+            kind: The kind of request, such as "character".
+            request: The request, a JSON object.
 
         Raises:
-            KeyConflictError: the key was asked before, for something else.
+            KeyConflictError: The key is recorded with another request.
         """
-        self._check_home()
+        self._check_open()
         check_storable(key=key, provider=provider, kind=kind)
         now = self._clock()
-        asked = Entry(
+        new = Entry(
             key=key,
             provider=provider,
             kind=kind,
@@ -142,10 +119,10 @@ class Ledger:
             created_at=now,
             updated_at=now,
         )
-        kept = await self._store.insert(asked)
-        if kept is not asked:
-            kept.check_same(asked)
-        return kept
+        stored = await self._store.insert(new)
+        if stored is not new:
+            stored.check_same_request(new)
+        return stored
 
     async def transition(
         self,
@@ -159,19 +136,31 @@ class Ledger:
         credits: float | None = None,  # noqa: A002 # the provider's word
         claim: bool = True,
     ) -> Entry:
-        """Move `entry`, as it was last seen, and return it as it is now. Of several who try at once, one succeeds.
+        """Change the state of an entry and return the new version.
 
-        Facts left out stay, but for `result` and `error`, which belong to one state; both are JSON values. A process
-        that moves an entry to `sending` or `running` holds it, unless not `claim`: then any other may take it over.
+        Of several concurrent transitions of the same version, in any process, one succeeds.
+
+        Args:
+            entry: The entry as the caller last read it.
+            to: The new state.
+            task_id: The provider's id of the task. None keeps the recorded one.
+            token_digest: The digest of the callback's token. None keeps the recorded one.
+            result: The result, a JSON value. A recorded result is not kept.
+            error: The reason of a failure, a JSON value. A recorded error is not kept.
+            credits: What the task cost. None keeps the recorded value.
+            claim: Make this process the owner of an entry that is sending or running.
+                Without an owner, any process may take the entry over.
 
         Raises:
-            StaleEntryError: somebody else moved it first; the error carries the entry as it is now.
-            InvalidTransitionError: the move is none, which is a bug.
+            StaleEntryError: Another transition came first; `error.entry` is the present
+                entry.
+            InvalidTransitionError: The states do not allow it, which is a bug in the caller.
+            LedgerError: The ledger has no such entry, or it could not be written.
         """
-        self._check_home()
+        self._check_open()
         if task_id or token_digest:
             check_storable(task_id=task_id, token_digest=token_digest)
-        moved = entry.transitioned(
+        changed = entry.transitioned(
             to,
             at=self._clock(),
             owner=self.owner if claim else None,
@@ -181,26 +170,22 @@ class Ledger:
             error=error,
             credits=credits,
         )
-        kept = await self._store.replace(entry, moved)
-        if kept is None:
-            raise LedgerError(f"The ledger has lost the entry of key {entry.key}.")
-        if kept is not moved:
-            raise StaleEntryError(
-                f"Entry {entry.key} is {kept.state} by now and was not moved from {entry.state} to {to}.", entry=kept
-            )
-        self._waiters.moved(entry.key, moved.version)
-        return moved
+        stored = await self._store.replace(entry, changed)
+        if stored is not changed:
+            raise _not_replaced(entry, to, stored)
+        self._notifier.changed_here(entry.key, changed.version)
+        return changed
 
     async def get(self, key: str) -> Entry | None:
-        """The entry of a key."""
+        """Return the entry of a key, or None."""
         return await self._find("key", key)
 
     async def by_task(self, provider: str, task_id: str) -> Entry | None:
-        """An entry of a task."""
+        """Return an entry of a task, or None."""
         return await self._find("task", provider, task_id)
 
     async def by_token(self, token_digest: str) -> Entry | None:
-        """The entry whose callback bears the token of this digest."""
+        """Return the entry whose callback token has this digest, or None."""
         return await self._find("token", token_digest)
 
     async def entries(
@@ -211,72 +196,111 @@ class Ledger:
         query: str | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[Entry]:
-        """Up to `limit` entries in the order in which they were asked, a page in memory at a time.
+        """Iterate over entries in the order in which they were registered.
 
-        `query`: only those that mention it, in any case. Entries that change meanwhile are given as they are or were.
+        Entries are read in pages of 200. An entry that changes during the iteration may
+        come in its old or its new version.
+
+        Args:
+            states: Yield only entries in these states.
+            newest_first: Reverse the order.
+            query: Yield only entries whose key, task id, request or result contains this
+                text, ignoring case.
+            limit: Yield at most this many entries.
         """
-        left, place = limit, None
-        while left is None or left > 0:
-            self._check_home()
-            page = await self._store.page(states, after=place, newest_first=newest_first, size=_PAGE)
+        remaining = limit
+        last_row_id: int | None = None
+        while remaining is None or remaining > 0:
+            self._check_open()
+            page = await self._store.page(states, after=last_row_id, newest_first=newest_first, size=_PAGE_SIZE)
             found = [entry for _, entry in page if query is None or entry.mentions(query)]
-            for entry in found[:left]:
+            for entry in found[:remaining]:
                 yield entry
-            if len(page) < _PAGE:
+            if len(page) < _PAGE_SIZE:
                 return
-            left, place = None if left is None else left - len(found), page[-1][0]
+            remaining = None if remaining is None else remaining - len(found)
+            last_row_id = page[-1][0]
 
     async def changed(self, entry: Entry, *, timeout: float | None = None) -> Entry:
-        """Wait until somebody, in any process, has moved `entry` on, and return it as it is then.
+        """Wait until any process changes `entry`, and return it as it is then.
 
-        After `timeout` seconds it is returned as it came.
+        Args:
+            entry: The entry as the caller last read it.
+            timeout: Seconds after which `entry` is returned unchanged; None for no limit.
         """
-        with self._waiters.waiting(entry.key) as moved:
+        with self._notifier.waiting(entry.key) as may_have_changed:
             try:
                 async with asyncio.timeout(timeout):
                     while (now := await self.get(entry.key)) is None or now.version == entry.version:
-                        await moved.wait()
-                        moved.clear()
+                        await may_have_changed.wait()
+                        may_have_changed.clear()
             except TimeoutError:
                 return entry
         return now
 
-    def listen(self, entry: Entry, call: Callable[[], object]) -> Callable[[], None]:
-        """Call `call` whenever another process may have moved `entry` on; returns what ends that."""
-        return self._waiters.listen(entry.key, entry.version, call)
+    def subscribe(self, entry: Entry, callback: Callable[[], object]) -> Callable[[], None]:
+        """Run `callback` whenever another process may have changed `entry`.
+
+        Returns a function that ends the subscription.
+        """
+        return self._notifier.subscribe(entry.key, entry.version, callback)
 
     async def is_dead(self, owner: str) -> bool:
-        """Whether a process that holds entries has ended. True stays true; no clock is asked."""
-        self._check_home()
+        """True if the process that owns entries under this name has ended.
+
+        An ended process never comes back under the same name. No clock is involved.
+        """
+        self._check_open()
         return owner != self.owner and await self._store.is_dead(owner)
 
-    async def _find(self, by: By, *values: str) -> Entry | None:
-        self._check_home()
+    async def _find(self, by: Lookup, *values: str) -> Entry | None:
+        self._check_open()
         if not all(value.isprintable() for value in values):
-            return None  # nothing of the kind was ever recorded
+            return None  # such text is never recorded, and a database might reject it
         return await self._store.find(by, *values)
 
-    def _check_home(self) -> None:
-        if self._home is None:
+    def _check_open(self) -> None:
+        if self._opened_in is None:
             raise LedgerError("This ledger is not open.", hint='Use it inside "async with".')
-        loop, process = self._home
+        loop, process = self._opened_in
         if process != os.getpid() or loop is not asyncio.get_running_loop():
             where = "in another event loop" if process == os.getpid() else "before this process was forked"
             raise WrongLoopError(
-                f"This ledger was opened {where}.", hint="Open a ledger where it is used, and close it there."
+                f"This ledger was opened {where}.",
+                hint="Open, use and close a ledger in one event loop of one process.",
             )
 
 
-def open_ledger(url: str | os.PathLike[str], *, clock: Callable[[], float] = time.time) -> Ledger:
-    """The ledger at `url`; `async with` opens it.
+def _not_replaced(entry: Entry, to: EntryState, stored: Entry | None) -> LedgerError | StaleEntryError:
+    if stored is None:
+        return LedgerError(f"The ledger no longer has the entry of key {entry.key}.")
+    return StaleEntryError(
+        f"Entry {entry.key} was changed first: it is {stored.state} now and did not go from {entry.state} to {to}.",
+        entry=stored,
+    )
 
-    `memory:`, `sqlite:///relative/path`, `sqlite:////absolute/path`, `postgresql://...` (extra `postgres`), or the path
-    of an SQLite file. Processes of one machine may share a file, those of many a PostgreSQL database, and only
-    there they divide a provider's limits between them. In memory the last 10,000 finished entries are kept, and all
-    that are not finished.
+
+def open_ledger(url: str | os.PathLike[str], *, clock: Callable[[], float] = time.time) -> Ledger:
+    """Make the ledger at `url`; `async with` opens it.
+
+    Processes of one machine may share an SQLite file. Processes of several machines may
+    share a PostgreSQL database; there they also share the rate limits of an account.
+
+        async with open_ledger("characters.db") as ledger:
+            entry = await ledger.get("dog-1")
+
+    Args:
+        url: One of these:
+
+            - `memory:`. It keeps all unfinished entries and the last 10,000 finished ones.
+            - `sqlite:///relative/path`, `sqlite:////absolute/path`, or the path of an
+              SQLite file.
+            - `postgresql://...`, with the extra `postgres`.
+        clock: Returns the present time in epoch seconds.
 
     Raises:
-        ConfigurationError: the URL is of no such kind, or of one that this system cannot serve.
+        ConfigurationError: The URL is invalid, or its kind of ledger needs a package or
+            module that is not installed.
     """
     return Ledger(_store(url) if isinstance(url, str) else _sqlite(os.fspath(url)), clock=clock)
 
@@ -294,7 +318,7 @@ def _store(url: str) -> LedgerStore:
             return _postgres(url)
         case _:
             raise ConfigurationError(
-                f"ledger: no such kind of ledger: {scheme}:",  # the rest may hold a password
+                f"ledger: this {scheme}: URL is not supported.",  # the rest may contain a password
                 hint="Use memory:, sqlite:///PATH, postgresql://... or the path of an SQLite file.",
             )
 
@@ -304,7 +328,7 @@ def _sqlite(path: str) -> LedgerStore:
         from .stores.sqlite import SqliteStore  # noqa: PLC0415 # sqlite3 and fcntl are not on every system
     except ImportError as error:
         raise ConfigurationError(
-            f"ledger: an SQLite file needs what this system does not have ({error}).",
+            f"ledger: an SQLite file needs a module that this system does not have ({error}).",
             hint="Use memory: or postgresql://... instead.",
         ) from error
     return SqliteStore(Path(path))
@@ -315,7 +339,7 @@ def _postgres(url: str) -> LedgerStore:
         from .stores.postgres import PostgresStore  # noqa: PLC0415 # an extra
     except ImportError as error:
         raise ConfigurationError(
-            f"ledger: PostgreSQL needs what is not installed ({error}).",
+            f"ledger: PostgreSQL needs a package that is not installed ({error}).",
             hint='Run: pip install "sora-chars[postgres]"',
         ) from error
     return PostgresStore(url)

@@ -1,4 +1,4 @@
-"""Who waits or listens in this process for an entry to change."""
+"""Notifies the callers in this process that an entry has changed."""
 
 from __future__ import annotations
 
@@ -16,29 +16,36 @@ T = TypeVar("T")
 
 
 @attrs.define(eq=False, repr=False)
-class Listener:
-    """Who is called when another process moves an entry; `version` is the last one that is known here."""
+class Subscription:
+    """A callback for the changes that other processes make to one entry.
+
+    `version` is the newest version of the entry that the subscriber knows.
+    """
 
     version: int
-    call: Callable[[], object]
+    callback: Callable[[], object]
 
 
 @attrs.define(eq=False, repr=False)
-class Waiters:
-    """The events of those who wait, and the listeners, by key. `some` is set while there are any."""
+class ChangeNotifier:
+    """The waiters and subscriptions of this process, by the key of their entry.
 
-    some: asyncio.Event = attrs.field(factory=asyncio.Event)
-    _events: dict[str, list[asyncio.Event]] = attrs.field(factory=dict[str, list[asyncio.Event]])
-    _listeners: dict[str, list[Listener]] = attrs.field(factory=dict[str, list[Listener]])
+    A store polls or listens for the changes of other processes only while
+    `has_subscribers` is set: while there is any waiter or subscription.
+    """
+
+    has_subscribers: asyncio.Event = attrs.field(factory=asyncio.Event)
+    _events: dict[str, list[asyncio.Event]] = attrs.field(factory=dict)
+    _subscriptions: dict[str, list[Subscription]] = attrs.field(factory=dict)
 
     @property
     def keys(self) -> Collection[str]:
-        """The keys that somebody is here for."""
-        return self._events.keys() | self._listeners.keys()
+        """The keys that have a waiter or a subscription."""
+        return self._events.keys() | self._subscriptions.keys()
 
     @contextmanager
     def waiting(self, key: str) -> Generator[asyncio.Event]:
-        """Give an event that is set whenever the entry of `key` may have changed."""
+        """Yield an event that is set whenever the entry of `key` may have changed."""
         event = asyncio.Event()
         self._add(self._events, key, event)
         try:
@@ -46,40 +53,46 @@ class Waiters:
         finally:
             self._remove(self._events, key, event)
 
-    def listen(self, key: str, version: int, call: Callable[[], object]) -> Callable[[], None]:
-        """Call `call` whenever another process has moved the entry of `key` past `version`; returns what ends that."""
-        listener = Listener(version, call)
-        self._add(self._listeners, key, listener)
-        return partial(self._remove, self._listeners, key, listener)
+    def subscribe(self, key: str, version: int, callback: Callable[[], object]) -> Callable[[], None]:
+        """Run `callback` when another process changes the entry of `key` past `version`.
 
-    def moved(self, key: str, version: int) -> None:
-        """This process has moved the entry of `key`."""
+        Returns a function that ends the subscription.
+        """
+        subscription = Subscription(version, callback)
+        self._add(self._subscriptions, key, subscription)
+        return partial(self._remove, self._subscriptions, key, subscription)
+
+    def changed_here(self, key: str, version: int) -> None:
+        """Wake the waiters of `key` after a change by this process; run no callback."""
         for event in self._events.get(key, ()):
             event.set()
-        for listener in self._listeners.get(key, ()):
-            listener.version = version
+        for subscription in self._subscriptions.get(key, ()):
+            subscription.version = version
 
-    def wake(self, key: str, version: int | None = None) -> None:
-        """The entry of `key` is at `version`, whoever moved it; None if nobody knows."""
+    def notify(self, key: str, version: int | None = None) -> None:
+        """Wake the waiters of `key` and run the callbacks that do not know `version` yet.
+
+        Without a version, all callbacks of the key run.
+        """
         for event in self._events.get(key, ()):
             event.set()
-        for listener in self._listeners.get(key, ()):
-            if version is None or version > listener.version:
-                listener.version = version or listener.version
-                listener.call()
+        for subscription in self._subscriptions.get(key, ()):
+            if version is None or version > subscription.version:
+                subscription.version = version or subscription.version
+                subscription.callback()
 
-    def wake_all(self) -> None:
-        """Any entry may have changed."""
+    def notify_all(self) -> None:
+        """Notify every key, after changes may have been missed."""
         for key in self.keys:
-            self.wake(key)
+            self.notify(key)
 
-    def _add(self, where: dict[str, list[T]], key: str, one: T) -> None:
-        where.setdefault(key, []).append(one)
-        self.some.set()
+    def _add(self, items: dict[str, list[T]], key: str, item: T) -> None:
+        items.setdefault(key, []).append(item)
+        self.has_subscribers.set()
 
-    def _remove(self, where: dict[str, list[T]], key: str, one: T) -> None:
-        where[key].remove(one)
-        if not where[key]:
-            del where[key]
-        if not (self._events or self._listeners):
-            self.some.clear()
+    def _remove(self, items: dict[str, list[T]], key: str, item: T) -> None:
+        items[key].remove(item)
+        if not items[key]:
+            del items[key]
+        if not (self._events or self._subscriptions):
+            self.has_subscribers.clear()

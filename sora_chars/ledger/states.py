@@ -1,4 +1,4 @@
-"""The states of an entry and the legal moves between them. Nothing else decides what may follow what."""
+"""The states of an entry, and the only table of the transitions between them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sora_chars.errors import InvalidTransitionError
 
 
 class EntryState(StrEnum):
-    """What is known of a wish."""
+    """What is known of a request."""
 
     PENDING = "pending"  # nothing has left this machine
     SENDING = "sending"  # the request may be on its way; written just before it is
@@ -16,24 +16,24 @@ class EntryState(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"  # the task ended without a result, or a person has given the entry up
     REJECTED = "rejected"  # the provider said no and did nothing
-    UNKNOWN = "unknown"  # the request was sent and nobody said what became of it
+    UNKNOWN = "unknown"  # the request was sent, and no response said what became of it
 
 
-_ANSWERS = frozenset(
+_ANSWERED = frozenset(
     {EntryState.PENDING, EntryState.RUNNING, EntryState.SUCCEEDED, EntryState.FAILED, EntryState.REJECTED}
 )
 
 TRANSITIONS: dict[EntryState, frozenset[EntryState]] = {
-    EntryState.PENDING: frozenset(
-        {EntryState.SENDING, EntryState.REJECTED}
-    ),  # refused: a step before the paid one, such as an upload
-    EntryState.SENDING: _ANSWERS
-    | {EntryState.UNKNOWN},  # back to asked: the provider did nothing, and it may be sent again
-    EntryState.UNKNOWN: _ANSWERS,  # by a callback, its sender's own late answer, or a person
-    EntryState.RUNNING: frozenset(
-        {EntryState.RUNNING, EntryState.SUCCEEDED, EntryState.FAILED}
-    ),  # running: another process looks after it
-    EntryState.REJECTED: frozenset({EntryState.SENDING}),  # it cost nothing, and what was wrong may have been put right
+    # rejected: a step before the paid one, such as an upload
+    EntryState.PENDING: frozenset({EntryState.SENDING, EntryState.REJECTED}),
+    # back to pending: the provider did nothing, and it may be sent again
+    EntryState.SENDING: _ANSWERED | {EntryState.UNKNOWN},
+    # by a callback, its sender's own late answer, or a person
+    EntryState.UNKNOWN: _ANSWERED,
+    # running again: another process polls the task from now on
+    EntryState.RUNNING: frozenset({EntryState.RUNNING, EntryState.SUCCEEDED, EntryState.FAILED}),
+    # it cost nothing, and what was wrong may have been put right
+    EntryState.REJECTED: frozenset({EntryState.SENDING}),
     EntryState.SUCCEEDED: frozenset(),
     EntryState.FAILED: frozenset(),
 }
@@ -42,7 +42,10 @@ TRANSITIONS: dict[EntryState, frozenset[EntryState]] = {
 def check_transition(key: str, state: EntryState, to: EntryState) -> None:
     """Raise `InvalidTransitionError` unless an entry may go from `state` to `to`."""
     if to not in TRANSITIONS[state]:
-        allowed = ", ".join(sorted(TRANSITIONS[state])) or "nothing"
+        allowed = ", ".join(sorted(TRANSITIONS[state])) or "no other state"
         raise InvalidTransitionError(
-            f"Entry {key} cannot go from {state} to {to}: {state} goes to {allowed}.", key=key, state=state, to=to
+            f"Entry {key} cannot go from {state} to {to}; from {state} it may go to {allowed}.",
+            key=key,
+            state=state,
+            to=to,
         )

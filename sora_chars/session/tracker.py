@@ -78,7 +78,7 @@ class TaskTracker:
         )
         if not task.future.done() and (task.polled_elsewhere or task.expects_callback):
             # Another process may record the end first.
-            unsubscribe = self.ledger.listen(entry, partial(self.watcher.nudge, provider.name, task_id, by="poll"))
+            unsubscribe = self.ledger.subscribe(entry, partial(self.watcher.nudge, provider.name, task_id, by="poll"))
             task.future.add_done_callback(lambda _: unsubscribe())
         if task.polled_elsewhere and task not in self._tracked:
             self._track(provider, entry, task)

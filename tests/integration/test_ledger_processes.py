@@ -1,4 +1,4 @@
-"""Several real processes on one ledger."""
+"""Several real processes that share a ledger."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def main():
 asyncio.run(main())
 """
 
-HOLDER = """
+OWNER = """
 import asyncio, os, sys
 from sora_chars import EntryState, open_ledger
 
@@ -59,8 +59,8 @@ asyncio.run(main())
 
 
 @asynccontextmanager
-async def worker(code: str, *arguments: str) -> AsyncGenerator[Process]:
-    """Run a worker, and see that it ends."""
+async def run_script(code: str, *arguments: str) -> AsyncGenerator[Process]:
+    """Run a script in its own process, and end it."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "ignore", "-c", code, *arguments),
         stdin=asyncio.subprocess.PIPE,
@@ -74,38 +74,38 @@ async def worker(code: str, *arguments: str) -> AsyncGenerator[Process]:
         assert process.stdin
         assert process.stdout
         process.stdin.close()
-        await process.stdout.read()  # until the last child that it forked has ended, too
+        await process.stdout.read()  # until the children that it forked have ended too
         await process.wait()
 
 
 async def line(process: Process) -> str:
-    """Return the next line that a worker prints."""
+    """Return the next line that the process prints."""
     assert process.stdout
     return (await asyncio.wait_for(process.stdout.readline(), 30)).decode().strip()
 
 
-async def seen_gone(ledger: Ledger, owner: str) -> None:
-    """Wait until a owner is known to be gone."""
+async def until_dead(ledger: Ledger, owner: str) -> None:
+    """Wait until the ledger sees that an owner has ended."""
     async with asyncio.timeout(10):
-        while not await ledger.is_dead(owner):  # noqa: ASYNC110 # a server takes a moment to see who hung up
+        while not await ledger.is_dead(owner):  # noqa: ASYNC110 # PostgreSQL notices a closed connection later
             await asyncio.sleep(0.01)
 
 
-async def test_of_four_processes_one_sends(shared_url: str) -> None:
-    """Four processes that open a new ledger and ask for the same 500 keys at once send each key exactly once."""
+async def test_concurrent_processes(shared_url: str) -> None:
+    """Four processes that register the same 500 keys in a new ledger send each key exactly once."""
     async with AsyncExitStack() as stack:
-        workers = [await stack.enter_async_context(worker(RACER, shared_url)) for _ in range(4)]
-        for process in workers:
+        processes = [await stack.enter_async_context(run_script(RACER, shared_url)) for _ in range(4)]
+        for process in processes:
             assert await line(process) == "ready"
-        outs = await asyncio.gather(*(process.communicate(b"go\n") for process in workers))
-        assert [process.returncode for process in workers] == [0] * 4
+        outs = await asyncio.gather(*(process.communicate(b"go\n") for process in processes))
+        assert [process.returncode for process in processes] == [0] * 4
     won = [key for out, _ in outs for key in out.decode().split()]
     assert sorted(won) == sorted(f"k-{number}" for number in range(500))
 
 
-async def test_a_killed_process_is_gone(shared_url: str) -> None:
-    """A process is not gone while it lives or is stopped, and is once it was killed; its entry names it."""
-    async with open_ledger(shared_url) as ledger, worker(HOLDER, shared_url) as process:
+async def test_killed_process_is_dead(shared_url: str) -> None:
+    """An entry names its owner, which is alive while it runs or is stopped, and dead once it is killed."""
+    async with open_ledger(shared_url) as ledger, run_script(OWNER, shared_url) as process:
         owner = await line(process)
         entry = await ledger.get("k-1")
         assert entry is not None
@@ -116,24 +116,24 @@ async def test_a_killed_process_is_gone(shared_url: str) -> None:
         process.send_signal(signal.SIGCONT)
         assert not await ledger.is_dead(owner)
         process.kill()
-        await seen_gone(ledger, owner)
+        await until_dead(ledger, owner)
         assert await ledger.is_dead(owner)
 
 
 @pytest.mark.parametrize("shared_url", ["sqlite"], indirect=True)
-async def test_a_forked_child_does_not_keep_its_parent_alive(shared_url: str) -> None:
-    """A killed process is gone although a child that it forked lives on."""
-    async with open_ledger(shared_url) as ledger, worker(HOLDER, shared_url, "fork") as process:
+async def test_forked_child_releases_the_lock(shared_url: str) -> None:
+    """A killed process is dead even if a child that it forked still runs."""
+    async with open_ledger(shared_url) as ledger, run_script(OWNER, shared_url, "fork") as process:
         owner = await line(process)
         assert not await ledger.is_dead(owner)
         process.kill()
-        await seen_gone(ledger, owner)
+        await until_dead(ledger, owner)
 
 
 @pytest.mark.parametrize("shared_url", ["sqlite"], indirect=True)
-async def test_what_the_dead_left_is_cleared(shared_url: str) -> None:
-    """The lock file of a killed process is removed by the next who opens the ledger, those of the living stay."""
-    async with open_ledger(shared_url) as ledger, worker(HOLDER, shared_url) as process:
+async def test_removes_lock_files_of_dead_processes(shared_url: str) -> None:
+    """Opening removes the lock file of a killed process and keeps those of living ones."""
+    async with open_ledger(shared_url) as ledger, run_script(OWNER, shared_url) as process:
         dead = await line(process)
         process.kill()
         await process.wait()
@@ -144,36 +144,36 @@ async def test_what_the_dead_left_is_cleared(shared_url: str) -> None:
             assert locks == {f"{path.name}-{owner}.lock" for owner in (ledger.owner, other.owner)}
 
 
-async def test_a_move_in_one_process_wakes_another(shared_url: str) -> None:
-    """Whoever waits through one opening hears of moves through another, each of those who wait of its own entry."""
+async def test_changes_wake_other_processes(shared_url: str) -> None:
+    """A waiter is woken by a change of its own entry through another opening, and by no other."""
     async with open_ledger(shared_url) as ours, open_ledger(shared_url) as theirs:
         entries = [await ours.register(key=f"k-{n}", provider="kie", kind="character", request={}) for n in range(3)]
         waits = [asyncio.create_task(ours.changed(entry, timeout=30)) for entry in entries]
         for entry, wait in list(zip(entries, waits, strict=True))[:2]:
-            moved = await theirs.transition(entry, EntryState.SENDING)
-            assert await wait == moved
+            sending = await theirs.transition(entry, EntryState.SENDING)
+            assert await wait == sending
         assert not waits[2].done()
         again = asyncio.create_task(ours.changed(await waits[0], timeout=30))
-        moved = await theirs.transition(await waits[0], EntryState.UNKNOWN)
-        assert await again == moved
+        unknown = await theirs.transition(await waits[0], EntryState.UNKNOWN)
+        assert await again == unknown
         waits[2].cancel()
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # forking is the point
-def test_a_fork_is_told(shared_url: str) -> None:
-    """A child that goes on with its parent's ledger, in its parent's loop, is told so; the parent's goes on."""
+def test_rejects_a_forked_child(shared_url: str) -> None:
+    """A forked child cannot use its parent's ledger; the parent still can."""
     ledger = open_ledger(shared_url)
     with asyncio.Runner() as runner:
         runner.run(ledger.open())
         child = os.fork()
         if child == 0:
-            ended = 1
+            status = 1
             try:
                 runner.run(ledger.get("k-1"))
             except WrongLoopError as error:
-                ended = 0 if "before this process was forked" in str(error) else 2
+                status = 0 if "before this process was forked" in str(error) else 2
             finally:
-                os._exit(ended)
+                os._exit(status)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert runner.run(ledger.get("k-1")) is None
         assert not runner.run(ledger.is_dead(ledger.owner))

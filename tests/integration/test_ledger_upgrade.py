@@ -25,7 +25,7 @@ NEWER = 1000
 
 
 def expected() -> list[dict[str, Any]]:
-    """What each entry must read as, in the order in which the entries were recorded."""
+    """The entries as they must read today, in the order in which they were recorded."""
     entries: list[dict[str, Any]] = json.loads((LEDGERS / "entries.json").read_text(encoding="utf-8"))
     for facts in entries:
         facts["state"] = RENAMED.get(facts["state"], facts["state"])
@@ -91,7 +91,7 @@ def stored_version(url: str, *, write: int | None = None) -> int:
 
 @pytest.fixture
 def old_url(shared_url: str) -> str:
-    """Give the URL of a copy of each stored ledger in turn."""
+    """The URL of a copy of each stored ledger in turn."""
     if shared_url.startswith("sqlite:"):
         shutil.copyfile(LEDGERS / "version_1.sqlite", shared_url.removeprefix("sqlite:///"))
     else:
@@ -142,19 +142,19 @@ async def test_entries_are_found_by_task_and_token(old_url: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["asked/character", "asked/again", "asked/never-sent", "refused/content"])
-async def test_an_entry_moves_on(key: str, old_url: str) -> None:
-    """An entry that was waiting to be sent, or was turned down, can be sent, and the move is kept."""
+async def test_entries_can_be_sent(key: str, old_url: str) -> None:
+    """A pending or rejected entry can be sent, and the transition is recorded."""
     async with open_ledger(old_url) as ledger:
         before = await entry_of(ledger, key)
-        moved = await ledger.transition(before, EntryState.SENDING)
+        sending = await ledger.transition(before, EntryState.SENDING)
     async with open_ledger(old_url) as ledger:
-        assert await ledger.get(key) == moved
-    assert (moved.state, moved.version) == (EntryState.SENDING, before.version + 1)
-    assert moved.token_digest == before.token_digest
+        assert await ledger.get(key) == sending
+    assert (sending.state, sending.version) == (EntryState.SENDING, before.version + 1)
+    assert sending.token_digest == before.token_digest
 
 
-async def test_a_running_task_ends(old_url: str) -> None:
-    """The process that held an entry is known to have ended, and another one can record the result of its task."""
+async def test_running_task_ends(old_url: str) -> None:
+    """The former owner of an entry is dead, and another process can record the result of its task."""
     async with open_ledger(old_url) as ledger:
         before = await entry_of(ledger, "running/watched")
         assert await ledger.is_dead(before.owner or "")
@@ -162,8 +162,8 @@ async def test_a_running_task_ends(old_url: str) -> None:
         assert await ledger.get(before.key) == after
 
 
-async def test_the_same_request_finds_its_entry(old_url: str) -> None:
-    """A repeated request yields its entry, whatever the order of its fields; another request is a conflict."""
+async def test_repeated_request_returns_its_entry(old_url: str) -> None:
+    """Registering the same request again returns its entry, whatever the order of its fields; another one raises."""
     async with open_ledger(old_url) as ledger:
         for facts in expected():
             names = {name: facts[name] for name in ("key", "provider", "kind")}
@@ -174,8 +174,8 @@ async def test_the_same_request_finds_its_entry(old_url: str) -> None:
         assert len(await read(ledger)) == len(expected())
 
 
-async def test_a_recorded_rejection_keeps_its_type(old_url: str) -> None:
-    """The error of a request that the provider turned down is rebuilt with its type and its facts."""
+async def test_rejection_keeps_its_type(old_url: str) -> None:
+    """The error of a rejected request is rebuilt with its type and its attributes."""
     async with open_ledger(old_url) as ledger:
         content, credit = await entry_of(ledger, "refused/content"), await entry_of(ledger, "refused/credits")
     errors = [rejection(content), rejection(credit)]
@@ -198,10 +198,10 @@ async def test_a_session_lists_saved_characters(old_url: str) -> None:
     assert [saved.character.name for saved in found] == ["asked", "Süß", None, "Рекс"]
 
 
-async def test_a_newer_ledger_is_left_alone(old_url: str) -> None:
-    """A ledger of a newer version than this package knows raises at each opening and stays as it is."""
+async def test_rejects_a_newer_schema(old_url: str) -> None:
+    """Opening a ledger of a newer schema version raises every time and does not change it."""
     stored_version(old_url, write=NEWER)
     for _ in range(2):
-        with pytest.raises(LedgerError, match=f"version {NEWER}"):
+        with pytest.raises(LedgerError, match=f"schema version {NEWER}"):
             await open_ledger(old_url).open()
     assert stored_version(old_url) == NEWER

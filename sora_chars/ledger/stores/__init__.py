@@ -1,1 +1,1 @@
-"""Where a ledger keeps its entries: in memory, in an SQLite file, or in PostgreSQL."""
+"""The stores of a ledger: in memory, in an SQLite file, and in PostgreSQL."""

@@ -1,4 +1,4 @@
-"""A ledger that lives as long as its process."""
+"""A store in memory, for ledgers that end with their process."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from sora_chars.ledger.states import EntryState
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from sora_chars.ledger.entry import By, Entry
-    from sora_chars.ledger.notifier import Waiters
+    from sora_chars.ledger.entry import Entry, Lookup
+    from sora_chars.ledger.notifier import ChangeNotifier
 
-_FINISHED = frozenset({EntryState.SUCCEEDED, EntryState.FAILED, EntryState.REJECTED})
-_MOST_FINISHED = 10_000
+_FINISHED_STATES = frozenset({EntryState.SUCCEEDED, EntryState.FAILED, EntryState.REJECTED})
+_MAX_FINISHED = 10_000  # entries
 
 
 @attrs.define(eq=False, repr=False)
 class MemoryStore:
-    """Entries in dictionaries. They outlive closing, as those of a file would, and end with this object.
+    """Entries in dictionaries. They survive closing, and end with this object.
 
-    Of those that have succeeded, failed or been refused the last 10,000 to do so are kept; an older one is forgotten,
-    and its key asked again is sent again. All others are kept.
+    The store keeps all unfinished entries and the 10,000 that finished last: those that
+    succeeded, failed or were rejected. Older ones are removed; a request under the key of
+    a removed entry is sent again.
     """
 
     quota_store = None
 
     owner: str = attrs.field(init=False, default="")
-    _asked: int = attrs.field(init=False, default=0)  # ever, so that no place is used twice
-    _places: dict[str, int] = attrs.field(init=False, factory=dict[str, int])
-    _entries: dict[int, Entry] = attrs.field(init=False, factory=dict[int, "Entry"])  # by place, which only rises
-    _keys: dict[tuple[str | None, ...], str] = attrs.field(init=False, factory=dict[tuple[str | None, ...], str])
-    # A plain dict searches for its first item past all those that were taken from its front.
-    _finished: OrderedDict[int, None] = attrs.field(init=False, factory=OrderedDict[int, None])
+    _last_row_id: int = attrs.field(init=False, default=0)  # only grows, so no row id is used twice
+    _row_ids: dict[str, int] = attrs.field(init=False, factory=dict)  # by key
+    _entries: dict[int, Entry] = attrs.field(init=False, factory=dict)  # by row id, in ascending order
+    _keys: dict[tuple[str | None, ...], str] = attrs.field(init=False, factory=dict)  # by task and by token
+    # An OrderedDict, since a dict finds its first item only after a scan over all removed ones.
+    _finished: OrderedDict[int, None] = attrs.field(init=False, factory=OrderedDict)  # row ids, oldest first
 
-    async def open(self, waiters: Waiters) -> None:  # noqa: ARG002 # no other process moves these
+    async def open(self, notifier: ChangeNotifier) -> None:  # noqa: ARG002 # no other process changes these entries
         """Take a new name."""
         self.owner = uuid.uuid4().hex
 
@@ -47,62 +48,62 @@ class MemoryStore:
         """Keep the entries for the next opening."""
 
     async def insert(self, entry: Entry) -> Entry:
-        """Keep the entry unless its key is there."""
-        if (place := self._places.get(entry.key)) is not None:
-            return self._entries[place]
-        self._asked += 1
-        self._places[entry.key] = self._asked
-        self._entries[self._asked] = entry
+        """See `LedgerStore`."""
+        if (row_id := self._row_ids.get(entry.key)) is not None:
+            return self._entries[row_id]
+        self._last_row_id += 1
+        self._row_ids[entry.key] = self._last_row_id
+        self._entries[self._last_row_id] = entry
         return entry
 
     async def replace(self, before: Entry, after: Entry) -> Entry | None:
-        """Keep `after` if `before` is there."""
-        place = self._places.get(after.key)
-        if place is None:
+        """See `LedgerStore`."""
+        row_id = self._row_ids.get(after.key)
+        if row_id is None:
             return None
-        if self._entries[place].version == before.version:
-            self._entries[place] = after
+        if self._entries[row_id].version == before.version:
+            self._entries[row_id] = after
             self._keys.pop(("token", before.token_digest), None)
             self._keys["token", after.token_digest] = after.key
             self._keys["task", after.provider, after.task_id] = after.key
-            self._finished.pop(place, None)
-            if after.state in _FINISHED:
-                self._finished[place] = None
-                self._forget()
-        return self._entries[place]
+            self._finished.pop(row_id, None)
+            if after.state in _FINISHED_STATES:
+                self._finished[row_id] = None
+                self._remove_oldest()
+        return self._entries[row_id]
 
-    async def find(self, by: By, *values: str) -> Entry | None:
-        """Look it up."""
+    async def find(self, by: Lookup, *values: str) -> Entry | None:
+        """See `LedgerStore`."""
         key = values[0] if by == "key" else self._keys.get((by, *values))
-        place = None if key is None else self._places.get(key)
-        return None if place is None else self._entries[place]
+        row_id = None if key is None else self._row_ids.get(key)
+        return None if row_id is None else self._entries[row_id]
 
     async def page(
         self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
     ) -> Sequence[tuple[int, Entry]]:
-        """Walk the places past `after`, which may be gone itself."""
-        places = list(self._entries)
+        """See `LedgerStore`. The entry of the row id `after` may have been removed."""
+        row_ids = list(self._entries)
         if newest_first:
-            places = places[: None if after is None else bisect_left(places, after)][::-1]
+            row_ids = row_ids[: None if after is None else bisect_left(row_ids, after)][::-1]
         elif after is not None:
-            places = places[bisect_right(places, after) :]
+            row_ids = row_ids[bisect_right(row_ids, after) :]
         page: list[tuple[int, Entry]] = []
-        for place in places:
-            if self._entries[place].state in states:
-                page.append((place, self._entries[place]))
+        for row_id in row_ids:
+            if self._entries[row_id].state in states:
+                page.append((row_id, self._entries[row_id]))
                 if len(page) == size:
                     break
         return page
 
-    async def is_dead(self, owner: str) -> bool:  # noqa: ARG002 # who is not this one
-        """Whoever is not the present owner was one before it."""
+    async def is_dead(self, owner: str) -> bool:  # noqa: ARG002 # `Ledger` answers for the present owner
+        """Return True: every other owner is a former name of this process."""
         return True
 
-    def _forget(self) -> None:
-        """Drop what has been finished longest, if there is too much."""
-        if len(self._finished) > _MOST_FINISHED:
+    def _remove_oldest(self) -> None:
+        """Remove the entry that finished first if there are too many."""
+        if len(self._finished) > _MAX_FINISHED:
             entry = self._entries.pop(self._finished.popitem(last=False)[0])
-            del self._places[entry.key]
+            del self._row_ids[entry.key]
             for name in (("token", entry.token_digest), ("task", entry.provider, entry.task_id)):
                 if self._keys.get(name) == entry.key:
                     del self._keys[name]

@@ -1,8 +1,9 @@
-"""A ledger in a PostgreSQL database, which the processes of many machines may share.
+"""A store in a PostgreSQL database, which the processes of several machines may share.
 
-Statements go through a pool. One more connection, the line, is held all the time: it holds the advisory lock by which
-others see that this process lives, and hears of what they moved. A pooler that lends a connection for one transaction
-only, as PgBouncer may, can carry neither: connect past it.
+Statements use a pool of connections. One more connection, the listener, stays open. It
+holds the advisory lock that shows other processes that this one is alive, and receives
+their notifications of changed entries. A pooler in transaction mode, as PgBouncer has,
+supports neither, so connect directly to the server.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from psycopg.errors import LockNotAvailable
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from sora_chars.errors import ConfigurationError, LedgerError, printable
-from sora_chars.ledger.entry import COLUMNS, MOVING, NAMING, from_row, getter, to_row
+from sora_chars.ledger.entry import COLUMNS, INDEXED_COLUMNS, TRANSITION_COLUMNS, column_getter, from_row, to_row
 from sora_chars.ratelimit.distributed import Lease
 
 from . import postgres_quota
@@ -30,10 +31,12 @@ from . import postgres_quota
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from sora_chars.ledger.entry import By, Entry
-    from sora_chars.ledger.notifier import Waiters
+    from sora_chars.ledger.entry import Entry, Lookup
+    from sora_chars.ledger.notifier import ChangeNotifier
     from sora_chars.ledger.states import EntryState
     from sora_chars.ratelimit.distributed import CapacityRequest, QuotaStore
+
+    Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
 log = logging.getLogger("sora_chars.ledger")
 
@@ -72,30 +75,31 @@ UPGRADES: tuple[LiteralString, ...] = (
     """,
     postgres_quota.RENAMES,
 )
-"""Each script takes the tables from one version to the next; the table `sora_chars_ledger` keeps which they have."""
+"""Each script upgrades the tables by one version, which the table `sora_chars_ledger` holds."""
 
 _CHANNEL = "sora_chars_ledger"
-_CONNECTIONS = 10
-_MOVED = (*MOVING, *NAMING)
-_to_moved = getter(_MOVED)
+_MAX_CONNECTIONS = 10  # in the pool
+_MIN_LISTENER_TIMEOUT = 2  # seconds to connect; libpq's own minimum
+_UPDATED_COLUMNS = (*TRANSITION_COLUMNS, *INDEXED_COLUMNS)
+_to_updated = column_getter(_UPDATED_COLUMNS)
 _INSERT = (
     f"INSERT INTO sora_chars_entries ({', '.join(COLUMNS)}) VALUES ({', '.join(['%s'] * len(COLUMNS))})"  # noqa: S608 # our own names
     " ON CONFLICT (key) DO NOTHING RETURNING key"
 )
 _REPLACE = (
-    f"WITH moved AS (UPDATE sora_chars_entries SET {', '.join(f'{name} = %s' for name in _MOVED)}"  # noqa: S608 # our own names
+    f"WITH updated AS (UPDATE sora_chars_entries SET {', '.join(f'{name} = %s' for name in _UPDATED_COLUMNS)}"  # noqa: S608 # our own names
     " WHERE key = %s AND version = %s RETURNING key, version)"
-    f" SELECT pg_notify('{_CHANNEL}', version || ' ' || key) FROM moved"
+    f" SELECT pg_notify('{_CHANNEL}', version || ' ' || key) FROM updated"
 )
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM sora_chars_entries WHERE"  # noqa: S608 # our own names
-_FIND: dict[By, str] = {
+_FIND: dict[Lookup, str] = {
     "key": f"{_SELECT} key = %s",
     "task": f"{_SELECT} provider = %s AND task_id = %s LIMIT 1",
     "token": f"{_SELECT} token_digest = %s LIMIT 1",
 }
 _PAGE = f"SELECT row_id, {', '.join(COLUMNS)} FROM sora_chars_entries WHERE state = ANY(%s) AND row_id"  # noqa: S608 # our own names
 _PAGES = {False: f"{_PAGE} > %s ORDER BY row_id LIMIT %s", True: f"{_PAGE} < %s ORDER BY row_id DESC LIMIT %s"}
-_LAST = 2**63 - 1
+_MAX_ROW_ID = 2**63 - 1
 
 _KEEPALIVES: dict[str, Any] = {
     "keepalives_idle": 10,
@@ -104,191 +108,234 @@ _KEEPALIVES: dict[str, Any] = {
     "tcp_user_timeout": 25_000,
 }
 _SERVER_KEEPALIVES = "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
-"""A machine that lost its power hangs up nowhere. Both sides find out within half a minute, not after two hours."""
+"""A machine that loses its power closes no connection. With these settings client and
+server notice it within 25 seconds; with the usual defaults it takes two hours."""
 
 
 class PostgresStore:
-    """The tables in the database at `url`, made and upgraded when it is opened.
+    """The entries in the database at `url`. Opening creates or upgrades the tables.
 
-    `patience`: seconds to wait for a connection, `lock_patience` for what somebody else keeps locked. A statement whose
-    connection dies is tried once more: every statement here may run twice and do the same.
+    A statement whose connection breaks is repeated once: every statement here has the same
+    effect when it runs twice.
+
+    Args:
+        url: The URL of the database.
+        connect_timeout: Seconds to wait for a connection.
+        lock_timeout: Seconds to wait for a lock that another process holds.
 
     Raises:
-        ConfigurationError: the URL cannot be read.
+        ConfigurationError: The URL is not valid.
     """
 
-    def __init__(self, url: str, *, patience: float = 5.0, lock_patience: float = 15.0) -> None:
+    def __init__(self, url: str, *, connect_timeout: float = 5.0, lock_timeout: float = 15.0) -> None:
         try:
             conninfo_to_dict(url)
-        except psycopg.ProgrammingError:  # whose text shows the URL, and the password in it
-            raise ConfigurationError("ledger: this postgresql:// URL cannot be read.") from None
+        except psycopg.ProgrammingError:  # its message contains the URL with the password
+            raise ConfigurationError("ledger: this postgresql:// URL is not valid.") from None
         self._url = url
-        self._patience = patience
-        self._lock_patience = lock_patience
+        self._connect_timeout = connect_timeout
+        self._lock_timeout = lock_timeout
         self.owner = ""
 
-    async def open(self, waiters: Waiters) -> None:
-        """Take a new name, connect, and bring the tables up to date."""
+    async def open(self, notifier: ChangeNotifier) -> None:
+        """Take a new name, connect, and create or upgrade the tables."""
         self.owner = uuid.uuid4().hex
-        try:
-            line = await self._connect()
-        except psycopg.Error as error:
-            raise _failure(error) from error
-        try:
-            await _upgrade(line)
-        except BaseException as error:
-            await line.close()
-            if isinstance(error, psycopg.Error):
-                raise _failure(error) from error
-            raise
+        self._listener = await self._open_listener()
         self._pool = AsyncConnectionPool(
             self._url,
             kwargs={"autocommit": True, **_KEEPALIVES},
             min_size=0,
-            max_size=_CONNECTIONS,
+            max_size=_MAX_CONNECTIONS,
             open=False,
             configure=self._configure,
             check=AsyncConnectionPool.check_connection,
-            reconnect_timeout=self._patience,
+            reconnect_timeout=self._connect_timeout,
         )
         await self._pool.open()
-        self._turns = asyncio.Semaphore(_CONNECTIONS)
-        self._served_at = time.monotonic()
-        self._line = line
-        self._listening = asyncio.create_task(self._listen(waiters), name="sora_chars ledger line")
+        self._pool_permits = asyncio.Semaphore(_MAX_CONNECTIONS)
+        self._returned_at = time.monotonic()  # when a statement last returned its connection
+        self._listening = asyncio.create_task(self._listen(notifier), name="sora_chars ledger listener")
 
     async def aclose(self) -> None:
-        """Hang up."""
+        """Close all connections."""
         self._listening.cancel()
         await asyncio.wait((self._listening,))
-        await self._line.close()
+        await self._listener.close()
         await self._pool.close()
 
     async def insert(self, entry: Entry) -> Entry:
-        """Keep the entry unless its key is there."""
-        return entry if await self._run(_INSERT, to_row(entry)) else await self._kept(entry) or entry
+        """See `LedgerStore`."""
+        return entry if await self._execute(_INSERT, to_row(entry)) else await self._stored(entry) or entry
 
     async def replace(self, before: Entry, after: Entry) -> Entry | None:
-        """Keep `after` if `before` is there, and tell everybody."""
-        values = (*_to_moved(after), after.key, before.version)
-        return after if await self._run(_REPLACE, values) else await self._kept(after)
+        """See `LedgerStore`. The same statement notifies the other processes."""
+        values = (*_to_updated(after), after.key, before.version)
+        return after if await self._execute(_REPLACE, values) else await self._stored(after)
 
-    async def find(self, by: By, *values: str) -> Entry | None:
-        """Look it up."""
-        rows = await self._run(_FIND[by], values)
+    async def find(self, by: Lookup, *values: str) -> Entry | None:
+        """See `LedgerStore`."""
+        rows = await self._execute(_FIND[by], values)
         return from_row(rows[0]) if rows else None
 
     async def page(
         self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
     ) -> Sequence[tuple[int, Entry]]:
-        """Read one page in the order of the identity column."""
-        start = after if after is not None else _LAST if newest_first else 0
-        rows = await self._run(_PAGES[newest_first], ([state.value for state in states], start, size))
+        """See `LedgerStore`."""
+        start = _MAX_ROW_ID if newest_first else 0
+        parameters = ([state.value for state in states], start if after is None else after, size)
+        rows = await self._execute(_PAGES[newest_first], parameters)
         return [(row[0], from_row(row[1:])) for row in rows]
 
     async def is_dead(self, owner: str) -> bool:
-        """Try its lock, for as long as the statement lasts, and shared with others who try."""
-        rows = await self._run("SELECT pg_try_advisory_xact_lock_shared(%s)", (_number(owner),))
+        """Try to take the process's advisory lock for one statement.
+
+        The lock is shared: two processes that check at once must not take each other for
+        the owner.
+        """
+        rows = await self._execute("SELECT pg_try_advisory_xact_lock_shared(%s)", (_lock_id(owner),))
         return bool(rows[0][0])
 
     @property
     def quota_store(self) -> QuotaStore:
-        """This database."""
+        """This store: the processes on one database share the limits of an account."""
         return self
 
     async def acquire_lease(self, request: CapacityRequest) -> Lease:
-        """Take a part of a limit that the processes on this database share."""
-        rows = await self._run(postgres_quota.ACQUIRE, (self.owner, *attrs.astuple(request)))
+        """See `QuotaStore`."""
+        rows = await self._execute(postgres_quota.ACQUIRE, (self.owner, *attrs.astuple(request)))
         return Lease(*rows[0])
 
     async def release_lease(self, name: str, has: int, grace: float) -> None:
-        """Take part no more."""
-        await self._run(postgres_quota.RELEASE, (has, grace, name, self.owner))
+        """See `QuotaStore`."""
+        await self._execute(postgres_quota.RELEASE, (has, grace, name, self.owner))
 
-    async def _kept(self, entry: Entry) -> Entry | None:
-        """What is there instead of `entry`; itself when a first try did keep it and its answer was lost."""
-        kept = await self.find("key", entry.key)
-        return entry if kept == entry else kept
+    async def _stored(self, entry: Entry) -> Entry | None:
+        """Return the stored entry that kept `entry` from being written.
 
-    async def _run(self, statement: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
-        came = time.monotonic()
-        tried = False
-        async with self._turns:  # not in the pool's own line, where a busy database looks like one that is away
+        It may equal `entry`: then the first run of the statement wrote it, and only the
+        response was lost.
+        """
+        stored = await self.find("key", entry.key)
+        return entry if stored == entry else stored
+
+    async def _execute(self, statement: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
+        """Run a statement, once more if its connection breaks, and return its rows."""
+        since = time.monotonic()
+        is_repeat = False
+        # Waiting in the pool's own queue would time out while the database is merely busy.
+        async with self._pool_permits:
             while True:
                 try:
-                    return await self._served(statement, values, since=came)
+                    return await self._execute_once(statement, values, since=since)
                 except PoolTimeout as error:
-                    raise _failure(f"no connection in {self._patience:g} seconds") from error
+                    raise _failure(f"no connection within {self._connect_timeout:g} seconds") from error
                 except psycopg.Error as error:
-                    died = isinstance(error, psycopg.OperationalError) and not isinstance(error, LockNotAvailable)
-                    if tried or not died:
+                    if is_repeat or not _is_broken(error):
                         raise _failure(error) from error
-                came, tried = time.monotonic(), True
+                since = time.monotonic()
+                is_repeat = True
 
-    async def _served(self, statement: str, values: Sequence[object], *, since: float) -> list[tuple[Any, ...]]:
-        """Patience begins when the last who had a connection gave it back: then all in line hear at once of a fault."""
-        patience = max(since, self._served_at) + self._patience - time.monotonic()
-        async with self._pool.connection(patience) as connection:
+    async def _execute_once(self, statement: str, values: Sequence[object], *, since: float) -> list[tuple[Any, ...]]:
+        """Run a statement on a connection of the pool.
+
+        The timeout restarts whenever a connection is returned, so an outage fails all
+        queued statements together.
+        """
+        timeout = max(since, self._returned_at) + self._connect_timeout - time.monotonic()
+        async with self._pool.connection(timeout) as connection:
             try:
                 cursor = await connection.execute(statement.encode(), values)
                 return await cursor.fetchall()
             finally:
-                self._served_at = time.monotonic()
+                self._returned_at = time.monotonic()
 
-    async def _configure(self, connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
-        await connection.execute(f"SET lock_timeout = {round(self._lock_patience * 1000)}".encode())
+    async def _configure(self, connection: Connection) -> None:
+        await connection.execute(f"SET lock_timeout = {round(self._lock_timeout * 1000)}".encode())
 
-    async def _connect(self) -> psycopg.AsyncConnection[tuple[Any, ...]]:
-        """The line. It listens before it locks: an old one that hangs may hold the lock for a while."""
-        patience = max(2, round(self._patience))
-        line = await psycopg.AsyncConnection.connect(
-            self._url, autocommit=True, connect_timeout=patience, **_KEEPALIVES
+    async def _open_listener(self) -> Connection:
+        """Connect the listener and upgrade the tables with it."""
+        try:
+            listener = await self._connect_listener()
+            try:
+                await _upgrade(listener)
+            except BaseException:
+                await listener.close()
+                raise
+        except psycopg.Error as error:
+            raise _failure(error) from error
+        return listener
+
+    async def _connect_listener(self) -> Connection:
+        """Connect the listener.
+
+        It listens before it locks: after a reconnect the server may still hold the lock for
+        the old connection, for as long as that one hangs.
+        """
+        timeout = max(_MIN_LISTENER_TIMEOUT, round(self._connect_timeout))
+        listener = await psycopg.AsyncConnection.connect(
+            self._url, autocommit=True, connect_timeout=timeout, **_KEEPALIVES
         )
         try:
-            await line.execute(_SERVER_KEEPALIVES)
-            await line.execute(f"LISTEN {_CHANNEL}".encode())
-            await line.execute("SELECT pg_advisory_lock(%s)", (_number(self.owner),))
+            await listener.execute(_SERVER_KEEPALIVES)
+            await listener.execute(f"LISTEN {_CHANNEL}".encode())
+            await listener.execute("SELECT pg_advisory_lock(%s)", (_lock_id(self.owner),))
         except BaseException:
-            await line.close()
+            await listener.close()
             raise
-        return line
+        return listener
 
-    async def _listen(self, waiters: Waiters) -> None:
-        """Wake those who wait for what was moved; after a fault all of them, since nobody knows what was missed."""
+    async def _listen(self, notifier: ChangeNotifier) -> None:
+        """Notify the subscribers of changed entries.
+
+        After a reconnect it notifies those of every entry, since changes may have been missed.
+        """
         while True:
             try:
-                async for notice in self._line.notifies():  # pragma: no branch # it ends by an error only
+                async for notice in self._listener.notifies():  # pragma: no branch # it ends by an error only
                     version, _, key = notice.payload.partition(" ")
-                    waiters.wake(key, int(version))
+                    notifier.notify(key, int(version))
             except psycopg.Error as error:
-                log.warning("ledger.line_lost", extra={"error": printable(error)})
-                await self._line.close()
-                self._line = await self._connect_again()
-                waiters.wake_all()
+                log.warning("ledger.listener_lost", extra={"error": printable(error)})
+                await self._listener.close()
+                self._listener = await self._reconnect_listener()
+                notifier.notify_all()
 
-    async def _connect_again(self) -> psycopg.AsyncConnection[tuple[Any, ...]]:
+    async def _reconnect_listener(self) -> Connection:
         while True:
-            await asyncio.sleep(self._patience / 10)
+            await asyncio.sleep(self._connect_timeout / 10)
             with contextlib.suppress(psycopg.Error):
-                return await self._connect()
+                return await self._connect_listener()
 
 
-async def _upgrade(line: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
-    async with line.transaction():
-        await line.execute("SELECT pg_advisory_xact_lock(%s)", (_number("upgrade"),))
-        await line.execute("CREATE TABLE IF NOT EXISTS sora_chars_ledger (version integer NOT NULL)")
-        row = await (await line.execute("DELETE FROM sora_chars_ledger RETURNING version")).fetchone()
+async def _upgrade(connection: Connection) -> None:
+    """Run the scripts that the database lacks, all or none.
+
+    Raises:
+        LedgerError: A newer version of this package has upgraded the database.
+    """
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_lock_id("upgrade"),))
+        await connection.execute("CREATE TABLE IF NOT EXISTS sora_chars_ledger (version integer NOT NULL)")
+        row = await (await connection.execute("DELETE FROM sora_chars_ledger RETURNING version")).fetchone()
         version: int = row[0] if row else 0
         if version > len(UPGRADES):
-            raise LedgerError(f"The ledger is of version {version}, newer than this package knows ({len(UPGRADES)}).")
+            raise LedgerError(
+                f"The ledger has schema version {version}, but this package supports versions up to {len(UPGRADES)}.",
+                hint="Open it with a newer version of sora-chars.",
+            )
         for script in UPGRADES[version:]:
-            await line.execute(script)
-        await line.execute("INSERT INTO sora_chars_ledger VALUES (%s)", (len(UPGRADES),))
+            await connection.execute(script)
+        await connection.execute("INSERT INTO sora_chars_ledger VALUES (%s)", (len(UPGRADES),))
 
 
-def _number(name: str) -> int:
-    """The advisory lock of a name."""
+def _lock_id(name: str) -> int:
+    """The number of the advisory lock with this name."""
     return int.from_bytes(hashlib.sha256(f"sora_chars {name}".encode()).digest()[:8], signed=True)
+
+
+def _is_broken(error: psycopg.Error) -> bool:
+    """True unless the statement itself is at fault or a lock timed out."""
+    return isinstance(error, psycopg.OperationalError) and not isinstance(error, LockNotAvailable)
 
 
 def _failure(error: psycopg.Error | str) -> LedgerError:

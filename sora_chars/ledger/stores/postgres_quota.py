@@ -1,11 +1,18 @@
-"""How processes on one PostgreSQL database divide a limit between them; see `sora_chars.sharing`.
+"""The tables and the function by which processes on one PostgreSQL database share a limit.
 
-A row for each process says how many places are its own, and until when. The sum of these never grows over the limit: a
-process gets what nobody has, and its own shrink only by what it says itself, so that a lost answer does no harm.
+`sora_chars.ratelimit.distributed` calls them. Each process has a row with its slots and
+the time at which they expire. The sum of all slots never exceeds the limit: a process is
+granted only free slots, and its own are reduced only by its own reports. A lost response
+therefore does no harm.
 
-All times are the database's. When its clock is set back, what is stored is set back with it. When it is set forward all
-look dead at once, and nobody grows until those who are not have been heard. So those who live never make more than the
-limit together; only what somebody sent who ended just before may come on top of it, for one window.
+All times are the database's:
+
+- If its clock is set back, the stored times are set back with it.
+- If its clock is set forward, all leases expire at once. No lease grows until every
+  living process has had time to renew its own.
+
+So the living processes never hold more than the limit together. Only requests of a
+process that has just ended can exceed it, for one window.
 """
 
 from __future__ import annotations

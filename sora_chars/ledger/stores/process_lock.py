@@ -1,4 +1,7 @@
-"""Which processes are alive, known by lock files that the operating system frees when their owner dies."""
+"""Lock files that show which processes are alive.
+
+The operating system releases a lock when its process ends, however it ends.
+"""
 
 from __future__ import annotations
 
@@ -14,44 +17,48 @@ if TYPE_CHECKING:
 
 
 class ProcessLock:
-    """A locked file beside the ledger's, for as long as this process lives or until it is released.
+    """A locked file beside the ledger's, until this process ends or releases it.
 
-    It is of mode 0600 and named after a random `owner`, which no other process ever bears. Files that the dead left
-    are removed.
+    The file has mode 0600 and is named after `owner`, a random name that no other process
+    has. Making a lock removes the files of processes that have ended.
 
     Raises:
-        OSError: the file could not be made.
+        OSError: The file could not be created.
     """
 
     def __init__(self, ledger: Path) -> None:
-        for left in ledger.parent.glob(f"{glob.escape(ledger.name)}-*.lock"):
-            is_dead(ledger, left.stem.rpartition("-")[2])
+        for lock_file in ledger.parent.glob(f"{glob.escape(ledger.name)}-*.lock"):
+            is_dead(ledger, lock_file.stem.rpartition("-")[2])
         self.owner = uuid.uuid4().hex
         self._path = _path(ledger, self.owner)
-        unlocked = self._path.with_suffix(".new")  # nobody may meet the file by its name before it is locked
+        unlocked = self._path.with_suffix(".new")  # renamed once it is locked: a .lock file is never unlocked
         self._file = os.open(unlocked, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         fcntl.flock(self._file, fcntl.LOCK_EX)
         unlocked.rename(self._path)
-        _held.add(self)
+        _open_locks.add(self)
 
     def release(self) -> None:
-        """Say that this process holds nothing any more."""
+        """Remove the file: this process no longer owns any entry."""
         self._path.unlink(missing_ok=True)
-        self.forget()
+        self.close()
 
-    def forget(self) -> None:
-        """Close the file. A lock ends with the last process that has it open, so a forked child must not keep it."""
+    def close(self) -> None:
+        """Close the file and keep it on disk.
+
+        A lock lasts until the last process closes the file, so a forked child must close it.
+        """
         os.close(self._file)
-        _held.discard(self)
+        _open_locks.discard(self)
 
 
 def is_dead(ledger: Path, owner: str) -> bool:
-    """Whether the process that named itself `owner` has ended. Once it has, its file is removed.
+    """True if the process named `owner` has ended; its file is then removed.
 
-    A name that none of ours has, as in a ledger that somebody has tampered with, leads to no file.
+    A name that is not alphanumeric cannot come from `ProcessLock`, and is not made into a
+    path: someone may have edited the ledger.
 
     Raises:
-        OSError: the file could not be looked at.
+        OSError: The file could not be opened.
     """
     if not owner.isalnum():
         return True
@@ -61,7 +68,8 @@ def is_dead(ledger: Path, owner: str) -> bool:
     except FileNotFoundError:
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look must not take each other for the owner
+        # Shared: two processes that check at once must not take each other for the owner.
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     else:
@@ -75,10 +83,10 @@ def _path(ledger: Path, owner: str) -> Path:
     return ledger.with_name(f"{ledger.name}-{owner}.lock")
 
 
-def _forget_all() -> None:
-    for lock in list(_held):
-        lock.forget()
+def _close_all() -> None:
+    for lock in list(_open_locks):
+        lock.close()
 
 
-_held: WeakSet[ProcessLock] = WeakSet()
-os.register_at_fork(after_in_child=_forget_all)
+_open_locks: WeakSet[ProcessLock] = WeakSet()
+os.register_at_fork(after_in_child=_close_all)

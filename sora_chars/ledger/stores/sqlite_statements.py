@@ -1,4 +1,8 @@
-"""What an SQLite ledger's threads run: each function takes several items, and gives as many answers."""
+"""The SQL of an SQLite ledger.
+
+The threads of the store run these functions. Each takes a cursor and several items, and
+returns one result per item.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,12 @@ from itertools import chain, compress
 from typing import TYPE_CHECKING, TypeVar
 
 from sora_chars.errors import LedgerError
-from sora_chars.ledger.entry import COLUMNS, MOVING, NAMING, from_row, getter, to_row
+from sora_chars.ledger.entry import COLUMNS, INDEXED_COLUMNS, TRANSITION_COLUMNS, column_getter, from_row, to_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from sora_chars.ledger.entry import By, Entry
+    from sora_chars.ledger.entry import Entry, Lookup
 
     from .sqlite_thread import Work
 
@@ -54,10 +58,10 @@ UPGRADES = (
     ) WHERE error_json IS NOT NULL;
     """,
 )
-"""Each script takes the file from one version to the next; `user_version` counts those that were run."""
+"""Each script upgrades the file by one version; `user_version` counts those that have run."""
 
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM entries WHERE"  # noqa: S608 # our own names
-_FIND: dict[By, str] = {
+_FIND: dict[Lookup, str] = {
     "key": f"{_SELECT} key = ?",
     "task": f"{_SELECT} provider = ? AND task_id = ? LIMIT 1",
     "token": f"{_SELECT} token_digest = ? LIMIT 1",
@@ -68,8 +72,8 @@ _PAGE = (
 )
 _PAGES = {False: f"{_PAGE} > ? ORDER BY row_id LIMIT ?", True: f"{_PAGE} < ? ORDER BY row_id DESC LIMIT ?"}
 _VERSIONS = "SELECT json_group_object(key, version) FROM entries WHERE key IN (SELECT value FROM json_each(?))"
-ROWS = 16 if sqlite3.sqlite_version_info >= (3, 33) else 1  # which knows UPDATE FROM
-"""Entries a statement takes, since each gives the interpreter's lock away and waits for it again, twice."""
+ROWS_PER_STATEMENT = 16 if sqlite3.sqlite_version_info >= (3, 33) else 1  # 3.33 introduced UPDATE FROM
+"""Rows per statement: each statement releases and re-acquires the GIL twice."""
 
 
 def _one_by_one(work: Callable[[sqlite3.Cursor, A], T]) -> Callable[[sqlite3.Cursor, Sequence[A]], list[T]]:
@@ -78,11 +82,18 @@ def _one_by_one(work: Callable[[sqlite3.Cursor, A], T]) -> Callable[[sqlite3.Cur
 
 @_one_by_one
 def upgrade(cursor: sqlite3.Cursor, _nothing: None) -> None:
-    """Bring a file, also a new one, up to date."""
+    """Run the scripts that the file, which may be new, lacks.
+
+    Raises:
+        LedgerError: A newer version of this package has upgraded the file.
+    """
     cursor.execute("BEGIN IMMEDIATE")
     version: int = cursor.execute("PRAGMA user_version").fetchone()[0]
     if version > len(UPGRADES):
-        raise LedgerError(f"The ledger is of version {version}, newer than this package knows ({len(UPGRADES)}).")
+        raise LedgerError(
+            f"The ledger has schema version {version}, but this package supports versions up to {len(UPGRADES)}.",
+            hint="Open it with a newer version of sora-chars.",
+        )
     for script in UPGRADES[version:]:
         for statement in script.split(";"):  # executescript would commit
             cursor.execute(statement)
@@ -91,101 +102,118 @@ def upgrade(cursor: sqlite3.Cursor, _nothing: None) -> None:
 
 
 def insert(cursor: sqlite3.Cursor, entries: Sequence[Entry]) -> Sequence[Entry]:
-    """Keep each whose key is new; the entry of each key as it is then."""
-    kept: list[Entry] = []
-    for some in _slices(entries):
-        statement = _inserting(len(some))
-        if cursor.execute(statement, [*chain.from_iterable(map(to_row, some))]).rowcount == len(some):
-            kept += some
+    """Store the entries with new keys; return the stored entry of every key."""
+    stored: list[Entry] = []
+    for batch in _batches(entries):
+        statement = _insert_statement(len(batch))
+        if cursor.execute(statement, [*chain.from_iterable(map(to_row, batch))]).rowcount == len(batch):
+            stored += batch
         else:
-            kept += [from_row(cursor.execute(_FIND["key"], (entry.key,)).fetchone()) for entry in some]
-    return kept
+            stored += [from_row(cursor.execute(_FIND["key"], (entry.key,)).fetchone()) for entry in batch]
+    return stored
 
 
 def replace(before: Entry, after: Entry) -> Work:
-    """What puts the second of each pair in the place of the first, if it is there; the entry of each key as it is then.
+    """Return the function that replaces entries in which the same columns change as here.
 
-    For pairs in which the same facts change as here.
+    It takes pairs of the version before and the version after, and returns the stored
+    entry of every pair.
     """
-    return _replacing(after.token_digest != before.token_digest, after.task_id != before.task_id)
+    return _replace_function(after.token_digest != before.token_digest, after.task_id != before.task_id)
 
 
 @cache
-def _replacing(*named: bool) -> Work:
-    columns = (*MOVING, *compress(NAMING, named))
-    values = getter(columns)
+def _replace_function(*indexed: bool) -> Work:
+    """Return the function for changes of those indexed columns that are marked."""
+    columns = (*TRANSITION_COLUMNS, *compress(INDEXED_COLUMNS, indexed))
+    values = column_getter(columns)
 
-    def is_written(cursor: sqlite3.Cursor, moves: Sequence[tuple[Entry, Entry]]) -> bool:
-        rows = ((*values(after), after.key, before.version) for before, after in moves)
-        return cursor.execute(_updating(columns, len(moves)), [*chain.from_iterable(rows)]).rowcount == len(moves)
+    def update(cursor: sqlite3.Cursor, pairs: Sequence[tuple[Entry, Entry]]) -> bool:
+        rows = ((*values(after), after.key, before.version) for before, after in pairs)
+        statement = _update_statement(columns, len(pairs))
+        return cursor.execute(statement, [*chain.from_iterable(rows)]).rowcount == len(pairs)
 
-    def kept(cursor: sqlite3.Cursor, move: tuple[Entry, Entry]) -> Entry | None:
-        return move[1] if is_written(cursor, [move]) else _look_up(cursor, "key", move[1].key)
+    def update_one(cursor: sqlite3.Cursor, pair: tuple[Entry, Entry]) -> Entry | None:
+        return pair[1] if update(cursor, [pair]) else _find_one(cursor, "key", pair[1].key)
 
-    def work(cursor: sqlite3.Cursor, moves: Sequence[tuple[Entry, Entry]]) -> list[Entry | None]:
-        answers: list[Entry | None] = []
-        for some in _slices(moves):
-            together = is_written(cursor, some)
-            answers += [move[1] if together else kept(cursor, move) for move in some]
-        return answers
+    def work(cursor: sqlite3.Cursor, pairs: Sequence[tuple[Entry, Entry]]) -> list[Entry | None]:
+        stored: list[Entry | None] = []
+        for batch in _batches(pairs):
+            all_updated = update(cursor, batch)
+            stored += [pair[1] if all_updated else update_one(cursor, pair) for pair in batch]
+        return stored
 
     return work
 
 
-def _slices(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (items[start : start + ROWS] for start in range(0, len(items), ROWS))
+def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[start : start + ROWS_PER_STATEMENT] for start in range(0, len(items), ROWS_PER_STATEMENT))
 
 
 @cache
-def _inserting(rows: int) -> str:
+def _insert_statement(rows: int) -> str:
     return (
-        f"INSERT INTO entries ({', '.join(COLUMNS)}) VALUES {_places(len(COLUMNS), rows)} ON CONFLICT (key) DO NOTHING"  # noqa: S608 # our own names
+        f"INSERT INTO entries ({', '.join(COLUMNS)}) VALUES {_placeholders(len(COLUMNS), rows)}"  # noqa: S608 # our own names
+        " ON CONFLICT (key) DO NOTHING"
     )
 
 
 @cache
-def _updating(columns: Sequence[str], rows: int) -> str:
-    """For rows of the new values, the key and the version before: writes all or, where one of these is not so, none."""
-    key, version = len(columns) + 1, len(columns) + 2
+def _update_statement(columns: Sequence[str], rows: int) -> str:
+    """Build an UPDATE with these parameters per row: the new values, the key, the old version.
+
+    It writes all rows, or none if one of the keys has another version.
+    """
     if rows == 1:
-        return f"UPDATE entries SET {', '.join(f'{name} = ?' for name in columns)} WHERE key = ? AND version = ?"  # noqa: S608 # our own names
-    news = ", ".join(f"{name} = column{number}" for number, name in enumerate(columns, 1))
+        assignments = ", ".join(f"{name} = ?" for name in columns)
+        return f"UPDATE entries SET {assignments} WHERE key = ? AND version = ?"  # noqa: S608 # our own names
+    key = len(columns) + 1  # SQLite names the columns of VALUES column1, column2, ...
+    version = len(columns) + 2
+    assignments = ", ".join(f"{name} = column{number}" for number, name in enumerate(columns, 1))
     same = f"key = column{key} AND version = column{version}"
-    found = f"SELECT * FROM news WHERE {rows} = (SELECT count(DISTINCT key) FROM entries, news WHERE {same})"  # noqa: S608 # our own names
-    return f"UPDATE entries SET {news} FROM (WITH news AS (VALUES {_places(version, rows)}) {found}) WHERE {same}"  # noqa: S608 # our own names
+    matching = f"SELECT * FROM news WHERE {rows} = (SELECT count(DISTINCT key) FROM entries, news WHERE {same})"  # noqa: S608 # our own names
+    news = f"WITH news AS (VALUES {_placeholders(version, rows)}) {matching}"
+    return f"UPDATE entries SET {assignments} FROM ({news}) WHERE {same}"  # noqa: S608 # our own names
 
 
-def _places(columns: int, rows: int) -> str:
+def _placeholders(columns: int, rows: int) -> str:
     return ", ".join([f"({', '.join('?' * columns)})"] * rows)
 
 
-def _look_up(cursor: sqlite3.Cursor, by: By, *values: str) -> Entry | None:
+def _find_one(cursor: sqlite3.Cursor, by: Lookup, *values: str) -> Entry | None:
     row = cursor.execute(_FIND[by], values).fetchone()
     return None if row is None else from_row(row)
 
 
 @_one_by_one
-def find(cursor: sqlite3.Cursor, wanted: tuple[By, Sequence[str]]) -> Entry | None:
-    """The entry that has these values."""
-    return _look_up(cursor, wanted[0], *wanted[1])
+def find(cursor: sqlite3.Cursor, lookup: tuple[Lookup, Sequence[str]]) -> Entry | None:
+    """Find an entry by what kind of values, and by which values."""
+    return _find_one(cursor, lookup[0], *lookup[1])
 
 
 @_one_by_one
-def page(cursor: sqlite3.Cursor, wanted: tuple[bool, Sequence[object]]) -> list[tuple[int, Entry]]:
-    """A page, newest first or not, of some states (a JSON list), after a place, of a size."""
-    newest_first, values = wanted
+def page(cursor: sqlite3.Cursor, arguments: tuple[bool, Sequence[object]]) -> list[tuple[int, Entry]]:
+    """Read a page of row ids and entries.
+
+    The arguments are whether the newest entry comes first, and the parameters of the
+    statement: the states as a JSON list, the row id to begin after, and the size.
+    """
+    newest_first, values = arguments
     return [(row[0], from_row(row[1:])) for row in cursor.execute(_PAGES[newest_first], values)]
 
 
 @_one_by_one
-def versions(cursor: sqlite3.Cursor, known: tuple[Collection[str], dict[str, int], int]) -> tuple[dict[str, int], int]:
-    """The versions of the entries of some keys, and SQLite's mark that changes with every commit of others.
+def versions(cursor: sqlite3.Cursor, last: tuple[Collection[str], dict[str, int], int]) -> tuple[dict[str, int], int]:
+    """Read the versions of some keys, with SQLite's `data_version`.
 
-    Known are the versions seen before, and the mark.
+    `data_version` changes with every commit of another connection. `last` holds the keys,
+    and the versions and the `data_version` of the last call. If that is unchanged, no
+    entry is read.
     """
-    keys, seen, mark = known
-    now: int = cursor.execute("PRAGMA data_version").fetchone()[0]
-    if now == mark and seen.keys() >= set(keys):
-        return seen, mark
-    found: str = cursor.execute(_VERSIONS, (json.dumps(list(keys)),)).fetchone()[0]  # a row each would be handed over
-    return json.loads(found), now
+    keys, last_versions, last_data_version = last
+    data_version: int = cursor.execute("PRAGMA data_version").fetchone()[0]
+    if data_version == last_data_version and last_versions.keys() >= set(keys):
+        return last_versions, last_data_version
+    # One JSON object: fetching a row per key would release the GIL for each.
+    found: str = cursor.execute(_VERSIONS, (json.dumps(list(keys)),)).fetchone()[0]
+    return json.loads(found), data_version

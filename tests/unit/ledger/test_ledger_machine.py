@@ -1,4 +1,4 @@
-"""Random asks, moves, crashes and takeovers against a model of one dictionary."""
+"""Random registrations, transitions and restarts, compared with a model in a dictionary."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import attrs
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -21,11 +22,11 @@ TASKS = st.sampled_from(["t-1", "t-2"]) | st.none()
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Two openings of one file and a ledger in memory go through the same, and agree with the model all the time."""
+    """A memory ledger and two ledgers on one file run the same steps and always agree with the model."""
 
     @initialize()
     def begin(self) -> None:
-        """Open them."""
+        """Open the ledgers."""
         self.runner = asyncio.Runner()
         self.folder = tempfile.TemporaryDirectory()
         file = Path(self.folder.name, "characters.db")
@@ -35,74 +36,79 @@ class LedgerMachine(RuleBasedStateMachine):
         for ledger in self.ledgers:
             self.runner.run(ledger.open())
         self.model: dict[str, Entry] = {}
-        self.old: dict[str, Entry] = {}
+        self.stale: dict[str, Entry] = {}
 
     def teardown(self) -> None:
-        """Close them."""
+        """Close the ledgers."""
         for ledger in self.ledgers:
             self.runner.run(ledger.aclose())
         self.runner.close()
         self.folder.cleanup()
 
-    def pair(self, *, second: bool) -> tuple[Ledger, Ledger]:
-        """Return the one in memory and one of those of the file."""
-        return self.ledgers[0], self.ledgers[1 + second]
-
     def both(self, call: Any, *, second: bool) -> Any:
-        """Do the same with both, and return how it ended; they must agree but for the names of owners."""
-        ends = [self.runner.run(_end(call(ledger))) for ledger in self.pair(second=second)]
-        assert _without_holder(ends[0]) == _without_holder(ends[1])
-        return ends[0]
+        """Call the memory ledger and one of those on the file; return the outcome, which must be the same."""
+        ledgers = (self.ledgers[0], self.ledgers[1 + second])
+        outcomes = [self.runner.run(_outcome(call(ledger))) for ledger in ledgers]
+        assert _without_owner(outcomes[0]) == _without_owner(outcomes[1])
+        return outcomes[0]
 
-    @rule(key=KEYS, wish=st.sampled_from(["a", "b"]), second=st.booleans(), pause=st.floats(-10, 10))
-    def ask(self, key: str, wish: str, second: bool, pause: float) -> None:  # noqa: FBT001 # drawn
-        """Ask, with a wall clock that jumps."""
-        self.clock += pause
-        end = self.both(lambda to: to.register(key=key, provider="kie", kind="k", request={"w": wish}), second=second)
+    @rule(key=KEYS, video=st.sampled_from(["a", "b"]), second=st.booleans(), jump=st.floats(-10, 10))
+    def register(self, key: str, video: str, second: bool, jump: float) -> None:  # noqa: FBT001 # drawn
+        """Register a request, while the clock jumps."""
+        self.clock += jump
+        request = {"video": video}
+        outcome = self.both(
+            lambda ledger: ledger.register(key=key, provider="kie", kind="k", request=request), second=second
+        )
         known = self.model.get(key)
         if known is None:
-            assert (end.state, end.version, end.request, end.created_at) == ("pending", 1, {"w": wish}, self.clock)
-            self.model[key] = self.old[key] = end
-        elif known.request == {"w": wish}:
-            assert end == known
+            assert (outcome.state, outcome.version, outcome.request) == ("pending", 1, request)
+            assert outcome.created_at == self.clock
+            self.model[key] = self.stale[key] = outcome
+        elif known.request == request:
+            assert outcome == known
         else:
-            assert isinstance(end, KeyConflictError)
+            assert isinstance(outcome, KeyConflictError)
 
     @rule(key=KEYS, to=st.sampled_from(EntryState), task=TASKS, second=st.booleans(), stale=st.booleans())
-    def move(self, key: str, to: EntryState, task: str | None, second: bool, stale: bool) -> None:  # noqa: FBT001 # drawn
-        """Move an entry as it is, or as somebody saw it before."""
+    def transition(self, key: str, to: EntryState, task: str | None, second: bool, stale: bool) -> None:  # noqa: FBT001 # drawn
+        """Change the present version of an entry, or the one before it."""
         known = self.model.get(key)
         if known is None:
             return
-        seen = self.old[key] if stale else known
+        entry = self.stale[key] if stale else known
         facts = {"task_id": task, "token_digest": f"d-{key}", "result": [to], "credits": 1.0}
-        end = self.both(lambda ledger: ledger.transition(seen, to, **facts), second=second)
-        named = seen.task_id or task
-        if to not in TRANSITIONS[seen.state] or (task and task != named) or (to is EntryState.RUNNING and not named):
-            assert isinstance(end, InvalidTransitionError)
-        elif seen.version != known.version:
-            assert isinstance(end, StaleEntryError)
-            assert end.entry == known
+        outcome = self.both(lambda ledger: ledger.transition(entry, to, **facts), second=second)
+        task_id = entry.task_id or task
+        second_task = task and task != task_id
+        no_task = to is EntryState.RUNNING and not task_id
+        if to not in TRANSITIONS[entry.state] or second_task or no_task:
+            assert isinstance(outcome, InvalidTransitionError)
+        elif entry.version != known.version:
+            assert isinstance(outcome, StaleEntryError)
+            assert outcome.entry == known
         else:
-            assert (end.state, end.version, end.task_id, end.result) == (to, known.version + 1, named, [to])
-            self.old[key], self.model[key] = known, end
+            assert (outcome.state, outcome.version) == (to, known.version + 1)
+            assert (outcome.task_id, outcome.result) == (task_id, [to])
+            self.stale[key] = known
+            self.model[key] = outcome
 
     @rule(second=st.booleans())
-    def crash(self, second: bool) -> None:  # noqa: FBT001 # drawn
-        """Close one opening of the file, and open it again under a new name."""
+    def restart(self, second: bool) -> None:  # noqa: FBT001 # drawn
+        """Close one ledger on the file and open it again under a new name."""
         ledger = self.ledgers[1 + second]
-        was = ledger.owner
+        former = ledger.owner
         self.runner.run(ledger.aclose())
-        assert self.runner.run(self.ledgers[2 - second].is_dead(was))
+        assert self.runner.run(self.ledgers[2 - second].is_dead(former))
         self.runner.run(ledger.open())
 
     @invariant()
     def all_agree(self) -> None:
-        """Every ledger holds what the model holds, in its order, and finds it by task and token."""
+        """Every ledger has the entries of the model, in its order, and finds them by task and token."""
         for ledger in self.ledgers:
-            held = self.runner.run(_all(ledger))
-            assert [_without_holder(entry) for entry in held] == [_without_holder(e) for e in self.model.values()]
-            for entry in held:
+            entries = self.runner.run(_all(ledger))
+            assert [_without_owner(entry) for entry in entries] == [_without_owner(e) for e in self.model.values()]
+            for entry in entries:
                 found = self.runner.run(ledger.by_token(f"d-{entry.key}"))
                 assert found == (entry if entry.token_digest else None)
                 if entry.task_id:
@@ -111,7 +117,7 @@ class LedgerMachine(RuleBasedStateMachine):
                     assert found.task_id == entry.task_id
 
 
-async def _end(work: Any) -> Any:
+async def _outcome(work: Any) -> Any:
     try:
         return await work
     except (KeyConflictError, StaleEntryError, InvalidTransitionError) as error:
@@ -122,10 +128,10 @@ async def _all(ledger: Ledger) -> list[Entry]:
     return [entry async for entry in ledger.entries()]
 
 
-def _without_holder(end: Any) -> Any:
-    if isinstance(end, Entry):
-        return (end.key, end.state, end.request, end.result, end.task_id, end.token_digest, end.version, end.updated_at)
-    return (type(end), str(end))
+def _without_owner(outcome: Any) -> Any:
+    if isinstance(outcome, Entry):
+        return attrs.evolve(outcome, owner=None)
+    return (type(outcome), str(outcome))
 
 
 TestLedgerMachine = LedgerMachine.TestCase

@@ -1,3 +1,5 @@
+"""The memory store keeps a limited number of finished entries."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -16,17 +18,17 @@ DONE = (*RUNNING, EntryState.SUCCEEDED)
 
 @pytest.fixture
 async def ledger(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ledger]:
-    """Give a ledger in memory that keeps three finished entries."""
-    monkeypatch.setattr(memory, "_MOST_FINISHED", 3)
+    """Open a memory ledger that keeps three finished entries."""
+    monkeypatch.setattr(memory, "_MAX_FINISHED", 3)
     async with open_ledger("memory:") as opened:
         yield opened
 
 
-async def put(ledger: Ledger, number: int, *ways: EntryState) -> Entry:
-    """Ask under a key, and move its entry through states."""
+async def put(ledger: Ledger, number: int, *states: EntryState) -> Entry:
+    """Register a key and take its entry through states."""
     key = f"k-{number}"
     entry = await ledger.register(key=key, provider="kie", kind="character", request={})
-    for to in ways:
+    for to in states:
         task_id = f"t-{number}" if to is EntryState.RUNNING else None
         digest = f"d-{number}" if to is EntryState.SENDING else None
         entry = await ledger.transition(entry, to, task_id=task_id, token_digest=digest)
@@ -34,21 +36,21 @@ async def put(ledger: Ledger, number: int, *ways: EntryState) -> Entry:
 
 
 async def keys(ledger: Ledger, *states: EntryState, newest_first: bool = False) -> list[str]:
-    """List the keys of the entries in `states`, or of all."""
+    """List the keys of the entries in `states`, by default of all."""
     entries = ledger.entries(states=states or tuple(EntryState), newest_first=newest_first)
     return [entry.key async for entry in entries]
 
 
 @pytest.mark.parametrize(
-    "ways",
+    "states",
     [DONE, (*RUNNING, EntryState.FAILED), (EntryState.SENDING, EntryState.REJECTED), (EntryState.REJECTED,)],
     ids=str,
 )
-async def test_the_first_to_finish_is_forgotten(ledger: Ledger, ways: tuple[EntryState, ...]) -> None:
-    """Of what is finished, however, the last few are kept, and nothing of the others is found any more."""
-    begun = [await put(ledger, number, *ways[:-1]) for number in range(5)]
+async def test_removes_what_finished_first(ledger: Ledger, states: tuple[EntryState, ...]) -> None:
+    """The last three finished entries are kept, in whatever state; older ones are not found any more."""
+    unfinished = [await put(ledger, number, *states[:-1]) for number in range(5)]
     for number in (4, 2, 0, 1, 3):
-        await ledger.transition(begun[number], ways[-1])
+        await ledger.transition(unfinished[number], states[-1])
     assert await keys(ledger) == ["k-0", "k-1", "k-3"]
     for number in range(5):
         found = (
@@ -56,28 +58,28 @@ async def test_the_first_to_finish_is_forgotten(ledger: Ledger, ways: tuple[Entr
             await ledger.by_task("kie", f"t-{number}"),
             await ledger.by_token(f"d-{number}"),
         )
-        entry = begun[number] if number in {0, 1, 3} else None
+        entry = unfinished[number] if number in {0, 1, 3} else None
         expected = entry and (entry.key, entry.task_id and entry.key, entry.token_digest and entry.key)
         assert tuple(one and one.key for one in found) == (expected or (None, None, None))
 
 
 @pytest.mark.parametrize(
-    "ways", [(), (EntryState.SENDING,), RUNNING, (EntryState.SENDING, EntryState.UNKNOWN)], ids=str
+    "states", [(), (EntryState.SENDING,), RUNNING, (EntryState.SENDING, EntryState.UNKNOWN)], ids=str
 )
-async def test_what_is_not_finished_is_kept(ledger: Ledger, ways: tuple[EntryState, ...]) -> None:
-    """However many they are and however much is finished after them, a wish, a task and a doubt stay."""
+async def test_keeps_unfinished_entries(ledger: Ledger, states: tuple[EntryState, ...]) -> None:
+    """Entries that are pending, sending, running or unknown are kept, however many others finish."""
     for number in range(10):
-        await put(ledger, number, *ways)
+        await put(ledger, number, *states)
     for number in range(10, 20):
         await put(ledger, number, *DONE)
     assert await keys(ledger) == [*(f"k-{number}" for number in range(10)), "k-17", "k-18", "k-19"]
-    assert (await put(ledger, 0)).state is (ways or [EntryState.PENDING])[-1]
+    assert (await put(ledger, 0)).state is (states or [EntryState.PENDING])[-1]
 
 
-async def test_what_was_refused_and_is_sent_again_is_kept(ledger: Ledger) -> None:
-    """An entry that leaves its end behind does not count as finished, and is the last one when it ends again."""
-    refused = await put(ledger, 0, EntryState.REJECTED)
-    sending = await ledger.transition(refused, EntryState.SENDING)
+async def test_resent_entry_is_unfinished(ledger: Ledger) -> None:
+    """A rejected entry that is sent again is unfinished, and the last to finish when it is rejected again."""
+    rejected = await put(ledger, 0, EntryState.REJECTED)
+    sending = await ledger.transition(rejected, EntryState.SENDING)
     for number in range(1, 5):
         await put(ledger, number, *DONE)
     assert await keys(ledger) == ["k-0", "k-2", "k-3", "k-4"]
@@ -85,19 +87,19 @@ async def test_what_was_refused_and_is_sent_again_is_kept(ledger: Ledger) -> Non
     assert await keys(ledger) == ["k-0", "k-3", "k-4"]
 
 
-async def test_a_key_that_was_forgotten_is_new(ledger: Ledger) -> None:
-    """It comes last, as what was asked last, and whoever still holds its old entry cannot move it."""
+async def test_removed_key_is_new(ledger: Ledger) -> None:
+    """A removed key registers anew, in the last place, and its old entry cannot change."""
     old = await put(ledger, 0, EntryState.REJECTED)
     for number in range(1, 4):
         await put(ledger, number, *DONE)
-    with pytest.raises(LedgerError, match="lost the entry of key k-0"):
+    with pytest.raises(LedgerError, match="no longer has the entry of key k-0"):
         await ledger.transition(old, EntryState.SENDING)
     assert (await put(ledger, 0)).state is EntryState.PENDING
     assert await keys(ledger) == ["k-1", "k-2", "k-3", "k-0"]
 
 
-async def test_a_task_of_two_entries_outlives_one(ledger: Ledger) -> None:
-    """Forgetting an entry takes no name from another that bears it too."""
+async def test_shared_task_is_still_found(ledger: Ledger) -> None:
+    """After the removal of an entry, another entry with the same task id is found by it."""
     await put(ledger, 0, *DONE)
     sending = await put(ledger, 9, EntryState.SENDING)
     await ledger.transition(sending, EntryState.RUNNING, task_id="t-0")
@@ -110,11 +112,9 @@ async def test_a_task_of_two_entries_outlives_one(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("newest_first", [False, True])
-async def test_pages_stay_right_while_entries_are_forgotten(
-    monkeypatch: pytest.MonkeyPatch, *, newest_first: bool
-) -> None:
-    """What is forgotten between two pages, the place they meet at too, neither hides an entry nor shows one twice."""
-    monkeypatch.setattr(memory, "_MOST_FINISHED", 500)
+async def test_pages_during_removals(monkeypatch: pytest.MonkeyPatch, *, newest_first: bool) -> None:
+    """Removals between two pages, of the last entry of a page too, neither hide an entry nor repeat one."""
+    monkeypatch.setattr(memory, "_MAX_FINISHED", 500)
     async with open_ledger("memory:") as ledger:
         for number in range(500):
             await put(ledger, number, *DONE)
@@ -135,13 +135,13 @@ async def test_pages_stay_right_while_entries_are_forgotten(
             assert seen == [*order[:200], *order[350:], *(f"k-{number}" for number in range(1000, 1350))]
 
 
-async def test_forgetting_keeps_memory_flat(ledger: Ledger) -> None:
-    """What was forgotten leaves nothing behind."""
+async def test_removal_leaves_nothing_behind(ledger: Ledger) -> None:
+    """The dictionaries of the store stay at the same size."""
     store = ledger._store
     assert isinstance(store, memory.MemoryStore)
     sizes: set[tuple[int, ...]] = set()
     for number in range(100):
         await put(ledger, number, *DONE)
         if number > 10:
-            sizes.add(tuple(len(kept) for kept in (store._entries, store._places, store._finished, store._keys)))
+            sizes.add(tuple(len(table) for table in (store._entries, store._row_ids, store._finished, store._keys)))
     assert len(sizes) == 1

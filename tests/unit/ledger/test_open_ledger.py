@@ -1,3 +1,5 @@
+"""Opening a ledger by URL or path."""
+
 from __future__ import annotations
 
 import sys
@@ -22,15 +24,15 @@ from sora_chars.ledger.stores.sqlite import SqliteStore
         ("c:/b.db", Path("c:/b.db")),
     ],
 )
-def test_a_file_is_named_by_url_or_path(url: str | Path, path: Path) -> None:
-    """A URL with three slashes and a plain path name an SQLite file; a `Path` is one whatever it holds."""
+def test_sqlite_by_url_or_path(url: str | Path, path: Path) -> None:
+    """A URL with three slashes, a plain path and every `Path` select an SQLite file."""
     store = open_ledger(url)._store
     assert isinstance(store, SqliteStore)
     assert store._path == path.absolute()
 
 
-def test_other_kinds_have_their_scheme() -> None:
-    """`memory:` and `postgresql:` give the other kinds."""
+def test_scheme_selects_the_store() -> None:
+    """`memory:` and `postgresql:` select the other stores."""
     assert isinstance(open_ledger("memory:")._store, MemoryStore)
     assert isinstance(open_ledger("postgresql://someone:secret@db/x")._store, PostgresStore)
 
@@ -46,15 +48,15 @@ def test_other_kinds_have_their_scheme() -> None:
         "postgresql://me:secret@h/x?secret=1",
     ],
 )
-def test_a_wrong_url_is_refused_without_showing_it(url: str) -> None:
-    """A URL of no known kind, or one that cannot be read, is refused, and no password in it is shown."""
+def test_invalid_url_raises_without_password(url: str) -> None:
+    """The error for an unsupported or invalid URL shows no password."""
     with pytest.raises(ConfigurationError, match="ledger: ") as caught:
         open_ledger(url)
     assert "secret" not in f"{caught.value} {caught.value.__cause__}"
 
 
-def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A PostgreSQL URL without psycopg says which command installs it."""
+def test_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error for a PostgreSQL URL without psycopg contains the command that installs it."""
     monkeypatch.delitem(sys.modules, "sora_chars.ledger.stores.postgres")
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(ConfigurationError, match=r'pip install "sora-chars\[postgres\]"'):
@@ -62,8 +64,8 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("missing", ["fcntl", "sqlite3"])
-def test_without_locks_or_sqlite_it_says_what_to_use(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path on a system that lacks a module which SQLite ledgers need, such as Windows, says what serves there."""
+def test_missing_module_names_the_alternatives(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a module that SQLite ledgers need is missing, as on Windows, the error names the other kinds."""
     for name in ("sqlite", "process_lock", "sqlite_thread"):
         monkeypatch.delitem(sys.modules, f"sora_chars.ledger.stores.{name}")
     monkeypatch.setitem(sys.modules, missing, None)
@@ -72,14 +74,14 @@ def test_without_locks_or_sqlite_it_says_what_to_use(missing: str, monkeypatch: 
     assert isinstance(open_ledger("memory:")._store, MemoryStore)
 
 
-def test_a_store_shows_no_password() -> None:
-    """Neither a ledger nor its store shows the URL."""
+def test_repr_hides_the_password() -> None:
+    """The repr of a ledger and of its store contains no password."""
     ledger = open_ledger("postgresql://me:secret@db/x")
     assert "secret" not in f"{ledger!r} {ledger._store!r}"
 
 
-async def test_a_failed_opening_leaves_it_closed(tmp_path: Path) -> None:
-    """A ledger that could not be opened can be opened once the fault is over."""
+async def test_opens_after_a_failed_opening(tmp_path: Path) -> None:
+    """A ledger that could not be opened can be opened once the fault is gone."""
     ledger = open_ledger(tmp_path / "later" / "characters.db")
     with pytest.raises(LedgerError, match="could not be used"):
         await ledger.open()

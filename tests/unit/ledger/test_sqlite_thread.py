@@ -1,4 +1,4 @@
-"""When an SQLite ledger's thread is given its jobs."""
+"""When an SQLite ledger hands jobs over to its thread."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sora_chars.ledger.stores.sqlite_thread import Worker
+from sora_chars.ledger.stores.sqlite_thread import CommitThread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.looptime
 
 
-class Idle(Worker):
-    """A thread that never starts, so that what it is given can be seen."""
+class Idle(CommitThread):
+    """A thread that never starts; its groups stay in the queue."""
 
     def __init__(self) -> None:
-        super().__init__(lambda: sqlite3.connect(":memory:"), begin="BEGIN", together=1, name="idle")
+        super().__init__(lambda: sqlite3.connect(":memory:"), begin="BEGIN", jobs_per_statement=1, name="idle")
 
-    def ask(self, *, spacing: float = 0.0) -> None:
-        """Ask for something."""
+    def add_job(self, *, spacing: float = 0.0) -> None:
+        """Add a job that may wait `spacing` seconds after the last group."""
         self.call(work, None, spacing=spacing)
 
-    async def given(self) -> tuple[float, int]:
-        """Wait for the next group: seconds until it came, to the hundredth, and its size."""
+    async def next_group(self) -> tuple[float, int]:
+        """Wait for the next group; return the seconds until it came, to the hundredth, and its size."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         while self._groups.empty():  # noqa: ASYNC110 # a queue of threads is no event of a loop
@@ -36,48 +36,48 @@ class Idle(Worker):
 
 
 def work(_cursor: sqlite3.Cursor, items: Sequence[Any]) -> Sequence[Any]:
-    """What jobs are for."""
+    """Return the items."""
     return items
 
 
-async def test_a_job_that_may_wait_goes_at_once_after_a_silence() -> None:
-    """Only where groups follow each other closely does a job wait for others."""
-    worker = Idle()
+async def test_spacing_counts_from_the_last_group() -> None:
+    """A job waits for others only if the last group was handed over less than `spacing` ago."""
+    thread = Idle()
     await asyncio.sleep(5)
-    worker.ask(spacing=1.0)
-    assert await worker.given() == (0.0, 1)
-    worker.ask(spacing=1.0)
-    worker.ask(spacing=1.0)
-    assert await worker.given() == (1.0, 2)
+    thread.add_job(spacing=1.0)
+    assert await thread.next_group() == (0.0, 1)
+    thread.add_job(spacing=1.0)
+    thread.add_job(spacing=1.0)
+    assert await thread.next_group() == (1.0, 2)
 
 
-async def test_a_job_that_waits_goes_with_one_in_a_hurry() -> None:
-    """What waits is taken along, and nothing is left for the time at which it would have gone."""
-    worker = Idle()
-    worker.ask(spacing=10.0)
+async def test_waiting_job_joins_an_urgent_one() -> None:
+    """A job without spacing takes a waiting job along, whose own timer then hands nothing over."""
+    thread = Idle()
+    thread.add_job(spacing=10.0)
     await asyncio.sleep(5)
-    worker.ask()
-    assert await worker.given() == (0.0, 2)
+    thread.add_job()
+    assert await thread.next_group() == (0.0, 2)
     await asyncio.sleep(10)
-    assert worker._groups.empty()
+    assert thread._groups.empty()
 
 
-async def test_jobs_that_are_enough_wait_no_longer() -> None:
-    """Thirty-two go at once, and what comes after waits anew."""
-    worker = Idle()
+async def test_full_group_is_handed_over_at_once() -> None:
+    """Thirty-two jobs do not wait for more; jobs after them wait again."""
+    thread = Idle()
     for _ in range(32):
-        worker.ask(spacing=10.0)
-    assert await worker.given() == (0.0, 32)
-    worker.ask(spacing=10.0)
-    worker.ask(spacing=10.0)
-    assert await worker.given() == (10.0, 2)
+        thread.add_job(spacing=10.0)
+    assert await thread.next_group() == (0.0, 32)
+    thread.add_job(spacing=10.0)
+    thread.add_job(spacing=10.0)
+    assert await thread.next_group() == (10.0, 2)
 
 
-async def test_who_comes_alone_is_not_kept_waiting() -> None:
-    """One caller that awaits one job after the other waits in vain once in 33 times."""
-    worker = Idle()
-    waits = []
+async def test_sequential_jobs_skip_the_wait() -> None:
+    """A caller that awaits one job after another is delayed for one job in 33."""
+    thread = Idle()
+    groups = []
     for _ in range(68):
-        worker.ask(spacing=1.0)
-        waits.append(await worker.given())
-    assert waits == [(1.0, 1), *[(0.0, 1)] * 32, (1.0, 1), *[(0.0, 1)] * 32, (1.0, 1), (0.0, 1)]
+        thread.add_job(spacing=1.0)
+        groups.append(await thread.next_group())
+    assert groups == [(1.0, 1), *[(0.0, 1)] * 32, (1.0, 1), *[(0.0, 1)] * 32, (1.0, 1), (0.0, 1)]

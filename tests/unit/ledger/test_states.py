@@ -1,3 +1,5 @@
+"""The transitions between the states of an entry, and the entry after each."""
+
 from __future__ import annotations
 
 from itertools import product
@@ -7,7 +9,7 @@ import attrs
 import pytest
 
 from sora_chars import Entry, EntryState, InvalidTransitionError
-from sora_chars.ledger.entry import COLUMNS, MOVING, NAMING, from_row, to_json, to_row
+from sora_chars.ledger.entry import COLUMNS, INDEXED_COLUMNS, TRANSITION_COLUMNS, from_row, to_json, to_row
 from sora_chars.ledger.states import TRANSITIONS, check_transition
 
 ENTRY = Entry(
@@ -41,18 +43,20 @@ LEGAL = {
 
 
 @pytest.mark.parametrize(("state", "to"), list(product(EntryState, EntryState)))
-def test_legal_moves_are_these_and_no_others(state: EntryState, to: EntryState) -> None:
-    """Each pair of states is a legal move or one that raises and names what would be legal."""
+def test_transitions(state: EntryState, to: EntryState) -> None:
+    """Only the listed transitions are allowed; any other raises an error that names the allowed ones."""
     if (state, to) in LEGAL:
         check_transition("k-1", state, to)
         return
-    with pytest.raises(InvalidTransitionError, match=f"k-1 cannot go from {state} to {to}: {state} goes to ") as caught:
+    allowed = ", ".join(sorted(end for begin, end in LEGAL if begin == state)) or "no other state"
+    message = f"k-1 cannot go from {state} to {to}; from {state} it may go to {allowed}."
+    with pytest.raises(InvalidTransitionError, match=message) as caught:
         check_transition("k-1", state, to)
     assert (caught.value.key, caught.value.state, caught.value.to) == ("k-1", state, to)
 
 
-def test_every_state_can_be_reached() -> None:
-    """From `asked` there is a way to every state."""
+def test_every_state_is_reachable() -> None:
+    """Some sequence of transitions leads from pending to every state."""
     reached = {EntryState.PENDING}
     while more := {to for state in reached for to in TRANSITIONS[state]} - reached:
         reached |= more
@@ -64,8 +68,8 @@ def at(state: EntryState, **facts: Any) -> Entry:
     return attrs.evolve(ENTRY, state=state, **facts)
 
 
-def test_a_move_keeps_the_names_and_drops_the_rest() -> None:
-    """A task id, a token and credits stay through moves; a result or an error belongs to the state it came with."""
+def test_transition_keeps_ids_and_credits() -> None:
+    """A transition keeps task id, token digest and credits, and drops the result or error of the last state."""
     unknown = at(EntryState.SENDING, token_digest="d").transitioned(
         EntryState.UNKNOWN, at=2.0, owner="h", error={"type": "NoAnswerError"}, credits=1.5
     )
@@ -76,43 +80,43 @@ def test_a_move_keeps_the_names_and_drops_the_rest() -> None:
     assert (done.task_id, done.result, done.owner, done.created_at, done.updated_at) == ("t", [], None, 1.0, 4.0)
 
 
-def test_only_what_may_move_moves() -> None:
-    """A move changes no column but those that stores write."""
+def test_transition_changes_stored_columns_only() -> None:
+    """A transition changes only the columns that stores write."""
     done = at(EntryState.SENDING).transitioned(
         EntryState.RUNNING, at=2.0, owner="h", task_id="t", token_digest="d", result=1, error=1, credits=1
     )
     changed = {name for name in COLUMNS if getattr(done, name) != getattr(at(EntryState.SENDING), name)}
-    assert changed == {*MOVING, *NAMING}
+    assert changed == {*TRANSITION_COLUMNS, *INDEXED_COLUMNS}
 
 
-def test_running_needs_a_task_id() -> None:
-    """An entry cannot run before its task has an id."""
+def test_running_requires_a_task_id() -> None:
+    """An entry without a task id cannot go to running."""
     with pytest.raises(InvalidTransitionError, match="has task None"):
         at(EntryState.SENDING).transitioned(EntryState.RUNNING, at=2.0, owner="h")
 
 
-def test_a_key_never_gets_a_second_task() -> None:
-    """A task id on record cannot become another; the same one again is no change."""
+def test_rejects_a_second_task_id() -> None:
+    """A recorded task id may be repeated and cannot be changed."""
     running = at(EntryState.RUNNING, task_id="t-1")
     assert running.transitioned(EntryState.RUNNING, at=2.0, owner="h", task_id="t-1").task_id == "t-1"
     with pytest.raises(InvalidTransitionError, match="has task t-1 and cannot go to running with task t-2"):
         running.transitioned(EntryState.RUNNING, at=2.0, owner="h", task_id="t-2")
 
 
-def test_a_row_is_plain_and_reads_back() -> None:
-    """A row holds plain values only, and gives the same entry again."""
+def test_row_round_trip() -> None:
+    """A row has only plain values and makes an equal entry."""
     row = to_row(at(EntryState.REJECTED, error_json="[1]"))
     assert {type(value) for value in row} == {str, float, int, type(None)}
     assert from_row(row) == at(EntryState.REJECTED, error_json="[1]")
 
 
-def test_equal_values_have_equal_texts() -> None:
-    """The canonical text does not depend on the order of fields, and is ASCII."""
+def test_json_is_canonical() -> None:
+    """The JSON of a value is ASCII and does not depend on the order of fields."""
     assert to_json({"b": "ü", "a": [1, None]}) == to_json({"a": [1, None], "b": "ü"}) == '{"a":[1,null],"b":"\\u00fc"}'
 
 
-def test_a_repr_shows_no_payload() -> None:
-    """The repr of an entry leaves out request, result and token."""
+def test_repr_hides_payloads() -> None:
+    """The repr of an entry contains neither request, result nor token digest."""
     shown = repr(at(EntryState.FAILED, request_json='"a"', result_json='"b"', token_digest="c", error_json='"why"'))
     assert "json='\"why\"'" in shown
     assert not any(text in shown for text in ('"a"', '"b"', "'c'"))

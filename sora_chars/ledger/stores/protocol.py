@@ -1,0 +1,68 @@
+"""The interface of a ledger's store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from sora_chars.ledger.entry import Entry, Lookup
+    from sora_chars.ledger.notifier import ChangeNotifier
+    from sora_chars.ledger.states import EntryState
+    from sora_chars.ratelimit.distributed import QuotaStore
+
+
+class LedgerStore(Protocol):
+    """What a ledger keeps its entries in.
+
+    A store may raise `LedgerError` from any method. Once a method has returned, what it
+    wrote is durable.
+    """
+
+    @property
+    def owner(self) -> str:
+        """The name of this process as an owner of entries, new at every opening."""
+        ...
+
+    @property
+    def quota_store(self) -> QuotaStore | None:
+        """Where the processes on this store share an account's limits; None if they cannot."""
+        ...
+
+    async def open(self, notifier: ChangeNotifier) -> None:
+        """Open the store, and notify `notifier` of entries that other processes change."""
+        ...
+
+    async def aclose(self) -> None:
+        """Finish the calls in progress and close the store."""
+        ...
+
+    async def insert(self, entry: Entry) -> Entry:
+        """Store the entry unless its key exists; return the stored entry of the key."""
+        ...
+
+    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+        """Replace `before` by `after` if the stored version is that of `before`.
+
+        Returns `after` if so, else the stored entry, or None if there is none.
+        """
+        ...
+
+    async def find(self, by: Lookup, *values: str) -> Entry | None:
+        """Find an entry by its key, by provider and task id, or by its token's digest."""
+        ...
+
+    async def page(
+        self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
+    ) -> Sequence[tuple[int, Entry]]:
+        """Return a page of up to `size` entries in `states`, with their row ids.
+
+        The order is that of insertion, or its reverse. The page begins after the row id
+        `after`, or with the first entry of the order.
+        """
+        ...
+
+    async def is_dead(self, owner: str) -> bool:
+        """True if the process with this name has ended."""
+        ...
