@@ -30,7 +30,7 @@ def now() -> float:
 
 
 @attrs.define(eq=False)
-class Fake(Provider):
+class FakeProvider(Provider):
     """A provider that sends after `before` seconds and answers `after` more; its tasks end at the `end`-th look.
 
     `problems`: what it has against any request. `early`: what a request meets before it is sent. `fault`: what the
@@ -87,7 +87,7 @@ class Fake(Provider):
 
 
 @attrs.define(eq=False)
-class Shop(Provider):
+class BatchProvider(Provider):
     """Answers a create after 1 s. The wish, as "fails 20", says how many seconds later the task ends, and how.
 
     `refusal`: what each create meets; `account`: whose limits it says that it keeps.
@@ -167,8 +167,8 @@ class Shop(Provider):
         )
 
 
-def wish(how: str = "ends 10", **fields: Any) -> CharacterRequest:
-    """A request to a `Shop` for a task that ends as told."""
+def make_request(how: str = "ends 10", **fields: Any) -> CharacterRequest:
+    """A request to a `BatchProvider` for a task that ends as told."""
     return CharacterRequest(from_task=how, **fields)
 
 
@@ -178,7 +178,7 @@ def words(request: Request) -> tuple[str, str, str]:
 
 
 @attrs.define(eq=False)
-class Watched(Provider):
+class PolledProvider(Provider):
     """A provider with nothing but looks: each takes `takes` seconds, and meets what `answer` says for the loop's time.
 
     `looks`: when they began.
@@ -212,7 +212,7 @@ def script(*steps: TaskSnapshot | BaseException) -> Callable[[float], TaskSnapsh
 
 
 @attrs.define(eq=False)
-class Ages(PollingStrategy):
+class RecordingInterval(PollingStrategy):
     """A look every 10 s, at whatever age; it notes the ages."""
 
     ages: list[float] = attrs.field(factory=list[float])
@@ -225,7 +225,7 @@ class Ages(PollingStrategy):
 
 
 @attrs.define(eq=False)
-class Shaky(MemoryStore):
+class FaultyStore(MemoryStore):
     """A store that cannot write the states in `full`, and writes those in `mute` without saying so.
 
     `slow`: seconds that a new key takes. `bug`: raised in place of `LedgerError`. `away`: whether it cannot be read.

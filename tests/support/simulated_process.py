@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sora_chars.ledger.entry import By
     from sora_chars.ledger.notifier import Waiters
     from sora_chars.models import Request
-    from tests.support.simulated_world import Made, World
+    from tests.support.simulated_world import SimulatedTask, SimulatedWorld
 
 READ, WRITE, TRAVEL = 0.003, 0.01, 0.05  # seconds, each a chance to die on the way
 ANSWER = 5.0  # seconds that a provider takes over a request
@@ -47,21 +47,21 @@ LATE = 20.0  # how long a request may wander about before it arrives
 WAIT = 300.0
 HOOKS = "https://a.invalid/hooks"
 T = TypeVar("T")
-PROCESS: contextvars.ContextVar[Process] = contextvars.ContextVar("PROCESS")
+PROCESS: contextvars.ContextVar[SimulatedProcess] = contextvars.ContextVar("PROCESS")
 
 
-class Killed(BaseException):
+class ProcessKilled(BaseException):
     """A process that was killed goes no further."""
 
 
 @attrs.define(eq=False)
-class LedgerStore:
+class SimulatedStore:
     """The door of one process to the shared entries. Its next writes end as `faults` say; so many `reads` fail."""
 
     quota_store = None
 
-    world: World
-    process: Process
+    world: SimulatedWorld
+    process: SimulatedProcess
     owner: str
     faults: deque[str] = attrs.field(factory=deque[str])
     reads: int = 0
@@ -131,11 +131,11 @@ class LedgerStore:
 
 
 @attrs.define(eq=False)
-class Fake(Provider):
+class SimulatedProvider(Provider):
     """A process's way to the provider. Its next request for a key ends as `fates` say."""
 
-    world: World
-    process: Process
+    world: SimulatedWorld
+    process: SimulatedProcess
     fates: dict[str, str] = attrs.field(factory=dict[str, str])
     name: str = "fake"
     callback_url: str | None = HOOKS
@@ -169,8 +169,8 @@ class Fake(Provider):
         """See `Provider`."""
         await self.process.passes(TRAVEL)
         made = self.world.made.get(task_id)
-        if self.world.faulty_looks:
-            self.world.faulty_looks -= 1
+        if self.world.faulty_polls:
+            self.world.faulty_polls -= 1
             raise NoAnswerError("reset")
         if made is None or asyncio.get_running_loop().time() < made.visible:
             raise TaskNotFoundError("no such task")
@@ -178,7 +178,7 @@ class Fake(Provider):
         await self.process.passes(TRAVEL)
         return snapshot
 
-    def _snapshot(self, made: Made) -> TaskSnapshot:
+    def _snapshot(self, made: SimulatedTask) -> TaskSnapshot:
         if made.state == EMPTY:
             raise MissingCharacterError("none", provider=self.name, task_id=made.task_id, payload={"id": ""})
         return TaskSnapshot(
@@ -197,12 +197,12 @@ class Fake(Provider):
 
     async def _post(
         self, key: str, url: str, fate: str, on_send: Callable[[], AbstractAsyncContextManager[None]]
-    ) -> Made:
+    ) -> SimulatedTask:
         async with on_send():
             with self.world.counted(self.world.posted, key):
                 return await self._arrive(key, url, fate)
 
-    async def _arrive(self, key: str, url: str, fate: str) -> Made:
+    async def _arrive(self, key: str, url: str, fate: str) -> SimulatedTask:
         await self.process.passes(TRAVEL)
         if fate == "never left":
             raise NoAnswerError("no connection", harmless=True)
@@ -237,10 +237,10 @@ class Fake(Provider):
         asyncio.get_running_loop().call_later(LATE, arrive)
 
 
-class Process:
+class SimulatedProcess:
     """A process: its session, all its asyncio tasks, and those of its callers who still wait, each with its key."""
 
-    def __init__(self, world: World, runner: asyncio.Runner, name: str) -> None:
+    def __init__(self, world: SimulatedWorld, runner: asyncio.Runner, name: str) -> None:
         self.world = world
         self.runner = runner
         self.alive = True
@@ -251,8 +251,8 @@ class Process:
         self.callers: dict[asyncio.Task[Any], str] = {}
         self.context = contextvars.copy_context()
         self.context.run(PROCESS.set, self)
-        self.store = LedgerStore(world, self, name)
-        self.provider = Fake(world, self)
+        self.store = SimulatedStore(world, self, name)
+        self.provider = SimulatedProvider(world, self)
         clock = runner.get_loop().time
         self.session = CharacterSession(
             self.provider,
@@ -268,7 +268,7 @@ class Process:
         await asyncio.sleep(seconds)
         await self.goes.wait()
         if not self.alive:
-            raise Killed
+            raise ProcessKilled
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Do something in this process, while all others go on."""
@@ -320,7 +320,7 @@ class Process:
         return (await self.receiver.handle("POST", url, {"content-type": "application/json"}, body()))[0]
 
 
-def own(world: World, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+def own_task(world: SimulatedWorld, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
     """Make an asyncio task that belongs to the process that began it, and look at how it ends."""
     made = asyncio.Task(work, loop=loop, **options)
     process = (options.get("context") or contextvars.copy_context()).get(PROCESS, None)
@@ -330,7 +330,9 @@ def own(world: World, loop: asyncio.AbstractEventLoop, work: Any, **options: Any
 
     def look(ended: asyncio.Task[Any]) -> None:
         error = None if ended.cancelled() else ended.exception()
-        if error and (isinstance(error, InvalidTransitionError) or not isinstance(error, (SoraCharsError, Killed))):
+        if error and (
+            isinstance(error, InvalidTransitionError) or not isinstance(error, (SoraCharsError, ProcessKilled))
+        ):
             world.wrong.append(f"{ended} raised {error!r}")
 
     made.add_done_callback(look)

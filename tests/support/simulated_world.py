@@ -40,7 +40,7 @@ ENDS = [SUCCESS, FAIL, EMPTY]
 
 
 @attrs.define(eq=False)
-class Made:
+class SimulatedTask:
     """A task at the provider. `state` is the truth; it cannot be seen before the loop time `visible`."""
 
     task_id: str
@@ -51,7 +51,7 @@ class Made:
 
 
 @attrs.define(eq=False)
-class World:
+class SimulatedWorld:
     """What really happened: the tasks of the provider, the entries of the ledger, and who has died.
 
     `on_the_way`: requests that may still make a task, by key, from before they are recorded; `posted`: those of them
@@ -61,12 +61,12 @@ class World:
 
     synchronous: bool = False
     healed: bool = False
-    made: dict[str, Made] = attrs.field(factory=dict[str, Made])
+    made: dict[str, SimulatedTask] = attrs.field(factory=dict[str, SimulatedTask])
     on_the_way: Counter[str] = attrs.field(factory=Counter[str])
     posted: Counter[str] = attrs.field(factory=Counter[str])
     doubted: set[str] = attrs.field(factory=set[str])
     answers: set[tuple[str, str]] = attrs.field(factory=set[tuple[str, str]])
-    faulty_looks: int = 0
+    faulty_polls: int = 0
     entries: MemoryStore = attrs.field(factory=MemoryStore)
     kept: dict[str, Entry] = attrs.field(factory=dict[str, Entry])
     moves: set[tuple[EntryState, EntryState]] = attrs.field(factory=set[tuple[EntryState, EntryState]])
@@ -74,14 +74,14 @@ class World:
     waiters: dict[str, Waiters] = attrs.field(factory=dict[str, "Waiters"])
     wrong: list[str] = attrs.field(factory=list[str])
 
-    def tasks(self, key: str) -> list[Made]:
+    def tasks(self, key: str) -> list[SimulatedTask]:
         """All that were made for a key: one at most, if all is right."""
         return [made for made in self.made.values() if made.key == key]
 
-    def make(self, key: str, url: str) -> Made:
+    def make(self, key: str, url: str) -> SimulatedTask:
         """Make a task, which has ended at once where that is so."""
         now = asyncio.get_running_loop().time()
-        made = Made(f"t-{len(self.made) + 1}-{key}", key, url, now + 3.0)
+        made = SimulatedTask(f"t-{len(self.made) + 1}-{key}", key, url, now + 3.0)
         self.made[made.task_id] = made
         if self.healed or self.synchronous:
             made.state = SUCCESS

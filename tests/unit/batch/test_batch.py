@@ -24,7 +24,7 @@ from sora_chars.errors import (
 from sora_chars.models import TaskRequest
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.session import CharacterSession
-from tests.support.fake_providers import Shop, wish
+from tests.support.fake_providers import BatchProvider, make_request
 
 if TYPE_CHECKING:
     from sora_chars.models import Request
@@ -40,8 +40,8 @@ def session_of(*providers: Provider, **options: Any) -> CharacterSession:
 
 async def test_outcomes_come_as_they_end() -> None:
     """The first to end is the first to be told, with its request, key, character, task, provider and cost."""
-    wishes = [wish("ends 30", key="slow"), wish("ends 10"), wish("ends 20", key="third")]
-    async with session_of(Shop()) as session, session.create_many(wishes) as outcomes:
+    wishes = [make_request("ends 30", key="slow"), make_request("ends 10"), make_request("ends 20", key="third")]
+    async with session_of(BatchProvider()) as session, session.create_many(wishes) as outcomes:
         told = [(outcome, asyncio.get_running_loop().time()) async for outcome in outcomes]
     assert [time for _, time in told] == [11, 21, 31]
     first, _, last = (outcome for outcome, _ in told)
@@ -59,10 +59,21 @@ async def test_outcomes_come_as_they_end() -> None:
 
 async def test_one_that_fails_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
     """Every end is an outcome that says how: refusals, failures, doubts, ends of the wait, and bugs."""
-    wishes: list[Any] = [wish("fails 9", key="a"), wish("rejected", key="b"), wish("lost", key="c"), wish("missing 9")]
-    wishes += [wish("ends 99", key="e"), wish("bug", key="f"), {"prompt": "no source"}, 7, wish("ends 9", key="b")]
-    async with session_of(Shop()) as session:
-        outcomes = await session.create_all([*wishes, wish()], timeout=20)
+    wishes: list[Any] = [
+        make_request("fails 9", key="a"),
+        make_request("rejected", key="b"),
+        make_request("lost", key="c"),
+        make_request("missing 9"),
+    ]
+    wishes += [
+        make_request("ends 99", key="e"),
+        make_request("bug", key="f"),
+        {"prompt": "no source"},
+        7,
+        make_request("ends 9", key="b"),
+    ]
+    async with session_of(BatchProvider()) as session:
+        outcomes = await session.create_all([*wishes, make_request()], timeout=20)
         still = outcomes[4].error
         assert isinstance(still, WaitTimeoutError)
         assert await still.handle
@@ -86,13 +97,13 @@ async def test_one_that_fails_stops_no_other(caplog: pytest.LogCaptureFixture) -
 
 async def test_what_was_made_and_not_recorded_runs() -> None:
     """A task whose id the ledger could not be told is an outcome with that id and with what it cost."""
-    snapshot = Shop().snapshot("t9", "success")
+    snapshot = BatchProvider().snapshot("t9", "success")
 
     async def start(request: Request, provider: str | None) -> Any:
         raise LedgerError("disk full", key=request.key, task_id="t9", snapshot=snapshot, hint=str(provider))
 
-    async with session_of(Shop()) as session:
-        outcomes = session.create_many([wish()])
+    async with session_of(BatchProvider()) as session:
+        outcomes = session.create_many([make_request()])
         outcomes._options = attrs.evolve(outcomes._options, start=start)
         async with outcomes:
             (outcome,) = [outcome async for outcome in outcomes]
@@ -102,18 +113,18 @@ async def test_what_was_made_and_not_recorded_runs() -> None:
 async def test_rows_may_be_mappings_and_any_request() -> None:
     """A mapping holds the fields of a character's request and the provider; a task's request gives its snapshot."""
     rows: list[Any] = [{"from_task": "ends 10", "name": "rex", "provider": "b"}, TaskRequest(model="m")]
-    async with session_of(Shop("a"), Shop("b")) as session:
+    async with session_of(BatchProvider("a"), BatchProvider("b")) as session:
         first, second = await session.create_all(rows)
         assert await session.create_all(rows[:1], provider="a")
-    assert first.request == wish(name="rex")
+    assert first.request == make_request(name="rex")
     assert (first.provider, first.unwrap().name) == ("b", "rex")
     assert (second.provider, second.character, second.unwrap()) == ("a", None, second.snapshot)
 
 
 async def test_a_key_asked_again_takes_up_the_task_it_has() -> None:
     """A batch left in the middle is finished by the same batch, with one task for each key."""
-    shop = Shop()
-    wishes = [wish(key=str(number)) for number in range(10)]
+    shop = BatchProvider()
+    wishes = [make_request(key=str(number)) for number in range(10)]
     async with session_of(shop) as session:
         async with session.create_many(wishes, concurrency=4) as outcomes:
             await anext(outcomes)
@@ -125,9 +136,9 @@ async def test_a_key_asked_again_takes_up_the_task_it_has() -> None:
 
 async def test_the_session_may_close_first() -> None:
     """Then nobody waits any more, nothing is sent, and the batch says why it ends."""
-    shop, session = Shop(), session_of(Shop())
+    shop, session = BatchProvider(), session_of(BatchProvider())
     await session.open()
-    async with session.create_many((wish() for _ in count()), concurrency=3) as outcomes:
+    async with session.create_many((make_request() for _ in count()), concurrency=3) as outcomes:
         await anext(outcomes)
         await session.aclose()
         ends = [(outcome.state, type(outcome.error)) async for outcome in outcomes]
@@ -140,7 +151,7 @@ async def test_the_session_may_close_first() -> None:
 
 async def test_a_batch_is_opened_once_and_inside_async_with() -> None:
     """Anything else is told, and sends nothing."""
-    async with session_of(Shop()) as session:
+    async with session_of(BatchProvider()) as session:
         outcomes = session.create_many([])
         with pytest.raises(SessionClosedError, match="not open"):
             await anext(outcomes)
@@ -165,7 +176,7 @@ async def test_a_batch_is_opened_once_and_inside_async_with() -> None:
 )
 async def test_wrong_options_are_named(requests: Any, options: dict[str, Any], fields: list[str]) -> None:
     """All of them at once, before anything is sent."""
-    async with session_of(Shop()) as session:
+    async with session_of(BatchProvider()) as session:
         with pytest.raises(InvalidRequestError, match="The batch was not sent") as caught:
             session.create_many(requests, **options)
         assert [problem.partition(":")[0] for problem in caught.value.problems] == fields
@@ -175,7 +186,7 @@ async def test_wrong_options_are_named(requests: Any, options: dict[str, Any], f
 
 async def test_a_wait_may_have_no_end() -> None:
     """A time-out counts from when a request was sent, however long it stood in line; an infinite one never comes."""
-    async with session_of(Shop(), timeout=30.5) as session:
-        wishes = [wish("ends 30.7"), wish("ends 29.7")]  # sent at 1 s, and seen at 32 s and 31 s
+    async with session_of(BatchProvider(), timeout=30.5) as session:
+        wishes = [make_request("ends 30.7"), make_request("ends 29.7")]  # sent at 1 s, and seen at 32 s and 31 s
         assert [outcome.state for outcome in await session.create_all(wishes)] == ["running", "succeeded"]
         assert [outcome.state for outcome in await session.create_all(wishes, timeout=math.inf)] == ["succeeded"] * 2

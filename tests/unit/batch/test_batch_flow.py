@@ -22,7 +22,7 @@ from sora_chars.models import CharacterRequest, Eta, TaskRequest
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.ratelimit.window import Account, Cooldown, Limits, Window
 from sora_chars.session.session import CharacterSession
-from tests.support.fake_providers import Shop, wish
+from tests.support.fake_providers import BatchProvider, make_request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -56,9 +56,9 @@ async def states(outcomes: Batch) -> list[str]:
 
 async def test_a_task_in_flight_takes_one_of_the_places() -> None:
     """Never more than `limit` are asked and not ended, and each end makes room for the next."""
-    shop = Shop()
+    shop = BatchProvider()
     async with session_of(shop) as session:
-        outcomes = await session.create_all([wish() for _ in range(12)], concurrency=4)
+        outcomes = await session.create_all([make_request() for _ in range(12)], concurrency=4)
     assert (len(outcomes), shop.peaks["running"]) == (12, 4)
     assert asyncio.get_running_loop().time() == 3 * 11
 
@@ -66,17 +66,17 @@ async def test_a_task_in_flight_takes_one_of_the_places() -> None:
 @pytest.mark.parametrize(
     ("shop", "most"),
     [
-        (Shop(), 250),
-        (Shop(account=Account.with_limits(Limits(polls=(1, 1.0)))), 250),
-        (Shop(account=Account.with_limits(Limits(creates=(20, 10.0)))), 20),
-        (Shop(account=Account.with_limits(Limits(creates=(1000, 10.0)))), 250),
-        (Shop(synchronous=True), 300),
+        (BatchProvider(), 250),
+        (BatchProvider(account=Account.with_limits(Limits(polls=(1, 1.0)))), 250),
+        (BatchProvider(account=Account.with_limits(Limits(creates=(20, 10.0)))), 20),
+        (BatchProvider(account=Account.with_limits(Limits(creates=(1000, 10.0)))), 250),
+        (BatchProvider(synchronous=True), 300),
     ],
 )
-async def test_few_are_sent_at_a_time(shop: Shop, most: int) -> None:
+async def test_few_are_sent_at_a_time(shop: BatchProvider, most: int) -> None:
     """No more than may go out at once, but all that there may be where the answer comes when the task ends."""
     async with session_of(shop) as session:
-        await session.create_all([wish() for _ in range(400)], concurrency=300)
+        await session.create_all([make_request() for _ in range(400)], concurrency=300)
     assert shop.peaks["sending"] == most
 
 
@@ -88,9 +88,9 @@ async def test_ten_thousand_in_flight_need_no_asyncio_tasks() -> None:
         nonlocal most
         for _ in range(2000):
             most = max(most, len(asyncio.all_tasks()))
-            yield wish("ends 600")
+            yield make_request("ends 600")
 
-    shop = Shop()
+    shop = BatchProvider()
     async with CharacterSession(shop, polling=FixedInterval(590.0)) as session:
         outcomes = await session.create_all(wishes(), concurrency=100_000)
     assert (len(outcomes), shop.peaks["running"]) == (2000, 2000)
@@ -100,8 +100,8 @@ async def test_ten_thousand_in_flight_need_no_asyncio_tasks() -> None:
 
 async def test_a_slow_consumer_holds_back_submitting() -> None:
     """At most `limit` outcomes lie unread; all the others come when it reads on."""
-    shop = Shop()
-    async with session_of(shop) as session, session.create_many([wish()] * 50, concurrency=5) as outcomes:
+    shop = BatchProvider()
+    async with session_of(shop) as session, session.create_many([make_request()] * 50, concurrency=5) as outcomes:
         await asyncio.sleep(1000)
         assert 5 <= len(shop.posts) <= 10
         assert len(await states(outcomes)) == 50
@@ -110,8 +110,8 @@ async def test_a_slow_consumer_holds_back_submitting() -> None:
 async def test_requests_are_taken_as_late_as_can_be() -> None:
     """An endless iterable is read by one for each place that became free; the rest stays with its owner."""
     taken = count()
-    async with session_of(Shop()) as session:
-        async with session.create_many((wish() for _ in taken), concurrency=3) as outcomes:
+    async with session_of(BatchProvider()) as session:
+        async with session.create_many((make_request() for _ in taken), concurrency=3) as outcomes:
             for _ in range(7):
                 await anext(outcomes)
         assert next(taken) <= 7 + 3
@@ -135,7 +135,7 @@ async def test_a_stream_needs_the_memory_of_its_limit() -> None:
             yield request
 
     async with (
-        session_of(Shop(synchronous=True), ledger=open_ledger("memory:")) as session,
+        session_of(BatchProvider(synchronous=True), ledger=open_ledger("memory:")) as session,
         session.create_many(wishes(), concurrency=20) as outcomes,
     ):
         assert len([outcome.index async for outcome in outcomes]) == 5000
@@ -147,10 +147,10 @@ async def test_what_the_requests_raise_is_raised_at_the_end(error: BaseException
     """First come the outcomes of all that was taken up before; it is raised once, to whoever reads."""
 
     def wishes() -> Iterator[CharacterRequest]:
-        yield from repeat(wish(), 3)
+        yield from repeat(make_request(), 3)
         raise error
 
-    async with session_of(Shop()) as session, session.create_many(wishes()) as outcomes:
+    async with session_of(BatchProvider()) as session, session.create_many(wishes()) as outcomes:
         assert [(await anext(outcomes)).state for _ in range(3)] == ["succeeded"] * 3
         with pytest.raises(type(error)):
             await anext(outcomes)
@@ -162,10 +162,10 @@ async def test_what_the_requests_raise_is_raised_on_leaving() -> None:
     """Whoever leaves before having read that far is told then, unless an error of his own is under way."""
 
     def wishes() -> Iterator[CharacterRequest]:
-        yield wish()
+        yield make_request()
         raise OSError("the file is gone")
 
-    async with session_of(Shop()) as session:
+    async with session_of(BatchProvider()) as session:
         with pytest.raises(OSError, match="gone"):
             async with session.create_many(wishes()):
                 await asyncio.sleep(1)
@@ -177,8 +177,8 @@ async def test_what_the_requests_raise_is_raised_on_leaving() -> None:
 @pytest.mark.parametrize("how", ["break", "error", "cancel"])
 async def test_leaving_early_sends_nothing_more_and_loses_nothing(how: str) -> None:
     """It takes no time and leaves no asyncio task; what was sent is found again, and nothing is paid twice."""
-    shop, loop = Shop(), asyncio.get_running_loop()
-    wishes = [wish("ends 50", key=str(number)) for number in range(600)]
+    shop, loop = BatchProvider(), asyncio.get_running_loop()
+    wishes = [make_request("ends 50", key=str(number)) for number in range(600)]
     async with session_of(shop) as session:
         caller, before = asyncio.current_task(), asyncio.all_tasks()
         assert caller
@@ -209,17 +209,23 @@ async def test_leaving_early_sends_nothing_more_and_loses_nothing(how: str) -> N
 async def test_a_small_batch_does_not_wait_for_a_large_one() -> None:
     """Two batches of one session take turns at the limit of creates."""
     window = Window((2, 10.0), Cooldown())
-    async with session_of(Shop(window=window)) as session, session.create_many(wish() for _ in count()):
+    async with (
+        session_of(BatchProvider(window=window)) as session,
+        session.create_many(make_request() for _ in count()),
+    ):
         await asyncio.sleep(100)
         began = asyncio.get_running_loop().time()
-        await session.create_all([wish(), wish(), wish()])
+        await session.create_all([make_request(), make_request(), make_request()])
         assert asyncio.get_running_loop().time() - began < 70  # and not the 160 that the whole line would take
 
 
 async def test_progress_is_told_as_it_changes() -> None:
     """Each change comes to a reader that keeps up, the last one last; a slow reader misses what lies between."""
     seen: list[Progress] = []
-    async with session_of(Shop()) as session, session.create_many(iter([wish(), wish("fails 5")])) as outcomes:
+    async with (
+        session_of(BatchProvider()) as session,
+        session.create_many(iter([make_request(), make_request("fails 5")])) as outcomes,
+    ):
 
         async def read() -> None:
             seen.extend([progress async for progress in outcomes.updates()])
@@ -239,8 +245,8 @@ async def test_progress_is_told_as_it_changes() -> None:
 async def test_the_eta_knows_what_the_pace_has_learned() -> None:
     """Before any task has ended the youngest one's own ETA tells; with no task in flight there is none to ask."""
     async with (
-        CharacterSession(Shop(), polling=Knowing(1.0)) as session,
-        session.create_many([wish("ends 60"), wish("ends 60")]) as outcomes,
+        CharacterSession(BatchProvider(), polling=Knowing(1.0)) as session,
+        session.create_many([make_request("ends 60"), make_request("ends 60")]) as outcomes,
     ):
         etas = [outcomes.progress.eta]
         await asyncio.sleep(11)
@@ -257,8 +263,8 @@ async def test_updates_end_when_the_batch_is_left(number: int) -> None:
     async def read(outcomes: Batch) -> None:
         seen.extend([progress async for progress in outcomes.updates()])
 
-    async with session_of(Shop()) as session:
-        async with session.create_many([wish()] * number) as outcomes:
+    async with session_of(BatchProvider()) as session:
+        async with session.create_many([make_request()] * number) as outcomes:
             reading = asyncio.create_task(read(outcomes))
             await asyncio.sleep(5)
         await reading
@@ -267,9 +273,9 @@ async def test_updates_end_when_the_batch_is_left(number: int) -> None:
 
 async def test_what_was_left_is_forgotten() -> None:
     """Once its task has ended nothing holds a request or the batch, long before the wait for it would be over."""
-    requests = [wish("ends 5")]
+    requests = [make_request("ends 5")]
     alive = weakref.ref(requests[0])
-    async with session_of(Shop()) as session:
+    async with session_of(BatchProvider()) as session:
         outcomes = session.create_many(iter(requests))
         async with outcomes:
             await asyncio.sleep(2)
@@ -286,19 +292,19 @@ async def test_what_was_left_is_forgotten() -> None:
 @pytest.mark.parametrize("price", [2, 2.0, None, lambda _: 2])
 async def test_a_budget_stops_submitting(price: Any) -> None:
     """What is in flight counts as if spent; the batch says why it ended, and how many are left."""
-    shop = Shop(credits=2.0)
+    shop = BatchProvider(credits=2.0)
     async with session_of(shop) as session:
-        async with session.create_many([wish()] * 9, budget=10, price=price, concurrency=3) as outcomes:
+        async with session.create_many([make_request()] * 9, budget=10, price=price, concurrency=3) as outcomes:
             assert len(await states(outcomes)) == 5
             assert (outcomes.stopped, outcomes.progress.remaining, outcomes.progress.credits) == ("budget", 4, 10.0)
-        assert len(await session.create_all([wish()] * 9, budget=99, price=price)) == 9
+        assert len(await session.create_all([make_request()] * 9, budget=99, price=price)) == 9
     assert len(shop.posts) == 5 + 9
 
 
 @pytest.mark.parametrize("kind", [AuthenticationError, InsufficientCreditsError, UsageCapError])
 async def test_a_refusal_of_the_account_stops_submitting(kind: type[ProviderError]) -> None:
     """What was sent ends as it does, nothing else is sent or called refused; the same batch then pays for the rest."""
-    shop, wishes = Shop(), [wish("ends 30", key=str(number)) for number in range(99)]
+    shop, wishes = BatchProvider(), [make_request("ends 30", key=str(number)) for number in range(99)]
     async with session_of(shop) as session:
         async with session.create_many(wishes, concurrency=4) as outcomes:
             asyncio.get_running_loop().call_later(10, setattr, shop, "refusal", kind("no more"))
@@ -313,11 +319,13 @@ async def test_a_refusal_of_the_account_stops_submitting(kind: type[ProviderErro
 
 async def test_a_refusal_while_another_is_weighed_stops_it() -> None:
     """What waits for the budget is not sent then, even if there is room for it; the first refusal is the reason."""
-    shop = Shop(refusal=InsufficientCreditsError("no credits"))
-    other = Shop("other", refusal=PermissionDeniedError("not this person"))
+    shop = BatchProvider(refusal=InsufficientCreditsError("no credits"))
+    other = BatchProvider("other", refusal=PermissionDeniedError("not this person"))
     async with (
         session_of(shop, other) as session,
-        session.create_many([{"provider": "other", "from_task": "t"}, wish(), wish()], budget=4, price=2) as outcomes,
+        session.create_many(
+            [{"provider": "other", "from_task": "t"}, make_request(), make_request()], budget=4, price=2
+        ) as outcomes,
     ):
         assert await states(outcomes) == ["0 rejected", "1 rejected"]
         assert (outcomes.stopped, outcomes.refusal, len(shop.posts)) == ("account", shop.refusal, 1)
@@ -325,17 +333,17 @@ async def test_a_refusal_while_another_is_weighed_stops_it() -> None:
 
 async def test_cheaper_ones_than_expected_leave_room() -> None:
     """A request that the budget may not allow waits for those in flight, and then goes."""
-    shop = Shop(credits=1.0)
+    shop = BatchProvider(credits=1.0)
     async with session_of(shop) as session:
-        outcomes = await session.create_all([wish()] * 9, budget=4, price=2)
+        outcomes = await session.create_all([make_request()] * 9, budget=4, price=2)
     assert (len(outcomes), shop.peaks["running"]) == (3, 2)
 
 
 async def test_what_waits_for_the_budget_is_not_yet_asked() -> None:
     """It is counted, and its time runs, from when it goes."""
-    wishes = [wish(), wish()]
+    wishes = [make_request(), make_request()]
     async with (
-        session_of(Shop(credits=1.0)) as session,
+        session_of(BatchProvider(credits=1.0)) as session,
         session.create_many(wishes, budget=3, price=2) as outcomes,
     ):
         await asyncio.sleep(5)
@@ -349,8 +357,8 @@ async def test_what_waits_for_the_budget_is_not_yet_asked() -> None:
 async def test_a_budget_needs_a_price() -> None:
     """One goes first, alone; when neither it nor the caller tells what it cost, no other does."""
     async with (
-        session_of(Shop(credits=None)) as session,
-        session.create_many([wish()] * 9, budget=10) as outcomes,
+        session_of(BatchProvider(credits=None)) as session,
+        session.create_many([make_request()] * 9, budget=10) as outcomes,
     ):
         assert await states(outcomes) == ["0 succeeded"]
         assert outcomes.stopped == "price"
@@ -358,10 +366,10 @@ async def test_a_budget_needs_a_price() -> None:
 
 async def test_a_price_that_cannot_be_had_refuses_its_request() -> None:
     """A bug in the caller's function is the outcome of each request that it was asked for, and of no other."""
-    shop, prices = Shop(), {"b": 2.0}
+    shop, prices = BatchProvider(), {"b": 2.0}
     async with session_of(shop) as session:
         outcomes = await session.create_all(
-            [wish(key="a"), wish(key="b")], budget=9, price=lambda request: prices[str(request.key)]
+            [make_request(key="a"), make_request(key="b")], budget=9, price=lambda request: prices[str(request.key)]
         )
     ends = [(outcome.state, type(outcome.error)) for outcome in outcomes]
     assert ends == [("rejected", KeyError), ("succeeded", type(None))]
@@ -370,7 +378,7 @@ async def test_a_price_that_cannot_be_had_refuses_its_request() -> None:
 
 async def test_what_was_paid_earlier_counts() -> None:
     """The same batch again, with the same budget, pays nothing more."""
-    shop, wishes = Shop(), [wish(key=str(number)) for number in range(9)]
+    shop, wishes = BatchProvider(), [make_request(key=str(number)) for number in range(9)]
     async with session_of(shop) as session:
         for _ in range(2):
             assert len(await session.create_all(wishes, budget=6)) == 3

@@ -8,7 +8,7 @@ import pytest
 from sora_chars.models import TaskSnapshot
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.polling.watcher import TaskWatcher
-from tests.support.fake_providers import Watched, script
+from tests.support.fake_providers import PolledProvider, script
 
 pytestmark = pytest.mark.looptime
 
@@ -22,7 +22,7 @@ def every(seconds: float) -> aclosing[TaskWatcher]:
 
 async def test_a_nudge_brings_a_look_at_once() -> None:
     """A callback does not wait for the next look's turn."""
-    provider = Watched(script(DONE))
+    provider = PolledProvider(script(DONE))
     async with every(100.0) as watcher:
         watch = watcher.watch(provider, "t1", snapshot=NEW)
         await asyncio.sleep(7)
@@ -34,7 +34,7 @@ async def test_a_nudge_brings_a_look_at_once() -> None:
 
 async def test_a_nudge_before_the_first_look_brings_one_look() -> None:
     """A callback that comes with the submission neither doubles the look nor loses it."""
-    provider = Watched(script(NEW))
+    provider = PolledProvider(script(NEW))
     async with every(100.0) as watcher:
         watcher.watch(provider, "t1")
         watcher.nudge("fake", "t1")
@@ -44,7 +44,7 @@ async def test_a_nudge_before_the_first_look_brings_one_look() -> None:
 
 async def test_a_nudge_during_a_look_is_followed_by_another() -> None:
     """The look under way may have read the record too early, so a second one polled_elsewhere it straight away."""
-    provider = Watched(script(NEW, DONE), takes=4.0)
+    provider = PolledProvider(script(NEW, DONE), takes=4.0)
     async with every(100.0) as watcher:
         watch = watcher.watch(provider, "t1")
         await asyncio.sleep(2)
@@ -57,13 +57,13 @@ async def test_a_nudge_for_nobody_says_so() -> None:
     """A nudge for a task or a provider that is not watched is told from one that is."""
     async with every(100.0) as watcher:
         assert not watcher.nudge("fake", "t1")
-        await watcher.watch(Watched(script(DONE)), "t1").future
+        await watcher.watch(PolledProvider(script(DONE)), "t1").future
         assert not watcher.nudge("fake", "t1")
 
 
 async def test_looks_after_an_early_callback_come_close_together() -> None:
     """A callback that came before its record showed the end is followed by looks at growing distances."""
-    provider = Watched(script(*[NEW] * 7, DONE))
+    provider = PolledProvider(script(*[NEW] * 7, DONE))
     async with every(10.0) as watcher:
         watch = watcher.watch(provider, "t1", snapshot=NEW)
         watcher.nudge("fake", "t1")
@@ -73,7 +73,7 @@ async def test_looks_after_an_early_callback_come_close_together() -> None:
 
 async def test_a_forged_callback_costs_a_few_looks_and_no_wait() -> None:
     """The looks after a callback that was none go back to the pace, however long the task then runs."""
-    provider = Watched(script(NEW))
+    provider = PolledProvider(script(NEW))
     async with every(0.5) as watcher:
         watch = watcher.watch(provider, "t1", snapshot=NEW)
         watcher.nudge("fake", "t1")
@@ -83,7 +83,7 @@ async def test_a_forged_callback_costs_a_few_looks_and_no_wait() -> None:
 
 async def test_looks_are_stretched_while_callbacks_arrive() -> None:
     """A task that expects a callback is looked at five times more rarely; one that does not is not."""
-    expecting, plain = Watched(script(NEW)), Watched(script(NEW), name="plain")
+    expecting, plain = PolledProvider(script(NEW)), PolledProvider(script(NEW), name="plain")
     async with every(10.0) as watcher:
         watcher.callback_health.record_success()
         watcher.watch(expecting, "t1", snapshot=NEW, expects_callback=True)
@@ -97,7 +97,7 @@ async def test_looks_are_stretched_while_callbacks_arrive() -> None:
 
 async def test_looks_snap_back_when_callbacks_stop() -> None:
     """A minute after the last callback the tasks are looked at as if there were none."""
-    provider = Watched(script(NEW))
+    provider = PolledProvider(script(NEW))
     async with every(30.0) as watcher:
         watcher.callback_health.record_success()
         watch = watcher.watch(provider, "t1", snapshot=NEW, expects_callback=True)
@@ -109,7 +109,7 @@ async def test_looks_snap_back_when_callbacks_stop() -> None:
 
 async def test_looks_snap_back_at_once_after_a_lost_callback() -> None:
     """A task whose end a poll found first shows that callbacks get lost: all others are looked at at once."""
-    lost, other = Watched(script(DONE), name="lost"), Watched(script(NEW))
+    lost, other = PolledProvider(script(DONE), name="lost"), PolledProvider(script(NEW))
     async with every(4.0) as watcher:
         watcher.callback_health.record_success()
         watcher.watch(other, "t1", snapshot=NEW, expects_callback=True)
@@ -123,7 +123,7 @@ async def test_looks_snap_back_at_once_after_a_lost_callback() -> None:
 
 async def test_a_look_under_way_is_not_moved_by_the_snap_back() -> None:
     """Taking back what was stretched starts no second look at a task that is being looked at."""
-    provider = Watched(script(NEW), takes=30.0)
+    provider = PolledProvider(script(NEW), takes=30.0)
     async with every(10.0) as watcher:
         watcher.callback_health.record_success()
         watcher.watch(provider, "t1", snapshot=NEW, expects_callback=True)
@@ -136,7 +136,7 @@ async def test_a_look_under_way_is_not_moved_by_the_snap_back() -> None:
 
 async def test_distrust_without_trust_does_nothing() -> None:
     """A lost callback where none ever arrived changes no look."""
-    provider = Watched(script(DONE))
+    provider = PolledProvider(script(DONE))
     async with every(10.0) as watcher:
         await watcher.watch(provider, "t1", snapshot=NEW, expects_callback=True).future
         assert not watcher.callback_health.is_healthy
@@ -145,7 +145,7 @@ async def test_distrust_without_trust_does_nothing() -> None:
 
 async def test_trust_ends_also_after_closing_and_opening_again() -> None:
     """A watcher that was closed while callbacks arrived snaps back as a new one does."""
-    watcher, provider = TaskWatcher(polling=FixedInterval(30.0)), Watched(script(NEW))
+    watcher, provider = TaskWatcher(polling=FixedInterval(30.0)), PolledProvider(script(NEW))
     watcher.callback_health.record_success()
     await watcher.aclose()
     assert not watcher.callback_health.is_healthy

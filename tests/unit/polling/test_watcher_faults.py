@@ -22,7 +22,7 @@ from sora_chars.errors import (
 from sora_chars.models import TaskSnapshot
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.polling.watcher import TaskWatcher
-from tests.support.fake_providers import Watched, now, script
+from tests.support.fake_providers import PolledProvider, now, script
 
 if TYPE_CHECKING:
     from sora_chars.polling.watched_task import WatchedTask
@@ -33,7 +33,7 @@ NEW, DONE = (TaskSnapshot(task_id="t1", provider="fake", state=state) for state 
 
 
 @attrs.define(eq=False)
-class Breaking(Watched):
+class Breaking(PolledProvider):
     """A provider whose `ready` raises what is `broken`."""
 
     broken: BaseException | None = None
@@ -64,14 +64,14 @@ PASSING = [ServiceUnavailableError("down"), NoAnswerError("reset"), RateLimitedE
 async def test_four_minutes_of_faults_end_well(fault: SoraCharsError) -> None:
     """A fault that passes within the budget costs time and nothing else."""
     async with watching() as watcher:
-        watch = watcher.watch(Watched(lambda at: fault if at < 240 else DONE), "t1", snapshot=NEW)
+        watch = watcher.watch(PolledProvider(lambda at: fault if at < 240 else DONE), "t1", snapshot=NEW)
         assert await watch.future == DONE
         assert now() < 280
 
 
 async def test_five_minutes_of_nothing_but_faults_end_with_the_last_one() -> None:
     """A wait ends when the budget is spent, with the provider's error and with what to do."""
-    provider = Watched(lambda at: ServiceUnavailableError(f"down at {at:.0f}"))
+    provider = PolledProvider(lambda at: ServiceUnavailableError(f"down at {at:.0f}"))
     async with watching() as watcher:
         error = await failure(watcher.watch(provider, "t1"))
     assert isinstance(error, ServiceUnavailableError)
@@ -83,7 +83,7 @@ async def test_five_minutes_of_nothing_but_faults_end_with_the_last_one() -> Non
 
 async def test_one_good_answer_gives_the_whole_budget_back() -> None:
     """Ten minutes of faults with one good answer in the middle end well."""
-    provider = Watched(lambda at: DONE if at > 570 else NEW if 240 < at < 300 else NoAnswerError("reset"))
+    provider = PolledProvider(lambda at: DONE if at > 570 else NEW if 240 < at < 300 else NoAnswerError("reset"))
     async with watching() as watcher:
         assert await watcher.watch(provider, "t1").future == DONE
 
@@ -91,7 +91,7 @@ async def test_one_good_answer_gives_the_whole_budget_back() -> None:
 @pytest.mark.parametrize("fault", [AuthenticationError("bad key"), ConfigurationError("has no tasks")])
 async def test_a_fatal_error_ends_the_wait_at_once(fault: SoraCharsError) -> None:
     """What no later look can mend is told after one look."""
-    provider = Watched(lambda _: fault)
+    provider = PolledProvider(lambda _: fault)
     async with watching() as watcher:
         assert await failure(watcher.watch(provider, "t1")) is fault
     assert len(provider.polls) == 1
@@ -100,7 +100,7 @@ async def test_a_fatal_error_ends_the_wait_at_once(fault: SoraCharsError) -> Non
 async def test_an_error_that_nobody_waits_for_makes_no_noise(caplog: pytest.LogCaptureFixture) -> None:
     """A wait may end badly without a waiter; asyncio complains of no future whose error was never looked at."""
     async with watching() as watcher:
-        watcher.watch(Watched(lambda _: AuthenticationError("bad key")), "t1")
+        watcher.watch(PolledProvider(lambda _: AuthenticationError("bad key")), "t1")
         await asyncio.sleep(1)
     await asyncio.sleep(1)  # now the frames of the closed scheduler are gone too
     gc.collect()
@@ -109,7 +109,7 @@ async def test_an_error_that_nobody_waits_for_makes_no_noise(caplog: pytest.LogC
 
 async def test_a_task_may_take_its_time_to_appear() -> None:
     """An answer of "no such task" for less than the grace of 90 s means that it is not visible yet."""
-    provider = Watched(lambda at: TaskNotFoundError("recordInfo is null") if at < 85 else DONE)
+    provider = PolledProvider(lambda at: TaskNotFoundError("recordInfo is null") if at < 85 else DONE)
     async with watching() as watcher:
         assert await watcher.watch(provider, "t1", snapshot=NEW).future == DONE
 
@@ -117,7 +117,7 @@ async def test_a_task_may_take_its_time_to_appear() -> None:
 async def test_a_task_that_never_appears_is_not_found() -> None:
     """After the grace "no such task" is the truth."""
     async with watching() as watcher:
-        error = await failure(watcher.watch(Watched(lambda _: TaskNotFoundError("recordInfo is null")), "t1"))
+        error = await failure(watcher.watch(PolledProvider(lambda _: TaskNotFoundError("recordInfo is null")), "t1"))
     assert isinstance(error, TaskNotFoundError)
     assert 89.99 < now() < 91
 
@@ -126,21 +126,21 @@ async def test_a_grace_ends_with_one_look() -> None:
     """A look that comes a moment before the grace is over, as rounding has it, is not followed by a swarm of others."""
     for _ in range(20):
         await asyncio.sleep(14.153767)
-        provider = Watched(script(*[TaskNotFoundError("recordInfo is null")] * 100, DONE))  # no endless loop
+        provider = PolledProvider(script(*[TaskNotFoundError("recordInfo is null")] * 100, DONE))  # no endless loop
         async with watching() as watcher:
             assert isinstance(await failure(watcher.watch(provider, "t1")), TaskNotFoundError)
 
 
 async def test_a_task_seen_again_gets_its_grace_back() -> None:
     """Two absences of 80 s with the task seen in between end well."""
-    provider = Watched(lambda at: DONE if at > 170 else NEW if 80 < at < 90 else TaskNotFoundError("null"))
+    provider = PolledProvider(lambda at: DONE if at > 170 else NEW if 80 < at < 90 else TaskNotFoundError("null"))
     async with watching() as watcher:
         assert await watcher.watch(provider, "t1").future == DONE
 
 
 async def test_retry_after_is_respected() -> None:
     """A look that was told to wait is followed by none before that time."""
-    provider = Watched(lambda at: DONE if at > 0 else ServiceUnavailableError("down", retry_after=45.0))
+    provider = PolledProvider(lambda at: DONE if at > 0 else ServiceUnavailableError("down", retry_after=45.0))
     async with watching() as watcher:
         await watcher.watch(provider, "t1").future
     assert provider.polls == [0, 45]
@@ -150,7 +150,7 @@ async def test_retry_after_is_respected() -> None:
 async def test_a_nudge_during_a_faulty_look_is_not_lost(retry_after: float | None, second: float) -> None:
     """It brings another look at once, or as soon as the provider allows one."""
     fault = ServiceUnavailableError("down", retry_after=retry_after)
-    provider = Watched(lambda at: DONE if at > 0 else fault, takes=4.0)
+    provider = PolledProvider(lambda at: DONE if at > 0 else fault, takes=4.0)
     async with watching() as watcher:
         watch = watcher.watch(provider, "t1")
         await asyncio.sleep(2)
@@ -161,7 +161,7 @@ async def test_a_nudge_during_a_faulty_look_is_not_lost(retry_after: float | Non
 
 async def test_faults_of_one_provider_leave_another_alone() -> None:
     """Each provider has a poller of its own."""
-    ill, well = Watched(lambda _: NoAnswerError("reset")), Watched(lambda _: DONE, name="well")
+    ill, well = PolledProvider(lambda _: NoAnswerError("reset")), PolledProvider(lambda _: DONE, name="well")
     async with watching() as watcher:
         watcher.watch(ill, "t1")
         assert (await watcher.watch(well, "t2").future).finished
@@ -171,7 +171,7 @@ async def test_faults_of_one_provider_leave_another_alone() -> None:
 @pytest.mark.parametrize("bug", [KeyError("state"), asyncio.CancelledError()], ids=["KeyError", "CancelledError"])
 async def test_a_bug_of_a_provider_ends_one_wait(bug: BaseException) -> None:
     """A look that raises what no look may raise ends its own wait, with the cause, and no other."""
-    provider = Watched(lambda at: bug if at == 0 else DONE)
+    provider = PolledProvider(lambda at: bug if at == 0 else DONE)
     async with watching() as watcher:
         other = watcher.watch(provider, "t2", snapshot=NEW)
         error = await failure(watcher.watch(provider, "t1"))

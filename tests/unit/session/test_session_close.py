@@ -10,7 +10,7 @@ from sora_chars.errors import NoAnswerError, SessionClosedError, SubmissionUnkno
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.protocols import PollingStrategy
 from sora_chars.session.session import CharacterSession
-from tests.support.fake_providers import Fake
+from tests.support.fake_providers import FakeProvider
 
 if TYPE_CHECKING:
     from sora_chars.models import TaskSnapshot
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.looptime
 WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog", "key": "mine"}
 
 
-def session_of(provider: Fake, *, shutdown_timeout: float = 30.0) -> CharacterSession:
+def session_of(provider: FakeProvider, *, shutdown_timeout: float = 30.0) -> CharacterSession:
     """A session that looks every 10 s."""
     return CharacterSession(provider, polling=FixedInterval(10.0), shutdown_timeout=shutdown_timeout)
 
@@ -49,7 +49,7 @@ CANCELLED = FACTS | {"message": "submission.cancelled"}
 async def test_cancelled_before_sending_nothing_is_sent(caplog: pytest.LogCaptureFixture) -> None:
     """A caller that goes away while its request waits for its turn takes the request along."""
     caplog.set_level("INFO")
-    provider = Fake()
+    provider = FakeProvider()
     async with session_of(provider) as session:
         await cancel_after(5, session)
         await asyncio.sleep(60)
@@ -59,7 +59,7 @@ async def test_cancelled_before_sending_nothing_is_sent(caplog: pytest.LogCaptur
 
 async def test_cancelled_after_sending_the_id_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """A request under way is carried through without its caller, and the log says which task it made."""
-    async with session_of(Fake()) as session:
+    async with session_of(FakeProvider()) as session:
         await cancel_after(15, session)
         assert events(caplog) == []
         await asyncio.sleep(10)
@@ -69,14 +69,14 @@ async def test_cancelled_after_sending_the_id_is_logged(caplog: pytest.LogCaptur
 
 async def test_cancelled_while_waiting_the_id_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """A `create` that is cancelled once its task runs has given nobody the id but the log."""
-    async with session_of(Fake()) as session:
+    async with session_of(FakeProvider()) as session:
         await cancel_after(25, session)
         assert events(caplog) == [OUTLIVED]
 
 
 async def test_a_failure_that_nobody_waits_for_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """An unknown outcome without a caller is an error in the log, with its key."""
-    async with session_of(Fake(fault=NoAnswerError("reset"))) as session:
+    async with session_of(FakeProvider(fault=NoAnswerError("reset"))) as session:
         await cancel_after(15, session)
     [event] = events(caplog)
     assert "reset" in event.pop("error")
@@ -85,7 +85,7 @@ async def test_a_failure_that_nobody_waits_for_is_logged(caplog: pytest.LogCaptu
 
 async def test_closing_waits_for_what_was_sent(caplog: pytest.LogCaptureFixture) -> None:
     """A session that is closed while a request without a caller is under way hears its answer first."""
-    async with session_of(Fake()) as session:
+    async with session_of(FakeProvider()) as session:
         await cancel_after(15, session)
     assert asyncio.get_running_loop().time() == 20
     assert events(caplog) == [OUTLIVED]
@@ -93,7 +93,7 @@ async def test_closing_waits_for_what_was_sent(caplog: pytest.LogCaptureFixture)
 
 async def test_closing_waits_no_longer_than_the_drain(caplog: pytest.LogCaptureFixture) -> None:
     """A request that gets no answer is given up after `shutdown_timeout` seconds, as an error with its key."""
-    async with session_of(Fake(after=1000), shutdown_timeout=7.0) as session:
+    async with session_of(FakeProvider(after=1000), shutdown_timeout=7.0) as session:
         await cancel_after(15, session)
     assert asyncio.get_running_loop().time() == 22
     assert events(caplog) == [CANCELLED | {"levelname": "ERROR", "sent": True}]
@@ -102,7 +102,7 @@ async def test_closing_waits_no_longer_than_the_drain(caplog: pytest.LogCaptureF
 
 async def test_closing_gives_a_caller_its_handle() -> None:
     """Whoever waits for the answer while the session is closed gets the handle, whose wait says why it ended."""
-    async with session_of(Fake()) as session:
+    async with session_of(FakeProvider()) as session:
         submitting = asyncio.create_task(session.submit(**WISH))
         await asyncio.sleep(15)
     handle = await submitting
@@ -113,7 +113,7 @@ async def test_closing_gives_a_caller_its_handle() -> None:
 
 async def test_closing_before_sending_tells_the_caller_that_nothing_was_sent() -> None:
     """A caller that nobody cancelled gets an error, and no cancellation."""
-    provider = Fake()
+    provider = FakeProvider()
     async with session_of(provider) as session:
         submitting = asyncio.create_task(session.submit(**WISH))
         await asyncio.sleep(5)
@@ -124,7 +124,7 @@ async def test_closing_before_sending_tells_the_caller_that_nothing_was_sent() -
 
 async def test_closing_before_the_answer_tells_the_caller_that_it_is_unknown() -> None:
     """A caller whose request was sent and given up when closing hears of the doubt, with the key."""
-    async with session_of(Fake(after=1000), shutdown_timeout=1.0) as session:
+    async with session_of(FakeProvider(after=1000), shutdown_timeout=1.0) as session:
         submitting = asyncio.create_task(session.submit(**WISH))
         await asyncio.sleep(15)
     with pytest.raises(SubmissionUnknownError, match=r"key mine.*closed before an answer arrived") as caught:
@@ -143,7 +143,7 @@ class BrokenPace(PollingStrategy):
 
 async def test_a_broken_pace_does_not_lose_the_id() -> None:
     """A pace that raises at the submission ends the wait, and the caller still gets the id that was paid for."""
-    async with CharacterSession(Fake(), polling=BrokenPace()) as session:
+    async with CharacterSession(FakeProvider(), polling=BrokenPace()) as session:
         handle = await session.submit(**WISH)
         assert handle.task_id == "t1"
         with pytest.raises(WatcherStoppedError, match="ZeroDivisionError"):
@@ -152,7 +152,7 @@ async def test_a_broken_pace_does_not_lose_the_id() -> None:
 
 async def test_a_closing_session_takes_no_more_requests() -> None:
     """What is asked for while a session waits for its last answers is refused, not cut off."""
-    provider = Fake()
+    provider = FakeProvider()
     session = await session_of(provider).open()
     first = asyncio.create_task(session.submit(**WISH))
     await asyncio.sleep(15)
@@ -167,7 +167,7 @@ async def test_a_closing_session_takes_no_more_requests() -> None:
 
 async def test_a_cancelled_closing_still_leaves_nothing() -> None:
     """Cancelled while it waits for answers, closing gives these up and closes all the same."""
-    session = await session_of(Fake(after=1000)).open()
+    session = await session_of(FakeProvider(after=1000)).open()
     submitting = asyncio.create_task(session.submit(**WISH))
     await asyncio.sleep(15)
     closing = asyncio.create_task(session.aclose())

@@ -19,8 +19,8 @@ from sora_chars.errors import InvalidRequestError, KeyConflictError, LedgerError
 from sora_chars.ledger import EntryState
 from sora_chars.ledger.states import TRANSITIONS
 from sora_chars.models import FAIL, SUCCESS
-from tests.support.simulated_process import TIMEOUT, WAIT, Process, own
-from tests.support.simulated_world import EMPTY, ENDS, World, given_up
+from tests.support.simulated_process import TIMEOUT, WAIT, SimulatedProcess, own_task
+from tests.support.simulated_world import EMPTY, ENDS, SimulatedWorld, given_up
 
 FATES = st.sampled_from(
     [
@@ -49,25 +49,25 @@ class SessionMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner(loop_factory=partial(looptime.new_event_loop, noop_cycles=0))
-        self.world = World()
+        self.world = SimulatedWorld()
         self.births = 0
-        self.processes: list[Process] = []
+        self.processes: list[SimulatedProcess] = []
 
     @initialize(callbacks=st.booleans(), synchronous=st.sampled_from([False] * 4 + [True]))
     def begin(self, callbacks: bool, synchronous: bool) -> None:  # noqa: FBT001 # drawn
         """Start them. `callbacks`: whether those come that are left at the end, or a person has to look."""
         self.callbacks = callbacks and not synchronous
         self.world.synchronous = synchronous
-        self.runner.get_loop().set_task_factory(partial(own, self.world))
+        self.runner.get_loop().set_task_factory(partial(own_task, self.world))
         self.runner.get_loop().set_exception_handler(lambda _, facts: self.world.wrong.append(str(facts)))
         self.processes = [self.born(number) for number in range(3)]
 
-    def born(self, number: int) -> Process:
+    def born(self, number: int) -> SimulatedProcess:
         """Start a process, in the place of the one before it."""
         self.births += 1
-        return Process(self.world, self.runner, f"p{number}-{self.births}")
+        return SimulatedProcess(self.world, self.runner, f"p{number}-{self.births}")
 
-    def living(self, number: int) -> Process | None:
+    def living(self, number: int) -> SimulatedProcess | None:
         """Return the process, if it lives and is not stopped."""
         process = self.processes[number]
         return process if process.alive and process.goes.is_set() else None
@@ -119,7 +119,7 @@ class SessionMachine(RuleBasedStateMachine):
         if process := self.living(number):
             process.start("", self._recover(process))
 
-    async def _recover(self, process: Process) -> None:
+    async def _recover(self, process: SimulatedProcess) -> None:
         async for handle in process.session.recover():
             process.start(handle.key, handle.result())
 
@@ -178,7 +178,7 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(polls=st.integers(1, 3))
     def break_looks(self, polls: int) -> None:
         """Let some of the next looks at tasks fail."""
-        self.world.faulty_looks = polls
+        self.world.faulty_polls = polls
 
     @rule(key=KEYS, state=st.sampled_from(ENDS))
     def end_tasks(self, key: str, state: str) -> None:
@@ -223,7 +223,7 @@ class SessionMachine(RuleBasedStateMachine):
         for process in self.processes:
             self._check_callers(process)
 
-    def _check_callers(self, process: Process, *, closed: bool = False) -> None:
+    def _check_callers(self, process: SimulatedProcess, *, closed: bool = False) -> None:
         for caller, key in list(process.callers.items()):
             if caller.done():
                 del process.callers[caller]
@@ -243,7 +243,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     def _heal(self) -> None:
         world, first = self.world, self.processes[0]
-        world.healed, world.faulty_looks = True, 0
+        world.healed, world.faulty_polls = True, 0
         self.cont()
         for process in self.processes:
             process.store.faults.clear()

@@ -10,7 +10,7 @@ import pytest
 from sora_chars.errors import SessionClosedError, WatcherStoppedError, WrongLoopError
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.session import CharacterSession
-from tests.support.fake_providers import Fake
+from tests.support.fake_providers import FakeProvider
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -19,7 +19,7 @@ WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog"}
 
 
 @attrs.define(eq=False)
-class Counted(Fake):
+class Counted(FakeProvider):
     """A provider that answers at once, and counts who has it open."""
 
     before: float = 0.0
@@ -36,7 +36,7 @@ class Counted(Fake):
         self.entered -= 1
 
 
-def session_of(*providers: Fake) -> CharacterSession:
+def session_of(*providers: FakeProvider) -> CharacterSession:
     """A session that looks every millisecond."""
     return CharacterSession(*providers, polling=FixedInterval(0.001))
 

@@ -21,7 +21,7 @@ from sora_chars.models import TaskSnapshot
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.pictures import Pictures
 from sora_chars.session.session import CharacterSession
-from tests.support.fake_providers import Fake, Shaky, state_of
+from tests.support.fake_providers import FakeProvider, FaultyStore, state_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -35,19 +35,19 @@ WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog",
 
 
 @pytest.fixture
-def provider() -> Fake:
+def provider() -> FakeProvider:
     """Return the provider."""
-    return Fake()
+    return FakeProvider()
 
 
 @pytest.fixture
-def store() -> Shaky:
+def store() -> FaultyStore:
     """Return a store that works so far."""
-    return Shaky()
+    return FaultyStore()
 
 
 @pytest.fixture
-async def session(provider: Fake, store: Shaky) -> AsyncGenerator[CharacterSession]:
+async def session(provider: FakeProvider, store: FaultyStore) -> AsyncGenerator[CharacterSession]:
     """Return a session that looks every 10 s, and has no time to wait."""
     async with CharacterSession(provider, polling=FixedInterval(10.0), ledger=Ledger(store)) as session:
         yield session
@@ -61,7 +61,7 @@ async def advance(session: CharacterSession) -> tuple[EntryState, float | None]:
     return step.entry.state, step.retry_in
 
 
-async def test_one_step_at_a_time(session: CharacterSession, provider: Fake) -> None:
+async def test_one_step_at_a_time(session: CharacterSession, provider: FakeProvider) -> None:
     """A wish is recorded, sent once, looked at until its end, and then left alone."""
     assert (await session.register(**WISH)).state is EntryState.PENDING
     assert provider.posts == []
@@ -78,7 +78,7 @@ async def test_one_step_at_a_time(session: CharacterSession, provider: Fake) -> 
     assert [saved.character.id async for saved in session.characters("DOG")] == ["ch_1"]
 
 
-async def test_nothing_goes_on_after_a_step(session: CharacterSession, provider: Fake) -> None:
+async def test_nothing_goes_on_after_a_step(session: CharacterSession, provider: FakeProvider) -> None:
     """A task that a step has started is polled by nobody until the next."""
     await session.register(**WISH)
     await session.advance("mine")
@@ -86,7 +86,7 @@ async def test_nothing_goes_on_after_a_step(session: CharacterSession, provider:
     assert provider.polls == []
 
 
-async def test_steps_at_once_send_once(session: CharacterSession, provider: Fake) -> None:
+async def test_steps_at_once_send_once(session: CharacterSession, provider: FakeProvider) -> None:
     """Many who advance one key in the same instant make one request, and find one end."""
     await session.register(**WISH)
     assert {await one for one in [asyncio.create_task(advance(session)) for _ in range(9)]} == {
@@ -99,12 +99,12 @@ async def test_steps_at_once_send_once(session: CharacterSession, provider: Fake
 
 async def test_a_synchronous_provider_needs_one_step() -> None:
     """Its answer is the end."""
-    async with CharacterSession(Fake(synchronous=True)) as session:
+    async with CharacterSession(FakeProvider(synchronous=True)) as session:
         await session.register(**WISH)
         assert await advance(session) == (EntryState.SUCCEEDED, None)
 
 
-async def test_a_refusal_ends_the_steps(session: CharacterSession, provider: Fake) -> None:
+async def test_a_refusal_ends_the_steps(session: CharacterSession, provider: FakeProvider) -> None:
     """Refused is finished, for all who advance it at once, and a later step sends nothing either."""
     provider.fault = RequestRejectedError("a real person")
     await session.register(**WISH)
@@ -122,7 +122,7 @@ async def test_a_refusal_ends_the_steps(session: CharacterSession, provider: Fak
     ],
 )
 async def test_a_step_that_did_nothing_is_worth_another(
-    session: CharacterSession, provider: Fake, fault: Exception | None, early: Exception | None, retry_in: float
+    session: CharacterSession, provider: FakeProvider, fault: Exception | None, early: Exception | None, retry_in: float
 ) -> None:
     """A passing fault leaves the wish as it was, to be tried again when the provider says."""
     provider.fault, provider.early = fault, early
@@ -131,7 +131,7 @@ async def test_a_step_that_did_nothing_is_worth_another(
 
 
 async def test_a_refusal_that_is_not_on_record_yet_is_told(
-    session: CharacterSession, provider: Fake, store: Shaky
+    session: CharacterSession, provider: FakeProvider, store: FaultyStore
 ) -> None:
     """Where the ledger cannot take a refusal, the caller hears it as an error."""
     provider.fault = RequestRejectedError("a real person")
@@ -142,7 +142,7 @@ async def test_a_refusal_that_is_not_on_record_yet_is_told(
     assert await state_of(session) is EntryState.SENDING
 
 
-async def test_what_another_process_sends_is_left_to_it(session: CharacterSession, store: Shaky) -> None:
+async def test_what_another_process_sends_is_left_to_it(session: CharacterSession, store: FaultyStore) -> None:
     """A step waits for nobody while the sender lives, and leaves doubt once it does not."""
     await session.register(**WISH)
     await store.elsewhere("mine", EntryState.SENDING)
@@ -169,7 +169,7 @@ async def test_what_another_process_sends_is_left_to_it(session: CharacterSessio
 )
 async def test_what_a_look_may_meet(
     session: CharacterSession,
-    provider: Fake,
+    provider: FakeProvider,
     seen: TaskSnapshot | Exception,
     state: EntryState,
     retry_in: float | None,
@@ -181,7 +181,7 @@ async def test_what_a_look_may_meet(
     assert await advance(session) == (state, retry_in)
 
 
-async def test_a_look_that_no_later_one_mends(session: CharacterSession, provider: Fake) -> None:
+async def test_a_look_that_no_later_one_mends(session: CharacterSession, provider: FakeProvider) -> None:
     """A bad key is told, and the task still runs."""
     await session.register(**WISH)
     await session.advance("mine")
@@ -191,7 +191,9 @@ async def test_a_look_that_no_later_one_mends(session: CharacterSession, provide
     assert await state_of(session) is EntryState.RUNNING
 
 
-async def test_an_end_that_is_not_on_record_yet(session: CharacterSession, provider: Fake, store: Shaky) -> None:
+async def test_an_end_that_is_not_on_record_yet(
+    session: CharacterSession, provider: FakeProvider, store: FaultyStore
+) -> None:
     """Where the ledger cannot take the end, the key is not finished."""
     await session.register(**WISH)
     await session.advance("mine")
@@ -202,7 +204,7 @@ async def test_an_end_that_is_not_on_record_yet(session: CharacterSession, provi
     assert len(provider.posts) == 1
 
 
-async def test_only_what_is_known_is_advanced(session: CharacterSession, store: Shaky) -> None:
+async def test_only_what_is_known_is_advanced(session: CharacterSession, store: FaultyStore) -> None:
     """An unknown key, and one of a provider that is not here, are named."""
     with pytest.raises(InvalidRequestError, match="no entry 'mine'"):
         await session.advance("mine")
@@ -216,7 +218,7 @@ async def test_only_what_is_known_is_advanced(session: CharacterSession, store: 
 
 
 async def test_a_step_that_finds_the_end_saves_the_picture_and_teaches_the_pace(
-    provider: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    provider: FakeProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The one that finds the end does all that waiting would have done, before it returns."""
     saved: list[Character] = []

@@ -20,7 +20,7 @@ from sora_chars.errors import (
 from sora_chars.ledger import EntryState, Ledger
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.session import CharacterSession
-from tests.support.fake_providers import Fake, Shaky, entry_of, state_of
+from tests.support.fake_providers import FakeProvider, FaultyStore, entry_of, state_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,12 +35,12 @@ WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog",
 
 
 @pytest.fixture
-def store() -> Shaky:
+def store() -> FaultyStore:
     """Return a store that works so far."""
-    return Shaky()
+    return FaultyStore()
 
 
-def session_of(provider: Fake, store: Shaky | None = None, **options: Any) -> CharacterSession:
+def session_of(provider: FakeProvider, store: FaultyStore | None = None, **options: Any) -> CharacterSession:
     """A session that looks every 10 s."""
     ledger = Ledger(store) if store else "memory:"
     return CharacterSession(provider, polling=FixedInterval(10.0), ledger=ledger, **options)
@@ -54,7 +54,7 @@ async def moved_on(session: CharacterSession, key: str = "mine") -> EntryState:
 @pytest.mark.parametrize("seconds", SENT_FOR, ids=SENT_FOR.get)
 async def test_one_key_asked_many_times_at_once_is_one_request(seconds: float) -> None:
     """All who ask for a key in the same instant get the one task that it becomes."""
-    provider = Fake(after=seconds)
+    provider = FakeProvider(after=seconds)
     async with session_of(provider) as session:
         handles = await asyncio.gather(*(session.submit(**WISH) for _ in range(50)))
         assert {handle.task_id for handle in handles} == {"t1"}
@@ -63,9 +63,9 @@ async def test_one_key_asked_many_times_at_once_is_one_request(seconds: float) -
 
 
 @pytest.mark.parametrize("synchronous", [False, True])
-async def test_a_finished_key_answers_without_a_request(store: Shaky, *, synchronous: bool) -> None:
+async def test_a_finished_key_answers_without_a_request(store: FaultyStore, *, synchronous: bool) -> None:
     """A key that has ended gives its character again, in a later session too."""
-    provider = Fake(synchronous=synchronous)
+    provider = FakeProvider(synchronous=synchronous)
     for _ in range(2):
         async with session_of(provider, store) as session:
             made = [await session.create(**WISH) for _ in range(2)]
@@ -75,7 +75,7 @@ async def test_a_finished_key_answers_without_a_request(store: Shaky, *, synchro
 
 async def test_one_key_names_one_wish() -> None:
     """Another request under a key that was asked before sends nothing, and shows both."""
-    provider = Fake()
+    provider = FakeProvider()
     async with session_of(provider) as session:
         await session.submit(**WISH)
         with pytest.raises(KeyConflictError) as caught:
@@ -86,7 +86,7 @@ async def test_one_key_names_one_wish() -> None:
 
 async def test_an_unknown_outcome_is_never_sent_again() -> None:
     """Asked again, the key says that nobody knows, and why; nothing is sent."""
-    provider = Fake(fault=NoAnswerError("reset by peer"))
+    provider = FakeProvider(fault=NoAnswerError("reset by peer"))
     async with session_of(provider) as session:
         for _ in range(3):
             with pytest.raises(SubmissionUnknownError, match=r"key mine\): reset by peer"):
@@ -97,7 +97,7 @@ async def test_an_unknown_outcome_is_never_sent_again() -> None:
 
 async def test_a_refused_key_is_sent_when_asked_again() -> None:
     """A refusal cost nothing, and what was wrong may have been put right."""
-    provider = Fake(fault=RequestRejectedError("a real person"))
+    provider = FakeProvider(fault=RequestRejectedError("a real person"))
     async with session_of(provider) as session:
         with pytest.raises(RequestRejectedError):
             await session.submit(**WISH)
@@ -111,7 +111,7 @@ async def test_a_refused_key_is_sent_when_asked_again() -> None:
 async def test_a_refusal_is_for_all_who_waited(seconds: float) -> None:
     """Whoever waited for another's try gets the refusal that it met, with its facts, and sends nothing."""
     refused = RequestRejectedError("a real person", hint="Take a cat.", status=200, code=422, provider="fake")
-    provider = Fake(fault=refused, after=seconds)
+    provider = FakeProvider(fault=refused, after=seconds)
     async with session_of(provider) as session:
         tries = await asyncio.gather(*(session.submit(**WISH) for _ in range(3)), return_exceptions=True)
     errors = [one for one in tries if isinstance(one, RequestRejectedError)]
@@ -122,7 +122,7 @@ async def test_a_refusal_is_for_all_who_waited(seconds: float) -> None:
 
 async def test_a_refusal_that_comes_while_one_who_waited_stands_in_line_is_for_it_too() -> None:
     """Of a try that did nothing, one who waited goes on to try itself; if a third is refused first, nothing is sent."""
-    provider = Fake(fault=RateLimitedError("busy"))
+    provider = FakeProvider(fault=RateLimitedError("busy"))
     async with session_of(provider) as session:
         first, waiting = (asyncio.create_task(session.submit(**WISH)) for _ in range(2))
         with pytest.raises(RateLimitedError):
@@ -137,7 +137,7 @@ async def test_a_refusal_that_comes_while_one_who_waited_stands_in_line_is_for_i
 
 async def test_a_request_that_did_nothing_may_be_sent_again() -> None:
     """After "too many requests" the key is as if it had never been sent."""
-    provider = Fake(fault=RateLimitedError("busy", retry_after=7.0))
+    provider = FakeProvider(fault=RateLimitedError("busy", retry_after=7.0))
     async with session_of(provider) as session:
         with pytest.raises(RateLimitedError):
             await session.submit(**WISH)
@@ -149,7 +149,7 @@ async def test_a_request_that_did_nothing_may_be_sent_again() -> None:
 
 async def test_a_refusal_that_did_nothing_is_one_all_the_same() -> None:
     """A harmless error that no later try mends ends as refused, not as asked."""
-    async with session_of(Fake(fault=AuthenticationError("bad key", harmless=True))) as session:
+    async with session_of(FakeProvider(fault=AuthenticationError("bad key", harmless=True))) as session:
         with pytest.raises(AuthenticationError):
             await session.submit(**WISH)
         assert await state_of(session) is EntryState.REJECTED
@@ -157,7 +157,7 @@ async def test_a_refusal_that_did_nothing_is_one_all_the_same() -> None:
 
 async def test_the_entry_is_sending_only_while_it_is() -> None:
     """Waiting for a slot is still `asked`; `sending` begins with the paid request."""
-    async with session_of(Fake()) as session:
+    async with session_of(FakeProvider()) as session:
         submitting = asyncio.create_task(session.submit(**WISH))
         await asyncio.sleep(9)
         assert await state_of(session) is EntryState.PENDING
@@ -179,7 +179,7 @@ async def test_the_entry_is_sending_only_while_it_is() -> None:
 )
 async def test_a_fault_before_the_request_leaves_no_doubt(early: Exception, state: EntryState) -> None:
     """What fails before the paid request, such as an upload, never makes an entry `unknown`."""
-    provider = Fake(early=early)
+    provider = FakeProvider(early=early)
     async with session_of(provider) as session:
         for _ in range(2):
             with pytest.raises(type(early)) as caught:
@@ -190,9 +190,9 @@ async def test_a_fault_before_the_request_leaves_no_doubt(early: Exception, stat
 
 
 @pytest.mark.parametrize("wait", [0, 60])
-async def test_a_sender_that_never_moves_on_is_not_waited_for_without_end(store: Shaky, wait: int) -> None:
+async def test_a_sender_that_never_moves_on_is_not_waited_for_without_end(store: FaultyStore, wait: int) -> None:
     """After `wait` seconds of another process's `sending` the caller is told so, and nothing is sent."""
-    provider, loop = Fake(), asyncio.get_running_loop()
+    provider, loop = FakeProvider(), asyncio.get_running_loop()
     async with session_of(provider, store, timeout=wait) as session:
         await session.register(**WISH)
         await store.elsewhere("mine", EntryState.SENDING)
@@ -203,9 +203,9 @@ async def test_a_sender_that_never_moves_on_is_not_waited_for_without_end(store:
     assert provider.posts == []
 
 
-async def test_another_process_may_have_sent_it(store: Shaky) -> None:
+async def test_another_process_may_have_sent_it(store: FaultyStore) -> None:
     """Whoever waits for another process's request gets its task."""
-    provider = Fake()
+    provider = FakeProvider()
     async with session_of(provider, store) as session:
         await session.register(**WISH)
         await store.elsewhere("mine", EntryState.SENDING)
@@ -216,9 +216,9 @@ async def test_another_process_may_have_sent_it(store: Shaky) -> None:
     assert provider.posts == []
 
 
-async def test_a_sender_that_died_leaves_doubt(store: Shaky) -> None:
+async def test_a_sender_that_died_leaves_doubt(store: FaultyStore) -> None:
     """Whoever waits for a process that ends meanwhile is told that nobody knows, and nothing is sent."""
-    provider = Fake()
+    provider = FakeProvider()
     async with session_of(provider, store) as session:
         await session.register(**WISH)
         await store.elsewhere("mine", EntryState.SENDING)
@@ -242,9 +242,9 @@ async def test_a_sender_that_died_leaves_doubt(store: Shaky) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-async def test_a_late_answer_ends_the_doubt(store: Shaky, fault: Exception, end: EntryState, posts: int) -> None:
+async def test_a_late_answer_ends_the_doubt(store: FaultyStore, fault: Exception, end: EntryState, posts: int) -> None:
     """A sender that others took for dead records what it was answered, and is asked again as after any such answer."""
-    provider = Fake(fault=fault)
+    provider = FakeProvider(fault=fault)
     async with session_of(provider, store) as session:
         submitting = asyncio.create_task(session.submit(**WISH))
         await asyncio.sleep(15)
@@ -262,10 +262,10 @@ async def test_a_late_answer_ends_the_doubt(store: Shaky, fault: Exception, end:
 @pytest.mark.parametrize("harmless", [False, True])
 @pytest.mark.parametrize("state", [EntryState.SENDING, EntryState.UNKNOWN])
 async def test_a_late_answer_says_nothing_of_anothers_request(
-    store: Shaky, state: EntryState, *, harmless: bool
+    store: FaultyStore, state: EntryState, *, harmless: bool
 ) -> None:
     """What was sent under the same key since then may have been paid for, whatever an earlier try was answered."""
-    async with session_of(Fake(fault=AuthenticationError("bad key", harmless=harmless)), store) as session:
+    async with session_of(FakeProvider(fault=AuthenticationError("bad key", harmless=harmless)), store) as session:
         submitting = asyncio.create_task(session.submit(**WISH))
         await asyncio.sleep(15)
         await store.elsewhere("mine", EntryState.UNKNOWN)
@@ -279,10 +279,10 @@ async def test_a_late_answer_says_nothing_of_anothers_request(
         assert await session.entry("mine") == before
 
 
-async def test_a_try_again_is_none_once_others_send(store: Shaky) -> None:
+async def test_a_try_again_is_none_once_others_send(store: FaultyStore) -> None:
     """A sender that others took for dead, and whose key was sent anew meanwhile, leaves it to them."""
 
-    class Patient(Fake):
+    class Patient(FakeProvider):
         async def submit(self, request: Request, **options: Any) -> TaskSnapshot:
             try:
                 return await super().submit(request, **options)
@@ -302,9 +302,9 @@ async def test_a_try_again_is_none_once_others_send(store: Shaky) -> None:
     assert len(provider.posts) == 1
 
 
-async def test_a_sender_that_cannot_be_looked_for_is_left_alone(store: Shaky) -> None:
+async def test_a_sender_that_cannot_be_looked_for_is_left_alone(store: FaultyStore) -> None:
     """When the ledger cannot say whether another process still sends it, the error says that this one sent nothing."""
-    provider = Fake()
+    provider = FakeProvider()
     async with session_of(provider, store) as session:
         await session.register(**WISH)
         await store.elsewhere("mine", EntryState.SENDING)
@@ -315,9 +315,9 @@ async def test_a_sender_that_cannot_be_looked_for_is_left_alone(store: Shaky) ->
     assert provider.posts == []
 
 
-async def test_nothing_is_sent_that_cannot_be_recorded(store: Shaky) -> None:
+async def test_nothing_is_sent_that_cannot_be_recorded(store: FaultyStore) -> None:
     """A ledger that takes no new key ends the try, and the error says that nothing was sent."""
-    provider = Fake()
+    provider = FakeProvider()
     store.full.add(EntryState.PENDING)
     async with session_of(provider, store) as session:
         with pytest.raises(LedgerError, match=r"The disk is full\. Nothing was sent.* Empty it\.") as caught:
@@ -326,9 +326,9 @@ async def test_nothing_is_sent_that_cannot_be_recorded(store: Shaky) -> None:
 
 
 @pytest.mark.parametrize("kept", [False, True])
-async def test_nothing_is_sent_before_sending_is_on_record(store: Shaky, *, kept: bool) -> None:
+async def test_nothing_is_sent_before_sending_is_on_record(store: FaultyStore, *, kept: bool) -> None:
     """A `sending` that failed, or was kept and not confirmed, sends nothing and is taken back."""
-    provider = Fake()
+    provider = FakeProvider()
     (store.mute if kept else store.full).add(EntryState.SENDING)
     async with session_of(provider, store) as session:
         with pytest.raises(LedgerError, match=r"The disk is full\. Nothing was sent") as caught:
@@ -340,9 +340,9 @@ async def test_nothing_is_sent_before_sending_is_on_record(store: Shaky, *, kept
         assert (await session.submit(**WISH)).task_id == "t1"
 
 
-async def test_a_bug_of_the_ledger_sends_nothing(store: Shaky) -> None:
+async def test_a_bug_of_the_ledger_sends_nothing(store: FaultyStore) -> None:
     """What is no `LedgerError` comes as it is, and nothing was sent either."""
-    provider = Fake()
+    provider = FakeProvider()
     store.full, store.bug = {EntryState.SENDING}, ZeroDivisionError()
     async with session_of(provider, store) as session:
         with pytest.raises(ZeroDivisionError):
@@ -351,9 +351,11 @@ async def test_a_bug_of_the_ledger_sends_nothing(store: Shaky) -> None:
     assert provider.posts == []
 
 
-async def test_an_id_that_was_paid_for_is_told_whatever_happens(store: Shaky, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_id_that_was_paid_for_is_told_whatever_happens(
+    store: FaultyStore, caplog: pytest.LogCaptureFixture
+) -> None:
     """When the ledger fails after the request, the id is in the error and the log, and on record later."""
-    provider = Fake()
+    provider = FakeProvider()
     store.full.add(EntryState.RUNNING)
     async with session_of(provider, store) as session:
         with pytest.raises(LedgerError, match=r"fake made task t1 \(key mine\).*disk is full.*Empty it\.") as caught:
@@ -379,10 +381,10 @@ async def test_an_id_that_was_paid_for_is_told_whatever_happens(store: Shaky, ca
     ids=lambda value: type(value).__name__,
 )
 async def test_an_answer_is_told_and_written_late(
-    store: Shaky, fault: Exception, told: type[Exception], to: EntryState
+    store: FaultyStore, fault: Exception, told: type[Exception], to: EntryState
 ) -> None:
     """When the ledger cannot take an answer, its caller still hears it, and it is written as soon as it can be."""
-    provider = Fake(fault=fault)
+    provider = FakeProvider(fault=fault)
     async with session_of(provider, store) as session:
         submitting = asyncio.create_task(session.submit(**WISH))
         await asyncio.sleep(15)
@@ -397,7 +399,7 @@ async def test_an_answer_is_told_and_written_late(
 
 async def test_a_bug_after_sending_leaves_doubt() -> None:
     """A provider that breaks once it has sent may have made the task: the key is never sent again."""
-    provider = Fake(fault=KeyError("x"))
+    provider = FakeProvider(fault=KeyError("x"))
     async with session_of(provider) as session:
         with pytest.raises(KeyError):
             await session.submit(**WISH)
@@ -409,7 +411,7 @@ async def test_a_bug_after_sending_leaves_doubt() -> None:
 async def test_a_synchronous_success_without_a_character_has_failed() -> None:
     """It was paid for and gave nothing: the same key says so again, and sends nothing."""
     fault = MissingCharacterError("none", provider="fake", task_id=None, payload={"id": ""})
-    provider = Fake(fault=fault, synchronous=True)
+    provider = FakeProvider(fault=fault, synchronous=True)
     async with session_of(provider) as session:
         for _ in range(2):
             with pytest.raises(MissingCharacterError) as caught:
@@ -419,9 +421,9 @@ async def test_a_synchronous_success_without_a_character_has_failed() -> None:
     assert len(provider.posts) == 1
 
 
-async def test_a_session_that_closes_sends_nothing_new(store: Shaky) -> None:
+async def test_a_session_that_closes_sends_nothing_new(store: FaultyStore) -> None:
     """A request that reaches a closing session is not sent, though that still waits for an earlier one's answer."""
-    provider = Fake()
+    provider = FakeProvider()
     session = await session_of(provider, store).open()
     first = asyncio.create_task(session.submit(**WISH))
     await asyncio.sleep(15)
@@ -443,7 +445,7 @@ async def test_a_picture_of_a_new_character_is_saved_once(tmp_path: Path, monkey
         saved.append(character.provider)
 
     monkeypatch.setattr("sora_chars.session.pictures.Pictures.save", save)
-    for provider in (Fake(synchronous=True, name="at once"), Fake(name="later")):
+    for provider in (FakeProvider(synchronous=True, name="at once"), FakeProvider(name="later")):
         async with session_of(provider, pictures=tmp_path) as session:
             await session.create(**WISH)
             await session.create(**WISH)

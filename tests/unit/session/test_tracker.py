@@ -17,7 +17,7 @@ from sora_chars.polling.strategies import FixedInterval
 from sora_chars.polling.watcher import TaskWatcher
 from sora_chars.session.tracker import TaskTracker
 from sora_chars.session.writer import LedgerWriter
-from tests.support.fake_providers import Fake
+from tests.support.fake_providers import FakeProvider
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Sequence
@@ -108,7 +108,7 @@ class Process:
     ledger: Ledger
     watcher: TaskWatcher
     tracker: TaskTracker
-    provider: Fake
+    provider: FakeProvider
 
 
 @asynccontextmanager
@@ -120,7 +120,7 @@ async def process(house: House, name: str, *, end: float = math.inf, **facts: An
         watcher = TaskWatcher(polling=FixedInterval(PACE))
         tracker = TaskTracker(ledger, watcher, (writer.record_result,))
         try:
-            yield Process(store, ledger, watcher, tracker, Fake(end=end, **facts))
+            yield Process(store, ledger, watcher, tracker, FakeProvider(end=end, **facts))
         finally:
             await tracker.aclose()
             await watcher.aclose()

@@ -20,7 +20,7 @@ from sora_chars.errors import (
 from sora_chars.ledger import EntryState, Ledger
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.session import CharacterSession
-from tests.support.fake_providers import Fake, Shaky, entry_of
+from tests.support.fake_providers import FakeProvider, FaultyStore, entry_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -33,19 +33,19 @@ WISH: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog",
 
 
 @pytest.fixture
-def provider() -> Fake:
+def provider() -> FakeProvider:
     """Return the provider, which loses its answers, at once: looptime leaves the time of fixtures as it is."""
-    return Fake(callback_url="https://a.invalid/hooks", before=0, after=0, fault=NoAnswerError("reset"))
+    return FakeProvider(callback_url="https://a.invalid/hooks", before=0, after=0, fault=NoAnswerError("reset"))
 
 
 @pytest.fixture
-def store() -> Shaky:
+def store() -> FaultyStore:
     """Return a store that works so far."""
-    return Shaky()
+    return FaultyStore()
 
 
 @pytest.fixture
-async def session(provider: Fake, store: Shaky) -> AsyncGenerator[CharacterSession]:
+async def session(provider: FakeProvider, store: FaultyStore) -> AsyncGenerator[CharacterSession]:
     """Return a session that looks every 10 s."""
     async with CharacterSession(provider, polling=FixedInterval(10.0), ledger=Ledger(store)) as session:
         yield session
@@ -76,7 +76,7 @@ async def call_back(session: CharacterSession, url: str, task_id: str = "t1") ->
 
 @pytest.mark.usefixtures("lost")
 @pytest.mark.parametrize("raw", [None, "own", {"param": "no URL"}])
-async def test_a_callback_repairs_a_lost_answer(session: CharacterSession, provider: Fake, raw: Any) -> None:
+async def test_a_callback_repairs_a_lost_answer(session: CharacterSession, provider: FakeProvider, raw: Any) -> None:
     """The callback's token names the entry, which gets its task and its end; nothing is sent again."""
     own = {"param": json.dumps({"callBackUrl": provider.posts[0]})}
     provider.seen = provider.snapshot(raw=own if raw == "own" else raw)
@@ -94,7 +94,7 @@ async def test_a_callback_repairs_a_lost_answer(session: CharacterSession, provi
     ],
 )
 async def test_a_callback_that_names_anothers_task(
-    session: CharacterSession, provider: Fake, lost: Entry, raw: Any
+    session: CharacterSession, provider: FakeProvider, lost: Entry, raw: Any
 ) -> None:
     """A token does not open a task whose record says that it was asked for under another one."""
     provider.seen = provider.snapshot("t9", raw=raw)
@@ -102,7 +102,9 @@ async def test_a_callback_that_names_anothers_task(
     assert await entry_of(session) == lost
 
 
-async def test_a_callback_that_cannot_be_confirmed(session: CharacterSession, provider: Fake, lost: Entry) -> None:
+async def test_a_callback_that_cannot_be_confirmed(
+    session: CharacterSession, provider: FakeProvider, lost: Entry
+) -> None:
     """A task that the provider does not know (yet) changes nothing, and its sender is told to come again."""
     provider.seen = TaskNotFoundError("no such task")
     assert await call_back(session, provider.posts[0]) == 503
@@ -110,7 +112,7 @@ async def test_a_callback_that_cannot_be_confirmed(session: CharacterSession, pr
 
 
 async def test_a_callback_for_a_success_without_a_character(
-    session: CharacterSession, provider: Fake, lost: Entry
+    session: CharacterSession, provider: FakeProvider, lost: Entry
 ) -> None:
     """Its record is of no help in telling whose it is, so that doubt remains; the sender is told to come again."""
     provider.seen = MissingCharacterError("none", provider="fake", task_id="t1", payload={"id": ""})
@@ -119,7 +121,9 @@ async def test_a_callback_for_a_success_without_a_character(
 
 
 @pytest.mark.usefixtures("lost")
-async def test_a_callback_while_the_ledger_is_away(session: CharacterSession, provider: Fake, store: Shaky) -> None:
+async def test_a_callback_while_the_ledger_is_away(
+    session: CharacterSession, provider: FakeProvider, store: FaultyStore
+) -> None:
     """Its sender is told to come again, whether the ledger cannot be read or cannot be written."""
     store.away = True
     assert await call_back(session, provider.posts[0]) == 503
@@ -129,7 +133,7 @@ async def test_a_callback_while_the_ledger_is_away(session: CharacterSession, pr
     assert await call_back(session, provider.posts[0]) == 200
 
 
-async def test_a_callback_for_what_was_given_up(session: CharacterSession, provider: Fake, lost: Entry) -> None:
+async def test_a_callback_for_what_was_given_up(session: CharacterSession, provider: FakeProvider, lost: Entry) -> None:
     """It is taken, and changes nothing."""
     given_up = await session.resolve(lost.key, give_up=True)
     assert await call_back(session, provider.posts[0]) == 200
@@ -139,7 +143,7 @@ async def test_a_callback_for_what_was_given_up(session: CharacterSession, provi
 
 @pytest.mark.parametrize("fault", [None, NoAnswerError("reset")])
 async def test_a_callback_may_be_faster_than_the_answer(
-    session: CharacterSession, provider: Fake, fault: Exception | None
+    session: CharacterSession, provider: FakeProvider, fault: Exception | None
 ) -> None:
     """A task that ended before createTask answered, or failed to, is done when `submit` returns."""
     provider.fault, provider.after = fault, 10.0
@@ -153,7 +157,7 @@ async def test_a_callback_may_be_faster_than_the_answer(
     assert ((await handle).id, len(provider.posts), len(provider.polls)) == ("ch_1", 1, 2)
 
 
-async def test_a_person_names_the_task(session: CharacterSession, provider: Fake, lost: Entry) -> None:
+async def test_a_person_names_the_task(session: CharacterSession, provider: FakeProvider, lost: Entry) -> None:
     """The task is on record, watched by nobody until recovery, and its end is found."""
     entry = await session.resolve(lost.key, task_id="t7")
     assert (entry.state, entry.task_id, entry.owner) == (EntryState.RUNNING, "t7", None)
@@ -163,7 +167,9 @@ async def test_a_person_names_the_task(session: CharacterSession, provider: Fake
     assert ((await entry_of(session)).state, len(provider.posts)) == (EntryState.SUCCEEDED, 1)
 
 
-async def test_a_person_says_that_it_never_arrived(session: CharacterSession, provider: Fake, lost: Entry) -> None:
+async def test_a_person_says_that_it_never_arrived(
+    session: CharacterSession, provider: FakeProvider, lost: Entry
+) -> None:
     """Then the key is sent when it is asked for again, and not before."""
     assert (await session.resolve(lost.key, never_sent=True)).state is EntryState.PENDING
     assert (await recovered(session), len(provider.posts)) == ([], 1)
@@ -172,7 +178,7 @@ async def test_a_person_says_that_it_never_arrived(session: CharacterSession, pr
     assert len(provider.posts) == 2
 
 
-async def test_a_person_gives_it_up(session: CharacterSession, provider: Fake, lost: Entry) -> None:
+async def test_a_person_gives_it_up(session: CharacterSession, provider: FakeProvider, lost: Entry) -> None:
     """It has failed then, for whoever asks; a running one can be given up as well."""
     assert (await session.resolve(lost.key, give_up=True)).state is EntryState.FAILED
     with pytest.raises(TaskFailedError, match="a person gave it up"):
@@ -184,7 +190,7 @@ async def test_a_person_gives_it_up(session: CharacterSession, provider: Fake, l
     assert len(provider.posts) == 2
 
 
-async def test_what_cannot_be_resolved(session: CharacterSession, lost: Entry, store: Shaky) -> None:
+async def test_what_cannot_be_resolved(session: CharacterSession, lost: Entry, store: FaultyStore) -> None:
     """Each misuse is named, and moves nothing."""
     await session.register(**WISH | {"key": "asked"})
     for key in ("sending", "running"):
@@ -212,7 +218,7 @@ async def test_what_cannot_be_resolved(session: CharacterSession, lost: Entry, s
 
 async def test_a_provider_without_tasks_names_none() -> None:
     """An unknown outcome of a synchronous provider is never sent, or given up."""
-    async with CharacterSession(Fake(synchronous=True, fault=NoAnswerError("reset"))) as session:
+    async with CharacterSession(FakeProvider(synchronous=True, fault=NoAnswerError("reset"))) as session:
         with pytest.raises(SubmissionUnknownError):
             await session.submit(**WISH)
         with pytest.raises(InvalidRequestError, match="fake has no tasks; use never_sent or give_up"):
@@ -220,7 +226,7 @@ async def test_a_provider_without_tasks_names_none() -> None:
         assert (await session.resolve("mine", never_sent=True)).state is EntryState.PENDING
 
 
-async def test_recovery(session: CharacterSession, store: Shaky, caplog: pytest.LogCaptureFixture) -> None:
+async def test_recovery(session: CharacterSession, store: FaultyStore, caplog: pytest.LogCaptureFixture) -> None:
     """Running tasks are watched again; what was being sent is in doubt; what belongs to others is left alone."""
     for provider, key in (("fake", "sending"), ("fake", "running"), ("gone", "foreign"), ("fake", "asked")):
         await session.ledger.register(key=key, provider=provider, kind="task", request={"model": "m"})
@@ -245,7 +251,7 @@ async def test_recovery(session: CharacterSession, store: Shaky, caplog: pytest.
 
 
 async def test_a_task_that_another_process_polls_is_taken_over(
-    session: CharacterSession, provider: Fake, store: Shaky
+    session: CharacterSession, provider: FakeProvider, store: FaultyStore
 ) -> None:
     """While its poller lives a task is followed with hardly a look; when that ends, it is polled here."""
     provider.seen = TaskNotFoundError("no such task")
@@ -261,7 +267,7 @@ async def test_a_task_that_another_process_polls_is_taken_over(
     assert (await entry_of(session)).state is EntryState.SUCCEEDED
 
 
-async def test_a_success_without_a_character_is_on_record(session: CharacterSession, provider: Fake) -> None:
+async def test_a_success_without_a_character_is_on_record(session: CharacterSession, provider: FakeProvider) -> None:
     """The watcher's finding is kept, so that the same key says it again without a look."""
     provider.fault = None
     provider.seen = MissingCharacterError("none", provider="fake", task_id="t1", payload={"id": ""})
@@ -272,9 +278,9 @@ async def test_a_success_without_a_character_is_on_record(session: CharacterSess
     assert ((await entry_of(session)).state, len(provider.polls), len(provider.posts)) == (EntryState.FAILED, 1, 1)
 
 
-async def test_a_ledger_that_is_open_already_is_left_open(store: Shaky) -> None:
+async def test_a_ledger_that_is_open_already_is_left_open(store: FaultyStore) -> None:
     """Sessions may share a ledger, and its keys, at once; who opened it closes it."""
-    provider = Fake()
+    provider = FakeProvider()
     async with Ledger(store) as ledger:
         async with CharacterSession(provider, ledger=ledger) as one, CharacterSession(provider, ledger=ledger) as two:
             made = await asyncio.gather(one.create(**WISH), two.create(**WISH))
@@ -283,9 +289,9 @@ async def test_a_ledger_that_is_open_already_is_left_open(store: Shaky) -> None:
     assert len(provider.posts) == 1
 
 
-async def test_what_stays_unwritten_is_told_at_the_end(store: Shaky, caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_stays_unwritten_is_told_at_the_end(store: FaultyStore, caplog: pytest.LogCaptureFixture) -> None:
     """A ledger that never comes back is tried until the session closes, and the log names what is lost."""
-    provider = Fake()
+    provider = FakeProvider()
     store.full = {EntryState.RUNNING}
     async with CharacterSession(provider, ledger=Ledger(store)) as session:
         with pytest.raises(LedgerError):

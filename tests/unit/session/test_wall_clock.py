@@ -23,7 +23,7 @@ from sora_chars.errors import RateLimitedError, ServiceUnavailableError, TaskNot
 from sora_chars.models import Character, TaskSnapshot
 from sora_chars.polling.watcher import TaskWatcher
 from sora_chars.protocols import PollingStrategy, Provider
-from tests.support.fake_providers import Ages, Shaky
+from tests.support.fake_providers import FaultyStore, RecordingInterval
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -109,7 +109,7 @@ def session_of(
 @jumps
 async def test_a_wait_goes_on_as_if_nothing_were(clock: Wall, jump: float) -> None:
     """A clock set while a task is waited for changes no look, no age that the pace hears, and no end."""
-    provider, pace, loop = Fake(), Ages(), asyncio.get_running_loop()
+    provider, pace, loop = Fake(), RecordingInterval(), asyncio.get_running_loop()
     async with session_of(provider, clock, pace) as session:
         handle = await session.submit(**WISH)
         await asyncio.sleep(45)
@@ -124,7 +124,7 @@ async def test_a_wait_goes_on_as_if_nothing_were(clock: Wall, jump: float) -> No
 @jumps
 async def test_a_wait_ends_when_it_should(clock: Wall, jump: float) -> None:
     """The seconds of `timeout` are seconds, whatever the clock on the wall says."""
-    async with session_of(Fake(), clock, Ages()) as session:
+    async with session_of(Fake(), clock, RecordingInterval()) as session:
         creating = asyncio.create_task(session.create(**WISH, timeout=60))
         await asyncio.sleep(30)
         clock.set_by += jump
@@ -180,13 +180,13 @@ FAULTS = [
 async def test_retries_go_on(clock: Wall, jump: float, faults: list[SoraCharsError], budget: float) -> None:
     """Faults that pass do so after a jump too; those that do not end the wait when their budget is used up."""
     provider = Fake([*faults])
-    async with session_of(provider, clock, Ages()) as session:
+    async with session_of(provider, clock, RecordingInterval()) as session:
         handle = await session.submit(**WISH)
         await asyncio.sleep(11)  # the first fault was met
         clock.set_by += jump
         assert (await handle).id == "ch_t1"
     provider, loop = Fake(faults * 1000), asyncio.get_running_loop()
-    async with session_of(provider, clock, Ages()) as session:
+    async with session_of(provider, clock, RecordingInterval()) as session:
         began = loop.time()
         handle = await session.submit(**WISH)
         await asyncio.sleep(11)
@@ -200,8 +200,8 @@ async def test_retries_go_on(clock: Wall, jump: float, faults: list[SoraCharsErr
 @jumps
 async def test_a_write_that_failed_is_tried_again(clock: Wall, jump: float) -> None:
     """What the ledger could not be told is written when it can be, not when the clock says so."""
-    store = Shaky()
-    async with session_of(Fake(), clock, Ages(), ledger=Ledger(store, clock=clock)) as session:
+    store = FaultyStore()
+    async with session_of(Fake(), clock, RecordingInterval(), ledger=Ledger(store, clock=clock)) as session:
         handle = await session.submit(**WISH)
         store.full.add(EntryState.SUCCEEDED)
         await handle
@@ -252,7 +252,9 @@ async def test_who_holds_what_is_no_question_of_time(tmp_path: Path, jump: float
     """A living process keeps what it sends and polls, however old it looks; one that has ended keeps nothing."""
     url = f"sqlite:///{tmp_path}/characters.db"
     mine = Fake(lasts=0.0)
-    async with session_of(mine, Wall(), Ages(), ledger=open_ledger(url, clock=lambda: BEGAN + jump)) as here:
+    async with session_of(
+        mine, Wall(), RecordingInterval(), ledger=open_ledger(url, clock=lambda: BEGAN + jump)
+    ) as here:
         async with open_ledger(url, clock=lambda: BEGAN) as there:
             held = await there.register(key="held", provider="fake", kind="character", request=WISH)
             sending = await there.register(key="sending", provider="fake", kind="character", request=WISH)
@@ -293,7 +295,7 @@ async def post(receiver: CallbackReceiver, provider: Fake, at: float) -> int:
 async def test_callbacks_are_fresh_by_our_clock(clock: Wall, jump: float) -> None:
     """With a clock far off they are refused, which polling makes good; once it is right again, they are taken."""
     provider = Fake(callback_url="https://host.example/hooks")
-    async with session_of(provider, clock, Ages()) as session:
+    async with session_of(provider, clock, RecordingInterval()) as session:
         receiver = CallbackReceiver(session, "whsec", clock=clock)
         handle = await session.submit(**WISH)
         await asyncio.sleep(32)
@@ -311,7 +313,7 @@ async def test_callbacks_are_fresh_by_our_clock(clock: Wall, jump: float) -> Non
 async def test_a_replay_is_refused_until_the_clock_is_set_back(clock: Wall) -> None:
     """A callback from before the window is refused; one that a wrong clock takes for fresh has no effect but a look."""
     provider = Fake(callback_url="https://host.example/hooks")
-    async with session_of(provider, clock, Ages()) as session:
+    async with session_of(provider, clock, RecordingInterval()) as session:
         receiver = CallbackReceiver(session, "whsec", clock=clock)
         handle = await session.submit(**WISH)
         caught = clock()
