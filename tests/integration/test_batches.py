@@ -84,7 +84,7 @@ async def test_a_refused_account_is_asked_no_more(emulator: Emulator, tmp_path: 
         async with session.create_many(rows, concurrency=10) as outcomes:
             ended = [outcome async for outcome in outcomes]
         assert outcomes.stopped == "account"
-        assert (outcomes.refusal, outcomes.progress.remaining) == (ended[-1].error, 140)
+        assert (outcomes.rejection, outcomes.progress.remaining) == (ended[-1].error, 140)
         assert {outcome.state for outcome in ended} == {EntryState.REJECTED}
         assert sum(emulator.seen.values()) == len(ended) == 10
         fault.remove()

@@ -90,15 +90,15 @@ class FakeProvider(Provider):
 class BatchProvider(Provider):
     """Answers a create after 1 s. The wish, as "fails 20", says how many seconds later the task ends, and how.
 
-    `refusal`: what each create meets; `account`: whose limits it says that it keeps.
+    `rejection`: what each create meets; `account`: whose limits it says that it keeps.
     """
 
-    name: str = "shop"
+    name: str = "fake"
     synchronous: bool = False
     callback_url: str | None = None
     account: Account | None = None
     window: Window | None = None
-    refusal: Exception | None = None
+    rejection: Exception | None = None
     credits: float | None = 2.0
     posts: list[str] = attrs.field(factory=list[str])
     sending: int = 0
@@ -125,8 +125,8 @@ class BatchProvider(Provider):
             self.peaks["sending"] = max(self.sending, self.peaks["sending"])
             await asyncio.sleep(1)
             self.sending -= 1
-            if self.refusal:
-                raise self.refusal
+            if self.rejection:
+                raise self.rejection
             if how == "rejected":
                 raise RequestRejectedError("no cats", provider=self.name)
             if how == "lost":

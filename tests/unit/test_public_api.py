@@ -34,7 +34,7 @@ INNER = {
     "HandleContext",
     "Account",
     "Window",
-    "Meter",
+    "ProgressCounter",
 }
 
 
