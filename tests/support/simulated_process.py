@@ -1,4 +1,4 @@
-"""The processes of the random lives of sessions: each has its doors to the ledger and to the provider, and may die."""
+"""Processes of the stateful session test, which can be stopped and killed at every step."""
 
 from __future__ import annotations
 
@@ -40,30 +40,38 @@ if TYPE_CHECKING:
     from sora_chars.models import Request
     from tests.support.simulated_world import SimulatedTask, SimulatedWorld
 
-READ, WRITE, TRAVEL = 0.003, 0.01, 0.05  # seconds, each a chance to die on the way
-ANSWER = 5.0  # seconds that a provider takes over a request
-TIMEOUT = 120.0  # after which a request without an answer is given up
-LATE = 20.0  # how long a request may wander about before it arrives
-WAIT = 300.0
+READ = 0.003  # seconds; a process may die during each of these steps
+WRITE = 0.01
+TRAVEL = 0.05
+ANSWER = 5.0  # seconds until the provider responds
+TIMEOUT = 120.0  # seconds until a request without a response fails
+LATE = 20.0  # seconds by which a delayed request arrives late
+WAIT = 300.0  # seconds that callers wait for a task
 HOOKS = "https://a.invalid/hooks"
 T = TypeVar("T")
 PROCESS: contextvars.ContextVar[SimulatedProcess] = contextvars.ContextVar("PROCESS")
 
 
 class ProcessKilled(BaseException):
-    """A process that was killed goes no further."""
+    """Ends every step of a killed process."""
 
 
 @attrs.define(eq=False)
 class SimulatedStore:
-    """The door of one process to the shared entries. Its next writes end as `faults` say; so many `reads` fail."""
+    """One process's view of the shared entries.
+
+    Attributes:
+        faults: Results of the next writes: "" succeeds, "not written" and "written"
+            raise before or after the entry is written.
+        reads: Number of next reads that fail.
+    """
 
     quota_store = None
 
     world: SimulatedWorld
     process: SimulatedProcess
     owner: str
-    faults: deque[str] = attrs.field(factory=deque[str])
+    faults: deque[str] = attrs.field(factory=deque)
     reads: int = 0
 
     async def open(self, waiters: Waiters) -> None:
@@ -104,7 +112,7 @@ class SimulatedStore:
         await self.process.passes(READ)
         if self.reads:
             self.reads -= 1
-            raise LedgerError("The database is away.")
+            raise LedgerError("The database is unavailable.")
 
     async def _write(self, write: Callable[[], Coroutine[Any, Any, T]]) -> T:
         await self.process.passes(WRITE)
@@ -114,7 +122,7 @@ class SimulatedStore:
         kept = await write()
         await self.process.passes(WRITE)
         if fault == "written":
-            raise LedgerError("The database went away.")
+            raise LedgerError("The connection was lost.")
         return kept
 
     async def _insert(self, entry: Entry) -> Entry:
@@ -132,11 +140,11 @@ class SimulatedStore:
 
 @attrs.define(eq=False)
 class SimulatedProvider(Provider):
-    """A process's way to the provider. Its next request for a key ends as `fates` say."""
+    """One process's connection to the provider; `fates` states how its next request for a key ends."""
 
     world: SimulatedWorld
     process: SimulatedProcess
-    fates: dict[str, str] = attrs.field(factory=dict[str, str])
+    fates: dict[str, str] = attrs.field(factory=dict)
     name: str = "fake"
     callback_url: str | None = HOOKS
     synchronous: bool = attrs.field(init=False)
@@ -147,14 +155,14 @@ class SimulatedProvider(Provider):
     async def submit(
         self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
-        """See `Provider`. What did no harm is tried again once, as the transport does."""
+        """See `Provider`. A request without effect is retried once, as by the transport."""
         key, url = request.key or "", callback_url or ""
         fate = self._fate(key)
         await self.process.passes(TRAVEL)
         if fate == "upload lost":
             raise NoAnswerError("the upload was reset")
-        if fate == "upload refused":
-            raise RequestRejectedError("no such film")
+        if fate == "upload rejected":
+            raise RequestRejectedError("no such video")
         with self.world.counted(self.world.on_the_way, key):
             try:
                 made = await self._post(key, url, fate, on_send)
@@ -208,12 +216,12 @@ class SimulatedProvider(Provider):
             raise NoAnswerError("no connection", harmless=True)
         if fate == "busy":
             raise RateLimitedError("busy")
-        if fate == "refused":
+        if fate == "rejected":
             raise RequestRejectedError("a real person")
         if fate in {"request lost", "late", "answer lost", "hangs"}:
             self.world.doubted.add(key)
         if fate == "late":
-            self._wander(key, url)
+            self._arrive_late(key, url)
         if fate in {"request lost", "late"}:
             raise NoAnswerError("reset")
         made = self.world.make(key, url)
@@ -224,8 +232,8 @@ class SimulatedProvider(Provider):
             raise NoAnswerError("reset")
         return made
 
-    def _wander(self, key: str, url: str) -> None:
-        """Let the request arrive later, whatever becomes of the process."""
+    def _arrive_late(self, key: str, url: str) -> None:
+        """Let the request arrive later, even if the process dies."""
 
         def arrive() -> None:
             self.world.make(key, url)
@@ -238,7 +246,7 @@ class SimulatedProvider(Provider):
 
 
 class SimulatedProcess:
-    """A process: its session, all its asyncio tasks, and those of its callers who still wait, each with its key."""
+    """Process with a session, its asyncio tasks, and its waiting callers with their keys."""
 
     def __init__(self, world: SimulatedWorld, runner: asyncio.Runner, name: str) -> None:
         self.world = world
@@ -264,55 +272,55 @@ class SimulatedProcess:
         self.run(self.session.open())
 
     async def passes(self, seconds: float) -> None:
-        """Let time pass in a step of this process, which ends here if it is killed and pauses while it is stopped."""
+        """Wait in a step of this process, which ends here if killed and pauses while stopped."""
         await asyncio.sleep(seconds)
         await self.goes.wait()
         if not self.alive:
             raise ProcessKilled
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Do something in this process, while all others go on."""
+        """Run a coroutine in this process while the others continue."""
         return self.runner.run(asyncio.wait_for(work, 9999.0), context=self.context)
 
     def start(self, key: str, work: Coroutine[Any, Any, Any]) -> None:
-        """Begin something in this process that a caller waits for."""
+        """Start a coroutine in this process that a caller waits for."""
         self.callers[self.runner.get_loop().create_task(work, context=self.context)] = key
 
     def doubt(self) -> None:
-        """Whoever waits for what this process is sending may have to give up."""
+        """Record that the outcome of requests being sent by this process may become unknown."""
         sending = {entry.key for entry in self.world.kept.values() if entry.state is EntryState.SENDING}
         self.world.doubted |= {key for key in sending if self.world.kept[key].owner == self.store.owner}
 
     def stop(self, *, presumed_dead: bool) -> None:
-        """SIGSTOP; its line to the database may be cut then, which frees what it holds."""
+        """Stop the process, as SIGSTOP does; without its database connection it is presumed dead."""
         self.doubt()
         self.goes.clear()
         if presumed_dead:
             self.world.dead.add(self.store.owner)
 
     def cont(self) -> None:
-        """SIGCONT, and a new line."""
+        """Continue the process, as SIGCONT does, with a new database connection."""
         self.goes.set()
         self.world.dead.discard(self.store.owner)
 
     def kill(self) -> None:
-        """SIGKILL: nothing that it does from now on reaches the ledger or the provider."""
+        """Kill the process: nothing it does reaches the ledger or the provider any more."""
         self.doubt()
         self.alive = False
         self.goes.set()
         self.world.waiters.pop(self.store.owner, None)
         self.world.dead.add(self.store.owner)
         self.callers.clear()
-        self.runner.run(self._bury())
+        self.runner.run(self._cancel_all())
 
-    async def _bury(self) -> None:
+    async def _cancel_all(self) -> None:
         while self.asyncio_tasks:
             for asyncio_task in self.asyncio_tasks:
                 asyncio_task.cancel()
             await asyncio.wait(self.asyncio_tasks)
 
     async def call_back(self, url: str, task_id: str) -> int:
-        """Bring a callback and return the status that answers it."""
+        """Deliver a callback and return the status of the response."""
 
         async def body() -> AsyncGenerator[bytes]:
             yield json.dumps({"code": 200, "data": {"taskId": task_id, "state": "success"}}).encode()
@@ -321,19 +329,19 @@ class SimulatedProcess:
 
 
 def own_task(world: SimulatedWorld, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
-    """Make an asyncio task that belongs to the process that began it, and look at how it ends."""
+    """Create an asyncio task owned by the process that starts it, and check how it ends."""
     made = asyncio.Task(work, loop=loop, **options)
     process = (options.get("context") or contextvars.copy_context()).get(PROCESS, None)
     if process:
         process.asyncio_tasks.add(made)
         made.add_done_callback(process.asyncio_tasks.discard)
 
-    def look(ended: asyncio.Task[Any]) -> None:
+    def check(ended: asyncio.Task[Any]) -> None:
         error = None if ended.cancelled() else ended.exception()
         if error and (
             isinstance(error, InvalidTransitionError) or not isinstance(error, (SoraCharsError, ProcessKilled))
         ):
             world.wrong.append(f"{ended} raised {error!r}")
 
-    made.add_done_callback(look)
+    made.add_done_callback(check)
     return made

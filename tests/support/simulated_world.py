@@ -1,4 +1,4 @@
-"""What really happens in the random lives of sessions, and so what their ledger may hold and their callers may hear."""
+"""Ground truth of the stateful session test: what the ledger may hold and callers may receive."""
 
 from __future__ import annotations
 
@@ -41,7 +41,11 @@ ENDS = [SUCCESS, FAIL, EMPTY]
 
 @attrs.define(eq=False)
 class SimulatedTask:
-    """A task at the provider. `state` is the truth; it cannot be seen before the loop time `visible`."""
+    """Task at the provider.
+
+    `state` is its real state. The provider does not find the task before the loop time
+    `visible`.
+    """
 
     task_id: str
     key: str
@@ -52,34 +56,47 @@ class SimulatedTask:
 
 @attrs.define(eq=False)
 class SimulatedWorld:
-    """What really happened: the tasks of the provider, the entries of the ledger, and who has died.
+    """Everything that really happened: the provider's tasks, the ledger's entries, dead processes.
 
-    `on_the_way`: requests that may still make a task, by key, from before they are recorded; `posted`: those of them
-    that have left; `doubted`: keys whose answer may be lost. `synchronous`: whether tasks end with their requests.
-    `healed`: whether all goes well from now on.
+    Attributes:
+        synchronous: Whether tasks end with their requests.
+        healed: Whether every later step succeeds.
+        made: Tasks by id.
+        on_the_way: Requests per key that may still create a task, counted from before
+            they are recorded.
+        posted: Those of them that were sent, per key.
+        doubted: Keys of requests whose response may be lost.
+        answers: Each key and fate that a request met.
+        faulty_polls: Number of next polls that fail.
+        entries: The shared entries.
+        kept: Latest version of each entry, by key.
+        moves: Transitions that entries made.
+        dead: Owners that are presumed dead.
+        waiters: Change notifiers of the living processes, by owner.
+        wrong: Violations found so far.
     """
 
     synchronous: bool = False
     healed: bool = False
-    made: dict[str, SimulatedTask] = attrs.field(factory=dict[str, SimulatedTask])
-    on_the_way: Counter[str] = attrs.field(factory=Counter[str])
-    posted: Counter[str] = attrs.field(factory=Counter[str])
-    doubted: set[str] = attrs.field(factory=set[str])
-    answers: set[tuple[str, str]] = attrs.field(factory=set[tuple[str, str]])
+    made: dict[str, SimulatedTask] = attrs.field(factory=dict)
+    on_the_way: Counter[str] = attrs.field(factory=Counter)
+    posted: Counter[str] = attrs.field(factory=Counter)
+    doubted: set[str] = attrs.field(factory=set)
+    answers: set[tuple[str, str]] = attrs.field(factory=set)
     faulty_polls: int = 0
     entries: MemoryStore = attrs.field(factory=MemoryStore)
-    kept: dict[str, Entry] = attrs.field(factory=dict[str, Entry])
-    moves: set[tuple[EntryState, EntryState]] = attrs.field(factory=set[tuple[EntryState, EntryState]])
-    dead: set[str] = attrs.field(factory=set[str])
-    waiters: dict[str, Waiters] = attrs.field(factory=dict[str, "Waiters"])
-    wrong: list[str] = attrs.field(factory=list[str])
+    kept: dict[str, Entry] = attrs.field(factory=dict)
+    moves: set[tuple[EntryState, EntryState]] = attrs.field(factory=set)
+    dead: set[str] = attrs.field(factory=set)
+    waiters: dict[str, Waiters] = attrs.field(factory=dict)
+    wrong: list[str] = attrs.field(factory=list)
 
     def tasks(self, key: str) -> list[SimulatedTask]:
-        """All that were made for a key: one at most, if all is right."""
+        """Return the tasks of a key: at most one if the package works."""
         return [made for made in self.made.values() if made.key == key]
 
     def make(self, key: str, url: str) -> SimulatedTask:
-        """Make a task, which has ended at once where that is so."""
+        """Create a task; it succeeds at once if the provider is synchronous or healed."""
         now = asyncio.get_running_loop().time()
         made = SimulatedTask(f"t-{len(self.made) + 1}-{key}", key, url, now + 3.0)
         self.made[made.task_id] = made
@@ -89,7 +106,7 @@ class SimulatedWorld:
 
     @contextmanager
     def counted(self, where: Counter[str], key: str) -> Generator[None]:
-        """Count a request."""
+        """Count a request while the block runs."""
         where[key] += 1
         try:
             yield
@@ -97,15 +114,15 @@ class SimulatedWorld:
             where[key] -= 1
 
     def moved(self, after: Entry) -> None:
-        """Take note of a move, and check it without the package's own check."""
+        """Record a transition, and check it independently of the package."""
         before = self.kept[after.key]
         if after.state not in TRANSITIONS[before.state] or after.version != before.version + 1:
-            self.wrong.append(f"{before} went to {after}")
+            self.wrong.append(f"{before} changed to {after}")
         self.moves.add((before.state, after.state))
         self.kept[after.key] = after
 
     def check_entry(self, entry: Entry) -> None:
-        """What the ledger holds is what happened."""
+        """Assert that an entry agrees with what happened."""
         tasks = self.tasks(entry.key)
         assert len(tasks) <= 1, "paid twice"
         assert self.posted[entry.key] <= 1, "sent twice"
@@ -132,15 +149,22 @@ class SimulatedWorld:
                 pass
 
     def check_answer(self, key: str, outcome: Any, *, faulted: bool, closed: bool) -> None:
-        """What a caller heard of a key is true. `faulted`: of a process whose ledger had faults; `closed`: or ended."""
+        """Assert that what a caller received for a key is true.
+
+        Args:
+            key: Key of the request.
+            outcome: What the call returned or raised.
+            faulted: Whether reads or writes of the process's ledger failed.
+            closed: Whether the process closed its session.
+        """
         made = next(iter(self.tasks(key)), None)
-        gone = key in self.kept and given_up(self.kept[key])
+        is_given_up = key in self.kept and given_up(self.kept[key])
         match outcome:
             case Character() as character:
                 assert made
                 assert (made.state, character.id) == (SUCCESS, f"ch-{made.task_id}")
             case TaskHandle() as handle:
-                assert gone or (made and handle.task_id == made.task_id)
+                assert is_given_up or (made and handle.task_id == made.task_id)
             case Step() as step:
                 assert step.finished is (step.entry.state in CLOSED)
             case int() as status:
@@ -152,7 +176,7 @@ class SimulatedWorld:
 
     def _check_error(self, key: str, error: Exception, *, faulted: bool, closed: bool) -> None:
         made = next(iter(self.tasks(key)), None)
-        met = {fate for asked, fate in self.answers if asked == key}
+        fates = {fate for other, fate in self.answers if other == key}
         match error:
             case TaskFailedError():
                 assert (made and made.state == FAIL) or given_up(self.kept[key])
@@ -162,9 +186,9 @@ class SimulatedWorld:
             case SubmissionUnknownError():
                 assert key in self.doubted
             case RequestRejectedError():
-                assert met & {"refused", "upload refused"}
+                assert fates & {"rejected", "upload rejected"}
             case NoAnswerError() | RateLimitedError():
-                assert met & {"never left", "busy", "upload lost"}
+                assert fates & {"never left", "busy", "upload lost"}
             case LedgerError():
                 assert faulted or closed
             case SessionClosedError() | WatcherStoppedError():
@@ -174,5 +198,5 @@ class SimulatedWorld:
 
 
 def given_up(entry: Entry) -> bool:
-    """A person has ended it."""
+    """Return whether an operator gave the entry up."""
     return entry.state is EntryState.FAILED and entry.error["code"] == "given_up"

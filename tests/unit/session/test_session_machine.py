@@ -30,11 +30,11 @@ FATES = st.sampled_from(
         "request lost",
         "never left",
         "busy",
-        "refused",
+        "rejected",
         "hangs",
         "late",
         "upload lost",
-        "upload refused",
+        "upload rejected",
     ]
 )
 KEYS = st.sampled_from(["k-1", "k-2", "k-3", "k-4", "k-5", "k-6"])
@@ -303,7 +303,7 @@ def test_every_move() -> None:
     """The machine can lead a session through every legal move of the ledger."""
     life, short = SessionMachine(), SessionMachine()
     life.begin(callbacks=True, synchronous=False)
-    life.ask(0, "k-1", "upload refused", "create", 40.0)
+    life.ask(0, "k-1", "upload rejected", "create", 40.0)
     life.ask(0, "k-1", "busy", "create", 40.0)
     life.kill(0)
     life.recover(1)
@@ -314,7 +314,7 @@ def test_every_move() -> None:
     life.resolve(2, "k-3", give_up=False)
     life.end_tasks("k-2", FAIL)
     life.advance(2, "k-2", "answer", 40.0)
-    life.ask(2, "k-3", "refused", "create", 40.0)
+    life.ask(2, "k-3", "rejected", "create", 40.0)
     life.ask(0, "k-4", "answer lost", "create", 40.0)
     life.resolve(1, "k-4", give_up=True)
     life.teardown()
@@ -322,7 +322,7 @@ def test_every_move() -> None:
     short.ask(0, "k-1", "answer", "create", 40.0)
     short.ask(0, "k-2", "empty", "create", 40.0)
     short.ask(0, "k-3", "answer", "create", 0.12)
-    short.ask(0, "k-4", "refused", "create", 0.12)
+    short.ask(0, "k-4", "rejected", "create", 0.12)
     short.stop(0, presumed_dead=True)
     short.recover(1)
     short.time_passes(40.0)
