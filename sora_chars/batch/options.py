@@ -27,7 +27,7 @@ Row = Request | Mapping[str, Any]
 Rows = Iterable[Row] | AsyncIterable[Row]
 Start = Callable[[Request, str | None], "Awaitable[TaskHandle[Any]]"]
 
-_MAX_SUBMITTERS = 250  # above the connection limit, so that polls cannot starve creates; small enough for fairness
+_MAX_SUBMITTERS = 250  # above the connection limit, else polls starve creates; low enough to keep batches fair
 
 
 @attrs.frozen(kw_only=True)

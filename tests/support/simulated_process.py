@@ -156,7 +156,8 @@ class SimulatedProvider(Provider):
         self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """See `Provider`. A request without effect is retried once, as by the transport."""
-        key, url = request.key or "", callback_url or ""
+        key = request.key or ""
+        url = callback_url or ""
         fate = self._fate(key)
         await self.process.passes(TRAVEL)
         if fate == "upload lost":
