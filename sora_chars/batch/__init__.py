@@ -1,1 +1,1 @@
-"""Many requests as one batch: what runs, how each ended, progress and budget."""
+"""Batches: submitting many requests, their outcomes, progress and budget."""

@@ -1,7 +1,8 @@
-"""A batch: many requests, a bounded number of tasks in flight, and an outcome for each as it ends.
+"""A batch: many requests, bounded concurrency, and an outcome for each request as it ends.
 
-One asyncio task takes the requests up, a few submit them, and none waits: a task in flight costs a callback at the
-future that all its waiters share.
+One asyncio task reads the requests and a bounded number of asyncio tasks submit them. A
+task in flight needs no asyncio task: it costs a callback on the future that all its
+waiters share.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sized
+from collections.abc import AsyncIterable, Mapping, Sized
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,43 +24,47 @@ from sora_chars.errors import (
     SessionClosedError,
     SoraCharsError,
     UsageCapError,
-    printable,
 )
 from sora_chars.ids import new_key
 from sora_chars.ledger import EntryState
-from sora_chars.models import Character, Request, as_request, refuse
-from sora_chars.ratelimit.window import UNLIMITED, flow
+from sora_chars.models import Character, as_request
+from sora_chars.ratelimit.window import flow
 
-from .budget import Budget, amount_problems
+from .budget import Budget
 from .outcome import Outcome, state_of
-from .progress import Meter
+from .progress import ProgressCounter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable
+    from collections.abc import AsyncGenerator
     from types import TracebackType
     from typing import Self
 
     from sora_chars.errors import ProviderError
+    from sora_chars.models import Request
     from sora_chars.polling.handle import TaskHandle
-    from sora_chars.protocols import Provider
 
-    from .budget import Price
+    from .options import BatchOptions, Rows
     from .progress import Progress
 
 log = logging.getLogger("sora_chars.batch")
 
-Row = Request | Mapping[str, Any]
-Rows = Iterable[Row] | AsyncIterable[Row]
-Start = Callable[[Request, str | None], "Awaitable[TaskHandle[Any]]"]
-
-_END = object()
-_SENDERS = 250  # more than connections, so that looks do not hold up creates; few, so that another batch's turn is near
-_OF_THE_ACCOUNT = (AuthenticationError, InsufficientCreditsError, UsageCapError)  # all others would meet it, too
+_EXHAUSTED = object()
+_ACCOUNT_ERRORS = (AuthenticationError, InsufficientCreditsError, UsageCapError)  # every later request would fail too
 
 
 @attrs.define(eq=False)
-class _Job:
-    """One request that was taken up and has not ended. `cost`: the credits it is expected to take, if known."""
+class _Item:
+    """A request that was read and has not ended.
+
+    Attributes:
+        index: Position of the request, from 0.
+        given: The row as the caller gave it.
+        request: The request, with a key.
+        provider: Name of the provider that the row names.
+        began: Loop time at which the request was registered.
+        cost: Expected credits, if known.
+        handle: Handle of the task, once it is submitted.
+    """
 
     index: int
     given: Any
@@ -70,77 +75,65 @@ class _Job:
     handle: TaskHandle[Any] | None = None
 
 
-@attrs.frozen(kw_only=True)
-class BatchOptions:
-    """What was asked for. `start` submits one request to the provider named; `submit_concurrency`: how many it does at a time.
-
-    Raises:
-        InvalidRequestError: the requests are no iterable, or an option is wrong.
-    """
-
-    requests: Rows
-    start: Start
-    concurrency: int
-    submit_concurrency: int
-    timeout: float
-    budget: float | None
-    price: Price | None
-
-    def __attrs_post_init__(self) -> None:
-        problems: list[str] = []
-        rows: object = self.requests
-        if not isinstance(rows, Iterable | AsyncIterable) or isinstance(rows, str | bytes | Mapping):
-            problems.append(f"requests: must be an iterable of requests, got {type(rows).__name__}")
-        if type(self.concurrency) is not int or self.concurrency < 1:
-            problems.append(
-                f"concurrency: must be a whole number above 0, got {printable(repr(self.concurrency), limit=60)}"
-            )
-        if self.timeout != math.inf:
-            problems += amount_problems("timeout", self.timeout, "seconds")
-        if self.budget is not None:
-            problems += amount_problems("budget", self.budget, "credits")
-        if not (self.price is None or callable(self.price)):
-            problems += amount_problems("price", self.price, "credits")
-        refuse(problems, what="The batch")
-
-
 @attrs.define(eq=False, kw_only=True, repr=False)
 class Batch:
-    """The outcomes of a batch, as they end: `async for outcome in outcomes`, inside `async with`.
+    """The outcomes of a batch, as its requests end.
 
-    `stopped` says why submitting ended before the requests did: "account" (a provider refused a key, or its credits or
-    its cap are used up; `refusal` is the last such error); "budget"; "price" (there is a budget, and neither the
-    caller nor the provider tells what a task costs); "closed" (the session was).
+    `CharacterSession.create_many` returns a batch. Enter it to start submitting, and
+    iterate over it to receive the outcomes:
+
+        async with session.create_many(requests, concurrency=50) as batch:
+            async for outcome in batch:
+                print(outcome.index, outcome.state, batch.progress.remaining)
+        if batch.stopped == "account":
+            print(batch.rejection)
+
+    Leaving the block submits nothing more. Tasks that were submitted continue; submit
+    their requests again under the same keys to receive their results.
+
+    Attributes:
+        stopped: Why submitting ended before the last request; None if it did not.
+
+            - "account": a provider rejected the API key, or its credits or its usage
+              cap are exhausted.
+            - "budget": the budget allows no further request.
+            - "price": there is a budget, but neither the caller nor the provider
+              states what a task costs.
+            - "closed": the session was closed.
+        rejection: Latest error of the provider that rejected the account.
     """
 
     _options: BatchOptions = attrs.field(alias="options")
     stopped: Literal["account", "budget", "price", "closed"] | None = attrs.field(default=None, init=False)
-    refusal: ProviderError | None = attrs.field(default=None, init=False)
+    rejection: ProviderError | None = attrs.field(default=None, init=False)
     _budget: Budget = attrs.field(init=False)
-    _meter: Meter = attrs.field(init=False)  # since `async with`
-    _feeder: asyncio.Task[None] | None = attrs.field(default=None, init=False)
-    _submitting: set[asyncio.Task[None]] = attrs.field(factory=set["asyncio.Task[None]"], init=False)
-    _in_flight: set[_Job] = attrs.field(factory=set[_Job], init=False)
-    _deadlines: dict[_Job, float] = attrs.field(factory=dict[_Job, float], init=False)  # the first is the earliest
+    _counter: ProgressCounter = attrs.field(init=False)  # once entered
+    _reader: asyncio.Task[None] | None = attrs.field(default=None, init=False)
+    _submitting: set[asyncio.Task[None]] = attrs.field(factory=set, init=False)
+    _in_flight: set[_Item] = attrs.field(factory=set, init=False)
+    _deadlines: dict[_Item, float] = attrs.field(factory=dict, init=False)  # earliest first
     _timer: asyncio.TimerHandle | None = attrs.field(default=None, init=False)
-    _youngest: TaskHandle[Any] | None = attrs.field(default=None, init=False)
-    _unread: deque[Outcome] = attrs.field(factory=deque[Outcome], init=False)
+    _newest: TaskHandle[Any] | None = attrs.field(default=None, init=False)
+    _unread: deque[Outcome] = attrs.field(factory=deque, init=False)
     _changed: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
-    _told: bool = attrs.field(default=False, init=False)  # whether the consumer knows what the requests raised
-    _left: bool = attrs.field(default=False, init=False)
+    _reader_error_raised: bool = attrs.field(default=False, init=False)
+    _exited: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._budget = Budget(self._options.budget, self._options.price)
 
     @property
     def progress(self) -> Progress:
-        """How far the batch is now."""
+        """Progress of the batch now."""
         self._entered()
-        learned = self._youngest.eta if self._youngest else None
-        return self._meter.progress(asyncio.get_running_loop().time(), last=learned.median if learned else None)
+        eta = self._newest.eta if self._newest else None
+        return self._counter.progress(asyncio.get_running_loop().time(), newest_eta=eta.median if eta else None)
 
     async def updates(self) -> AsyncGenerator[Progress, None]:
-        """How far the batch is: now, after changes, and at its end. A slow reader misses what lies between."""
+        """Yield the progress now, after changes, and at the end.
+
+        A slow consumer skips intermediate values.
+        """
         seen: Progress | None = None
         while True:
             now = self.progress
@@ -153,21 +146,22 @@ class Batch:
                 await self._changed.wait()
 
     async def __aenter__(self) -> Self:
-        if self._feeder:
+        if self._reader:
             raise SessionClosedError("This batch was opened before.", hint="Call `create_many` again.")
         loop = asyncio.get_running_loop()
         total = len(self._options.requests) if isinstance(self._options.requests, Sized) else None
-        self._meter = Meter(began=loop.time(), total=total)
-        self._feeder = loop.create_task(self._feed(), name="sora_chars batch")
-        self._feeder.add_done_callback(lambda _: self._ring())
+        self._counter = ProgressCounter(began=loop.time(), total=total)
+        self._reader = loop.create_task(self._read_requests(), name="sora_chars batch")
+        self._reader.add_done_callback(lambda _: self._notify())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Submit nothing more, and wait for no task: what was sent is on record and goes on."""
-        feeder, self._left = self._entered(), True
-        asyncio_tasks = (feeder, *self._submitting)
+        """Stop submitting, without waiting for tasks in flight."""
+        reader = self._entered()
+        self._exited = True
+        asyncio_tasks = (reader, *self._submitting)
         for asyncio_task in asyncio_tasks:
             asyncio_task.cancel()
         try:
@@ -179,144 +173,151 @@ class Batch:
                 self._timer.cancel()
             self._deadlines.clear()
             self._in_flight.clear()
-            self._ring()
-        broken = None if feeder.cancelled() else feeder.exception()
-        if broken and error is None and not self._told:
-            raise broken
+            self._notify()
+        reader_error = None if reader.cancelled() else reader.exception()
+        if reader_error and error is None and not self._reader_error_raised:
+            raise reader_error
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Outcome:
-        feeder = self._entered()
+        reader = self._entered()
         while not self._unread:
             if self._finished():
-                if not (self._left or self._told):
-                    self._told = True
-                    feeder.result()  # raises what the requests raised
+                if not (self._exited or self._reader_error_raised):
+                    self._reader_error_raised = True
+                    reader.result()  # raises what iterating the requests raised
                 raise StopAsyncIteration
             await self._changed.wait()
         outcome = self._unread.popleft()
-        self._ring()
+        self._notify()
         return outcome
 
     def _entered(self) -> asyncio.Task[None]:
-        if self._feeder is None:
+        """Return the asyncio task that reads the requests, if the batch was entered."""
+        if self._reader is None:
             raise SessionClosedError("This batch is not open. Nothing was sent.", hint="Use it inside `async with`.")
-        return self._feeder
+        return self._reader
 
     def _finished(self) -> bool:
-        return self._left or (self._entered().done() and not self._in_flight)
+        return self._exited or (self._entered().done() and not self._in_flight)
 
-    def _ring(self) -> None:
-        """Wake all who wait for a change; each looks for itself."""
+    def _notify(self) -> None:
+        """Wake every waiter for a change; each checks its own condition."""
         self._changed.set()
         self._changed.clear()
 
-    async def _feed(self) -> None:
-        """Take up one request after the other, each as late as can be. It ends with what the requests raise."""
-        flow.set(object())  # also of all that is begun from here, which may outlive this batch
+    async def _read_requests(self) -> None:
+        """Read each request when it can be submitted; raise what iterating them raises."""
+        flow.set(object())  # inherited by all asyncio tasks that start here and may outlive the batch
         index = 0
-        async with aclosing(_each(self._options.requests)) as rows:
-            while await self._room():
-                row = await anext(rows, _END)
-                if row is _END:
-                    self._meter.total = index
+        async with aclosing(_iterate(self._options.requests)) as rows:
+            while await self._wait_for_capacity():
+                row = await anext(rows, _EXHAUSTED)
+                if row is _EXHAUSTED:
+                    self._counter.total = index
                     return
-                await self._take_up(index, row)
+                await self._process(index, row)
                 index += 1
 
-    async def _room(self) -> bool:
-        """Wait until one more may be taken up; False when none will be."""
+    async def _wait_for_capacity(self) -> bool:
+        """Wait until another request may be read; False if submitting has stopped."""
         while not self.stopped and (
             len(self._in_flight) >= self._options.concurrency
-            or len(self._unread) >= self._options.concurrency  # a slow consumer holds us back
+            or len(self._unread) >= self._options.concurrency  # back-pressure of a slow consumer
             or len(self._submitting) >= self._options.submit_concurrency
         ):
             await self._changed.wait()
         return not self.stopped
 
-    async def _take_up(self, index: int, row: Any) -> None:
+    async def _process(self, index: int, row: Any) -> None:
         now = asyncio.get_running_loop().time()
         try:
-            job = _job(index, row, now)
-            affordable = await self._afford(job)
-        except Exception as error:  # noqa: BLE001 # the border: a row is made by the caller, as is its price
-            self._meter.count_registered(now)
-            self._tell(Outcome(index=index, request=row, state=EntryState.REJECTED, error=error), began=now)
+            item = _new_item(index, row, now)
+            is_affordable = await self._wait_for_budget(item)
+        except Exception as error:  # noqa: BLE001 # the border: the caller's row or price function may raise anything
+            self._counter.count_registered(now)
+            self._emit(Outcome(index=index, request=row, state=EntryState.REJECTED, error=error), began=now)
             return
-        if affordable:
-            job.began = asyncio.get_running_loop().time()
-            self._meter.count_registered(job.began)
-            self._in_flight.add(job)
-            asyncio_task = asyncio.create_task(self._submit(job), name=f"sora_chars batch {job.request.key}")
+        if is_affordable:
+            item.began = asyncio.get_running_loop().time()
+            self._counter.count_registered(item.began)
+            self._in_flight.add(item)
+            asyncio_task = asyncio.create_task(self._submit(item), name=f"sora_chars batch {item.request.key}")
             self._submitting.add(asyncio_task)
-            asyncio_task.add_done_callback(self._submitted)
+            asyncio_task.add_done_callback(self._on_submitted)
 
-    async def _afford(self, job: _Job) -> bool:
-        """Wait until the budget allows it; False when it never will."""
+    async def _wait_for_budget(self, item: _Item) -> bool:
+        """Reserve the item's cost once the budget allows it; False if submitting has stopped."""
         while not self.stopped:
-            job.cost = self._budget.expected_cost(job.request)
-            match self._budget.decide(job.cost, in_flight=bool(self._in_flight)):
+            item.cost = self._budget.expected_cost(item.request)
+            match self._budget.decide(item.cost, in_flight=bool(self._in_flight)):
                 case "go":
-                    self._budget.reserve(job.cost)
+                    self._budget.reserve(item.cost)
                     return True
                 case "wait":
                     await self._changed.wait()
-                case why:
-                    self.stopped = why
+                case reason:
+                    self.stopped = reason
         return False
 
-    async def _submit(self, job: _Job) -> None:
+    async def _submit(self, item: _Item) -> None:
         try:
-            job.handle = await self._options.start(job.request, job.provider)
-            self._youngest = job.handle
-            job.handle.add_done_callback(partial(Batch._settle, self, job))
-        except Exception as error:  # noqa: BLE001 # the border: one must not stop the others
+            item.handle = await self._options.start(item.request, item.provider)
+            self._newest = item.handle
+            item.handle.add_done_callback(partial(Batch._finish, self, item))
+        except Exception as error:  # noqa: BLE001 # the border: one failure must not stop the others
             if isinstance(error, SessionClosedError):
                 self.stopped = "closed"
-            self._settle(job, error=error)
+            self._finish(item, error=error)
         else:
             if self._options.timeout != math.inf:
-                self._deadlines[job] = asyncio.get_running_loop().time() + self._options.timeout
+                self._deadlines[item] = asyncio.get_running_loop().time() + self._options.timeout
                 if self._timer is None:
-                    self._expire()
+                    self._expire_waits()
 
-    def _submitted(self, asyncio_task: asyncio.Task[None]) -> None:
+    def _on_submitted(self, asyncio_task: asyncio.Task[None]) -> None:
         self._submitting.discard(asyncio_task)
-        self._ring()
+        self._notify()
 
-    def _expire(self) -> None:
-        """End the waits that are over. One timer serves all, since they are equally long."""
-        loop, self._timer = asyncio.get_running_loop(), None
+    def _expire_waits(self) -> None:
+        """Finish the items whose time-out has passed.
+
+        All time-outs are equally long, so one timer for the earliest serves them all.
+        """
+        loop = asyncio.get_running_loop()
+        self._timer = None
         while self._deadlines and self._timer is None:
-            job, deadline = next(iter(self._deadlines.items()))
+            item, deadline = next(iter(self._deadlines.items()))
             if deadline > loop.time():
-                self._timer = loop.call_at(deadline, self._expire)
+                self._timer = loop.call_at(deadline, self._expire_waits)
             else:
-                self._settle(job)
+                self._finish(item)
 
-    def _settle(self, job: _Job, _: object = None, *, error: Exception | None = None) -> None:
-        """Take the end of a task, or of our waiting for it."""
-        if job not in self._in_flight:  # it came after its time-out, or after we left
+    def _finish(self, item: _Item, _: object = None, *, error: Exception | None = None) -> None:
+        """Record that a task ended, could not be submitted, or timed out."""
+        if item not in self._in_flight:  # it timed out before, or the batch was exited
             return
-        self._in_flight.remove(job)
-        self._deadlines.pop(job, None)
-        outcome = _outcome(job, error)
-        if isinstance(outcome.error, _OF_THE_ACCOUNT):
-            self.stopped, self.refusal = "account", outcome.error
-        self._budget.record_cost(job.cost, outcome.credits, outcome.state)
-        self._tell(outcome, began=job.began)
+        self._in_flight.remove(item)
+        self._deadlines.pop(item, None)
+        outcome = _outcome_of(item, error)
+        if isinstance(outcome.error, _ACCOUNT_ERRORS):
+            self.stopped = "account"
+            self.rejection = outcome.error
+        self._budget.record_cost(item.cost, outcome.credits, outcome.state)
+        self._emit(outcome, began=item.began)
 
-    def _tell(self, outcome: Outcome, *, began: float) -> None:
+    def _emit(self, outcome: Outcome, *, began: float) -> None:
         if outcome.error and not isinstance(outcome.error, SoraCharsError):
             log.error("batch.broken", exc_info=outcome.error, extra={"index": outcome.index, "key": outcome.key})
-        self._meter.end(outcome.state, outcome.credits, began=began, now=asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        self._counter.count_ended(outcome.state, outcome.credits, began=began, now=now)
         self._unread.append(outcome)
-        self._ring()
+        self._notify()
 
 
-async def _each(requests: Rows) -> AsyncGenerator[Any, None]:
+async def _iterate(requests: Rows) -> AsyncGenerator[Any, None]:
     if isinstance(requests, AsyncIterable):
         async for row in requests:
             yield row
@@ -325,8 +326,8 @@ async def _each(requests: Rows) -> AsyncGenerator[Any, None]:
             yield row
 
 
-def _job(index: int, row: Any, now: float) -> _Job:
-    """Make a row a request with a key, so that its outcome can name it whatever happens."""
+def _new_item(index: int, row: Any, now: float) -> _Item:
+    """Convert a row to a request with a key, by which its outcome can be identified."""
     provider = None
     if isinstance(row, Mapping):
         fields = dict(row)
@@ -334,32 +335,25 @@ def _job(index: int, row: Any, now: float) -> _Job:
         row = as_request(None, fields)
     request = as_request(row, {})
     keyed = request if request.key else attrs.evolve(request, key=new_key())
-    return _Job(index, request, keyed, provider, now)
+    return _Item(index, request, keyed, provider, now)
 
 
-def _outcome(job: _Job, error: Exception | None) -> Outcome:
-    handle, made = job.handle, None
+def _outcome_of(item: _Item, error: Exception | None) -> Outcome:
+    handle = item.handle
+    result: Any = None
     if handle:
         try:
-            made = handle.outcome()
-        except Exception as caught:  # noqa: BLE001 # the border; it is told, and logged unless it is ours
+            result = handle.outcome()
+        except Exception as caught:  # noqa: BLE001 # the border: it becomes the outcome's error
             error = caught
     return Outcome(
-        index=job.index,
-        request=job.given,
+        index=item.index,
+        request=item.given,
         state=state_of(error, waiting=handle is not None),
-        key=job.request.key,
-        provider=handle.provider if handle else getattr(error, "provider", None) or job.provider,
+        key=item.request.key,
+        provider=handle.provider if handle else getattr(error, "provider", None) or item.provider,
         task_id=handle.task_id if handle else getattr(error, "task_id", None),
-        character=made if isinstance(made, Character) else None,
+        character=result if isinstance(result, Character) else None,
         snapshot=handle.snapshot if handle else getattr(error, "snapshot", None),
         error=error,
     )
-
-
-def submit_concurrency(provider: Provider) -> int:
-    """How many creates of one batch are under way at a time: more would only stand in line."""
-    if provider.synchronous:  # it answers when the task ends, not when it begins
-        return UNLIMITED
-    limit = provider.account.windows["create"].limit if provider.account else None
-    return min(limit[0], _SENDERS) if limit else _SENDERS

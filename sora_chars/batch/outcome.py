@@ -1,4 +1,4 @@
-"""How one of a batch ended."""
+"""Outcome of one request of a batch."""
 
 from __future__ import annotations
 
@@ -21,14 +21,27 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True)
 class Outcome:
-    """How one of a batch ended: a character or an error, and the request it belongs to.
+    """Outcome of one request of a batch: a character or an error.
 
-    `index`: its place among the requests, from 0. `request`: what was given there. `key`: what it is recorded under,
-    also when the request names none; None when it is no request at all. `snapshot`: the task as it was last seen.
+    Attributes:
+        index: Position of the request in the batch, from 0.
+        request: The request as it was given.
+        state: How the request ended.
 
-    `state`: "succeeded"; "failed": the task ended without a result; "refused": nothing was sent for it now, or the
-    provider did nothing, so that it can be asked for again; "unknown": nobody knows whether it was made, see
-    `CharacterSession.resolve`; "running": the task goes on, and this batch no longer waits for it.
+            - "succeeded": the task has a result.
+            - "failed": the task ended without a result.
+            - "rejected": nothing was sent, or the provider did nothing. The request can
+              be sent again.
+            - "unknown": the request was sent, and its outcome is unknown; see
+              `CharacterSession.resolve`.
+            - "running": the task still runs, but the batch stopped waiting for it.
+        key: Idempotency key under which the ledger holds the request, generated if the
+            request has none. None if the request is invalid or its price is unknown.
+        provider: Name of the provider that the request was sent to.
+        task_id: The provider's id of the task.
+        character: The character, if the request creates one and succeeded.
+        error: Why the request did not succeed.
+        snapshot: Last known state of the task.
     """
 
     index: int
@@ -43,18 +56,27 @@ class Outcome:
 
     @property
     def credits(self) -> float | None:
-        """What the task cost, where the provider told."""
+        """Credits that the task cost, if the provider reported them."""
         return self.snapshot.credits if self.snapshot else None
 
     def unwrap(self) -> Character | Any:
-        """The character, or for a `TaskRequest` its finished snapshot; raises the error if there is one."""
+        """Return the character, or the finished snapshot of a `TaskRequest`.
+
+        Raises:
+            Exception: `error`, if the request did not succeed.
+        """
         if self.error:
             raise self.error
         return self.character or self.snapshot
 
 
 def state_of(error: Exception | None, *, waiting: bool) -> EntryState:
-    """The state that an error tells of; `waiting`: for a task that was made."""
+    """Return the state that an error implies.
+
+    Args:
+        error: What submitting the request or waiting for its task raised, if anything.
+        waiting: Whether the task had been created.
+    """
     if error is None:
         return EntryState.SUCCEEDED
     if isinstance(error, TaskFailedError | MissingCharacterError):

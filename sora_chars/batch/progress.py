@@ -1,4 +1,4 @@
-"""How far a batch is: what was counted, how fast it goes, and how long it may still take."""
+"""Progress of a batch: counts, rate and estimated time of completion."""
 
 from __future__ import annotations
 
@@ -8,16 +8,28 @@ import attrs
 
 from sora_chars.ledger import EntryState
 
-_RECENT = 60  # seconds that the rate looks back
+_RATE_PERIOD = 60  # seconds over which the rate is averaged
 
 
 @attrs.frozen(kw_only=True)
 class Progress:
-    """How far a batch is. `registered` is the sum of the five counts after it.
+    """Progress of a batch.
 
-    `running` includes tasks that go on and are no longer waited for. `remaining`: requests not taken up yet, None while
-    their number is unknown. `credits`: what the provider told that the ended ones cost. `rate`: how many ended a
-    second, over the last minute. `eta`: seconds until all have ended, None where nothing tells.
+    `registered` is the sum of the five counts after it.
+
+    Attributes:
+        registered: Requests read so far. A request that waits for the budget does not
+            count yet.
+        running: Requests in flight, and running tasks that the batch no longer waits
+            for.
+        succeeded: Tasks with a result.
+        failed: Tasks that ended without a result.
+        rejected: Requests that were not sent, or for which the provider did nothing.
+        unknown: Requests that were sent and whose outcome is unknown.
+        remaining: Requests not registered yet; None while their number is unknown.
+        credits: Credits that the ended tasks cost, as reported by the provider.
+        rate: Ended requests per second, over the last minute.
+        eta: Seconds until the last request ends; None if there is no estimate.
     """
 
     registered: int
@@ -33,74 +45,89 @@ class Progress:
 
     @property
     def ended(self) -> int:
-        """How many have ended, well or not."""
+        """Number of requests that have ended, in any state."""
         return self.registered - self.running
 
 
 @attrs.define(eq=False, kw_only=True)
-class Meter:
-    """Counts for a batch that began at loop time `began`; `total` requests, if that is known."""
+class ProgressCounter:
+    """Counts the requests of a batch. All times are loop times, in seconds.
+
+    Attributes:
+        began: When the batch began.
+        total: Number of requests, if known.
+        registered: Requests read so far.
+        ended: Number of outcomes per state.
+        credits: Credits that the ended tasks cost.
+    """
 
     began: float
     total: int | None
     registered: int = 0
-    ends: Counter[EntryState] = attrs.field(factory=Counter[EntryState])
+    ended: Counter[EntryState] = attrs.field(factory=Counter)
     credits: float = 0.0
-    _waited: float = 0.0  # seconds, by all that ended
+    _total_duration: float = 0.0  # of all ended requests
     _last_registered: float = 0.0
-    _recent: deque[list[int]] = attrs.field(factory=deque["list[int]"])  # second, how many ended in it
+    _recent: deque[list[int]] = attrs.field(factory=deque)  # [second, outcomes in it]
 
     def count_registered(self, now: float) -> None:
-        """Count a request that is taken up."""
+        """Count a request that was read."""
         self.registered += 1
         self._last_registered = now
 
-    def end(self, state: EntryState, cost: float | None, *, began: float, now: float) -> None:
-        """Count an end."""
-        self.ends[state] += 1
+    def count_ended(self, state: EntryState, cost: float | None, *, began: float, now: float) -> None:
+        """Count an outcome of a request that was registered at `began`."""
+        self.ended[state] += 1
         self.credits += cost or 0.0
-        self._waited += now - began
+        self._total_duration += now - began
         if not self._recent or self._recent[-1][0] != int(now):
             self._recent.append([int(now), 0])
         self._recent[-1][1] += 1
-        self._forget(now)
+        self._drop_old(now)
 
-    def progress(self, now: float, *, last: float | None = None) -> Progress:
-        """The state of things. `last`: seconds until the youngest in flight ends, if anything was learned of that."""
+    def progress(self, now: float, *, newest_eta: float | None = None) -> Progress:
+        """Return the progress now.
+
+        Args:
+            now: Loop time.
+            newest_eta: Seconds until the newest task in flight ends, if the polling
+                strategy has an estimate.
+        """
         remaining = None if self.total is None else max(0, self.total - self.registered)
-        rate, running = self._rate(now), self.registered - self.ends.total() + self.ends[EntryState.RUNNING]
+        rate = self._rate(now)
         return Progress(
             registered=self.registered,
-            running=running,
-            succeeded=self.ends[EntryState.SUCCEEDED],
-            failed=self.ends[EntryState.FAILED],
-            rejected=self.ends[EntryState.REJECTED],
-            unknown=self.ends[EntryState.UNKNOWN],
+            running=self.registered - self.ended.total() + self.ended[EntryState.RUNNING],
+            succeeded=self.ended[EntryState.SUCCEEDED],
+            failed=self.ended[EntryState.FAILED],
+            rejected=self.ended[EntryState.REJECTED],
+            unknown=self.ended[EntryState.UNKNOWN],
             remaining=remaining,
             credits=self.credits,
             rate=rate,
-            eta=self._eta(now, rate, remaining, last),
+            eta=self._eta(now, rate, remaining, newest_eta),
         )
 
     def _rate(self, now: float) -> float:
-        self._forget(now)
-        span = min(_RECENT, now - self.began)
-        return sum(count for _, count in self._recent) / span if span > 0 else 0.0
+        self._drop_old(now)
+        period = min(_RATE_PERIOD, now - self.began)
+        return sum(count for _, count in self._recent) / period if period > 0 else 0.0
 
-    def _forget(self, now: float) -> None:
-        while self._recent and self._recent[0][0] < now - _RECENT:
+    def _drop_old(self, now: float) -> None:
+        while self._recent and self._recent[0][0] < now - _RATE_PERIOD:
             self._recent.popleft()
 
-    def _eta(self, now: float, rate: float, remaining: int | None, last: float | None) -> float | None:
-        """What is remaining goes at the rate of now; then the youngest lasts as was learned, or as the others did."""
-        ended = self.ends.total()
+    def _eta(self, now: float, rate: float, remaining: int | None, newest_eta: float | None) -> float | None:
+        """Remaining requests at the current rate, plus the expected duration of the newest task."""
+        ended = self.ended.total()
         in_flight = self.registered - ended
         if remaining == in_flight == 0:
             return 0.0
         if remaining is None or (remaining and not rate):
             return None
-        if last is None and ended:
-            last = self._waited / ended - (0.0 if remaining else now - self._last_registered)
-        if last is not None and last > 0:
-            return last + (remaining / rate if remaining else 0.0)
-        return in_flight / rate if rate else None  # longer than most: nothing but the rate tells
+        if newest_eta is None and ended:
+            age = 0.0 if remaining else now - self._last_registered
+            newest_eta = self._total_duration / ended - age
+        if newest_eta is not None and newest_eta > 0:
+            return newest_eta + (remaining / rate if remaining else 0.0)
+        return in_flight / rate if rate else None  # the newest task takes longer than average

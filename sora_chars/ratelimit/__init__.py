@@ -1,1 +1,1 @@
-"""Staying under a provider's request limits, in one process or shared between several."""
+"""Client-side rate limits, within one process or shared between processes."""

@@ -1,10 +1,12 @@
-"""Staying under a provider's limits: a sliding window for each kind of request, one pause for the whole account.
+"""Sliding-window rate limits of an account, and its cooldown after a 429.
 
-A provider counts a request when it arrives, somewhere between our sending and its answer. So a place in the window
-is taken when a request is sent and counts from its *answer*: whatever the network delays, the provider never sees
-more than the limit in any window. (A limiter that counts from sending lets two bursts through, the first one
-delayed on its way and the second one not.) A synchronous create answers minutes after it arrived, so a place
-counts from `ARRIVAL` seconds after sending at the latest.
+A provider counts a request when it arrives, which is somewhere between sending it and
+receiving its response. A request therefore takes a slot of its window when it is
+sent, and the slot counts until one window after the *response*. Whatever the network
+delays, the provider never sees more than the limit in any window. (A limiter that
+counts from sending admits two bursts in one window if only the first is delayed.) A
+synchronous create is answered minutes after it arrived, so a slot counts until one
+window after sending plus `MAX_TRANSIT_TIME` at the latest.
 """
 
 from __future__ import annotations
@@ -30,22 +32,26 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Kind = Literal["create", "poll", "other"]  # of a request; only a create costs money
+Kind = Literal["create", "poll", "other"]
+"""Kind of a request. Only a create costs money."""
 
 flow: ContextVar[object] = ContextVar("sora_chars_flow", default=None)
-"""For whom requests are sent, as a batch. Those of one flow stand in line together, and flows take turns."""
+"""Flow of the requests sent in this context, such as a batch.
 
-ARRIVAL = 5.0  # seconds by which a request has arrived
-_SLACK = 0.01  # seconds by which the provider's clock may run otherwise than ours within one window
-_TICK = 0.001  # seconds; a clock ticks in steps, and may never reach a time in between
-_LOOK_AGAIN = 0.25  # seconds; an answer that another thread's loop received wakes nobody here
+Requests of one flow wait first in, first out. Flows share a window round-robin.
+"""
+
+MAX_TRANSIT_TIME = 5.0  # seconds within which a request reaches the provider
 UNLIMITED = 2**31  # requests, where there is no limit
-_FIRST_PAUSE = 1.0
-_LONGEST_PAUSE = 60.0
-_MOST_ACCOUNTS = 1000  # a web app may hold a key for each of its users
+_CLOCK_TOLERANCE = 0.01  # seconds that the provider's clock may drift within one window
+_MIN_DELAY = 0.001  # seconds; a coarse clock may never reach a time between two ticks
+_RECHECK_INTERVAL = 0.25  # seconds; a response received in another event loop wakes no waiter in this one
+_FIRST_COOLDOWN = 1.0  # seconds
+_MAX_COOLDOWN = 60.0  # seconds, unless the provider asks for more
+_MAX_ACCOUNTS = 1000  # a web application may hold an API key for each of its users
 
 
-def _check_window(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def _check_limit(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     del instance
     match value:
         case None:
@@ -53,235 +59,278 @@ def _check_window(instance: object, attribute: attrs.Attribute[Any], value: obje
         case (int(count), int() | float() as seconds) if count > 0 and 0 < seconds < math.inf:
             return
         case _:
-            raise ValueError(f"limits.{attribute.name}: must be (count, seconds), both above 0, got {value!r}")
+            raise ValueError(f"limits.{attribute.name} must be (count, seconds) with both above 0, got {value!r}")
 
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """What an account may send, as (count, seconds) for creates and for polls; None for no limit.
+    """Request limits of an account, each as `(count, seconds)` or None for no limit.
+
+    `Limits(creates=(20, 10))` allows at most 20 creates in any 10 seconds, and any
+    number of polls.
+
+    Args:
+        creates: Limit of requests that start a task.
+        polls: Limit of requests that poll a task.
 
     Raises:
-        ValueError: a count or a number of seconds that is not above 0.
+        ValueError: A count or a number of seconds is not above 0.
     """
 
-    creates: tuple[int, float] | None = attrs.field(default=None, validator=_check_window)
-    polls: tuple[int, float] | None = attrs.field(default=None, validator=_check_window)
+    creates: tuple[int, float] | None = attrs.field(default=None, validator=_check_limit)
+    polls: tuple[int, float] | None = attrs.field(default=None, validator=_check_limit)
 
 
 @attrs.define(eq=False, repr=False)
 class Cooldown:
-    """The silence of a whole account after a 429: longer after each one in a row, over after a good answer."""
+    """Cooldown of an account after a 429.
+
+    Doubles with each consecutive 429; ends with the first success. All times are loop
+    times.
+    """
 
     until: float = 0.0
     consecutive_429s: int = 0
 
     def on_429(self, *, sent: float, now: float, retry_after: float | None) -> None:
-        """Note a 429 for a request sent at `sent`; those of one volley count once. Times are loop times."""
+        """Start or extend the cooldown after a 429 for a request sent at `sent`.
+
+        Requests sent before the cooldown began count as one 429 together.
+        """
         if sent >= self.until:
             self.consecutive_429s += 1
-        grown = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self.consecutive_429s - 1, 10))
-        jittered = grown * random.uniform(1.0, 1.25)  # noqa: S311 # jitter, no secret
+        backoff = min(_MAX_COOLDOWN, _FIRST_COOLDOWN * 2.0 ** min(self.consecutive_429s - 1, 10))
+        jittered = backoff * random.uniform(1.0, 1.25)  # noqa: S311 # jitter needs no secure randomness
         self.until = max(self.until, now + max(jittered, retry_after or 0.0))
 
     def on_shared_pause(self, until: float) -> None:
-        """Note that another process was refused, and is silent until then."""
+        """Adopt the cooldown of another process, which received a 429."""
         self.until = max(self.until, until)
         self.consecutive_429s = max(self.consecutive_429s, 1)
 
     def on_success(self, *, sent: float) -> None:
-        """Note an answer that was no 429 to a request sent at `sent`."""
+        """Record a response other than 429 to a request sent at `sent`."""
         if sent >= self.until:
             self.consecutive_429s = 0
 
 
 @attrs.define(eq=False, repr=False)
-class _Line:
-    """Who waits in one event loop. Flows take turns to have their oldest request at the head."""
+class _Queue:
+    """Waiters of one event loop. One is at the head; the flows take it round-robin."""
 
-    flows: dict[object, deque[asyncio.Future[None]]] = attrs.field(
-        factory=dict[object, "deque[asyncio.Future[None]]"]  # the next one's turn first
-    )
-    headed: bool = False
+    flows: dict[object, deque[asyncio.Future[None]]] = attrs.field(factory=dict)  # next flow first
+    has_head: bool = False
     changed: asyncio.Event = attrs.field(factory=asyncio.Event)
 
-    async def reach_head(self, whose: object) -> None:
-        """Wait until it is one's turn to be at the head; `pass_on` ends it."""
-        if self.headed:
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self.flows.setdefault(whose, deque()).append(turn)
+    async def wait_for_head(self, flow_id: object) -> None:
+        """Wait to become the head, until `release_head` is called."""
+        if self.has_head:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.flows.setdefault(flow_id, deque()).append(waiter)
             try:
-                await turn
+                await waiter
             except asyncio.CancelledError:
-                if not turn.cancelled():  # it had come just then
-                    self.pass_on()
+                if not waiter.cancelled():  # it became the head just before the cancellation
+                    self.release_head()
                 raise
-        self.headed = True
+        self.has_head = True
 
-    def pass_on(self) -> None:
-        """Let the next flow have its turn."""
-        self.headed = False
-        while self.flows and not self.headed:
-            whose = next(iter(self.flows))
-            waiting = self.flows.pop(whose)
-            while waiting and not self.headed:
-                turn = waiting.popleft()
-                if not turn.cancelled():
-                    turn.set_result(None)
-                    self.headed = True
-            if waiting:
-                self.flows[whose] = waiting
+    def release_head(self) -> None:
+        """Make the oldest waiter of the next flow the head."""
+        self.has_head = False
+        while self.flows and not self.has_head:
+            flow_id = next(iter(self.flows))
+            waiters = self.flows.pop(flow_id)
+            while waiters and not self.has_head:
+                waiter = waiters.popleft()
+                if not waiter.cancelled():
+                    waiter.set_result(None)
+                    self.has_head = True
+            if waiters:
+                self.flows[flow_id] = waiters
 
 
 class QuotaShare(Protocol):
-    """The part of a limit that falls to this process, where several divide it between them."""
+    """This process's share of a limit that several processes divide."""
 
     def limit(self, now: float) -> tuple[int, float]:
-        """The part at loop time `now`, as (count, seconds); a count of 0 until it is known."""
+        """Return the share at loop time `now` as (count, seconds).
+
+        The count is 0 until the share is known.
+        """
         ...
 
     def notify(self) -> None:
-        """More is needed, or the account was paused. Called from any thread."""
+        """Report that more slots are needed or that the account cools down.
+
+        May be called from any thread.
+        """
         ...
 
 
 @attrs.define(eq=False, repr=False)
 class Window:
-    """At most `count` requests in `seconds`, flows in turn; `limit` None only heeds the pause.
+    """Sliding window of one kind of request, shared by all event loops of this process.
 
-    `shares`: of the sessions that divide the limit with other processes. The first one's holds for all.
+    Attributes:
+        limit: At most `count` requests in any `seconds`. With None, requests wait for
+            the cooldown only.
+        cooldown: Cooldown of the account.
+        shares: Shares of the sessions that divide the limit with other processes. The
+            first one applies.
+        waiting: Number of waiters in all event loops.
     """
 
     limit: tuple[int, float] | None
     cooldown: Cooldown
-    shares: list[QuotaShare] = attrs.field(factory=list[QuotaShare])
+    shares: list[QuotaShare] = attrs.field(factory=list)
     waiting: int = 0
-    """How many stand in line, in all event loops."""
-    _under_way: set[Slot] = attrs.field(factory=set["Slot"])
-    _answered: list[float] = attrs.field(factory=list[float])  # a heap: since when each of the other places counts
-    _lines: dict[asyncio.AbstractEventLoop, _Line] = attrs.field(factory=dict["asyncio.AbstractEventLoop", _Line])
+    _in_flight: set[Slot] = attrs.field(factory=set)
+    _released: list[float] = attrs.field(factory=list)  # heap: the times from which the other slots count
+    _queues: dict[asyncio.AbstractEventLoop, _Queue] = attrs.field(factory=dict)
 
-    def slot(self, whose: object = None) -> Slot:
-        """A place for one request, in the flow `whose` unless one is set."""
-        return Slot(self, whose)
+    def slot(self, default_flow: object = None) -> Slot:
+        """Return a slot for one request, which queues in `flow` or else in `default_flow`."""
+        return Slot(self, default_flow)
 
     async def acquire(self, slot: Slot) -> None:
-        """Wait until the place is free, and take it."""
+        """Wait until a slot is free, and take it."""
         loop = asyncio.get_running_loop()
-        if self._crowded(loop):
-            await self._in_turn(loop, flow.get() or slot.whose, partial(self._take, loop, slot))
+        if self._must_wait(loop):
+            await self._wait_in_queue(loop, flow.get() or slot.default_flow, partial(self._take, loop, slot))
         else:
             self._take(loop, slot)
 
     def release(self, slot: Slot, *, answered: bool) -> None:
-        """Let it count from now on, from its arrival if it may still be on its way, and not at all if it never left."""
+        """Release the slot.
+
+        It counts from now if answered, from `counts_from` if the outcome is unknown,
+        and not at all if nothing was sent.
+        """
         loop = asyncio.get_running_loop()
-        self._under_way.remove(slot)
-        if slot.used and self.limit:
-            heappush(self._answered, min(slot.counts_from, loop.time()) if answered else slot.counts_from)
-        if line := self._lines.get(loop):
-            line.changed.set()
+        self._in_flight.remove(slot)
+        if slot.was_sent and self.limit:
+            heappush(self._released, min(slot.counts_from, loop.time()) if answered else slot.counts_from)
+        if queue := self._queues.get(loop):
+            queue.changed.set()
         if self.shares and self.cooldown.until > loop.time():
             self.shares[0].notify()
 
     async def available(self) -> int:
-        """How many requests would go out at once, as soon as one would."""
+        """Wait for a free slot and return how many are free."""
         loop = asyncio.get_running_loop()
-        room = partial(self._room, loop)
-        return await self._in_turn(loop, None, room) if self._crowded(loop) else room()
+        count = partial(self._count_available, loop)
+        return await self._wait_in_queue(loop, None, count) if self._must_wait(loop) else count()
 
-    def _room(self, loop: asyncio.AbstractEventLoop) -> int:
-        """How many places are free when one is."""
+    def _count_available(self, loop: asyncio.AbstractEventLoop) -> int:
+        """Return the number of free slots, given that at least one is free."""
         if self.cooldown.consecutive_429s:
             return 1  # the probe
         if self.limit is None:
             return UNLIMITED
         now = loop.time()
-        count, seconds = self._part(self.limit, now)
-        return self._free(count, now - seconds - _SLACK)
+        count, seconds = self._share_of(self.limit, now)
+        return self._free(count, now - seconds - _CLOCK_TOLERANCE)
 
-    def _crowded(self, loop: asyncio.AbstractEventLoop) -> bool:
-        return bool(self._lines) or self._wait(loop.time()) > 0
+    def _must_wait(self, loop: asyncio.AbstractEventLoop) -> bool:
+        return bool(self._queues) or self._delay(loop.time()) > 0
 
-    async def _in_turn(self, loop: asyncio.AbstractEventLoop, whose: object, then: Callable[[], T]) -> T:
-        """Stand in line until a place is free. The line goes with the last one: its futures keep its loop alive."""
-        line = self._lines.setdefault(loop, _Line())
+    async def _wait_in_queue(self, loop: asyncio.AbstractEventLoop, flow_id: object, action: Callable[[], T]) -> T:
+        """Queue until a slot is free, then run `action` at the head of the queue.
+
+        Drops the queue when its last waiter leaves; its futures reference the event loop.
+        """
+        queue = self._queues.setdefault(loop, _Queue())
         self.waiting += 1
         if self.shares:
             self.shares[0].notify()
         try:
-            await line.reach_head(whose)
+            await queue.wait_for_head(flow_id)
             try:
-                await self._until_free(loop, line)
-                return then()
+                await self._wait_for_slot(loop, queue)
+                return action()
             finally:
-                line.pass_on()
+                queue.release_head()
         finally:
             self.waiting -= 1
-            if not line.headed and self._lines.get(loop) is line:
-                del self._lines[loop]
+            if not queue.has_head and self._queues.get(loop) is queue:
+                del self._queues[loop]
 
     def _take(self, loop: asyncio.AbstractEventLoop, slot: Slot) -> None:
-        now = loop.time()
-        slot.sent, slot.counts_from = now, now + ARRIVAL
-        self._under_way.add(slot)
+        slot.sent = loop.time()
+        slot.counts_from = slot.sent + MAX_TRANSIT_TIME
+        self._in_flight.add(slot)
 
-    async def _until_free(self, loop: asyncio.AbstractEventLoop, line: _Line) -> None:
-        while (wait := self._wait(loop.time())) > 0:
-            line.changed.clear()
+    async def _wait_for_slot(self, loop: asyncio.AbstractEventLoop, queue: _Queue) -> None:
+        while (delay := self._delay(loop.time())) > 0:
+            queue.changed.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await line.changed.wait()
+                async with asyncio.timeout(delay):
+                    await queue.changed.wait()
 
-    def _wait(self, now: float) -> float:
-        """Seconds after which to look again; 0 when a place is free."""
+    def _delay(self, now: float) -> float:
+        """Return the seconds until the next check; 0 if a slot is free."""
         if self.cooldown.until > now:
-            return max(_TICK, self.cooldown.until - now)
-        if self.cooldown.consecutive_429s and any(slot.sent >= self.cooldown.until for slot in tuple(self._under_way)):
-            return _LOOK_AGAIN  # one probe goes first, and its answer wakes the rest
+            return max(_MIN_DELAY, self.cooldown.until - now)
+        if self.cooldown.consecutive_429s and any(slot.sent >= self.cooldown.until for slot in tuple(self._in_flight)):
+            return _RECHECK_INTERVAL  # a probe is in flight; its response wakes the queue
         if self.limit is None:
             return 0.0
-        count, seconds = self._part(self.limit, now)
-        begin = now - seconds - _SLACK
-        if self._free(count, begin) > 0:
+        count, seconds = self._share_of(self.limit, now)
+        start = now - seconds - _CLOCK_TOLERANCE
+        if self._free(count, start) > 0:
             return 0.0
-        free_in = min(self._counting(begin), default=math.inf) - begin
-        return min(max(_TICK, free_in), _LOOK_AGAIN if self.shares else math.inf)
+        next_expiry = min(self._counted_since(start), default=math.inf) - start
+        return min(max(_MIN_DELAY, next_expiry), _RECHECK_INTERVAL if self.shares else math.inf)
 
-    def _part(self, limit: tuple[int, float], now: float) -> tuple[int, float]:
-        """What of the limit this process may use at loop time `now`."""
+    def _share_of(self, limit: tuple[int, float], now: float) -> tuple[int, float]:
+        """Return what this process may use of the limit at loop time `now`."""
         return self.shares[0].limit(now) if self.shares else limit
 
-    def taken(self, now: float) -> int:
-        """How many places of the limit still count at loop time `now`."""
-        return len(self._counting(now - self.limit[1] - _SLACK)) if self.limit else 0
+    def count_used(self, now: float) -> int:
+        """Return how many slots count against the limit at loop time `now`."""
+        return len(self._counted_since(now - self.limit[1] - _CLOCK_TOLERANCE)) if self.limit else 0
 
-    def _free(self, count: int, begin: float) -> int:
-        """How many places are free at least, in a window that began at `begin`; none only if there is none."""
-        while self._answered and self._answered[0] <= begin:
-            heappop(self._answered)
-        free = count - len(self._answered) - len(self._under_way)
-        return free if free > 0 else count - len(self._counting(begin))
+    def _free(self, count: int, start: float) -> int:
+        """Return a lower bound of the free slots in a window that began at `start`.
 
-    def _counting(self, begin: float) -> list[float]:
-        """Since when each place counts, in a window that began at `begin`."""
-        under_way = (slot.counts_from for slot in tuple(self._under_way))  # other threads may send, too
-        return [since for since in (*self._answered, *under_way) if since > begin]
+        It is 0 or less only if no slot is free.
+        """
+        while self._released and self._released[0] <= start:
+            heappop(self._released)
+        free = count - len(self._released) - len(self._in_flight)
+        return free if free > 0 else count - len(self._counted_since(start))
+
+    def _counted_since(self, start: float) -> list[float]:
+        """Return the time from which each slot counts, of those after `start`."""
+        in_flight = (slot.counts_from for slot in tuple(self._in_flight))  # other threads may add slots
+        return [since for since in (*self._released, *in_flight) if since > start]
 
     def wake(self) -> None:
-        """Wake who stands in line in the running event loop; those in others look by themselves."""
-        if line := self._lines.get(asyncio.get_running_loop()):
-            line.changed.set()
+        """Make the running event loop's head check again.
+
+        The heads of other event loops check every 0.25 s.
+        """
+        if queue := self._queues.get(asyncio.get_running_loop()):
+            queue.changed.set()
 
 
 @attrs.define(eq=False, repr=False)
 class Slot:
-    """The place of one request in a window, held from sending to answer by `async with`."""
+    """Slot of one request in a window, held from sending to the response by `async with`.
+
+    Attributes:
+        sent: Loop time at which the request was sent, or the slot was acquired.
+        counts_from: Loop time from which the slot counts for one window, unless a
+            response arrives earlier.
+        was_sent: Whether the request was sent. If not, the slot is free once released.
+    """
 
     window: Window
-    whose: object
-    sent: float = 0.0  # loop time
+    default_flow: object
+    sent: float = 0.0
     counts_from: float = 0.0
-    used: bool = False
+    was_sent: bool = False
 
     async def __aenter__(self) -> Self:
         await self.window.acquire(self)
@@ -291,22 +340,29 @@ class Slot:
         self.window.release(self, answered=not isinstance(error, asyncio.CancelledError | NoAnswerError))
 
     def mark_sent(self, now: float) -> None:
-        """The request leaves now, at loop time `now`."""
-        self.sent, self.counts_from, self.used = now, now + ARRIVAL, True
+        """Record that the request is sent at loop time `now`."""
+        self.sent = now
+        self.counts_from = now + MAX_TRANSIT_TIME
+        self.was_sent = True
 
 
 @attrs.define(eq=False, repr=False)
 class Account:
-    """What one key of one provider may send, for all sessions of this process together: a window for each kind."""
+    """Windows of one API key of one provider, shared by all sessions of this process.
+
+    Attributes:
+        cooldown: Cooldown that applies to requests of every kind.
+        windows: A window for each kind of request.
+        name: Digest of the base URL and the API key; the same in every process.
+    """
 
     cooldown: Cooldown
     windows: Mapping[Kind, Window]
     name: str = ""
-    """The same in all processes; a digest, which holds no key."""
 
     @classmethod
     def with_limits(cls, limits: Limits, name: str = "") -> Account:
-        """A fresh account."""
+        """Return a new account, which has sent nothing yet."""
         cooldown = Cooldown()
         kinds: dict[Kind, tuple[int, float] | None] = {
             "create": limits.creates,
@@ -320,11 +376,12 @@ _ACCOUNTS: dict[tuple[str, Limits], Account] = {}
 
 
 def account(base_url: str, api_key: str, limits: Limits) -> Account:
-    """The one account of this process for this address, key and these limits.
+    """Return this process's account for an address, an API key and these limits.
 
-    It outlives sessions and event loops, since the provider goes on counting when they end.
+    The account outlives sessions and event loops, because the provider continues to
+    count after they end.
     """
     name = hashlib.sha256(f"{base_url} {api_key}".encode()).hexdigest()
-    while len(_ACCOUNTS) >= _MOST_ACCOUNTS and (name, limits) not in _ACCOUNTS:
-        del _ACCOUNTS[next(iter(_ACCOUNTS))]  # the oldest; whoever uses it keeps it
+    while len(_ACCOUNTS) >= _MAX_ACCOUNTS and (name, limits) not in _ACCOUNTS:
+        del _ACCOUNTS[next(iter(_ACCOUNTS))]  # the oldest; sessions that use it keep their reference
     return _ACCOUNTS.setdefault((name, limits), Account.with_limits(limits, name))

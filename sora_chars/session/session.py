@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from sora_chars.batch.batch import Batch, Rows
+    from sora_chars.batch.batch import Batch
     from sora_chars.batch.budget import Price
+    from sora_chars.batch.options import Rows
     from sora_chars.batch.outcome import Outcome
     from sora_chars.ledger import Entry
     from sora_chars.models import ModelInfo, Request
@@ -235,7 +236,7 @@ class CharacterSession:
 
         One that fails stops no other, and an invalid request is an outcome
         too. When an account rejects requests (bad key, no credits), no more
-        requests are submitted, and `batch.refusal` holds the error. Leaving
+        requests are submitted, and `batch.rejection` holds the error. Leaving
         the block sends nothing more; what was sent goes on, and the same keys
         or `recover` return its tasks.
 
@@ -257,7 +258,8 @@ class CharacterSession:
             InvalidRequestError: `requests` is not iterable, or an option is invalid.
             ConfigurationError: The session has no such provider.
         """
-        from sora_chars.batch.batch import Batch, BatchOptions, submit_concurrency  # noqa: PLC0415 # few need batches
+        from sora_chars.batch.batch import Batch  # noqa: PLC0415 # few need batches
+        from sora_chars.batch.options import BatchOptions, submit_concurrency  # noqa: PLC0415 # few need batches
 
         dispatcher = dispatcher_of(self)
         serving = self.providers if provider is None else (dispatcher.provider(provider),)

@@ -184,7 +184,7 @@ def test_the_first_of_many_bad_rows_stand_for_all(
         ((".", "--output", "-"), ". cannot be read: Is a directory."),
         (("{file}", "--output", "{file}"), "this is FILE itself."),
         (("{file}", "--output", "/nowhere/out.jsonl"), "--output /nowhere/out.jsonl: No such file or directory."),
-        (("{file}", "--output", "-", "--budget", "-1"), "budget: must be a number of credits, 0 or above, got -1.0"),
+        (("{file}", "--output", "-", "--budget", "-1"), "budget must be a number of credits, at least 0, got -1.0"),
         (("{file}", "--output", "-", "--provider", "yunwu"), "YUNWU_API_KEY"),
     ],
 )

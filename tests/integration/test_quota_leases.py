@@ -1,4 +1,4 @@
-"""How a PostgreSQL database divides a limit: by its own clock, and never more than there is."""
+"""How a PostgreSQL database divides a limit between processes, by its own clock."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REQUEST = CapacityRequest(name="n", capacity=20, wants=20, has=0, lease=10.0, gr
 
 @asynccontextmanager
 async def stores(url: str, count: int) -> AsyncGenerator[list[PostgresStore]]:
-    """Give the stores of some processes, in the order of their owners' names."""
+    """Provide the stores of `count` processes, ordered by owner."""
     async with AsyncExitStack() as stack:
         opened = [PostgresStore(url) for _ in range(count)]
         for store in opened:
@@ -35,29 +35,31 @@ async def stores(url: str, count: int) -> AsyncGenerator[list[PostgresStore]]:
 
 
 @attrs.define
-class Busy:
-    """A process that keeps what it got, as far as it does not count less at its next asking."""
+class BusyProcess:
+    """Process that keeps using all slots of its latest lease."""
 
     store: PostgresStore
-    part: int = 0
+    slots: int = 0
 
-    async def ask(self, **changes: Any) -> Lease:
-        """Ask again, holding what there is."""
-        part = await self.store.acquire_lease(attrs.evolve(REQUEST, has=self.part, **changes))
-        self.part = part.slots
-        return part
+    async def renew(self, **changes: Any) -> Lease:
+        """Renew the lease while using its slots."""
+        lease = await self.store.acquire_lease(attrs.evolve(REQUEST, has=self.slots, **changes))
+        self.slots = lease.slots
+        return lease
 
 
-async def rounds(processes: list[Busy], *, wanted: list[int], capacity: int = 20, times: int = 3) -> list[int]:
-    """Let all ask by turns, and return what each has then."""
-    for _ in range(times):
-        for process, want in zip(processes, wanted, strict=True):
-            await process.ask(wants=want, capacity=capacity)
-    return [process.part for process in processes]
+async def renew_all(
+    processes: list[BusyProcess], *, wants: list[int], capacity: int = 20, rounds: int = 3
+) -> list[int]:
+    """Renew the lease of each process in turn, and return the slots of each after the last round."""
+    for _ in range(rounds):
+        for process, want in zip(processes, wants, strict=True):
+            await process.renew(wants=want, capacity=capacity)
+    return [process.slots for process in processes]
 
 
 @pytest.mark.parametrize(
-    ("wants", "parts"),
+    ("wants", "slots"),
     [
         ([20], [20]),
         ([20, 20], [10, 10]),
@@ -68,18 +70,16 @@ async def rounds(processes: list[Busy], *, wanted: list[int], capacity: int = 20
         ([1] * 3, [1] * 3),
     ],
 )
-async def test_each_gets_what_it_needs_or_as_much_as_the_others(
-    wants: list[int], parts: list[int], postgres_url: str
-) -> None:
-    """Small wishes are granted, and the rest is divided equally between those who want more."""
+async def test_divides_limit_fairly(wants: list[int], slots: list[int], postgres_url: str) -> None:
+    """Small demands are met in full, and the rest is divided equally among larger ones."""
     async with stores(postgres_url, len(wants)) as opened:
-        got = await rounds([Busy(store) for store in opened], wanted=wants)
-        assert sorted(got) == sorted(parts)
-        assert sum(got) == min(20, sum(wants))
+        granted = await renew_all([BusyProcess(store) for store in opened], wants=wants)
+        assert sorted(granted) == sorted(slots)
+        assert sum(granted) == min(20, sum(wants))
 
 
-async def test_nobody_gets_what_another_one_holds(postgres_url: str) -> None:
-    """Who wants a part waits until those who have too much say that they hold less."""
+async def test_grants_only_released_slots(postgres_url: str) -> None:
+    """A new process gets slots only once the others report that they have fewer."""
     async with stores(postgres_url, 2) as (first, second):
         assert (await first.acquire_lease(REQUEST)).slots == 20
         assert (await second.acquire_lease(REQUEST)).slots == 0
@@ -89,8 +89,8 @@ async def test_nobody_gets_what_another_one_holds(postgres_url: str) -> None:
         assert (await second.acquire_lease(REQUEST)).slots == 7
 
 
-async def test_an_answer_that_was_lost_takes_nothing_away(postgres_url: str) -> None:
-    """The same question twice gets the same answer, and what was said to be held is held all the same."""
+async def test_repeated_request_gets_same_lease(postgres_url: str) -> None:
+    """If a response is lost, repeating the request returns the same lease and reserves the same slots."""
     async with stores(postgres_url, 2) as (first, second):
         await second.acquire_lease(attrs.evolve(REQUEST, wants=5))
         request = attrs.evolve(REQUEST, wants=1, has=15)
@@ -98,43 +98,44 @@ async def test_an_answer_that_was_lost_takes_nothing_away(postgres_url: str) -> 
         assert (await second.acquire_lease(REQUEST)).slots == 5
 
 
-async def test_all_ask_at_once(postgres_url: str) -> None:
-    """Many processes that ask at the same moment get no more than there is, together."""
+async def test_concurrent_requests_stay_under_limit(postgres_url: str) -> None:
+    """Leases acquired at the same time add up to the limit."""
     async with stores(postgres_url, 8) as opened:
-        parts = await asyncio.gather(*(store.acquire_lease(REQUEST) for store in opened))
-        assert sum(part.slots for part in parts) == 20
+        leases = await asyncio.gather(*(store.acquire_lease(REQUEST) for store in opened))
+        assert sum(lease.slots for lease in leases) == 20
 
 
-async def test_more_processes_than_places_take_turns(postgres_url: str) -> None:
-    """What cannot be divided goes round, so that each has had a place after some turns."""
+async def test_contested_slots_rotate(postgres_url: str) -> None:
+    """With more processes than slots, each process holds a slot after some rotations."""
     async with stores(postgres_url, 5) as opened:
-        processes, had = [Busy(store) for store in opened], set[int]()
+        processes = [BusyProcess(store) for store in opened]
+        served: set[int] = set()
         async with asyncio.timeout(20):
-            while len(had) < 5:
+            while len(served) < 5:
                 for number, process in enumerate(processes):
-                    await process.ask(wants=2, capacity=2, rotation=0.1)
-                    if process.part:
-                        had.add(number)
-                assert sum(process.part for process in processes) <= 2
+                    await process.renew(wants=2, capacity=2, rotation=0.1)
+                    if process.slots:
+                        served.add(number)
+                assert sum(process.slots for process in processes) <= 2
 
 
-async def test_the_dead_and_the_gone_give_back(postgres_url: str) -> None:
-    """The places of a process that left, and of one that went silent, are free when its own time is over."""
-    async with stores(postgres_url, 3) as (dead, gone, other):
+async def test_slots_of_dead_and_left_processes_become_free(postgres_url: str) -> None:
+    """The slots of a process that left, or that stopped renewing, are free after its grace period."""
+    async with stores(postgres_url, 3) as (dead, left, other):
         await dead.acquire_lease(attrs.evolve(REQUEST, wants=8, grace=1.0))
-        await gone.acquire_lease(attrs.evolve(REQUEST, wants=8))
-        for _ in range(2):  # as when the first answer was lost
-            await gone.release_lease("n", 4, 1.0)
-        part = await other.acquire_lease(REQUEST)
-        assert (part.slots, part.processes) == (8, 2)
+        await left.acquire_lease(attrs.evolve(REQUEST, wants=8))
+        for _ in range(2):  # as after a lost response
+            await left.release_lease("n", 4, 1.0)
+        lease = await other.acquire_lease(REQUEST)
+        assert (lease.slots, lease.processes) == (8, 2)
         async with asyncio.timeout(10):
-            while (part := await other.acquire_lease(attrs.evolve(REQUEST, has=8))).slots < 20:
+            while (lease := await other.acquire_lease(attrs.evolve(REQUEST, has=8))).slots < 20:
                 pass
-        assert part.processes == 1
+        assert lease.processes == 1
 
 
-async def clock_set(url: str, hours: float) -> None:
-    """Set the database's clock forward, as far as what it keeps can tell: all of that is so much earlier."""
+async def shift_clock(url: str, hours: float) -> None:
+    """Simulate setting the database's clock forward: shift every stored time into the past."""
     async with await psycopg.AsyncConnection.connect(url) as owner:
         for table, columns in (
             ("limits", ("cooldown_until", "calm_until", "last_seen_at")),
@@ -144,15 +145,15 @@ async def clock_set(url: str, hours: float) -> None:
             await owner.execute(f"UPDATE sora_chars_{table} SET {changes}".encode())
 
 
-async def test_after_an_outage_nobody_grows_at_first(postgres_url: str) -> None:
-    """When all leases and graces ran out, all keep what they say they use until the last one must be back."""
+async def test_leases_do_not_grow_right_after_outage(postgres_url: str) -> None:
+    """After all leases expired, each process keeps the slots it reports until the others must have renewed."""
     async with stores(postgres_url, 3) as (first, second, new):
         for store in (first, second):
             await store.acquire_lease(REQUEST)
-        await clock_set(postgres_url, hours=1)  # as if nobody had been heard for so long
+        await shift_clock(postgres_url, hours=1)  # as if no process had renewed in that time
         request = attrs.evolve(REQUEST, lease=1.0)
-        part = await new.acquire_lease(request)
-        assert (part.slots, part.processes) == (0, 3)
+        lease = await new.acquire_lease(request)
+        assert (lease.slots, lease.processes) == (0, 3)
         for store in (first, second):
             assert (await store.acquire_lease(attrs.evolve(request, has=9))).slots == 9
         assert (await new.acquire_lease(request)).slots == 0
@@ -161,103 +162,103 @@ async def test_after_an_outage_nobody_grows_at_first(postgres_url: str) -> None:
         assert (await first.acquire_lease(attrs.evolve(request, has=9))).slots < 9
 
 
-async def test_a_clock_set_forward_makes_nobody_grow_who_was_not_heard(postgres_url: str) -> None:
-    """Where the lives of some seem over and those of others do not, those who live keep their parts all the same."""
+async def test_clock_set_forward_grants_no_extra_slots(postgres_url: str) -> None:
+    """If only some leases seem expired, the living processes keep their slots."""
     async with stores(postgres_url, 2) as (first, second):
         assert (await first.acquire_lease(attrs.evolve(REQUEST, grace=2000.0, wants=12))).slots == 12
         assert (await second.acquire_lease(REQUEST)).slots == 8
-        await clock_set(postgres_url, hours=0.5)
+        await shift_clock(postgres_url, hours=0.5)
         for _ in range(2):
             assert (await first.acquire_lease(attrs.evolve(REQUEST, has=12))).slots == 12
             assert (await second.acquire_lease(attrs.evolve(REQUEST, has=8))).slots == 8
 
 
-async def test_a_clock_set_back_takes_along_what_is_stored(postgres_url: str) -> None:
-    """No pause, calm or part lasts longer for it."""
-    async with stores(postgres_url, 3) as (dead, gone, living):
+async def test_clock_set_back_extends_nothing(postgres_url: str) -> None:
+    """No cooldown or lease lasts longer because of it."""
+    async with stores(postgres_url, 3) as (dead, left, living):
         await dead.acquire_lease(attrs.evolve(REQUEST, wants=8, grace=1.0, cooldown=30.0))
-        await clock_set(postgres_url, hours=1)
+        await shift_clock(postgres_url, hours=1)
         request = attrs.evolve(REQUEST, lease=1.0, grace=1.0)
-        await gone.acquire_lease(attrs.evolve(request, wants=8, cooldown=30.0))  # which waits for the dead one
-        await gone.release_lease("n", 4, 1.0)
-        await clock_set(postgres_url, hours=-3)
+        await left.acquire_lease(attrs.evolve(request, wants=8, cooldown=30.0))  # which waits for the dead process
+        await left.release_lease("n", 4, 1.0)
+        await shift_clock(postgres_url, hours=-3)
         assert 25 < (await living.acquire_lease(request)).cooldown <= 30
         async with asyncio.timeout(10):
-            while (part := await living.acquire_lease(request)).slots < 20:
+            while (lease := await living.acquire_lease(request)).slots < 20:
                 pass
-        assert part.processes == 1
+        assert lease.processes == 1
 
 
-async def test_one_process_alone_goes_on_at_once(postgres_url: str) -> None:
-    """A process that was frozen past its own time, and is the only one, waits for nobody."""
+async def test_only_process_renews_at_once(postgres_url: str) -> None:
+    """A process that was suspended past its lease, and is the only one, waits for no other."""
     async with stores(postgres_url, 1) as (only,):
         await only.acquire_lease(REQUEST)
-        await clock_set(postgres_url, hours=1)
+        await shift_clock(postgres_url, hours=1)
         assert (await only.acquire_lease(REQUEST)).slots == 20
 
 
-async def test_a_pause_is_told_to_all(postgres_url: str) -> None:
-    """The longest pause that any process told of is everybody's, and counts down."""
+async def test_cooldown_reaches_all_processes(postgres_url: str) -> None:
+    """The longest reported cooldown applies to every process, and counts down."""
     async with stores(postgres_url, 2) as (first, second):
         assert (await second.acquire_lease(REQUEST)).cooldown == 0
         assert 29 < (await first.acquire_lease(attrs.evolve(REQUEST, cooldown=30.0))).cooldown <= 30
         assert 5 < (await second.acquire_lease(attrs.evolve(REQUEST, cooldown=5.0))).cooldown <= 30
 
 
-async def test_a_server_that_stops_and_comes_back(postgres_url: str, postgres: Any) -> None:
-    """With the server down a process is content with its fair part, and divides the limit again when it is up."""
+async def test_server_restart(postgres_url: str, postgres: Any) -> None:
+    """Without the server a process uses its fair share; afterwards it gets the whole limit again."""
     account = Account.with_limits(Limits(creates=(20, 0.5)), "account")
     window = account.windows["create"]
     async with stores(postgres_url, 2) as (first, second):
         await second.acquire_lease(attrs.evolve(REQUEST, name="account create", wants=0, grace=60.0))
         async with shared(account, first):
-            await use(window, 20)
+            await send(window, 20)
             try:
                 await asyncio.to_thread(postgres.stop)
-                await part_is(window, 10)
-                await use(window, 20)
+                await wait_for_slots(window, 10)
+                await send(window, 20)
             finally:
                 await asyncio.to_thread(postgres.start, "restart")
             async with asyncio.timeout(30):
-                while part(window) != 20:
-                    await use(window, 20)
+                while slots_of(window) != 20:
+                    await send(window, 20)
 
 
-def part(window: Window) -> int:
-    """How much of the limit this process has now."""
+def slots_of(window: Window) -> int:
+    """Return the slots that this process has now."""
     return window.shares[0].limit(asyncio.get_running_loop().time())[0]
 
 
-async def part_is(window: Window, places: int) -> None:
-    """Wait until it has so much."""
+async def wait_for_slots(window: Window, slots: int) -> None:
+    """Wait until this process has that many slots."""
     async with asyncio.timeout(30):
-        while part(window) != places:  # noqa: ASYNC110 # it asks by itself
+        while slots_of(window) != slots:  # noqa: ASYNC110 # the lease changes without an event
             await asyncio.sleep(0.01)
 
 
-async def use(window: Window, count: int) -> None:
-    """Send so many at once."""
+async def send(window: Window, count: int) -> None:
+    """Send `count` requests at once."""
 
-    async def send() -> None:
+    async def send_one() -> None:
         async with window.slot() as slot:
             slot.mark_sent(asyncio.get_running_loop().time())
 
-    await asyncio.gather(*(send() for _ in range(count)))
+    await asyncio.gather(*(send_one() for _ in range(count)))
 
 
-async def test_accounts_and_kinds_are_apart(postgres_url: str) -> None:
-    """What one window has is not taken from another one."""
+async def test_windows_are_independent(postgres_url: str) -> None:
+    """A lease of one window takes no slots from another."""
     async with stores(postgres_url, 2) as (first, second):
         assert (await first.acquire_lease(REQUEST)).slots == 20
         assert (await second.acquire_lease(attrs.evolve(REQUEST, name="another"))).slots == 20
 
 
-async def test_no_key_is_stored(postgres_url: str) -> None:
-    """The database sees a digest of the account, and it is the same for all who have the same key and address."""
-    names = set[str]()
+async def test_stores_no_api_key(postgres_url: str) -> None:
+    """The database holds a digest, equal for all processes with the same key and address."""
+    names: set[str] = set()
     async with stores(postgres_url, 1) as (store,):
         for _ in range(2):
-            account = Kie("a-secret-key-of-somebody", limits=Limits(creates=(1, 1.0))).account
+            account = Kie("a-secret-key", limits=Limits(creates=(1, 1.0))).account
             async with shared(account, store):
                 pass
         async with await psycopg.AsyncConnection.connect(postgres_url) as other:
@@ -267,6 +268,6 @@ async def test_no_key_is_stored(postgres_url: str) -> None:
     assert "secret" not in str(names)
 
 
-async def test_other_ledgers_divide_nothing() -> None:
+async def test_other_ledgers_share_no_limits() -> None:
     """Only a PostgreSQL ledger shares limits."""
     assert open_ledger("memory:").quota_store is None

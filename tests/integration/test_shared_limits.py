@@ -1,4 +1,4 @@
-"""Limits at a server that counts strictly: over a network that delays, and of several processes on one PostgreSQL."""
+"""Rate limits against a strict server: with network delays, and shared by several processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sora_chars.testing.proxy import Passing, Step
 
-WISH: dict[str, Any] = {"from_task": "7118f712" * 4, "clip": "1,3", "prompt": "A dog"}
+REQUEST: dict[str, Any] = {"from_task": "7118f712" * 4, "clip": "1,3", "prompt": "A dog"}
 
 WORKER = """
 import asyncio, sys
@@ -32,8 +32,8 @@ async def main(url, ledger, speed, name, count):
     async with CharacterSession(provider, ledger=ledger, polling=FixedInterval(1000.0)) as session:
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
-        wish = {"from_task": "7118f712" * 4, "clip": "1,3", "prompt": "A dog"}
-        await asyncio.gather(*(session.submit(**wish, key=f"{name} {number}") for number in range(int(count))))
+        request = {"from_task": "7118f712" * 4, "clip": "1,3", "prompt": "A dog"}
+        await asyncio.gather(*(session.submit(**request, key=f"{name} {number}") for number in range(int(count))))
 
 asyncio.run(main(*sys.argv[1:]))
 """
@@ -41,7 +41,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 @asynccontextmanager
 async def worker(*arguments: object) -> AsyncGenerator[Process]:
-    """Run a worker, once it is ready, and see that it ends."""
+    """Run a worker process and wait until it is ready."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", "-c", WORKER, *map(str, arguments)),
         stdin=asyncio.subprocess.PIPE,
@@ -58,15 +58,16 @@ async def worker(*arguments: object) -> AsyncGenerator[Process]:
 
 
 @pytest.mark.parametrize("seed", range(2))
-async def test_delays_never_make_a_strict_server_refuse(seed: int) -> None:
-    """Requests and answers that take anything from nothing to a whole window reach the server within its limits."""
-    chance, speed = random.Random(seed), 100.0
-    late: dict[Step, float] = {"forward_head": 10 / speed, "pass_answer": 3 / speed}
+async def test_delayed_requests_stay_under_limit(seed: int) -> None:
+    """Requests and responses delayed by up to a whole window stay within the limits of the server."""
+    rng = random.Random(seed)
+    speed = 100.0
+    delays: dict[Step, float] = {"forward_head": 10 / speed, "pass_answer": 3 / speed}
 
     async def on_step(step: Step, request: Passing) -> None:
         del request
-        if step in late and chance.random() < 0.5:
-            await asyncio.sleep(chance.uniform(0, late[step]))
+        if step in delays and rng.random() < 0.5:
+            await asyncio.sleep(rng.uniform(0, delays[step]))
 
     async with (
         Emulator(speed=speed, strict_limits=True) as emulator,
@@ -75,19 +76,19 @@ async def test_delays_never_make_a_strict_server_refuse(seed: int) -> None:
             Kie("key", base_url=proxy.url, limits=Limits(creates=(20, 10 / speed))), polling=FixedInterval(1000.0)
         ) as session,
     ):
-        await asyncio.gather(*(session.submit(**WISH) for _ in range(100)))
+        await asyncio.gather(*(session.submit(**REQUEST) for _ in range(100)))
     assert (emulator.counts.creates, emulator.counts.rejected) == (100, {})
 
 
 @pytest.mark.parametrize("form", ["http_429", "body_429"])
-async def test_a_429_pauses_all_sessions_and_one_tries_first(form: str) -> None:
-    """After a 429 in either form no session of the process sends, then one request does, and the rest after it."""
+async def test_429_pauses_all_sessions_until_probe(form: str) -> None:
+    """After a 429 in either form no session of the process sends until one probe succeeds."""
     sent: list[int] = []
 
     async def on_step(step: Step, request: Passing) -> None:
         del request
         if step == "pass_answer" and proxy.steps["POST", step] == 2:
-            await asyncio.sleep(0.3)  # time for others to come, if they would
+            await asyncio.sleep(0.3)  # time in which other requests would arrive
             sent.append(proxy.steps["POST", "forward_head"])
 
     async with AsyncExitStack() as stack:
@@ -99,16 +100,16 @@ async def test_a_429_pauses_all_sessions_and_one_tries_first(form: str) -> None:
             for provider in providers
         ]
         fault = emulator.fault(form, on="create")
-        first = asyncio.create_task(sessions[0].submit(**WISH))
+        first = asyncio.create_task(sessions[0].submit(**REQUEST))
         account = providers[1].account
         assert account
         await emulator.until(lambda: account.cooldown.consecutive_429s)
-        await asyncio.gather(first, *(session.submit(**WISH) for session in sessions for _ in range(4)))
+        await asyncio.gather(first, *(session.submit(**REQUEST) for session in sessions for _ in range(4)))
     assert (fault.hits, emulator.counts.creates, sent) == (1, 9, [2])
 
 
-async def test_processes_share_the_limit(postgres_url: str) -> None:
-    """Four processes with 75 creates each, all at once, send no more together than one may, and all of them."""
+async def test_processes_share_limit(postgres_url: str) -> None:
+    """Four processes send 75 creates each, and together stay under the limit of one account."""
     speed = 40.0
     async with Emulator(speed=speed, strict_limits=True) as emulator, AsyncExitStack() as stack:
         workers = [

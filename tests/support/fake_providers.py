@@ -1,4 +1,4 @@
-"""Providers, a pace and a ledger's store that do as a test bids them, for tests in virtual time."""
+"""Scripted providers, a polling strategy and a faulty ledger store, for tests in virtual time."""
 
 from __future__ import annotations
 
@@ -18,24 +18,33 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from sora_chars.ledger import Entry, EntryState
-    from sora_chars.ledger.entry import Lookup
+    from sora_chars.ledger.entry import By
     from sora_chars.models import Request
     from sora_chars.ratelimit.window import Account, Window
     from sora_chars.session.session import CharacterSession
 
 
 def now() -> float:
-    """The loop's time."""
+    """Return the time of the running event loop."""
     return asyncio.get_running_loop().time()
 
 
 @attrs.define(eq=False)
 class FakeProvider(Provider):
-    """A provider that sends after `before` seconds and answers `after` more; its tasks end at the `end`-th look.
+    """Provider of one kind of response, with configurable delays and faults.
 
-    `problems`: what it has against any request. `early`: what a request meets before it is sent. `fault`: what the
-    answer is. `seen`: what looks meet, whatever `end` says. `posts`: the callback URLs of what was sent.
-    `looks`: when they came.
+    Attributes:
+        problems: What `check` reports for any request.
+        synchronous: Whether tasks end with their response.
+        callback_url: See `Provider`.
+        before: Seconds before a request is sent.
+        after: Seconds from sending a request to its response.
+        early: Raised before the request is sent.
+        fault: Raised in place of the response.
+        end: Number of the poll that finds the task finished.
+        seen: Returned or raised by each poll, regardless of `end`.
+        posts: Callback URLs of the requests sent.
+        polls: Loop times of the polls.
     """
 
     name: str = "fake"
@@ -48,8 +57,8 @@ class FakeProvider(Provider):
     fault: Exception | None = None
     end: float = 1
     seen: TaskSnapshot | Exception | None = None
-    posts: list[str] = attrs.field(factory=list[str])
-    polls: list[float] = attrs.field(factory=list[float])
+    posts: list[str] = attrs.field(factory=list)
+    polls: list[float] = attrs.field(factory=list)
 
     def check(self, request: Request) -> Sequence[str]:
         """See `Provider`."""
@@ -81,30 +90,41 @@ class FakeProvider(Provider):
         return self.seen or self.snapshot(task_id, "success" if len(self.polls) >= self.end else "generating")
 
     def snapshot(self, task_id: str = "t1", state: str = "success", **facts: Any) -> TaskSnapshot:
-        """A task, with its character where it has succeeded."""
+        """Return a snapshot, with a character if the task succeeded."""
         made = Character(id="ch_1", provider=self.name) if state == "success" else None
         return TaskSnapshot(task_id=task_id, provider=self.name, state=state, character=made, **facts)
 
 
 @attrs.define(eq=False)
 class BatchProvider(Provider):
-    """Answers a create after 1 s. The wish, as "fails 20", says how many seconds later the task ends, and how.
+    """Provider whose requests state how their tasks end.
 
-    `refusal`: what each create meets; `account`: whose limits it says that it keeps.
+    It responds to a create after 1 s. `from_task` of a request, such as "fails 20", states
+    how the task ends and how many seconds after the response.
+
+    Attributes:
+        account: The account whose limits the provider reports.
+        window: Window that each create acquires a slot of.
+        rejection: Raised for each create.
+        credits: Cost of each task that ends.
+        posts: Keys of the requests sent.
+        sending: Number of creates without a response.
+        running: Number of tasks that have not ended.
+        peaks: Highest values of `sending` and `running`.
     """
 
-    name: str = "shop"
+    name: str = "fake"
     synchronous: bool = False
     callback_url: str | None = None
     account: Account | None = None
     window: Window | None = None
-    refusal: Exception | None = None
+    rejection: Exception | None = None
     credits: float | None = 2.0
-    posts: list[str] = attrs.field(factory=list[str])
+    posts: list[str] = attrs.field(factory=list)
     sending: int = 0
     running: int = 0
-    peaks: Counter[str] = attrs.field(factory=Counter[str])
-    _ends: dict[str, tuple[str, float]] = attrs.field(factory=dict[str, "tuple[str, float]"])
+    peaks: Counter[str] = attrs.field(factory=Counter)
+    _ends: dict[str, tuple[str, float]] = attrs.field(factory=dict)
 
     async def submit(
         self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
@@ -114,49 +134,49 @@ class BatchProvider(Provider):
         if self.window:
             async with self.window.slot() as slot:
                 slot.mark_sent(asyncio.get_running_loop().time())
-                return await self._make(request, on_send)
-        return await self._make(request, on_send)
+                return await self._create(request, on_send)
+        return await self._create(request, on_send)
 
-    async def _make(self, request: Request, on_send: Callable[[], AbstractAsyncContextManager[None]]) -> TaskSnapshot:
-        how, _, seconds = words(request)
+    async def _create(self, request: Request, on_send: Callable[[], AbstractAsyncContextManager[None]]) -> TaskSnapshot:
+        ending, _, seconds = parse_script(request)
         async with on_send():
             self.posts.append(str(request.key))
             self.sending += 1
             self.peaks["sending"] = max(self.sending, self.peaks["sending"])
             await asyncio.sleep(1)
             self.sending -= 1
-            if self.refusal:
-                raise self.refusal
-            if how == "rejected":
+            if self.rejection:
+                raise self.rejection
+            if ending == "rejected":
                 raise RequestRejectedError("no cats", provider=self.name)
-            if how == "lost":
+            if ending == "lost":
                 raise NoAnswerError("reset by peer")
-            if how == "bug":
-                raise ZeroDivisionError(how)
+            if ending == "bug":
+                raise ZeroDivisionError(ending)
         task_id = f"task of {request.key}"
         if self.synchronous:
             return self.snapshot(task_id, "success")
         loop = asyncio.get_running_loop()
-        self._ends[task_id] = how, loop.time() + float(seconds or 0)
+        self._ends[task_id] = ending, loop.time() + float(seconds or 0)
         self.running += 1
         self.peaks["running"] = max(self.running, self.peaks["running"])
-        loop.call_at(self._ends[task_id][1], self._end)
+        loop.call_at(self._ends[task_id][1], self._count_ended)
         return self.snapshot(task_id, "waiting")
 
-    def _end(self) -> None:
+    def _count_ended(self) -> None:
         self.running -= 1
 
     async def fetch(self, task_id: str) -> TaskSnapshot:
         """See `Provider`."""
-        how, end = self._ends[task_id]
+        ending, end = self._ends[task_id]
         if asyncio.get_running_loop().time() < end:
             return self.snapshot(task_id, "generating")
-        if how == "missing":
+        if ending == "missing":
             raise MissingCharacterError("no id", provider=self.name, task_id=task_id)
-        return self.snapshot(task_id, "fail" if how == "fails" else "success")
+        return self.snapshot(task_id, "fail" if ending == "fails" else "success")
 
     def snapshot(self, task_id: str, state: str) -> TaskSnapshot:
-        """A task as it is shown."""
+        """Return a snapshot of a task in that state."""
         return TaskSnapshot(
             task_id=task_id,
             provider=self.name,
@@ -167,27 +187,30 @@ class BatchProvider(Provider):
         )
 
 
-def make_request(how: str = "ends 10", **fields: Any) -> CharacterRequest:
-    """A request to a `BatchProvider` for a task that ends as told."""
-    return CharacterRequest(from_task=how, **fields)
+def make_request(script: str = "ends 10", **fields: Any) -> CharacterRequest:
+    """Return a request to a `BatchProvider`, whose task ends as the script states."""
+    return CharacterRequest(from_task=script, **fields)
 
 
-def words(request: Request) -> tuple[str, str, str]:
-    """How a request's task ends, and when."""
+def parse_script(request: Request) -> tuple[str, str, str]:
+    """Return how the task of a request ends, a space, and after how many seconds."""
     return (request.from_task or "").partition(" ") if isinstance(request, CharacterRequest) else ("ends", " ", "10")
 
 
 @attrs.define(eq=False)
 class PolledProvider(Provider):
-    """A provider with nothing but looks: each takes `takes` seconds, and meets what `answer` says for the loop's time.
+    """Provider that is only polled.
 
-    `looks`: when they began.
+    Attributes:
+        answer: Maps the loop time of a poll to what it returns or raises.
+        takes: Seconds that each poll takes.
+        polls: Loop times at which the polls began.
     """
 
     answer: Callable[[float], TaskSnapshot | BaseException]
     takes: float = 0.0
     name: str = "fake"
-    polls: list[float] = attrs.field(factory=list[float])
+    polls: list[float] = attrs.field(factory=list)
 
     async def submit(
         self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
@@ -198,24 +221,24 @@ class PolledProvider(Provider):
     async def fetch(self, task_id: str) -> TaskSnapshot:
         """See `Provider`."""
         self.polls.append(round(now(), 3))
-        met = self.answer(now())
+        result = self.answer(now())
         await asyncio.sleep(self.takes)
-        if isinstance(met, BaseException):
-            raise met
-        return attrs.evolve(met, task_id=task_id)
+        if isinstance(result, BaseException):
+            raise result
+        return attrs.evolve(result, task_id=task_id)
 
 
 def script(*steps: TaskSnapshot | BaseException) -> Callable[[float], TaskSnapshot | BaseException]:
-    """An `answer` that is one step after another, the last one for ever."""
-    left = iter(steps)
-    return lambda _: next(left, steps[-1])
+    """Return an `answer` that takes one step per poll and repeats the last."""
+    remaining = iter(steps)
+    return lambda _: next(remaining, steps[-1])
 
 
 @attrs.define(eq=False)
 class RecordingInterval(PollingStrategy):
-    """A look every 10 s, at whatever age; it notes the ages."""
+    """Polls every 10 s and records the age of the task at each poll."""
 
-    ages: list[float] = attrs.field(factory=list[float])
+    ages: list[float] = attrs.field(factory=list)
 
     def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
         """See `PollingStrategy`."""
@@ -226,14 +249,20 @@ class RecordingInterval(PollingStrategy):
 
 @attrs.define(eq=False)
 class FaultyStore(MemoryStore):
-    """A store that cannot write the states in `full`, and writes those in `mute` without saying so.
+    """Memory store with configurable faults.
 
-    `slow`: seconds that a new key takes. `bug`: raised in place of `LedgerError`. `away`: whether it cannot be read.
-    `others_live`: whether owners other than this process do; None if nobody can say.
+    Attributes:
+        full: States whose entries cannot be written.
+        mute: States whose entries are written, but whose write raises.
+        slow: Seconds that inserting an entry takes.
+        bug: Raised in place of `LedgerError`.
+        away: Whether entries cannot be read.
+        others_live: Whether owners other than this process are alive; with None the
+            check fails.
     """
 
-    full: set[EntryState] = attrs.field(factory=set["EntryState"])
-    mute: set[EntryState] = attrs.field(factory=set["EntryState"])
+    full: set[EntryState] = attrs.field(factory=set)
+    mute: set[EntryState] = attrs.field(factory=set)
     slow: float = 0.0
     bug: Exception | None = None
     away: bool = False
@@ -242,20 +271,20 @@ class FaultyStore(MemoryStore):
     async def insert(self, entry: Entry) -> Entry:
         """See `LedgerStore`."""
         await asyncio.sleep(self.slow)
-        self._meet(self.full, entry)
+        self._check(self.full, entry)
         return await super().insert(entry)
 
     async def replace(self, before: Entry, after: Entry) -> Entry | None:
         """See `LedgerStore`."""
-        self._meet(self.full, after)
+        self._check(self.full, after)
         kept = await super().replace(before, after)
-        self._meet(self.mute, after)
+        self._check(self.mute, after)
         return kept
 
-    async def find(self, by: Lookup, *values: str) -> Entry | None:
+    async def find(self, by: By, *values: str) -> Entry | None:
         """See `LedgerStore`."""
         if self.away:
-            raise LedgerError("The database is away.")
+            raise LedgerError("The database is unavailable.")
         return await super().find(by, *values)
 
     async def is_dead(self, owner: str) -> bool:
@@ -265,24 +294,24 @@ class FaultyStore(MemoryStore):
             raise LedgerError("The disk fails.")
         return not self.others_live
 
-    def _meet(self, states: set[EntryState], entry: Entry) -> None:
+    def _check(self, states: set[EntryState], entry: Entry) -> None:
         if entry.state in states:
             raise self.bug or LedgerError("The disk is full.", hint="Empty it.")
 
     async def elsewhere(self, key: str, to: EntryState, **facts: Any) -> None:
-        """Move an entry as another process would."""
+        """Change the state of an entry as another process would."""
         entry = await self.find("key", key)
         assert entry
         await super().replace(entry, entry.transitioned(to, at=0.0, owner="another process", **facts))
 
 
 async def entry_of(session: CharacterSession, key: str = "mine") -> Entry:
-    """What the ledger knows of a key."""
+    """Return the entry of a key."""
     entry = await session.entry(key)
     assert entry
     return entry
 
 
 async def state_of(session: CharacterSession, key: str = "mine") -> EntryState:
-    """What the ledger says of a key."""
+    """Return the state of a key's entry."""
     return (await entry_of(session, key)).state

@@ -123,15 +123,7 @@ class SimulatedWorld:
 
     def check_entry(self, entry: Entry) -> None:
         """Assert that an entry agrees with what happened."""
-        tasks = self.tasks(entry.key)
-        assert len(tasks) <= 1, "paid twice"
-        assert self.posted[entry.key] <= 1, "sent twice"
-        made = tasks[0] if tasks else None
-        if made and not self.synchronous:
-            assert entry.token_digest == token_digest(made.url.rpartition("/")[2])
-        if entry.task_id:
-            assert made
-            assert made.task_id == entry.task_id
+        made = self._check_task(entry)
         match entry.state:
             case EntryState.PENDING | EntryState.REJECTED:
                 assert not made
@@ -147,6 +139,19 @@ class SimulatedWorld:
                 assert entry.key in self.doubted
             case _:
                 pass
+
+    def _check_task(self, entry: Entry) -> SimulatedTask | None:
+        """Assert that an entry has at most one task, and return it."""
+        tasks = self.tasks(entry.key)
+        assert len(tasks) <= 1, "paid twice"
+        assert self.posted[entry.key] <= 1, "sent twice"
+        made = tasks[0] if tasks else None
+        if made and not self.synchronous:
+            assert entry.token_digest == token_digest(made.url.rpartition("/")[2])
+        if entry.task_id:
+            assert made
+            assert made.task_id == entry.task_id
+        return made
 
     def check_answer(self, key: str, outcome: Any, *, faulted: bool, closed: bool) -> None:
         """Assert that what a caller received for a key is true.

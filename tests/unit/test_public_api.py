@@ -33,7 +33,7 @@ INNER = {
     "HandleContext",
     "Account",
     "Window",
-    "Meter",
+    "ProgressCounter",
 }
 
 

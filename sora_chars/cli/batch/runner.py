@@ -128,7 +128,7 @@ class BatchRun:
         ):
             async for outcome in outcomes:
                 self._take(outcome)
-            self._stopped, self._refusal = outcomes.stopped, outcomes.refusal
+            self._stopped, self._refusal = outcomes.stopped, outcomes.rejection
             self._tally.taken.clear()  # what was read and then not allowed
 
     async def _sent(self, ledger: Ledger) -> AsyncGenerator[dict[str, Any], None]:

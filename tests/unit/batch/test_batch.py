@@ -1,3 +1,5 @@
+"""Outcomes and options of batches."""
+
 from __future__ import annotations
 
 import asyncio
@@ -34,38 +36,38 @@ pytestmark = pytest.mark.looptime
 
 
 def session_of(*providers: Provider, **options: Any) -> CharacterSession:
-    """A session that looks every second."""
+    """Return a session that polls every second."""
     return CharacterSession(*providers, polling=FixedInterval(1.0), **options)
 
 
-async def test_outcomes_come_as_they_end() -> None:
-    """The first to end is the first to be told, with its request, key, character, task, provider and cost."""
-    wishes = [make_request("ends 30", key="slow"), make_request("ends 10"), make_request("ends 20", key="third")]
-    async with session_of(BatchProvider()) as session, session.create_many(wishes) as outcomes:
-        told = [(outcome, asyncio.get_running_loop().time()) async for outcome in outcomes]
-    assert [time for _, time in told] == [11, 21, 31]
-    first, _, last = (outcome for outcome, _ in told)
-    assert first.request is wishes[1]
+async def test_outcomes_arrive_as_requests_end() -> None:
+    """The first request to end is the first outcome, with its request, key, character, task, provider and cost."""
+    requests = [make_request("ends 30", key="slow"), make_request("ends 10"), make_request("ends 20", key="third")]
+    async with session_of(BatchProvider()) as session, session.create_many(requests) as batch:
+        received = [(outcome, asyncio.get_running_loop().time()) async for outcome in batch]
+    assert [time for _, time in received] == [11, 21, 31]
+    first, _, last = (outcome for outcome, _ in received)
+    assert first.request is requests[1]
     assert len(first.key or "") == 36
     assert (last.index, last.key, last.task_id, last.provider, last.state) == (
         0,
         "slow",
         "task of slow",
-        "shop",
+        "fake",
         "succeeded",
     )
     assert (last.unwrap(), last.credits, last.error) == (last.character, 2.0, None)
 
 
-async def test_one_that_fails_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    """Every end is an outcome that says how: refusals, failures, doubts, ends of the wait, and bugs."""
-    wishes: list[Any] = [
+async def test_failures_do_not_stop_batch(caplog: pytest.LogCaptureFixture) -> None:
+    """Rejections, failures, unknown outcomes, time-outs and bugs are outcomes with their own states."""
+    requests: list[Any] = [
         make_request("fails 9", key="a"),
         make_request("rejected", key="b"),
         make_request("lost", key="c"),
         make_request("missing 9"),
     ]
-    wishes += [
+    requests += [
         make_request("ends 99", key="e"),
         make_request("bug", key="f"),
         {"prompt": "no source"},
@@ -73,10 +75,10 @@ async def test_one_that_fails_stops_no_other(caplog: pytest.LogCaptureFixture) -
         make_request("ends 9", key="b"),
     ]
     async with session_of(BatchProvider()) as session:
-        outcomes = await session.create_all([*wishes, make_request()], timeout=20)
-        still = outcomes[4].error
-        assert isinstance(still, WaitTimeoutError)
-        assert await still.handle
+        outcomes = await session.create_all([*requests, make_request()], timeout=20)
+        timed_out = outcomes[4].error
+        assert isinstance(timed_out, WaitTimeoutError)
+        assert await timed_out.handle
     kinds = (
         ("failed", TaskFailedError), ("rejected", RequestRejectedError), ("unknown", SubmissionUnknownError),
         ("failed", MissingCharacterError), ("running", WaitTimeoutError), ("unknown", ZeroDivisionError),
@@ -85,7 +87,7 @@ async def test_one_that_fails_stops_no_other(caplog: pytest.LogCaptureFixture) -
     )  # fmt: skip
     assert tuple((outcome.state, type(outcome.error)) for outcome in outcomes) == kinds
     assert [outcome.key for outcome in outcomes if outcome.key in set("abcdefg")] == ["a", "b", "c", "e", "f", "b"]
-    assert [outcome.provider for outcome in outcomes] == ["shop"] * 5 + [None, None, None, None, "shop"]
+    assert [outcome.provider for outcome in outcomes] == ["fake"] * 5 + [None, None, None, None, "fake"]
     assert (outcomes[6].request, outcomes[6].key, outcomes[0].credits) == ({"prompt": "no source"}, None, 2.0)
     with pytest.raises(TaskFailedError, match="too dark"):
         outcomes[0].unwrap()
@@ -95,23 +97,23 @@ async def test_one_that_fails_stops_no_other(caplog: pytest.LogCaptureFixture) -
     assert logged.exc_info[0] is ZeroDivisionError
 
 
-async def test_what_was_made_and_not_recorded_runs() -> None:
-    """A task whose id the ledger could not be told is an outcome with that id and with what it cost."""
+async def test_unrecorded_task_counts_as_running() -> None:
+    """A task whose id could not be recorded is an outcome with its id and its cost."""
     snapshot = BatchProvider().snapshot("t9", "success")
 
     async def start(request: Request, provider: str | None) -> Any:
         raise LedgerError("disk full", key=request.key, task_id="t9", snapshot=snapshot, hint=str(provider))
 
     async with session_of(BatchProvider()) as session:
-        outcomes = session.create_many([make_request()])
-        outcomes._options = attrs.evolve(outcomes._options, start=start)
-        async with outcomes:
-            (outcome,) = [outcome async for outcome in outcomes]
+        batch = session.create_many([make_request()])
+        batch._options = attrs.evolve(batch._options, start=start)
+        async with batch:
+            (outcome,) = [outcome async for outcome in batch]
     assert (outcome.state, outcome.task_id, outcome.credits) == ("running", "t9", 2.0)
 
 
-async def test_rows_may_be_mappings_and_any_request() -> None:
-    """A mapping holds the fields of a character's request and the provider; a task's request gives its snapshot."""
+async def test_accepts_mappings_and_task_requests() -> None:
+    """A mapping holds the fields of a character request and the provider; a task request yields its snapshot."""
     rows: list[Any] = [{"from_task": "ends 10", "name": "rex", "provider": "b"}, TaskRequest(model="m")]
     async with session_of(BatchProvider("a"), BatchProvider("b")) as session:
         first, second = await session.create_all(rows)
@@ -121,44 +123,46 @@ async def test_rows_may_be_mappings_and_any_request() -> None:
     assert (second.provider, second.character, second.unwrap()) == ("a", None, second.snapshot)
 
 
-async def test_a_key_asked_again_takes_up_the_task_it_has() -> None:
-    """A batch left in the middle is finished by the same batch, with one task for each key."""
-    shop = BatchProvider()
-    wishes = [make_request(key=str(number)) for number in range(10)]
-    async with session_of(shop) as session:
-        async with session.create_many(wishes, concurrency=4) as outcomes:
-            await anext(outcomes)
-        again = await session.create_all(wishes * 2, concurrency=4)
+async def test_repeated_key_reuses_task() -> None:
+    """An interrupted batch is finished by the same batch, with one task per key."""
+    provider = BatchProvider()
+    requests = [make_request(key=str(number)) for number in range(10)]
+    async with session_of(provider) as session:
+        async with session.create_many(requests, concurrency=4) as batch:
+            await anext(batch)
+        again = await session.create_all(requests * 2, concurrency=4)
     assert [outcome.state for outcome in again] == ["succeeded"] * 20
     assert [outcome.task_id for outcome in again[:10]] == [outcome.task_id for outcome in again[10:]]
-    assert sorted(shop.posts) == sorted(str(number) for number in range(10))
+    assert sorted(provider.posts) == sorted(str(number) for number in range(10))
 
 
-async def test_the_session_may_close_first() -> None:
-    """Then nobody waits any more, nothing is sent, and the batch says why it ends."""
-    shop, session = BatchProvider(), session_of(BatchProvider())
+async def test_session_closed_during_batch() -> None:
+    """Closing the session ends the batch: no request is sent, and `stopped` is "closed"."""
+    provider = BatchProvider()
+    session = session_of(provider)
     await session.open()
-    async with session.create_many((make_request() for _ in count()), concurrency=3) as outcomes:
-        await anext(outcomes)
+    async with session.create_many((make_request() for _ in count()), concurrency=3) as batch:
+        await anext(batch)
         await session.aclose()
-        ends = [(outcome.state, type(outcome.error)) async for outcome in outcomes]
-        refused = ("rejected", SessionClosedError)
-        assert set(ends) - {refused} <= {("succeeded", type(None)), ("running", WatcherStoppedError)}
-        assert ends[-1] == refused
-        assert outcomes.stopped == "closed"
-    assert shop.posts == []
+        sent = list(provider.posts)
+        ends = [(outcome.state, type(outcome.error)) async for outcome in batch]
+        rejected = ("rejected", SessionClosedError)
+        assert set(ends) - {rejected} <= {("succeeded", type(None)), ("running", WatcherStoppedError)}
+        assert ends[-1] == rejected
+        assert batch.stopped == "closed"
+    assert provider.posts == sent
 
 
-async def test_a_batch_is_opened_once_and_inside_async_with() -> None:
-    """Anything else is told, and sends nothing."""
+async def test_batch_is_entered_once() -> None:
+    """Iterating before entering, and entering twice, raise an error and send nothing."""
     async with session_of(BatchProvider()) as session:
-        outcomes = session.create_many([])
+        batch = session.create_many([])
         with pytest.raises(SessionClosedError, match="not open"):
-            await anext(outcomes)
-        async with outcomes:
-            assert [outcome async for outcome in outcomes] == []
+            await anext(batch)
+        async with batch:
+            assert [outcome async for outcome in batch] == []
         with pytest.raises(SessionClosedError, match="opened before"):
-            await outcomes.__aenter__()
+            await batch.__aenter__()
     with pytest.raises(SessionClosedError, match="session is not open"):
         session.create_many([])
 
@@ -174,19 +178,19 @@ async def test_a_batch_is_opened_once_and_inside_async_with() -> None:
         ("batch.jsonl", {"concurrency": 2.5}, ["requests", "concurrency"]),
     ],
 )
-async def test_wrong_options_are_named(requests: Any, options: dict[str, Any], fields: list[str]) -> None:
-    """All of them at once, before anything is sent."""
+async def test_rejects_invalid_options(requests: Any, options: dict[str, Any], fields: list[str]) -> None:
+    """One error names all invalid options, before anything is sent."""
     async with session_of(BatchProvider()) as session:
         with pytest.raises(InvalidRequestError, match="The batch was not sent") as caught:
             session.create_many(requests, **options)
-        assert [problem.partition(":")[0] for problem in caught.value.problems] == fields
-        with pytest.raises(ConfigurationError, match="must be one of shop, got 'b'"):
+        assert [problem.partition(" ")[0] for problem in caught.value.problems] == fields
+        with pytest.raises(ConfigurationError, match="must be one of fake, got 'b'"):
             session.create_many([], provider="b")
 
 
-async def test_a_wait_may_have_no_end() -> None:
-    """A time-out counts from when a request was sent, however long it stood in line; an infinite one never comes."""
+async def test_timeout() -> None:
+    """A time-out counts from the submission of each request; an infinite one never expires."""
     async with session_of(BatchProvider(), timeout=30.5) as session:
-        wishes = [make_request("ends 30.7"), make_request("ends 29.7")]  # sent at 1 s, and seen at 32 s and 31 s
-        assert [outcome.state for outcome in await session.create_all(wishes)] == ["running", "succeeded"]
-        assert [outcome.state for outcome in await session.create_all(wishes, timeout=math.inf)] == ["succeeded"] * 2
+        requests = [make_request("ends 30.7"), make_request("ends 29.7")]  # sent at 1 s, and seen at 32 s and 31 s
+        assert [outcome.state for outcome in await session.create_all(requests)] == ["running", "succeeded"]
+        assert [outcome.state for outcome in await session.create_all(requests, timeout=math.inf)] == ["succeeded"] * 2

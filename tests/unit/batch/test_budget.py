@@ -1,3 +1,5 @@
+"""Which requests a budget allows."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -9,44 +11,44 @@ from sora_chars.errors import InvalidRequestError
 from sora_chars.ledger import EntryState
 from sora_chars.models import CharacterRequest
 
-WISH = CharacterRequest(from_task="t", name="four")
+REQUEST = CharacterRequest(from_task="t", name="four")
 
 
-def test_without_a_budget_all_may_go() -> None:
-    """Nothing is asked, whatever it costs."""
+def test_no_budget_allows_everything() -> None:
+    """Without a budget every request is sent, whatever its cost."""
     assert Budget(None, 1e9).decide(1e9, in_flight=True) == "go"
     assert Budget(None, None).decide(None, in_flight=True) == "go"
 
 
-def test_what_is_in_flight_holds_its_price() -> None:
-    """A request waits while those in flight may use up the budget, and goes if they cost less than expected."""
-    purse = Budget(10.0, 4)
+def test_requests_in_flight_reserve_their_cost() -> None:
+    """A request waits while those in flight may exhaust the budget, and is sent if they cost less than expected."""
+    budget = Budget(10.0, 4)
     for _ in range(2):
-        assert purse.decide(purse.expected_cost(WISH), in_flight=False) == "go"
-        purse.reserve(4)
-    assert purse.decide(4, in_flight=True) == "wait"
-    purse.record_cost(4, 1.0, EntryState.SUCCEEDED)
-    assert purse.decide(4, in_flight=True) == "go"
-    purse.reserve(4)
-    purse.record_cost(4, 4.0, EntryState.SUCCEEDED)
-    assert purse.decide(4, in_flight=True) == "wait"
-    purse.record_cost(4, 4.0, EntryState.SUCCEEDED)
-    assert purse.decide(4, in_flight=False) == "budget"
-    assert purse.decide(1, in_flight=False) == "go"
+        assert budget.decide(budget.expected_cost(REQUEST), in_flight=False) == "go"
+        budget.reserve(4)
+    assert budget.decide(4, in_flight=True) == "wait"
+    budget.record_cost(4, 1.0, EntryState.SUCCEEDED)
+    assert budget.decide(4, in_flight=True) == "go"
+    budget.reserve(4)
+    budget.record_cost(4, 4.0, EntryState.SUCCEEDED)
+    assert budget.decide(4, in_flight=True) == "wait"
+    budget.record_cost(4, 4.0, EntryState.SUCCEEDED)
+    assert budget.decide(4, in_flight=False) == "budget"
+    assert budget.decide(1, in_flight=False) == "go"
 
 
-def test_a_budget_may_be_spent_to_its_end() -> None:
-    """Sums of decimal fractions do not stop the last one."""
-    purse = Budget(0.3, 0.1)
+def test_budget_can_be_spent_completely() -> None:
+    """The inexact sum of decimal fractions does not stop the last request."""
+    budget = Budget(0.3, 0.1)
     for _ in range(3):
-        assert purse.decide(0.1, in_flight=False) == "go"
-        purse.reserve(0.1)
-        purse.record_cost(0.1, 0.1, EntryState.SUCCEEDED)
-    assert purse.decide(0.1, in_flight=False) == "budget"
+        assert budget.decide(0.1, in_flight=False) == "go"
+        budget.reserve(0.1)
+        budget.record_cost(0.1, 0.1, EntryState.SUCCEEDED)
+    assert budget.decide(0.1, in_flight=False) == "budget"
 
 
 @pytest.mark.parametrize(
-    ("state", "told", "spent"),
+    ("state", "reported", "spent"),
     [
         (EntryState.SUCCEEDED, None, 4.0),
         (EntryState.FAILED, None, 4.0),
@@ -56,45 +58,45 @@ def test_a_budget_may_be_spent_to_its_end() -> None:
         (EntryState.REJECTED, None, 0.0),
     ],
 )
-def test_an_end_counts_as_told_or_as_expected(state: EntryState, told: float | None, spent: float) -> None:
-    """What may have cost something counts; only what was refused is free without being told."""
-    purse = Budget(10.0, 4)
-    purse.reserve(4)
-    purse.record_cost(4, told, state)
-    assert (purse.spent, purse.reserved) == (spent, 0.0)
+def test_cost_is_reported_or_else_expected(state: EntryState, reported: float | None, spent: float) -> None:
+    """Without a reported cost, only a rejected request is free."""
+    budget = Budget(10.0, 4)
+    budget.reserve(4)
+    budget.record_cost(4, reported, state)
+    assert (budget.spent, budget.reserved) == (spent, 0.0)
 
 
-def test_without_a_price_one_goes_at_a_time_until_one_has_told() -> None:
-    """Then each is taken to cost as much as the highest_cost success; a failure that was free teaches nothing."""
-    purse = Budget(10.0, None)
-    assert (purse.expected_cost(WISH), purse.decide(None, in_flight=True)) == (None, "wait")
-    for told, state in ((0.0, EntryState.FAILED), (None, EntryState.FAILED), (None, EntryState.REJECTED)):
-        purse.record_cost(None, told, state)
-        assert (purse.expected_cost(WISH), purse.decide(None, in_flight=False)) == (None, "go")
-    purse.record_cost(None, 3.0, EntryState.SUCCEEDED)
-    purse.record_cost(None, 2.0, EntryState.SUCCEEDED)
-    assert purse.expected_cost(WISH) == 3.0
-    assert purse.decide(3.0, in_flight=True) == "go"
+def test_without_price_first_request_is_sent_alone() -> None:
+    """Later requests are expected to cost the highest cost of a success; failures may be free."""
+    budget = Budget(10.0, None)
+    assert (budget.expected_cost(REQUEST), budget.decide(None, in_flight=True)) == (None, "wait")
+    for reported, state in ((0.0, EntryState.FAILED), (None, EntryState.FAILED), (None, EntryState.REJECTED)):
+        budget.record_cost(None, reported, state)
+        assert (budget.expected_cost(REQUEST), budget.decide(None, in_flight=False)) == (None, "go")
+    budget.record_cost(None, 3.0, EntryState.SUCCEEDED)
+    budget.record_cost(None, 2.0, EntryState.SUCCEEDED)
+    assert budget.expected_cost(REQUEST) == 3.0
+    assert budget.decide(3.0, in_flight=True) == "go"
 
 
 @pytest.mark.parametrize("state", [EntryState.SUCCEEDED, EntryState.RUNNING, EntryState.UNKNOWN])
-def test_without_any_price_the_batch_stops(state: EntryState) -> None:
-    """A budget cannot be kept when nobody tells what the first one cost."""
-    purse = Budget(10.0, None)
-    purse.record_cost(None, None, state)
-    assert purse.decide(None, in_flight=False) == "price"
+def test_unknown_cost_stops_batch(state: EntryState) -> None:
+    """The budget cannot be enforced if neither caller nor provider states what the first request cost."""
+    budget = Budget(10.0, None)
+    budget.record_cost(None, None, state)
+    assert budget.decide(None, in_flight=False) == "price"
 
 
-def test_a_budget_that_is_spent_ends_the_search_for_a_price() -> None:
-    """With nothing to spend not even the first one goes; with a price of nothing all do."""
+def test_budget_of_zero() -> None:
+    """Without a price not even the first request is sent; with a price of 0 all are."""
     assert Budget(0, None).decide(None, in_flight=False) == "budget"
     assert Budget(0, 0).decide(0, in_flight=True) == "go"
 
 
-def test_a_price_may_depend_on_the_request() -> None:
-    """A function is asked for each; one that gives no amount is told, with the request that it was asked for."""
-    assert Budget(9, lambda request: len(str(request.key or "four"))).expected_cost(WISH) == 4
-    strange: Any = ("4", -1, None, True, float("nan"))
-    for price in strange:
-        with pytest.raises(InvalidRequestError, match="price: must be a number of credits"):
-            Budget(9, lambda _, price=price: price).expected_cost(WISH)
+def test_price_function() -> None:
+    """A function is called for each request; a returned value that is no amount is rejected."""
+    assert Budget(9, lambda request: len(str(request.key or "four"))).expected_cost(REQUEST) == 4
+    invalid: Any = ("4", -1, None, True, float("nan"))
+    for price in invalid:
+        with pytest.raises(InvalidRequestError, match="price must be a number of credits"):
+            Budget(9, lambda _, price=price: price).expected_cost(REQUEST)
