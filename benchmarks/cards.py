@@ -73,7 +73,7 @@ async def _lost_and_found() -> dict[str, int]:
     """With callbacks on: all are unknown at first, and found when their callbacks arrive."""
     unknown = recovered = 0
     async with Emulator(durations=(0.5, 1.0)) as emulator, faults.receiving() as (receivers, url):
-        emulator.fault("lost_answer", on="create", times=LOST)
+        emulator.fault("lost_response", on="create", times=LOST)
         kie = Kie(KEY, base_url=emulator.url, callback_url=f"{url}/hooks", limits=None)
         with tempfile.TemporaryDirectory() as folder:
             ledger, pace = Path(folder) / "characters.db", FixedInterval(0.2)

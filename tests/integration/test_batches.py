@@ -33,7 +33,7 @@ def made(emulator: Emulator) -> Counter[str]:
 
 async def test_a_batch_with_faults_ends_for_every_row(emulator: Emulator) -> None:
     """Each of 200 keys has one outcome, as the server knows it, and never a second task."""
-    emulator.fault("lost_answer", on="create", rate=0.1, times=None)
+    emulator.fault("lost_response", on="create", rate=0.1, times=None)
     emulator.fault("status", on="create", rate=0.1, times=None, status=200, code=422, message="no cats")
     emulator.fault("fail_task", rate=0.1, times=None)
     emulator.fault("http_500", on="poll", rate=0.05, times=None)
@@ -51,7 +51,7 @@ async def test_a_batch_with_faults_ends_for_every_row(emulator: Emulator) -> Non
 
 async def test_a_batch_that_was_left_is_finished_by_the_next(emulator: Emulator, tmp_path: Path) -> None:
     """Left in the middle and with answers lost: the next session takes up what runs, and pays only for the rest."""
-    emulator.fault("lost_answer", on="create", times=3)
+    emulator.fault("lost_response", on="create", times=3)
     lost: set[str | None] = set()
     async with session_at(emulator, ledger=tmp_path / "ledger.db") as session:
         async with session.create_many(wishes(60), concurrency=10) as outcomes:
@@ -86,7 +86,7 @@ async def test_a_refused_account_is_asked_no_more(emulator: Emulator, tmp_path: 
         assert outcomes.stopped == "account"
         assert (outcomes.refusal, outcomes.progress.remaining) == (ended[-1].error, 140)
         assert {outcome.state for outcome in ended} == {EntryState.REJECTED}
-        assert sum(emulator.seen.values()) == len(ended) == 10
+        assert sum(emulator.request_counts.values()) == len(ended) == 10
         fault.remove()
     async with session_at(emulator, ledger=tmp_path / "ledger.db") as session:
         again = await session.create_all(rows)
@@ -118,7 +118,7 @@ async def test_a_synchronous_provider_makes_as_many_at_once_as_there_are_places(
     emulator.fault("delay", on="character", times=None, seconds=2.0)
     rows = [SOURCE | {"key": str(index), "provider": "kkiai"} for index in range(40)]
     async with session_at(emulator) as session, session.create_many(rows, concurrency=40) as outcomes:
-        await emulator.until(lambda: emulator.seen["POST", "/sora/v1/characters"] == 40)
+        await emulator.until(lambda: emulator.request_counts["POST", "/sora/v1/characters"] == 40)
         assert outcomes.progress.ended == 0
         ends = Counter([(outcome.state, outcome.provider) async for outcome in outcomes])
     assert ends == {(EntryState.SUCCEEDED, "kkiai"): 40}
@@ -137,7 +137,7 @@ async def test_slow_answers_hold_up_nobody_else(emulator: Emulator, tmp_path: Pa
         async with session.create_many(slow + wishes(10), concurrency=200) as outcomes:
             ends = [(await anext(outcomes)).provider for _ in range(10)]
             assert ends == ["kie"] * 10
-            await emulator.until(lambda: emulator.seen["POST", "/sora/v1/characters"] == 100)
+            await emulator.until(lambda: emulator.request_counts["POST", "/sora/v1/characters"] == 100)
             found = Counter([entry.state async for entry in ledger.entries()])
         assert found == {EntryState.SUCCEEDED: 10, EntryState.SENDING: 100, EntryState.PENDING: 20}
         await session.aclose()
@@ -157,4 +157,4 @@ async def test_a_strict_server_turns_no_create_of_a_batch_away() -> None:
                 small = await session.create_all(rows[:10])
                 assert large.progress.remaining
     assert {outcome.state for outcome in small} == {EntryState.SUCCEEDED}
-    assert (emulator.counts.rejected["create"], emulator.counts.creates > 20) == (0, True)
+    assert (emulator.counts.rate_limited["create"], emulator.counts.creates > 20) == (0, True)

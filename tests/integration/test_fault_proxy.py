@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import attrs
 import pytest
 
-from sora_chars.testing.proxy import FaultName, FaultProxy, NetworkFault, Passing, Step
+from sora_chars.testing.proxy import FaultName, FaultProxy, NetworkFault, ProxiedRequest, Step
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -88,8 +88,8 @@ CUTS: dict[FaultName, tuple[bytes, bytes]] = {  # what reaches the server, and w
     "cut_before_request": (b"", b""),
     "cut_after_headers": (HEAD, b""),
     "cut_after_body": (HEAD + BODY, b""),
-    "cut_before_answer": (HEAD + BODY, b""),
-    "cut_mid_answer": (HEAD + BODY, ANSWER_HEAD + b"abcd"),
+    "cut_before_response": (HEAD + BODY, b""),
+    "cut_mid_response": (HEAD + BODY, ANSWER_HEAD + b"abcd"),
 }
 
 
@@ -114,19 +114,19 @@ async def test_a_cut_can_be_a_reset(name: FaultName, server: Server, proxy: Faul
 
 
 async def test_a_cut_after_the_answer_is_not_one_before(server: Server, proxy: FaultProxy) -> None:
-    """The server has answered before `cut_before_answer`, and need not have before `cut_after_body`."""
+    """The server has answered before `cut_before_response`, and need not have before `cut_after_body`."""
     reached: list[Step] = []
 
-    async def note(step: Step, _: Passing) -> None:
+    async def note(step: Step, _: ProxiedRequest) -> None:
         reached.append(step)
 
     proxy.on_step = note
     server.answer = b""  # it hangs up instead
-    proxy.faults += [NetworkFault("cut_after_body"), NetworkFault("cut_before_answer")]
+    proxy.faults += [NetworkFault("cut_after_body"), NetworkFault("cut_before_response")]
     assert [await ask(proxy), await ask(proxy)] == [b"", b""]
     assert reached == [*STEPS[:3], *STEPS[:3]]
     server.answer = ANSWER
-    proxy.faults.append(NetworkFault("cut_before_answer"))
+    proxy.faults.append(NetworkFault("cut_before_response"))
     assert await ask(proxy) == b""
     assert reached[6:] == [*STEPS[:4]]
 
@@ -172,7 +172,7 @@ async def test_half_open_swallows_everything(server: Server, proxy: FaultProxy) 
     proxy.faults.append(NetworkFault("half_open"))
     reader, writer = await connect(proxy)
     writer.write(HEAD + BODY + HEAD)
-    await proxy.seen("forward_head")
+    await proxy.wait_for_step("forward_head")
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(reader.read(1), 0.02)
     assert proxy.connections == 1
@@ -187,8 +187,8 @@ async def test_faults_strike_in_turn_and_by_method(server: Server, proxy: FaultP
     get = b"GET /task HTTP/1.1\r\n\r\n"
     proxy.faults += [
         NetworkFault("none", method="POST"),
-        NetworkFault("cut_mid_answer", method="POST"),
-        NetworkFault("cut_before_answer", method="GET"),
+        NetworkFault("cut_mid_response", method="POST"),
+        NetworkFault("cut_before_response", method="GET"),
     ]
     reader, writer = await connect(proxy)
     writer.write(HEAD + BODY)
@@ -204,27 +204,27 @@ async def test_faults_strike_in_turn_and_by_method(server: Server, proxy: FaultP
 
 async def test_each_step_is_told_before_it_is_carried_out(server: Server, proxy: FaultProxy) -> None:
     """While `on_step` holds a step back, just what came before it has arrived."""
-    held: asyncio.Queue[tuple[Step, Passing]] = asyncio.Queue()
+    held: asyncio.Queue[tuple[Step, ProxiedRequest]] = asyncio.Queue()
     go_on = asyncio.Semaphore(0)
 
-    async def hold(step: Step, request: Passing) -> None:
+    async def hold(step: Step, request: ProxiedRequest) -> None:
         held.put_nowait((step, request))
         await go_on.acquire()
 
     proxy.on_step = hold
     reader, writer = await connect(proxy)
     writer.write(HEAD + BODY)
-    sizes = {"forward_body": len(HEAD), "await_answer": len(HEAD + BODY), "pass_rest": len(ANSWER) - 4}
+    sizes = {"forward_body": len(HEAD), "await_response": len(HEAD + BODY), "return_rest": len(ANSWER) - 4}
     for expected in STEPS:
         step, request = await held.get()
         assert (step, request[:2]) == (expected, ("POST", "/task"))
-        await proxy.seen(step, method="POST")
-        if step in {"forward_body", "await_answer"}:
+        await proxy.wait_for_step(step, method="POST")
+        if step in {"forward_body", "await_response"}:
             while len(server.arrived[0]) < sizes[step]:
                 server.grown.clear()
                 await server.grown.wait()
             assert len(server.arrived[0]) == sizes[step]
-        elif step == "pass_rest":
+        elif step == "return_rest":
             assert len(await reader.readexactly(sizes[step])) == sizes[step]
         go_on.release()
     assert await reader.readexactly(4) == b"efgh"
@@ -235,11 +235,11 @@ async def test_each_step_is_told_before_it_is_carried_out(server: Server, proxy:
 
 async def test_seen_waits_for_its_step(proxy: FaultProxy) -> None:
     """It returns at the second answer, not at the first."""
-    waiting = asyncio.create_task(proxy.seen("passed", times=2))
-    other = asyncio.create_task(proxy.seen("passed", method="GET"))
+    waiting = asyncio.create_task(proxy.wait_for_step("response_returned", times=2))
+    other = asyncio.create_task(proxy.wait_for_step("response_returned", method="GET"))
     reader, writer = await connect(proxy)
     writer.write(HEAD + BODY)
-    await proxy.seen("passed")
+    await proxy.wait_for_step("response_returned")
     assert not waiting.done()
     writer.write(HEAD + BODY)
     await waiting
@@ -285,7 +285,7 @@ async def test_closing_resets_what_is_open(server: Server) -> None:
         proxy.faults += [NetworkFault("half_open"), NetworkFault("delay", seconds=60)]
         for _, writer in clients[:2]:
             writer.write(HEAD + BODY)
-        await proxy.seen("forward_head", times=2)
+        await proxy.wait_for_step("forward_head", times=2)
         assert proxy.connections == 3
     assert proxy.connections == 0
     for reader, writer in clients:
@@ -302,5 +302,5 @@ async def test_a_server_that_is_gone(unused_tcp_port: int) -> None:
 
 def test_a_fault_that_there_is_not() -> None:
     """A wrong name is told at once."""
-    with pytest.raises(ValueError, match="cut_mid_answer"):
+    with pytest.raises(ValueError, match="cut_mid_response"):
         NetworkFault("cut")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType] # that is the point

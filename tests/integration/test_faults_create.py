@@ -27,10 +27,10 @@ NOTHING_LEFT = [  # of the proxy; but the client has sent all of it, and cannot 
 WORK_DONE = [
     NetworkFault("cut_after_body"),
     NetworkFault("cut_after_body", reset=True),
-    NetworkFault("cut_before_answer"),
-    NetworkFault("cut_before_answer", reset=True),
-    NetworkFault("cut_mid_answer"),
-    NetworkFault("cut_mid_answer", reset=True),
+    NetworkFault("cut_before_response"),
+    NetworkFault("cut_before_response", reset=True),
+    NetworkFault("cut_mid_response"),
+    NetworkFault("cut_mid_response", reset=True),
     NetworkFault("delay", seconds=60),
     NetworkFault("slow_bytes", seconds=60),
     NetworkFault("page", status=502),
@@ -110,7 +110,7 @@ async def test_an_answer_that_is_only_slow_is_an_answer(
     proxy.faults.append(NetworkFault(name, method="POST", seconds=0.1))
     async with session_at(proxy.url) as session:
         assert (await session.create(**WISHES[provider])).id
-    assert (proxy.faults, proxy.steps["POST", "passed"], made(emulator)) == ([], 1, 1)
+    assert (proxy.faults, proxy.steps["POST", "response_returned"], made(emulator)) == ([], 1, 1)
 
 
 @pytest.mark.parametrize("provider", WISHES)

@@ -45,7 +45,7 @@ async def test_all_faults_in_turn_end_no_wait(emulator: Emulator, proxy: FaultPr
     emulator.fault("stuck")
     async with session_at(proxy) as session:
         creating = asyncio.create_task(session.create(**WISH))
-        await proxy.seen("passed", method="GET")
+        await proxy.wait_for_step("response_returned", method="GET")
         proxy.faults += FAULTS
         await emulator.until(lambda: not proxy.faults, timeout=50)
         assert not creating.done()
@@ -71,7 +71,7 @@ async def test_many_waits_under_faults_of_every_kind_all_end_well(
 
 UNLIMITED = [
     (NetworkFault("cut_before_request"), "Server disconnected"),
-    (NetworkFault("cut_mid_answer", reset=True), "reset by peer"),
+    (NetworkFault("cut_mid_response", reset=True), "reset by peer"),
     (NetworkFault("half_open"), "no answer within 0.5 s"),
     (NetworkFault("page", status=524), "unreadable answer.*524"),
 ]

@@ -29,7 +29,7 @@ async def session(emulator: Emulator) -> AsyncIterator[CharacterSession]:
         yield opened
 
 
-PASSING = ["http_500", "body_500", "html", "reset", "truncated", "junk_json", "lost_answer", "status", "maintenance"]
+PASSING = ["http_500", "body_500", "html", "reset", "truncated", "junk_json", "lost_response", "status", "maintenance"]
 
 
 @pytest.mark.parametrize("kind", PASSING)
@@ -57,12 +57,12 @@ async def test_a_429_to_a_poll_pauses_the_account(form: str) -> None:
         handles = [await session.submit(**WISH) for _ in range(5)]
         emulator.fault(form, on="poll")
         loop = asyncio.get_running_loop()
-        await emulator.until(lambda: emulator.counts.rejected["poll"])
+        await emulator.until(lambda: emulator.counts.rate_limited["poll"])
         began, polls = loop.time(), emulator.counts.polls
         await emulator.until(lambda: emulator.counts.polls > polls + 4)  # those that were under way may still arrive
         assert loop.time() - began >= 0.9
         await asyncio.gather(*handles)
-        assert emulator.counts.rejected["poll"] == 1
+        assert emulator.counts.rate_limited["poll"] == 1
 
 
 async def test_a_bad_key_ends_the_wait_at_once(emulator: Emulator, session: CharacterSession) -> None:

@@ -31,7 +31,7 @@ LOST: list[tuple[str, dict[str, Any]]] = [
     ("html", {"status": 504}),
     ("html", {"status": 524}),
     ("status", {"status": 502, "code": 502}),
-    ("lost_answer", {}),
+    ("lost_response", {}),
     ("reset", {}),
     ("truncated", {}),
     ("junk_json", {}),
@@ -52,7 +52,7 @@ async def test_a_lost_answer_is_told_and_never_sent_again(
             await session.create(**WISHES[provider], key="mine")
     assert (caught.value.key, caught.value.provider) == ("mine", provider)
     assert consecutive_429s.hits == 1
-    assert sum(emulator.seen.values()) == 1
+    assert sum(emulator.request_counts.values()) == 1
 
 
 @pytest.mark.parametrize("form", ["http_429", "body_429"])
@@ -61,7 +61,7 @@ async def test_a_rejected_create_is_sent_again(form: str, emulator: Emulator) ->
     emulator.fault(form, on="create")
     async with session_with(emulator) as session:
         await session.create(**WISH)
-    assert (emulator.seen[CREATE], emulator.counts.creates) == (2, 1)
+    assert (emulator.request_counts[CREATE], emulator.counts.creates) == (2, 1)
 
 
 async def test_the_limits_are_kept_without_being_told(emulator: Emulator) -> None:
@@ -71,8 +71,8 @@ async def test_the_limits_are_kept_without_being_told(emulator: Emulator) -> Non
         async with session_with(strict, limits=limits) as session:
             await asyncio.gather(*(session.create(**WISH) for _ in range(60)))
         assert strict.counts.creates == 60
-        assert not strict.counts.rejected
-    assert not emulator.seen
+        assert not strict.counts.rate_limited
+    assert not emulator.request_counts
 
 
 async def test_closing_leaves_no_socket_task_or_warning(emulator: Emulator) -> None:

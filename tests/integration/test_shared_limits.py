@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from asyncio.subprocess import Process
     from collections.abc import AsyncGenerator
 
-    from sora_chars.testing.proxy import Passing, Step
+    from sora_chars.testing.proxy import ProxiedRequest, Step
 
 WISH: dict[str, Any] = {"from_task": "7118f712" * 4, "clip": "1,3", "prompt": "A dog"}
 
@@ -61,9 +61,9 @@ async def worker(*arguments: object) -> AsyncGenerator[Process]:
 async def test_delays_never_make_a_strict_server_refuse(seed: int) -> None:
     """Requests and answers that take anything from nothing to a whole window reach the server within its limits."""
     chance, speed = random.Random(seed), 100.0
-    late: dict[Step, float] = {"forward_head": 10 / speed, "pass_answer": 3 / speed}
+    late: dict[Step, float] = {"forward_head": 10 / speed, "return_half": 3 / speed}
 
-    async def on_step(step: Step, request: Passing) -> None:
+    async def on_step(step: Step, request: ProxiedRequest) -> None:
         del request
         if step in late and chance.random() < 0.5:
             await asyncio.sleep(chance.uniform(0, late[step]))
@@ -76,7 +76,7 @@ async def test_delays_never_make_a_strict_server_refuse(seed: int) -> None:
         ) as session,
     ):
         await asyncio.gather(*(session.submit(**WISH) for _ in range(100)))
-    assert (emulator.counts.creates, emulator.counts.rejected) == (100, {})
+    assert (emulator.counts.creates, emulator.counts.rate_limited) == (100, {})
 
 
 @pytest.mark.parametrize("form", ["http_429", "body_429"])
@@ -84,9 +84,9 @@ async def test_a_429_pauses_all_sessions_and_one_tries_first(form: str) -> None:
     """After a 429 in either form no session of the process sends, then one request does, and the rest after it."""
     sent: list[int] = []
 
-    async def on_step(step: Step, request: Passing) -> None:
+    async def on_step(step: Step, request: ProxiedRequest) -> None:
         del request
-        if step == "pass_answer" and proxy.steps["POST", step] == 2:
+        if step == "return_half" and proxy.steps["POST", step] == 2:
             await asyncio.sleep(0.3)  # time for others to come, if they would
             sent.append(proxy.steps["POST", "forward_head"])
 
@@ -116,4 +116,4 @@ async def test_processes_share_the_limit(postgres_url: str) -> None:
         ]
         await asyncio.gather(*(process.communicate(b"go\n") for process in workers))
         assert [process.returncode for process in workers] == [0] * 4
-    assert (emulator.counts.creates, emulator.counts.rejected) == (300, {})
+    assert (emulator.counts.creates, emulator.counts.rate_limited) == (300, {})
