@@ -298,7 +298,7 @@ async def test_strict_limits_are_sliding_windows() -> None:
 
 
 async def test_kkiai_creates_a_character(client: Client) -> None:
-    """kkiai's route responds with the documented members, and the picture can be downloaded."""
+    """The route of kkiai responds with the documented members; the picture can be downloaded."""
     for body in (CHARACTER, {"from_task": "video_e50c76ca-21d4-40e9-8485-e4ead2d37133", "timestamps": "0.5,3.5"}):
         response = await client.send("POST", "/sora/v1/characters", body)
         assert (response.status, response.content_type) == (200, "application/json")
