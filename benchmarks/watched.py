@@ -21,7 +21,7 @@ from measure import Meter, cpu_seconds, memory_bytes
 
 from sora_chars import CharacterSession, FixedInterval, Provider, TaskHandle, TaskRequest, TaskSnapshot
 from sora_chars.providers.kie_codec import read_record
-from sora_chars.transport import Answer
+from sora_chars.transport import Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +73,7 @@ class Stub(Provider):
     def _look(self, task_id: str, seen: TaskSnapshot | None) -> TaskSnapshot:
         self._looks += 1
         blank, body = self._answers
-        answer = Answer(200, {}, body.replace(blank.encode(), task_id.encode()))
+        answer = Response(200, {}, body.replace(blank.encode(), task_id.encode()))
         return read_record(answer, task_id=task_id, provider=self.name, seen=seen)
 
 
