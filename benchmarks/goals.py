@@ -105,10 +105,10 @@ def _watched(rows: list[dict[str, Any]]) -> Iterator[Goal]:
     row = rows[-1]
     if row["tasks"] < MIN_WATCHED_TASKS:  # fixed costs outweigh those of each task
         return
-    size = f"{row['tasks']:,} watched"
-    yield Goal("A", f"{size}: memory of one", row["bytes_a_task"], most=TASK_BYTES, unit=" bytes")
+    size = f"{row['tasks']:,} watched tasks"
+    yield Goal("A", f"{size}: memory per task", row["bytes_a_task"], most=TASK_BYTES, unit=" bytes")
     yield Goal("A", f"{size}: worst lag", row["lag_max_ms"], most=LAG_MS, unit=" ms")
-    yield Goal("A", f"{size} and awaited: closing", row["close_s"], most=CLOSING_SECONDS, unit=" s")
+    yield Goal("A", f"{size} with a waiter each: closing", row["close_s"], most=CLOSING_SECONDS, unit=" s")
 
 
 def _pacing(figures: dict[str, Any]) -> Iterator[Goal]:
@@ -151,7 +151,7 @@ def _callbacks(rows: list[dict[str, Any]]) -> Iterator[Goal]:
 
 def _cards(cards: dict[str, Any]) -> Iterator[Goal]:
     lost = cards["lost"]["ours"]
-    for name, what in (("tasks", "tasks made"), ("unknown", "SubmissionUnknownError"), ("recovered", "recovered")):
+    for name, what in (("tasks", "tasks created"), ("unknown", "SubmissionUnknownError"), ("recovered", "recovered")):
         yield Goal("D", f"10 lost responses: {what}", lost[name], least=10, most=10)
     for row in cards["kills"]:
         title, keys = f"SIGKILL, callbacks {'on' if row['callbacks'] else 'off'}: ", row["keys"]
@@ -179,7 +179,7 @@ def _limits(rows: dict[str, dict[str, Any]]) -> Iterator[Goal]:
     for title, row in rows.items():
         if "creates" in row:
             what = f"strict server, {title}: of {row['creates']:,} creates rejected"
-            yield Goal("D", what, row["refused creates"], most=0)
+            yield Goal("D", what, row["rejected creates"], most=0)
 
 
 def _presence(figures: dict[str, Any]) -> Iterator[Goal]:
@@ -195,7 +195,7 @@ def _presence(figures: dict[str, Any]) -> Iterator[Goal]:
     for step in ("imported", "session made"):
         if step in figures["steps"]:
             things = sum(figures["steps"][step].values())
-            yield Goal("E", f"threads, asyncio tasks and sockets with {step}", things, most=0)
+            yield Goal("E", f"threads, asyncio tasks and sockets, {step}", things, most=0)
 
 
 JUDGES = {

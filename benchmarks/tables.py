@@ -245,8 +245,8 @@ def _pacing(figures: dict[str, Any]) -> str:
 
 def _callbacks(rows: list[dict[str, Any]]) -> str:
     intro = (
-        "The receiver runs on one core, the sender on another. `confirmed`: the awaiter waits for the task's end, which "
-        "includes a poll (answered from memory); the others wait for the callback itself.\n\n"
+        "The receiver runs on one core, the sender on another. `confirmed`: the awaiter waits for the task's end, "
+        "which includes a poll (answered from memory); the others wait for the callback itself.\n\n"
     )
     return intro + table(rows, CALLBACKS)
 

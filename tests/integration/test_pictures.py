@@ -30,7 +30,7 @@ from tests.support.picture_server import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
     from pathlib import Path
 
     Serve = Callable[..., Awaitable["PictureServer"]]
@@ -58,9 +58,7 @@ async def serve(authority: trustme.CA) -> AsyncIterator[Serve]:
     authority.issue_cert("localhost", "127.0.0.1", HOME, "::1").configure_cert(context)
     servers: list[asyncio.Server] = []
 
-    async def start(
-        body: bytes = b"", *, host: str = HOME, hangs: tuple[str, ...] = (), **paths: bytes
-    ) -> PictureServer:
+    async def start(body: bytes = b"", *, host: str = HOME, hangs: Iterable[str] = (), **paths: bytes) -> PictureServer:
         server = PictureServer({"/p": body} | {f"/{name}": data for name, data in paths.items()}, set(hangs))
         servers.append(await server.start(host, context))
         return server
