@@ -69,9 +69,9 @@ def run(ledger: str, processes: int, creates: int, *, name: str = "one") -> dict
     ideal = (len(times) - COUNT) / COUNT * window  # the first window is full at once
     return {
         "creates": counts["creates"],
-        "rejected creates": counts["rejected"].get("create", 0),
+        "rejected creates": counts["rate_limited"].get("create", 0),
         "polls": counts["polls"],
-        "rejected polls": counts["rejected"].get("poll", 0),
+        "rejected polls": counts["rate_limited"].get("poll", 0),
         "wall s": round(wall, 1),
         "creates took s": round(times[-1] - times[0], 1),
         "ideal s": round(ideal, 1),
