@@ -1,4 +1,4 @@
-"""Part D: the fault cards, counted on the server. This project and its peers under the same faults, where both can."""
+"""Part D: fault scenarios, counted on the server, for this project and its peers."""
 
 from __future__ import annotations
 
@@ -32,14 +32,17 @@ from sora_chars import (
 from sora_chars.testing import Emulator
 
 LOST = 10
-OUTAGE, OUTAGE_QUICK = 240.0, 4.0  # seconds
-STORM, STORM_QUICK = 400, 40  # creates, at 20 in 2 s: 20 in 10 s, five times as fast
-KILLED_KEYS, KILLED_KEYS_QUICK = 1000, 40
-SAME_FOR_ALL = (OURS_1S, HAND, "azure-core, 1 s", "openai", "runwayml", "replicate, 1 s", "fal-client, 1 s")
+OUTAGE_SECONDS = 240.0
+QUICK_OUTAGE_SECONDS = 4.0
+STORM_CREATES = 400  # at 20 in 2 seconds: the documented limit at five times the speed
+QUICK_STORM_CREATES = 40
+KILLED_KEYS = 1000
+QUICK_KILLED_KEYS = 40
+COMPARED = (OURS_1S, HAND, "azure-core, 1 s", "openai", "runwayml", "replicate, 1 s", "fal-client, 1 s")
 
 
 def figures(*, quick: bool) -> dict[str, Any]:
-    """Every card, one after the other; when it need not be exact, all at once."""
+    """Run every scenario, one after the other; all at once if `quick`."""
     cards = {
         "lost": lost,
         "kills": kills,
@@ -49,53 +52,56 @@ def figures(*, quick: bool) -> dict[str, Any]:
         "loops": two_loops,
     }
 
-    def play(name: str) -> Any:
-        began = time.perf_counter()
-        made = cards[name](quick=quick)
-        print(f"  {name} took {time.perf_counter() - began:.0f} s", flush=True)
-        return made
+    def run(name: str) -> Any:
+        started = time.perf_counter()
+        result = cards[name](quick=quick)
+        print(f"  {name} took {time.perf_counter() - started:.0f} s", flush=True)
+        return result
 
     with ThreadPoolExecutor(len(cards) if quick else 1) as pool:
-        return dict(zip(cards, pool.map(play, cards), strict=True))
+        return dict(zip(cards, pool.map(run, cards), strict=True))
 
 
 def lost(*, quick: bool) -> dict[str, Any]:
-    """The answers of 10 creates are lost: how many tasks there are then, and who knows of them."""
-    with ThreadPoolExecutor(len(SAME_FOR_ALL)) as pool:
+    """The responses of 10 creates are lost: how many tasks exist, and which are recovered."""
+    with ThreadPoolExecutor(len(COMPARED)) as pool:
         return {
-            "peers": list(pool.map(lambda peer: _faulty(peer, LOST, 20, lose=LOST, durations=(0.5, 1)), SAME_FOR_ALL)),
-            "ours": asyncio.run(_lost_and_found()),
+            "peers": list(pool.map(lambda peer: _faulty(peer, LOST, 20, lose=LOST, durations=(0.5, 1)), COMPARED)),
+            "ours": asyncio.run(_recover_lost()),
             "quick": quick,
         }
 
 
-async def _lost_and_found() -> dict[str, int]:
-    """With callbacks on: all are unknown at first, and found when their callbacks arrive."""
-    unknown = recovered = 0
+async def _recover_lost() -> dict[str, int]:
+    """With callbacks, every entry is unknown at first and recovered when its callback arrives."""
+    unknown = 0
+    recovered = 0
     async with Emulator(durations=(0.5, 1.0)) as emulator, faults.receiving() as (receivers, url):
-        emulator.fault("lost_answer", on="create", times=LOST)
+        emulator.fault("lost_response", on="create", times=LOST)
         kie = Kie(KEY, base_url=emulator.url, callback_url=f"{url}/hooks", limits=None)
         with tempfile.TemporaryDirectory() as folder:
-            ledger, pace = Path(folder) / "characters.db", FixedInterval(0.2)
-            async with CharacterSession(kie, ledger=ledger, polling=pace) as session:
+            ledger = Path(folder) / "characters.db"
+            async with CharacterSession(kie, ledger=ledger, polling=FixedInterval(0.2)) as session:
                 receivers.append(CallbackReceiver(session))
                 requests = [TaskRequest(**BODY, key=f"key-{number}") for number in range(LOST)]
-                ends = await asyncio.gather(*(session.create(one) for one in requests), return_exceptions=True)
-                unknown = sum(isinstance(end, SubmissionUnknownError) for end in ends)
+                results = await asyncio.gather(
+                    *(session.create(request) for request in requests), return_exceptions=True
+                )
+                unknown = sum(isinstance(result, SubmissionUnknownError) for result in results)
                 for _ in range(200):
                     entries = [entry async for entry in session.ledger.entries(states={EntryState.SUCCEEDED})]
                     recovered = len(entries)
                     if recovered == LOST:
                         break
                     await asyncio.sleep(0.05)
-                again = await asyncio.gather(*(session.create(one) for one in requests), return_exceptions=True)
-        found = sum(not isinstance(end, BaseException) for end in again)
+                again = await asyncio.gather(*(session.create(request) for request in requests), return_exceptions=True)
+        found = sum(not isinstance(result, BaseException) for result in again)
         return {"tasks": len(emulator.tasks), "unknown": unknown, "recovered": recovered, "found_by_key": found}
 
 
 def kills(*, quick: bool) -> list[dict[str, Any]]:
-    """SIGKILL at every step, restarted until all is done; without and with callbacks."""
-    keys = KILLED_KEYS_QUICK if quick else KILLED_KEYS
+    """SIGKILL at every step, restarted until every key is done; without and with callbacks."""
+    keys = QUICK_KILLED_KEYS if quick else KILLED_KEYS
     rows = []
     for callbacks in (False, True):
         trial = faults.Trial(keys=keys, kills=faults.plan(keys, random.Random(1)), callbacks=callbacks)
@@ -107,18 +113,18 @@ def kills(*, quick: bool) -> list[dict[str, Any]]:
 
 
 def outage(*, quick: bool) -> list[dict[str, Any]]:
-    """Every GET is answered with 503 for four minutes from the first create on, all peers beside each other."""
-    seconds = OUTAGE_QUICK if quick else OUTAGE
+    """Every GET gets HTTP 503 for four minutes after the first create; all peers run at once."""
+    seconds = QUICK_OUTAGE_SECONDS if quick else OUTAGE_SECONDS
     deadline = seconds + (8 if quick else 75)
-    with ThreadPoolExecutor(len(SAME_FOR_ALL) + 1) as pool:
+    with ThreadPoolExecutor(len(COMPARED) + 1) as pool:
         plan = {"outage": seconds, "durations": (0.5, 1) if quick else (5, 20)}
-        return list(pool.map(lambda peer: _faulty(peer, 20, deadline, **plan), (OURS, *SAME_FOR_ALL)))
+        return list(pool.map(lambda peer: _faulty(peer, 20, deadline, **plan), (OURS, *COMPARED)))
 
 
 def storm(*, quick: bool) -> list[dict[str, Any]]:
-    """A server that counts a sliding window and refuses what is beyond it."""
-    count = STORM_QUICK if quick else STORM
-    peers = (OURS_LIMITED, *SAME_FOR_ALL[1:])
+    """The server rejects creates beyond a sliding window."""
+    count = QUICK_STORM_CREATES if quick else STORM_CREATES
+    peers = (OURS_LIMITED, *COMPARED[1:])
     with ThreadPoolExecutor(len(peers)) as pool:
         plan = {"strict": (20, 2.0), "durations": (0.5, 1)}
         return list(pool.map(lambda peer: _faulty(peer, count, 20 if quick else 75, **plan), peers))
@@ -134,8 +140,8 @@ def _faulty(peer: str, tasks: int, deadline: float, **plan: Any) -> dict[str, An
 def two_loops(*, quick: bool) -> list[dict[str, Any]]:
     """A client opened in one `asyncio.run` and used in another."""
     del quick
-    with ThreadPoolExecutor(len(SAME_FOR_ALL)) as pool:
-        return list(pool.map(_two_loops, SAME_FOR_ALL))
+    with ThreadPoolExecutor(len(COMPARED)) as pool:
+        return list(pool.map(_two_loops, COMPARED))
 
 
 def _two_loops(peer: str) -> dict[str, Any]:
@@ -144,7 +150,7 @@ def _two_loops(peer: str) -> dict[str, Any]:
         environment = {**os.environ, "NO_PROXY": "*", "no_proxy": "*"}
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
         lines = done.stdout.splitlines()
-        ends = json.loads(lines[-1]) if lines else {"first": "ends without a word", "second": done.stderr[-200:]}
+        ends = json.loads(lines[-1]) if lines else {"first": "ends without output", "second": done.stderr[-200:]}
         return {"peer": peer, **ends, "creates": server.counts()["creates"]}
 
 

@@ -1,9 +1,10 @@
-"""What is lost or paid twice when processes are killed at every step of the way: counted, not argued.
+"""Counts what is lost or paid twice when processes are killed at every step.
 
-Worker processes make one character for each key, through one SQLite ledger, at one emulator. They end themselves with
-SIGKILL, at a named step or at a random moment, and are started again until every key has ended or is unknown. Then
-tasks are counted at the emulator and entries in the ledger. At last the unknown ones are resolved as a person would,
-by a look at the server, and the rest is made. Usage: python benchmarks/faults.py [--quick]
+Worker processes create one character for each key, with one SQLite ledger and one emulator.
+They kill themselves with SIGKILL, at a named step or at a random time, and are restarted
+until every key has succeeded or is unknown. Then the tasks of the emulator and the entries
+of the ledger are counted. Finally the unknown entries are resolved from the server's tasks,
+and the remaining keys are created. Usage: python benchmarks/faults.py [--quick]
 """
 
 from __future__ import annotations
@@ -52,139 +53,152 @@ STEPS = (
     "before sending",
     "after sending",
     "request sent",
-    "answer begins",
-    "answer read",
+    "response begins",
+    "response read",
     "before running",
     "after running",
     "before succeeded",
     "after succeeded",
 )
-"""Before and after each write of a state into the ledger, and between the writes of `sending` and `running`."""
+"""Before and after each write of a state to the ledger, and between `sending` and `running`."""
 RANDOM = "random"
-CALLBACK_DELAY = 0.5  # seconds, so that workers mostly see the end of a task before its callback does
-PATIENCE = 20.0  # seconds for the last callbacks to come
+CALLBACK_DELAY = 0.5  # seconds; workers then mostly detect a task's end before its callback arrives
+CALLBACK_TIMEOUT = 20.0  # seconds for the last callbacks to arrive
 
 
-# ---- The worker: a process of its own
+# ---- The worker: a separate process
 
 
 @attrs.define(eq=False)
-class Reaper:
-    """Kills this process when it comes to a step for the `left`th time; notes in a file what is under way then."""
+class ProcessKiller:
+    """Kills this process when it reaches a step for the `remaining`th time.
+
+    The file `in_flight_file` holds the number of requests that were in flight then.
+    """
 
     step: str
-    left: int
-    flight: Path
-    under_way: set[str] = attrs.field(factory=set[str])
+    remaining: int
+    in_flight_file: Path
+    in_flight: set[str] = attrs.field(factory=set)
 
     def reach(self, step: str) -> None:
-        """Die here, if here it is."""
+        """Kill this process if this is its step."""
         if step == self.step:
-            self.left -= 1
-            if self.left == 0:
+            self.remaining -= 1
+            if self.remaining == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def note(self, key: str, *, sending: bool) -> None:
-        """Keep on disk how many requests may have been sent and are not on record."""
-        (self.under_way.add if sending else self.under_way.discard)(key)
-        self.flight.write_text(f"{len(self.under_way)}")
+    def record(self, key: str, *, sending: bool) -> None:
+        """Store how many requests may have been sent and are not recorded."""
+        (self.in_flight.add if sending else self.in_flight.discard)(key)
+        self.in_flight_file.write_text(f"{len(self.in_flight)}")
 
 
-class DeadlyStore(SqliteStore):
-    """A ledger's file that it is dangerous to write to."""
+class KillingStore(SqliteStore):
+    """An SQLite store whose writes are steps."""
 
-    def __init__(self, path: Path, reaper: Reaper) -> None:
+    def __init__(self, path: Path, killer: ProcessKiller) -> None:
         super().__init__(path)
-        self._reaper = reaper
+        self._killer = killer
 
     async def insert(self, entry: Entry) -> Entry:
-        """Write an entry that was asked for."""
-        self._reaper.reach(f"before {entry.state}")
-        kept = await super().insert(entry)
-        self._reaper.reach(f"after {entry.state}")
-        return kept
+        """Insert an entry."""
+        self._killer.reach(f"before {entry.state}")
+        stored = await super().insert(entry)
+        self._killer.reach(f"after {entry.state}")
+        return stored
 
     async def replace(self, before: Entry, after: Entry) -> Entry | None:
-        """Write that an entry was moved."""
-        self._reaper.reach(f"before {after.state}")
+        """Replace an entry."""
+        self._killer.reach(f"before {after.state}")
         if after.state is EntryState.SENDING:
-            self._reaper.note(after.key, sending=True)
-        kept = await super().replace(before, after)
-        self._reaper.reach(f"after {after.state}")
-        if before.state is EntryState.SENDING or kept is not after:
-            self._reaper.note(after.key, sending=False)
-        return kept
+            self._killer.record(after.key, sending=True)
+        stored = await super().replace(before, after)
+        self._killer.reach(f"after {after.state}")
+        if before.state is EntryState.SENDING or stored is not after:
+            self._killer.record(after.key, sending=False)
+        return stored
 
 
-class DeadlyKie(Kie):
-    """A provider on whose way to the server and back one may die."""
+class KillingKie(Kie):
+    """A provider whose requests and responses are steps."""
 
-    def __init__(self, url: str, callback_url: str | None, http: aiohttp.ClientSession, reaper: Reaper) -> None:
+    def __init__(self, url: str, callback_url: str | None, http: aiohttp.ClientSession, killer: ProcessKiller) -> None:
         super().__init__(KEY, base_url=url, callback_url=callback_url, limits=None, http=http)
-        self._reaper = reaper
+        self._killer = killer
 
     async def submit(
         self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
-        """Send it."""
+        """Submit the request."""
 
         @asynccontextmanager
-        async def watched() -> AsyncGenerator[None, None]:
+        async def observed() -> AsyncGenerator[None, None]:
             async with on_send():
                 yield
-            self._reaper.reach("answer read")
+            self._killer.reach("response read")
 
-        return await super().submit(request, callback_url=callback_url, on_send=watched)
+        return await super().submit(request, callback_url=callback_url, on_send=observed)
 
 
-def tracing(reaper: Reaper) -> aiohttp.TraceConfig:
-    """Let aiohttp tell when a create was handed to the operating system, and when its answer begins."""
+def tracing(killer: ProcessKiller) -> aiohttp.TraceConfig:
+    """Return a trace that reports when a create is sent and when its response begins."""
     trace = aiohttp.TraceConfig()
 
-    async def sent(_http: object, _context: object, _facts: aiohttp.TraceRequestChunkSentParams) -> None:
-        # Told just before the bytes are written, without another turn of the loop in between. Only creates have any.
-        asyncio.get_running_loop().call_soon(reaper.reach, "request sent")
+    async def sent(_http: object, _context: object, _params: aiohttp.TraceRequestChunkSentParams) -> None:
+        # aiohttp calls this just before it writes the bytes, in the same loop iteration. Only creates have a body.
+        asyncio.get_running_loop().call_soon(killer.reach, "request sent")
 
-    async def answered(_http: object, _context: object, facts: aiohttp.TraceRequestEndParams) -> None:
-        if facts.method == "POST":
-            reaper.reach("answer begins")
+    async def responded(_http: object, _context: object, params: aiohttp.TraceRequestEndParams) -> None:
+        if params.method == "POST":
+            killer.reach("response begins")
 
     trace.on_request_chunk_sent.append(sent)
-    trace.on_request_end.append(answered)
+    trace.on_request_end.append(responded)
     return trace
 
 
 @attrs.frozen(kw_only=True)
-class Orders:
-    """What a worker is told: where to work, on `keys` keys in an order of its own, `at_once`, and how to die.
+class WorkerOptions:
+    """The options of a worker process.
 
-    `after`: at which time that it comes to the step; for a random end, milliseconds. Step "" is to live.
+    Attributes:
+        url: The emulator.
+        ledger: The SQLite file.
+        in_flight_file: Where the number of requests in flight is stored.
+        keys: The number of keys.
+        concurrency: How many creates run at once.
+        seed: Decides the order of the keys.
+        step: The step at which the process is killed; "" for never.
+        after: The number of times that the step is reached before; milliseconds for a
+            random time.
+        callback_url: Where callbacks are sent; "" for nowhere.
     """
 
     url: str
     ledger: Path
-    flight: Path
+    in_flight_file: Path
     keys: int
-    at_once: int
+    concurrency: int
     seed: int
     step: str = ""
     after: int = 0
     callback_url: str = ""
 
     def command(self) -> list[str]:
-        """The command line that gives these orders."""
+        """Return the command line with these options."""
         return [sys.executable, __file__, "worker", *(str(value) for value in attrs.astuple(self))]
 
     @classmethod
-    def read(cls, words: list[str]) -> Orders:
-        """The orders of a command line."""
-        url, ledger, flight, keys, at_once, seed, step, after, callback_url = words
+    def parse(cls, words: list[str]) -> WorkerOptions:
+        """Return the options of a command line."""
+        url, ledger, in_flight_file, keys, concurrency, seed, step, after, callback_url = words
         return cls(
             url=url,
             ledger=Path(ledger),
-            flight=Path(flight),
+            in_flight_file=Path(in_flight_file),
             keys=int(keys),
-            at_once=int(at_once),
+            concurrency=int(concurrency),
             seed=int(seed),
             step=step,
             after=int(after),
@@ -192,74 +206,92 @@ class Orders:
         )
 
 
-async def work(orders: Orders) -> None:
-    """Make what is not made yet, or die."""
-    reaper = Reaper(orders.step, orders.after, orders.flight)
-    if orders.step == RANDOM:
-        threading.Timer(orders.after / 1000, os.kill, (os.getpid(), signal.SIGKILL)).start()
-    names = [name(number) for number in range(orders.keys)]
-    random.Random(orders.seed).shuffle(names)
-    async with aiohttp.ClientSession(trace_configs=[tracing(reaper)]) as http:
-        kie = DeadlyKie(orders.url, orders.callback_url or None, http, reaper)
-        ledger = Ledger(DeadlyStore(orders.ledger, reaper))
+async def work(options: WorkerOptions) -> None:
+    """Create the remaining characters, or be killed."""
+    killer = ProcessKiller(options.step, options.after, options.in_flight_file)
+    if options.step == RANDOM:
+        threading.Timer(options.after / 1000, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    keys = [key_of(number) for number in range(options.keys)]
+    random.Random(options.seed).shuffle(keys)
+    async with aiohttp.ClientSession(trace_configs=[tracing(killer)]) as http:
+        kie = KillingKie(options.url, options.callback_url or None, http, killer)
+        ledger = Ledger(KillingStore(options.ledger, killer))
         async with CharacterSession(kie, ledger=ledger, polling=FixedInterval(0.05), timeout=60) as session:
             ended = {EntryState.SUCCEEDED, EntryState.UNKNOWN}
             done = {entry.key async for entry in ledger.entries(states=ended)}
-            todo = iter([key for key in names if key not in done])
-            await asyncio.gather(*(make_each(session, todo) for _ in range(orders.at_once)))
-    os._exit(0)  # before a timer of a random end consecutive_429s
+            todo = iter([key for key in keys if key not in done])
+            await asyncio.gather(*(create_each(session, todo) for _ in range(options.concurrency)))
+    os._exit(0)  # before the timer of a random kill fires
 
 
-async def make_each(session: CharacterSession, keys: Iterator[str]) -> None:
-    """Make one after the other. What is unknown stays so."""
+async def create_each(session: CharacterSession, keys: Iterator[str]) -> None:
+    """Create one character after the other. Unknown entries stay unknown."""
     for key in keys:
         with suppress(SubmissionUnknownError):
             await session.create(from_task=ORIGIN, clip="1,3", prompt=key, key=key)
 
 
-def name(number: int) -> str:
-    """The key of a number. It is the character's prompt, too, so that the server's tasks tell whose they are."""
+def key_of(number: int) -> str:
+    """Return the key with this number. It is also the prompt, which identifies the server's task."""
     return f"key-{number:04}"
 
 
-# ---- The supervisor: this process, with the emulator, the receiver of callbacks and the counting
+# ---- The supervisor: this process, with the emulator, the callback receiver and the counts
 
 
 @attrs.frozen(kw_only=True)
 class Trial:
-    """`kills`: steps, and at which time there (see `Orders.after`), in this order. `crew`: processes at once."""
+    """One run of the benchmark.
+
+    Attributes:
+        keys: The number of keys.
+        kills: The kills in order, each with its step and `WorkerOptions.after`.
+        workers: How many worker processes run at once.
+        concurrency: How many creates each of them runs at once.
+        callbacks: Whether callbacks are sent.
+    """
 
     keys: int
     kills: list[tuple[str, int]]
-    crew: int = 2
-    at_once: int = 8
+    workers: int = 2
+    concurrency: int = 8
     callbacks: bool = False
 
 
 @attrs.define(kw_only=True)
 class Outcome:
-    """What was counted. `in_flight`: requests that were not on record when their process was killed, all together.
+    """The counts of a trial.
 
-    `lost`: tasks that neither an entry names nor an unknown key explains. `unknown_made`: unknown keys that have a task
-    on the server. The last two are counted after all was resolved.
+    Attributes:
+        killed: Killed processes by step.
+        in_flight: Requests that were not recorded when their process was killed.
+        tasks: Tasks on the server.
+        twice: Keys with two tasks.
+        lost: Tasks that no entry names and no unknown key explains.
+        succeeded: Entries that succeeded.
+        unknown: Entries that are unknown.
+        unknown_created: Unknown keys with a task on the server.
+        final_tasks: Tasks after all unknown entries were resolved.
+        final_twice: Keys with two tasks then.
+        final_succeeded: Entries that succeeded then.
     """
 
-    killed: Counter[str] = attrs.field(factory=Counter[str])
+    killed: Counter[str] = attrs.field(factory=Counter)
     in_flight: int = 0
     tasks: int = 0
     twice: int = 0
     lost: int = 0
     succeeded: int = 0
     unknown: int = 0
-    unknown_made: int = 0
-    tasks_at_last: int = 0
-    twice_at_last: int = 0
-    succeeded_at_last: int = 0
+    unknown_created: int = 0
+    final_tasks: int = 0
+    final_twice: int = 0
+    final_succeeded: int = 0
 
 
 @attrs.define(eq=False)
 class Supervisor:
-    """Starts workers until there is nothing left to do, and counts."""
+    """Starts workers until every key is done, and counts."""
 
     trial: Trial
     folder: Path
@@ -272,53 +304,55 @@ class Supervisor:
     async def run(self) -> Outcome:
         """Run the trial."""
         kills = deque(self.trial.kills)
-        async with asyncio.TaskGroup() as crew:
-            for _ in range(self.trial.crew):
-                crew.create_task(self._keep_working(kills))
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self.trial.workers):
+                group.create_task(self._restart_workers(kills))
         if self.trial.callbacks:
-            await self._hear_callbacks()
+            await self._wait_for_callbacks()
         await self._count()
         await self._resolve()
-        await self._keep_working(deque())
-        self.outcome.tasks_at_last = len(self.emulator.tasks)
-        self.outcome.twice_at_last = len(self._tasks()) - len(set(self._tasks()))
-        self.outcome.succeeded_at_last = len(await self._entries(EntryState.SUCCEEDED))
+        await self._restart_workers(deque())
+        self.outcome.final_tasks = len(self.emulator.tasks)
+        self.outcome.final_twice = len(self._tasks()) - len(set(self._tasks()))
+        self.outcome.final_succeeded = len(await self._entries(EntryState.SUCCEEDED))
         return self.outcome
 
-    async def _keep_working(self, kills: deque[tuple[str, int]]) -> None:
-        """Start one worker after the other until one comes to the end of the keys."""
+    async def _restart_workers(self, kills: deque[tuple[str, int]]) -> None:
+        """Start one worker after the other until one finishes all keys."""
         while True:
             step, after = kills.popleft() if kills else ("", 0)
-            if not await self._work(step, after):
+            if not await self._run_worker(step, after):
                 return
             self.outcome.killed[step] += 1
 
-    async def _work(self, step: str, after: int) -> bool:
-        """Run a worker, and say whether it was killed."""
+    async def _run_worker(self, step: str, after: int) -> bool:
+        """Run a worker, and return whether it was killed."""
         self._started += 1
-        orders = Orders(
+        options = WorkerOptions(
             url=self.emulator.url,
             ledger=self.folder / "characters.db",
-            flight=self.folder / f"flight-{self._started}",
+            in_flight_file=self.folder / f"in-flight-{self._started}",
             keys=self.trial.keys,
-            at_once=self.trial.at_once,
+            concurrency=self.trial.concurrency,
             seed=self._started,
             step=step,
             after=after,
             callback_url=self.callback_url,
         )
-        process = await asyncio.create_subprocess_exec(*orders.command(), stderr=asyncio.subprocess.PIPE)
-        _, complaint = await process.communicate()
+        process = await asyncio.create_subprocess_exec(*options.command(), stderr=asyncio.subprocess.PIPE)
+        _, stderr = await process.communicate()
         if process.returncode not in {0, -signal.SIGKILL}:
-            raise RuntimeError(f"worker {orders} ended with {process.returncode}: {complaint.decode()}")
-        if process.returncode and orders.flight.exists():
-            self.outcome.in_flight += int(orders.flight.read_text() or 1)  # killed while it wrote, empty: a first one
+            raise RuntimeError(f"worker {options} ended with {process.returncode}: {stderr.decode()}")
+        if process.returncode and options.in_flight_file.exists():
+            self.outcome.in_flight += int(
+                options.in_flight_file.read_text() or 1
+            )  # empty if killed during the first write
         return process.returncode != 0
 
-    async def _hear_callbacks(self) -> None:
-        """Wait until the callback of each task has come."""
-        async with asyncio.timeout(PATIENCE):
-            while await self._unknown_made():  # noqa: ASYNC110 # another look at the ledger is the only way
+    async def _wait_for_callbacks(self) -> None:
+        """Wait until the callback of each task has arrived."""
+        async with asyncio.timeout(CALLBACK_TIMEOUT):
+            while await self._unknown_created():  # noqa: ASYNC110 # only the ledger has the result
                 await asyncio.sleep(0.05)
 
     async def _count(self) -> None:
@@ -332,44 +366,44 @@ class Supervisor:
         )
         self.outcome.succeeded = len(await self._entries(EntryState.SUCCEEDED))
         self.outcome.unknown = len(unknown)
-        self.outcome.unknown_made = len(await self._unknown_made())
+        self.outcome.unknown_created = len(await self._unknown_created())
 
     async def _resolve(self) -> None:
-        """Do as a person does who looks at the provider's own site."""
-        made = dict(zip(self._tasks(), self.emulator.tasks, strict=True))
+        """Resolve unknown entries from the server's tasks, as a user would on the provider's site."""
+        task_ids = dict(zip(self._tasks(), self.emulator.tasks, strict=True))
         for entry in await self._entries(EntryState.UNKNOWN):
-            task_id = made.get(entry.key)
+            task_id = task_ids.get(entry.key)
             await self.session.resolve(entry.key, task_id=task_id, never_sent=task_id is None)
 
-    async def _unknown_made(self) -> set[str]:
+    async def _unknown_created(self) -> set[str]:
         return {entry.key for entry in await self._entries(EntryState.UNKNOWN, EntryState.SENDING)} & set(self._tasks())
 
     async def _entries(self, *states: EntryState) -> list[Entry]:
         return [entry async for entry in self.session.ledger.entries(states=states)]
 
     def _tasks(self) -> list[str]:
-        """The key of each task on the server."""
+        """Return the key of each task on the server."""
         return [str(task.input["character_prompt"]) for task in self.emulator.tasks.values()]
 
 
 async def run(trial: Trial, folder: Path) -> Outcome:
-    """Run a trial with an emulator and, if it wants callbacks, a receiver; its files go into `folder`."""
-    async with Emulator(durations=(0.05, 0.3), credits=1e9) as emulator, receiving() as (app, url):
+    """Run a trial with an emulator and a callback receiver; its files are stored in `folder`."""
+    async with Emulator(durations=(0.05, 0.3), credits=1e9) as emulator, receiving() as (receivers, url):
         callback_url = f"{url}/hooks" if trial.callbacks else ""
         kie = Kie(KEY, base_url=emulator.url, callback_url=callback_url or None, limits=None)
         ledger = open_ledger(folder / "characters.db")
         async with CharacterSession(kie, ledger=ledger, polling=FixedInterval(0.05)) as session:
-            app.append(CallbackReceiver(session))
+            receivers.append(CallbackReceiver(session))
             emulator.fault("delay", on="callback", times=None, seconds=CALLBACK_DELAY)
             return await Supervisor(trial, folder, emulator, session, callback_url).run()
 
 
 @asynccontextmanager
 async def receiving() -> AsyncGenerator[tuple[list[CallbackReceiver], str], None]:
-    """Listen for callbacks; the receiver that is put into the list gets them."""
+    """Listen for callbacks; the receiver that is added to the list handles them."""
     receivers: list[CallbackReceiver] = []
 
-    async def answer(request: web.Request) -> web.Response:
+    async def respond(request: web.Request) -> web.Response:
         async def body() -> AsyncGenerator[bytes, None]:
             yield await request.read()
 
@@ -377,7 +411,7 @@ async def receiving() -> AsyncGenerator[tuple[list[CallbackReceiver], str], None
         return web.json_response(payload, status=status)
 
     app = web.Application()
-    app.router.add_post("/hooks/{token}", answer)
+    app.router.add_post("/hooks/{token}", respond)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
@@ -387,12 +421,12 @@ async def receiving() -> AsyncGenerator[tuple[list[CallbackReceiver], str], None
         await runner.cleanup()
 
 
-def plan(keys: int, chance: random.Random) -> list[tuple[str, int]]:
-    """As many kills as there is work for: as often at random as at all named steps together, in any order."""
+def plan(keys: int, rng: random.Random) -> list[tuple[str, int]]:
+    """Return kills in random order, half of them at random times and half at the named steps."""
     rounds = max(1, keys // 200)
-    named = [(step, chance.randint(1, 8)) for step in STEPS * rounds]
-    kills = named + [(RANDOM, chance.randint(0, 600)) for _ in named]
-    chance.shuffle(kills)
+    named = [(step, rng.randint(1, 8)) for step in STEPS * rounds]
+    kills = named + [(RANDOM, rng.randint(0, 600)) for _ in named]
+    rng.shuffle(kills)
     return kills
 
 
@@ -405,10 +439,10 @@ ROWS: dict[str, Callable[[Outcome], int]] = {
     "tasks that no entry accounts for": lambda outcome: outcome.lost,
     "succeeded": lambda outcome: outcome.succeeded,
     "unknown": lambda outcome: outcome.unknown,
-    "unknown with a task on the server": lambda outcome: outcome.unknown_made,
-    "tasks once the unknown were resolved": lambda outcome: outcome.tasks_at_last,
-    "keys with two tasks then": lambda outcome: outcome.twice_at_last,
-    "succeeded then": lambda outcome: outcome.succeeded_at_last,
+    "unknown with a task on the server": lambda outcome: outcome.unknown_created,
+    "tasks once the unknown were resolved": lambda outcome: outcome.final_tasks,
+    "keys with two tasks then": lambda outcome: outcome.final_twice,
+    "succeeded then": lambda outcome: outcome.final_succeeded,
 }
 
 
@@ -431,6 +465,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["worker"]:
-        asyncio.run(work(Orders.read(sys.argv[2:])))
+        asyncio.run(work(WorkerOptions.parse(sys.argv[2:])))
     else:
         main()

@@ -1,4 +1,7 @@
-"""A client opened in one `asyncio.run` and used in another: `python loops.py PEER URL` prints how that ends."""
+"""Use a client in a second event loop: `python loops.py PEER URL` prints the results.
+
+The client is opened in one `asyncio.run` and used in another.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,24 @@ import threading
 
 from peers import PEERS
 
-PATIENCE = 20.0  # seconds
+TIMEOUT_SECONDS = 20.0
 
 
 def main(peer: str, url: str) -> None:
-    """Make one task in each of two event loops."""
-    ends = {"first": "hangs", "second": "hangs"}
+    """Create one task in each of two event loops."""
+    results = {"first": "hangs", "second": "hangs"}
 
     def report() -> None:
-        print(json.dumps(ends), flush=True)
+        print(json.dumps(results), flush=True)
         os._exit(0)
 
-    timer = threading.Timer(PATIENCE, report)
+    timer = threading.Timer(TIMEOUT_SECONDS, report)
     timer.daemon = True
     timer.start()
     opening = PEERS[peer](url)
 
     async def first() -> None:
-        sys.set_asyncgen_hooks(firstiter=None)  # else asyncio.run would close what is to be used in the second
+        sys.set_asyncgen_hooks(firstiter=None)  # asyncio.run would close the generator that the second loop uses
         await one_task(0, await opening.__aenter__())
 
     async def one_task(number: int, one: object) -> None:
@@ -36,13 +39,13 @@ def main(peer: str, url: str) -> None:
         await kept(number)
 
     kept = None
-    for turn, work in (("first", first), ("second", lambda: one_task(1, kept))):
+    for loop, work in (("first", first), ("second", lambda: one_task(1, kept))):
         try:
             asyncio.run(work())
         except Exception as error:  # noqa: BLE001 # whatever a peer raises
-            ends[turn] = f"{type(error).__name__}: {error}".splitlines()[0][:150]
+            results[loop] = f"{type(error).__name__}: {error}".splitlines()[0][:150]
         else:
-            ends[turn] = "works"
+            results[loop] = "works"
     report()
 
 

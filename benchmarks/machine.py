@@ -1,4 +1,4 @@
-"""What the figures were made on: shape and versions, nothing that names the machine."""
+"""Describes the machine and the versions of a run, without anything that identifies the machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 def shape() -> dict[str, Any]:
-    """Cores, memory, kind of kernel, Python, versions, day."""
+    """Return the cores, the memory, the kernel, the versions and the day."""
     return {
         "day": datetime.now(UTC).date().isoformat(),
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),

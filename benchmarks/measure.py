@@ -1,7 +1,8 @@
-"""What a piece of work costs the process that does it: CPU, memory, how late its event loop is.
+"""Measures the CPU time, the memory and the event-loop lag of this process.
 
-As a program it is one run of one peer, in a process of its own: `python measure.py PEER TASKS URL DEADLINE` makes the
-tasks, waits for all and prints one line of JSON, at the deadline (seconds) whatever is finished then.
+As a program it is one run of one peer: `python measure.py PEER TASKS URL DEADLINE` creates
+the tasks, waits for all of them and prints one line of JSON, at the latest after DEADLINE
+seconds.
 """
 
 from __future__ import annotations
@@ -20,28 +21,28 @@ from typing import Any
 
 import attrs
 
-TICK = 0.05  # seconds
+TICK_SECONDS = 0.05
 
 
 def cpu_seconds() -> float:
-    """CPU of this process so far, all threads."""
+    """Return the CPU time of all threads of this process so far."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
 def memory_bytes(*, peak: bool = False) -> int:
-    """Resident memory of this process now, or its peak since `forget_peak`."""
+    """Return the resident memory of this process, or its peak since `reset_peak`."""
     try:
         status = Path("/proc/self/status").read_text()
-    except OSError:  # no Linux: there is only a peak
+    except OSError:  # outside Linux only the peak is available
         scale = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
     match = re.search(rf"^{'VmHWM' if peak else 'VmRSS'}:\s+(\d+) kB$", status, re.MULTILINE)
     return int(match[1]) * 1024 if match else 0
 
 
-def forget_peak() -> None:
-    """Let the peak begin anew, where the system can."""
+def reset_peak() -> None:
+    """Reset the memory peak, if the system can."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -49,42 +50,47 @@ def forget_peak() -> None:
 
 
 def at(share: float, values: list[float]) -> float:
-    """The value below which this share of the values lies."""
+    """Return the quantile `share` of the values."""
     ordered = sorted(values)
     return ordered[round((len(ordered) - 1) * share)] if ordered else 0.0
 
 
 @attrs.define(eq=False)
 class Meter:
-    """Start it inside the event loop; `read` gives what was used since then, from any thread."""
+    """Measures from `start`, inside the event loop; `read` works from any thread."""
 
-    lags: list[float] = attrs.field(factory=list[float])
-    used: list[tuple[float, float]] = attrs.field(factory=list["tuple[float, float]"])  # epoch seconds, CPU seconds
-    _began: float = 0.0
+    lags: list[float] = attrs.field(factory=list)
+    used: list[tuple[float, float]] = attrs.field(factory=list)  # Unix seconds, CPU seconds
+    _started: float = 0.0
     _cpu: float = 0.0
     _memory: int = 0
-    _tick_began: float = 0.0
+    _tick_started: float = 0.0
     _ticker: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin."""
-        forget_peak()
+        """Start to measure."""
+        reset_peak()
         self._ticker = asyncio.create_task(self._tick())
-        self._tick_began = time.perf_counter()
-        self._began, self._cpu, self._memory = time.perf_counter(), cpu_seconds(), memory_bytes()
+        self._tick_started = time.perf_counter()
+        self._started = time.perf_counter()
+        self._cpu = cpu_seconds()
+        self._memory = memory_bytes()
 
     async def _tick(self) -> None:
         while True:
-            self._tick_began = time.perf_counter()
-            await asyncio.sleep(TICK)
-            self.lags.append(time.perf_counter() - self._tick_began - TICK)
+            self._tick_started = time.perf_counter()
+            await asyncio.sleep(TICK_SECONDS)
+            self.lags.append(time.perf_counter() - self._tick_started - TICK_SECONDS)
             self.used.append((time.time(), cpu_seconds()))
 
     def read(self) -> dict[str, float]:
-        """What was used so far."""
-        lags = [*self.lags, max(0.0, time.perf_counter() - self._tick_began - TICK)]  # a loop may stand still now
+        """Return what was used so far."""
+        lags = [
+            *self.lags,
+            max(0.0, time.perf_counter() - self._tick_started - TICK_SECONDS),
+        ]  # the loop may be blocked now
         return {
-            "wall_s": time.perf_counter() - self._began,
+            "wall_s": time.perf_counter() - self._started,
             "cpu_s": cpu_seconds() - self._cpu,
             "memory_mb": max(0, memory_bytes(peak=True) - self._memory) / 2**20,
             "lag_p99_ms": at(0.99, lags) * 1000,
@@ -92,7 +98,7 @@ class Meter:
         }
 
     def stop(self) -> None:
-        """End the ticker."""
+        """Stop the ticker."""
         if self._ticker:
             self._ticker.cancel()
 
@@ -107,14 +113,14 @@ class Run:
     deadline: float
     meter: Meter = attrs.field(factory=Meter)
     finished: int = 0
-    errors: Counter[str] = attrs.field(factory=Counter[str])
+    errors: Counter[str] = attrs.field(factory=Counter)
 
     async def go(self) -> None:
-        """Make all tasks at once, wait for all, report."""
-        from peers import PEERS, Batch  # noqa: PLC0415 # the first import of anything big is not measured
+        """Create all tasks at once, wait for all of them, and report."""
+        from peers import PEERS, Batch  # noqa: PLC0415 # imports are not measured
 
         async with PEERS[self.peer](self.url) as one:
-            # A thread, since the loop may be too busy to hear a timer.
+            # In a thread, because the event loop may be too busy to run a timer.
             threading.Timer(self.deadline, self.report).start()
             self.meter.start()
             if isinstance(one, Batch):
@@ -139,14 +145,14 @@ class Run:
             self.errors[type(error).__name__] += 1
 
     def report(self) -> None:
-        """Print the line and end at once, whatever goes on."""
+        """Print the line of JSON and exit at once."""
         failed = sum(self.errors.values())
-        facts = {"finished": self.finished, "failed": failed, "open": self.tasks - self.finished - failed}
-        print(json.dumps({**facts, "errors": dict(self.errors), **self.meter.read(), "used": self.meter.used}))
+        counts = {"finished": self.finished, "failed": failed, "open": self.tasks - self.finished - failed}
+        print(json.dumps({**counts, "errors": dict(self.errors), **self.meter.read(), "used": self.meter.used}))
         sys.stdout.flush()
         os._exit(0)
 
 
 if __name__ == "__main__":
-    name, count, address, seconds = sys.argv[1:]
-    asyncio.run(Run(name, int(count), address, float(seconds)).go())
+    peer, tasks, url, deadline = sys.argv[1:]
+    asyncio.run(Run(peer, int(tasks), url, float(deadline)).go())

@@ -1,7 +1,7 @@
-"""How each peer makes one task and waits for its end, each at its own defaults or told to look once a second.
+"""How each peer creates one task and waits for its end, at its defaults or polling once a second.
 
-Each is a context manager around `one(number)`; what it imports and opens is not measured. Nothing is tuned: a user
-who follows the peer's own manual gets this.
+Each peer is a context manager that gives a function `one(number)`; imports and opening are
+not measured. The peers are used as their documentation describes, without tuning.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OURS_BATCH, OURS_LIMITED = "sora_chars, 1 s, create_many", "sora_chars, limited"
 
 @asynccontextmanager
 async def by_hand(url: str) -> AsyncGenerator[One, None]:
-    """One asyncio task a task, a GET every second, and nothing else: no record, no limits, no faults. The floor."""
+    """The minimum: one asyncio task per task and a GET every second, without ledger, limits or retries."""
     headers = {"Authorization": f"Bearer {KEY}"}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=100), headers=headers) as http:
 
@@ -54,12 +54,12 @@ async def by_hand(url: str) -> AsyncGenerator[One, None]:
 
 @attrs.frozen
 class Batch:
-    """What stands in the place of `one` where all can be asked for at once."""
+    """Takes the place of `one` in a peer that creates all tasks with one call."""
 
     session: CharacterSession
 
     async def many(self, tasks: int) -> AsyncGenerator[Exception | None, None]:
-        """Make so many, and give the error of each as it ends, if it has one."""
+        """Create `tasks` tasks, and yield the error of each, or None, when it ends."""
         requests = (_request(number) for number in range(tasks))
         async with self.session.create_many(requests, concurrency=tasks) as outcomes:
             async for outcome in outcomes:
@@ -67,30 +67,30 @@ class Batch:
 
 
 def _request(number: int) -> TaskRequest:
-    from sora_chars import TaskRequest  # noqa: PLC0415 # measured alone
+    from sora_chars import TaskRequest  # noqa: PLC0415 # imports are measured separately
 
     return TaskRequest(**BODY, key=f"key-{number}")
 
 
 def ours(seconds: float | None, *, creates: tuple[int, float] = (10**6, 10.0), batch: bool = False) -> Peer:
-    """This project with all its safety: a ledger on disk, keys, limits that count and, unless told, do not bind."""
+    """This project with a ledger on disk and rate limits, which by default never delay a request."""
 
     @asynccontextmanager
     async def opened(url: str) -> AsyncGenerator[One | Batch, None]:
-        from sora_chars import CharacterSession, FixedInterval, Kie, Limits  # noqa: PLC0415 # measured alone
+        from sora_chars import CharacterSession, FixedInterval, Kie, Limits  # noqa: PLC0415 # imports are measured separately
 
-        pace: PollingStrategy | None = None if seconds is None else FixedInterval(seconds)
+        polling: PollingStrategy | None = None if seconds is None else FixedInterval(seconds)
         limits = Limits(creates=creates, polls=(10**6, 1.0))
         with tempfile.TemporaryDirectory() as folder:
             kie = Kie(KEY, base_url=url, limits=limits)
-            async with CharacterSession(kie, ledger=Path(folder) / "characters.db", polling=pace) as session:
+            async with CharacterSession(kie, ledger=Path(folder) / "characters.db", polling=polling) as session:
                 yield Batch(session) if batch else lambda number: session.create(_request(number))
 
     return opened
 
 
 def rarely_collected(peer: Peer) -> Peer:
-    """The same in a process that has Python's garbage collector go through everything more rarely."""
+    """The same peer with rarer runs of Python's garbage collector."""
 
     @asynccontextmanager
     async def opened(url: str) -> AsyncGenerator[One | Batch, None]:
@@ -102,7 +102,7 @@ def rarely_collected(peer: Peer) -> Peer:
 
 
 def openai(*, by_aiohttp: bool) -> Peer:
-    """openai: looks once a second unless the server says otherwise."""
+    """Polls once a second unless the server specifies an interval."""
 
     @asynccontextmanager
     async def opened(url: str) -> AsyncGenerator[One, None]:
@@ -121,7 +121,7 @@ def openai(*, by_aiohttp: bool) -> Peer:
 
 
 def fal(seconds: float | None) -> Peer:
-    """fal-client: looks ten times a second unless told otherwise."""
+    """Polls ten times a second by default."""
 
     @asynccontextmanager
     async def opened(url: str) -> AsyncGenerator[One, None]:
@@ -136,7 +136,7 @@ def fal(seconds: float | None) -> Peer:
 
 
 def replicate(seconds: float | None) -> Peer:
-    """replicate: looks twice a second unless told otherwise."""
+    """Polls twice a second by default."""
 
     @asynccontextmanager
     async def opened(url: str) -> AsyncGenerator[One, None]:
@@ -157,7 +157,7 @@ def replicate(seconds: float | None) -> Peer:
 
 @asynccontextmanager
 async def runway(url: str) -> AsyncGenerator[One, None]:
-    """runwayml: looks every 4.5 to 7.5 s, without an option."""
+    """Polls every 4.5 to 7.5 seconds, without an option."""
     from runwayml import AsyncRunwayML  # noqa: PLC0415 # as above
 
     async with AsyncRunwayML(api_key=KEY, base_url=url) as client:
@@ -170,7 +170,7 @@ async def runway(url: str) -> AsyncGenerator[One, None]:
 
 
 def azure(seconds: float | None) -> Peer:
-    """azure-core: looks every 30 s unless told otherwise by its user or the server."""
+    """Polls every 30 seconds unless the user or the server specifies an interval."""
 
     @asynccontextmanager
     async def opened(url: str) -> AsyncGenerator[One, None]:
@@ -188,7 +188,7 @@ def azure(seconds: float | None) -> Peer:
                 response = await client.send_request(request, _return_pipeline_response=True)
                 response.http_response.raise_for_status()
                 polling = AsyncLROBasePolling(**options)
-                await AsyncLROPoller(client, response, lambda answer: answer, polling).result()
+                await AsyncLROPoller(client, response, lambda result: result, polling).result()
 
             yield one
 
@@ -218,6 +218,6 @@ PEERS: dict[str, Peer] = {
     "fal-client, 1 s": fal(1.0),
     "fal-client": fal(None),
 }
-"""By their names in the tables. Where one has the option, once at its own default and once at 1 s."""
+"""The peers by their names in the tables; those with an option run at their default and at 1 s."""
 WAITING = tuple(peer for peer in PEERS if peer != OURS_LIMITED)
-"""Those whose waiting is compared."""
+"""The peers of part A."""

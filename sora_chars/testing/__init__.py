@@ -1,7 +1,11 @@
-"""The emulator: a real local server that answers as the providers are documented to. And its fixtures.
+"""A local emulator of the providers, and the tools that test against it.
 
-It imports nothing else of the package, so that it can disagree with it. Names are loaded on first use: the
-pytest plugin lives here and is imported by every pytest run of whoever has the package installed.
+`Emulator` is a real HTTP server that answers as kie.ai and kkiai.com are documented to.
+It imports nothing else of this package, so an error in the SDK cannot hide behind the
+same error in the emulator.
+
+The pytest plugin lives here, and every pytest run imports it. Public names are therefore
+loaded on first use.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Pytest fixtures: `sora_emulator`, and `sora_emulator_factory` for one with settings of its own.
+"""Pytest fixtures: `sora_emulator`, and `sora_emulator_factory` for custom settings.
 
-Each emulator runs on an event loop in a thread of its own. So the fixtures are plain ones: they serve sync tests
-and every asyncio plugin in every mode alike, they need none of them, and a test that blocks its own loop does
-not stop the server. Only a test that uses them loads the server.
+Each emulator runs on its own event loop in its own thread. The fixtures are therefore
+plain pytest fixtures: synchronous and asynchronous tests use them alike, with any asyncio
+plugin or none, and a test that blocks its own event loop does not block the server. The
+server is imported when a test first uses a fixture.
 """
 
 from __future__ import annotations
@@ -22,26 +23,39 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def sora_emulator(sora_emulator_factory: Callable[..., Emulator]) -> Emulator:
-    """A started emulator whose tasks end within a fifth of a second; it is closed after the test."""
+    """A running emulator whose tasks take 0.05 to 0.2 seconds; closed after the test.
+
+    async def test_creates_a_character(sora_emulator):
+        kie = Kie("any-key", base_url=sora_emulator.url, upload_url=sora_emulator.url)
+        async with CharacterSession(kie) as session:
+            await session.create(video="rex.mp4", prompt="A friendly dog")
+        assert sora_emulator.counts.creates == 1
+    """
     return sora_emulator_factory(durations=(0.05, 0.2))
 
 
 @pytest.fixture
 def sora_emulator_factory() -> Generator[Callable[..., Emulator]]:
-    """A function that starts an emulator with the settings it is given; all are closed after the test."""
-    from .emulator.server import Emulator  # noqa: PLC0415 - every pytest run loads this module, few need the server
+    """A function that starts an emulator and takes the options of `Emulator`.
+
+    All emulators that it started are closed after the test.
+
+        def test_reports_missing_credits(sora_emulator_factory):
+            emulator = sora_emulator_factory(credits=0.0)
+    """
+    from .emulator.server import Emulator  # noqa: PLC0415 - every pytest run imports this module, few need the server
 
     with ExitStack() as running:
 
         def start(**settings: Any) -> Emulator:
-            return running.enter_context(_background(Emulator(**settings)))
+            return running.enter_context(_run_in_thread(Emulator(**settings)))
 
         yield start
 
 
 @contextmanager
-def _background(emulator: Emulator) -> Generator[Emulator]:
-    """Run it on a loop and a thread of its own until the block ends."""
+def _run_in_thread(emulator: Emulator) -> Generator[Emulator]:
+    """Run the emulator on a new event loop in a new thread until the block ends."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="sora-emulator")
     thread.start()

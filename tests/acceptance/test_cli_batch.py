@@ -162,7 +162,7 @@ def test_bad_rows_are_told_before_anything_is_sent(
     assert lines[3].startswith("line 9: prompt: ")
     assert lines[4].startswith("line 10: no JSON: ")
     assert lines[5] == "Error: 5 rows are wrong. Nothing was sent."
-    assert not emulator.seen
+    assert not emulator.request_counts
     assert not out.exists()
 
 
@@ -196,7 +196,7 @@ def test_what_cannot_begin_ends_with_2(
     ended = cli("batch", *[argument.format(file=name) for argument in arguments], base, url)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert says in ended.stderr
-    assert not emulator.seen
+    assert not emulator.request_counts
 
 
 def test_no_rows_are_done_at_once(pipe: Pipe) -> None:
@@ -208,7 +208,7 @@ def test_no_rows_are_done_at_once(pipe: Pipe) -> None:
 
 def test_what_went_wrong_stays_with_its_row(cli: Cli, emulator: Emulator, command: Command, out: Path) -> None:
     """One of each bad end, and no secret: a failed and an unknown one are never sent again, a refused one is."""
-    emulator.fault("lost_answer", on="create")
+    emulator.fault("lost_response", on="create")
     emulator.fault("status", on="create", status=200, code=422, message="No cats")
     emulator.fault("fail_task", times=2)  # also that of the lost answer
     make = command(*map(kie, range(6)))
@@ -285,7 +285,7 @@ def test_a_refused_account_ends_a_batch(
 
     refused = len(rows(out))
     assert (first.returncode, states(out), refused <= 5) == (5, {"rejected": refused}, True)
-    assert sum(emulator.seen.values()) == refused
+    assert sum(emulator.request_counts.values()) == refused
     assert f"rejected: {refused}\nnot sent: {20 - refused}\n" in first.stderr
     assert first.stderr.endswith(f"No more rows are sent. {says}\n{AGAIN}")
     fault.remove()

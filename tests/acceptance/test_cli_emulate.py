@@ -73,7 +73,7 @@ def test_the_commands_that_the_emulator_prints_work(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--fault", "nonsense"), "no fault 'nonsense'"),
+        (("--fault", "nonsense"), "unknown fault 'nonsense'"),
         (("--fault", "delay:seconds=soon"), "'seconds=soon' is no number"),
         (("--fault", "delay:colour=1"), "delay has no setting colour=1"),
         (("--durations", "5"), "LO,HI"),

@@ -105,11 +105,11 @@ def test_an_unknown_outcome_asked_again_ends_with_6_and_sends_nothing(
     cli: Cli, at: tuple[str, ...], emulator: Emulator
 ) -> None:
     """The error says how to settle it; so does `ledger show`, and `wait` has no task to wait for."""
-    emulator.fault("lost_answer", on="create")
+    emulator.fault("lost_response", on="create")
     wish = ("create", *at, *FROM_TASK, "--key", "lost 1", "--json")
     settle = f"sora-chars ledger resolve 'lost 1' {CHOICE}"
     first = read(cli(*wish), 6)["error"]
-    seen = len(emulator.seen)
+    seen = len(emulator.request_counts)
     again = read(cli(*wish), 6)["error"]
 
     assert again == first
@@ -118,7 +118,7 @@ def test_an_unknown_outcome_asked_again_ends_with_6_and_sends_nothing(
     waited = read(cli("wait", "lost 1", *at, "--json"), 2)["error"]
     assert waited["message"] == "Key lost 1 is unknown: it has no task to wait for."
     assert waited["hint"].endswith(settle)
-    assert len(emulator.seen) == seen
+    assert len(emulator.request_counts) == seen
     assert emulator.counts.creates == 1
 
 
@@ -297,7 +297,7 @@ def test_entries_are_listed_shown_and_exported_without_a_key(keyless: Cli, own: 
 
 def test_a_person_settles_what_is_unknown(cli: Cli, at: tuple[str, ...], emulator: Emulator, own: Path) -> None:
     """With the task's id it is waited for, as never sent it is sent; a gateway has no tasks to name."""
-    emulator.fault("lost_answer", on="create")
+    emulator.fault("lost_response", on="create")
     assert cli("create", *at, *FROM_TASK, "--key", "made").returncode == 6
     (task_id,) = emulator.tasks
     emulator.fault("reset", on="create")

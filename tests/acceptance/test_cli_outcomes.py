@@ -265,7 +265,7 @@ def test_an_unknown_outcome_ends_with_6_and_the_key(
 ) -> None:
     """A lost answer, and a synchronous provider that outlasts `--timeout`, are never asked again by themselves."""
     if provider == "kie":
-        emulator.fault("lost_answer", on="create")
+        emulator.fault("lost_response", on="create")
         wish = FROM_TASK
     else:
         emulator.fault("delay", on="character", seconds=30.0)

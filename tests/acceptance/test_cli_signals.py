@@ -111,7 +111,7 @@ def test_before_the_request_is_sent_nothing_is_lost(
 
     assert ended == 130
     assert error_in(out)["message"] == "Interrupted. Nothing was sent that costs money."
-    assert CREATE not in sora_emulator.seen
+    assert CREATE not in sora_emulator.request_counts
 
 
 def test_a_refusal_that_comes_after_the_signal_is_told(
@@ -121,7 +121,7 @@ def test_a_refusal_that_comes_after_the_signal_is_told(
     emulator = sora_emulator_factory(kie_key="another")
     emulator.fault("delay", on="create", seconds=1.0)
     process = start_cli("create", "--base-url", emulator.url, *FROM_TASK, "--json")
-    wait_for(emulator, lambda: emulator.counts.refused)
+    wait_for(emulator, lambda: emulator.counts.rejected)
 
     ended, out, _ = end(process)
 

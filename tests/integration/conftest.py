@@ -1,4 +1,4 @@
-"""An emulator in the loop of the test, and two ways to it."""
+"""Fixtures with an emulator in the test's event loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 async def emulator() -> AsyncIterator[Emulator]:
-    """An emulator whose tasks take a few milliseconds. Both its providers know a video named "aaa...", 32 in all."""
+    """An emulator whose tasks take 5 to 20 ms. Both providers have a video with the id "aaa..." (32 times)."""
     async with Emulator(durations=(0.005, 0.02)) as running:
         running.add_origin("a" * 32)
         yield running
@@ -24,13 +24,13 @@ async def emulator() -> AsyncIterator[Emulator]:
 
 @pytest.fixture
 async def http(emulator: Emulator) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client with a key, bound to the emulator."""
+    """An HTTP client of the emulator, with an API key."""
     async with aiohttp.ClientSession(emulator.url, headers={"Authorization": "Bearer key"}) as session:
         yield session
 
 
 @pytest.fixture
 async def proxy(emulator: Emulator) -> AsyncIterator[FaultProxy]:
-    """A proxy before the emulator."""
+    """A fault proxy in front of the emulator."""
     async with FaultProxy(emulator.url) as proxy:
         yield proxy

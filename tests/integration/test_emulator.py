@@ -1,4 +1,4 @@
-"""The emulator over real sockets: both contracts when nothing goes wrong."""
+"""The emulator over real sockets: both contracts without faults."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHARACTER = {"url": "https://example.com/clip.mp4", "timestamps": "1,3"}
 
 
 class Response(NamedTuple):
-    """What came back."""
+    """A response."""
 
     status: int
     content_type: str
@@ -32,71 +32,72 @@ class Response(NamedTuple):
 
     @property
     def json(self) -> dict[str, object]:
-        """The body as an object."""
+        """The body as a JSON object."""
         return cast("dict[str, object]", json.loads(self.text))
 
     @property
     def data(self) -> dict[str, object]:
-        """Its `data`."""
+        """The member `data` of the body."""
         return cast("dict[str, object]", self.json["data"])
 
 
 class Client:
-    """The least that speaks HTTP to an emulator."""
+    """A minimal HTTP client of one emulator."""
 
     def __init__(self, emulator: Emulator, http: aiohttp.ClientSession) -> None:
-        self.emulator, self.http = emulator, http
+        self.emulator = emulator
+        self.http = http
 
-    async def ask(self, method: str, path: str, body: object = None, **headers: str) -> Response:
-        """Send a request with a JSON body, or with none."""
+    async def send(self, method: str, path: str, body: object = None, **headers: str) -> Response:
+        """Send a request with a JSON body or without a body."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        async with self.http.request(method, self.emulator.url + path, json=body, headers=named) as answer:
-            return Response(answer.status, answer.headers["Content-Type"], await answer.text())
+        async with self.http.request(method, self.emulator.url + path, json=body, headers=named) as response:
+            return Response(response.status, response.headers["Content-Type"], await response.text())
 
     async def create(self, model: str = "sora-2-characters-pro", inputs: object = PRO) -> Response:
         """Start a task."""
-        return await self.ask("POST", CREATE, {"model": model, "input": inputs})
+        return await self.send("POST", CREATE, {"model": model, "input": inputs})
 
     async def record(self, task_id: object) -> Response:
-        """Look at a task."""
-        return await self.ask("GET", f"{RECORD}?taskId={task_id}")
+        """Poll a task."""
+        return await self.send("GET", f"{RECORD}?taskId={task_id}")
 
 
 @pytest.fixture
 async def emulator() -> AsyncIterator[Emulator]:
-    """An emulator in which nothing ends by itself during a test, but for kkiai's synchronous route."""
+    """An emulator whose tasks end at once."""
     async with Emulator(durations=(0.0, 0.0)) as running:
         yield running
 
 
 @pytest.fixture
 async def client(emulator: Emulator) -> AsyncIterator[Client]:
-    """A client with a key."""
+    """A client with an API key."""
     async with aiohttp.ClientSession(headers={"Authorization": "Bearer key"}) as http:
         yield Client(emulator, http)
 
 
 def recorded(name: str, path: str) -> list[dict[str, str]]:
-    """The recorded exchanges of one route."""
+    """Return the recorded exchanges of one route."""
     exchanges = cast("list[dict[str, str]]", json.loads((RECORDINGS / f"{name}.json").read_text()))
     return [exchange for exchange in exchanges if exchange["path"] == path]
 
 
 def shape(value: object) -> object:
-    """A JSON value with its leaves replaced by their types; keys keep their order."""
+    """Return a JSON value with its leaves replaced by their types, keys in order."""
     if isinstance(value, dict):
         return [(key, shape(item)) for key, item in cast("dict[str, object]", value).items()]
     return type(value).__name__
 
 
-async def test_create_and_record_look_like_the_recordings(client: Client) -> None:
-    """A create and a finished record have the recorded keys in order, types, content type and double encoding."""
+async def test_create_and_record_match_recordings(client: Client) -> None:
+    """A create and a finished record have the recorded keys, types and encodings."""
     create, record = (recorded("wan-image", path) for path in (CREATE, RECORD))
     request = cast("dict[str, object]", json.loads(create[0]["request"]))
-    answer = await client.ask("POST", CREATE, request)
-    assert answer.content_type == create[0]["content_type"]
-    assert shape(answer.json) == shape(json.loads(create[0]["response"]))
-    done = await client.record(answer.data["taskId"])
+    response = await client.send("POST", CREATE, request)
+    assert response.content_type == create[0]["content_type"]
+    assert shape(response.json) == shape(json.loads(create[0]["response"]))
+    done = await client.record(response.data["taskId"])
     model = cast("dict[str, dict[str, object]]", json.loads(record[-1]["response"]))["data"]
     assert shape({key: value for key, value in done.data.items() if key != "creditsConsumed"}) == shape(model)
     assert list(json.loads(str(done.data["resultJson"]))) == ["resultUrls"]
@@ -113,20 +114,18 @@ async def test_create_and_record_look_like_the_recordings(client: Client) -> Non
          {"base64Data": "SGVsbG8gV29ybGQ=", "uploadPath": "documents/test-uploads", "fileName": "test.txt"}),
     ],
 )  # fmt: skip
-async def test_the_other_routes_look_like_the_recordings(
-    client: Client, name: str, method: str, path: str, body: object
-) -> None:
-    """Every other recorded route answers with the recorded keys, types, status and content type."""
+async def test_other_routes_match_recordings(client: Client, name: str, method: str, path: str, body: object) -> None:
+    """Every other recorded route responds with the recorded keys, types, status and content type."""
     exchange = recorded(name, path)[0]
-    answer = await client.ask(method, path, body)
-    assert (str(answer.status), answer.content_type) == (str(exchange["status"]), exchange["content_type"])
-    assert shape(answer.json) == shape(json.loads(exchange["response"]))
+    response = await client.send(method, path, body)
+    assert (str(response.status), response.content_type) == (str(exchange["status"]), exchange["content_type"])
+    assert shape(response.json) == shape(json.loads(exchange["response"]))
 
 
-async def test_a_character_comes_out_of_a_finished_task(client: Client) -> None:
-    """A character model's result is `{"character_id"}`, and what was made can be made into another character."""
-    answer = await client.create()
-    task_id = answer.data["taskId"]
+async def test_finished_task_has_a_character(client: Client) -> None:
+    """The result of a character model has a character id, and a finished task can be an origin."""
+    response = await client.create()
+    task_id = response.data["taskId"]
     assert re.fullmatch("[0-9a-f]{32}", str(task_id))
     record = await client.record(task_id)
     assert record.data["state"] == "success"
@@ -134,14 +133,14 @@ async def test_a_character_comes_out_of_a_finished_task(client: Client) -> None:
     assert (await client.create(inputs=PRO | {"origin_task_id": task_id})).json["code"] == 200
 
 
-async def test_a_running_task_says_so() -> None:
-    """A task runs for its time divided by the speed; finish and fail end it at once, from then on for good."""
+async def test_task_runs_until_it_is_ended() -> None:
+    """`finish` and `fail` end a running task at once; an ended task cannot be ended again."""
     async with Emulator() as emulator, aiohttp.ClientSession(headers={"Authorization": "Bearer k"}) as http:
         client = Client(emulator, http)
         good, bad = [str((await client.create()).data["taskId"]) for _ in range(2)]
         assert (await client.record(good)).data["state"] == "waiting"
-        refused = await client.create(inputs=PRO | {"origin_task_id": good})
-        assert refused.json == {"code": 422, "msg": "origin_task_id must be a finished task", "data": None}
+        rejected = await client.create(inputs=PRO | {"origin_task_id": good})
+        assert rejected.json == {"code": 422, "msg": "origin_task_id must be a finished task", "data": None}
         emulator.finish(good, character_id="ch_mine")
         emulator.fail(bad, "400", "no face")
         assert (await client.record(good)).data["resultJson"] == '{"character_id":"ch_mine"}'
@@ -164,25 +163,23 @@ async def test_a_running_task_says_so() -> None:
         ("endless", "900,903", None),
     ],
 )
-async def test_the_origin_must_be_there_and_long_enough(
-    client: Client, origin: str, timestamps: str, message: str | None
-) -> None:
-    """An origin is a finished task, a declared one, or one in the form of an id; a clip must lie inside it."""
+async def test_checks_the_origin(client: Client, origin: str, timestamps: str, message: str | None) -> None:
+    """An origin must be a known task or have the form of an id; a clip must lie inside it."""
     client.emulator.add_origin("short", seconds=4.0)
     client.emulator.add_origin("endless")
     if origin == "video":
         video = await client.create("sora-2-text-to-video", {"prompt": "A cook", "n_frames": "10"})
         origin = str(video.data["taskId"])
-    answer = await client.create(inputs=PRO | {"origin_task_id": origin, "timestamps": timestamps})
-    assert (answer.status, answer.json["msg"]) == (200, message or "success")
+    response = await client.create(inputs=PRO | {"origin_task_id": origin, "timestamps": timestamps})
+    assert (response.status, response.json["msg"]) == (200, message or "success")
 
 
-async def test_an_uploaded_clip_is_looked_at(client: Client) -> None:
-    """A clip that was uploaded here is refused for its type or size; one from elsewhere is taken at its word."""
+async def test_checks_uploaded_clips(client: Client) -> None:
+    """An uploaded clip is checked for its type and size; a clip from elsewhere is accepted."""
     wrong = {"base64Data": "AAAA", "uploadPath": "x", "fileName": "a.txt"}
-    url = (await client.ask("POST", "/api/file-base64-upload", wrong)).data["downloadUrl"]
-    answer = await client.create("sora-2-characters", {"character_file_url": [url]})
-    assert answer.json["msg"] == "character_file_url must be an mp4, webm or avi video"
+    url = (await client.send("POST", "/api/file-base64-upload", wrong)).data["downloadUrl"]
+    response = await client.create("sora-2-characters", {"character_file_url": [url]})
+    assert response.json["msg"] == "character_file_url must be an mp4, webm or avi video"
     for size, code in ((10 * 1024 * 1024, 200), (10 * 1024 * 1024 + 1, 422)):
         form = aiohttp.FormData({"uploadPath": "x"})
         form.add_field("file", io.BytesIO(b"\0" * size), filename="clip.mp4")
@@ -192,13 +189,13 @@ async def test_an_uploaded_clip_is_looked_at(client: Client) -> None:
     assert (await client.create("sora-2-characters", {"character_file_url": ["http://x/a"]})).json["code"] == 200
 
 
-async def test_what_createtask_refuses(client: Client) -> None:
-    """A refused create says why in the envelope with HTTP 200, creates nothing and is counted as refused."""
+async def test_rejects_invalid_creates(client: Client) -> None:
+    """A rejected create has HTTP 200 and a code, creates nothing and is counted as rejected."""
 
     async def code(body: object) -> tuple[object, object]:
-        answer = await client.ask("POST", CREATE, body)
-        assert (answer.status, answer.json["data"]) == (200, None)
-        return answer.json["code"], answer.json["msg"]
+        response = await client.send("POST", CREATE, body)
+        assert (response.status, response.json["data"]) == (200, None)
+        return response.json["code"], response.json["msg"]
 
     assert await code({"input": PRO}) == (500, "model is required")
     assert await code({"model": "sora-3", "input": {}}) == (422, MODEL_GONE)
@@ -207,49 +204,49 @@ async def test_what_createtask_refuses(client: Client) -> None:
     assert await code(None) == (400, "Content type 'application/octet-stream' not supported")
     for body in (b"{", b"\xff", b"[" * 100_000):
         headers = {"Content-Type": "application/json"}
-        async with client.http.post(client.emulator.url + CREATE, data=body, headers=headers) as answer:
-            assert await answer.json() == {"code": 400, "msg": "Request body is not valid JSON", "data": None}
-    assert (client.emulator.counts.creates, client.emulator.counts.refused) == (0, 8)
+        async with client.http.post(client.emulator.url + CREATE, data=body, headers=headers) as response:
+            assert await response.json() == {"code": 400, "msg": "Request body is not valid JSON", "data": None}
+    assert (client.emulator.counts.creates, client.emulator.counts.rejected) == (0, 8)
 
 
-async def test_what_recordinfo_refuses(client: Client) -> None:
-    """An unknown task is code 422 "recordInfo is null", and no id at all is its own message."""
+async def test_rejects_unknown_tasks(client: Client) -> None:
+    """An unknown task is code 422 "recordInfo is null"; a missing id has its own message."""
     assert (await client.record("0" * 32)).text == '{"code":422,"msg":"recordInfo is null","data":null}'
     assert (await client.record("")).json["msg"] == "taskId is required"
     assert client.emulator.counts.polls == 2
 
 
-async def test_a_lone_surrogate_is_echoed_as_a_question_mark(client: Client) -> None:
-    """Text that UTF-8 cannot carry does not break the answer."""
+async def test_lone_surrogate(client: Client) -> None:
+    """Text that UTF-8 cannot encode is returned as a question mark."""
     task_id = (await client.create("wan/2-7-image", {"prompt": "\ud800"})).data["taskId"]
     assert '\\\\\\"prompt\\\\\\":\\\\\\"?\\\\\\"' in (await client.record(task_id)).text
 
 
 async def test_models_and_omni(client: Client) -> None:
-    """The catalogue lists the models in its documented form; an omni character is made at once, or refused."""
-    catalogue = (await client.ask("GET", "/api/v1/models")).data
+    """The catalogue has the documented form; an omni character is created at once or rejected."""
+    catalogue = (await client.send("GET", "/api/v1/models")).data
     rows = cast("list[dict[str, object]]", catalogue["models"])
     assert (catalogue["total"], [row["model"] for row in rows]) == (len(MODELS), list(MODELS))
     assert list(rows[0]) == ["model", "slug", "title", "provider", "taskType"]
     omni = {"descriptions": "A cook", "image_urls": ["https://example.com/a.png"]}
-    answer = await client.ask("POST", "/api/v1/omni/character/create", omni)
-    assert list(answer.data) == ["characterId"]
-    refused = await client.ask("POST", "/api/v1/omni/character/create", {"descriptions": "A cook"})
-    assert refused.json["msg"] == "image_urls is required"
+    response = await client.send("POST", "/api/v1/omni/character/create", omni)
+    assert list(response.data) == ["characterId"]
+    rejected = await client.send("POST", "/api/v1/omni/character/create", {"descriptions": "A cook"})
+    assert rejected.json["msg"] == "image_urls is required"
     assert client.emulator.counts.omni == 1
 
 
-async def test_a_model_that_is_gone_is_gone_everywhere() -> None:
-    """Only the models that were given exist, in the catalogue and for createTask."""
+async def test_only_given_models_exist() -> None:
+    """Only the given models are in the catalogue and accepted by createTask."""
     async with Emulator(models={"wan/2-7-image": "text-to-image"}) as emulator, aiohttp.ClientSession() as http:
         http.headers["Authorization"] = "Bearer k"
         client = Client(emulator, http)
         assert (await client.create()).json["msg"] == MODEL_GONE
-        assert (await client.ask("GET", "/api/v1/models")).data["total"] == 1
+        assert (await client.send("GET", "/api/v1/models")).data["total"] == 1
 
 
-async def test_credits_are_spent_and_run_out() -> None:
-    """A task costs its price, a failed one nothing, and without enough credits a create is code 402."""
+async def test_credits() -> None:
+    """A task costs its price, a failed one nothing; a create without enough credits is code 402."""
     async with Emulator(credits=1.0, price=0.5) as emulator, aiohttp.ClientSession() as http:
         http.headers["Authorization"] = "Bearer k"
         client = Client(emulator, http)
@@ -257,41 +254,41 @@ async def test_credits_are_spent_and_run_out() -> None:
         await client.create()
         assert (await client.create()).json["code"] == 402
         emulator.fail(first)
-        assert (await client.ask("GET", "/api/v1/chat/credit")).text == '{"code":200,"msg":"success","data":0.5}'
+        assert (await client.send("GET", "/api/v1/chat/credit")).text == '{"code":200,"msg":"success","data":0.5}'
         assert (await client.create()).json["code"] == 200
 
 
-async def test_keys_are_checked() -> None:
-    """The wrong key, another scheme and no key are 401, in each provider's own manner; the right ones pass."""
+async def test_checks_api_keys() -> None:
+    """A wrong key, another scheme and a missing key are 401, in the form of each provider."""
     async with (
         Emulator(kie_key="kie", kkiai_key="kkiai", durations=(0.0, 0.0)) as emulator,
         aiohttp.ClientSession() as http,
     ):
         client = Client(emulator, http)
         for key in ("Bearer kkiai", "Basic kie", "Bearer", "Bearer "):
-            answer = await client.ask("GET", "/api/v1/chat/credit", Authorization=key)
-            assert (answer.status, answer.json["code"]) == (200, 401)
-        assert (await client.ask("GET", "/api/v1/chat/credit", Authorization="Bearer kie")).json["code"] == 200
-        refused = await client.ask("POST", "/sora/v1/characters", CHARACTER)
-        assert (refused.status, list(refused.json)) == (401, ["error"])
-        assert (await client.ask("POST", "/sora/v1/characters", CHARACTER, Authorization="Bearer kkiai")).status == 200
+            response = await client.send("GET", "/api/v1/chat/credit", Authorization=key)
+            assert (response.status, response.json["code"]) == (200, 401)
+        assert (await client.send("GET", "/api/v1/chat/credit", Authorization="Bearer kie")).json["code"] == 200
+        rejected = await client.send("POST", "/sora/v1/characters", CHARACTER)
+        assert (rejected.status, list(rejected.json)) == (401, ["error"])
+        assert (await client.send("POST", "/sora/v1/characters", CHARACTER, Authorization="Bearer kkiai")).status == 200
         assert "kkiai" not in repr(emulator)
 
 
 async def test_strict_limits_are_sliding_windows() -> None:
-    """The 21st create within ten emulated seconds is code 429, as is the 11th poll within one; nothing is created."""
+    """The 21st create in 10 emulated seconds is code 429, and so is the 11th poll in 1 second."""
     now = 100.0
     async with (
         Emulator(strict_limits=True, speed=2.0) as emulator,
         aiohttp.ClientSession(headers={"Authorization": "Bearer k"}) as http,
     ):
-        emulator.book.clock = lambda: now
+        emulator.task_store.clock = lambda: now
         client = Client(emulator, http)
         assert [(await client.create()).json["code"] for _ in range(21)] == [200] * 20 + [429]
-        assert (await client.ask("POST", "/api/v1/omni/character/create", {})).json["code"] == 429
+        assert (await client.send("POST", "/api/v1/omni/character/create", {})).json["code"] == 429
         task_id = next(iter(emulator.tasks))
         assert [(await client.record(task_id)).json["code"] for _ in range(11)] == [200] * 10 + [429]
-        assert emulator.counts.rejected == {"create": 1, "omni": 1, "poll": 1}
+        assert emulator.counts.rate_limited == {"create": 1, "omni": 1, "poll": 1}
         assert (emulator.counts.creates, emulator.counts.polls) == (20, 11)
         now += 0.5
         assert (await client.record(task_id)).json["code"] == 200
@@ -300,14 +297,14 @@ async def test_strict_limits_are_sliding_windows() -> None:
         assert (await client.create()).json["code"] == 200
 
 
-async def test_a_kkiai_character(client: Client) -> None:
-    """The route of kkiai answers at once with the documented members, and its picture can be fetched."""
+async def test_kkiai_creates_a_character(client: Client) -> None:
+    """The route of kkiai responds with the documented members; the picture can be downloaded."""
     for body in (CHARACTER, {"from_task": "video_e50c76ca-21d4-40e9-8485-e4ead2d37133", "timestamps": "0.5,3.5"}):
-        answer = await client.ask("POST", "/sora/v1/characters", body)
-        assert (answer.status, answer.content_type) == (200, "application/json")
-        assert list(answer.json) == ["id", "username", "permalink", "profile_picture_url"]
-        assert re.fullmatch("ch_[0-9a-f]{32}", str(answer.json["id"]))
-        async with client.http.get(str(answer.json["profile_picture_url"])) as picture:
+        response = await client.send("POST", "/sora/v1/characters", body)
+        assert (response.status, response.content_type) == (200, "application/json")
+        assert list(response.json) == ["id", "username", "permalink", "profile_picture_url"]
+        assert re.fullmatch("ch_[0-9a-f]{32}", str(response.json["id"]))
+        async with client.http.get(str(response.json["profile_picture_url"])) as picture:
             assert (picture.content_type, (await picture.read())[:3]) == ("image/gif", b"GIF")
     assert client.emulator.counts.characters == 2
 
@@ -325,52 +322,52 @@ async def test_a_kkiai_character(client: Client) -> None:
         ([], "the request body must be a JSON object"),
     ],
 )
-async def test_what_kkiai_refuses(client: Client, body: object, message: str) -> None:
-    """A wrong request is HTTP 400 with the reason in `error.message`, and makes nothing."""
-    answer = await client.ask("POST", "/sora/v1/characters", body)
-    error = cast("dict[str, str]", answer.json["error"])
-    assert (answer.status, error["message"].partition(" (request id: ")[0]) == (400, message)
+async def test_kkiai_rejects_invalid_requests(client: Client, body: object, message: str) -> None:
+    """An invalid request is HTTP 400 with a reason in `error.message`, and creates nothing."""
+    response = await client.send("POST", "/sora/v1/characters", body)
+    error = cast("dict[str, str]", response.json["error"])
+    assert (response.status, error["message"].partition(" (request id: ")[0]) == (400, message)
     assert client.emulator.counts.characters == 0
 
 
-async def test_kkiai_needs_json(client: Client) -> None:
-    """A body with a comment in it, as one page shows, is HTTP 400."""
-    async with client.http.post(client.emulator.url + "/sora/v1/characters", data=b'{// no\n"url": ""}') as answer:
-        assert answer.status == 400
+async def test_kkiai_requires_json(client: Client) -> None:
+    """A body with a comment, as one documentation page shows, is HTTP 400."""
+    async with client.http.post(client.emulator.url + "/sora/v1/characters", data=b'{// no\n"url": ""}') as response:
+        assert response.status == 400
 
 
-async def test_kkiai_knows_its_tasks_by_their_form(client: Client) -> None:
-    """A source in none of the seen forms does not exist, unless it was declared."""
+async def test_kkiai_checks_the_form_of_task_ids(client: Client) -> None:
+    """A source whose id has no known form does not exist, unless it was declared."""
     body = {"from_task": "sora-2:task_01", "timestamps": "1,3"}
-    answer = await client.ask("POST", "/sora/v1/characters", body)
-    assert (answer.status, answer.json["code"]) == (400, "task_not_exist")
+    response = await client.send("POST", "/sora/v1/characters", body)
+    assert (response.status, response.json["code"]) == (400, "task_not_exist")
     client.emulator.add_origin("sora-2:task_01")
-    assert (await client.ask("POST", "/sora/v1/characters", body)).status == 200
+    assert (await client.send("POST", "/sora/v1/characters", body)).status == 200
 
 
-async def test_a_gateway_can_demand_a_model() -> None:
-    """With `kkiai_model` the member is required and must be right."""
+async def test_gateway_can_require_a_model() -> None:
+    """With `kkiai_model` the request must name that model."""
     async with (
         Emulator(kkiai_model="sora-2-character", durations=(0.0, 0.0)) as emulator,
         aiohttp.ClientSession() as http,
     ):
         http.headers["Authorization"] = "Bearer k"
         client = Client(emulator, http)
-        assert (await client.ask("POST", "/sora/v1/characters", CHARACTER)).status == 400
+        assert (await client.send("POST", "/sora/v1/characters", CHARACTER)).status == 400
         body = CHARACTER | {"model": "sora-2-character"}
-        assert (await client.ask("POST", "/sora/v1/characters", body)).status == 200
+        assert (await client.send("POST", "/sora/v1/characters", body)).status == 200
 
 
 async def test_unknown_paths_and_methods(client: Client) -> None:
-    """A path that is no route is HTTP 404 `Invalid URL`, as the gateways say it; a wrong method is 405."""
-    answer = await client.ask("POST", "/v1/sora/v1/characters")
-    assert (answer.status, "Invalid URL (POST /v1/sora/v1/characters)" in answer.text) == (404, True)
-    assert (await client.ask("GET", CREATE)).status == 405
-    assert [seen.status for seen in client.emulator.requests] == [404, 405]
+    """An unknown path is HTTP 404 `Invalid URL`, as at the gateways; a wrong method is 405."""
+    response = await client.send("POST", "/v1/sora/v1/characters")
+    assert (response.status, "Invalid URL (POST /v1/sora/v1/characters)" in response.text) == (404, True)
+    assert (await client.send("GET", CREATE)).status == 405
+    assert [request.status for request in client.emulator.requests] == [404, 405]
 
 
-async def test_a_taken_port_is_an_error_and_leaves_nothing(emulator: Emulator) -> None:
-    """A second emulator on the same port raises OSError and can be thrown away without a warning."""
+async def test_taken_port_is_an_error(emulator: Emulator) -> None:
+    """A second emulator on the same port raises OSError and leaves nothing open."""
     port = int(emulator.url.rpartition(":")[2])
     with pytest.raises(OSError, match="address already in use"):
         async with Emulator(port=port):
@@ -378,7 +375,7 @@ async def test_a_taken_port_is_an_error_and_leaves_nothing(emulator: Emulator) -
     await Emulator().aclose()
 
 
-async def test_until_gives_up(emulator: Emulator) -> None:
-    """Waiting for what never holds ends in a TimeoutError."""
+async def test_until_times_out(emulator: Emulator) -> None:
+    """Waiting for a predicate that stays false raises TimeoutError."""
     with pytest.raises(TimeoutError):
         await emulator.until(lambda: False, timeout=0.01)

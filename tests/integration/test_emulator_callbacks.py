@@ -1,4 +1,4 @@
-"""The emulator's callbacks, received by a real server."""
+"""The emulator's callbacks, as a real server receives them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOKEN = "abcdefghijklmnopqrstuvwx"
 
 @attrs.frozen
 class Received:
-    """One POST that came."""
+    """One received POST."""
 
     path: str
     headers: CIMultiDictProxy[str]
@@ -37,27 +37,28 @@ class Received:
 
     @property
     def data(self) -> dict[str, object]:
-        """Its `data`."""
+        """The member `data` of the body."""
         return cast("dict[str, object]", self.body["data"])
 
 
 @attrs.define(eq=False)
 class Receiver:
-    """A server that keeps what it receives, and answers as it is told."""
+    """A server that stores what it receives and responds with chosen statuses."""
 
     received: list[Received] = attrs.field(factory=list)
-    answers: list[int] = attrs.field(factory=list)
-    """The statuses of the first answers; 200 afterwards."""
-    held: asyncio.Event | None = None
+    statuses: list[int] = attrs.field(factory=list)
+    """The statuses of the first responses; later ones have 200."""
+    gate: asyncio.Event | None = None
+    """Responses wait for it."""
     url: str = ""
 
     async def handle(self, request: web.Request) -> web.Response:
-        """Take a callback."""
+        """Receive a callback."""
         body = cast("dict[str, object]", await request.json())
         self.received.append(Received(request.path_qs, request.headers, body))
-        if self.held is not None:
-            await self.held.wait()
-        return web.Response(status=self.answers.pop(0) if self.answers else 200, headers={"Location": "/elsewhere"})
+        if self.gate is not None:
+            await self.gate.wait()
+        return web.Response(status=self.statuses.pop(0) if self.statuses else 200, headers={"Location": "/elsewhere"})
 
 
 Start = Callable[..., Awaitable[EmulatedTask]]
@@ -65,49 +66,49 @@ Start = Callable[..., Awaitable[EmulatedTask]]
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
-    """A listening receiver."""
-    taker = Receiver()
+    """A running receiver."""
+    running = Receiver()
     app = web.Application()
-    app.router.add_post("/{path:.*}", taker.handle)
+    app.router.add_post("/{path:.*}", running.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    taker.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield taker
+    running.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield running
     await runner.cleanup()
 
 
 @pytest.fixture
 async def emulator() -> AsyncIterator[Emulator]:
-    """An emulator that signs, is fast with retries, and ends no task by itself."""
+    """An emulator that signs callbacks, retries fast, and ends no task by itself."""
     async with Emulator(speed=1000.0, durations=(1e6, 1e6), hmac_key="hmac") as running:
         yield running
 
 
 @asynccontextmanager
-async def starting(emulator: Emulator, receiver: Receiver) -> AsyncGenerator[Start]:
-    """What starts a task whose callback goes to the receiver."""
+async def task_starter(emulator: Emulator, receiver: Receiver) -> AsyncGenerator[Start]:
+    """Give a function that starts a task whose callback goes to the receiver."""
     async with aiohttp.ClientSession(emulator.url, headers={"Authorization": "Bearer key"}) as http:
 
         async def start(**headers: str) -> EmulatedTask:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
             body = {"model": "wan/2-7-image", "input": {}, "callBackUrl": f"{receiver.url}/kie/{TOKEN}?a=%2F&b="}
-            async with http.post(CREATE, json=body, headers=named) as answer:
-                return emulator.tasks[(await answer.json())["data"]["taskId"]]
+            async with http.post(CREATE, json=body, headers=named) as response:
+                return emulator.tasks[(await response.json())["data"]["taskId"]]
 
         yield start
 
 
 @pytest.fixture
 async def start(emulator: Emulator, receiver: Receiver) -> AsyncIterator[Start]:
-    """Starts a task whose callback goes to the receiver."""
-    async with starting(emulator, receiver) as starter:
+    """A function that starts a task whose callback goes to the receiver."""
+    async with task_starter(emulator, receiver) as starter:
         yield starter
 
 
-async def test_a_success_is_called_back_once(emulator: Emulator, receiver: Receiver, start: Start) -> None:
-    """A success comes in the documented envelope to the URL verbatim, signed over task id and time, and only once."""
+async def test_sends_success_once(emulator: Emulator, receiver: Receiver, start: Start) -> None:
+    """A success is sent once, in the documented envelope, signed, to the URL verbatim."""
     task = await start()
     emulator.finish(task.task_id)
     await emulator.until(lambda: task.deliveries)
@@ -124,8 +125,8 @@ async def test_a_success_is_called_back_once(emulator: Emulator, receiver: Recei
     assert (emulator.counts.callbacks_sent, emulator.counts.callbacks_accepted) == (1, 1)
 
 
-async def test_a_failure_is_called_back(emulator: Emulator, receiver: Receiver, start: Start) -> None:
-    """A failure has the code 501 around it and null as its result."""
+async def test_sends_failure(emulator: Emulator, receiver: Receiver, start: Start) -> None:
+    """A failure has the code 501 and null as its result."""
     task = await start()
     emulator.fail(task.task_id, "400", "no face")
     await emulator.until(lambda: task.deliveries)
@@ -134,56 +135,56 @@ async def test_a_failure_is_called_back(emulator: Emulator, receiver: Receiver, 
     assert (data["state"], data["failCode"], data["failMsg"], data["resultJson"]) == ("fail", "400", "no face", None)
 
 
-async def test_a_callback_comes_when_the_time_is_up(receiver: Receiver) -> None:
-    """Without any poll, and unsigned without a key, the callback comes when the task ends by itself."""
-    async with Emulator(durations=(0.01, 0.01)) as emulator, starting(emulator, receiver) as start:
+async def test_sends_callback_at_the_end(receiver: Receiver) -> None:
+    """The callback is sent when the task ends by itself, unsigned if there is no key."""
+    async with Emulator(durations=(0.01, 0.01)) as emulator, task_starter(emulator, receiver) as start:
         task = await start()
         await emulator.until(lambda: task.deliveries)
         assert receiver.received[0].data["state"] == "success"
         assert not [name for name in receiver.received[0].headers if name.startswith("X-Webhook")]
 
 
-async def test_a_refused_callback_is_sent_four_times(emulator: Emulator, receiver: Receiver, start: Start) -> None:
-    """After three failed retries it stops; each delivery is kept with its status."""
-    receiver.answers = [500, 302, 401, 404, 200]
+async def test_retries_rejected_callbacks(emulator: Emulator, receiver: Receiver, start: Start) -> None:
+    """A rejected callback is retried three times; each delivery is stored with its status."""
+    receiver.statuses = [500, 302, 401, 404, 200]
     task = await start()
     emulator.finish(task.task_id)
     await emulator.until(lambda: len(task.deliveries) == 4)
     assert [delivery.status for delivery in task.deliveries] == [500, 302, 401, 404]
     other = await start()
-    receiver.answers = [503]
+    receiver.statuses = [503]
     emulator.finish(other.task_id)
     await emulator.until(lambda: len(other.deliveries) == 2)
     assert other.deliveries == [Delivery(1, 503), Delivery(2, 200)]
     assert (len(receiver.received), emulator.counts.callbacks_sent, emulator.counts.callbacks_accepted) == (6, 6, 1)
 
 
-async def test_nobody_answers(emulator: Emulator, receiver: Receiver, start: Start) -> None:
-    """A receiver that takes too long is tried again, and the delivery has no status."""
-    receiver.held = asyncio.Event()
-    emulator.courier.timeout = 0.02
+async def test_retries_unanswered_callbacks(emulator: Emulator, receiver: Receiver, start: Start) -> None:
+    """A receiver that responds too late gets a retry, and the delivery has no status."""
+    receiver.gate = asyncio.Event()
+    emulator.callback_sender.timeout = 0.02
     task = await start()
     emulator.finish(task.task_id)
     await emulator.until(lambda: len(task.deliveries) == 4)
     assert {delivery.status for delivery in task.deliveries} == {None}
-    receiver.held.set()
+    receiver.gate.set()
 
 
-async def test_an_early_callback_comes_before_the_answer(emulator: Emulator, receiver: Receiver, start: Start) -> None:
-    """The answer of createTask waits until the callback was taken."""
-    receiver.held = asyncio.Event()
+async def test_early_callback_precedes_the_response(emulator: Emulator, receiver: Receiver, start: Start) -> None:
+    """The response of createTask waits until the callback is delivered."""
+    receiver.gate = asyncio.Event()
     emulator.fault("early_callback")
     creating = asyncio.ensure_future(start())
     await emulator.until(lambda: receiver.received)
     assert not creating.done()
-    receiver.held.set()
+    receiver.gate.set()
     task = await creating
     assert (task.state, receiver.received[0].data["taskId"]) == ("success", task.task_id)
     assert emulator.counts.callbacks_sent == 1
 
 
-async def test_an_early_callback_without_a_url(emulator: Emulator) -> None:
-    """A task without a callback URL ends early and calls nobody."""
+async def test_early_callback_without_url(emulator: Emulator) -> None:
+    """A task without a callback URL ends early and sends no callback."""
     emulator.fault("early_callback")
     async with aiohttp.ClientSession(emulator.url, headers={"Authorization": "Bearer key"}) as http:
         await http.post(CREATE, json={"model": "wan/2-7-image", "input": {}})
@@ -191,8 +192,8 @@ async def test_an_early_callback_without_a_url(emulator: Emulator) -> None:
     assert emulator.counts.callbacks_sent == 0
 
 
-async def test_a_double_callback(emulator: Emulator, receiver: Receiver, start: Start) -> None:
-    """The same callback comes twice."""
+async def test_double_callback(emulator: Emulator, receiver: Receiver, start: Start) -> None:
+    """The same callback is sent twice."""
     emulator.fault("double_callback")
     task = await start()
     emulator.finish(task.task_id)
@@ -200,21 +201,21 @@ async def test_a_double_callback(emulator: Emulator, receiver: Receiver, start: 
     assert receiver.received[0].body == receiver.received[1].body
 
 
-async def test_a_lost_callback_of_one_task(emulator: Emulator, receiver: Receiver, start: Start) -> None:
-    """A fault in the header of a create consecutive_429s the callback of that task alone."""
+async def test_lost_callback_of_one_task(emulator: Emulator, receiver: Receiver, start: Start) -> None:
+    """A callback fault in the header of a create hits the callback of that task only."""
     lost, other = await start(X_Emulator_Fault="lost_callback"), await start()
     emulator.finish(lost.task_id)
-    await emulator.until(lambda: lost.notified)
+    await emulator.until(lambda: lost.callback_started)
     emulator.finish(other.task_id)
     await emulator.until(lambda: other.deliveries)
     assert [callback.data["taskId"] for callback in receiver.received] == [other.task_id]
 
 
 @pytest.mark.parametrize("how", ["signature", "token"])
-async def test_a_forged_callback_comes_first(emulator: Emulator, receiver: Receiver, start: Start, how: str) -> None:
-    """Before the true callback a forged one claims success, with a wrong signature or token, and is not repeated."""
+async def test_forged_callback_comes_first(emulator: Emulator, receiver: Receiver, start: Start, how: str) -> None:
+    """A forged callback with a wrong signature or token precedes the true one, without retries."""
     emulator.fault("forged_callback", how=how)
-    receiver.answers = [401]
+    receiver.statuses = [401]
     task = await start()
     emulator.fail(task.task_id)
     await emulator.until(lambda: len(task.deliveries) == 2)
@@ -227,44 +228,40 @@ async def test_a_forged_callback_comes_first(emulator: Emulator, receiver: Recei
     assert how == "token" or len(signatures) == 2
 
 
-async def test_a_late_callback(emulator: Emulator, receiver: Receiver, start: Start) -> None:
-    """A delayed callback comes after its time, when the task has long been seen."""
+async def test_late_callback(emulator: Emulator, receiver: Receiver, start: Start) -> None:
+    """A delayed callback is sent `seconds` after the end of its task."""
     emulator.fault("delay", on="callback", seconds=0.05)
     task = await start()
     emulator.finish(task.task_id)
     await emulator.until(lambda: task.deliveries)
-    assert task.clock() - task.done_at >= 0.05
+    assert task.clock() - task.ends_at >= 0.05
     assert len(receiver.received) == 1
 
 
-async def test_a_task_forced_to_end_while_its_timer_runs_calls_once(
-    emulator: Emulator, receiver: Receiver, start: Start
-) -> None:
-    """However a task comes to its end, and however often its delivery is asked for, it calls once."""
+async def test_delivers_once(emulator: Emulator, receiver: Receiver, start: Start) -> None:
+    """A second delivery of the same task sends nothing."""
     task = await start()
     emulator.finish(task.task_id)
     await emulator.until(lambda: task.deliveries)
-    await emulator.courier.deliver(task)
+    await emulator.callback_sender.deliver(task)
     assert len(receiver.received) == 1
 
 
-async def test_a_task_forced_to_end_has_no_second_end(receiver: Receiver) -> None:
-    """The time at which a finished task would have ended passes without a word."""
+async def test_finished_task_has_no_second_end(receiver: Receiver) -> None:
+    """Nothing is sent at the time at which a finished task would have ended."""
     errors: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
-    async with Emulator(durations=(0.05, 0.05)) as emulator, starting(emulator, receiver) as start:
+    async with Emulator(durations=(0.05, 0.05)) as emulator, task_starter(emulator, receiver) as start:
         task = await start()
-        natural_end = task.done_at
+        natural_end = task.ends_at
         emulator.finish(task.task_id)
         await emulator.until(lambda: task.deliveries)
         await emulator.until(lambda: task.clock() > natural_end + 0.01)
     assert (len(receiver.received), errors) == (1, [])
 
 
-async def test_a_stuck_task_calls_nobody_until_it_is_finished(
-    emulator: Emulator, receiver: Receiver, start: Start
-) -> None:
-    """A stuck task has no callback due, and gets one when it is finished by hand."""
+async def test_stuck_task_sends_no_callback(emulator: Emulator, receiver: Receiver, start: Start) -> None:
+    """A stuck task sends its callback only once it is finished."""
     emulator.fault("stuck")
     task = await start()
     assert not receiver.received
@@ -272,15 +269,15 @@ async def test_a_stuck_task_calls_nobody_until_it_is_finished(
     await emulator.until(lambda: task.deliveries)
 
 
-async def test_closing_in_the_middle_of_deliveries(receiver: Receiver) -> None:
-    """Closing drops a delivery under way and one that is due, and leaves no asyncio task behind."""
-    receiver.held = asyncio.Event()
+async def test_closing_drops_deliveries(receiver: Receiver) -> None:
+    """Closing drops running and scheduled deliveries, and leaves no asyncio task."""
+    receiver.gate = asyncio.Event()
     before = asyncio.all_tasks()
-    async with Emulator() as emulator, starting(emulator, receiver) as start:
+    async with Emulator() as emulator, task_starter(emulator, receiver) as start:
         task, _ = await start(), await start()
         emulator.finish(task.task_id)
         await emulator.until(lambda: receiver.received)
-    receiver.held.set()
+    receiver.gate.set()
     left = {task.get_name() for task in asyncio.all_tasks() - before if "RequestHandler" not in repr(task)}
     assert not left
     assert len(receiver.received) == 1

@@ -1,4 +1,4 @@
-"""What goes wrong on demand, as a client meets it over real sockets."""
+"""The emulator's faults, as a client meets them over real sockets."""
 
 from __future__ import annotations
 
@@ -27,23 +27,21 @@ async def emulator() -> AsyncIterator[Emulator]:
 
 
 async def create(http: aiohttp.ClientSession, **headers: str) -> dict[str, object]:
-    """Start a task, and give the whole answer."""
+    """Start a task, and return the whole response."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    async with http.post(CREATE, json=TASK, headers=named) as answer:
-        return cast("dict[str, object]", json.loads(await answer.read()))
+    async with http.post(CREATE, json=TASK, headers=named) as response:
+        return cast("dict[str, object]", json.loads(await response.read()))
 
 
 async def record(http: aiohttp.ClientSession, task_id: str) -> dict[str, object]:
-    """Look at a task, and give its `data`."""
-    async with http.get(RECORD, params={"taskId": task_id}) as answer:
-        return cast("dict[str, object]", (await answer.json())["data"])
+    """Poll a task, and return `data`."""
+    async with http.get(RECORD, params={"taskId": task_id}) as response:
+        return cast("dict[str, object]", (await response.json())["data"])
 
 
-@pytest.mark.parametrize("kind", ["lost_answer", "truncated"])
-async def test_the_request_lands_though_its_answer_is_lost(
-    emulator: Emulator, http: aiohttp.ClientSession, kind: str
-) -> None:
-    """The client gets an error, and there is a task all the same."""
+@pytest.mark.parametrize("kind", ["lost_response", "truncated"])
+async def test_lost_response_has_created_a_task(emulator: Emulator, http: aiohttp.ClientSession, kind: str) -> None:
+    """The client gets an error although the task was created."""
     fault = emulator.fault(kind)
     with pytest.raises((aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError)):
         await create(http)
@@ -51,8 +49,8 @@ async def test_the_request_lands_though_its_answer_is_lost(
     assert (await create(http))["code"] == 200
 
 
-async def test_a_reset_connection_creates_nothing(emulator: Emulator, http: aiohttp.ClientSession) -> None:
-    """The client sees a reset by the peer, and nothing was created."""
+async def test_reset_creates_nothing(emulator: Emulator, http: aiohttp.ClientSession) -> None:
+    """The client gets a connection reset, and nothing is created."""
     emulator.fault("reset")
     with pytest.raises(aiohttp.ClientOSError) as caught:
         await create(http)
@@ -60,8 +58,8 @@ async def test_a_reset_connection_creates_nothing(emulator: Emulator, http: aioh
     assert emulator.counts.creates == 0
 
 
-async def test_a_delayed_answer_has_landed_long_before(emulator: Emulator, http: aiohttp.ClientSession) -> None:
-    """A client that does not wait for a delayed answer leaves a task behind; one that waits gets its answer."""
+async def test_delayed_response_has_created_a_task(emulator: Emulator, http: aiohttp.ClientSession) -> None:
+    """The task exists before a delayed response is sent."""
     emulator.fault("delay", seconds=30.0)
     waiting = asyncio.create_task(create(http))
     await emulator.until(lambda: emulator.counts.creates == 1)
@@ -70,14 +68,14 @@ async def test_a_delayed_answer_has_landed_long_before(emulator: Emulator, http:
     assert (await create(http))["code"] == 200
 
 
-async def test_a_slow_body_arrives_whole(emulator: Emulator, http: aiohttp.ClientSession) -> None:
-    """An answer that trickles in is the same answer."""
+async def test_slow_body_is_complete(emulator: Emulator, http: aiohttp.ClientSession) -> None:
+    """A response that is sent slowly is complete."""
     emulator.fault("slow_body", seconds=0.02)
     assert (await create(http))["msg"] == "success"
 
 
-async def test_an_answer_that_is_no_json(emulator: Emulator, http: aiohttp.ClientSession) -> None:
-    """Junk comes with HTTP 200, and the task is there."""
+async def test_junk_json(emulator: Emulator, http: aiohttp.ClientSession) -> None:
+    """Truncated JSON comes with HTTP 200, and the task is created."""
     emulator.fault("junk_json")
     with pytest.raises(json.JSONDecodeError):
         await create(http)
@@ -99,27 +97,27 @@ async def test_an_answer_that_is_no_json(emulator: Emulator, http: aiohttp.Clien
         ("unauthorized", 200, 401),
     ],
 )
-async def test_a_refusal_creates_nothing(
+async def test_rejection_creates_nothing(
     emulator: Emulator, http: aiohttp.ClientSession, kind: str, status: int, code: int
 ) -> None:
-    """Each refusal has its status and its code, in kkiai's manner too, and only 429s are counted as rejected."""
+    """Each rejection has its status and code, also in kkiai's form; 429s are counted."""
     emulator.fault(kind)
-    async with http.post(CREATE, json=TASK) as answer:
-        assert (answer.status, (await answer.json())["code"]) == (status, code)
+    async with http.post(CREATE, json=TASK) as response:
+        assert (response.status, (await response.json())["code"]) == (status, code)
     emulator.fault(kind, on="character")
-    async with http.post(CHARACTER, json=CLIP) as answer:
-        assert (answer.status, (await answer.json())["error"]["code"]) == (code, str(code))
+    async with http.post(CHARACTER, json=CLIP) as response:
+        assert (response.status, (await response.json())["error"]["code"]) == (code, str(code))
     assert (emulator.counts.creates, emulator.counts.characters) == (0, 0)
-    assert emulator.counts.rejected == ({"create": 1, "character": 1} if code == 429 else {})
+    assert emulator.counts.rate_limited == ({"create": 1, "character": 1} if code == 429 else {})
 
 
-async def test_settings_change_a_refusal(emulator: Emulator, http: aiohttp.ClientSession) -> None:
-    """Any status, code and message can be asked for, and a proxy's page with any status."""
+async def test_settings_of_a_rejection(emulator: Emulator, http: aiohttp.ClientSession) -> None:
+    """Status, code and message can be set, and so can the status of a proxy's page."""
     emulator.fault("status", status=200, code=505, message="feature disabled")
     assert await create(http) == {"code": 505, "msg": "feature disabled", "data": None}
     emulator.fault("html", status=524)
-    async with http.post(CREATE, json=TASK) as answer:
-        assert (answer.status, answer.content_type) == (524, "text/html")
+    async with http.post(CREATE, json=TASK) as response:
+        assert (response.status, response.content_type) == (524, "text/html")
 
 
 @pytest.mark.parametrize(
@@ -130,21 +128,21 @@ async def test_settings_change_a_refusal(emulator: Emulator, http: aiohttp.Clien
         ("null", 200, '{"code":200,"msg":"success","data":null}'),
     ],
 )
-async def test_a_task_is_not_visible_at_first(
+async def test_task_is_not_visible_at_first(
     emulator: Emulator, http: aiohttp.ClientSession, form: str, status: int, text: str
 ) -> None:
-    """Each way of not knowing a task yet, as often as told, and counted as a poll."""
+    """Each response for an unknown task is given once, and counted as a poll."""
     await create(http)
     task_id = next(iter(emulator.tasks))
     emulator.fault("not_visible", form=form)
-    async with http.get(RECORD, params={"taskId": task_id}) as answer:
-        assert (answer.status, await answer.text()) == (status, text)
+    async with http.get(RECORD, params={"taskId": task_id}) as response:
+        assert (response.status, await response.text()) == (status, text)
     assert (await record(http, task_id))["state"] == "success"
     assert (emulator.counts.polls, emulator.tasks[task_id].polls) == (2, 1)
 
 
-async def test_a_young_task_is_not_visible(emulator: Emulator, http: aiohttp.ClientSession) -> None:
-    """With seconds, a task shows once it is old enough, and an unknown one is not struck."""
+async def test_young_task_is_not_visible(emulator: Emulator, http: aiohttp.ClientSession) -> None:
+    """With `seconds`, a task is visible once it is older; an unknown task is not hit."""
     fault = emulator.fault("not_visible", seconds=0.05, times=None)
     await create(http)
     task = next(iter(emulator.tasks.values()))
@@ -155,24 +153,24 @@ async def test_a_young_task_is_not_visible(emulator: Emulator, http: aiohttp.Cli
     assert fault.hits == 1
 
 
-async def test_a_stuck_task_waits_forever(emulator: Emulator, http: aiohttp.ClientSession) -> None:
-    """A stuck task is not over when its time is, unlike the next one."""
+async def test_stuck_task_never_ends(emulator: Emulator, http: aiohttp.ClientSession) -> None:
+    """A stuck task keeps waiting; the next task ends."""
     emulator.fault("stuck")
     await create(http)
     await create(http)
     assert [task.state for task in emulator.tasks.values()] == ["waiting", "success"]
 
 
-async def test_a_task_fails_with_any_code(emulator: Emulator, http: aiohttp.ClientSession) -> None:
-    """A failed task shows the code and message that were asked for."""
+async def test_failed_task_has_the_given_code(emulator: Emulator, http: aiohttp.ClientSession) -> None:
+    """A failed task has the given code and message."""
     emulator.fault("fail_task", code="SENSITIVE_WORD_ERROR", message="no")
     await create(http)
     data = await record(http, next(iter(emulator.tasks)))
     assert (data["state"], data["failCode"], data["failMsg"]) == ("fail", "SENSITIVE_WORD_ERROR", "no")
 
 
-async def test_a_result_has_any_shape(emulator: Emulator, http: aiohttp.ClientSession) -> None:
-    """A result comes in the shape that was asked for, null included."""
+async def test_result_has_the_given_shape(emulator: Emulator, http: aiohttp.ClientSession) -> None:
+    """A result has the given shape, including null."""
     for shape in ("characterId", "null"):
         emulator.fault("result_shape", shape=shape)
         await create(http)
@@ -181,11 +179,11 @@ async def test_a_result_has_any_shape(emulator: Emulator, http: aiohttp.ClientSe
     assert results[1] is None
 
 
-async def test_a_header_strikes_one_request(emulator: Emulator, http: aiohttp.ClientSession) -> None:
-    """A fault in a header consecutive_429s its own request alone: as an answer, as a task, or not at all when it is unknown."""
-    refused = await create(http, X_Emulator_Fault="status; code=433; status=200")
-    assert refused["code"] == 433
-    assert "no fault 'x'" in str((await create(http, X_Emulator_Fault="x"))["error"])
+async def test_header_hits_one_request(emulator: Emulator, http: aiohttp.ClientSession) -> None:
+    """A fault in a header hits its own request or task only; an unknown one is an error."""
+    rejected = await create(http, X_Emulator_Fault="status; code=433; status=200")
+    assert rejected["code"] == 433
+    assert "unknown fault 'x'" in str((await create(http, X_Emulator_Fault="x"))["error"])
     assert emulator.counts.creates == 0
     await create(http, X_Emulator_Fault="fail_task; code=400")
     await create(http)
@@ -193,12 +191,12 @@ async def test_a_header_strikes_one_request(emulator: Emulator, http: aiohttp.Cl
 
 
 @pytest.mark.parametrize("shape", range(1, 8))
-async def test_kkiai_errors_in_every_shape(emulator: Emulator, http: aiohttp.ClientSession, shape: int) -> None:
-    """A named error comes in the shape that was asked for, and nothing was made."""
+async def test_kkiai_error_shapes(emulator: Emulator, http: aiohttp.ClientSession, shape: int) -> None:
+    """An error has the given shape, and nothing is created."""
     emulator.fault("quota", shape=shape, status=403)
-    async with http.post(CHARACTER, json=CLIP) as answer:
-        assert answer.status == (200 if shape in {5, 6} else 403)
-        assert ("user quota is not enough" in await answer.text()) == (shape != 5)
+    async with http.post(CHARACTER, json=CLIP) as response:
+        assert response.status == (200 if shape in {5, 6} else 403)
+        assert ("user quota is not enough" in await response.text()) == (shape != 5)
     assert emulator.counts.characters == 0
 
 
@@ -215,19 +213,17 @@ async def test_kkiai_errors_in_every_shape(emulator: Emulator, http: aiohttp.Cli
         ("rate", 429, "rate_limit_exceeded"),
     ],
 )
-async def test_the_rows_of_kkiais_table(
-    emulator: Emulator, http: aiohttp.ClientSession, kind: str, status: int, word: str
-) -> None:
-    """Each named error has the contract's status and its code or text."""
+async def test_kkiai_errors(emulator: Emulator, http: aiohttp.ClientSession, kind: str, status: int, word: str) -> None:
+    """Each error has the contract's status and its code or text."""
     emulator.fault(kind)
-    async with http.post(CHARACTER, json=CLIP) as answer:
-        assert answer.status == status
-        assert word in await answer.text()
+    async with http.post(CHARACTER, json=CLIP) as response:
+        assert response.status == status
+        assert word in await response.text()
 
 
-async def test_a_lost_answer_of_every_route(emulator: Emulator, http: aiohttp.ClientSession) -> None:
-    """A fault on any route consecutive_429s credit and uploads as well as creates."""
-    emulator.fault("lost_answer", on="any", times=None)
+async def test_lost_responses_of_all_endpoints(emulator: Emulator, http: aiohttp.ClientSession) -> None:
+    """A fault with on="any" hits uploads and credit requests."""
+    emulator.fault("lost_response", on="any", times=None)
     body = {"base64Data": "AAAA", "uploadPath": "x"}
     with pytest.raises(aiohttp.ServerDisconnectedError):
         await http.post("/api/file-base64-upload", json=body)
@@ -236,20 +232,20 @@ async def test_a_lost_answer_of_every_route(emulator: Emulator, http: aiohttp.Cl
     assert (emulator.counts.uploads, emulator.counts.other) == (1, 2)  # aiohttp repeats a GET once
 
 
-async def test_a_client_that_left_before_its_answer_was_lost() -> None:
-    """A connection that is gone already cannot be closed again, and that is no error."""
+async def test_lost_response_to_a_disconnected_client() -> None:
+    """Closing the connection of a client that has disconnected is not an error."""
     async with Emulator(durations=(0.1, 0.1)) as emulator:
-        emulator.fault("lost_answer", on="character")
+        emulator.fault("lost_response", on="character")
         async with aiohttp.ClientSession(headers={"Authorization": "Bearer k"}) as http:
             leaving = asyncio.create_task(http.post(emulator.url + CHARACTER, json=CLIP))
             await emulator.until(lambda: emulator.counts.characters)
             leaving.cancel()
         await emulator.until(lambda: emulator.requests)
-        assert emulator.requests[0].fault == "lost_answer"
+        assert emulator.requests[0].fault == "lost_response"
 
 
-async def test_closing_in_the_middle_of_a_slow_answer() -> None:
-    """An emulator that is closed while it answers cuts the connection and leaves nothing behind."""
+async def test_closing_disconnects_running_requests() -> None:
+    """Closing the emulator disconnects the client of a running request."""
     async with aiohttp.ClientSession(headers={"Authorization": "Bearer k"}) as http:
         async with Emulator(durations=(60.0, 60.0)) as emulator:
             waiting = asyncio.create_task(http.post(emulator.url + CHARACTER, json=CLIP))

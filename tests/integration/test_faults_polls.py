@@ -1,3 +1,5 @@
+"""Polls under network faults: a transient fault never ends a wait."""
+
 from __future__ import annotations
 
 import asyncio
@@ -14,7 +16,7 @@ from sora_chars.testing.proxy import FaultName, FaultProxy, NetworkFault
 if TYPE_CHECKING:
     from sora_chars.testing import Emulator
 
-WISH: dict[str, Any] = {"from_task": "a" * 32, "clip": "1,3", "prompt": "a dog"}
+REQUEST: dict[str, Any] = {"from_task": "a" * 32, "clip": "1,3", "prompt": "a dog"}
 CUTS: list[FaultName] = [name for name in get_args(FaultName) if name.startswith("cut_")]
 FAULTS = [
     *(NetworkFault(name, method="GET", reset=reset) for name in CUTS for reset in (False, True)),
@@ -28,24 +30,24 @@ FAULTS = [
 
 
 @pytest.fixture(autouse=True)
-def milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look again soon after a fault, and wait half a second for an answer."""
-    monkeypatch.setattr("sora_chars.polling.poller._FAULT_DELAYS", (0.01, 0.05))
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retry soon after a fault, and time polls out after half a second."""
+    monkeypatch.setattr("sora_chars.polling.watcher._FAULT_DELAYS", (0.01, 0.05))
     monkeypatch.setattr("sora_chars.transport._TIMEOUTS", {"poll": 0.5, "other": 10.0})
 
 
 def session_at(proxy: FaultProxy, *, budget: float = 300.0) -> CharacterSession:
-    """A session that looks every 20 ms and bears `budget` seconds of nothing but faults."""
+    """Return a session that polls every 20 ms and tolerates faults for `budget` seconds."""
     kie = Kie("kie-key", base_url=proxy.url, limits=None, timeout=10.0)
     return CharacterSession(kie, watcher=TaskWatcher(polling=FixedInterval(0.02), fault_budget=budget))
 
 
-async def test_all_faults_in_turn_end_no_wait(emulator: Emulator, proxy: FaultProxy) -> None:
-    """One task meets every fault there is, without a good answer in between, and its character comes."""
+async def test_faults_in_a_row(emulator: Emulator, proxy: FaultProxy) -> None:
+    """A wait survives every fault in a row without a successful poll in between."""
     emulator.fault("stuck")
     async with session_at(proxy) as session:
-        creating = asyncio.create_task(session.create(**WISH))
-        await proxy.seen("passed", method="GET")
+        creating = asyncio.create_task(session.create(**REQUEST))
+        await proxy.wait_for_step("response_returned", method="GET")
         proxy.faults += FAULTS
         await emulator.until(lambda: not proxy.faults, timeout=50)
         assert not creating.done()
@@ -56,36 +58,34 @@ async def test_all_faults_in_turn_end_no_wait(emulator: Emulator, proxy: FaultPr
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_many_waits_under_faults_of_every_kind_all_end_well(
-    seed: int, emulator: Emulator, proxy: FaultProxy
-) -> None:
-    """Thirty tasks share three of each fault in any order, and each gives its own character."""
+async def test_faults_of_many_tasks(seed: int, emulator: Emulator, proxy: FaultProxy) -> None:
+    """Thirty tasks meet three faults of each kind in random order, and all succeed."""
     proxy.faults += 3 * FAULTS
     random.Random(seed).shuffle(proxy.faults)
     async with session_at(proxy) as session:
-        characters = await asyncio.gather(*(session.create(**WISH) for _ in range(30)))
+        characters = await asyncio.gather(*(session.create(**REQUEST) for _ in range(30)))
     assert len({character.id for character in characters}) == 30
     assert proxy.faults == []
     assert proxy.steps["POST", "forward_head"] == len(emulator.tasks) == 30
 
 
-UNLIMITED = [
+LASTING = [
     (NetworkFault("cut_before_request"), "Server disconnected"),
-    (NetworkFault("cut_mid_answer", reset=True), "reset by peer"),
+    (NetworkFault("cut_mid_response", reset=True), "reset by peer"),
     (NetworkFault("half_open"), "no answer within 0.5 s"),
     (NetworkFault("page", status=524), "unreadable answer.*524"),
 ]
 
 
-@pytest.mark.parametrize(("fault", "name"), UNLIMITED, ids=[name for _, name in UNLIMITED])
-async def test_beyond_the_budget_the_wait_ends_with_what_was_met(
-    fault: NetworkFault, name: str, emulator: Emulator, proxy: FaultProxy
+@pytest.mark.parametrize(("fault", "message"), LASTING, ids=[message for _, message in LASTING])
+async def test_wait_ends_when_the_fault_budget_is_spent(
+    fault: NetworkFault, message: str, emulator: Emulator, proxy: FaultProxy
 ) -> None:
-    """Once the budget is spent the last fault is told; the task goes on and can be taken up again."""
+    """The error names the last fault; the task keeps running and can be resumed."""
     proxy.faults += [attrs.evolve(fault, method="GET")] * 1000
     async with session_at(proxy, budget=0.6) as session:
-        handle = await session.submit(**WISH)
-        with pytest.raises(NoAnswerError, match=rf"{name}.*for 0\.6 s; the task may still run"):
+        handle = await session.submit(**REQUEST)
+        with pytest.raises(NoAnswerError, match=rf"{message}.*for 0\.6 s; the task may still run"):
             await handle
         assert proxy.steps["GET", "forward_head"] > 1
         proxy.faults.clear()

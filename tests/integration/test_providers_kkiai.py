@@ -102,7 +102,7 @@ async def test_nothing_is_sent_that_would_be_refused(emulator: Emulator, session
         ("status", {"status": 524, "code": 524}, SubmissionUnknownError),
         ("html", {}, SubmissionUnknownError),
         ("html", {"status": 524}, SubmissionUnknownError),
-        ("lost_answer", {}, SubmissionUnknownError),
+        ("lost_response", {}, SubmissionUnknownError),
         ("reset", {}, SubmissionUnknownError),
         ("truncated", {}, SubmissionUnknownError),
         ("junk_json", {}, SubmissionUnknownError),
@@ -120,7 +120,7 @@ async def test_each_fault_is_one_clear_error(
     with pytest.raises(error) as caught:
         await session.create(**FROM_TASK, key="my-key")
     assert type(caught.value) is error
-    assert (fault.hits, emulator.seen[ROUTE]) == (1, 1)
+    assert (fault.hits, emulator.request_counts[ROUTE]) == (1, 1)
     if isinstance(caught.value, ProviderError):
         assert caught.value.provider == "kkiai"
     elif isinstance(caught.value, SubmissionUnknownError):
@@ -142,14 +142,14 @@ async def test_a_time_out_leaves_the_outcome_unknown(emulator: Emulator) -> None
     async with CharacterSession(Kkiai(KEY, base_url=emulator.url, timeout=0.2)) as session:
         with pytest.raises(SubmissionUnknownError, match="no answer within"):
             await session.create(**FROM_TASK)
-    assert (emulator.counts.characters, emulator.seen[ROUTE]) == (1, 1)
+    assert (emulator.counts.characters, emulator.request_counts[ROUTE]) == (1, 1)
 
 
 async def test_a_rate_limit_is_waited_out(emulator: Emulator, session: CharacterSession) -> None:
     """A rate limit says that nothing was done: the call waits and goes out again, and makes one character."""
     emulator.fault("rate")
     assert (await session.create(**FROM_TASK)).id
-    assert (emulator.counts.characters, emulator.seen[ROUTE]) == (1, 2)
+    assert (emulator.counts.characters, emulator.request_counts[ROUTE]) == (1, 2)
 
 
 async def test_a_task_of_another_kind(session: CharacterSession, emulator: Emulator) -> None:
@@ -169,4 +169,4 @@ async def test_a_wrong_key(emulator: Emulator) -> None:
         with pytest.raises(AuthenticationError) as caught:
             await session.create(**FROM_TASK)
     assert "sk-wrong-77-0123456789" not in str(caught.value)
-    assert emulator.seen[ROUTE] == 1
+    assert emulator.request_counts[ROUTE] == 1

@@ -1,4 +1,4 @@
-"""The pytest plugin in runs of its own, as a user has it."""
+"""The pytest plugin, in separate pytest runs."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ ASYNC_TEST = """
     async def test_async(sora_emulator):
         sora_emulator.fault("http_429", on="other")
         async with aiohttp.ClientSession(headers={"Authorization": "Bearer k"}) as http:
-            async with http.get(sora_emulator.url + "/api/v1/models") as answer:
-                assert answer.status == 429
+            async with http.get(sora_emulator.url + "/api/v1/models") as response:
+                assert response.status == 429
         await sora_emulator.until(lambda: sora_emulator.requests)
 """
 
 
-def test_sync_tests_need_no_asyncio_plugin(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fixtures serve plain tests where no other plugin is there, with every warning an error."""
+def test_sync_tests(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fixtures work in synchronous tests without any other plugin and without warnings."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makepyfile(SYNC_TEST)
     result = pytester.runpytest_subprocess("-W", "error", "-p", "sora_chars.testing.plugin")
@@ -53,15 +53,15 @@ def test_sync_tests_need_no_asyncio_plugin(pytester: pytest.Pytester, monkeypatc
 
 
 @pytest.mark.parametrize("mode", ["auto", "strict"])
-def test_async_tests_in_either_mode(pytester: pytest.Pytester, mode: str) -> None:
-    """The fixtures serve asyncio tests in both modes of pytest-asyncio."""
+def test_async_tests(pytester: pytest.Pytester, mode: str) -> None:
+    """The fixtures work in asynchronous tests in both modes of pytest-asyncio."""
     pytester.makepyfile(ASYNC_TEST)
     options = ("-o", f"asyncio_mode={mode}", "-o", "asyncio_default_fixture_loop_scope=function")
     pytester.runpytest_subprocess(*options).assert_outcomes(passed=1)
 
 
-def test_a_failed_start_is_the_tests_error(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A taken port fails the test that asked for it, at once, and hangs nothing."""
+def test_failed_start(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A taken port raises OSError in the test that started the emulator."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makepyfile("""
         import pytest
@@ -73,16 +73,16 @@ def test_a_failed_start_is_the_tests_error(pytester: pytest.Pytester, monkeypatc
     pytester.runpytest_subprocess("-W", "error", "-p", "sora_chars.testing.plugin").assert_outcomes(passed=1)
 
 
-def test_loading_the_plugin_loads_no_server() -> None:
-    """Whoever has the package installed does not pay for the server in each pytest run."""
+def test_plugin_does_not_import_the_server() -> None:
+    """Importing the plugin, as every pytest run does, does not import the server."""
     code = "import sys, sora_chars.testing.plugin; sys.exit('sora_chars.testing.emulator.server' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-async def test_the_fixtures_serve_this_run(
+async def test_emulators_run_in_threads(
     sora_emulator: Emulator, sora_emulator_factory: Callable[..., Emulator]
 ) -> None:
-    """An emulator lives on a thread of its own; its tasks can be ended from the test's."""
+    """Each emulator runs in its own thread; a test can end tasks from its thread."""
     other = sora_emulator_factory(durations=(1e6, 1e6))
     assert other.url != sora_emulator.url
     assert [thread.name for thread in threading.enumerate()].count("sora-emulator") == 2
@@ -97,8 +97,8 @@ async def test_the_fixtures_serve_this_run(
     assert task.state == "success"
 
 
-def test_the_package_of_the_emulator_has_its_names() -> None:
-    """The public names load on demand, and no others are there."""
+def test_public_names() -> None:
+    """The public names load on demand, and other names raise AttributeError."""
     from sora_chars import testing  # noqa: PLC0415 - the subject
 
     for name in testing.__all__:

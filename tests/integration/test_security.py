@@ -340,7 +340,7 @@ async def test_hostile_paths_and_ids_open_nothing(
 async def test_a_true_token_cannot_claim_another_task(receiver: CallbackReceiver, emulator: Emulator) -> None:
     """A request whose answer was lost is not settled by a callback that bears its token and names another's task."""
     other, _ = await ended(receiver, emulator)
-    emulator.fault("lost_answer", on="create")
+    emulator.fault("lost_response", on="create")
     with pytest.raises(SubmissionUnknownError):
         await receiver.session.submit(**WISH, key="lost")
     (*_, lost) = emulator.tasks.values()
@@ -412,7 +412,7 @@ FAULTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("unauthorized", {"on": "create"}),
     ("status", {"on": "create", "code": 400, "message": f"Bearer {KEY} is no key"}),
     ("html", {"on": "create"}),
-    ("lost_answer", {"on": "create"}),
+    ("lost_response", {"on": "create"}),
     ("junk_json", {"on": "create"}),
     ("truncated", {"on": "create"}),
     ("delay", {"on": "create", "seconds": 5.0}),

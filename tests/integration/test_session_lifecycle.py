@@ -1,3 +1,5 @@
+"""Sessions against the emulator: lost responses, limits, closing, several event loops, forks."""
+
 from __future__ import annotations
 
 import asyncio
@@ -15,12 +17,12 @@ from sora_chars.testing import Emulator
 
 CREATE = ("POST", "/api/v1/jobs/createTask")
 SOURCE: dict[str, Any] = {"from_task": "a" * 32, "clip": "1,3"}
-WISH: dict[str, Any] = SOURCE | {"prompt": "a dog", "provider": "kie"}
-WISHES: dict[str, dict[str, Any]] = {"kie": WISH, "kkiai": SOURCE | {"provider": "kkiai"}}
+REQUEST: dict[str, Any] = SOURCE | {"prompt": "a dog", "provider": "kie"}
+REQUESTS: dict[str, dict[str, Any]] = {"kie": REQUEST, "kkiai": SOURCE | {"provider": "kkiai"}}
 
 
 def session_with(emulator: Emulator, *, timeout: float = 5.0, limits: Limits | None = None) -> CharacterSession:
-    """A session of both providers, at the emulator."""
+    """Return a session of both providers that uses the emulator."""
     kie = Kie("kie-key", base_url=emulator.url, limits=limits, timeout=timeout)
     kkiai = Kkiai("kkiai-key", base_url=emulator.url, timeout=timeout)
     return CharacterSession(kie, kkiai, polling=FixedInterval(0.005))
@@ -31,7 +33,7 @@ LOST: list[tuple[str, dict[str, Any]]] = [
     ("html", {"status": 504}),
     ("html", {"status": 524}),
     ("status", {"status": 502, "code": 502}),
-    ("lost_answer", {}),
+    ("lost_response", {}),
     ("reset", {}),
     ("truncated", {}),
     ("junk_json", {}),
@@ -42,48 +44,48 @@ LOST: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("fault", "settings"), LOST, ids=str)
 @pytest.mark.parametrize("provider", ["kie", "kkiai"])
-async def test_a_lost_answer_is_told_and_never_sent_again(
+async def test_lost_response_is_never_sent_again(
     provider: str, fault: str, settings: dict[str, Any], emulator: Emulator
 ) -> None:
-    """Whatever stands where the answer should: one POST, and an error with the key of the wish."""
-    consecutive_429s = emulator.fault(fault, on="any", times=None, **settings)
+    """Without a valid response there is one POST, and an error with the request's key."""
+    active = emulator.fault(fault, on="any", times=None, **settings)
     async with session_with(emulator, timeout=0.2) as session:
         with pytest.raises(SubmissionUnknownError, match="key mine") as caught:
-            await session.create(**WISHES[provider], key="mine")
+            await session.create(**REQUESTS[provider], key="mine")
     assert (caught.value.key, caught.value.provider) == ("mine", provider)
-    assert consecutive_429s.hits == 1
-    assert sum(emulator.seen.values()) == 1
+    assert active.hits == 1
+    assert sum(emulator.request_counts.values()) == 1
 
 
 @pytest.mark.parametrize("form", ["http_429", "body_429"])
-async def test_a_rejected_create_is_sent_again(form: str, emulator: Emulator) -> None:
-    """429 in either form means that nothing was created: the second POST makes the one task."""
+async def test_rate_limited_create_is_sent_again(form: str, emulator: Emulator) -> None:
+    """429 in either form means that nothing was created; the second POST creates the task."""
     emulator.fault(form, on="create")
     async with session_with(emulator) as session:
-        await session.create(**WISH)
-    assert (emulator.seen[CREATE], emulator.counts.creates) == (2, 1)
+        await session.create(**REQUEST)
+    assert (emulator.request_counts[CREATE], emulator.counts.creates) == (2, 1)
 
 
-async def test_the_limits_are_kept_without_being_told(emulator: Emulator) -> None:
-    """Sixty tasks at once under the documented limits, run fifty times as fast, meet no 429."""
+async def test_keeps_the_rate_limits(emulator: Emulator) -> None:
+    """Sixty concurrent tasks under the documented limits, at fifty times the speed, get no 429."""
     async with Emulator(durations=(1.0, 2.0), speed=50, strict_limits=True) as strict:
         limits = Limits(creates=(20, 10 / 50), polls=(10, 1 / 50))
         async with session_with(strict, limits=limits) as session:
-            await asyncio.gather(*(session.create(**WISH) for _ in range(60)))
+            await asyncio.gather(*(session.create(**REQUEST) for _ in range(60)))
         assert strict.counts.creates == 60
-        assert not strict.counts.rejected
-    assert not emulator.seen
+        assert not strict.counts.rate_limited
+    assert not emulator.request_counts
 
 
-async def test_closing_leaves_no_socket_task_or_warning(emulator: Emulator) -> None:
-    """After the block the server has no connection left, the loop no asyncio task, and nothing warns."""
+async def test_closing_leaves_nothing_open(emulator: Emulator) -> None:
+    """Closing leaves no connection, no asyncio task and no warning."""
     before = asyncio.all_tasks()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         async with session_with(emulator) as session:
-            await session.create(**WISH)
-            await session.submit(**WISH)
-            await session.create(**WISHES["kkiai"])
+            await session.create(**REQUEST)
+            await session.submit(**REQUEST)
+            await session.create(**REQUESTS["kkiai"])
         gc.collect()
     server = emulator._runner.server if emulator._runner else None
     assert server
@@ -92,13 +94,13 @@ async def test_closing_leaves_no_socket_task_or_warning(emulator: Emulator) -> N
     await emulator.until(lambda: asyncio.all_tasks() <= before)
 
 
-def test_two_runs_in_a_row_use_one_session(sora_emulator: Emulator) -> None:
-    """Closed in one `asyncio.run`, the same session and provider make a character in the next."""
+def test_session_is_reused_in_another_event_loop(sora_emulator: Emulator) -> None:
+    """A session that was closed in one `asyncio.run` works in the next."""
     session = session_with(sora_emulator)
 
     async def use() -> str:
         async with session:
-            return (await session.create(**WISH)).id
+            return (await session.create(**REQUEST)).id
 
     assert len({asyncio.run(use()) for _ in range(2)}) == 2
 
@@ -112,7 +114,7 @@ session = CharacterSession(Kie("kie-key", base_url=sys.argv[1]), polling=FixedIn
 async def use():
     async with session:
         character = await session.create(from_task="a" * 32, clip="1,3", prompt="a dog")
-        os.write(1, f"{character.id}\\n".encode())  # in one piece: two processes share this pipe
+        os.write(1, f"{character.id}\\n".encode())  # one write: two processes share this pipe
 
 asyncio.run(use())
 child = os.fork()
@@ -122,8 +124,8 @@ if child:
 """
 
 
-def test_a_fork_after_closing_is_safe(sora_emulator: Emulator) -> None:
-    """Parent and child both go on with the session that was closed before the fork, and make one character each."""
+def test_session_is_reused_after_a_fork(sora_emulator: Emulator) -> None:
+    """Parent and child each use the session that was closed before the fork."""
     command = [sys.executable, "-W", "error", "-c", FORKS, sora_emulator.url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,3 +1,5 @@
+"""The transport and a raw server: lost responses, retries, limits, secrets, closing."""
+
 from __future__ import annotations
 
 import asyncio
@@ -9,7 +11,6 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import aiohttp
-import attrs
 import pytest
 
 from sora_chars.errors import (
@@ -19,74 +20,34 @@ from sora_chars.errors import (
     SessionClosedError,
     WrongLoopError,
 )
-from sora_chars.testing.emulator.transmission import close_by_reset
 from sora_chars.transport import Response, Transport, parse_json
+from tests.support.raw_server import (
+    CUTS,
+    KEY,
+    Connection,
+    OpenTransport,
+    RawServer,
+    cut_after_body,
+    cut_in_response,
+    http,
+    never_respond,
+    responds,
+    transport_to,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     from sora_chars.ratelimit.window import Kind
+    from tests.support.raw_server import Step
 
-    Step = Callable[["Connection"], Awaitable[None]]
-
-KEY = "sk-SECRET-0123456789"
 MEGABYTE = 1024 * 1024
 KINDS: tuple[Kind, ...] = ("create", "poll", "other")
 
 
-@attrs.define(eq=False)
-class Connection:
-    """One connection that a client opened, as the server sees it."""
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    server: RawServer
-
-    async def request(self) -> bytes:
-        """Read one request to its end, and count it."""
-        head = await self.reader.readuntil(b"\r\n\r\n")
-        length = next(
-            (int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0
-        )
-        body = await self.reader.readexactly(length)
-        self.server.requests.append(head + body)
-        return head + body
-
-    async def send(self, data: bytes) -> None:
-        """Send bytes as they are."""
-        self.writer.write(data)
-        await self.writer.drain()
-
-    def reset(self) -> None:
-        """Drop the connection with a RST."""
-        close_by_reset(self.writer.transport)
-        self.writer.transport.abort()
-
-
-@attrs.define(eq=False)
-class RawServer:
-    """A server that handles each connection by the next of its steps, the last one for ever."""
-
-    steps: list[Step]
-    url: str = ""
-    connections: int = 0
-    requests: list[bytes] = attrs.field(factory=list[bytes])
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Handle one connection."""
-        self.connections += 1
-        step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
-        try:
-            await step(Connection(reader, writer, self))
-        except (OSError, asyncio.IncompleteReadError):
-            pass  # the client has left
-        finally:
-            writer.close()
-
-
 @pytest.fixture
 async def serve() -> AsyncIterator[Callable[..., Awaitable[RawServer]]]:
-    """Start servers on loopback; all are closed after the test."""
+    """A function that starts raw servers on loopback; all are closed after the test."""
     servers: list[asyncio.Server] = []
 
     async def start(*steps: Step, port: int = 0) -> RawServer:
@@ -104,123 +65,26 @@ async def serve() -> AsyncIterator[Callable[..., Awaitable[RawServer]]]:
 Serve = "Callable[..., Awaitable[RawServer]]"
 
 
-def transport_to(url: str, *, timeout: float = 1.0, **options: Any) -> Transport:
-    """A transport of the provider "raw"; creates time out after a second."""
-    return Transport(provider="raw", base_url=url, api_key=KEY, timeout=timeout, **options)
-
-
-@attrs.define(eq=False)
-class Opened:
-    """A transport that is open in the block."""
-
-    transport: Transport
-
-    async def __aenter__(self) -> Transport:
-        await self.transport.enter()
-        return self.transport
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.transport.leave()
-
-
-def http(body: bytes, *, status: str = "200 OK", headers: str = "") -> bytes:
-    """An answer on a connection that ends with it."""
-    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n{headers}\r\n".encode() + body
-
-
-def answers(data: bytes) -> Step:
-    """Read the request, send `data`."""
-
-    async def step(connection: Connection) -> None:
-        await connection.request()
-        await connection.send(data)
-
-    return step
-
-
-def read(answer: Response) -> Any:
-    """JSON, where "429" and "500" are said inside HTTP 200."""
-    value = parse_json(answer.body)
+def read(response: Response) -> Any:
+    """Return JSON; the numbers 429 and 500 stand for errors inside HTTP 200."""
+    value = parse_json(response.body)
     if value == 429:
-        raise RateLimitedError("busy", retry_after=answer.retry_after)
+        raise RateLimitedError("busy", retry_after=response.retry_after)
     if value == 500:
         raise ServiceUnavailableError("down")
     return value
 
 
-def raw(answer: Response) -> bytes:
-    """The body."""
-    return answer.body
-
-
-async def cut_at_once(connection: Connection) -> None:
-    """Reset the connection before anything was read."""
-    connection.reset()
-
-
-async def cut_after_the_head(connection: Connection) -> None:
-    """Reset it when the head of the request is here."""
-    await connection.reader.readuntil(b"\r\n\r\n")
-    connection.reset()
-
-
-async def cut_after_the_body(connection: Connection) -> None:
-    """Reset it when the whole request is here."""
-    await connection.request()
-    connection.reset()
-
-
-async def close_after_the_body(connection: Connection) -> None:
-    """Close it, politely, when the whole request is here."""
-    await connection.request()
-
-
-async def cut_in_the_head_of_the_answer(connection: Connection) -> None:
-    """Begin to answer, and reset."""
-    await connection.request()
-    await connection.send(b"HTTP/1.1 200 OK\r\nContent-")
-    connection.reset()
-
-
-async def cut_in_the_answer(connection: Connection) -> None:
-    """Promise a body, send half of it, close."""
-    await connection.request()
-    await connection.send(http(b'{"id": 1}')[:-4])
-
-
-async def say_nothing(connection: Connection) -> None:
-    """Half-open: take everything, answer nothing, until the client leaves."""
-    await connection.request()
-    await connection.reader.read()
-
-
-async def trickle(connection: Connection) -> None:
-    """A byte now and then, for ever."""
-    await connection.request()
-    await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-    while not connection.reader.at_eof():
-        await connection.send(b" ")
-        await asyncio.sleep(0.001)
-
-
-CUTS = [
-    cut_at_once,
-    cut_after_the_head,
-    cut_after_the_body,
-    close_after_the_body,
-    cut_in_the_head_of_the_answer,
-    cut_in_the_answer,
-    say_nothing,
-    trickle,
-    answers(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"),
-]
+def raw(response: Response) -> bytes:
+    """Return the body."""
+    return response.body
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=lambda cut: cut.__name__)
-async def test_a_paid_request_is_never_sent_twice(cut: Step, serve: Any) -> None:
-    """Wherever the answer is lost, the server sees one connection, and the error does not call it harmless."""
+async def test_create_is_never_sent_twice(cut: Step, serve: Any) -> None:
+    """A lost response is one connection and an error that is not harmless."""
     server = await serve(cut)
-    async with Opened(transport_to(server.url, timeout=0.2)) as transport:
+    async with OpenTransport(transport_to(server.url, timeout=0.2)) as transport:
         with pytest.raises(NoAnswerError, match=rf"raw gave no answer to POST {server.url}/create: .") as caught:
             await transport.request("POST", f"{server.url}/create", read, kind="create", json={"a": 1})
     assert not caught.value.harmless
@@ -228,17 +92,17 @@ async def test_a_paid_request_is_never_sent_twice(cut: Step, serve: Any) -> None
     assert server.connections == 1
 
 
-async def test_a_paid_request_on_a_dropped_kept_connection_is_not_sent_again(serve: Any) -> None:
-    """A connection that the server drops between two requests loses the second one, and nobody resends it."""
+async def test_create_on_a_dropped_connection_is_not_sent_again(serve: Any) -> None:
+    """A create is not repeated if the server drops the kept-alive connection."""
 
-    async def answer_once(connection: Connection) -> None:
+    async def respond_once(connection: Connection) -> None:
         await connection.request()
         await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1")
         await connection.request()
         connection.reset()
 
-    server = await serve(answer_once)
-    async with Opened(transport_to(server.url)) as transport:
+    server = await serve(respond_once)
+    async with OpenTransport(transport_to(server.url)) as transport:
         assert await transport.request("GET", server.url, read) == 1
         with pytest.raises(NoAnswerError) as caught:
             await transport.request("POST", server.url, read, kind="create", json={})
@@ -248,27 +112,27 @@ async def test_a_paid_request_on_a_dropped_kept_connection_is_not_sent_again(ser
 
 @pytest.mark.parametrize("cut", CUTS[:6], ids=lambda cut: cut.__name__)
 @pytest.mark.parametrize("kind", ["poll", "other"])
-async def test_a_free_request_is_repeated(cut: Step, kind: Kind, serve: Any) -> None:
-    """A look whose answer was lost is sent again, and the answer that comes counts."""
-    times = 1 if cut is cut_in_the_answer else 2  # aiohttp itself sends a GET again when no answer has begun
-    server = await serve(*[cut] * times, answers(http(b"7")))
-    async with Opened(transport_to(server.url)) as transport:
+async def test_repeats_idempotent_requests(cut: Step, kind: Kind, serve: Any) -> None:
+    """A request without side effects is sent again if its response is lost."""
+    times = 1 if cut is cut_in_response else 2  # aiohttp itself repeats a GET if no response has begun
+    server = await serve(*[cut] * times, responds(http(b"7")))
+    async with OpenTransport(transport_to(server.url)) as transport:
         assert await transport.request("GET", server.url, read, kind=kind) == 7
     assert server.connections == times + 1
 
 
-async def test_a_free_request_is_given_up_in_the_end(serve: Any) -> None:
-    """A poll is tried twice; the watcher has its own budget for the rest."""
-    server = await serve(cut_in_the_answer)
-    async with Opened(transport_to(server.url)) as transport:
+async def test_poll_is_repeated_once(serve: Any) -> None:
+    """A poll is sent twice; the watcher has its own fault budget for more."""
+    server = await serve(cut_in_response)
+    async with OpenTransport(transport_to(server.url)) as transport:
         with pytest.raises(NoAnswerError) as caught:
             await transport.request("GET", server.url, read, kind="poll")
     assert caught.value.harmless
     assert len(server.requests) == 2
 
 
-async def test_a_refused_connection_is_harmless(serve: Any) -> None:
-    """A paid request that never left is sent again, until somebody listens; it arrives once."""
+async def test_retries_refused_connections(serve: Any) -> None:
+    """A create is retried until the server accepts the connection, and arrives once."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -276,28 +140,28 @@ async def test_a_refused_connection_is_harmless(serve: Any) -> None:
 
     @asynccontextmanager
     async def on_send() -> AsyncGenerator[None]:
-        tries.append(await serve(answers(http(b"8")), port=port) if tries else None)
+        tries.append(await serve(responds(http(b"8")), port=port) if tries else None)
         yield
 
     url = f"http://127.0.0.1:{port}"
-    async with Opened(transport_to(url)) as transport:
+    async with OpenTransport(transport_to(url)) as transport:
         assert await transport.request("POST", url, read, kind="create", on_send=on_send, json={}) == 8
     assert [len(server.requests) if server else 0 for server in tries] == [0, 1]
 
 
-async def test_a_broken_handshake_is_harmless_and_final(serve: Any) -> None:
-    """A server that speaks no TLS got nothing, and will not learn it by a second try."""
+async def test_failed_handshake_is_harmless(serve: Any) -> None:
+    """A failed TLS handshake has sent nothing, and is not retried."""
     server = await serve(lambda connection: connection.send(b"no TLS here\r\n"))
     url = server.url.replace("http", "https")
-    async with Opened(transport_to(url)) as transport:
+    async with OpenTransport(transport_to(url)) as transport:
         with pytest.raises(NoAnswerError) as caught:
             await transport.request("POST", url, read, kind="create", json={})
     assert (caught.value.harmless, caught.value.transient) == (True, False)
     assert server.connections == 1
 
 
-async def test_a_handshake_that_nobody_answers_is_harmless(serve: Any) -> None:
-    """A paid request that found no connection in time never left, and is sent again."""
+async def test_retries_unanswered_handshakes(serve: Any) -> None:
+    """A create that could not connect in time was not sent, and is retried."""
     twice = asyncio.Event()
 
     async def take(connection: Connection) -> None:
@@ -307,7 +171,7 @@ async def test_a_handshake_that_nobody_answers_is_harmless(serve: Any) -> None:
 
     server = await serve(take)
     url = server.url.replace("http", "https")
-    async with Opened(transport_to(url, timeout=0.1)) as transport:
+    async with OpenTransport(transport_to(url, timeout=0.1)) as transport:
         request = asyncio.create_task(transport.request("POST", url, read, kind="create", json={}))
         await twice.wait()
         request.cancel()
@@ -316,8 +180,8 @@ async def test_a_handshake_that_nobody_answers_is_harmless(serve: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_429_is_sent_again_after_the_pause(kind: Kind, serve: Any) -> None:
-    """Rejected is not created: even a paid request goes out again, once the account's pause is over."""
+async def test_retries_429_after_the_cooldown(kind: Kind, serve: Any) -> None:
+    """A rate-limited request, even a create, is sent again after the account's cool-down."""
     times: list[float] = []
 
     @asynccontextmanager
@@ -325,24 +189,24 @@ async def test_a_429_is_sent_again_after_the_pause(kind: Kind, serve: Any) -> No
         times.append(asyncio.get_running_loop().time())
         yield
 
-    server = await serve(answers(http(b"429")), answers(http(b"7")))
-    async with Opened(transport_to(server.url)) as transport:
+    server = await serve(responds(http(b"429")), responds(http(b"7")))
+    async with OpenTransport(transport_to(server.url)) as transport:
         assert await transport.request("POST", server.url, read, kind=kind, on_send=on_send, json={}) == 7
-        paused = transport.account.cooldown
+        cooldown = transport.account.cooldown
     assert len(server.requests) == 2
-    assert times[1] >= paused.until >= times[0] + 1.0
-    assert paused.consecutive_429s == 0
+    assert times[1] >= cooldown.until >= times[0] + 1.0
+    assert cooldown.consecutive_429s == 0
 
 
-async def test_an_answer_that_is_no_429_ends_the_row(serve: Any) -> None:
-    """A server error shows that the account is no longer turned away; no answer at all shows nothing."""
-    server = await serve(answers(http(b"500")))
-    async with Opened(transport_to(server.url)) as transport:
+async def test_other_responses_reset_the_cooldown(serve: Any) -> None:
+    """A server error resets the count of consecutive 429s; a lost response does not."""
+    server = await serve(responds(http(b"500")))
+    async with OpenTransport(transport_to(server.url)) as transport:
         transport.account.cooldown.consecutive_429s = 3
         with pytest.raises(ServiceUnavailableError) as caught:
             await transport.request("POST", server.url, read, kind="create", json={})
         assert (transport.account.cooldown.consecutive_429s, caught.value.harmless) == (0, False)
-        server.steps = [cut_after_the_body]
+        server.steps = [cut_after_body]
         transport.account.cooldown.consecutive_429s = 3
         with pytest.raises(NoAnswerError):
             await transport.request("POST", server.url, read, kind="create", json={})
@@ -350,40 +214,40 @@ async def test_an_answer_that_is_no_429_ends_the_row(serve: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["create", "poll"])
-async def test_time_outs_say_how_long(kind: Kind, serve: Any) -> None:
-    """A request that is not answered in time is no answer, with the seconds it was given."""
-    server = await serve(say_nothing)
-    async with Opened(transport_to(server.url)) as transport:
+async def test_timeout_error_names_the_seconds(kind: Kind, serve: Any) -> None:
+    """The error of a timed-out request names its timeout."""
+    server = await serve(never_respond)
+    async with OpenTransport(transport_to(server.url)) as transport:
         with pytest.raises(NoAnswerError, match=r"no answer within 0\.05 s"):
             await transport.request("GET", server.url, read, kind=kind, timeout=0.05)
 
 
-async def test_an_answer_of_16_mib_is_read_and_no_more(serve: Any) -> None:
-    """A body up to the limit is read whole, and one byte more is refused without reading the rest."""
-    server = await serve(answers(http(bytes(16 * MEGABYTE))), answers(http(bytes(16 * MEGABYTE + 1))))
-    async with Opened(transport_to(server.url, timeout=20.0)) as transport:
+async def test_limits_response_size(serve: Any) -> None:
+    """A body of 16 MiB is read; one more byte is an error."""
+    server = await serve(responds(http(bytes(16 * MEGABYTE))), responds(http(bytes(16 * MEGABYTE + 1))))
+    async with OpenTransport(transport_to(server.url, timeout=20.0)) as transport:
         assert len(await transport.request("POST", server.url, raw, kind="create")) == 16 * MEGABYTE
         with pytest.raises(NoAnswerError, match=f"larger than {16 * MEGABYTE} bytes"):
             await transport.request("POST", server.url, raw, kind="create")
 
 
-async def test_the_key_goes_out_and_comes_nowhere_else(serve: Any) -> None:
-    """The request carries the key; a body that repeats it is read without it."""
+async def test_redacts_the_key_in_responses(serve: Any) -> None:
+    """The request has the API key; a body that repeats it is redacted."""
 
     async def echo(connection: Connection) -> None:
         await connection.send(http(await connection.request()))
 
     server = await serve(echo)
-    async with Opened(transport_to(server.url)) as transport:
+    async with OpenTransport(transport_to(server.url)) as transport:
         body = await transport.request("POST", server.url, raw, kind="create", json={"a": 1})
     assert f"Authorization: Bearer {KEY}".encode() in server.requests[0]
     assert b"Authorization: Bearer ***" in body
 
 
-async def test_a_short_key_does_not_eat_the_answer(serve: Any) -> None:
-    """A test key that is a word of the protocol leaves the body as it came."""
-    server = await serve(answers(http(b'"success"')))
-    async with Opened(Transport(provider="raw", base_url=server.url, api_key="success")) as transport:
+async def test_does_not_redact_short_keys(serve: Any) -> None:
+    """A short key that is a word of the protocol is not redacted."""
+    server = await serve(responds(http(b'"success"')))
+    async with OpenTransport(Transport(provider="raw", base_url=server.url, api_key="success")) as transport:
         assert await transport.request("GET", server.url, read) == "success"
 
 
@@ -393,11 +257,11 @@ HALF = f"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\nX: {KEY}\r\n\r\n{KEY}"
 
 
 @pytest.mark.parametrize("junk", [*JUNK, CHUNKED, HALF], ids=["status", "line", "header", "chunk", "half"])
-async def test_an_error_shows_no_key(junk: str, serve: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever a server does with the key, it is in no error, no cause of one, no traceback and no log."""
+async def test_errors_hold_no_key(junk: str, serve: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A server that repeats the key cannot put it into an error, a traceback or a log."""
     caplog.set_level(logging.DEBUG)
-    server = await serve(answers(junk.encode()))
-    async with Opened(transport_to(server.url)) as transport:
+    server = await serve(responds(junk.encode()))
+    async with OpenTransport(transport_to(server.url)) as transport:
         with pytest.raises(NoAnswerError) as caught:
             await transport.request("POST", server.url, read, kind="create", json={})
     shown = [str(vars(record)) for record in caplog.records] + traceback.format_exception(caught.value)
@@ -408,13 +272,13 @@ async def test_an_error_shows_no_key(junk: str, serve: Any, caplog: pytest.LogCa
     assert "SECRET" not in "".join(shown)
 
 
-async def test_the_exchange_is_logged_without_secrets(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Debug records hold what was said, and neither the key nor a callback's token nor a link's signature."""
+async def test_logs_hold_no_secrets(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Debug records of exchanges hold no API key, no callback token and no link signature."""
     caplog.set_level(logging.DEBUG, logger="sora_chars.transport")
     body = {"callBackUrl": "https://a.invalid/cb/TOKEN", "video": "https://b.invalid/v.mp4?sig=SIGNATURE", "model": "m"}
-    answer = json.dumps({"param": json.dumps(body), "key": KEY, "state": "waiting"}).encode()
-    server = await serve(answers(http(answer)), say_nothing)
-    async with Opened(transport_to(server.url, timeout=0.2)) as transport:
+    body_text = json.dumps({"param": json.dumps(body), "key": KEY, "state": "waiting"}).encode()
+    server = await serve(responds(http(body_text)), never_respond)
+    async with OpenTransport(transport_to(server.url, timeout=0.2)) as transport:
         await transport.request("POST", f"{server.url}/x?sig=SIGNATURE", raw, kind="create", json=body)
         with pytest.raises(NoAnswerError):
             await transport.request("POST", server.url, raw, kind="create", params={"taskId": "t1"})
@@ -430,45 +294,46 @@ async def test_the_exchange_is_logged_without_secrets(serve: Any, caplog: pytest
     assert not [secret for secret in ("TOKEN", "SIGNATURE", "SECRET") if secret in shown]
 
 
-async def test_a_redirect_is_not_followed(serve: Any) -> None:
-    """The key goes to the host it was meant for, and the redirect comes back as it is."""
-    elsewhere = await serve(answers(http(b"1")))
-    server = await serve(answers(http(b"7", status="302 Found", headers=f"Location: {elsewhere.url}\r\n")))
-    async with Opened(transport_to(server.url)) as transport:
-        assert await transport.request("GET", server.url, lambda answer: answer.status) == 302
+async def test_does_not_follow_redirects(serve: Any) -> None:
+    """A redirect is returned as the response, so the API key goes to no other host."""
+    elsewhere = await serve(responds(http(b"1")))
+    server = await serve(responds(http(b"7", status="302 Found", headers=f"Location: {elsewhere.url}\r\n")))
+    async with OpenTransport(transport_to(server.url)) as transport:
+        assert await transport.request("GET", server.url, lambda response: response.status) == 302
     assert elsewhere.connections == 0
 
 
-async def test_requests_under_way_are_bounded(serve: Any) -> None:
-    """No more than `connections` requests are sent at once; nobody times out waiting for the others."""
-    under_way, most = 0, 0
+async def test_limits_connections(serve: Any) -> None:
+    """At most `connections` requests run at once; waiting for one does not count as time-out."""
+    running = 0
+    most = 0
 
     async def count(connection: Connection) -> None:
-        nonlocal under_way, most
-        under_way += 1
-        most = max(most, under_way)
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
         await connection.request()
-        await asyncio.sleep(0.4)
-        under_way -= 1
+        await asyncio.sleep(0.02)
+        running -= 1
         await connection.send(http(b"1"))
 
     server = await serve(count)
-    async with Opened(transport_to(server.url, connections=2, timeout=2.0)) as transport:
+    async with OpenTransport(transport_to(server.url, connections=2, timeout=0.1)) as transport:
         calls = (transport.request("POST", server.url, read, kind="create", json={}) for _ in range(12))
         assert await asyncio.gather(*calls) == [1] * 12
     assert most == 2
 
 
-async def test_a_cancelled_request_gives_its_place_back(serve: Any) -> None:
-    """Cancelled while it waits for its answer, a request frees its connection for the next."""
+async def test_cancelled_request_frees_its_connection(serve: Any) -> None:
+    """A request that is cancelled while it waits frees its connection for the next."""
     arrived = asyncio.Event()
 
     async def arrive(connection: Connection) -> None:
         arrived.set()
         await connection.reader.read()
 
-    server = await serve(arrive, answers(http(b"7")))
-    async with Opened(transport_to(server.url, connections=1)) as transport:
+    server = await serve(arrive, responds(http(b"7")))
+    async with OpenTransport(transport_to(server.url, connections=1)) as transport:
         lost = asyncio.create_task(transport.request("GET", server.url, read))
         await arrived.wait()
         lost.cancel()
@@ -476,51 +341,51 @@ async def test_a_cancelled_request_gives_its_place_back(serve: Any) -> None:
     assert lost.cancelled()
 
 
-async def test_a_body_is_made_anew_for_each_try(serve: Any) -> None:
-    """An upload that is repeated sends its whole body again."""
-    server = await serve(cut_after_the_body, answers(http(b"7")))
+async def test_each_attempt_has_its_own_body(serve: Any) -> None:
+    """A repeated upload sends a new body."""
+    server = await serve(cut_after_body, responds(http(b"7")))
     bodies = iter([b"first", b"second"])
-    async with Opened(transport_to(server.url)) as transport:
+    async with OpenTransport(transport_to(server.url)) as transport:
         assert await transport.request("POST", server.url, read, body=lambda: next(bodies)) == 7
     assert [request.rpartition(b"\r\n\r\n")[2] for request in server.requests] == [b"first", b"second"]
 
 
-async def test_the_last_user_closes_the_connections(serve: Any) -> None:
-    """Two users share the connections; they are open until both have left, and open again for the next."""
-    server = await serve(answers(http(b"7")))
+async def test_last_user_closes_the_connections(serve: Any) -> None:
+    """Connections stay open until the last of their users leaves, and can be opened again."""
+    server = await serve(responds(http(b"7")))
     transport = transport_to(server.url)
-    async with Opened(transport):
-        async with Opened(transport):
+    async with OpenTransport(transport):
+        async with OpenTransport(transport):
             pass
         assert await transport.request("GET", server.url, read) == 7
     with pytest.raises(SessionClosedError, match=r"raw is closed.*async with"):
         await transport.request("GET", server.url, read)
-    async with Opened(transport):
+    async with OpenTransport(transport):
         assert await transport.request("GET", server.url, read) == 7
 
 
 def unexpected() -> NoReturn:
-    """Stand for what must not be entered."""
-    pytest.fail("nothing is about to be sent")
+    """Fail the test if it is called."""
+    pytest.fail("the request must not be sent")
 
 
-async def test_a_session_passed_in_is_used_and_not_closed(serve: Any) -> None:
-    """The caller's aiohttp session is its own to close; a closed one is an error before anything counts as sent."""
-    server = await serve(answers(http(b"7")))
+async def test_uses_the_given_aiohttp_session(serve: Any) -> None:
+    """A given aiohttp session is not closed; if it is closed, nothing is sent."""
+    server = await serve(responds(http(b"7")))
     async with aiohttp.ClientSession(headers={"X-Mine": "yes"}) as own:
         transport = transport_to(server.url, http=own)
-        async with Opened(transport):
+        async with OpenTransport(transport):
             assert await transport.request("GET", server.url, read) == 7
         assert not own.closed
-        async with Opened(transport):
+        async with OpenTransport(transport):
             await own.close()
             with pytest.raises(SessionClosedError, match="raw is closed"):
                 await transport.request("GET", server.url, read, on_send=unexpected)
     assert b"X-Mine: yes" in server.requests[0]
 
 
-def test_another_event_loop_is_told_before_anything_is_sent() -> None:
-    """Connections that one `asyncio.run` left open say so in the next, to users and to requests."""
+def test_rejects_another_event_loop() -> None:
+    """Connections that one event loop left open raise WrongLoopError in another."""
     transport = transport_to("http://127.0.0.1:9")
     with asyncio.Runner() as runner:
         runner.run(transport.enter())

@@ -79,7 +79,7 @@ def fault(text: str) -> tuple[str, dict[str, Any]]:
     type=fault,
     multiple=True,
     metavar="KIND[:on=..,rate=..,times=..,...]",
-    help="Let something go wrong, as in lost_answer:on=create,rate=0.1,times=null. May be repeated.",
+    help="Let something go wrong, as in lost_response:on=create,rate=0.1,times=null. May be repeated.",
 )
 @speaking
 @click.pass_obj

@@ -1,4 +1,4 @@
-"""What the emulator saw: the truth that a client's own numbers are held against."""
+"""Counts of what the emulator received, to compare a client's own numbers with."""
 
 from __future__ import annotations
 
@@ -13,43 +13,61 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False)
 class Counts:
-    """Numbers since the start. Only what really happened counts: a rejected create is not in `creates`."""
+    """Numbers since the emulator was created.
+
+    Attributes:
+        creates: Tasks created by createTask. A rejected create is not counted.
+        characters: Characters created by kkiai.com's route.
+        omni: Omni characters created.
+        polls: recordInfo requests received, including those that a limit or a fault
+            rejected.
+        uploads: Files uploaded.
+        other: Requests for the credit, the models and download links.
+        rejected: Requests that failed the emulator's own checks of keys, parameters,
+            limits and credits.
+        callbacks_sent: POSTs of callbacks, including retries and forged ones.
+        callbacks_accepted: POSTs of callbacks that the receiver answered with 200.
+        rate_limited: Responses with status or code 429, by endpoint: create, poll,
+            character and so on.
+        polls_by_task: recordInfo requests that found their task, by task id.
+        detection_delays: Real seconds from a task's end to the first poll that saw the
+            end; one value per task.
+    """
 
     creates: int = 0
     characters: int = 0
     omni: int = 0
     polls: int = 0
-    """Every recordInfo that came, also those that a limit or a fault turned away."""
     uploads: int = 0
     other: int = 0
-    """Requests for credit, models and download links."""
-    refused: int = 0
-    """Requests turned away by the emulator's own rules: keys, parameters, limits, credits."""
+    rejected: int = 0
     callbacks_sent: int = 0
     callbacks_accepted: int = 0
-    rejected: Counter[str] = attrs.field(factory=Counter)
-    """429s by what they were for: create, poll, character, ..."""
+    rate_limited: Counter[str] = attrs.field(factory=Counter)
     polls_by_task: Counter[str] = attrs.field(factory=Counter)
-    detections: list[float] = attrs.field(factory=list)
-    """Real seconds from a task's end to the first GET that saw it, one per task."""
+    detection_delays: list[float] = attrs.field(factory=list)
 
-    def saw(self, task: EmulatedTask) -> None:
-        """A GET that found its task; the first one after the task's end is its detection."""
+    def record_poll(self, task: EmulatedTask) -> None:
+        """Count a poll that found its task; the first one after its end detects the end."""
         task.polls += 1
         self.polls_by_task[task.task_id] += 1
-        if task.seen_at is None and task.finished:
-            task.seen_at = task.clock()
-            self.detections.append(task.seen_at - task.done_at)
+        if task.detected_at is None and task.finished:
+            task.detected_at = task.clock()
+            self.detection_delays.append(task.detected_at - task.ends_at)
 
     def snapshot(self) -> dict[str, object]:
-        """All of it as JSON values; the detections as count, mean, p99 and max in seconds."""
-        facts: dict[str, object] = attrs.asdict(self, filter=lambda field, _: field.name != "detections")
-        facts["rejected"] = dict(self.rejected)
-        facts["polls_by_task"] = dict(self.polls_by_task)
-        return facts | {"detection": _spread(self.detections)}
+        """Return all counts as JSON values.
+
+        `detection_delay` holds the count, mean, p99 and max of the detection delays, in
+        seconds.
+        """
+        values: dict[str, object] = attrs.asdict(self, filter=lambda field, _: field.name != "detection_delays")
+        values["rate_limited"] = dict(self.rate_limited)
+        values["polls_by_task"] = dict(self.polls_by_task)
+        return values | {"detection_delay": _summary(self.detection_delays)}
 
 
-def _spread(samples: list[float]) -> dict[str, float]:
+def _summary(samples: list[float]) -> dict[str, float]:
     ordered = sorted(samples)
     if not ordered:
         return {"count": 0}

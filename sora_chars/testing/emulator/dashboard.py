@@ -1,9 +1,13 @@
-"""The emulator's page: what it serves, what it saw, its tasks and its faults; no scripts, no assets."""
+"""The emulator's dashboard: counts, tasks, faults, endpoints and the latest requests.
+
+The page needs no scripts and no other files, and reloads itself once per second.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from html import escape
+from http import HTTPStatus
 from itertools import islice
 from string import Template
 from typing import TYPE_CHECKING
@@ -14,12 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from .faults import Fault
-    from .state import World
+    from .state import EmulatorState
     from .tasks import EmulatedTask
 
-TASKS_SHOWN = 20
-REQUESTS_SHOWN = 12
-FAILED_STATUS = 400
+MAX_TASKS = 20
+MAX_REQUESTS = 12
 
 PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="1">
@@ -62,49 +65,49 @@ progress { width: 130px; height: 6px; vertical-align: middle; accent-color: var(
 .warn { color: var(--warn) }
 </style></head><body>
 <header><h1>sora-chars emulator</h1><code>$url</code><span class="soft">kie.ai &middot; uploads &middot;
-kkiai.com &middot; $speed &times; speed &middot; $credits credits left</span></header>
+kkiai.com &middot; $speed &times; speed &middot; $credits credits remaining</span></header>
 <div class="tiles">$tiles</div>
 <section><h2>Tasks</h2>$tasks</section>
 <section><h2>Faults</h2>$faults</section>
-<div class="pair"><section><h2>Serves</h2>$routes</section>
+<div class="pair"><section><h2>Endpoints</h2>$routes</section>
 <section><h2>Latest requests</h2>$requests</section></div>
 </body></html>
 """)
 
 
-def render(world: World, routes: Iterable[tuple[str, str]]) -> Reply:
-    """The page as of now. It shows no key, no callback URL and no query."""
+def render(state: EmulatorState, routes: Iterable[tuple[str, str]]) -> Reply:
+    """Return the page. It shows no API key, no callback URL and no query string."""
     text = PAGE.substitute(
-        url=escape(world.url),
-        speed=f"{world.book.speed:g}",
-        credits=f"{world.book.credits:g}",
-        tiles="".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in _tiles(world).items()),
-        tasks=_tasks(world.book.tasks),
-        faults=_table(("kind", "on", "struck", "left", "rate", "settings"), map(_fault, world.faults.active)),
-        routes=_table(("", "path", "seen"), _routes(world, routes)),
-        requests=_requests(world),
+        url=escape(state.url),
+        speed=f"{state.task_store.speed:g}",
+        credits=f"{state.task_store.credits:g}",
+        tiles="".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in _tiles(state).items()),
+        tasks=_tasks(state.task_store.tasks),
+        faults=_table(("kind", "on", "hits", "remaining", "rate", "settings"), map(_fault, state.faults.active)),
+        routes=_table(("method", "path", "requests"), _routes(state, routes)),
+        requests=_requests(state),
     )
-    return Reply(200, text.encode(errors="replace"), HTML)
+    return Reply(HTTPStatus.OK, text.encode(errors="replace"), HTML)
 
 
-def _tiles(world: World) -> dict[str, object]:
-    counts = world.counts
-    mean = sum(counts.detections) / len(counts.detections) if counts.detections else None
+def _tiles(state: EmulatorState) -> dict[str, object]:
+    counts = state.counts
+    mean = sum(counts.detection_delays) / len(counts.detection_delays) if counts.detection_delays else None
     return {
         "tasks created": counts.creates,
         "characters": counts.characters + counts.omni,
         "polls": counts.polls,
         "callbacks": f"{counts.callbacks_accepted}/{counts.callbacks_sent}",
         "uploads": counts.uploads,
-        "429s": counts.rejected.total(),
-        "detection": "&ndash;" if mean is None else f"{mean:.2f} s",
+        "429 responses": counts.rate_limited.total(),
+        "detection delay": "&ndash;" if mean is None else f"{mean:.2f} s",
     }
 
 
 def _tasks(tasks: dict[str, EmulatedTask]) -> str:
     states = Counter(task.state for task in tasks.values())
-    newest = [tasks[task_id] for task_id in islice(reversed(tasks), 10 * TASKS_SHOWN)]
-    shown = sorted(newest, key=lambda task: task.finished)[:TASKS_SHOWN]
+    newest = [tasks[task_id] for task_id in islice(reversed(tasks), 10 * MAX_TASKS)]
+    shown = sorted(newest, key=lambda task: task.finished)[:MAX_TASKS]
     summary = " &middot; ".join(f"{count} {state}" for state, count in states.items())
     head = ("state", "progress", "model", "task", "polls", "callback")
     return _table(head, map(_task, shown)) + (f'<p class="soft">{summary}</p>' if summary else "")
@@ -127,38 +130,40 @@ def _callback(task: EmulatedTask) -> str:
     if task.callback_url is None:
         return '<span class="soft">none</span>'
     if not task.deliveries:
-        return "awaited" if not task.finished else "due"
-    return ", ".join(str(delivery.status or "no answer") for delivery in task.deliveries)
+        return "due" if task.finished else "pending"
+    return ", ".join(str(delivery.status or "no response") for delivery in task.deliveries)
 
 
 def _fault(fault: Fault) -> tuple[str, ...]:
-    left = "&infin;" if fault.times is None else str(fault.times - fault.hits)
+    remaining = "&infin;" if fault.times is None else str(fault.times - fault.hits)
     settings = ", ".join(f"{name}={value}" for name, value in fault.settings.items())
     kind = f'<span class="warn">{fault.kind}</span>'
-    return kind, fault.on, str(fault.hits), left, f"{fault.rate:.0%}", escape(settings)
+    return kind, fault.on, str(fault.hits), remaining, f"{fault.rate:.0%}", escape(settings)
 
 
-def _routes(world: World, routes: Iterable[tuple[str, str]]) -> Iterable[tuple[str, ...]]:
+def _routes(state: EmulatorState, routes: Iterable[tuple[str, str]]) -> Iterable[tuple[str, ...]]:
     for method, path in routes:
-        yield method, f"<code>{path}</code>", str(world.seen[method, path])
+        yield method, f"<code>{path}</code>", str(state.request_counts[method, path])
 
 
-def _requests(world: World) -> str:
-    latest = islice(reversed(world.requests), REQUESTS_SHOWN)
+def _requests(state: EmulatorState) -> str:
+    latest = islice(reversed(state.requests), MAX_REQUESTS)
     rows = (
         (
-            _status(seen.status),
-            seen.method,
-            f"<code>{escape(seen.path.partition('?')[0])}</code>",
-            f'<span class="warn">{seen.fault or ""}</span>',
+            _status(logged.status),
+            logged.method,
+            f"<code>{escape(logged.path.partition('?')[0])}</code>",
+            f'<span class="warn">{logged.fault or ""}</span>',
         )
-        for seen in latest
+        for logged in latest
     )
-    return _table(("status", "", "path", "fault"), rows)
+    return _table(("status", "method", "path", "fault"), rows)
 
 
 def _status(status: int) -> str:
-    return f'<span class="bad">{status or "reset"}</span>' if not 0 < status < FAILED_STATUS else str(status)
+    if 0 < status < HTTPStatus.BAD_REQUEST:
+        return str(int(status))
+    return f'<span class="bad">{int(status) or "reset"}</span>'
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -1,4 +1,4 @@
-"""The files that the emulator holds: uploaded ones, and samples for what its tasks are said to have made."""
+"""The files that the emulator serves: uploads, and samples as the results of its tasks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAMPLE_PICTURE = bytes.fromhex("47494638396101000100800000ffffff00000021f9040100
 
 @attrs.frozen
 class File:
-    """What was stored under one path."""
+    """A stored file."""
 
     mime: str
     content: bytes = attrs.field(repr=False)
@@ -26,16 +26,20 @@ PICTURE = File("image/gif", SAMPLE_PICTURE)
 
 @attrs.define(eq=False)
 class FileStore:
-    """Files by path, each served at `root` + path; the same path overwrites, as at kie.ai."""
+    """Files by path.
+
+    Attributes:
+        root: The URL under which the paths are served.
+    """
 
     root: str = ""
     _files: dict[str, File] = attrs.field(factory=dict, init=False)
 
-    def keep(self, path: str, file: File) -> str:
-        """LedgerStore it, and say at which URL it is served."""
+    def add(self, path: str, file: File) -> str:
+        """Store a file, replacing one with the same path as kie.ai does, and return its URL."""
         self._files[path] = file
         return self.root + quote(path)
 
-    def at(self, url: object) -> File | None:
-        """The file behind a URL, if it is one of these."""
+    def find(self, url: object) -> File | None:
+        """Return the file that is served at the URL, if there is one."""
         return self._files.get(unquote(url.removeprefix(self.root))) if isinstance(url, str) else None

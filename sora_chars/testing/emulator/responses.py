@@ -1,8 +1,9 @@
-"""What the emulator answers, as plain values: no server in sight, so that faults and rules stay pure."""
+"""The emulator's responses as plain values, independent of the HTTP server."""
 
 from __future__ import annotations
 
 import json
+from http import HTTPStatus
 
 import attrs
 
@@ -13,15 +14,15 @@ HTML = "text/html; charset=utf-8"
 
 @attrs.frozen
 class Reply:
-    """One HTTP answer."""
+    """An HTTP response before it is sent."""
 
     status: int
     body: bytes
     content_type: str = KIE_JSON
 
 
-class Refusal(Exception):  # noqa: N818 - not an error of the emulator but its answer
-    """Ends a handler early with the answer it carries."""
+class Rejection(Exception):  # noqa: N818 - not an error of the emulator but its response
+    """Ends a handler early with the response that it carries."""
 
     def __init__(self, reply: Reply) -> None:
         super().__init__(reply.status)
@@ -29,39 +30,53 @@ class Refusal(Exception):  # noqa: N818 - not an error of the emulator but its a
 
 
 def compact(value: object) -> str:
-    """JSON as kie.ai writes it: no spaces, text unescaped."""
+    """Return JSON as kie.ai writes it: without spaces, with non-ASCII text unescaped."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def encoded(value: object) -> bytes:
-    """Compact JSON as bytes; a lone surrogate becomes "?" as Java would send it."""
+    """Return compact JSON as bytes. A lone surrogate becomes "?", as Java would send it."""
     return compact(value).encode(errors="replace")
 
 
-def kie(code: int, message: str, data: object = None, *, status: int = 200) -> Reply:
-    """kie.ai's envelope: the code is in the body, the HTTP status stays 200 (contracts: kie.ai, Envelope)."""
+def kie(code: int, message: str, data: object = None, *, status: int = HTTPStatus.OK) -> Reply:
+    """Return kie.ai's envelope (contracts: kie.ai, Envelope).
+
+    The code is in the body; the HTTP status is 200 whatever the code is.
+    """
     return Reply(status, encoded({"code": code, "msg": message, "data": data}))
 
 
 def upload(code: int, message: str, data: object = None) -> Reply:
-    """The envelope of kie.ai's upload host, which adds `success` and has another content type (recorded)."""
-    done = data is not None
-    body: dict[str, object] = {"success": done, "code": code, "msg": message}
-    return Reply(200, encoded(body | ({"data": data} if done else {})), PLAIN_JSON)
+    """Return the envelope of kie.ai's upload host, as recorded.
+
+    It has the additional member `success` and another content type.
+    """
+    succeeded = data is not None
+    body: dict[str, object] = {"success": succeeded, "code": code, "msg": message}
+    return Reply(HTTPStatus.OK, encoded(body | ({"data": data} if succeeded else {})), PLAIN_JSON)
 
 
 def kkiai_error(shape: int, status: int, *, message: str, type: str, code: str) -> Reply:  # noqa: A002 - its name
-    """An error of kkiai.com in one of the seven shapes of its family (contracts: kkiai.com, Errors)."""
+    """Return an error in one of the seven shapes that kkiai.com's gateways use.
+
+    The shapes are numbered as in the contract (contracts: kkiai.com, Errors).
+    """
     detail = {"message": message, "type": type, "param": "", "code": code}
-    shapes: dict[int, object] = {
-        1: {"error": detail},
-        2: {"code": code, "message": message, "data": None},
-        3: {"error": message},
-        4: {"description": message, "type": type, "code": code},
-        6: {"error": detail},
-    }
-    if shape == 5:  # noqa: PLR2004 - numbered as in the contract
-        return Reply(200, b"<!doctype html><title>Gateway</title><div id=root></div>", HTML)
-    if shape == 7:  # noqa: PLR2004
-        return Reply(status, message.encode(), "text/plain; charset=utf-8")
-    return Reply(200 if shape == 6 else status, encoded(shapes[shape]), PLAIN_JSON)  # noqa: PLR2004
+    body: object
+    match shape:
+        case 1:
+            body = {"error": detail}
+        case 2:
+            body = {"code": code, "message": message, "data": None}
+        case 3:
+            body = {"error": message}
+        case 4:
+            body = {"description": message, "type": type, "code": code}
+        case 5:
+            return Reply(HTTPStatus.OK, b"<!doctype html><title>Gateway</title><div id=root></div>", HTML)
+        case 6:
+            return Reply(HTTPStatus.OK, encoded({"error": detail}), PLAIN_JSON)
+        case _:
+            return Reply(status, message.encode(), "text/plain; charset=utf-8")
+    return Reply(status, encoded(body), PLAIN_JSON)

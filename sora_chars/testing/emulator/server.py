@@ -1,24 +1,23 @@
-"""The emulator itself: one local server that is kie.ai, its upload host and kkiai.com under one root."""
+"""The emulator's server: kie.ai, its upload host and kkiai.com under one root URL."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from aiohttp import web
 
-from . import control, kie, kkiai, uploads
-from . import dashboard as page
-from . import transmission as wire
-from .callbacks import Courier
+from . import control, dashboard, kie, kkiai, transmission, uploads
+from .callbacks import CallbackSender
 from .counters import Counts
-from .faults import BUSY, KINDS, FaultBox, from_header, wrong_fault
-from .responses import Refusal, Reply, encoded, kkiai_error
+from .faults import BUSY, KINDS, FaultRegistry, invalid_fault, parse_header
+from .responses import Rejection, Reply, encoded, kkiai_error
 from .responses import kie as kie_reply
-from .state import Seen, World
-from .tasks import TaskBook
-from .validation import Window
+from .state import EmulatorState, LoggedRequest
+from .tasks import TaskStore
+from .validation import SlidingWindow
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -26,17 +25,16 @@ if TYPE_CHECKING:
 
     from .faults import Fault
 
-LARGEST_BODY = 256 * 1024 * 1024
-TOO_MANY, FAILED = 429, 400
-TICK = 0.005  # real seconds between two looks of `until`
+MAX_BODY_BYTES = 256 * 1024 * 1024
+UNTIL_INTERVAL = 0.005  # real seconds between two checks of `Emulator.until`
 
 
 class Route(NamedTuple):
-    """Where a request belongs: what faults call it, whose contract answers it, and its handler."""
+    """A route: its name in faults and counts, the provider that it belongs to, its handler."""
 
-    place: str
+    endpoint: str
     provider: str
-    handler: Callable[[World, web.Request], Awaitable[Reply]]
+    handler: Callable[[EmulatorState, web.Request], Awaitable[Reply]]
 
 
 ROUTES: dict[tuple[str, str], Route] = {
@@ -53,24 +51,43 @@ ROUTES: dict[tuple[str, str], Route] = {
 }
 
 
-class Emulator(World):
-    """A stateful server that answers as kie.ai and kkiai.com are documented to; it goes wrong on demand.
+class Emulator(EmulatorState):
+    """A local server that behaves as kie.ai and kkiai.com are documented to.
+
+    The emulator keeps tasks, credits and files, sends callbacks, and fails on demand:
+
+        async with Emulator(durations=(0.1, 0.2)) as emulator:
+            emulator.fault("http_500", on="poll", times=3)
+            kie = Kie("any-key", base_url=emulator.url, upload_url=emulator.url)
+            async with CharacterSession(kie) as session:
+                await session.create(video="rex.mp4", prompt="A friendly dog")
+            assert emulator.counts.creates == 1
 
     Args:
-        host: Where it listens.
-        port: 0 takes a free one; `url` says which.
-        seed: Decides ids, durations and which requests a fault with a rate consecutive_429s.
-        speed: Emulated seconds per real second. Durations, the windows of `strict_limits` and the pauses
-            before a callback's retries are divided by it; seconds given to a fault are real.
-        durations: Least and most emulated seconds that a task takes, uniformly drawn.
-        kie_key: The one good bearer key for kie.ai's routes; None takes any that is not empty.
-        kkiai_key: The same for kkiai.com's.
-        kkiai_model: The `model` that `/sora/v1/characters` demands; None forbids one.
-        hmac_key: Signs callbacks when given.
-        strict_limits: HeapEntry away what exceeds 20 creates per 10 s or 10 polls per second, in sliding windows.
-        models: Which models exist, and what each makes ("character" or anything else).
+        host: The address that the emulator listens on.
+        port: The port that it listens on; 0 takes a free one, which `url` names.
+        seed: Seeds the ids, the durations, and which requests a fault with a rate hits.
+        speed: Emulated seconds per real second. It divides durations, the windows of
+            `strict_limits` and the delays between a callback's retries. The seconds of a
+            fault are real.
+        durations: The bounds of a task's duration in emulated seconds; durations are
+            uniformly distributed.
+        kie_key: The API key that kie.ai's routes accept; None accepts any.
+        kkiai_key: The API key that kkiai.com's route accepts; None accepts any.
+        kkiai_model: The `model` that `/sora/v1/characters` requires; None forbids one.
+        hmac_key: Signs callbacks; None sends them unsigned.
+        strict_limits: Reject requests beyond 20 creates in 10 seconds or 10 polls in 1
+            second, in sliding windows.
+        models: The models that exist, and what each makes: "character" or anything else.
         credits: What the account holds.
-        price: What a task costs; a failed one costs nothing.
+        price: What a task costs. A failed task costs nothing.
+
+    Attributes:
+        url: The root URL of all routes and of the dashboard.
+        counts: What the emulator received, as `Counts`.
+        tasks: Every task by its id, oldest first, as `EmulatedTask`.
+        requests: The latest 1,000 requests, oldest first.
+        request_counts: The number of requests by method and path.
     """
 
     def __init__(
@@ -91,33 +108,33 @@ class Emulator(World):
         price: float = 0.0625,
     ) -> None:
         counts = Counts()
-        faults = FaultBox(random.Random(f"{seed} faults"))  # noqa: S311 - repeatable, not secret
+        faults = FaultRegistry(random.Random(f"{seed} faults"))  # noqa: S311 - repeatable, not secret
         super().__init__(
             models=kie.MODELS if models is None else models,
             kkiai_model=kkiai_model,
-            book=TaskBook(speed, durations, price, credits, random.Random(seed)),  # noqa: S311
+            task_store=TaskStore(speed, durations, price, credits, random.Random(seed)),  # noqa: S311
             faults=faults,
-            courier=Courier(faults, counts, speed, hmac_key),
+            callback_sender=CallbackSender(faults, counts, speed, hmac_key),
             counts=counts,
         )
-        self._host, self._port = host, port
+        self._host = host
+        self._port = port
         self._keys = {"kie": kie_key, "kkiai": kkiai_key}
-        creates, polls = Window(20, 10.0 / speed), Window(10, 1.0 / speed)
-        self._windows = {"create": creates, "omni": creates, "poll": polls} if strict_limits else {}
+        self._windows = _documented_limits(speed) if strict_limits else {}
         self._runner: web.AppRunner | None = None
 
     def __repr__(self) -> str:
-        return f"<Emulator {self.url or 'not started'}, {len(self.book.tasks)} tasks>"
+        return f"<Emulator {self.url or 'not started'}, {len(self.task_store.tasks)} tasks>"
 
     async def start(self) -> None:
-        """Listen. From here on the emulator belongs to the running event loop.
+        """Start to listen. The emulator then belongs to the running event loop.
 
         Raises:
-            OSError: the port is taken.
+            OSError: The port is taken.
         """
         self._loop = asyncio.get_running_loop()
-        self.book.clock = self._loop.time
-        app = web.Application(client_max_size=LARGEST_BODY)
+        self.task_store.clock = self._loop.time
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_route("*", "/{path:.*}", self._serve)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -127,10 +144,10 @@ class Emulator(World):
         self.files.root = f"{self.url}/files/"
 
     async def aclose(self) -> None:
-        """Stop: requests under way are cut off, callbacks not delivered yet are dropped."""
+        """Stop: disconnect running requests, and drop the callbacks that are not delivered."""
         if self._runner is not None:
             await self._runner.cleanup()
-        await self.courier.aclose()
+        await self.callback_sender.aclose()
 
     async def __aenter__(self) -> Self:
         try:
@@ -146,104 +163,134 @@ class Emulator(World):
         await self.aclose()
 
     def add_origin(self, task_id: str, *, seconds: float | None = None) -> str:
-        """Declare an id to be a finished video of either provider, of a known length or not.
+        """Declare an id to be a finished video of either provider, and return the id.
 
-        Without it an id that has the form of a real one (`rules.KIE_ID`, `kkiai.TASK_ID`) is taken for such a video
-        too, of unknown length; anything else does not exist.
+        An undeclared id is accepted as a video of unknown length if it has the form of a
+        real one (`validation.KIE_ID`, `kkiai.TASK_ID`). Any other id does not exist.
+
+        Args:
+            task_id: The id of the task that made the video.
+            seconds: The length of the video, if it is to be checked.
         """
-        self.book.origins[task_id] = seconds
+        self.task_store.origins[task_id] = seconds
         return task_id
 
     def finish(self, task_id: str, **result_override: object) -> None:
-        """End a running task well, now, with another `resultJson` if one is given. Callable from any thread.
+        """End a running task now, with success. Can be called from any thread.
+
+        Args:
+            task_id: The task.
+            result_override: The members of `resultJson`; by default the result of the
+                task's model.
 
         Raises:
-            KeyError: there is no such task.
-            ValueError: it has ended already.
+            KeyError: The task does not exist.
+            ValueError: The task has ended already.
         """
-        task = self.book.finish(task_id, result_override)
-        self._loop.call_soon_threadsafe(self.courier.expect, task)
+        task = self.task_store.finish(task_id, result_override)
+        self._loop.call_soon_threadsafe(self.callback_sender.schedule, task)
 
     def fail(self, task_id: str, code: str = "501", message: str = "generation failed") -> None:
-        """End a running task as failed, now; raises as `finish` does. Callable from any thread."""
-        task = self.book.fail(task_id, code=code, message=message)
-        self._loop.call_soon_threadsafe(self.courier.expect, task)
-
-    async def until(self, predicate: Callable[[], object], *, timeout: float = 10.0) -> None:
-        """Wait until the predicate holds; from any event loop.
+        """End a running task now, with a failure. Can be called from any thread.
 
         Raises:
-            TimeoutError: it did not within so many real seconds.
+            KeyError: The task does not exist.
+            ValueError: The task has ended already.
+        """
+        task = self.task_store.fail(task_id, code=code, message=message)
+        self._loop.call_soon_threadsafe(self.callback_sender.schedule, task)
+
+    async def until(self, predicate: Callable[[], object], *, timeout: float = 10.0) -> None:
+        """Wait until the predicate is true. Can be called from any event loop.
+
+        Raises:
+            TimeoutError: The predicate is still false after `timeout` real seconds.
         """
         async with asyncio.timeout(timeout):
-            while not predicate():  # noqa: ASYNC110 - time alone can make it true, and no event tells of that
-                await asyncio.sleep(TICK)
+            while not predicate():  # noqa: ASYNC110 - the predicate may depend on time alone
+                await asyncio.sleep(UNTIL_INTERVAL)
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         route = ROUTES.get((request.method, request.path))
         if route is None:
-            reply, fault = await self._aside(request), None
+            reply, fault = await self._handle_other(request), None
         else:
-            self.seen[request.method, request.path] += 1
-            self.counts.polls += route.place == "poll"
-            reply, fault = await self._answer(route, request)
-        if reply.status == TOO_MANY or reply.body.startswith(b'{"code":429,'):
-            self.counts.rejected[route.place if route else "other"] += 1
-        if route or reply.status >= FAILED:  # not the page that refreshes itself
-            self.requests.append(Seen(request.method, request.path_qs, reply.status, fault.kind if fault else None))
+            self.request_counts[request.method, request.path] += 1
+            self.counts.polls += route.endpoint == "poll"
+            reply, fault = await self._handle(route, request)
+        self._record(request, route, reply, fault)
         if fault is not None and (send := KINDS[fault.kind].send) is not None:
             return await send(request, reply, fault)
-        return await wire.plainly(request, reply)
+        return await transmission.send(request, reply)
 
-    async def _answer(self, route: Route, request: web.Request) -> tuple[Reply, Fault | None]:
+    def _record(self, request: web.Request, route: Route | None, reply: Reply, fault: Fault | None) -> None:
+        if reply.status == HTTPStatus.TOO_MANY_REQUESTS or reply.body.startswith(b'{"code":429,'):
+            self.counts.rate_limited[route.endpoint if route else "other"] += 1
+        if route or reply.status >= HTTPStatus.BAD_REQUEST:  # omit the dashboard, which reloads itself
+            kind = fault.kind if fault else None
+            self.requests.append(LoggedRequest(request.method, request.path_qs, reply.status, kind))
+
+    async def _handle(self, route: Route, request: web.Request) -> tuple[Reply, Fault | None]:
         try:
-            fault = self._fault_of(route, request)
+            fault = self._find_fault(route, request)
         except ValueError as error:
-            return wrong_fault(error), None
-        if fault is not None and (answer := KINDS[fault.kind].answer) is not None:
-            return answer(fault, route.place), fault
+            return invalid_fault(error), None
+        if fault is not None and (respond := KINDS[fault.kind].respond) is not None:
+            return respond(fault, route.endpoint), fault
         try:
             self._admit(route, request)
             return await route.handler(self, request), fault
-        except Refusal as refusal:
-            self.counts.refused += 1
-            return refusal.reply, fault
+        except Rejection as rejection:
+            self.counts.rejected += 1
+            return rejection.reply, fault
 
-    def _fault_of(self, route: Route, request: web.Request) -> Fault | None:
+    def _find_fault(self, route: Route, request: web.Request) -> Fault | None:
+        """Return the fault of the request's header, or the first active fault that hits."""
         header = request.headers.get("X-Emulator-Fault")
         if header is not None:
-            fault = from_header(header)
+            fault = parse_header(header)
             kind = KINDS[fault.kind]
-            return fault if kind.answer or (kind.send and fault.on != "callback") else None
+            return fault if kind.respond or (kind.send and fault.on != "callback") else None
         if not self.faults.active:
             return None
-        return self.faults.pick(route.place, self.book.tasks.get(request.query.get("taskId", "")))
+        return self.faults.pick(route.endpoint, self.tasks.get(request.query.get("taskId", "")))
 
     def _admit(self, route: Route, request: web.Request) -> None:
+        """Check the API key and the rate limit.
+
+        Raises:
+            Rejection: The key is wrong, or the limit is reached.
+        """
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-        wanted = self._keys[route.provider]
-        if scheme != "Bearer" or not key or (wanted is not None and key != wanted):
-            raise Refusal(_unauthorized(route))
-        window = self._windows.get(route.place)
-        if window is not None and not window.admits(self.book.clock()):
-            raise Refusal(kie_reply(429, BUSY))
-        if route.place == "other":
+        expected = self._keys[route.provider]
+        if scheme != "Bearer" or not key or (expected is not None and key != expected):
+            raise Rejection(_unauthorized(route))
+        window = self._windows.get(route.endpoint)
+        if window is not None and not window.admit(self.task_store.clock()):
+            raise Rejection(kie_reply(429, BUSY))
+        if route.endpoint == "other":
             self.counts.other += 1
 
-    async def _aside(self, request: web.Request) -> Reply:
-        """Everything that is no provider's: the page, the files, the controls, and the unknown."""
+    async def _handle_other(self, request: web.Request) -> Reply:
+        """Respond to what is no provider's route: control API, dashboard, files, unknown paths."""
         handler = control.ROUTES.get((request.method, request.path))
         if handler is not None:
             return await handler(self, request)
         if request.method == "GET" and request.path == "/":
-            return page.render(self, ROUTES)
-        file = self.files.at(f"{self.url}{request.rel_url.raw_path}")
+            return dashboard.render(self, ROUTES)
+        file = self.files.find(f"{self.url}{request.rel_url.raw_path}")
         if file is not None and request.method == "GET":
-            return Reply(200, file.content, file.mime)
+            return Reply(HTTPStatus.OK, file.content, file.mime)
         if any(path == request.path for _, path in ROUTES):
-            return Reply(405, encoded({"code": 405, "msg": "Method not allowed", "data": None}))
+            body = encoded({"code": 405, "msg": "Method not allowed", "data": None})
+            return Reply(HTTPStatus.METHOD_NOT_ALLOWED, body)
         text = f"Invalid URL ({request.method} {request.path})"
         return kkiai_error(1, 404, message=text, type="invalid_request_error", code="")
+
+
+def _documented_limits(speed: float) -> dict[str, SlidingWindow]:
+    creates = SlidingWindow(20, 10.0 / speed)
+    return {"create": creates, "omni": creates, "poll": SlidingWindow(10, 1.0 / speed)}
 
 
 def _unauthorized(route: Route) -> Reply:

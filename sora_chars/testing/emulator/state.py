@@ -1,4 +1,4 @@
-"""What the emulator holds: its tasks and files, its faults, and what it has seen. The routes read and change it."""
+"""The state of one emulator, which its route handlers read and change."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from .files import FileStore
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .callbacks import Courier
+    from .callbacks import CallbackSender
     from .counters import Counts
-    from .faults import Fault, FaultBox
-    from .tasks import EmulatedTask, TaskBook
+    from .faults import Fault, FaultRegistry
+    from .tasks import EmulatedTask, TaskStore
 
-REQUESTS_KEPT = 1000
+MAX_LOGGED_REQUESTS = 1000
 
 
-class Seen(NamedTuple):
-    """A request as the log keeps it; `status` is the server's own, whatever a fault did to the answer."""
+class LoggedRequest(NamedTuple):
+    """A request in the log.
+
+    `status` is the status that the server chose, even if a fault destroyed the response;
+    `fault` is the kind of the fault that hit the request.
+    """
 
     method: str
     path: str
@@ -30,24 +34,37 @@ class Seen(NamedTuple):
 
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
-class World:
-    """All that one emulator knows. `seen` counts the requests of each route, by method and path."""
+class EmulatorState:
+    """Everything that one emulator knows.
+
+    Attributes:
+        models: What each existing model makes.
+        kkiai_model: The model that kkiai.com's route requires; None forbids one.
+        task_store: The tasks and the credits.
+        faults: The active faults.
+        callback_sender: Sends the callbacks.
+        counts: What the emulator received.
+        files: The files that the emulator serves.
+        requests: The latest requests, oldest first.
+        request_counts: The number of requests by method and path.
+        url: Where the emulator listens.
+    """
 
     models: Mapping[str, str]
     kkiai_model: str | None
-    book: TaskBook
-    faults: FaultBox
-    courier: Courier
+    task_store: TaskStore
+    faults: FaultRegistry
+    callback_sender: CallbackSender
     counts: Counts
     files: FileStore = attrs.field(factory=FileStore)
-    requests: deque[Seen] = attrs.field(factory=lambda: deque[Seen](maxlen=REQUESTS_KEPT))
-    seen: Counter[tuple[str, str]] = attrs.field(factory=Counter[tuple[str, str]])
+    requests: deque[LoggedRequest] = attrs.field(factory=lambda: deque[LoggedRequest](maxlen=MAX_LOGGED_REQUESTS))
+    request_counts: Counter[tuple[str, str]] = attrs.field(factory=Counter)
     url: str = ""
 
     @property
     def tasks(self) -> Mapping[str, EmulatedTask]:
         """Every task by its id, oldest first."""
-        return self.book.tasks
+        return self.task_store.tasks
 
     def fault(
         self,
@@ -58,16 +75,23 @@ class World:
         rate: float = 1.0,
         **settings: object,
     ) -> Fault:
-        """Let something go wrong. `faults.KINDS` is the table of kinds, their places and settings.
+        """Make requests, tasks or callbacks fail.
+
+            emulator.fault("http_500", on="poll", times=3)
+            emulator.fault("delay", on="callback", seconds=0.1)
 
         Args:
-            kind: A row of the table.
-            on: create, poll, callback, upload, character, omni, other or any; None is the kind's own place.
-            times: How often it consecutive_429s before it is spent; None is without end.
-            rate: The share of the requests that it consecutive_429s.
-            settings: The kind's own, such as `seconds=0.1`.
+            kind: The failure; `sora_chars.testing.emulator.faults.KINDS` lists them all.
+            on: create, poll, callback, upload, character, omni, other or any. Defaults to
+                the first target of the kind.
+            times: After how many hits the fault ends; None for never.
+            rate: The share of the matching requests that the fault hits.
+            settings: The settings of the kind, such as `seconds=0.1`.
+
+        Returns:
+            The fault; `hits` counts what it hit, and `remove()` ends it.
 
         Raises:
-            ValueError: no such kind, place or setting.
+            ValueError: The kind, the target or a setting is unknown.
         """
         return self.faults.add(kind, on=on, times=times, rate=rate, settings=settings)

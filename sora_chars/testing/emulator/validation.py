@@ -1,4 +1,7 @@
-"""What the documentation allows in the input of kie.ai's models, and how often. Written apart from the SDK's checks."""
+"""The documented rules for kie.ai's inputs and rate limits.
+
+They are written independently of the checks in the SDK.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +18,25 @@ if TYPE_CHECKING:
 
 TIMESTAMPS = re.compile(r"([0-9]+(?:\.[0-9]+)?),([0-9]+(?:\.[0-9]+)?)")
 KIE_ID = re.compile(r"[0-9a-f]{32}|task_[\w.-]+_[0-9]+")
-"""An id of this shape that the emulator did not make is taken for a video made before it started."""
+"""An id of this form is accepted as a video that was made before the emulator started."""
 
 
-def span_problem(value: object, longest: int) -> str | None:
-    """What is wrong with `timestamps`: "x,y" in seconds, 1 to `longest` seconds apart; or None."""
+def span_problem(value: object, max_seconds: int) -> str | None:
+    """Return what is wrong with `timestamps`, or None.
+
+    The value must be "x,y" in seconds, and span 1 to `max_seconds` seconds.
+    """
     match = TIMESTAMPS.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return 'must be a string "x,y" of seconds'
-    start, end = Decimal(match[1]), Decimal(match[2])
-    if not 1 <= end - start <= longest:
-        return f"must span 1 to {longest} seconds"
+    seconds = Decimal(match[2]) - Decimal(match[1])
+    if not 1 <= seconds <= max_seconds:
+        return f"must span 1 to {max_seconds} seconds"
     return None
 
 
 def is_url(value: object) -> bool:
-    """Whether it is an absolute http or https URL."""
+    """Whether the value is an absolute http or https URL."""
     if not isinstance(value, str) or any(character.isspace() for character in value):
         return False
     try:
@@ -40,17 +46,17 @@ def is_url(value: object) -> bool:
         return False
 
 
-def _text(longest: int = 5000) -> Callable[[object], str | None]:
+def _text(max_length: int = 5000) -> Callable[[object], str | None]:
     def check(value: object) -> str | None:
         if not isinstance(value, str):
             return "must be a string"
-        return None if len(value) <= longest else f"must be at most {longest} characters"
+        return None if len(value) <= max_length else f"must be at most {max_length} characters"
 
     return check
 
 
-def _filled(longest: int = 5000) -> Callable[[object], str | None]:
-    text = _text(longest)
+def _nonempty_text(max_length: int = 5000) -> Callable[[object], str | None]:
+    text = _text(max_length)
     return lambda value: "must not be empty" if isinstance(value, str) and not value.strip() else text(value)
 
 
@@ -70,38 +76,38 @@ def _flag(value: object) -> str | None:
     return None if isinstance(value, bool) else "must be a boolean"
 
 
-def _urls(least: int, most: int) -> Callable[[object], str | None]:
-    def check(value: object) -> str | None:
-        if not isinstance(value, list) or not least <= len(cast("list[object]", value)) <= most:
-            return (
-                f"must be an array of {least} to {most} URLs"
-                if least != most
-                else f"must be an array of exactly {most} URL"
-            )
-        return None if all(map(is_url, cast("list[object]", value))) else "must hold http or https URLs"
-
-    return check
+def _single_url(value: object) -> str | None:
+    urls = cast("list[object]", value) if isinstance(value, list) else []
+    if len(urls) != 1:
+        return "must be an array of exactly 1 URL"
+    return None if is_url(urls[0]) else "must hold http or https URLs"
 
 
-def _texts(most: int) -> Callable[[object], str | None]:
+def _texts(max_items: int) -> Callable[[object], str | None]:
     def check(value: object) -> str | None:
         items = cast("list[object]", value) if isinstance(value, list) else [None]
-        right = len(items) <= most and all(isinstance(item, str) and item for item in items)
-        return None if right else f"must be an array of at most {most} strings"
+        valid = len(items) <= max_items and all(isinstance(item, str) and item for item in items)
+        return None if valid else f"must be an array of at most {max_items} strings"
 
     return check
 
 
 @attrs.frozen
 class Rules:
-    """The fields that an object may have, each with its check, and those that it must have."""
+    """The rules for one JSON object.
+
+    Attributes:
+        required: The fields that the object must have.
+        fields: The fields that the object may have. Each check returns what is wrong with
+            a value, or None.
+    """
 
     required: tuple[str, ...]
     fields: Mapping[str, Callable[[object], str | None]]
 
 
 _VIDEO = {
-    "prompt": _filled(10_000),
+    "prompt": _nonempty_text(10_000),
     "aspect_ratio": _one_of("portrait", "landscape"),
     "n_frames": _one_of("10", "15"),
     "remove_watermark": _flag,
@@ -112,58 +118,64 @@ INPUT_RULES: dict[str, Rules] = {
     "sora-2-characters-pro": Rules(
         ("origin_task_id", "timestamps", "character_prompt"),
         {
-            "origin_task_id": _filled(),
+            "origin_task_id": _nonempty_text(),
             "timestamps": lambda value: span_problem(value, 4),
-            "character_prompt": _filled(),
-            "character_user_name": _filled(40),
+            "character_prompt": _nonempty_text(),
+            "character_user_name": _nonempty_text(40),
             "safety_instruction": _text(),
         },
     ),
     "sora-2-characters": Rules(
         ("character_file_url",),
-        {"character_file_url": _urls(1, 1), "character_prompt": _text(), "safety_instruction": _text()},
+        {"character_file_url": _single_url, "character_prompt": _text(), "safety_instruction": _text()},
     ),
     "sora-2-text-to-video": Rules(("prompt",), _VIDEO),
-    "sora-2-image-to-video": Rules(("prompt", "image_urls"), _VIDEO | {"image_urls": _urls(1, 1)}),
+    "sora-2-image-to-video": Rules(("prompt", "image_urls"), _VIDEO | {"image_urls": _single_url}),
 }
 TASK_RULES = Rules(
     ("model", "input"),
-    {"model": _filled(200), "input": _object, "callBackUrl": _url, "progressCallBackUrl": _url},
+    {"model": _nonempty_text(200), "input": _object, "callBackUrl": _url, "progressCallBackUrl": _url},
 )
 OMNI_RULES = Rules(
     ("descriptions", "image_urls"),
     {
-        "descriptions": _filled(),
-        "image_urls": _urls(1, 1),
+        "descriptions": _nonempty_text(),
+        "image_urls": _single_url,
         "audio_ids": _texts(100),
-        "character_name": _filled(),
+        "character_name": _nonempty_text(),
     },
 )
 
 
 def problem(rules: Rules, values: Mapping[str, object]) -> tuple[int, str] | None:
-    """The first thing wrong, as code and message: 500 for a missing field, as seen; 422 for a wrong one."""
+    """Return the code and message of the first problem, or None.
+
+    The code is 500 for a missing field, as observed, and 422 for a wrong value.
+    """
     for name in rules.required:
         if values.get(name) is None:
             return 500, f"{name} is required"
     for name, value in values.items():
         if name not in rules.fields:
             return 422, f"{name} is not a known parameter"
-        if (trouble := rules.fields[name](value)) is not None:
-            return 422, f"{name} {trouble}"
+        if (error := rules.fields[name](value)) is not None:
+            return 422, f"{name} {error}"
     return None
 
 
 @attrs.define(eq=False)
-class Window:
-    """At most `limit` within any `seconds`: a sliding window; what it turns away does not count."""
+class SlidingWindow:
+    """A rate limit: at most `limit` requests within any `seconds`.
+
+    Rejected requests do not count.
+    """
 
     limit: int
     seconds: float
     _admitted: deque[float] = attrs.field(factory=deque, init=False)
 
-    def admits(self, now: float) -> bool:
-        """Take a place at the time `now`, or say that none is free."""
+    def admit(self, now: float) -> bool:
+        """Count a request at the time `now`, or return False if the limit is reached."""
         while self._admitted and self._admitted[0] <= now - self.seconds:
             self._admitted.popleft()
         if len(self._admitted) >= self.limit:

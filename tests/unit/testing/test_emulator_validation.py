@@ -1,4 +1,4 @@
-"""What the emulator lets through, from both sides of each limit."""
+"""The emulator's checks of requests, on both sides of each limit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sora_chars.testing.emulator.validation import (
     OMNI_RULES,
     TASK_RULES,
     Rules,
-    Window,
+    SlidingWindow,
     is_url,
     problem,
     span_problem,
@@ -31,15 +31,15 @@ RULES: dict[str, tuple[Rules, dict[str, object]]] = {
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_plain_request_passes(name: str) -> None:
-    """The smallest right request of each kind passes."""
+def test_accepts_smallest_requests(name: str) -> None:
+    """The smallest valid request of each kind is accepted."""
     rules, values = RULES[name]
     assert problem(rules, values) is None
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_each_required_field_is_missed(name: str) -> None:
-    """Without one of its required fields, or with null in it, a request gets code 500 and "... is required"."""
+def test_requires_fields(name: str) -> None:
+    """A required field that is missing or null is code 500 with "... is required"."""
     rules, values = RULES[name]
     for field in rules.required:
         rest = {key: value for key, value in values.items() if key != field}
@@ -66,8 +66,8 @@ def test_each_required_field_is_missed(name: str) -> None:
         ("task", "progressCallBackUrl", URL),
     ],
 )
-def test_a_value_on_the_limit_passes(name: str, field: str, value: object) -> None:
-    """The longest and the emptiest allowed values pass."""
+def test_accepts_values_at_the_limit(name: str, field: str, value: object) -> None:
+    """The longest and the shortest valid values are accepted."""
     rules, values = RULES[name]
     assert problem(rules, values | {field: value}) is None
 
@@ -102,35 +102,35 @@ def test_a_value_on_the_limit_passes(name: str, field: str, value: object) -> No
         ("task", "priority", 1, "is not a known parameter"),
     ],
 )
-def test_a_value_beyond_the_limit_is_refused(name: str, field: str, value: object, message: str) -> None:
-    """A wrong value gets code 422 and a message that names the field and the rule."""
+def test_rejects_values_beyond_the_limit(name: str, field: str, value: object, message: str) -> None:
+    """A wrong value is code 422 with a message that names the field and the rule."""
     rules, values = RULES[name]
     assert problem(rules, values | {field: value}) == (422, f"{field} {message}")
 
 
 @pytest.mark.parametrize("text", ["1,2", "0,4", "3.55,5.55", "0.1,1.1", "10.5,14.5"])
-def test_a_span_within_bounds_passes(text: str) -> None:
-    """A span of exactly the least and exactly the most seconds passes, without float noise."""
+def test_accepts_spans_within_bounds(text: str) -> None:
+    """Spans of exactly the minimum and the maximum are accepted, without rounding errors."""
     assert span_problem(text, 4) is None
 
 
 @pytest.mark.parametrize(
     "text", ["1,1.99", "1,5.01", "3,1", "1, 3", " 1,3", "1,3\n", "1;3", "1,3,5", "-1,1", "1.,3", ".5,2"]
 )
-@pytest.mark.parametrize("longest", [3, 4])
-def test_a_span_is_refused(text: str, longest: int) -> None:
-    """Too short, too long, backwards and every other spelling is refused."""
-    assert span_problem(text, longest) is not None
+@pytest.mark.parametrize("max_seconds", [3, 4])
+def test_rejects_spans(text: str, max_seconds: int) -> None:
+    """Spans that are too short, too long, reversed or spelled differently are rejected."""
+    assert span_problem(text, max_seconds) is not None
 
 
 @pytest.mark.parametrize("value", ["1e0,3", "", "\u0663,\u0665", None, 2])
-def test_what_is_no_span_at_all_is_refused(value: object) -> None:
-    """Exponents, foreign digits, nothing and numbers are refused."""
+def test_rejects_other_values_as_spans(value: object) -> None:
+    """Exponents, non-ASCII digits, missing values and numbers are rejected."""
     assert span_problem(value, 4) is not None
 
 
 @pytest.mark.parametrize(
-    ("value", "right"),
+    ("value", "valid"),
     [
         (URL, True),
         ("http://127.0.0.1:8080/x", True),
@@ -144,26 +144,26 @@ def test_what_is_no_span_at_all_is_refused(value: object) -> None:
         (None, False),
     ],
 )
-def test_what_is_a_url(value: object, right: bool) -> None:  # noqa: FBT001 - an expectation, not an option
-    """Only absolute http and https URLs that can be called are URLs."""
-    assert is_url(value) is right
+def test_is_url(value: object, valid: bool) -> None:  # noqa: FBT001 - an expectation, not an option
+    """Only absolute http and https URLs with a usable host and port are accepted."""
+    assert is_url(value) is valid
 
 
-def test_the_convention_for_ids_from_elsewhere() -> None:
-    """An id of 32 hex digits or of the documented form is taken for an older video, anything else is not."""
+def test_form_of_older_task_ids() -> None:
+    """An id of 32 hex digits or of the documented form may be an older video; others may not."""
     assert KIE_ID.fullmatch("7118f712" * 4)
     assert KIE_ID.fullmatch("task_sora-2-text-to-video_1765174270120")
     assert not KIE_ID.fullmatch("video_e50c76ca-21d4-40e9-8485-e4ead2d37133")
 
 
-def test_rules_name_only_fields_they_check() -> None:
-    """Every required field of every table has a check."""
+def test_required_fields_have_checks() -> None:
+    """Every required field has a check."""
     tables: list[Rules] = [*INPUT_RULES.values(), OMNI_RULES, TASK_RULES]
     assert all(set(rules.required) <= set(rules.fields) for rules in tables)
 
 
-def test_a_window_slides() -> None:
-    """A window admits its limit in any span of its length; what it turned away takes no place."""
-    window = Window(2, 10.0)
-    answers = [window.admits(now) for now in (0.0, 9.0, 9.5, 9.999, 10.0, 10.5, 18.9, 19.0)]
-    assert answers == [True, True, False, False, True, False, False, True]
+def test_sliding_window() -> None:
+    """A window admits `limit` requests in any `seconds`; rejected requests do not count."""
+    window = SlidingWindow(2, 10.0)
+    admitted = [window.admit(now) for now in (0.0, 9.0, 9.5, 9.999, 10.0, 10.5, 18.9, 19.0)]
+    assert admitted == [True, True, False, False, True, False, False, True]
