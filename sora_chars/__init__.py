@@ -1,4 +1,4 @@
-"""DueQueue a piece of video into a reusable character, through any of several providers, as one awaitable.
+"""Turn a piece of video into a reusable character, through any of several providers, as one awaitable.
 
 ::
 
@@ -13,7 +13,7 @@ _MODULES = {
     "batch.batch": ("Batch",),
     "batch.outcome": ("Outcome",),
     "batch.progress": ("Progress",),
-    "callbacks.receiver": ("CallbackEvent", "CallbackReceiver"),
+    "callbacks.receiver": ("CallbackReceiver",),
     "errors": (
         "AuthenticationError",
         "ConfigurationError",
@@ -61,6 +61,7 @@ _MODULES = {
     "polling.watcher": ("TaskWatcher",),
     "protocols": ("PollingStrategy", "Provider"),
     "providers.kie": ("Kie",),
+    "providers.kie_callback": ("CallbackEvent",),
     "providers.kkiai": ("GATEWAYS", "Gateway", "Kkiai"),
     "ratelimit.window": ("Limits",),
     "session.stepping": ("Step",),

@@ -309,7 +309,7 @@ def test_a_signed_callback_wakes_the_command_that_waits(
 
     assert ended.returncode == 0
     assert "seen by callback" in ended.stdout
-    assert "callback.refused status=401" in ended.stderr
+    assert "callback.rejected status=401" in ended.stderr
     assert "hook-secret" not in ended.stderr
     assert emulator.counts.polls == 1
 

@@ -208,8 +208,8 @@ async def test_sender_leaves(stage: Stage, caplog: pytest.LogCaptureFixture) -> 
     writer.write_eof()
     await reader.read()
     writer.close()
-    await stage.emulator.until(lambda: [r for r in caplog.records if r.message == "callback.refused"])
-    (line,) = [r for r in caplog.records if r.message == "callback.refused"]
+    await stage.emulator.until(lambda: [r for r in caplog.records if r.message == "callback.rejected"])
+    (line,) = [r for r in caplog.records if r.message == "callback.rejected"]
     assert line.__dict__["reason"] == "Callback refused: its body broke off."
     assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
 

@@ -87,7 +87,7 @@ async def receiver(emulator: Emulator) -> AsyncGenerator[CallbackReceiver]:
     emulator.fault("lost_callback", times=None)
     kie = Kie(KEY, base_url=emulator.url, callback_url="http://127.0.0.1:9/hooks")
     async with CharacterSession(kie, polling=FixedInterval(0.01)) as session:
-        yield CallbackReceiver(session, HMAC_KEY, body_limit=100_000, most_events=5)
+        yield CallbackReceiver(session, HMAC_KEY, body_limit=100_000, max_events=5)
 
 
 async def ended(receiver: CallbackReceiver, emulator: Emulator) -> tuple[str, str]:

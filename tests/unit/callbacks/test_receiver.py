@@ -92,7 +92,7 @@ async def session(paper: Paper) -> AsyncGenerator[CharacterSession]:
 @pytest.fixture
 def receiver(session: CharacterSession) -> CallbackReceiver:
     """Return a receiver that takes 1000 bytes and keeps five events."""
-    return CallbackReceiver(session, body_limit=1000, most_events=5)
+    return CallbackReceiver(session, body_limit=1000, max_events=5)
 
 
 async def start(session: CharacterSession) -> TaskHandle[TaskSnapshot]:
@@ -242,7 +242,7 @@ async def test_refusal_is_one_log_line_without_secrets(
     headers = JSON | {"x-webhook-signature": "the-signature", "x-webhook-timestamp": "1"}
     status, payload = await receiver.handle("POST", paper.paths[0], headers, chunks(content("t1", "the-body")))
     (record,) = caplog.records
-    assert (status, record.message, record.levelname) == (401, "callback.refused", "WARNING")
+    assert (status, record.message, record.levelname) == (401, "callback.rejected", "WARNING")
     assert record.__dict__["status"] == 401
     assert record.__dict__["reason"] == payload["msg"]
     shown = f"{record.__dict__} {payload} {receiver!r}"
@@ -416,7 +416,7 @@ async def test_event_is_gone_once_nobody_needs_it(
 
 
 async def test_oldest_event_makes_room(receiver: CallbackReceiver, session: CharacterSession, paper: Paper) -> None:
-    """The last `most_events` events are kept; a duplicate makes an event young again."""
+    """The last `max_events` events are kept; a duplicate makes an event young again."""
     for n in range(5):
         await start(session)
         await post(receiver, paper.paths[n], content(f"t{n + 1}"))

@@ -231,10 +231,10 @@ def test_an_upload_is_told_in_tenths() -> None:
 def test_other_log_records_are_shown_with_their_facts() -> None:
     """A warning of the package is one line, safe on a terminal."""
     written = io.StringIO()
-    record = logging.makeLogRecord({"msg": "callback.refused", "status": 401, "reason": "a\x1b[1mb"})
+    record = logging.makeLogRecord({"msg": "callback.rejected", "status": 401, "reason": "a\x1b[1mb"})
     output.RecordHandler(Console(file=written)).emit(record)
 
-    assert written.getvalue() == "callback.refused status=401 reason=a [1mb\n"
+    assert written.getvalue() == "callback.rejected status=401 reason=a [1mb\n"
 
 
 WISH = ("create", "--from-task", "t", "--clip", "1,3", "--prompt", "A dog")

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sora_chars import CallbackEvent, InvalidCallbackError
-from sora_chars.callbacks.receiver import verify
+from sora_chars.providers.kie_callback import verify
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
