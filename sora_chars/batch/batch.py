@@ -27,7 +27,7 @@ from sora_chars.errors import (
 )
 from sora_chars.ids import new_key
 from sora_chars.ledger import EntryState
-from sora_chars.models import Character, Request, as_request, refuse
+from sora_chars.models import Character, Request, as_request, raise_if_invalid
 from sora_chars.ratelimit.window import UNLIMITED, flow
 
 from .budget import Budget, amount_problems
@@ -101,7 +101,7 @@ class BatchOptions:
             problems += amount_problems("budget", self.budget, "credits")
         if not (self.price is None or callable(self.price)):
             problems += amount_problems("price", self.price, "credits")
-        refuse(problems, what="The batch")
+        raise_if_invalid(problems, what="The batch")
 
 
 @attrs.define(eq=False, kw_only=True, repr=False)
