@@ -166,7 +166,7 @@ def test_models_are_listed_and_searched(cli: Cli, at: tuple[str, ...]) -> None:
     ("arguments", "kind", "said"),
     [
         (("create", "--frob"), "UsageError", "--frob"),
-        (("create", *FROM_TASK[:2], "--clip", "1,9"), "InvalidRequestError", "clip: must span 1 to 4 s"),
+        (("create", *FROM_TASK[:2], "--clip", "1,9"), "InvalidRequestError", "clip must span 1 to 4 s"),
     ],
 )
 def test_what_is_refused_before_sending_ends_with_2(cli: Cli, arguments: tuple[str, ...], kind: str, said: str) -> None:

@@ -243,7 +243,7 @@ WISH = ("create", "--from-task", "t", "--clip", "1,3", "--prompt", "A dog")
 @pytest.mark.parametrize(
     ("arguments", "kind", "said"),
     [
-        (("create", "--clip", "1,3"), "InvalidRequestError", "from_task, video"),
+        (("create", "--clip", "1,3"), "InvalidRequestError", "exactly one of from_task and video"),
         ((*WISH, "--key", ""), "InvalidRequestError", "key"),
         ((*WISH, "--base-url", "nowhere"), "ConfigurationError", "base_url"),
         ((*WISH, "--callback-url", "http://127.0.0.1:1/"), "UsageError", "--listen"),
