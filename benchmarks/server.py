@@ -95,10 +95,12 @@ class Fake:
         self._first = self._first or now
         if not self._admits(now):
             self.refused += 1
-            return web.Response(status=dialect.refusal_status, body=dialects.REFUSAL, content_type="application/json")
+            return web.Response(
+                status=dialect.rejection_status, body=dialects.REJECTION, content_type="application/json"
+            )
         task_id = f"{self._chance.getrandbits(128):032x}"
         seconds = self._chance.uniform(*self.plan.durations)
-        texts = dialect.speak(dialects.Facts(self.url, task_id, round(time.time() * 1000), seconds))
+        texts = dialect.respond(dialects.Facts(self.url, task_id, round(time.time() * 1000), seconds))
         self.tasks[task_id] = Task(now + seconds, texts)
         self.last_create, self.gets_when_created = time.time(), self.gets
         if len(self.tasks) <= self.plan.lose and request.transport:

@@ -67,7 +67,7 @@ _MODULES = {
     "session.stepping": ("Step",),
     "session.session": ("CharacterSession",),
 }
-"""Where the public names live; `__init__.pyi` tells type checkers the same. Each is loaded when first asked for."""
+"""The modules of the public names, which are imported at first access. `__init__.pyi` lists them for type checkers."""
 
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 # The stub has them one by one.

@@ -52,7 +52,7 @@ log = logging.getLogger("sora_chars.callbacks")
 
 @attrs.define(eq=False)
 class CallbackReceiver:
-    """Receives the callbacks of a session's tasks, so that a task's end is noticed before its next poll.
+    """Receives the callbacks of a session's tasks, which end a wait before the next poll is due.
 
     Mount it under the URL that the provider got as `callback_url`. In FastAPI:
 

@@ -81,7 +81,7 @@ class Envelope:
 
 
 def _classify(code: int, text: str) -> tuple[type[ProviderError], str]:
-    """Return the error class and the hint; some texts say more than their code, which varies."""
+    """Return the error class and the hint; some texts are more specific than their code, which varies."""
     if "credits insufficient" in text or "insufficient credit" in text:
         return _ERRORS[402]
     if "model name" in text and "not supported" in text:

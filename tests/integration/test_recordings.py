@@ -190,7 +190,8 @@ async def test_stream_upload(replay: Replay, kie: Kie, tmp_path: Path) -> None:
 async def test_base64_upload(replay: Replay, kie: Kie) -> None:
     """The response of the other upload route has the same shape."""
     (exchange,) = replay.load("upload-base64")
-    url, body = f"http://{replay.host(exchange['host'])}{exchange['path']}", json.loads(exchange["request"])
+    url = f"http://{replay.host(exchange['host'])}{exchange['path']}"
+    body = json.loads(exchange["request"])
     async with kie:
         stored = await kie._transport.request("POST", url, codec.read_upload, json=body)
     assert stored == "https://tempfile.redpandaai.co/kieai/136592/documents/test-uploads/test.txt"
@@ -199,7 +200,8 @@ async def test_base64_upload(replay: Replay, kie: Kie) -> None:
 async def test_rejection_in_status_200(replay: Replay, kie: Kie) -> None:
     """Code 422 inside HTTP 200 is a rejection."""
     (exchange,) = replay.load("download-url")
-    url, body = kie._api("common/download-url"), json.loads(exchange["request"])
+    url = kie._api("common/download-url")
+    body = json.loads(exchange["request"])
     async with kie:
         with pytest.raises(RequestRejectedError, match="url is wrong") as caught:
             await kie._transport.request("POST", url, kie_envelope.read_data, json=body)

@@ -57,7 +57,8 @@ def documented_tree() -> dict[str, str | None]:
     for line in (errors.__doc__ or "").splitlines():
         found = re.match(r"    ([ │├└─]*)(\w+Error)\b", line)
         if found:
-            depth, name = len(found[1]) // 4, found[2]
+            depth = len(found[1]) // 4
+            name = found[2]
             path[depth:] = [name]
             parents[name] = path[depth - 1] if depth else None
     return parents

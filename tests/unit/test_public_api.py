@@ -124,7 +124,8 @@ def test_imports_are_lazy(code: str, loaded: set[str]) -> None:
 def test_repr_hides_keys() -> None:
     """The reprs of providers, transports and sessions show no key and no proxy's password."""
     proxy = f"http://user:{KEY}@proxy:3128"
-    kie, kkiai = Kie(KEY, proxy=proxy), Kkiai(KEY, proxy=proxy)
+    kie = Kie(KEY, proxy=proxy)
+    kkiai = Kkiai(KEY, proxy=proxy)
     transport = Transport(provider="p", base_url="https://a", api_key=KEY, proxy=proxy)
     for thing in (kie, kkiai, kie._transport, transport, transport.account, CharacterSession(kie, kkiai)):
         assert KEY not in repr(thing)

@@ -294,7 +294,8 @@ async def test_expect_afterwards(receiver: CallbackReceiver, session: CharacterS
     """An event that arrived earlier is returned at once, to every caller."""
     await start(session)
     await post(receiver, fake.paths[0])
-    first, second = await receiver.expect("t1", timeout=0), await receiver.expect("t1")
+    first = await receiver.expect("t1", timeout=0)
+    second = await receiver.expect("t1")
     assert first is second
 
 

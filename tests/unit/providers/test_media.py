@@ -64,13 +64,13 @@ def ftyp(major: bytes, *compatible: bytes) -> bytes:
 
 
 def mvhd(ticks: int, *, scale: int = 1000, version: int = 0) -> bytes:
-    """Build a movie header that says it lasts `ticks`."""
+    """Build a movie header that declares a length of `ticks`."""
     layout = ">IIIII" if version == 0 else ">IQQIQ"
     return box(b"mvhd", struct.pack(layout, version << 24, 7, 7, scale, ticks), b"\1" * 80)
 
 
 def mehd(ticks: int, *, version: int = 0) -> bytes:
-    """Build the header that says how long a fragmented movie lasts."""
+    """Build the header with the length of a fragmented movie."""
     return box(b"mehd", struct.pack(">II" if version == 0 else ">IQ", version << 24, ticks))
 
 

@@ -120,7 +120,7 @@ async def test_providers_need_names_of_their_own(providers: tuple[Fake, ...]) ->
 async def test_a_request_is_given_in_one_way() -> None:
     """Unknown fields, a request with fields beside it, and what is no request are named."""
     async with session_of(Fake()) as session:
-        with pytest.raises(InvalidRequestError, match=r"promt: no such field. Allowed are from_task, .*prompt"):
+        with pytest.raises(InvalidRequestError, match=r"No such field: promt\. Allowed are from_task, .*prompt"):
             await session.submit(from_task="t", promt="a dog")
         fields: Any = {"prompt": "a dog"}
         with pytest.raises(InvalidRequestError, match="got TaskRequest with prompt"):
