@@ -1,7 +1,7 @@
-"""Part C: callbacks through the receiver on one core, signatures on, beside a bare handler that sets a future.
+"""Part C: signed callbacks through the receiver on one core, compared with a bare handler that sets a future.
 
-As a program it is one of the two processes: `receive KIND FLOOD STEADY` takes callbacks and prints one line of JSON,
-`send FILE URL RATE` posts those of a file.
+Run as a program, this file is one of two processes: `receive KIND FLOOD STEADY` receives
+callbacks and prints one line of JSON, and `send FILE URL RATE` posts the callbacks of a file.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ BARE, MEMORY, SQLITE, CONFIRMED = "bare handler", "receiver, memory:", "receiver
 KINDS = (BARE, MEMORY, SQLITE, CONFIRMED)
 FLOOD, STEADY, RATE = 5000, 1000, 200  # callbacks at full speed, callbacks at a rate, callbacks a second
 QUICK_FLOOD, QUICK_STEADY = 200, 50
-WARM = 200  # callbacks before those that count: a server runs for days
+WARM = 200  # callbacks before the measured ones, as a server runs for days
 CONNECTIONS = 16
 ROUNDS = 5
 
 
 class Called(Stub):
-    """Remembers callback URLs. Its tasks have ended when they are made, or at the first look."""
+    """A provider that records callback URLs. Its tasks end at creation, or by the first poll."""
 
     def __init__(self, url: str, *, ended: bool) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Called(Stub):
 
 
 async def receive(kind: str, flood: int, steady: int) -> dict[str, float]:
-    """Take some callbacks to warm up, then both lots, and say what these cost."""
+    """Receive some callbacks to warm up, then both series; return what the series cost."""
     received: dict[str, float] = {}
 
     @web.middleware
@@ -111,10 +111,10 @@ async def receive(kind: str, flood: int, steady: int) -> dict[str, float]:
 
 @contextlib.asynccontextmanager
 async def bare(app: web.Application, count: int) -> AsyncGenerator[tuple[dict[str, str], Await], None]:
-    """A handler that sets a future, by hand."""
+    """A handler that only sets a future."""
     futures: dict[str, asyncio.Future[Any]] = {}
 
-    async def answer(request: web.Request) -> web.Response:
+    async def respond(request: web.Request) -> web.Response:
         data = (await request.json())["data"]
         futures[data["taskId"]].set_result(data)
         return web.json_response({"code": 200, "msg": "success"})
@@ -122,13 +122,13 @@ async def bare(app: web.Application, count: int) -> AsyncGenerator[tuple[dict[st
     def wait(task_id: str) -> asyncio.Future[Any]:
         return futures.setdefault(task_id, asyncio.get_running_loop().create_future())
 
-    app.router.add_post("/hooks/{token}", answer)
+    app.router.add_post("/hooks/{token}", respond)
     yield {f"{number:032x}": f"/hooks/{number:032x}" for number in range(count)}, wait
 
 
 @contextlib.asynccontextmanager
 async def ours(app: web.Application, kind: str, count: int) -> AsyncGenerator[tuple[dict[str, str], Await], None]:
-    """A session that has asked for so many tasks, and its receiver."""
+    """A session with `count` submitted tasks, and its receiver."""
     provider = Called("http://127.0.0.1", ended=kind != CONFIRMED)
     with tempfile.TemporaryDirectory() as folder:
         ledger = "memory:" if kind == MEMORY else str(Path(folder) / "characters.db")
@@ -143,7 +143,7 @@ async def ours(app: web.Application, kind: str, count: int) -> AsyncGenerator[tu
 
 
 async def take(paths: dict[str, str], wait: Await, received: dict[str, float], url: str, rate: int) -> dict[str, float]:
-    """Await so many callbacks while the other process posts them."""
+    """Await the callbacks of `paths` while the other process posts them."""
     waits: list[float] = []
 
     async def resumed(task_id: str, path: str) -> None:
@@ -159,11 +159,11 @@ async def take(paths: dict[str, str], wait: Await, received: dict[str, float], u
         sender = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
         assert sender.stdin
         assert sender.stdout
-        await sender.stdout.readline()  # it is ready
+        await sender.stdout.readline()  # "ready"
         cpu, began = cpu_seconds(), time.perf_counter()
         sender.stdin.write(b"go\n")
         await asyncio.gather(*awaiters)
-        await sender.stdout.readline()  # it has all its answers
+        await sender.stdout.readline()  # "done": all responses have arrived
         used = {"seconds": time.perf_counter() - began, "cpu_s": cpu_seconds() - cpu}
         sender.stdin.close()
         await sender.wait()
@@ -174,7 +174,7 @@ async def take(paths: dict[str, str], wait: Await, received: dict[str, float], u
 
 
 def posts(paths: dict[str, str]) -> list[bytes]:
-    """Whole requests, signed."""
+    """Return complete signed requests."""
     now = str(int(time.time()))
     made = []
     for task_id, path in paths.items():
@@ -190,7 +190,7 @@ def posts(paths: dict[str, str]) -> list[bytes]:
 
 
 async def send(requests: list[bytes], url: str, rate: float) -> None:
-    """Post all over a few connections, as fast as they are answered or at a rate."""
+    """Post all requests over a few connections, as fast as responses arrive or at a rate."""
     host, port = url.removeprefix("http://").split(":")
     todo = iter(enumerate(requests))
     began = time.perf_counter()
@@ -211,7 +211,7 @@ async def send(requests: list[bytes], url: str, rate: float) -> None:
 
 
 def pin(core: int) -> None:
-    """Stay on one core, where the system can and there is more than one."""
+    """Bind the process to one core, on Linux with several cores."""
     if sys.platform == "linux":
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[core % len(cores)]})
@@ -221,7 +221,7 @@ def pin(core: int) -> None:
 
 
 def figures(*, quick: bool) -> list[dict[str, Any]]:
-    """For each kind the medians of some rounds, and of the CPU's ratios to the bare handler's of the same round."""
+    """Return the medians of some rounds for each kind, and the CPU ratio to the bare handler of the same round."""
     flood, steady, rounds = (QUICK_FLOOD, QUICK_STEADY, 1) if quick else (FLOOD, STEADY, ROUNDS)
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""What each protocol answers: when a task is made, while it runs, and when it is done. Pure text, made once a task."""
+"""The responses of each protocol: to a create, about a running task and about a finished one, made once a task."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 JSON = "application/json"
 KIE_JSON = "application/json;charset=UTF-8"  # as recorded
-REFUSAL = b'{"code":429,"msg":"Your call frequency is too high. Please try again later.","data":null}'
+REJECTION = b'{"code":429,"msg":"Your call frequency is too high. Please try again later.","data":null}'
 OUTAGE = b'{"code":503,"msg":"Service unavailable","data":null}'
 
 
 @attrs.frozen
 class Facts:
-    """What a task's texts are made of. `created_ms`: epoch milliseconds."""
+    """The facts in the responses about a task. `created_ms` is milliseconds since the epoch."""
 
     url: str
     task_id: str
@@ -34,23 +34,23 @@ class Facts:
 
 @attrs.frozen
 class Texts:
-    """The answers of one task. `result`: of its own GET, where the status has another."""
+    """The responses about one task. `result` is that of a second URL, for protocols that have one."""
 
     created: bytes
     running: bytes
     done: bytes
     result: bytes | None = None
-    headers: dict[str, str] = attrs.field(factory=dict[str, str])
+    headers: dict[str, str] = attrs.field(factory=dict)
     content_type: str = JSON
 
 
 @attrs.frozen
 class Dialect:
-    """How a protocol answers a create. `refusal_status`: of a 429."""
+    """How a protocol responds to a create. `rejection_status` is the HTTP status of a rate limit."""
 
-    speak: Callable[[Facts], Texts]
+    respond: Callable[[Facts], Texts]
     created_status: int = 200
-    refusal_status: int = 429
+    rejection_status: int = 429
     content_type: str = JSON
 
 
@@ -106,7 +106,7 @@ def openai(facts: Facts) -> Texts:
 
 
 def fal(facts: Facts) -> Texts:
-    """The queue of fal.ai, whose result has an address of its own."""
+    """The queue of fal.ai, whose result has its own URL."""
     address = f"{facts.url}/fal/o/a/requests/{facts.task_id}"
     urls = {"response_url": address, "status_url": f"{address}/status", "cancel_url": f"{address}/cancel"}
     status = {"request_id": facts.task_id, **urls}
@@ -159,11 +159,11 @@ def azure(facts: Facts) -> Texts:
 
 
 DIALECTS = {
-    "/api/v1/jobs/createTask": Dialect(kie, refusal_status=200, content_type=KIE_JSON),
+    "/api/v1/jobs/createTask": Dialect(kie, rejection_status=200, content_type=KIE_JSON),
     "/v1/videos": Dialect(openai),
     "/fal/o/a": Dialect(fal),
     "/v1/predictions": Dialect(replicate, created_status=201),
     "/v1/text_to_image": Dialect(runway),
     "/azure/operations": Dialect(azure, created_status=202),
 }
-"""By the path of the POST that makes a task."""
+"""The dialects by the path of the POST that creates a task."""

@@ -1,4 +1,4 @@
-"""Fault card: callbacks that come early, late, twice, forged, again or oversized, and a flood of junk."""
+"""Fault card: early, late, duplicate, forged, replayed and oversized callbacks, and a flood of junk."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]] | None] = {
 
 
 def figures(*, quick: bool) -> dict[str, Any]:
-    """One row for each kind, and what a flood of junk leaves in memory."""
-    logging.getLogger("sora_chars.callbacks").setLevel(logging.ERROR)  # it warns of each one
+    """Return one row for each kind, and the memory that a flood of junk leaves."""
+    logging.getLogger("sora_chars.callbacks").setLevel(logging.ERROR)  # it logs a warning for each rejection
     tasks, flood = (QUICK_TASKS, QUICK_FLOOD) if quick else (TASKS, FLOOD)
     return {
         "kinds": [asyncio.run(card(kind, tasks)) for kind in KINDS],
@@ -53,7 +53,7 @@ def figures(*, quick: bool) -> dict[str, Any]:
 
 @attrs.define(eq=False)
 class Scene:
-    """An emulator, a session whose callbacks arrive, and the receiver."""
+    """An emulator, a session and the receiver of its callbacks."""
 
     emulator: Emulator
     session: CharacterSession
@@ -62,7 +62,7 @@ class Scene:
 
 @asynccontextmanager
 async def scene(seconds: tuple[float, float]) -> AsyncGenerator[Scene, None]:
-    """Set it up, with every callback signed; tasks take so many seconds."""
+    """Open a scene with signed callbacks; tasks take `seconds`, from the least to the most."""
     async with Emulator(durations=seconds, hmac_key=HMAC_KEY, credits=1e9) as emulator, receiving() as (receivers, url):
         kie = Kie(KEY, base_url=emulator.url, callback_url=f"{url}/hooks", limits=None)
         with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +73,7 @@ async def scene(seconds: tuple[float, float]) -> AsyncGenerator[Scene, None]:
 
 
 async def card(kind: str, tasks: int) -> dict[str, Any]:
-    """So many tasks whose callbacks all go wrong in this way."""
+    """Run tasks whose callbacks all have the fault `kind`."""
     async with scene((0.3, 0.6)) as it:
         if fault := KINDS[kind]:
             it.emulator.fault(fault[0], times=None, **fault[1])
@@ -112,20 +112,20 @@ async def post(it: Scene, task_id: str, body: bytes) -> int:
     }
     url = str(it.emulator.tasks[task_id].callback_url)
     try:
-        async with aiohttp.ClientSession() as http, http.post(url, data=body, headers=headers) as answer:
-            return answer.status
-    except aiohttp.ClientError:  # it hung up on us, which is no acceptance
+        async with aiohttp.ClientSession() as http, http.post(url, data=body, headers=headers) as response:
+            return response.status
+    except aiohttp.ClientError:  # the receiver closed the connection, so it has not accepted the callback
         return 0
 
 
 async def flooded(count: int) -> dict[str, Any]:
-    """Junk straight into the receiver: unknown tokens, then a known token with other ids, signed as if by kie.ai."""
+    """Pass junk to the receiver: unknown tokens, and a known token with other ids, signed as by kie.ai."""
     async with scene((1e6, 1e6)) as it:
         handle = await it.session.submit(TaskRequest(**BODY, key="key"))
         known = str(it.emulator.tasks[handle.task_id].callback_url)
         statuses: dict[int, int] = {}
 
-        async def throw(url: str, task_id: str) -> None:
+        async def post_junk(url: str, task_id: str) -> None:
             now = str(int(time.time()))
             headers = {"content-type": "application/json", "x-webhook-timestamp": now}
             headers["x-webhook-signature"] = sign(HMAC_KEY, task_id, now)
@@ -138,12 +138,12 @@ async def flooded(count: int) -> dict[str, Any]:
 
         token = known.rpartition("/")[2]
         for _ in range(100):
-            await throw(known, secrets.token_hex(16))
+            await post_junk(known, secrets.token_hex(16))
         gc.collect()
         before, began = memory_bytes(), time.perf_counter()
         for number in range(count):
             url = known if number % 2 else f"/hooks/{secrets.token_urlsafe(len(token) * 3 // 4)}"
-            await throw(url, secrets.token_hex(16))
+            await post_junk(url, secrets.token_hex(16))
         seconds = time.perf_counter() - began
         gc.collect()
         grown = max(0, memory_bytes() - before)

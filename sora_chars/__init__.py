@@ -1,4 +1,4 @@
-"""DueQueue a piece of video into a reusable character, through any of several providers, as one awaitable.
+"""Turn a piece of video into a reusable character, through any of several providers, as one awaitable.
 
 ::
 
@@ -13,7 +13,7 @@ _MODULES = {
     "batch.batch": ("Batch",),
     "batch.outcome": ("Outcome",),
     "batch.progress": ("Progress",),
-    "callbacks.receiver": ("CallbackEvent", "CallbackReceiver"),
+    "callbacks.receiver": ("CallbackReceiver",),
     "errors": (
         "AuthenticationError",
         "ConfigurationError",
@@ -61,12 +61,13 @@ _MODULES = {
     "polling.watcher": ("TaskWatcher",),
     "protocols": ("PollingStrategy", "Provider"),
     "providers.kie": ("Kie",),
+    "providers.kie_callback": ("CallbackEvent",),
     "providers.kkiai": ("GATEWAYS", "Gateway", "Kkiai"),
     "ratelimit.window": ("Limits",),
     "session.stepping": ("Step",),
     "session.session": ("CharacterSession",),
 }
-"""Where the public names live; `__init__.pyi` tells type checkers the same. Each is loaded when first asked for."""
+"""The modules of the public names, which are imported at first access. `__init__.pyi` lists them for type checkers."""
 
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 # The stub has them one by one.

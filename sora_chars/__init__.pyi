@@ -1,7 +1,7 @@
 from .batch.batch import Batch
 from .batch.outcome import Outcome
 from .batch.progress import Progress
-from .callbacks.receiver import CallbackEvent, CallbackReceiver
+from .callbacks.receiver import CallbackReceiver
 from .errors import (
     AuthenticationError,
     ConfigurationError,
@@ -49,6 +49,7 @@ from .polling.strategies import AdaptiveInterval, FixedInterval, SteppedInterval
 from .polling.watcher import TaskWatcher
 from .protocols import PollingStrategy, Provider
 from .providers.kie import Kie
+from .providers.kie_callback import CallbackEvent
 from .providers.kkiai import GATEWAYS, Gateway, Kkiai
 from .ratelimit.window import Limits
 from .session.session import CharacterSession

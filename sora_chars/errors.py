@@ -7,26 +7,26 @@
     ├── InvalidRequestError      the request breaks limits (all of them listed); nothing was sent
     ├── SessionClosedError       the session (or handle) can no longer be used
     ├── WrongLoopError           the session belongs to another event loop
-    ├── ProviderError            the provider, or the way to it, said no
+    ├── ProviderError            the provider rejected a request, failed or could not be reached
     │   ├── AuthenticationError        the key is bad or missing
     │   ├── InsufficientCreditsError   the account is out of credits or quota
     │   ├── UsageCapError              the key's own cap is used up
     │   ├── PermissionDeniedError      the key may not use this model
     │   ├── ModelUnavailableError      the model or the route is gone
-    │   ├── RequestRejectedError        the provider refused the request's content
+    │   ├── RequestRejectedError       the provider rejected the content of the request
     │   ├── RateLimitedError           too many requests; nothing was done
     │   ├── ServiceUnavailableError    the provider failed or is in maintenance
     │   ├── TaskNotFoundError          the provider knows no such task
-    │   └── NoAnswerError              no answer, or none that the provider itself wrote
+    │   └── NoAnswerError              no response, or none that the provider itself wrote
     ├── LedgerError              the ledger could not be read or written
-    ├── KeyConflictError         the key was asked before, for something else; nothing was sent
-    ├── StaleEntryError          somebody else moved the entry first
-    ├── InvalidTransitionError         a move that the ledger's states do not allow: a bug
+    ├── KeyConflictError         the key belongs to another request; nothing was sent
+    ├── StaleEntryError          another process changed the entry first
+    ├── InvalidTransitionError   the ledger's states do not allow this transition: a bug
     ├── SubmissionUnknownError   a paid request was sent and its outcome is unknown
     ├── TaskFailedError          the task ended without a result
     ├── MissingCharacterError    the task succeeded and its result holds no character id
     ├── WaitTimeoutError         the wait ended, the task goes on (also a TimeoutError)
-    ├── WatcherStoppedError      nobody polls this task any more
+    ├── WatcherStoppedError      the task is no longer polled
     └── InvalidCallbackError     an incoming callback is forged, stale, too large or junk
 """
 
@@ -39,13 +39,13 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_MESSAGE_LIMIT = 500
+_MAX_MESSAGE_LENGTH = 500  # characters
 
 
-def printable(text: object, *, limit: int = _MESSAGE_LIMIT) -> str:
-    """Foreign text made fit for a message: one line, no control characters, at most `limit` characters."""
+def printable(text: object, *, limit: int = _MAX_MESSAGE_LENGTH) -> str:
+    """Make text of unknown origin safe for a message: one line, no control characters, at most `limit` characters."""
     if isinstance(text, str) and len(text) <= limit and text.isprintable() and "  " not in text:
-        return text.strip()  # as most is
+        return text.strip()  # the usual case
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)[: limit * 4]).split())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
@@ -56,7 +56,12 @@ def _rebuild(kind: type[SoraCharsError], facts: dict[str, Any]) -> SoraCharsErro
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class SoraCharsError(Exception):
-    """The base of all errors of this package. `hint` says what to do about it."""
+    """Base class of all errors of this package.
+
+    Attributes:
+        message: What happened.
+        hint: What to do about it; empty if there is no advice.
+    """
 
     message: str = attrs.field(kw_only=False)
     hint: str = ""
@@ -81,16 +86,17 @@ class ConfigurationError(SoraCharsError):
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class InvalidRequestError(SoraCharsError, ValueError):
-    """The request breaks limits that the provider would refuse. Nothing was sent.
+    """The request is malformed or breaks a documented limit of the provider. Nothing was sent.
 
-    `problems` holds one line for each broken limit: the field, what came, what is allowed.
+    Attributes:
+        problems: One line for each broken rule: the field, the rule and the value.
     """
 
     problems: tuple[str, ...] = ()
 
 
 class SessionClosedError(SoraCharsError):
-    """The session was closed, or the handle was rebuilt and belongs to none yet."""
+    """The session is closed, or the handle was unpickled and is not attached to a session yet."""
 
 
 class WrongLoopError(SoraCharsError):
@@ -99,11 +105,17 @@ class WrongLoopError(SoraCharsError):
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class ProviderError(SoraCharsError):
-    """The provider, or the way to it, said no.
+    """The provider rejected a request, failed, or could not be reached.
 
-    `status` is the HTTP status, `code` the provider's own (kie.ai answers HTTP 200 with a code inside).
-    `transient`: the same GET may work later. `harmless`: nothing was done, so that even a paid request may
-    be sent again. `retry_after`: seconds the provider asked to wait.
+    Attributes:
+        provider: Name of the provider.
+        status: HTTP status of the response.
+        code: The provider's own code. kie.ai sends it inside responses of HTTP status 200.
+        request_id: The provider's id of the request, for its support.
+        retry_after: Seconds after which the provider allows the next request.
+        transient: True if the same GET request may succeed later.
+        harmless: True if the provider did nothing, so sending even a paid request again
+            is safe.
     """
 
     provider: str | None = None
@@ -124,7 +136,7 @@ class InsufficientCreditsError(ProviderError):
 
 
 class UsageCapError(ProviderError):
-    """The key's own cap (hour, day or total) is used up; not soon over."""
+    """The key's own cap for an hour, a day or in total is used up. It does not end soon."""
 
 
 class PermissionDeniedError(ProviderError):
@@ -136,12 +148,12 @@ class ModelUnavailableError(ProviderError):
 
 
 class RequestRejectedError(ProviderError):
-    """The provider looked at the request and refused its content."""
+    """The provider rejected the content of the request."""
 
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class RateLimitedError(ProviderError):
-    """Too many requests. The request was rejected, not queued: nothing was done."""
+    """Too many requests. The provider rejected the request, did not queue it, and did nothing."""
 
     transient: bool = True
     harmless: bool = True
@@ -149,20 +161,23 @@ class RateLimitedError(ProviderError):
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class ServiceUnavailableError(ProviderError):
-    """The provider failed or is in maintenance. A create is repeated only where it says that nothing was done."""
+    """The provider failed or is in maintenance.
+
+    A paid request is sent again only if the error is `harmless`.
+    """
 
     transient: bool = True
 
 
 class TaskNotFoundError(ProviderError):
-    """The provider knows no task of this id (yet: right after a create it may take seconds to appear)."""
+    """The provider knows no task of this id. A new task may take seconds to become visible."""
 
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class NoAnswerError(ProviderError):
-    """No answer came, or one that the provider itself did not write (a proxy's 502, 504, 524, an HTML page).
+    """No response came, or one that the provider did not write, such as a proxy's HTML page or status 504.
 
-    Unless `harmless`, the provider may have received the request and acted on it.
+    Unless the error is `harmless`, the provider may have received and processed the request.
     """
 
     transient: bool = True
@@ -170,9 +185,12 @@ class NoAnswerError(ProviderError):
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class LedgerError(SoraCharsError):
-    """The ledger could not be read or written. Nothing is sent that it could not record first.
+    """The ledger could not be read or written. A request that cannot be recorded first is not sent.
 
-    With a `task_id` the provider had made that task under `key` already; `snapshot` is its answer.
+    Attributes:
+        key: Idempotency key of the request.
+        task_id: Id of the task, if the provider had created it before the ledger failed.
+        snapshot: The provider's response about that task, as a `TaskSnapshot`.
     """
 
     key: str | None = None
@@ -182,7 +200,13 @@ class LedgerError(SoraCharsError):
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class KeyConflictError(SoraCharsError):
-    """The key was asked before, for something else. Nothing was sent. `first` and `second` are both requests."""
+    """The idempotency key belongs to another request. Nothing was sent.
+
+    Attributes:
+        key: The idempotency key.
+        first: The request that the ledger holds under this key.
+        second: The request that was given now.
+    """
 
     key: str
     first: Any = None
@@ -191,14 +215,24 @@ class KeyConflictError(SoraCharsError):
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class StaleEntryError(SoraCharsError):
-    """Somebody else moved the entry first, and it was not touched. `entry` is the entry as it is now."""
+    """Another process or task changed the entry first. Its change stands, and this one was not made.
+
+    Attributes:
+        entry: The current `Entry`.
+    """
 
     entry: Any = None
 
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class InvalidTransitionError(SoraCharsError):
-    """A move that the ledger's states do not allow, which is a bug of whoever asked for it."""
+    """The ledger's states do not allow this transition: a bug in the code that requested it.
+
+    Attributes:
+        key: Idempotency key of the entry.
+        state: Current state of the entry.
+        to: State that was requested.
+    """
 
     key: str
     state: str
@@ -207,9 +241,13 @@ class InvalidTransitionError(SoraCharsError):
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class SubmissionUnknownError(SoraCharsError):
-    """A paid request left this machine and nobody said what became of it. It is never sent again by itself.
+    """A paid request was sent and its outcome is unknown. It is never sent again automatically.
 
-    `key` names the wish, `provider` where it went; the cause is the `NoAnswerError` that was met.
+    If the request was sent by this call, `__cause__` is the `NoAnswerError` that ended it.
+
+    Attributes:
+        provider: Name of the provider that the request was sent to.
+        key: Idempotency key of the request.
     """
 
     provider: str
@@ -218,7 +256,14 @@ class SubmissionUnknownError(SoraCharsError):
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class TaskFailedError(SoraCharsError):
-    """The task ended without a result: the provider's `code` and text, the task's id, its last snapshot."""
+    """The task ended without a result.
+
+    Attributes:
+        provider: Name of the provider.
+        task_id: Id of the task.
+        code: The provider's code of the failure.
+        snapshot: The last `TaskSnapshot` of the task.
+    """
 
     provider: str
     task_id: str
@@ -228,7 +273,13 @@ class TaskFailedError(SoraCharsError):
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class MissingCharacterError(SoraCharsError):
-    """The task succeeded and its result holds no character id. `payload` is the raw result."""
+    """The task succeeded and its result holds no character id.
+
+    Attributes:
+        provider: Name of the provider.
+        task_id: Id of the task; None if the provider has no tasks.
+        payload: The result, as the provider sent it.
+    """
 
     provider: str
     task_id: str | None
@@ -237,20 +288,33 @@ class MissingCharacterError(SoraCharsError):
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class WaitTimeoutError(SoraCharsError, TimeoutError):
-    """The wait ran out and the task goes on. `handle` is alive: await it again, now or in another process."""
+    """The wait timed out. The task goes on.
+
+    Attributes:
+        handle: The live `TaskHandle`, which can be awaited again, now or in another
+            process; None if a callback was awaited.
+    """
 
     handle: Any = None
 
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class WatcherStoppedError(SoraCharsError):
-    """The watcher stopped or died, and nobody polls this task any more. The task itself goes on."""
+    """The watcher stopped or crashed, so the task is no longer polled. The task itself goes on.
+
+    Attributes:
+        task_id: Id of the task.
+    """
 
     task_id: str
 
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class InvalidCallbackError(SoraCharsError):
-    """An incoming callback was refused. `status` is the HTTP status that says so to its sender."""
+    """An incoming callback was rejected.
+
+    Attributes:
+        status: HTTP status of the response to the sender.
+    """
 
     status: int = 400

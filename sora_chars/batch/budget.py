@@ -10,7 +10,7 @@ import attrs
 
 from sora_chars.errors import printable
 from sora_chars.ledger import EntryState
-from sora_chars.models import Request, refuse
+from sora_chars.models import Request, raise_if_invalid
 
 Price = float | Callable[[Request], float]
 """Credits that a request costs, or a function that returns them."""
@@ -54,7 +54,7 @@ class Budget:
         if self.price is None:
             return self.highest_cost
         price = self.price(request) if callable(self.price) else self.price
-        refuse(amount_problems("price", price, "credits"), what="The request")
+        raise_if_invalid(amount_problems("price", price, "credits"), what="The request")
         return price
 
     def decide(self, cost: float | None, *, in_flight: bool) -> Decision:

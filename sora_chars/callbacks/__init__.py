@@ -1,1 +1,1 @@
-"""Incoming callbacks: the receiver, and its ASGI and aiohttp adapters."""
+"""Receiving callbacks: the receiver and its adapters for web frameworks."""

@@ -1,1 +1,1 @@
-"""The providers: coroutines over a pure codec, one file each."""
+"""Providers: each consists of coroutines for the network and of pure functions for the protocol."""

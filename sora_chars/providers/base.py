@@ -1,4 +1,4 @@
-"""What providers behind a `Transport` have in common."""
+"""The base class of providers that send their requests through a `Transport`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class HTTPProvider(Provider):
-    """A provider whose connections, name and account are those of one transport."""
+    """A provider that takes its connections, name and account from a transport."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport

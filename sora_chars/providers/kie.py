@@ -1,4 +1,7 @@
-"""kie.ai: the job API (createTask, recordInfo) with uploads, and the synchronous omni route, as coroutines."""
+"""kie.ai: the job API with uploads, and the synchronous route for omni characters, as coroutines.
+
+Source: kie.ai docs, Market API, File Upload API and omni/character/create (August 2026).
+"""
 
 from __future__ import annotations
 
@@ -27,21 +30,36 @@ if TYPE_CHECKING:
     from sora_chars.models import ModelInfo, Request
 
 DOCUMENTED_LIMITS = Limits(creates=(20, 10.0), polls=(10, 1.0))
+"""The limits of an account: 20 creates in 10 seconds and 10 polls in 1 second. Source: kie.ai docs."""
 
-_MB = 1024 * 1024
-_VIDEO_LIMIT = 10 * _MB
-_IMAGE_LIMIT = 20 * _MB
-_ROUNDING = 0.1  # seconds; containers pad the sound, so a clip of 4 s may call itself 4.02 s
+_MIB = 1024 * 1024
+_MAX_VIDEO_BYTES = 10 * _MIB
+_MAX_IMAGE_BYTES = 20 * _MIB
+_MIN_VIDEO_SECONDS = 1
+_MAX_VIDEO_SECONDS = 4
+_DURATION_TOLERANCE = 0.1  # seconds; containers pad the sound, so a clip of 4 s may declare 4.02 s
 
 
 class Kie(HTTPProvider):
-    """kie.ai. `callback_url`: the public URL under which a `CallbackReceiver` of yours is mounted.
+    """The provider kie.ai.
 
-    `limits`: the documented ones (20 creates in 10 s, 10 polls in 1 s for an account); None for none. `on_upload`
-    is told how far the upload of a local file is. The other options are those of `Transport`.
+    Args:
+        api_key: The API key. Defaults to the environment variable KIE_API_KEY.
+        base_url: Base URL of the API.
+        upload_url: Base URL of the upload service.
+        callback_url: Public URL under which a `CallbackReceiver` is mounted. Without it,
+            tasks are only polled.
+        name: Name of the provider in requests, results and the ledger.
+        limits: Rate limits of the account. Defaults to the documented ones, 20 creates
+            in 10 seconds and 10 polls in 1 second; None switches them off.
+        on_upload: Called with the progress of the upload of a local file.
+        timeout: Seconds for a create, from sending to the end of its response.
+        http: An aiohttp session of yours, which is not closed here.
+        proxy: URL of an HTTP proxy.
+        ssl: Certificate verification, as in aiohttp.
 
     Raises:
-        ConfigurationError: no key, or a URL that is none.
+        ConfigurationError: The key is missing, or a URL is invalid.
     """
 
     def __init__(
@@ -77,26 +95,26 @@ class Kie(HTTPProvider):
         self._record_url = self._api("jobs/recordInfo")
 
     async def poll_capacity(self) -> int:
-        """See `Provider.ready`."""
+        """See `Provider.poll_capacity`."""
         return await self._transport.account.windows["poll"].available()
 
     def check(self, request: Request) -> Sequence[str]:
-        """See `Provider.check`. Local files are looked at: size, type, and the duration where the headers say it."""
+        """See `Provider.check`. Checks the size, the container and the declared duration of local files."""
         if isinstance(request, TaskRequest):
             return []
         if isinstance(request, OmniCharacterRequest):
-            blank = [] if request.descriptions.strip() else ["descriptions: is required and must not be empty"]
+            problems = [] if request.descriptions.strip() else ["descriptions must not be empty"]
             image = request.image
-            return blank + ([] if is_url(image) else _file_problems("image", Path(image), _IMAGE_LIMIT))
+            return problems + ([] if is_url(image) else _file_problems("image", Path(image), _MAX_IMAGE_BYTES))
         video = request.video_path
         return codec.character_problems(request) + ([] if video is None else _video_problems(video))
 
     async def submit(
         self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
-        """See `Provider.submit`. A local file is uploaded first, for free."""
+        """See `Provider.submit`. A local file is uploaded first, free of charge."""
         if isinstance(request, OmniCharacterRequest):
-            return await self._omni(request, on_send)
+            return await self._create_omni(request, on_send)
         if isinstance(request, TaskRequest):
             body: dict[str, Any] = {"model": request.model, "input": dict(request.input)}
         else:
@@ -116,40 +134,43 @@ class Kie(HTTPProvider):
 
     async def fetch(self, task_id: str) -> TaskSnapshot:
         """See `Provider.fetch`."""
-        return await self._look(task_id, None)
+        return await self._poll(task_id, None)
 
     async def fetch_if_changed(self, seen: TaskSnapshot) -> TaskSnapshot:
-        """See `Provider.fetch_if_changed`. What did not change is not read again."""
-        return await self._look(seen.task_id, seen)
+        """See `Provider.fetch_if_changed`. An unchanged response is not parsed again."""
+        return await self._poll(seen.task_id, seen)
 
     async def credit(self) -> float:
-        """How many credits the account has left."""
+        """Return the number of credits that the account has left."""
         return await self._transport.request("GET", self._api("chat/credit"), codec.read_credit)
 
     async def models(self) -> list[ModelInfo]:
-        """Which models the job API serves now: free, so that a dead one is seen before anything is paid."""
+        """Return the models that the job API serves now, free of charge."""
         return await self._transport.request("GET", self._api("models"), codec.read_models)
 
     async def upload(self, path: str | os.PathLike[str]) -> str:
-        """Upload a local file for the input of a `TaskRequest`, free of charge; its public URL lives for 3 days.
+        """Upload a local file, for the input of a `TaskRequest`, free of charge; return its public URL.
+
+        kie.ai deletes the file after 3 days. Source: kie.ai docs, File Upload API.
 
         Raises:
-            OSError: the file cannot be read.
-            ProviderError: the upload failed.
+            OSError: The file cannot be read.
+            ProviderError: The upload failed.
         """
         path = Path(path)
         content = await asyncio.to_thread(path.read_bytes)
-        name = f"{uuid.uuid4().hex}{path.suffix.lower()}"  # the same name overwrites, behind a cache
+        # A repeated name would overwrite the file, and a cache would still serve the old one.
+        name = f"{uuid.uuid4().hex}{path.suffix.lower()}"
 
         def form() -> aiohttp.FormData:
             fields = aiohttp.FormData({"uploadPath": "sora-chars", "fileName": name})
-            fields.add_field("file", _Reported(content, path, self._on_upload), filename=name)
+            fields.add_field("file", _UploadBody(content, path, self._on_upload), filename=name)
             return fields
 
         url = f"{self._upload_url}/api/file-stream-upload"
         return await self._transport.request("POST", url, codec.read_upload, body=form)
 
-    async def _look(self, task_id: str, seen: TaskSnapshot | None) -> TaskSnapshot:
+    async def _poll(self, task_id: str, seen: TaskSnapshot | None) -> TaskSnapshot:
         return await self._transport.request(
             "GET",
             self._record_url,
@@ -161,7 +182,7 @@ class Kie(HTTPProvider):
     def _api(self, route: str) -> str:
         return f"{self._transport.base_url}/api/v1/{route}"
 
-    async def _omni(
+    async def _create_omni(
         self, request: OmniCharacterRequest, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         body = {
@@ -182,16 +203,18 @@ class Kie(HTTPProvider):
             task_id=character.id, provider=self.name, state=SUCCESS, character=character, raw=character.raw
         )
 
-    async def _url_of(self, place: str | os.PathLike[str]) -> str:
-        return str(place) if is_url(place) else await self.upload(place)
+    async def _url_of(self, source: str | os.PathLike[str]) -> str:
+        return str(source) if is_url(source) else await self.upload(source)
 
 
-class _Reported(io.BytesIO):
-    """A file's content that tells how much of it was read."""
+class _UploadBody(io.BytesIO):
+    """The content of a file, which reports its progress while aiohttp reads it."""
 
     def __init__(self, content: bytes, path: Path, report: Callable[[UploadProgress], None] | None) -> None:
         super().__init__(content)
-        self._path, self._total, self._report = path, len(content), report
+        self._path = path
+        self._total = len(content)
+        self._report = report
 
     def read(self, size: int | None = -1, /) -> bytes:
         chunk = super().read(size)
@@ -201,27 +224,33 @@ class _Reported(io.BytesIO):
 
 
 def _file_problems(field: str, path: Path, limit: int) -> list[str]:
+    """Check that a local file exists, is readable and has 1 to `limit` bytes."""
     try:
         if not path.is_file():
-            return [f"{field}: {path} is no file here, and no http(s) URL"]
-        with path.open("rb"):  # it may also be read
+            return [f"{field} must be an http(s) URL or an existing file, got {path}"]
+        with path.open("rb"):  # fails if the file may not be read
             size = path.stat().st_size
     except OSError as error:
-        return [f"{field}: {path} cannot be read: {error.strerror}"]
+        return [f"{field} must be a readable file, got {path}: {error.strerror}"]
     if not 0 < size <= limit:
-        return [f"{field}: must have 1 byte to {limit // _MB} MB, {path} has {size} bytes"]
+        return [f"{field} must have 1 byte to {limit // _MIB} MB, got {size} bytes ({path})"]
     return []
 
 
 def _video_problems(path: Path) -> list[str]:
-    problems = _file_problems("video", path, _VIDEO_LIMIT)
+    """Check a local video against the limits of sora-2-characters. Source: kie.ai docs."""
+    problems = _file_problems("video", path, _MAX_VIDEO_BYTES)
     if problems:
         return problems
-    from .media import probe  # noqa: PLC0415 # most videos are named by a URL, or by a task
+    from .media import probe  # noqa: PLC0415 # most requests name a URL or a task
 
     facts = probe(path)
     if facts.container is None:
-        problems.append(f"video: must be mp4, webm or avi, {path} is none of them")
-    if facts.duration is not None and not 1 - _ROUNDING <= facts.duration <= 4 + _ROUNDING:
-        problems.append(f"video: must run 1 to 4 s, {path} runs {facts.duration:.2f} s")
+        problems.append(f"video must be an MP4, WebM or AVI file, got {path}")
+    shortest = _MIN_VIDEO_SECONDS - _DURATION_TOLERANCE
+    longest = _MAX_VIDEO_SECONDS + _DURATION_TOLERANCE
+    if facts.duration is not None and not shortest <= facts.duration <= longest:
+        problems.append(
+            f"video must run {_MIN_VIDEO_SECONDS} to {_MAX_VIDEO_SECONDS} seconds, got {facts.duration:.2f} ({path})"
+        )
     return problems

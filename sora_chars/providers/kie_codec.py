@@ -1,19 +1,21 @@
-"""kie.ai's job API as plain functions: requests into bodies, answers into values. No network, no clock.
+"""kie.ai's job API as plain functions: requests to bodies, responses to values. No network, no clock.
 
-Source: kie.ai docs (Market API) and recorded traffic of April 2026; where they disagree, both are read.
+Source: kie.ai docs, Market API (createTask, recordInfo, uploads, credit, models), and
+recorded traffic of April 2026. Where the two disagree, both forms are read.
 """
 
 from __future__ import annotations
 
 import math
 from functools import cache
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn, override
 
-from sora_chars.errors import MissingCharacterError, TaskNotFoundError, printable
+from sora_chars.errors import MissingCharacterError, ProviderError, TaskNotFoundError, printable
 from sora_chars.ids import is_id
 from sora_chars.models import FAIL, SUCCESS, Character, CharacterRequest, ModelInfo, TaskFailure, TaskSnapshot
 from sora_chars.transport import GATEWAY_FAULTS, Response, parse_json
@@ -26,43 +28,58 @@ if TYPE_CHECKING:
 FROM_TASK_MODEL = "sora-2-characters-pro"
 FROM_VIDEO_MODEL = "sora-2-characters"
 _CHARACTER_MODELS = {FROM_TASK_MODEL, FROM_VIDEO_MODEL}
-_TEXT_LIMIT = 5000
-_NAME_LIMIT = 40
-_ENDED_WITHOUT_RECORD = {408, 501}
+_MAX_TEXT_LENGTH = 5000  # characters
+_MAX_NAME_LENGTH = 40  # characters
+_MIN_CLIP_SECONDS = 1
+_MAX_CLIP_SECONDS = 4
+# 408: no result for over 10 minutes. 501: generation failed.
+_TERMINAL_CODES = {408, 501}
 
 # Requests
 
 
 def character_problems(request: CharacterRequest) -> list[str]:
-    """Which of the documented limits of the two character models the request breaks."""
+    """Return the documented limits of the two character models that the request breaks.
+
+    Source: kie.ai docs, sora-2-characters-pro and sora-2-characters.
+    """
     problems = [
-        f"{field}: at most {_TEXT_LIMIT} characters, got {len(text)}"
+        f"{field} must have at most {_MAX_TEXT_LENGTH} characters, got {len(text)}"
         for field, text in (("prompt", request.prompt), ("safety", request.safety))
-        if text and len(text) > _TEXT_LIMIT
+        if text and len(text) > _MAX_TEXT_LENGTH
     ]
-    if request.from_task is None:
-        if request.clip is not None:
-            problems.append(
-                f"clip: {FROM_VIDEO_MODEL} takes a whole video of 1 to 4 s, got {request.clip}; cut the video, "
-                "or use from_task"
-            )
-        return problems
+    return problems + (_video_problems(request) if request.from_task is None else _from_task_problems(request))
+
+
+def _video_problems(request: CharacterRequest) -> list[str]:
     if request.clip is None:
-        problems.append('clip: is required with from_task, as "start,end" in seconds')
-    elif not 1 <= request.clip.seconds <= 4:  # noqa: PLR2004 # the contract's
-        problems.append(f"clip: must span 1 to 4 s, got {request.clip} ({request.clip.seconds} s)")
+        return []
+    whole = f"{FROM_VIDEO_MODEL} takes a whole video of {_MIN_CLIP_SECONDS} to {_MAX_CLIP_SECONDS} seconds"
+    return [f'clip must not be given with video, got "{request.clip}": {whole}; cut the video, or use from_task']
+
+
+def _from_task_problems(request: CharacterRequest) -> list[str]:
+    problems: list[str] = []
+    if request.clip is None:
+        problems.append('clip must be given with from_task, as "start,end" in seconds')
+    elif not _MIN_CLIP_SECONDS <= request.clip.seconds <= _MAX_CLIP_SECONDS:
+        problems.append(
+            f"clip must span {_MIN_CLIP_SECONDS} to {_MAX_CLIP_SECONDS} seconds, "
+            f'got {request.clip.seconds} ("{request.clip}")'
+        )
     if not (request.prompt and request.prompt.strip()):
-        problems.append("prompt: is required with from_task and must not be empty")
-    if request.name is not None and not 1 <= len(request.name.strip()) <= len(request.name) <= _NAME_LIMIT:
-        problems.append(f"name: 1 to {_NAME_LIMIT} characters, got {len(request.name)}")
+        problems.append("prompt must be given with from_task, and must not be empty")
+    if request.name is not None and not 1 <= len(request.name.strip()) <= len(request.name) <= _MAX_NAME_LENGTH:
+        problems.append(f"name must have 1 to {_MAX_NAME_LENGTH} characters, got {len(request.name)}")
     return problems
 
 
 def character_task(request: CharacterRequest, *, video_url: str | None) -> dict[str, Any]:
-    """The createTask body of a character: from a finished task, or from the video at `video_url`."""
+    """Return the body of createTask for a character from a finished task or from the video at `video_url`."""
     members: dict[str, Any]
     if request.from_task is None:
-        model, members = FROM_VIDEO_MODEL, {"character_file_url": [video_url]}
+        model = FROM_VIDEO_MODEL
+        members = {"character_file_url": [video_url]}
     else:
         model = FROM_TASK_MODEL
         members = {
@@ -74,52 +91,66 @@ def character_task(request: CharacterRequest, *, video_url: str | None) -> dict[
     return {"model": model, "input": {name: value for name, value in members.items() if value is not None}}
 
 
-# Answers
+# Responses
 
 
-def read_task_id(answer: Response) -> str:
-    """The id in createTask's answer.
+def read_task_id(response: Response) -> str:
+    """Return the task id in the response to createTask.
 
     Raises:
-        NoAnswerError: accepted without an id that is one, or a gateway's code (408, 504): the outcome is unknown.
-        ProviderError: refused.
+        NoAnswerError: The outcome is unknown: the request was accepted without a valid id, or the code is
+            that of a gateway, such as 504.
+        ProviderError: The request was rejected.
     """
-    envelope = read_envelope(answer)
+    envelope = read_envelope(response)
     match envelope:
         case Envelope(code=200, data={"taskId": str(task_id)}) if is_id(task_id):
             return task_id
-        case Envelope(code=code) if code == 200 or code in GATEWAY_FAULTS:  # noqa: PLR2004
-            raise unreadable(answer, "no task id")
+        case Envelope(code=code) if code == HTTPStatus.OK or code in GATEWAY_FAULTS:
+            raise unreadable(response, "no task id")
         case _:
             raise envelope.error()
 
 
-def read_record(answer: Response, *, task_id: str, provider: str, seen: TaskSnapshot | None = None) -> TaskSnapshot:
-    """The snapshot in recordInfo's answer; `seen` itself if it came of the same answer.
+def read_record(response: Response, *, task_id: str, provider: str, seen: TaskSnapshot | None = None) -> TaskSnapshot:
+    """Return the snapshot in the response to recordInfo.
+
+    Args:
+        response: The response.
+        task_id: Id of the task that was polled.
+        provider: Name of the provider.
+        seen: Last snapshot of the task. It is returned itself if the response has not changed.
 
     Raises:
-        TaskNotFoundError: the task is unknown, or not visible yet.
-        MissingCharacterError: success of a character model without an id.
-        ProviderError: as `read_data`.
+        TaskNotFoundError: The task is unknown or not visible yet.
+        MissingCharacterError: A character model succeeded without a character id.
+        ProviderError: As in `read_data`.
     """
-    digest, retry_after = hash((answer.status, answer.body)), answer.retry_after
+    digest = hash((response.status, response.body))
+    retry_after = response.retry_after
     if seen and seen.digest == digest and seen.retry_after == retry_after:
         return seen
-    envelope = read_envelope(answer)
-    if isinstance(envelope.data, dict) and (envelope.code == 200 or "state" in envelope.data):  # noqa: PLR2004
-        snapshot = read_snapshot(envelope.data, provider=provider, wrong=lambda why: unreadable(answer, why))
+    envelope = read_envelope(response)
+    if isinstance(envelope.data, dict) and (envelope.code == HTTPStatus.OK or "state" in envelope.data):
+        snapshot = read_snapshot(envelope.data, provider=provider, wrong=lambda why: unreadable(response, why))
         if snapshot.task_id != task_id:
-            raise unreadable(answer, "another task's record")
+            raise unreadable(response, "another task's record")
         return attrs.evolve(snapshot, task_id=task_id, retry_after=retry_after, digest=digest)
-    if envelope.code in _ENDED_WITHOUT_RECORD:
+    if envelope.code in _TERMINAL_CODES:
         failure = TaskFailure(str(envelope.code), printable(envelope.message))
         return TaskSnapshot(task_id=task_id, provider=provider, state=FAIL, failure=failure)
-    if envelope.code == 200:  # noqa: PLR2004
-        raise TaskNotFoundError(f"kie.ai has no record of task {printable(task_id)}.", status=answer.status)
+    raise _no_record(envelope, task_id)
+
+
+def _no_record(envelope: Envelope, task_id: str) -> ProviderError:
+    """Return the error for an envelope without a record."""
+    status = envelope.response.status
+    if envelope.code == HTTPStatus.OK:
+        return TaskNotFoundError(f"kie.ai has no record of task {printable(task_id)}.", status=status)
     error = envelope.error()
-    if envelope.code == 404:  # noqa: PLR2004
-        raise TaskNotFoundError(error.message, status=answer.status, code=404)
-    raise error
+    if envelope.code == HTTPStatus.NOT_FOUND:
+        return TaskNotFoundError(error.message, status=status, code=envelope.code)
+    return error
 
 
 def _text(value: Any, _: Any = None) -> str | None:
@@ -127,7 +158,7 @@ def _text(value: Any, _: Any = None) -> str | None:
 
 
 def _number(value: Any, _: Any = None) -> float | None:
-    """A finite number from a number or its text; None from anything else."""
+    """Return a finite number from a number or its text; None for anything else."""
     try:
         number = float(value) if isinstance(value, int | float | str) else math.nan
     except (ValueError, OverflowError):
@@ -142,7 +173,10 @@ def _camel(name: str) -> str:
 
 @attrs.frozen(eq=False, repr=False)
 class _Record:
-    """`data` of recordInfo and of callbacks. `cost_time` is seconds, the times are epoch milliseconds (recorded)."""
+    """`data` of recordInfo and of callbacks.
+
+    Times are milliseconds since the epoch, as recorded. Source: kie.ai docs, recordInfo.
+    """
 
     task_id: str
     state: str | None = None
@@ -165,7 +199,7 @@ def _required_text(value: Any, _: Any = None) -> str:
 
 @cache
 def _converter() -> cattrs.Converter:
-    """Make cattrs read with our lenient readers: by the declared type of each field, under kie.ai's camelCase names."""
+    """Return a converter that reads each field of `_Record` by its type, under kie.ai's camelCase name."""
     hooks: dict[str, Callable[[Any, Any], Any]] = {
         "str": _required_text,
         "str | None": _text,
@@ -182,10 +216,15 @@ def _converter() -> cattrs.Converter:
 
 
 def read_snapshot(data: Any, *, provider: str, wrong: Callable[[str], Exception]) -> TaskSnapshot:
-    """The snapshot in a record; `wrong` makes the error of a record that cannot be read.
+    """Return the snapshot in a record of recordInfo or of a callback.
+
+    Args:
+        data: The record, parsed from JSON.
+        provider: Name of the provider.
+        wrong: Makes the error that is raised for a malformed record from the reason.
 
     Raises:
-        MissingCharacterError: success of a character model without an id.
+        MissingCharacterError: A character model succeeded without a character id.
     """
     try:
         record = _converter().structure(data, _Record)
@@ -215,7 +254,7 @@ def _seconds(milliseconds: float | None) -> float | None:
 
 
 def _decode(result_json: Any) -> Any:
-    """A JSON string inside the JSON, or what stands there when it is none."""
+    """Parse a JSON string inside the JSON; return any other value as it is."""
     if not isinstance(result_json, str):
         return result_json
     try:
@@ -232,7 +271,7 @@ def _character(result: Any, record: _Record, provider: str) -> Character | None:
         raise MissingCharacterError(
             f"Task {printable(record.task_id)} succeeded, but its result holds no character id: "
             f"{printable(record.result_json)}",
-            hint="The payload is in the error; ask kie.ai.",
+            hint="Ask kie.ai about the result, which `payload` holds.",
             provider=provider,
             task_id=record.task_id,
             payload=record.result_json,
@@ -242,24 +281,24 @@ def _character(result: Any, record: _Record, provider: str) -> Character | None:
         id=character_id,
         provider=provider,
         username=username,
-        name=_asked_name(record.param),
+        name=_requested_name(record.param),
         task_id=record.task_id,
         raw=result,
     )
 
 
-def _asked_name(param: Any) -> str | None:
-    """The name in the request that the record repeats: JSON in a string, with its `input` once more so (recorded)."""
+def _requested_name(param: Any) -> str | None:
+    """Return the name in the request that the record repeats: a JSON string whose `input` is one too, as recorded."""
     match _decode(param):
-        case {"input": asked}:
-            asked = _decode(asked)
-            return _text(asked.get("character_user_name")) if isinstance(asked, dict) else None
+        case {"input": request_input}:
+            members = _decode(request_input)
+            return _text(members.get("character_user_name")) if isinstance(members, dict) else None
         case _:
             return None
 
 
 def _character_id(result: Any) -> tuple[str, str | None] | None:
-    """Id and user name, from the four places in which sources put them, in this order."""
+    """Return the character id and the user name; the sources name four places for the id, tried in this order."""
     match result:
         case {"character_id": str(id_)} if id_:
             return id_, _text(result.get("character_user_name"))
@@ -273,46 +312,54 @@ def _character_id(result: Any) -> tuple[str, str | None] | None:
             return None
 
 
-def read_omni(answer: Response, *, provider: str) -> Character:
-    """The character of omni/character/create. The errors are those of `read_task_id`."""
-    envelope = read_envelope(answer)
+def read_omni(response: Response, *, provider: str) -> Character:
+    """Return the character in the response to omni/character/create.
+
+    Source: kie.ai docs, omni/character/create (August 2026).
+
+    Raises:
+        MissingCharacterError: The request succeeded without a character id.
+        NoAnswerError: The outcome is unknown, because the code is that of a gateway, such as 504.
+        ProviderError: The request was rejected.
+    """
+    envelope = read_envelope(response)
     match envelope:
         case Envelope(code=200, data={"characterId": str(id_)}) if is_id(id_):
             return Character(id=id_, provider=provider, raw=envelope.data)
         case Envelope(code=200):
             raise MissingCharacterError(
                 f"kie.ai reported success without a character id: {printable(envelope.data)}",
-                hint="It may have been charged; ask kie.ai before trying again.",
+                hint="Ask kie.ai whether the request was charged before you send it again.",
                 provider=provider,
                 task_id=None,
                 payload=envelope.data,
             )
         case Envelope(code=code) if code in GATEWAY_FAULTS:
-            raise unreadable(answer, "no result in time")
+            raise unreadable(response, "no result in time")
         case _:
             raise envelope.error()
 
 
-def read_upload(answer: Response) -> str:
-    """The URL of an uploaded file."""
-    match read_data(answer):
+def read_upload(response: Response) -> str:
+    """Return the URL of an uploaded file."""
+    match read_data(response):
         case {"downloadUrl": str(url)} if url:
             return url
         case _:
-            raise unreadable(answer, "no downloadUrl")
+            raise unreadable(response, "no downloadUrl")
 
 
-def read_credit(answer: Response) -> float:
-    """How many credits are left."""
-    credit = _number(read_data(answer))
+def read_credit(response: Response) -> float:
+    """Return the number of credits left."""
+    credit = _number(read_data(response))
     if credit is None:
-        raise unreadable(answer, "no number")
+        raise unreadable(response, "no number")
     return credit
 
 
-def read_models(answer: Response) -> list[ModelInfo]:
-    """The models on offer."""
-    match read_data(answer):
+def read_models(response: Response) -> list[ModelInfo]:
+    """Return the models on offer; entries without a name are skipped."""
+    match read_data(response):
         case {"models": list(models)}:
             return [
                 ModelInfo(
@@ -326,4 +373,4 @@ def read_models(answer: Response) -> list[ModelInfo]:
                 if isinstance(model, dict) and isinstance(model.get("model"), str)
             ]
         case _:
-            raise unreadable(answer, "no list of models")
+            raise unreadable(response, "no list of models")

@@ -1,10 +1,15 @@
-"""kie.ai's envelope: `{"code", "msg", "data"}` inside HTTP 200, and what its codes mean.
+"""kie.ai's envelope, `{"code", "msg", "data"}`, and the errors that its codes stand for.
 
-Source: kie.ai docs ("Response codes") and recorded traffic of April 2026.
+kie.ai reports errors inside responses of HTTP status 200: the code of the envelope
+decides, and the HTTP status only where the envelope has no integer code.
+
+Source: kie.ai docs, "Response codes", and recorded traffic of April 2026. Pages of
+older dates write `message` for `msg`, so both are read.
 """
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -28,91 +33,109 @@ from sora_chars.transport import GATEWAY_FAULTS, Response, parse_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_MAINTENANCE = 455
+# The error and the hint for each code. Other codes become ServiceUnavailableError from
+# 500 on, and RequestRejectedError below.
 _ERRORS: Mapping[int, tuple[type[ProviderError], str]] = {
     401: (AuthenticationError, "Check KIE_API_KEY."),
     402: (InsufficientCreditsError, "Top up the kie.ai account."),
-    403: (PermissionDeniedError, "The key may not do this."),
-    404: (ModelUnavailableError, "The route is gone."),
+    403: (PermissionDeniedError, "Use a key that may call this route."),
+    404: (ModelUnavailableError, "kie.ai no longer serves this route."),
     429: (RateLimitedError, ""),
-    433: (UsageCapError, "Raise the cap of this sub-key, or wait until it starts anew."),
-    455: (ServiceUnavailableError, "kie.ai is in maintenance; try again later."),
-    505: (ModelUnavailableError, "The feature is switched off at kie.ai."),
+    433: (UsageCapError, "Raise the usage cap of this key, or wait until its period ends."),
+    _MAINTENANCE: (ServiceUnavailableError, "kie.ai is in maintenance; try again later."),
+    505: (ModelUnavailableError, "kie.ai has disabled this feature."),
 }
-_GONE = "See which models there are with `sora-chars models`; kie.ai lists no Sora model since autumn 2026."
+_MODEL_GONE = "List the current models with `sora-chars models`. kie.ai has listed no Sora model since autumn 2026."
+_TASK_UNKNOWN = "The task may not be visible yet, or belong to another account."
 
 
 @attrs.frozen(eq=False, repr=False)
 class Envelope:
-    """`{"code", "msg", "data"}`; `code` is the effective one: the inner one if it is an int, else the HTTP status."""
+    """A parsed envelope.
+
+    Attributes:
+        code: The effective code: that of the envelope if it is an integer, else the HTTP status.
+        message: `msg`, or `message` as older pages name it.
+        data: Content, parsed from JSON.
+        response: The response that held the envelope.
+    """
 
     code: int
     message: str
     data: Any
-    answer: Response
+    response: Response
 
     def error(self) -> ProviderError:
-        """What this envelope says, when it says no."""
-        code, text = self.code, self.message.lower()
-        kind, hint = _ERRORS.get(code, (ServiceUnavailableError if code >= 500 else RequestRejectedError, ""))  # noqa: PLR2004
-        if "credits insufficient" in text or "insufficient credit" in text:
-            kind, hint = _ERRORS[402]
-        elif "model name" in text and "not supported" in text:
-            kind, hint = ModelUnavailableError, _GONE
-        elif "recordinfo is null" in text or "task not found" in text:
-            kind, hint = TaskNotFoundError, "It may not be visible yet, or belong to another account."
-        elif code == 500 and "is required" in text:  # noqa: PLR2004
-            kind = RequestRejectedError
+        """Return the error that an envelope without success stands for."""
+        kind, hint = _classify(self.code, self.message.lower())
         error = kind(
-            f"kie.ai answered {printable(code, limit=20)}: {printable(self.message) or 'no message'}",
+            f"kie.ai answered {printable(self.code, limit=20)}: {printable(self.message) or 'no message'}",
             hint=hint,
-            status=self.answer.status,
-            code=code,
-            retry_after=self.answer.retry_after,
+            status=self.response.status,
+            code=self.code,
+            retry_after=self.response.retry_after,
         )
-        error.harmless |= code == 455  # noqa: PLR2004 # maintenance: nothing was created
+        error.harmless |= self.code == _MAINTENANCE
         return error
 
 
-def read_envelope(answer: Response) -> Envelope:
-    """Open an answer.
+def _classify(code: int, text: str) -> tuple[type[ProviderError], str]:
+    """Return the error class and the hint; some texts are more specific than their code, which varies."""
+    if "credits insufficient" in text or "insufficient credit" in text:
+        return _ERRORS[402]
+    if "model name" in text and "not supported" in text:
+        return ModelUnavailableError, _MODEL_GONE
+    if "recordinfo is null" in text or "task not found" in text:
+        return TaskNotFoundError, _TASK_UNKNOWN
+    if code == HTTPStatus.INTERNAL_SERVER_ERROR and "is required" in text:
+        return RequestRejectedError, ""
+    if code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return _ERRORS.get(code, (ServiceUnavailableError, ""))
+    return _ERRORS.get(code, (RequestRejectedError, ""))
+
+
+def read_envelope(response: Response) -> Envelope:
+    """Parse the envelope of a response.
 
     Raises:
-        NoAnswerError: a proxy answered, or it is no envelope.
-        ProviderError: no envelope, but a status that says enough (401, 404, 429).
+        NoAnswerError: The body is not an envelope, or comes from a proxy.
+        ProviderError: The body is not an envelope, and the HTTP status alone names the error (401, 404, 429).
     """
     try:
-        body = parse_json(answer.body)
+        body = parse_json(response.body)
     except ValueError:
         body = None
     if not isinstance(body, dict):
-        if answer.status in {401, 404, 429}:
-            raise Envelope(answer.status, "", None, answer).error()
-        raise unreadable(answer)
+        if response.status in {401, 404, 429}:
+            raise Envelope(response.status, "", None, response).error()
+        raise unreadable(response)
     code = body.get("code")
-    if answer.status in GATEWAY_FAULTS and code != answer.status:  # else kie.ai itself says so
-        raise unreadable(answer)
+    if response.status in GATEWAY_FAULTS and code != response.status:  # an equal code proves that kie.ai wrote it
+        raise unreadable(response)
     if not isinstance(code, int) or isinstance(code, bool):
-        code = answer.status
-    return Envelope(code, str(body.get("msg") or body.get("message") or ""), body.get("data"), answer)
+        code = response.status
+    return Envelope(code, str(body.get("msg") or body.get("message") or ""), body.get("data"), response)
 
 
-def unreadable(answer: Response, why: str = "") -> NoAnswerError:
-    """An answer that kie.ai did not write, or that nobody can read."""
-    shown = printable(answer.body[:1000].decode(errors="replace"), limit=200)
+def unreadable(response: Response, why: str = "") -> NoAnswerError:
+    """Return the error for a response that kie.ai did not write or that cannot be parsed."""
+    shown = printable(response.body[:1000].decode(errors="replace"), limit=200)
+    reason = f", {why}" if why else ""
     return NoAnswerError(
-        f"kie.ai gave an unreadable answer (HTTP {answer.status}{why and f', {why}'}): {shown!r}",
-        status=answer.status,
-        retry_after=answer.retry_after,
+        f"kie.ai sent an unreadable response (HTTP {response.status}{reason}): {shown!r}",
+        status=response.status,
+        retry_after=response.retry_after,
     )
 
 
-def read_data(answer: Response) -> Any:
-    """The `data` of a good answer.
+def read_data(response: Response) -> Any:
+    """Return the `data` of a successful response.
 
     Raises:
-        ProviderError: the code is not 200.
+        ProviderError: The code is not 200.
     """
-    envelope = read_envelope(answer)
-    if envelope.code != 200:  # noqa: PLR2004
+    envelope = read_envelope(response)
+    if envelope.code != HTTPStatus.OK:
         raise envelope.error()
     return envelope.data

@@ -1,8 +1,14 @@
-"""kkiai.com and its siblings: `POST /sora/v1/characters`, synchronous. Source: contracts of kkiai's API page."""
+"""kkiai.com and the gateways of the same protocol: one synchronous route, `POST /sora/v1/characters`.
+
+Source: kkiai docs, "Create character"; pages of the gateways for what differs there,
+and for the shapes of errors, which vary by gateway.
+"""
 
 from __future__ import annotations
 
 import re
+from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -37,18 +43,31 @@ if TYPE_CHECKING:
 
     from sora_chars.models import Request
 
-_QUOTA = {"insufficient_user_quota", "pre_consume_token_quota_failed", "insufficient_quota"}
-_SOURCE_GONE = {"get_origin_task_failed", "task_not_exist"}
+_MIN_CLIP_SECONDS = 1
+_MAX_CLIP_SECONDS = 3
+_QUOTA_CODES = {"insufficient_user_quota", "pre_consume_token_quota_failed", "insufficient_quota"}
+_SOURCE_TASK_CODES = {"get_origin_task_failed", "task_not_exist"}
 _REQUEST_ID = re.compile(r"\(request id: ([^)\s]+)\)")
 _HINTS = {
-    "cameo_permission_denied": "The person in the clip has not allowed this: take another clip.",
-    "sora_content_violation": "The clip breaks the content policy: take another clip.",
+    "cameo_permission_denied": "Use another clip. The person in this one has not permitted it.",
+    "sora_content_violation": "Use another clip. This one violates the content policy.",
+}
+_ERRORS_BY_STATUS: Mapping[int, tuple[type[ProviderError], str]] = {
+    401: (AuthenticationError, "Check the API key."),
+    403: (PermissionDeniedError, "Use a key or a group that may use this model."),
+    429: (RateLimitedError, ""),
 }
 
 
 @attrs.frozen
 class Gateway:
-    """A host of the same protocol: what differs from kkiai. `extra_body` is sent with each request."""
+    """A host that serves the protocol of kkiai.
+
+    Attributes:
+        base_url: Base URL, without the path of the route.
+        extra_body: Members that the gateway requires in the body of each request.
+        note: What else differs from kkiai.
+    """
 
     base_url: str
     extra_body: Mapping[str, Any] = attrs.field(factory=dict)
@@ -67,16 +86,28 @@ GATEWAYS: Mapping[str, Gateway] = {
     "laozhang": Gateway("https://api.laozhang.ai", {"model": "sora-2-character"}),
     "apiyi": Gateway("https://api.apiyi.com", {"model": "sora-2-character"}, 'Some of its pages say "sora-character".'),
 }
+"""The known gateways by name. Source: the API pages of each gateway."""
 
 
 class Kkiai(HTTPProvider):
-    """kkiai, or a gateway of the same protocol. The answer of the one POST is the character.
+    """The provider kkiai, or a gateway of the same protocol.
 
-    `extra_body`: members that a gateway wants beside the contract's. `timeout`: seconds for the whole request, which
-    makes the character meanwhile. `limits`: none are published. The other options are those of `Transport`.
+    It is synchronous: the response to the only request holds the character.
+
+    Args:
+        api_key: The API key. Defaults to the environment variable `key_variable`.
+        base_url: Base URL of the API. A trailing "/v1" is removed.
+        extra_body: Members that a gateway requires in the body of each request.
+        name: Name of the provider in requests, results and the ledger.
+        key_variable: Environment variable of the key.
+        limits: Rate limits of the account. None are published, and none is the default.
+        timeout: Seconds for the whole request, during which the character is created.
+        http: An aiohttp session of yours, which is not closed here.
+        proxy: URL of an HTTP proxy.
+        ssl: Certificate verification, as in aiohttp.
 
     Raises:
-        ConfigurationError: no key, or a base URL that is none.
+        ConfigurationError: The key is missing, or the base URL is invalid.
     """
 
     synchronous = True
@@ -111,14 +142,19 @@ class Kkiai(HTTPProvider):
 
     @classmethod
     def gateway(cls, name: str, /, api_key: str | None = None, **options: Any) -> Kkiai:
-        """A known gateway by its name, with what differs there. The key's variable is NAME_API_KEY.
+        """Return the provider for a known gateway. The environment variable of its key is NAME_API_KEY.
+
+        Args:
+            name: A name in `GATEWAYS`.
+            api_key: The API key.
+            **options: Options of `Kkiai`, which override those of the gateway.
 
         Raises:
-            ConfigurationError: the name is none of `GATEWAYS`.
+            ConfigurationError: There is no gateway of this name.
         """
         known = GATEWAYS.get(name)
         if known is None:
-            raise ConfigurationError(f"gateway: must be one of {', '.join(GATEWAYS)}, got {printable(name)!r}.")
+            raise ConfigurationError(f"gateway must be one of {', '.join(GATEWAYS)}, got {printable(name)!r}.")
         settings: dict[str, Any] = {
             "base_url": known.base_url,
             "extra_body": known.extra_body,
@@ -128,18 +164,21 @@ class Kkiai(HTTPProvider):
         return cls(api_key, **(settings | options))
 
     def check(self, request: Request) -> Sequence[str]:
-        """See `Provider.check`. The clip spans 1 to 3 seconds; prompts and local files are not taken."""
+        """See `Provider.check`. The clip spans 1 to 3 seconds; prompts and local files are not supported."""
         if not isinstance(request, CharacterRequest):
-            return ["request: characters from a clip only"]
+            return [f"request must be a CharacterRequest, got {type(request).__name__}"]
         problems: list[str] = []
         if request.clip is None:
-            problems.append("clip: is required")
-        elif not 1 <= request.clip.seconds <= 3:  # noqa: PLR2004 # the contract's
-            problems.append(f"clip: must span 1 to 3 s, got {request.clip} ({request.clip.seconds} s)")
+            problems.append('clip must be given, as "start,end" in seconds')
+        elif not _MIN_CLIP_SECONDS <= request.clip.seconds <= _MAX_CLIP_SECONDS:
+            problems.append(
+                f"clip must span {_MIN_CLIP_SECONDS} to {_MAX_CLIP_SECONDS} seconds, "
+                f'got {request.clip.seconds} ("{request.clip}")'
+            )
         if request.video_path is not None:
-            problems.append("video: a URL only, this provider takes no uploads")
+            problems.append("video must be a URL, since this provider takes no uploads")
         problems += [
-            f"{field}: this provider has none, leave it out"
+            f"{field} must be omitted, since this provider has no such field"
             for field, value in (("prompt", request.prompt), ("safety", request.safety))
             if value is not None
         ]
@@ -148,14 +187,14 @@ class Kkiai(HTTPProvider):
     async def submit(
         self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
-        """See `Provider.submit`. Takes 30 s to minutes."""
+        """See `Provider.submit`. It takes from 30 seconds to several minutes."""
         del callback_url
         if not isinstance(request, CharacterRequest):
             raise TypeError(type(request).__name__)
         character = await self._transport.request(
             "POST",
             f"{self._transport.base_url}/sora/v1/characters",
-            lambda answer: read_character(answer, provider=self.name),
+            partial(read_character, provider=self.name),
             kind="create",
             on_send=on_send,
             json=character_body(request) | self.extra_body,
@@ -166,26 +205,26 @@ class Kkiai(HTTPProvider):
 
 
 def character_body(request: CharacterRequest) -> dict[str, Any]:
-    """The JSON that the contract asks for: the clip, and exactly one source."""
+    """Return the body of the request: the clip, and exactly one source. Source: kkiai docs, "Create character"."""
     source = {"url": request.video_url} if request.from_task is None else {"from_task": request.from_task}
     return {"timestamps": str(request.clip)} | source
 
 
-def read_character(answer: Response, *, provider: str) -> Character:
-    """The character of an answer.
+def read_character(response: Response, *, provider: str) -> Character:
+    """Return the character in a response.
 
     Raises:
-        ProviderError: any of the seven shapes of errors.
-        MissingCharacterError: success, and no id or user name in it.
+        MissingCharacterError: The response reports success, but holds no id or no user name.
+        ProviderError: The response has one of the known shapes of errors.
     """
     try:
-        body = parse_json(answer.body)
+        body = parse_json(response.body)
     except ValueError:
-        raise _no_json(answer, provider) from None
+        raise _text_error(response, provider) from None
     match body:
         case {"error": error} if error:
-            raise _refusal(answer, body, provider)
-        case {"id": str(id_), "username": str(username)} if answer.status // 100 == 2 and is_id(id_) and username:  # noqa: PLR2004
+            raise _json_error(response, body, provider)
+        case {"id": str(id_), "username": str(username)} if _is_success(response) and is_id(id_) and username:
             return Character(
                 id=id_,
                 provider=provider,
@@ -195,84 +234,90 @@ def read_character(answer: Response, *, provider: str) -> Character:
                 picture_url=_text(body.get("profile_picture_url")),
                 raw=body,
             )
-        case _ if answer.status // 100 == 2 and not (isinstance(body, dict) and _text(body.get("code"))):  # noqa: PLR2004
-            raise MissingCharacterError(
-                f"{provider} reported success without a character: {printable(answer.body.decode(errors='replace'))}",
-                hint="It may have been charged; ask the provider before trying again.",
-                provider=provider,
-                task_id=None,
-                payload=body,
-            )
+        case _ if _is_success(response) and not (isinstance(body, dict) and _text(body.get("code"))):
+            raise _missing_character(response, body, provider)
         case _:
-            raise _refusal(answer, body, provider)
+            raise _json_error(response, body, provider)
+
+
+def _is_success(response: Response) -> bool:
+    return HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES
+
+
+def _missing_character(response: Response, body: Any, provider: str) -> MissingCharacterError:
+    return MissingCharacterError(
+        f"{provider} reported success without a character: {printable(response.body.decode(errors='replace'))}",
+        hint=f"Ask {provider} whether the request was charged before you send it again.",
+        provider=provider,
+        task_id=None,
+        payload=body,
+    )
 
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _no_json(answer: Response, provider: str) -> ProviderError:
-    """A page or plain text. From 500 on, and where an answer is cut or garbled, nobody says what happened behind it."""
-    text = printable(re.sub(r"<[^>]{0,500}>", " ", answer.body[:4000].decode(errors="replace")), limit=200)
-    good = answer.status // 100 == 2  # noqa: PLR2004
-    page = answer.body.lstrip().startswith(b"<")
-    if answer.status == 404 or (good and page):  # noqa: PLR2004
+def _text_error(response: Response, provider: str) -> ProviderError:
+    """Return the error for a body that is not JSON: an HTML page, plain text or a damaged response.
+
+    With a status from 500, or after damage, the outcome of the request is unknown.
+    """
+    text = printable(re.sub(r"<[^>]{0,500}>", " ", response.body[:4000].decode(errors="replace")), limit=200)
+    is_page = response.body.lstrip().startswith(b"<")
+    if response.status == HTTPStatus.NOT_FOUND or (_is_success(response) and is_page):
         return ModelUnavailableError(
-            f"{provider} does not serve characters any more: it answered HTTP {answer.status} with {text!r}.",
-            hint="The route is gone there; try another gateway.",
-            status=answer.status,
+            f"{provider} does not serve characters any more: it answered HTTP {response.status} with {text!r}.",
+            hint="Try another gateway.",
+            status=response.status,
         )
-    if good or answer.status >= 500:  # noqa: PLR2004
-        return NoAnswerError(f"{provider} answered HTTP {answer.status}: {text}.", status=answer.status)
-    return _refusal(answer, {"message": text}, provider)
+    if _is_success(response) or response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return NoAnswerError(f"{provider} answered HTTP {response.status}: {text}.", status=response.status)
+    return _json_error(response, {"message": text}, provider)
 
 
-def _message(body: Any, answer: Response) -> str:
+def _message(body: Any, response: Response) -> str:
+    """Return the first text among the members that the gateways use for messages, else the whole body."""
     error = body.get("error") if isinstance(body, dict) else None
-    places: list[Any] = [error.get("message"), error.get("message_zh")] if isinstance(error, dict) else [error]
+    texts: list[Any] = [error.get("message"), error.get("message_zh")] if isinstance(error, dict) else [error]
     if isinstance(body, dict):
-        places += [body.get(name) for name in ("message", "msg", "detail", "description")]
-    return next((p for p in places if _text(p)), None) or answer.body.decode(errors="replace")
+        texts += [body.get(name) for name in ("message", "msg", "detail", "description")]
+    return next((text for text in texts if _text(text)), None) or response.body.decode(errors="replace")
 
 
-def _words(body: Any) -> list[str]:
-    """The codes and types that an error gives, the code first, whatever its shape."""
+def _codes(body: Any) -> list[str]:
+    """Return the codes and types in the body of an error, codes first."""
     error = body.get("error") if isinstance(body, dict) else None
-    owners = [owner for owner in (error, body) if isinstance(owner, dict)]
-    return [word for name in ("code", "type") for owner in owners if (word := _text(owner.get(name)))]
+    objects = [value for value in (error, body) if isinstance(value, dict)]
+    return [code for name in ("code", "type") for value in objects if (code := _text(value.get(name)))]
 
 
-def _refusal(answer: Response, body: Any, provider: str) -> ProviderError:
-    message, words = _message(body, answer), _words(body)
-    kind, hint = _kind(answer.status, message, set(words))
+def _json_error(response: Response, body: Any, provider: str) -> ProviderError:
+    message = _message(body, response)
+    codes = _codes(body)
+    kind, hint = _classify(response.status, message, set(codes))
     found = _REQUEST_ID.search(message)
     return kind(
-        f"{provider} answered HTTP {answer.status}: {printable(message)}",
-        hint=next((advice for word, advice in _HINTS.items() if word in words or word in message), hint),
-        status=answer.status,
-        code=words[0] if words else None,
+        f"{provider} answered HTTP {response.status}: {printable(message)}",
+        hint=next((advice for code, advice in _HINTS.items() if code in codes or code in message), hint),
+        status=response.status,
+        code=codes[0] if codes else None,
         request_id=found.group(1) if found else None,
-        retry_after=answer.retry_after,
+        retry_after=response.retry_after,
     )
 
 
-def _kind(status: int, message: str, words: set[str]) -> tuple[type[ProviderError], str]:
+def _classify(status: int, message: str, codes: set[str]) -> tuple[type[ProviderError], str]:
+    """Return the error class and the hint. Codes decide before the status, which varies by gateway."""
     if status in GATEWAY_FAULTS:
         return NoAnswerError, ""
-    if words & _QUOTA or status == 402:  # noqa: PLR2004
+    if codes & _QUOTA_CODES or status == HTTPStatus.PAYMENT_REQUIRED:
         return InsufficientCreditsError, "Top up the account."
-    if words & _SOURCE_GONE:
-        return (
-            RequestRejectedError,
-            "The source task is unknown or expired: check from_task, exactly as it was returned.",
-        )
-    if "model_not_found" in words or status == 404 or message.startswith("Invalid URL"):  # noqa: PLR2004
-        return ModelUnavailableError, "The route or the model is gone there; try another gateway."
-    if status >= 500:  # noqa: PLR2004
+    if codes & _SOURCE_TASK_CODES:
+        hint = "Check from_task, which must be exactly as the provider returned it. The task may also have expired."
+        return RequestRejectedError, hint
+    if "model_not_found" in codes or status == HTTPStatus.NOT_FOUND or message.startswith("Invalid URL"):
+        return ModelUnavailableError, "Try another gateway. This one no longer serves the route or the model."
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return ServiceUnavailableError, ""
-    by_status: dict[int, tuple[type[ProviderError], str]] = {
-        401: (AuthenticationError, "Check the API key."),
-        403: (PermissionDeniedError, "The key may not use this model; use another key or group."),
-        429: (RateLimitedError, ""),
-    }
-    return by_status.get(status, (RequestRejectedError, ""))
+    return _ERRORS_BY_STATUS.get(status, (RequestRejectedError, ""))

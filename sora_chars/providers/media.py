@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MAX_SIBLINGS = 256  # headers read per level; real files have a dozen, a hostile one has millions
-_MAX_HEADER = 16
+_MAX_HEADER = 16  # bytes
 _MAX_PAYLOAD = 256  # bytes; the longest payload of interest is a list of brands
 
 _ISO_BRANDS = frozenset(
@@ -32,15 +32,19 @@ _INFO = b"\x15\x49\xa9\x66"
 _TIMECODE_SCALE = b"\x2a\xd7\xb1"
 _DURATION = b"\x44\x89"
 _DEFAULT_TIMECODE_SCALE = 1_000_000  # nanoseconds per unit of Duration
+_MAX_ID_LENGTH = 4  # bytes; the default of EBMLMaxIDLength
+_MAX_SIZE_LENGTH = 8  # bytes; the default of EBMLMaxSizeLength
 
 
 @attrs.frozen(kw_only=True)
 class MediaFacts:
-    """What is known of a video file.
+    """What the headers of a video file declare.
 
-    `container` is None when the bytes are none of the three. QuickTime (.mov) and plain Matroska (.mkv) count
-    as none, closely related as they are: providers do not list them. `duration` is in seconds, as the file
-    declares it (its longest track), and None when the headers do not say; `size` is in bytes.
+    Attributes:
+        container: Container format; None for any other. QuickTime (.mov) and plain
+            Matroska (.mkv) are None despite their close relation: providers do not list them.
+        duration: Seconds of the longest track; None when the headers do not say.
+        size: Size of the file in bytes.
     """
 
     container: Literal["mp4", "webm", "avi"] | None
@@ -49,9 +53,10 @@ class MediaFacts:
 
 
 def probe(path: Path) -> MediaFacts:
-    """Read the facts of the file at `path`, in at most about two thousand small reads, whatever it holds.
+    """Read the facts of the file at `path`, with at most about two thousand small reads, whatever it holds.
 
-    Raises OSError only: also for a directory, and for a pipe, which would block and has no size.
+    Raises:
+        OSError: The file cannot be read or is not a regular file, such as a directory or a pipe.
     """
     if not path.is_file():
         raise OSError(errno.ENOENT, "No such regular file", str(path))
@@ -101,7 +106,8 @@ class _Tree:
 
         Empty when there is none, or when the file ends inside it: half a number is not a number.
         """
-        start, end = 0, self._size
+        start = 0
+        end = self._size
         for tag in path:
             start, end = self._child(tag, start, min(end, self._size))
         return b"" if end > self._size else _read(self._file, start, min(end, start + _MAX_PAYLOAD))
@@ -138,10 +144,10 @@ def _box_header(head: bytes) -> _Header | None:
 def _element_header(head: bytes) -> _Header | None:
     """RFC 8794, sections 4 to 6: leading zero bits give the length of id and of size; all ones is unknown."""
     id_length = 9 - head[0].bit_length()
-    if id_length > 4:  # noqa: PLR2004 - the longest id that EBMLMaxIDLength allows by default
+    if id_length > _MAX_ID_LENGTH:
         return None
     size_length = 9 - head[id_length].bit_length()
-    if size_length > 8:  # noqa: PLR2004 - the longest size, likewise
+    if size_length > _MAX_SIZE_LENGTH:
         return None
     length = id_length + size_length
     unknown = (1 << 7 * size_length) - 1
@@ -151,7 +157,8 @@ def _element_header(head: bytes) -> _Header | None:
 
 def _chunk_header(head: bytes) -> _Header | None:
     """RIFF: little-endian, padded to even; a list's type, the first four bytes of its body, joins the tag."""
-    tag, size = head[:4], int.from_bytes(head[4:8], "little")
+    tag = head[:4]
+    size = int.from_bytes(head[4:8], "little")
     size += size % 2
     if tag in {b"RIFF", b"LIST"}:
         return _Header(tag + head[8:12], 12, size - 4)
@@ -204,6 +211,7 @@ def _webm_duration(elements: _Tree) -> float | None:
 
 def _avi_duration(chunks: _Tree) -> float | None:
     avih = chunks.find(b"RIFFAVI ", b"LISThdrl", b"avih")
-    microseconds, frames = int.from_bytes(avih[:4], "little"), int.from_bytes(avih[16:20], "little")
+    microseconds = int.from_bytes(avih[:4], "little")
+    frames = int.from_bytes(avih[16:20], "little")
     # A frame's time is in whole microseconds, so 30 frames at 30 a second add up to 0.99999 s.
     return round(microseconds * frames / 1e6, 3) or None

@@ -155,11 +155,11 @@ def test_bad_rows_are_told_before_anything_is_sent(
 
     lines = bad.stderr.splitlines()
     assert bad.returncode == 2
-    assert lines[0].startswith("line 3: clip: must span 1 to 4 s")
+    assert lines[0].startswith("line 3: clip must span 1 to 4 s")
     assert lines[1].startswith("line 5: 'promt': no such column")
-    assert lines[1].endswith("; from_task, video: exactly one of the two is needed, got neither")
+    assert lines[1].endswith("; exactly one of from_task and video must be given, got neither")
     assert lines[2] == "line 7: key: dog stands for something else in line 1"
-    assert lines[3].startswith("line 9: prompt: ")
+    assert lines[3].startswith("line 9: prompt must ")
     assert lines[4].startswith("line 10: no JSON: ")
     assert lines[5] == "Error: 5 rows are wrong. Nothing was sent."
     assert not emulator.request_counts
@@ -173,7 +173,7 @@ def test_the_first_of_many_bad_rows_stand_for_all(
     done = pipe(b"key,clip\n" + b'x,"1,3"\n' * 5000, "batch", "-", "--output", "-", "--json")
     error = json.loads(done.stdout)["error"]
     assert (done.returncode, error["type"], len(error["problems"])) == (2, "InvalidRequestError", 21)
-    assert error["problems"][0] == "line 2: from_task, video: exactly one of the two is needed, got neither"
+    assert error["problems"][0] == "line 2: exactly one of from_task and video must be given, got neither"
     assert error["problems"][-1] == "and 4980 more"
 
 

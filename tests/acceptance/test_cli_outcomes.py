@@ -166,7 +166,7 @@ def test_models_are_listed_and_searched(cli: Cli, at: tuple[str, ...]) -> None:
     ("arguments", "kind", "said"),
     [
         (("create", "--frob"), "UsageError", "--frob"),
-        (("create", *FROM_TASK[:2], "--clip", "1,9"), "InvalidRequestError", "clip: must span 1 to 4 s"),
+        (("create", *FROM_TASK[:2], "--clip", "1,9"), "InvalidRequestError", "clip must span 1 to 4 s"),
     ],
 )
 def test_what_is_refused_before_sending_ends_with_2(cli: Cli, arguments: tuple[str, ...], kind: str, said: str) -> None:
@@ -309,7 +309,7 @@ def test_a_signed_callback_wakes_the_command_that_waits(
 
     assert ended.returncode == 0
     assert "seen by callback" in ended.stdout
-    assert "callback.refused status=401" in ended.stderr
+    assert "callback.rejected status=401" in ended.stderr
     assert "hook-secret" not in ended.stderr
     assert emulator.counts.polls == 1
 

@@ -1,4 +1,4 @@
-"""Callbacks as the emulator delivers them over real sockets, into an aiohttp application."""
+"""Callbacks that the emulator delivers over sockets to an aiohttp application."""
 
 from __future__ import annotations
 
@@ -28,62 +28,62 @@ KEY = "whsec"
 
 @attrs.frozen
 class Scene:
-    """An emulator, and a session with its receiver in an aiohttp application; polls are an hour apart."""
+    """An emulator, a session that polls once an hour, and its receiver in an aiohttp application."""
 
     emulator: Emulator
     session: CharacterSession
     receiver: CallbackReceiver
 
     async def submit(self) -> TaskHandle[Character]:
-        """Start a character."""
+        """Start a character task."""
         return await self.session.submit(from_task="a" * 32, clip="1,3", prompt="A dog")
 
     async def submit_stuck(self) -> TaskHandle[Character]:
-        """Start one that ends when the test says so."""
+        """Start a character task that the test ends."""
         self.emulator.fault("stuck")
         return await self.submit()
 
-    async def answers(self, task_id: str, count: int) -> list[int | None]:
-        """Return what the first `count` deliveries of a task's callback were answered, once they are made."""
+    async def statuses(self, task_id: str, count: int) -> list[int | None]:
+        """Wait for `count` deliveries of a task's callback; return the statuses of the responses."""
         deliveries = self.emulator.tasks[task_id].deliveries
         await self.emulator.until(lambda: len(deliveries) >= count)
         return [delivery.status for delivery in deliveries]
 
     async def forge(self, task_id: str, key: str = KEY) -> int:
-        """CapacityRequest an invented success with everything right but the content; return the answer's status."""
+        """Post an invented success with valid token and signature; return the status of the response."""
         task = self.emulator.tasks[task_id]
         timestamp = str(int(time.time()))
         headers = {"X-Webhook-Timestamp": timestamp, "X-Webhook-Signature": sign(key, task_id, timestamp)}
         async with (
             aiohttp.ClientSession() as http,
-            http.post(str(task.callback_url), json=envelope(task, forged=True), headers=headers) as answer,
+            http.post(str(task.callback_url), json=envelope(task, forged=True), headers=headers) as response,
         ):
-            return answer.status
+            return response.status
 
 
 @asynccontextmanager
 async def scene(
     *, sender_key: str | None = KEY, hmac_key: str | None = KEY, clock_ahead: float = 0.0
 ) -> AsyncGenerator[Scene]:
-    """Run a scene; `clock_ahead`: seconds by which the receiver's clock is wrong."""
-    listening = socket.create_server(("127.0.0.1", 0))
+    """Run a scene. The receiver's clock is wrong by `clock_ahead` seconds."""
+    listener = socket.create_server(("127.0.0.1", 0))
     app = web.Application()
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     async with Emulator(speed=100, hmac_key=sender_key) as emulator:
-        callback_url = f"http://127.0.0.1:{listening.getsockname()[1]}/hooks/kie"
+        callback_url = f"http://127.0.0.1:{listener.getsockname()[1]}/hooks/kie"
         kie = Kie("key", base_url=emulator.url, callback_url=callback_url)
         async with CharacterSession(kie, polling=FixedInterval(3600)) as session:
             receiver = CallbackReceiver(session, hmac_key, clock=lambda: time.time() + clock_ahead)
             app.add_subapp("/hooks/kie/", receiver.aiohttp_app())
             await runner.setup()
-            await web.SockSite(runner, listening).start()
+            await web.SockSite(runner, listener).start()
             yield Scene(emulator, session, receiver)
         await runner.cleanup()
 
 
 @pytest.mark.parametrize("keys", [(KEY, KEY), (None, None), (KEY, None)])
-async def test_callback_wakes_the_wait(keys: tuple[str | None, str | None]) -> None:
-    """With polls an hour apart the callback ends both waits at once, for one poll; signed or not."""
+async def test_callback_ends_wait(keys: tuple[str | None, str | None]) -> None:
+    """With polls an hour apart, a callback ends both waits at the price of one poll; signed or not."""
     async with scene(sender_key=keys[0], hmac_key=keys[1]) as on:
         handle = await on.submit()
         event, character = await asyncio.gather(on.receiver.expect(handle.task_id), handle.result())
@@ -95,7 +95,7 @@ async def test_callback_wakes_the_wait(keys: tuple[str | None, str | None]) -> N
 
 
 async def test_failure() -> None:
-    """A callback of a failure ends the wait with the failure, and the event says so too."""
+    """A callback of a failure ends the wait with TaskFailedError, and the event has the failure."""
     async with scene() as on:
         on.emulator.fault("fail_task", code="400", message="too dark")
         handle = await on.submit()
@@ -106,8 +106,8 @@ async def test_failure() -> None:
         assert (event.code, event.snapshot.state) == (501, "fail")
 
 
-async def test_many_at_once() -> None:
-    """Callbacks of tasks that run together reach each its own."""
+async def test_concurrent_tasks() -> None:
+    """Each callback of concurrent tasks reaches its own waiter."""
     async with scene() as on:
         handles = await asyncio.gather(*(on.submit() for _ in range(15)))
         characters = await asyncio.gather(*(handle.result() for handle in handles))
@@ -117,28 +117,28 @@ async def test_many_at_once() -> None:
 
 
 async def test_early() -> None:
-    """A callback that comes before createTask's answer is accepted, and ends the wait."""
+    """A callback before the response to createTask is accepted, and ends the wait."""
     async with scene() as on:
         on.emulator.fault("early_callback")
         handle = await on.submit()
-        assert await on.answers(handle.task_id, 1) == [200]
+        assert await on.statuses(handle.task_id, 1) == [200]
         await handle.result()
         assert (await on.receiver.expect(handle.task_id, timeout=0)).task_id == handle.task_id
 
 
-async def test_double() -> None:
-    """The second of two equal callbacks is answered 200 and changes nothing."""
+async def test_duplicate() -> None:
+    """The second of two equal callbacks gets 200 and changes nothing."""
     async with scene() as on:
         on.emulator.fault("double_callback")
         handle = await on.submit()
         character = await handle.result()
-        assert await on.answers(handle.task_id, 2) == [200, 200]
+        assert await on.statuses(handle.task_id, 2) == [200, 200]
         assert await handle.result() == character
         assert on.emulator.counts.polls == 1
 
 
 async def test_late() -> None:
-    """A callback for a task whose end was seen by polling is answered 200, and `expect` still gives it."""
+    """A callback after a poll has seen the end gets 200, and `expect` still returns it."""
     async with scene() as on:
         on.emulator.fault("delay", on="callback", seconds=0.05)
         handle = await on.submit_stuck()
@@ -147,11 +147,11 @@ async def test_late() -> None:
         await handle.result()
         assert handle.woken_by == "poll"
         await on.receiver.expect(handle.task_id)
-        assert await on.answers(handle.task_id, 1) == [200]
+        assert await on.statuses(handle.task_id, 1) == [200]
 
 
 async def test_lost() -> None:
-    """Without its callback a task is still found finished by looking at it; `expect` runs out."""
+    """A task whose callback is lost is found finished by polling; `expect` times out."""
     async with scene() as on:
         on.emulator.fault("lost_callback")
         handle = await on.submit_stuck()
@@ -164,18 +164,18 @@ async def test_lost() -> None:
 
 @pytest.mark.parametrize("how", ["signature", "token"])
 async def test_forged(how: str) -> None:
-    """A callback with a wrong signature or token is refused and wakes nobody; the true one behind it does."""
+    """A callback with a wrong signature or token is rejected and wakes no waiter; the genuine one does."""
     async with scene() as on:
         on.emulator.fault("forged_callback", how=how)
         handle = await on.submit()
         event = await on.receiver.expect(handle.task_id)
         assert event.snapshot is not None
         assert event.snapshot.character == await handle.result()
-        assert await on.answers(handle.task_id, 2) == [401, 200]
+        assert await on.statuses(handle.task_id, 2) == [401, 200]
 
 
 async def test_false_claim() -> None:
-    """A lie with the right token and signature reaches `expect`, but the wait goes on until the record says so."""
+    """A false claim with valid token and signature reaches `expect`, but the wait goes on until the record agrees."""
     async with scene() as on:
         on.emulator.fault("lost_callback")
         handle = await on.submit_stuck()
@@ -191,25 +191,25 @@ async def test_false_claim() -> None:
 
 @pytest.mark.parametrize("clock_ahead", [-1000.0, 1000.0])
 async def test_replayed(clock_ahead: float) -> None:
-    """A signature far from the receiver's time is refused each time, and the sender gives up."""
+    """A timestamp far from the receiver's clock is rejected each time, and the sender gives up."""
     async with scene(clock_ahead=clock_ahead) as on:
         handle = await on.submit()
-        assert await on.answers(handle.task_id, 4) == [401] * 4
+        assert await on.statuses(handle.task_id, 4) == [401] * 4
         with pytest.raises(WaitTimeoutError):
             await on.receiver.expect(handle.task_id, timeout=0)
 
 
 @pytest.mark.parametrize("sender_key", [None, "another"])
 async def test_wrong_key(sender_key: str | None) -> None:
-    """With a key set, callbacks that are unsigned or signed by another are refused."""
+    """With a key, callbacks that are unsigned or signed by another key are rejected."""
     async with scene(sender_key=sender_key) as on:
         handle = await on.submit()
-        assert (await on.answers(handle.task_id, 1))[0] == 401
+        assert (await on.statuses(handle.task_id, 1))[0] == 401
         assert on.emulator.counts.callbacks_accepted == 0
 
 
 async def test_task_of_another_session() -> None:
-    """A task that was submitted by another session is unknown here: its callback is refused."""
+    """A callback for a task of another ledger is rejected."""
     async with scene() as on, scene() as other:
         handle = await other.submit_stuck()
         task = other.emulator.tasks[handle.task_id]

@@ -1,4 +1,4 @@
-"""The receiver mounted in real frameworks under real servers: aiohttp, and Starlette and FastAPI under uvicorn."""
+"""The receiver in aiohttp, and in Starlette and FastAPI under uvicorn."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ JSON = b"Content-Type: application/json"
 
 
 @asynccontextmanager
-async def aiohttp_server(receiver: CallbackReceiver, listening: socket.socket) -> AsyncGenerator[None]:
+async def aiohttp_server(receiver: CallbackReceiver, listener: socket.socket) -> AsyncGenerator[None]:
     """Serve an aiohttp application with the receiver as its sub-application."""
     app = web.Application()
     app.add_subapp("/hooks/kie/", receiver.aiohttp_app())
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
-    await web.SockSite(runner, listening).start()
+    await web.SockSite(runner, listener).start()
     yield
     await runner.cleanup()
 
@@ -55,14 +55,14 @@ def fastapi_app(receiver: CallbackReceiver) -> FastAPI:
 
 
 def uvicorn_server(make: Callable[[CallbackReceiver], object]) -> Server:
-    """Return a server that runs what `make` makes under uvicorn, in this event loop."""
+    """Return a server that runs the application of `make` under uvicorn, in this event loop."""
 
     @asynccontextmanager
-    async def serve(receiver: CallbackReceiver, listening: socket.socket) -> AsyncGenerator[None]:
+    async def serve(receiver: CallbackReceiver, listener: socket.socket) -> AsyncGenerator[None]:
         config = uvicorn.Config(make(receiver), lifespan="on", log_config=None, ws="none")  # type: ignore[arg-type] # ASGI's types
         server = uvicorn.Server(config)
-        serving = asyncio.create_task(server.serve(sockets=[listening]))
-        yield  # it listens already: who connects too early waits in the backlog
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        yield  # the socket listens already, so an early connection waits in its backlog
         server.should_exit = True
         await serving
 
@@ -78,21 +78,24 @@ SERVERS: dict[str, Server] = {
 
 
 class Stage:
-    """A running receiver with one task that never ends by itself, and a raw way to its port."""
+    """A running receiver with one task that only the test ends, and raw access to its port."""
 
     def __init__(self, emulator: Emulator, session: CharacterSession, receiver: CallbackReceiver, port: int) -> None:
-        self.emulator, self.session, self.receiver, self.port = emulator, session, receiver, port
+        self.emulator = emulator
+        self.session = session
+        self.receiver = receiver
+        self.port = port
         self.path = b""
 
     async def start(self) -> str:
-        """Start the task; `path` is then its callback's."""
+        """Start the task and set `path` to the path of its callback."""
         self.emulator.fault("stuck")
         handle = await self.session.submit(from_task="a" * 32, clip="1,3", prompt="A dog")
         self.path = httpx.URL(str(self.emulator.tasks[handle.task_id].callback_url)).raw_path
         return handle.task_id
 
     async def send(self, *headers: bytes, body: bytes = b"", method: bytes = b"POST", path: bytes | None = None) -> int:
-        """Send bytes as they are and return the status that answers them."""
+        """Send bytes as they are and return the status of the response."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         lines = [b"%s %s HTTP/1.1" % (method, self.path if path is None else path), b"Host: test", *headers]
         writer.write(b"\r\n".join([*lines, b"", body]))
@@ -110,17 +113,17 @@ class Stage:
 async def stage(request: pytest.FixtureRequest) -> AsyncGenerator[Stage]:
     """Run the receiver under each server."""
     serve = SERVERS[request.param]
-    listening = socket.create_server(("127.0.0.1", 0))
-    port: int = listening.getsockname()[1]
+    listener = socket.create_server(("127.0.0.1", 0))
+    port: int = listener.getsockname()[1]
     async with Emulator(speed=100, hmac_key="whsec") as emulator:
         kie = Kie("key", base_url=emulator.url, callback_url=f"http://127.0.0.1:{port}/hooks/kie")
         async with CharacterSession(kie, polling=FixedInterval(3600)) as session:
             receiver = CallbackReceiver(session, "whsec", body_limit=10_000, body_timeout=0.05)
-            async with serve(receiver, listening):
+            async with serve(receiver, listener):
                 yield Stage(emulator, session, receiver, port)
 
 
-async def test_callback_wakes_the_wait(stage: Stage) -> None:
+async def test_callback_ends_wait(stage: Stage) -> None:
     """A signed callback ends a wait whose polls are an hour apart."""
     task_id = await stage.start()
     handle = stage.session.resume(task_id)
@@ -130,17 +133,17 @@ async def test_callback_wakes_the_wait(stage: Stage) -> None:
     assert handle.woken_by == "callback"
 
 
-async def test_answers_are_json(stage: Stage) -> None:
-    """An answer, here a refusal, is JSON in kie.ai's own form, and says which method is allowed."""
+async def test_responses_are_json(stage: Stage) -> None:
+    """A response, here a rejection, is JSON in kie.ai's own form, and names the allowed method."""
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{stage.port}") as client:
-        answer = await client.get("/hooks/kie/token")
-    assert answer.json() == {"code": 405, "msg": "Callback refused: it must be a POST."}
-    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
-    assert answer.headers["Content-Type"].startswith("application/json")
+        response = await client.get("/hooks/kie/token")
+    assert response.json() == {"code": 405, "msg": "Callback rejected: the method must be POST."}
+    assert (response.status_code, response.headers["Allow"]) == (405, "POST")
+    assert response.headers["Content-Type"].startswith("application/json")
 
 
-async def test_refusals(stage: Stage) -> None:
-    """Whatever is wrong with a request, its sender gets the status that says so, and never a 500."""
+async def test_rejections(stage: Stage) -> None:
+    """Each invalid request gets the status of its reason, and never a 500."""
     task_id = await stage.start()
     record = b'{"data":{"taskId":"%s","state":"success"}}' % task_id.encode()
     length = b"Content-Length: %d" % len(record)
@@ -159,7 +162,7 @@ async def test_refusals(stage: Stage) -> None:
 
 
 async def test_oversized(stage: Stage) -> None:
-    """Too large a body is refused by its declared length, and by what comes when none is declared."""
+    """A body that is too large is rejected by its declared length, or while it arrives if none is declared."""
     await stage.start()
     assert await stage.send(JSON, b"Content-Length: 10001") == 413
     chunk = b"%x\r\n%s\r\n" % (6000, b" " * 6000)
@@ -167,8 +170,8 @@ async def test_oversized(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["with the head", "later"])
-async def test_body_comes(stage: Stage, *, together: bool) -> None:
-    """A body is read whether it comes in one piece with its head or once that is answered."""
+async def test_body_arrives(stage: Stage, *, together: bool) -> None:
+    """A body is read whether it arrives together with its head or later."""
     task_id = await stage.start()
     timestamp = str(int(time.time()))
     body = b'{"data":{"taskId":"%s","state":"success"}}' % task_id.encode()
@@ -184,7 +187,7 @@ async def test_body_comes(stage: Stage, *, together: bool) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", stage.port)
     writer.write(b"\r\n".join([*head, b"", body if together else b""]))
     if not together:
-        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"  # it is waited for now
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"  # waiting for the body
         writer.write(body)
     assert int((await reader.readline()).split()[1]) == 200
     writer.close()
@@ -193,13 +196,13 @@ async def test_body_comes(stage: Stage, *, together: bool) -> None:
 
 
 async def test_slow_sender(stage: Stage) -> None:
-    """A body that does not come is waited for only so long."""
+    """A body that does not arrive is rejected after `body_timeout`."""
     await stage.start()
     assert await stage.send(JSON, b"Content-Length: 100", body=b"{") == 408
 
 
-async def test_sender_leaves(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    """A sender that hangs up within its body leaves one line in the log, and no traceback."""
+async def test_sender_disconnects(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """A sender that disconnects within its body leaves one log line, and no traceback."""
     await stage.start()
     stage.receiver.body_timeout = 60
     reader, writer = await asyncio.open_connection("127.0.0.1", stage.port)
@@ -208,9 +211,9 @@ async def test_sender_leaves(stage: Stage, caplog: pytest.LogCaptureFixture) -> 
     writer.write_eof()
     await reader.read()
     writer.close()
-    await stage.emulator.until(lambda: [r for r in caplog.records if r.message == "callback.refused"])
-    (line,) = [r for r in caplog.records if r.message == "callback.refused"]
-    assert line.__dict__["reason"] == "Callback refused: its body broke off."
+    await stage.emulator.until(lambda: [r for r in caplog.records if r.message == "callback.rejected"])
+    (line,) = [r for r in caplog.records if r.message == "callback.rejected"]
+    assert line.__dict__["reason"] == "Callback rejected: the connection ended within the body."
     assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
 
 
@@ -223,14 +226,14 @@ async def test_sender_leaves(stage: Stage, caplog: pytest.LogCaptureFixture) -> 
     ids=["chunks", "gzip"],
 )
 async def test_malformed_transfer(stage: Stage, header: bytes, body: bytes) -> None:
-    """A body that turns out malformed while it is read is the sender's fault."""
+    """A body that turns out malformed while it is read is rejected."""
     await stage.start()
     reader, writer = await asyncio.open_connection("127.0.0.1", stage.port)
     head = (b"POST %s HTTP/1.1" % stage.path, b"Host: test", JSON, b"Expect: 100-continue", header, b"", b"")
     writer.write(b"\r\n".join(head))
-    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"  # it is being read from here on
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"  # the receiver is reading the body
     writer.write(body)
     status = int((await reader.readline()).split()[1])
     writer.close()
     await writer.wait_closed()
-    assert status in {400, 408}  # aiohttp's C parser keeps malformed chunks to itself, so that time runs out
+    assert status in {400, 408}  # aiohttp's C parser drops malformed chunks silently, which ends in the timeout

@@ -73,7 +73,7 @@ LASTING = [
     (NetworkFault("cut_before_request"), "Server disconnected"),
     (NetworkFault("cut_mid_response", reset=True), "reset by peer"),
     (NetworkFault("half_open"), "no answer within 0.5 s"),
-    (NetworkFault("page", status=524), "unreadable answer.*524"),
+    (NetworkFault("page", status=524), "unreadable response.*524"),
 ]
 
 

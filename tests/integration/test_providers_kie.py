@@ -1,3 +1,5 @@
+"""The provider kie.ai against the emulator."""
+
 from __future__ import annotations
 
 import re
@@ -47,15 +49,15 @@ async def emulator() -> AsyncIterator[Emulator]:
 
 
 def provider(emulator: Emulator, key: str = KEY, **options: Any) -> Kie:
-    """Make the provider that talks to the emulator, without limits."""
+    """Return a provider for the emulator, without rate limits."""
     return Kie(key, base_url=f"{emulator.url}/", upload_url=emulator.url, limits=None, **options)
 
 
 def uploaded(emulator: Emulator, task_id: str) -> File:
-    """The file that the task was made of."""
+    """Return the file that the task was created from."""
     urls = emulator.tasks[task_id].input["character_file_url"]
     assert isinstance(urls, list)
-    file = emulator.files.find(urls[0])
+    file = emulator.files.at(urls[0])
     assert file is not None
     return file
 
@@ -67,8 +69,8 @@ async def session(emulator: Emulator) -> AsyncIterator[CharacterSession]:
         yield opened
 
 
-async def test_from_a_finished_task(emulator: Emulator, session: CharacterSession) -> None:
-    """A character of a finished task is asked for as documented, waited for, and made once."""
+async def test_from_finished_task(emulator: Emulator, session: CharacterSession) -> None:
+    """A character of a finished task is created once, by the documented request."""
     handle = await session.submit(**FROM_TASK, name="rex", safety="No blood")
     character = await handle
     task = emulator.tasks[handle.task_id]
@@ -86,15 +88,15 @@ async def test_from_a_finished_task(emulator: Emulator, session: CharacterSessio
     assert emulator.counts.creates == 1
 
 
-async def test_a_resumed_task_has_its_name(emulator: Emulator, session: CharacterSession) -> None:
-    """A task picked up by its id alone gives the character with the name that was asked for."""
+async def test_resumed_task_has_name(emulator: Emulator, session: CharacterSession) -> None:
+    """A task that is resumed by its id alone gives the character with the requested name."""
     task_id = (await session.submit(**FROM_TASK, name="rex")).task_id
     async with CharacterSession(provider(emulator), polling=FixedInterval(0.005)) as other:
         assert (await other.resume(task_id)).name == "rex"
     assert emulator.counts.creates == 1
 
 
-async def test_from_a_video_elsewhere(emulator: Emulator, session: CharacterSession) -> None:
+async def test_from_video_url(emulator: Emulator, session: CharacterSession) -> None:
     """A video with a URL is not uploaded: its URL is sent."""
     handle = await session.submit(video="https://videos.example/dog.mp4")
     await handle
@@ -104,25 +106,25 @@ async def test_from_a_video_elsewhere(emulator: Emulator, session: CharacterSess
     assert emulator.counts.uploads == 0
 
 
-async def test_from_a_local_video(emulator: Emulator, make_clip: Callable[..., Path]) -> None:
-    """A local video is uploaded as it is, with its progress told, and its new URL is sent."""
+async def test_from_local_video(emulator: Emulator, make_clip: Callable[..., Path]) -> None:
+    """A local video is uploaded unchanged, its progress is reported, and its new URL is sent."""
     clip = make_clip(size=300_000, name="DOG.MP4")
-    heard: list[UploadProgress] = []
-    kie = provider(emulator, on_upload=heard.append)
+    reported: list[UploadProgress] = []
+    kie = provider(emulator, on_upload=reported.append)
     async with CharacterSession(kie, polling=FixedInterval(0.005)) as session:
         handle = await session.submit(video=clip, prompt="A dog")
         await handle
     file = uploaded(emulator, handle.task_id)
     assert (file.content, file.mime) == (clip.read_bytes(), "video/mp4")
-    assert [progress.sent for progress in heard] == sorted({progress.sent for progress in heard})
-    assert heard[-1] == UploadProgress(clip, 300_000, 300_000)
-    assert {(progress.path, progress.total) for progress in heard} == {(clip, 300_000)}
+    assert [progress.sent for progress in reported] == sorted({progress.sent for progress in reported})
+    assert reported[-1] == UploadProgress(clip, 300_000, 300_000)
+    assert {(progress.path, progress.total) for progress in reported} == {(clip, 300_000)}
 
 
-async def test_no_two_uploads_share_a_name(
+async def test_upload_names_are_unique(
     emulator: Emulator, session: CharacterSession, make_clip: Callable[..., Path]
 ) -> None:
-    """The same file uploaded twice lies at two URLs, since the same name would overwrite behind a cache."""
+    """The same file uploaded twice has two URLs, since a repeated name would overwrite it behind a cache."""
     clip = make_clip()
     handles = [await session.submit(video=clip) for _ in range(2)]
     urls = {str(emulator.tasks[handle.task_id].input["character_file_url"]) for handle in handles}
@@ -130,32 +132,32 @@ async def test_no_two_uploads_share_a_name(
     assert all(url.endswith(".mp4']") for url in urls)
 
 
-@pytest.mark.parametrize("kind", ["http_500", "html", "lost_response"])
-async def test_an_upload_is_free_to_repeat(
+@pytest.mark.parametrize("kind", ["http_500", "html", "lost_answer"])
+async def test_upload_is_retried(
     kind: str, emulator: Emulator, session: CharacterSession, make_clip: Callable[..., Path]
 ) -> None:
-    """An upload costs nothing, so that a passing fault repeats it, whole, and the create follows once."""
+    """An upload costs nothing: after a transient fault it is repeated in full, and one create follows."""
     emulator.fault(kind, on="upload")
     clip = make_clip(size=100_000)
     handle = await session.submit(video=clip)
     file = uploaded(emulator, handle.task_id)
     assert file.content == clip.read_bytes()
-    assert emulator.request_counts["POST", "/api/file-stream-upload"] == 2
+    assert emulator.seen["POST", "/api/file-stream-upload"] == 2
     assert emulator.counts.creates == 1
 
 
-async def test_nothing_is_sent_that_would_be_refused(
+async def test_invalid_request_is_not_sent(
     emulator: Emulator, session: CharacterSession, make_clip: Callable[..., Path]
 ) -> None:
-    """A file that is too large and too long is refused with both reasons, and no byte of it leaves."""
+    """A file that is too large and too long is rejected with both reasons, and nothing is sent."""
     with pytest.raises(InvalidRequestError, match="10 MB") as caught:
         await session.create(video=make_clip(9, size=10 * 1024 * 1024 + 1), prompt="x" * 5001)
-    assert [line.split(":")[1].strip() for line in caught.value.problems] == ["prompt", "video"]
+    assert [line.removeprefix("kie: ").partition(" must ")[0] for line in caught.value.problems] == ["prompt", "video"]
     assert not emulator.requests
 
 
-async def test_an_omni_character(emulator: Emulator, session: CharacterSession, tmp_path: Path) -> None:
-    """The living route makes a character of one image, local or not, and is done at once."""
+async def test_omni_character(emulator: Emulator, session: CharacterSession, tmp_path: Path) -> None:
+    """The omni route creates a character from one image, local or not, and is finished at once."""
     image = tmp_path / "face.png"
     image.write_bytes(b"\x89PNG\r\n\x1a\n")
     elsewhere = OmniCharacterRequest(image="https://images.example/face.png", descriptions="A dog")
@@ -169,7 +171,7 @@ async def test_an_omni_character(emulator: Emulator, session: CharacterSession, 
     assert (emulator.counts.omni, emulator.counts.uploads, emulator.counts.polls) == (2, 1, 0)
 
 
-async def test_any_other_model(emulator: Emulator, session: CharacterSession) -> None:
+async def test_other_model(emulator: Emulator, session: CharacterSession) -> None:
     """A task of another model ends with its finished snapshot and the decoded result."""
     request = TaskRequest(model="sora-2-text-to-video", input={"prompt": "A dog", "n_frames": "10"})
     finished = await session.create(request)
@@ -179,8 +181,8 @@ async def test_any_other_model(emulator: Emulator, session: CharacterSession) ->
     assert finished.credits == 0.0625
 
 
-async def test_a_callback_url_is_sent_with_a_token(emulator: Emulator) -> None:
-    """Where callbacks are wanted, each task gets its own URL below the one that was given."""
+async def test_callback_url_has_token(emulator: Emulator) -> None:
+    """With a callback URL, each task gets its own URL below it."""
     kie = provider(emulator, callback_url="http://127.0.0.1:9/hooks/")
     async with CharacterSession(kie, polling=FixedInterval(0.005)) as session:
         urls = [emulator.tasks[(await session.submit(**FROM_TASK)).task_id].callback_url for _ in range(2)]
@@ -188,8 +190,8 @@ async def test_a_callback_url_is_sent_with_a_token(emulator: Emulator) -> None:
     assert len(set(urls)) == 2
 
 
-async def test_credit_and_models_are_free(emulator: Emulator, session: CharacterSession) -> None:
-    """What is left and what there is can be asked before anything is paid."""
+async def test_credit_and_models(emulator: Emulator, session: CharacterSession) -> None:
+    """Credit and models can be queried before anything is charged."""
     assert await session.credit() == 1000.0
     models = await session.models()
     assert [model.model for model in models] == list(emulator.models)
@@ -198,8 +200,8 @@ async def test_credit_and_models_are_free(emulator: Emulator, session: Character
     assert emulator.counts.creates == 0
 
 
-async def test_a_model_that_is_gone(emulator: Emulator, session: CharacterSession) -> None:
-    """A model that kie.ai does not serve any more is one clear error that says where to look."""
+async def test_unavailable_model(emulator: Emulator, session: CharacterSession) -> None:
+    """A model that kie.ai no longer serves raises an error whose hint names the command that lists models."""
     with pytest.raises(ModelUnavailableError, match="sora-chars models"):
         await session.create(TaskRequest(model="sora-1"))
     assert emulator.counts.creates == 0
@@ -208,15 +210,15 @@ async def test_a_model_that_is_gone(emulator: Emulator, session: CharacterSessio
 @pytest.mark.parametrize(
     "shape", ["character_id", "resultObject", "character_id_list", "character_id_list_str", "characterId"]
 )
-async def test_every_shape_of_a_result(shape: str, emulator: Emulator, session: CharacterSession) -> None:
-    """Wherever the id stands in the result, it is found."""
+async def test_result_shapes(shape: str, emulator: Emulator, session: CharacterSession) -> None:
+    """The id is found in every known shape of the result."""
     emulator.fault("result_shape", shape=shape)
     assert (await session.create(**FROM_TASK)).id.startswith("ch_")
 
 
 @pytest.mark.parametrize("shape", ["resultUrls", "empty_id", "none", "array", "empty", "null", "junk"])
-async def test_success_without_a_character(shape: str, emulator: Emulator, session: CharacterSession) -> None:
-    """A task that succeeded without an id is an error with the task's id, and no wait without end."""
+async def test_success_without_character(shape: str, emulator: Emulator, session: CharacterSession) -> None:
+    """A task that succeeded without an id raises an error with the task's id."""
     emulator.fault("result_shape", shape=shape)
     handle = await session.submit(**FROM_TASK)
     with pytest.raises(MissingCharacterError) as caught:
@@ -224,8 +226,8 @@ async def test_success_without_a_character(shape: str, emulator: Emulator, sessi
     assert caught.value.task_id == handle.task_id
 
 
-async def test_a_failed_task(emulator: Emulator, session: CharacterSession) -> None:
-    """A failed task says its code and its reason."""
+async def test_failed_task(emulator: Emulator, session: CharacterSession) -> None:
+    """The error of a failed task has its code and its reason."""
     emulator.fault("fail_task", code="SENSITIVE_WORD_ERROR", message="the prompt is sensitive")
     with pytest.raises(TaskFailedError, match="the prompt is sensitive") as caught:
         await session.create(**FROM_TASK)
@@ -242,17 +244,17 @@ async def test_a_failed_task(emulator: Emulator, session: CharacterSession) -> N
         ("http_500", ServiceUnavailableError),
         ("body_500", ServiceUnavailableError),
         ("html", SubmissionUnknownError),
-        ("lost_response", SubmissionUnknownError),
+        ("lost_answer", SubmissionUnknownError),
         ("reset", SubmissionUnknownError),
         ("truncated", SubmissionUnknownError),
         ("junk_json", SubmissionUnknownError),
     ],
 )
 @pytest.mark.parametrize("on", ["create", "omni"])
-async def test_a_paid_request_goes_out_once(
+async def test_paid_request_is_sent_once(
     kind: str, error: type[SoraCharsError], on: str, emulator: Emulator, session: CharacterSession
 ) -> None:
-    """Whatever answers a paid request, unless it says that nothing was done, it is not sent again."""
+    """A paid request is not repeated after any response, except one that proves that nothing was done."""
     emulator.fault(kind, on=on, times=None)
     omni = OmniCharacterRequest(image="https://a.example/b.png", descriptions="d", key="my-key")
     with pytest.raises(error) as caught:
@@ -263,8 +265,8 @@ async def test_a_paid_request_goes_out_once(
         assert (caught.value.key, caught.value.provider) == ("my-key", "kie")
 
 
-async def test_a_wrong_key(emulator: Emulator) -> None:
-    """A wrong key is refused once, and stands in no message."""
+async def test_wrong_key(emulator: Emulator) -> None:
+    """A wrong key is rejected once, and no message shows it."""
     async with CharacterSession(provider(emulator, "sk-wrong-77-0123456789"), polling=FixedInterval(0.005)) as session:
         with pytest.raises(AuthenticationError, match="KIE_API_KEY") as caught:
             await session.create(**FROM_TASK)

@@ -1,3 +1,5 @@
+"""The provider kkiai against the emulator."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -43,8 +45,8 @@ async def session(emulator: Emulator) -> AsyncIterator[CharacterSession]:
 
 
 @pytest.mark.parametrize("source", [FROM_TASK, {"video": "https://videos.example/dog.mp4", "clip": (2.3, 3.3)}])
-async def test_a_character_in_one_call(source: dict[str, Any], emulator: Emulator, session: CharacterSession) -> None:
-    """The answer of the one call is the character: the handle is done when it is there, and nothing is polled."""
+async def test_character_in_one_call(source: dict[str, Any], emulator: Emulator, session: CharacterSession) -> None:
+    """The response to the only request is the character: the handle is done, and nothing is polled."""
     handle = await session.submit(**source, name="rex")
     assert handle.done()
     character = await handle
@@ -57,16 +59,16 @@ async def test_a_character_in_one_call(source: dict[str, Any], emulator: Emulato
 
 
 @pytest.mark.parametrize("tail", ["", "/", "/v1", "/v1/", "//v1"])
-async def test_a_pasted_base_url_works(tail: str, emulator: Emulator) -> None:
-    """Whatever tail a base URL was pasted with, the call finds its route."""
+async def test_base_url_suffix(tail: str, emulator: Emulator) -> None:
+    """A base URL with a trailing slash or "/v1" works."""
     async with CharacterSession(Kkiai(KEY, base_url=emulator.url + tail)) as session:
         assert (await session.create(**FROM_TASK)).id
     assert emulator.counts.characters == 1
 
 
 @pytest.mark.parametrize(("name", "model"), [("laozhang", "sora-2-character"), ("juxin", None)])
-async def test_a_gateway_gets_its_model_or_none(name: str, model: str | None) -> None:
-    """A gateway that demands a model gets it, and one that forbids it does not."""
+async def test_gateway_model(name: str, model: str | None) -> None:
+    """A gateway that requires a model gets it, and one that forbids it does not."""
     async with (
         Emulator(durations=(0, 0.01), kkiai_model=model) as emulator,
         CharacterSession(Kkiai.gateway(name, KEY, base_url=emulator.url)) as session,
@@ -74,11 +76,11 @@ async def test_a_gateway_gets_its_model_or_none(name: str, model: str | None) ->
         assert (await session.create(**FROM_TASK)).provider == name
 
 
-async def test_nothing_is_sent_that_would_be_refused(emulator: Emulator, session: CharacterSession) -> None:
-    """A clip that is too long is refused here, with everything else that is wrong."""
+async def test_invalid_request_is_not_sent(emulator: Emulator, session: CharacterSession) -> None:
+    """A clip that is too long is rejected before sending, together with every other problem."""
     with pytest.raises(InvalidRequestError) as caught:
         await session.create(from_task="task_1", clip="0,3.01", prompt="A dog")
-    assert [line.split(":")[1].strip() for line in caught.value.problems] == ["clip", "prompt"]
+    assert [line.removeprefix("kkiai: ").partition(" must ")[0] for line in caught.value.problems] == ["clip", "prompt"]
     assert not emulator.requests
 
 
@@ -108,14 +110,14 @@ async def test_nothing_is_sent_that_would_be_refused(emulator: Emulator, session
         ("junk_json", {}, SubmissionUnknownError),
     ],
 )
-async def test_each_fault_is_one_clear_error(
+async def test_faults(
     kind: str,
     settings: dict[str, Any],
     error: type[SoraCharsError],
     emulator: Emulator,
     session: CharacterSession,
 ) -> None:
-    """Each thing that goes wrong is the right error at once, and the paid call is not sent again."""
+    """Each fault raises its own error at once, and the paid request is not repeated."""
     fault = emulator.fault(kind, on="character", times=None, **settings)
     with pytest.raises(error) as caught:
         await session.create(**FROM_TASK, key="my-key")
@@ -128,16 +130,16 @@ async def test_each_fault_is_one_clear_error(
 
 
 @pytest.mark.parametrize("shape", [1, 2, 3, 4, 6])
-async def test_the_request_id_is_kept(shape: int, emulator: Emulator, session: CharacterSession) -> None:
-    """The id that support asks for is a fact of the error."""
+async def test_request_id(shape: int, emulator: Emulator, session: CharacterSession) -> None:
+    """The error holds the request id that the provider's support needs."""
     emulator.fault("kkiai_error", shape=shape)
     with pytest.raises(ProviderError) as caught:
         await session.create(**FROM_TASK)
     assert caught.value.request_id == "20261101120000abc"
 
 
-async def test_a_time_out_leaves_the_outcome_unknown(emulator: Emulator) -> None:
-    """When the answer does not come in time, the character may exist all the same, so nothing is sent again."""
+async def test_timeout_is_unknown(emulator: Emulator) -> None:
+    """After a timeout the character may exist, so the request is not repeated."""
     emulator.fault("delay", on="character", seconds=5.0)
     async with CharacterSession(Kkiai(KEY, base_url=emulator.url, timeout=0.2)) as session:
         with pytest.raises(SubmissionUnknownError, match="no answer within"):
@@ -145,26 +147,26 @@ async def test_a_time_out_leaves_the_outcome_unknown(emulator: Emulator) -> None
     assert (emulator.counts.characters, emulator.request_counts[ROUTE]) == (1, 1)
 
 
-async def test_a_rate_limit_is_waited_out(emulator: Emulator, session: CharacterSession) -> None:
-    """A rate limit says that nothing was done: the call waits and goes out again, and makes one character."""
+async def test_rate_limit_is_retried(emulator: Emulator, session: CharacterSession) -> None:
+    """A rate limit means that nothing was done: the request is repeated, and creates one character."""
     emulator.fault("rate")
     assert (await session.create(**FROM_TASK)).id
     assert (emulator.counts.characters, emulator.request_counts[ROUTE]) == (1, 2)
 
 
-async def test_a_task_of_another_kind(session: CharacterSession, emulator: Emulator) -> None:
-    """Whoever goes around `check` with another kind of request is told so, and nothing is sent."""
+async def test_other_request_type(session: CharacterSession, emulator: Emulator) -> None:
+    """`submit` raises TypeError for another type of request, and sends nothing."""
 
     def on_send() -> NoReturn:
-        pytest.fail("it was about to be sent")
+        pytest.fail("the request was about to be sent")
 
     with pytest.raises(TypeError, match="TaskRequest"):
         await session.providers[0].submit(TaskRequest(model="m"), callback_url=None, on_send=on_send)
     assert not emulator.requests
 
 
-async def test_a_wrong_key(emulator: Emulator) -> None:
-    """A wrong key is refused once, and stands in no message."""
+async def test_wrong_key(emulator: Emulator) -> None:
+    """A wrong key is rejected once, and no message shows it."""
     async with CharacterSession(Kkiai("sk-wrong-77-0123456789", base_url=emulator.url)) as session:
         with pytest.raises(AuthenticationError) as caught:
             await session.create(**FROM_TASK)

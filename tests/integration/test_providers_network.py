@@ -1,4 +1,4 @@
-"""The way to a provider: connections of one's own, redirects, proxies, TLS, and where the key may never be."""
+"""The network of a provider: sessions of the caller, redirects, proxies, TLS and secrets."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ CHARACTER = {"id": "ch_1", "username": "a.b", "display_name": "Rex"}
 
 @attrs.define(eq=False)
 class Server:
-    """A server that answers everything alike. `heard`: the headers of each request."""
+    """A server that gives every request the same response. `requests` holds their headers."""
 
     reply: Reply
     url: str = ""
-    heard: list[dict[str, str]] = attrs.field(factory=list[dict[str, str]])
+    requests: list[dict[str, str]] = attrs.field(factory=list)
 
     async def serve(self, request: web.Request) -> web.Response:
-        """Note the request and answer it."""
-        self.heard.append(dict(request.headers))
+        """Record the request and respond."""
+        self.requests.append(dict(request.headers))
         return self.reply(request)
 
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    """Return what starts such a server."""
+    """Return a function that starts such a server."""
     runners: list[web.AppRunner] = []
 
     async def starter(reply: Reply) -> Server:
@@ -60,13 +60,13 @@ async def start() -> AsyncIterator[Start]:
 
 @pytest.fixture
 async def proxy() -> AsyncIterator[tuple[str, asyncio.Queue[str]]]:
-    """Run a tiny HTTP proxy that answers for every host; gives its URL and the heads of the requests it gets."""
+    """Run a tiny HTTP proxy that responds for every host; yield its URL and the heads of its requests."""
     heads: asyncio.Queue[str] = asyncio.Queue()
-    answer = b'{"code":200,"msg":"success","data":12.5}'
+    content = b'{"code":200,"msg":"success","data":12.5}'
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         heads.put_nowait((await reader.readuntil(b"\r\n\r\n")).decode())
-        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer))
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content))
         await writer.drain()
         writer.close()
         await writer.wait_closed()
@@ -76,20 +76,20 @@ async def proxy() -> AsyncIterator[tuple[str, asyncio.Queue[str]]]:
         yield f"http://user:secret@127.0.0.1:{port}", heads
 
 
-async def test_a_session_of_the_callers(start: Start) -> None:
-    """An aiohttp session that was passed in is used, with what it sends, and is still open afterwards."""
+async def test_callers_session(start: Start) -> None:
+    """An aiohttp session that was passed in is used, with its own headers, and stays open."""
     server = await start(lambda _: web.json_response({"code": 200, "data": 7.5}))
     async with aiohttp.ClientSession(headers={"X-Mine": "yes"}) as http:
         for _ in range(2):
             async with CharacterSession(Kie(KEY, base_url=server.url, http=http)) as session:
                 assert await session.credit() == 7.5
             assert not http.closed
-    assert [headers["X-Mine"] for headers in server.heard] == ["yes", "yes"]
-    assert [headers["Authorization"] for headers in server.heard] == [f"Bearer {KEY}"] * 2
+    assert [headers["X-Mine"] for headers in server.requests] == ["yes", "yes"]
+    assert [headers["Authorization"] for headers in server.requests] == [f"Bearer {KEY}"] * 2
 
 
-async def test_a_session_of_our_own_is_closed(start: Start) -> None:
-    """Without one passed in, the connections are opened and closed with the session."""
+async def test_own_session_is_closed(start: Start) -> None:
+    """Without one, the connections open and close with the character session."""
     server = await start(lambda _: web.json_response({"code": 200, "data": 7.5}))
     kie = Kie(KEY, base_url=server.url)
     async with CharacterSession(kie) as session:
@@ -102,20 +102,20 @@ async def test_a_session_of_our_own_is_closed(start: Start) -> None:
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("kind", [Kie, Kkiai])
 async def test_no_redirect_is_followed(status: int, kind: type[Kie | Kkiai], start: Start) -> None:
-    """A redirect is an error: neither the key nor a paid request goes to a host that was not named."""
-    thief = await start(lambda _: web.json_response(CHARACTER))
-    away = {"Location": f"{thief.url}/sora/v1/characters"}
+    """A redirect raises an error: the other host gets neither the key nor the paid request."""
+    other = await start(lambda _: web.json_response(CHARACTER))
+    away = {"Location": f"{other.url}/sora/v1/characters"}
     server = await start(lambda _: web.Response(status=status, headers=away))
     async with CharacterSession(kind(KEY, base_url=server.url)) as session:
         prompt: dict[str, Any] = {"prompt": "A dog"} if kind is Kie else {}
         with pytest.raises(SoraCharsError, match=str(status)):
             await session.create(**FROM_TASK, **prompt)
-    assert len(server.heard) == 1
-    assert thief.heard == []
+    assert len(server.requests) == 1
+    assert other.requests == []
 
 
-async def test_a_key_that_is_echoed(start: Start) -> None:
-    """A server that repeats the key in its message does not bring it into ours."""
+async def test_echoed_key_is_hidden(start: Start) -> None:
+    """A key that the server repeats in its message is masked in the error."""
     server = await start(
         lambda request: web.json_response({"code": 401, "msg": f"{request.headers['Authorization']} is wrong"})
     )
@@ -125,8 +125,8 @@ async def test_a_key_that_is_echoed(start: Start) -> None:
     assert KEY not in f"{caught.value} {caught.value!r} {vars(caught.value)}"
 
 
-async def test_by_way_of_a_proxy(proxy: tuple[str, asyncio.Queue[str]]) -> None:
-    """With a proxy set, requests go to it and name their real host, which needs no address here."""
+async def test_proxy(proxy: tuple[str, asyncio.Queue[str]]) -> None:
+    """With a proxy, requests go to it and name their real host, which is not resolved here."""
     url, heads = proxy
     async with Kie(KEY, base_url="http://api.kie.invalid", proxy=url) as kie:
         assert await kie.credit() == 12.5
@@ -136,8 +136,8 @@ async def test_by_way_of_a_proxy(proxy: tuple[str, asyncio.Queue[str]]) -> None:
     assert heads.empty()
 
 
-async def test_a_proxy_that_is_not_there(unused_tcp_port: int) -> None:
-    """A dead proxy is a passing fault that did no harm, and its password stands in no message."""
+async def test_unreachable_proxy(unused_tcp_port: int) -> None:
+    """An unreachable proxy is a transient, harmless error that does not show its password."""
     proxy = f"http://user:secret@127.0.0.1:{unused_tcp_port}"
     async with Kie(KEY, base_url="http://api.kie.invalid", proxy=proxy) as kie:
         with pytest.raises(NoAnswerError) as caught:
@@ -146,19 +146,19 @@ async def test_a_proxy_that_is_not_there(unused_tcp_port: int) -> None:
     assert "secret" not in f"{caught.value} {caught.value.__cause__!r}"
 
 
-async def test_tls_that_is_none(start: Start) -> None:
-    """A host that does not speak TLS, or not as we trust it, is no passing fault: nothing is repeated."""
+async def test_tls_failure(start: Start) -> None:
+    """A host without valid TLS is a permanent error: the request is not repeated."""
     server = await start(lambda _: web.json_response({}))
     async with CharacterSession(Kkiai(KEY, base_url=server.url.replace("http", "https"))) as session:
         with pytest.raises(NoAnswerError) as caught:
             await session.create(**FROM_TASK)
     assert (caught.value.transient, caught.value.harmless) == (False, True)
-    assert server.heard == []
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("status", [200, 201, 202])
-async def test_every_good_status(status: int, start: Start) -> None:
-    """Gateways answer 200 or another 2xx, and some add a display name."""
+async def test_success_statuses(status: int, start: Start) -> None:
+    """Any 2xx status is a success, also with a display name."""
     server = await start(lambda _: web.json_response(CHARACTER, status=status))
     async with CharacterSession(Kkiai.gateway("geekai", KEY, base_url=server.url)) as session:
         character = await session.create(**FROM_TASK)

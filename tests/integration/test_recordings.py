@@ -1,4 +1,4 @@
-"""Real traffic of kie.ai, replayed byte for byte by a server that takes no other request than the recorded one."""
+"""Recorded traffic of kie.ai, replayed byte for byte by a server that accepts only the recorded requests."""
 
 from __future__ import annotations
 
@@ -33,31 +33,33 @@ HOSTS = {"api.kie.ai": "127.0.0.1", "kieai.redpandaai.co": "localhost"}
 
 @attrs.define(eq=False)
 class Replay:
-    """The server: `left` is what was recorded and not asked for yet, `wrong` what should not have been asked."""
+    """The server. `left` holds the recorded exchanges that are still to come, `wrong` describes unexpected requests."""
 
-    left: list[dict[str, Any]] = attrs.field(factory=list[dict[str, Any]])
-    wrong: list[str] = attrs.field(factory=list[str])
+    left: list[dict[str, Any]] = attrs.field(factory=list)
+    wrong: list[str] = attrs.field(factory=list)
     port: int = 0
 
     def load(self, name: str) -> list[dict[str, Any]]:
-        """Take the exchanges of a recording, in their order."""
+        """Load the exchanges of a recording, in order."""
         self.left = json.loads((RECORDINGS / f"{name}.json").read_text())
         return list(self.left)
 
     def host(self, recorded: str) -> str:
-        """Where the recorded host stands here; the two go by different names of one machine."""
+        """Return the local host and port that replace a recorded host."""
         return f"{HOSTS[recorded]}:{self.port}"
 
     async def serve(self, request: web.Request) -> web.Response:
-        """Response with the recorded bytes, if the request is the recorded one."""
+        """Respond with the recorded bytes; note a request that differs from the recorded one."""
         if not self.left:
-            self.wrong.append(f"one too many: {request.method} {request.path}")
+            self.wrong.append(f"unexpected: {request.method} {request.path}")
             return web.Response(status=500)
         exchange = self.left.pop(0)
-        came = (request.method, request.host, request.path, dict(request.query))
-        wanted = (exchange["method"], self.host(exchange["host"]), exchange["path"], exchange["query"])
-        if came != wanted or not await _same_body(request, exchange["request"]):
-            self.wrong.append(f"{came} with {await request.text()} instead of {wanted} with {exchange['request']}")
+        received = (request.method, request.host, request.path, dict(request.query))
+        expected = (exchange["method"], self.host(exchange["host"]), exchange["path"], exchange["query"])
+        if received != expected or not await _same_body(request, exchange["request"]):
+            self.wrong.append(
+                f"{received} with {await request.text()} instead of {expected} with {exchange['request']}"
+            )
         headers = {"Content-Type": exchange["content_type"]}
         return web.Response(status=exchange["status"], headers=headers, body=exchange["response"].encode())
 
@@ -72,7 +74,7 @@ async def _same_body(request: web.Request, recorded: str | None) -> bool:
 
 
 async def _same_upload(request: web.Request, recorded: dict[str, Any]) -> bool:
-    """The recorder kept the size of the file only; folder and name are ours to choose."""
+    """Compare the size of the file, which is all that was recorded; folder and name may differ."""
     fields: dict[str, int] = {}
     async for part in await request.multipart():
         assert isinstance(part, BodyPartReader)
@@ -83,7 +85,7 @@ async def _same_upload(request: web.Request, recorded: dict[str, Any]) -> bool:
 
 @pytest.fixture
 async def replay() -> AsyncIterator[Replay]:
-    """Start the server; at the end nothing may be left over, and nothing may have been asked wrongly."""
+    """Start the server; at the end all exchanges must be used, and no request may differ."""
     server = Replay()
     app = web.Application(client_max_size=10 * 1024 * 1024)
     app.router.add_route("*", "/{path:.*}", server.serve)
@@ -99,7 +101,7 @@ async def replay() -> AsyncIterator[Replay]:
 
 @pytest.fixture
 def kie(replay: Replay) -> Kie:
-    """The provider that asks the replaying server."""
+    """Return a provider for the replaying server."""
     return Kie(
         "sk-test-4f81",
         base_url=f"http://{replay.host('api.kie.ai')}",
@@ -109,7 +111,7 @@ def kie(replay: Replay) -> Kie:
 
 
 def recorded_snapshots(exchanges: list[dict[str, Any]]) -> list[TaskSnapshot]:
-    """What the recorded polls say, read without the codec; polls that say the same count once."""
+    """Read the recorded polls without the codec; equal polls in a row count once."""
     snapshots: list[TaskSnapshot] = []
     for exchange in exchanges:
         if exchange["path"] != POLL:
@@ -142,10 +144,10 @@ JOBS = [
 
 
 @pytest.mark.parametrize("name", JOBS)
-async def test_a_recorded_job(name: str, replay: Replay, kie: Kie, tmp_path: Path) -> None:
-    """Uploads, createTask and every poll go as recorded, and are read to the right snapshots in the right order."""
+async def test_job(name: str, replay: Replay, kie: Kie, tmp_path: Path) -> None:
+    """Uploads, createTask and all polls are as recorded, and give the right snapshots in the right order."""
     exchanges = replay.load(name)
-    asked = json.loads(next(exchange["request"] for exchange in exchanges if exchange["path"] == CREATE))
+    created = json.loads(next(exchange["request"] for exchange in exchanges if exchange["path"] == CREATE))
     async with CharacterSession(kie, polling=FixedInterval(0.001)) as session:
         for exchange in exchanges:
             if exchange["path"] == "/api/v1/chat/credit":
@@ -154,29 +156,29 @@ async def test_a_recorded_job(name: str, replay: Replay, kie: Kie, tmp_path: Pat
                 file = json.loads(exchange["request"])["file"]
                 path = tmp_path / file["filename"]
                 path.write_bytes(bytes(file["size"]))
-                assert await kie.upload(path) in json.dumps(asked), "the task uses what was uploaded"
-        handle = await session.submit(TaskRequest(model=asked["model"], input=asked["input"]))
+                assert await kie.upload(path) in json.dumps(created), "the task uses what was uploaded"
+        handle = await session.submit(TaskRequest(model=created["model"], input=created["input"]))
         seen = [snapshot async for snapshot in handle.updates()]
         finished = await handle
     first, *polled = seen
-    assert (first.task_id, first.state, first.model) == (finished.task_id, "waiting", asked["model"])
+    assert (first.task_id, first.state, first.model) == (finished.task_id, "waiting", created["model"])
     assert polled == recorded_snapshots(exchanges)
     assert finished == polled[-1]
     assert finished.raw == polled[-1].raw == json.loads(exchanges[-1]["response"])["data"]
     assert finished.result["resultUrls"]
-    assert json.loads(json.loads(finished.raw["param"])["input"]) == asked["input"], "what the record repeats is kept"
+    assert json.loads(json.loads(finished.raw["param"])["input"]) == created["input"], "what the record repeats is kept"
     assert finished.duration == pytest.approx(finished.raw["costTime"], abs=2), "costTime is in seconds"
 
 
-async def test_the_recorded_credit(replay: Replay, kie: Kie) -> None:
+async def test_credit(replay: Replay, kie: Kie) -> None:
     """The credit is a float."""
     replay.load("credit")
     async with CharacterSession(kie) as session:
         assert await session.credit() == 5916.25
 
 
-async def test_the_recorded_stream_upload(replay: Replay, kie: Kie, tmp_path: Path) -> None:
-    """An upload gives the recorded downloadUrl."""
+async def test_stream_upload(replay: Replay, kie: Kie, tmp_path: Path) -> None:
+    """An upload returns the recorded downloadUrl."""
     replay.load("upload-stream")
     path = tmp_path / "pixel.png"
     path.write_bytes(bytes(70))
@@ -185,27 +187,29 @@ async def test_the_recorded_stream_upload(replay: Replay, kie: Kie, tmp_path: Pa
     assert url == "https://tempfile.redpandaai.co/kieai/136592/images/test-uploads/1776323952044-dtzo7rcrpdj.png"
 
 
-async def test_the_recorded_base64_upload(replay: Replay, kie: Kie) -> None:
-    """The other upload route answers in the same shape, and is read alike."""
+async def test_base64_upload(replay: Replay, kie: Kie) -> None:
+    """The response of the other upload route has the same shape."""
     (exchange,) = replay.load("upload-base64")
-    url, body = f"http://{replay.host(exchange['host'])}{exchange['path']}", json.loads(exchange["request"])
+    url = f"http://{replay.host(exchange['host'])}{exchange['path']}"
+    body = json.loads(exchange["request"])
     async with kie:
         stored = await kie._transport.request("POST", url, codec.read_upload, json=body)
     assert stored == "https://tempfile.redpandaai.co/kieai/136592/documents/test-uploads/test.txt"
 
 
-async def test_the_recorded_refusal_inside_a_good_status(replay: Replay, kie: Kie) -> None:
-    """An HTTP 200 with code 422 inside is a refusal."""
+async def test_rejection_in_status_200(replay: Replay, kie: Kie) -> None:
+    """Code 422 inside HTTP 200 is a rejection."""
     (exchange,) = replay.load("download-url")
-    url, body = kie._api("common/download-url"), json.loads(exchange["request"])
+    url = kie._api("common/download-url")
+    body = json.loads(exchange["request"])
     async with kie:
         with pytest.raises(RequestRejectedError, match="url is wrong") as caught:
             await kie._transport.request("POST", url, kie_envelope.read_data, json=body)
     assert (caught.value.status, caught.value.code) == (200, 422)
 
 
-async def test_the_recorded_unknown_task(replay: Replay, kie: Kie) -> None:
-    """A good code with data null says that there is no such task."""
+async def test_unknown_task(replay: Replay, kie: Kie) -> None:
+    """Code 200 with data null means that there is no such task."""
     (exchange,) = replay.load("record-info-not-found")
     task_id = exchange["query"]["taskId"]
     read = partial(codec.read_record, task_id=task_id, provider="kie")
@@ -214,7 +218,7 @@ async def test_the_recorded_unknown_task(replay: Replay, kie: Kie) -> None:
             await kie._transport.request("GET", kie._api("generate/record-info"), read, params={"taskId": task_id})
 
 
-def test_every_recording_is_replayed() -> None:
-    """No recording lies here unread."""
+def test_all_recordings_are_used() -> None:
+    """Every recording is part of a test."""
     others = {"credit", "upload-stream", "upload-base64", "download-url", "record-info-not-found"}
     assert {path.stem for path in RECORDINGS.glob("*.json")} == {*JOBS, *others}

@@ -1,4 +1,4 @@
-"""Doors that are closed to strangers: floods, bombs, hostile ids, redirects, and secrets that must not get out."""
+"""Security over the network: floods, compression bombs, hostile ids, redirects and leaked secrets."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 KEY = "sk-CANARY-0123456789abcdef"
 HMAC_KEY = "hook-CANARY-0123456789"
 PASSWORD = "proxy-CANARY-0123456789"
-WISH: dict[str, Any] = {"from_task": "a" * 32, "clip": "1,3", "prompt": "A dog"}
+FIELDS: dict[str, Any] = {"from_task": "a" * 32, "clip": "1,3", "prompt": "A dog"}
 JSON = {"content-type": "application/json"}
 MB = 1_000_000
 HOSTILE = (
@@ -59,12 +59,12 @@ HOSTILE = (
     "C:\\x\\y",
     "名前 \U0001f600",
 )
-UNKEEPABLE = ("a\nb", "a\r\nX: y", "\x00", "\x1b[2J", "\ud800", "\u2028")
+UNSTORABLE = ("a\nb", "a\r\nX: y", "\x00", "\x1b[2J", "\ud800", "\u2028")
 
 
 @asynccontextmanager
 async def serving(app: web.Application) -> AsyncGenerator[str]:
-    """Serve an application, and give its address."""
+    """Serve an application and yield its URL."""
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -76,36 +76,36 @@ async def serving(app: web.Application) -> AsyncGenerator[str]:
 
 @pytest.fixture
 async def emulator() -> AsyncGenerator[Emulator]:
-    """Run an emulator whose tasks end at once, and which signs."""
+    """Run an emulator that signs callbacks and ends its tasks at once."""
     async with Emulator(durations=(0.0, 0.0), hmac_key=HMAC_KEY) as emulator:
         yield emulator
 
 
 @pytest.fixture
 async def receiver(emulator: Emulator) -> AsyncGenerator[CallbackReceiver]:
-    """Give a receiver that wants signatures, of a session whose callbacks come from the test alone."""
+    """Yield a receiver that requires signatures; only the test sends callbacks."""
     emulator.fault("lost_callback", times=None)
     kie = Kie(KEY, base_url=emulator.url, callback_url="http://127.0.0.1:9/hooks")
     async with CharacterSession(kie, polling=FixedInterval(0.01)) as session:
-        yield CallbackReceiver(session, HMAC_KEY, body_limit=100_000, most_events=5)
+        yield CallbackReceiver(session, HMAC_KEY, body_limit=100_000, max_events=5)
 
 
 async def ended(receiver: CallbackReceiver, emulator: Emulator) -> tuple[str, str]:
-    """Make a character; return its task's id and the path of its callback."""
-    character = await receiver.session.create(**WISH)
+    """Create a character; return the id of its task and the path of its callback."""
+    character = await receiver.session.create(**FIELDS)
     assert character.task_id
     path = str(emulator.tasks[character.task_id].callback_url).removeprefix("http://127.0.0.1:9")
     return character.task_id, path
 
 
 def signed(task_id: str, *, key: str = HMAC_KEY, age: int = 0) -> dict[str, str]:
-    """The headers of a callback that was signed `age` seconds ago."""
+    """Return the headers of a callback that was signed `age` seconds ago."""
     timestamp = str(int(time.time()) - age)
     return JSON | {"x-webhook-timestamp": timestamp, "x-webhook-signature": sign(key, task_id, timestamp)}
 
 
 def junk(task_id: str, path: str, number: int) -> Post:
-    """One of the posts of a flood: every kind in turn, no two alike."""
+    """Return one post of a flood: every kind in rotation, no two alike."""
     body = b'{"code":200,"data":{"taskId":"%s","state":"success","n":%d}}' % (task_id.encode(), number)
     kinds: tuple[Callable[[], Post], ...] = (
         lambda: ("POST", f"/hooks/{number}", JSON, body),
@@ -118,20 +118,25 @@ def junk(task_id: str, path: str, number: int) -> Post:
         lambda: ("POST", path, JSON, body),  # unsigned
         lambda: ("POST", path, signed(task_id, key=str(number)), body),
         lambda: ("POST", path, signed(task_id, age=301 + number % 1000), body),  # replayed
-        lambda: ("POST", path, signed(f"x{number}"), body.replace(task_id.encode(), b"x%d" % number)),  # another task's
-        lambda: ("POST", path, signed(task_id), body),  # true, and late
+        lambda: (
+            "POST",
+            path,
+            signed(f"x{number}"),
+            body.replace(task_id.encode(), b"x%d" % number),
+        ),  # other task
+        lambda: ("POST", path, signed(task_id), body),  # valid, and late
     )
     return kinds[number % len(kinds)]()
 
 
 async def once(content: bytes) -> AsyncIterator[bytes]:
-    """Give a body in one part."""
+    """Yield a body in one part."""
     yield content
 
 
 @pytest.fixture
 def memory() -> Generator[Callable[[], int]]:
-    """Return a function that tells how many bytes are in use."""
+    """Return a function that returns the bytes in use."""
 
     def used() -> int:
         if not tracemalloc.is_tracing():
@@ -143,12 +148,12 @@ def memory() -> Generator[Callable[[], int]]:
     tracemalloc.stop()
 
 
-@pytest.mark.timeout(180)  # it takes its time on a busy machine
-async def test_memory_is_flat_under_a_flood(
+@pytest.mark.timeout(180)  # slow on a busy machine
+async def test_flood_memory(
     receiver: CallbackReceiver, emulator: Emulator, memory: Callable[[], int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Tens of thousands of junk posts of every kind leave nothing behind, and only the true ones are accepted."""
-    caplog.set_level(logging.CRITICAL, logger="sora_chars.callbacks")  # the tests' own log would keep every line
+    """Tens of thousands of junk posts of every kind leave no memory behind, and only valid ones are accepted."""
+    caplog.set_level(logging.CRITICAL, logger="sora_chars.callbacks")  # caplog would keep every line
     task_id, path = await ended(receiver, emulator)
 
     async def flood(numbers: range) -> int:
@@ -158,7 +163,7 @@ async def test_memory_is_flat_under_a_flood(
             status, _ = await receiver.handle(method, where, headers, once(body))
             accepted += status == 200
             if number % 100 == 0:
-                await asyncio.sleep(0)  # as a server does between two requests
+                await asyncio.sleep(0)  # as a server yields between two requests
         return accepted
 
     await flood(range(6_000))
@@ -167,18 +172,18 @@ async def test_memory_is_flat_under_a_flood(
     assert await flood(range(6_000, 42_000)) == 36_000 // 12
     gc.collect()
     assert sys.getallocatedblocks() - blocks < 2_000
-    memory()  # which sees large blocks too, and takes its time
+    memory()  # sees large blocks too, but is slow
     await flood(range(42_000, 43_200))
     before = memory()
     assert await flood(range(43_200, 52_800)) == 9_600 // 12
     assert memory() - before < 50_000
 
 
-@pytest.mark.timeout(180)  # it takes its time on a busy machine
-async def test_memory_is_flat_under_a_flood_of_connections(
+@pytest.mark.timeout(180)  # slow on a busy machine
+async def test_flood_of_connections(
     receiver: CallbackReceiver, emulator: Emulator, memory: Callable[[], int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Three thousand junk posts over real connections are all answered, none by a 500, and leave nothing behind."""
+    """Three thousand junk posts over connections all get a response, none a 500, and leave no memory behind."""
     caplog.set_level(logging.CRITICAL)
     task_id, path = await ended(receiver, emulator)
     app = web.Application()
@@ -189,8 +194,8 @@ async def test_memory_is_flat_under_a_flood_of_connections(
         for number in numbers:
             method, where, headers, body = junk(task_id, path, number)
             headers = {name: value for name, value in headers.items() if name != "content-length"}
-            async with http.request(method, where.replace("../", ".."), headers=headers, data=body) as answer:
-                statuses.add(answer.status)
+            async with http.request(method, where.replace("../", ".."), headers=headers, data=body) as response:
+                statuses.add(response.status)
 
     async def floods(http: aiohttp.ClientSession, first: int, count: int) -> None:
         await asyncio.gather(*(flood(http, range(first + n, first + count, 10)) for n in range(10)))
@@ -205,13 +210,13 @@ async def test_memory_is_flat_under_a_flood_of_connections(
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["token", "no token"])
-async def test_a_packed_callback_is_not_unpacked_whole(
+async def test_compressed_callback(
     known: bool,  # noqa: FBT001 # a parameter
     receiver: CallbackReceiver,
     emulator: Emulator,
     memory: Callable[[], int],
 ) -> None:
-    """A body of a few kB that unpacks to 64 MB is refused, and never lies in memory."""
+    """A body of a few kB that decompresses to 64 MB is rejected, and never held in memory."""
     _, path = await ended(receiver, emulator)
     bomb = gzip.compress(bytes(64 * MB))
     app = web.Application()
@@ -221,20 +226,20 @@ async def test_a_packed_callback_is_not_unpacked_whole(
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
         headers = JSON | {"Content-Encoding": "gzip", "Connection": "close"}
-        async with http.post(f"{url}{path if known else '/hooks/x'}", data=bomb, headers=headers) as answer:
-            assert answer.status == (413 if known else 401)
+        async with http.post(f"{url}{path if known else '/hooks/x'}", data=bomb, headers=headers) as response:
+            assert response.status == (413 if known else 401)
         assert tracemalloc.get_traced_memory()[1] - before < 8 * MB
 
 
-async def test_a_packed_answer_is_not_unpacked_whole(memory: Callable[[], int]) -> None:
-    """An answer of a few kB that unpacks to 256 MB is given up at the limit of 16 MiB."""
+async def test_compressed_response(memory: Callable[[], int]) -> None:
+    """A response of a few kB that decompresses to 256 MB is aborted at the limit of 16 MiB."""
     bomb = gzip.compress(bytes(256 * MB))
 
-    async def answer(_: web.Request) -> web.Response:
+    async def respond(_: web.Request) -> web.Response:
         return web.Response(body=bomb, headers={"Content-Encoding": "gzip"})
 
     app = web.Application()
-    app.router.add_get("/{path:.*}", answer)
+    app.router.add_get("/{path:.*}", respond)
     async with serving(app) as url, Kie(KEY, base_url=url) as kie:
         before = memory()
         tracemalloc.reset_peak()
@@ -243,33 +248,33 @@ async def test_a_packed_answer_is_not_unpacked_whole(memory: Callable[[], int]) 
         assert tracemalloc.get_traced_memory()[1] - before < 40 * MB
 
 
-async def test_an_answer_that_drips_for_ever_is_given_up() -> None:
-    """A provider that sends a byte now and then, and never ends, is waited for no longer than one that is silent."""
+async def test_endless_response() -> None:
+    """A response that never ends is aborted after the same timeout as a silent provider."""
 
     async def drip(request: web.Request) -> web.StreamResponse:
-        answer = web.StreamResponse()
-        await answer.prepare(request)
+        response = web.StreamResponse()
+        await response.prepare(request)
         while True:
-            await answer.write(b" ")
+            await response.write(b" ")
             await asyncio.sleep(0.005)
 
     app = web.Application()
     app.router.add_post("/{path:.*}", drip)
     async with serving(app) as url, CharacterSession(Kie(KEY, base_url=url, timeout=0.2)) as session:
         with pytest.raises(SoraCharsError, match=r"no answer within 0\.2 s"):
-            await session.submit(**WISH)
+            await session.submit(**FIELDS)
 
 
-async def test_no_question_and_no_upload_is_redirected(make_clip: Callable[..., Path]) -> None:
-    """A look, a free question or an upload that is sent elsewhere ends as an error; the other host hears nothing."""
-    heard: list[str] = []
+async def test_redirects_of_free_requests(make_clip: Callable[..., Path]) -> None:
+    """A redirect of a poll, a query or an upload raises an error; the other host gets no request."""
+    requests: list[str] = []
 
-    async def note(request: web.Request) -> web.Response:
-        heard.append(request.path)
+    async def record(request: web.Request) -> web.Response:
+        requests.append(request.path)
         return web.json_response({"code": 200, "data": 1.0})
 
     other = web.Application()
-    other.router.add_route("*", "/{path:.*}", note)
+    other.router.add_route("*", "/{path:.*}", record)
     async with serving(other) as elsewhere:
 
         async def send_away(request: web.Request) -> web.Response:
@@ -289,23 +294,23 @@ async def test_no_question_and_no_upload_is_redirected(make_clip: Callable[..., 
         app.router.add_route("*", "/{path:.*}", send_away)
         async with serving(app) as url:
             await asyncio.gather(*(check(url, status) for status in (301, 302, 303, 307, 308)))
-    assert heard == []
+    assert requests == []
 
 
-async def test_hostile_ids_are_only_text(ledger_url: str, tmp_path: Path) -> None:
-    """Quotes, statements, placeholders and paths in a key, a task id or a token name their own entry and do nothing."""
+async def test_hostile_ids_in_ledger(ledger_url: str, tmp_path: Path) -> None:
+    """Quotes, statements, placeholders and paths in a key, a task id or a token only name their own entry."""
     async with open_ledger(ledger_url) as ledger:
         for number, text in enumerate(HOSTILE):
-            asked = await ledger.register(key=text, provider=text, kind=text, request={text: text, "n": number})
-            sending = await ledger.transition(asked, EntryState.SENDING, token_digest=text)
+            pending = await ledger.register(key=text, provider=text, kind=text, request={text: text, "n": number})
+            sending = await ledger.transition(pending, EntryState.SENDING, token_digest=text)
             await ledger.transition(sending, EntryState.RUNNING, task_id=text)
         for number, text in enumerate(HOSTILE):
             found = [await ledger.get(text), await ledger.by_task(text, text), await ledger.by_token(text)]
             assert [entry and entry.request for entry in found] == [{text: text, "n": number}] * 3
         assert [entry.key async for entry in ledger.entries(query="DROP TABLE")] == [HOSTILE[0]]
         assert [entry.key async for entry in ledger.entries()] == list(HOSTILE)
-        for text in UNKEEPABLE:
-            with pytest.raises(LedgerError, match="must be printable text"):
+        for text in UNSTORABLE:
+            with pytest.raises(LedgerError, match="no text that can be recorded"):
                 await ledger.register(key=text, provider="kie", kind="k", request={})
             assert await ledger.by_task("kie", text) is None
         victim = tmp_path / "victim.lock"
@@ -316,14 +321,14 @@ async def test_hostile_ids_are_only_text(ledger_url: str, tmp_path: Path) -> Non
     assert {path.name for path in tmp_path.iterdir()} <= {"victim.lock", "characters.db"}
 
 
-async def test_hostile_paths_and_ids_open_nothing(
+async def test_hostile_callbacks(
     receiver: CallbackReceiver, emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A callback with a hostile token or task id is refused, and the log repeats none of it."""
+    """A callback with a hostile token or task id is rejected, and the log repeats none of it."""
     caplog.set_level(logging.DEBUG)
     task_id, path = await ended(receiver, emulator)
     caplog.clear()
-    for text in (*HOSTILE, *UNKEEPABLE, f"{path}/..", f"{path}%00", path.upper(), ""):
+    for text in (*HOSTILE, *UNSTORABLE, f"{path}/..", f"{path}%00", path.upper(), ""):
         body = json.dumps({"data": {"taskId": task_id, "state": "success"}}).encode()
         status, _ = await receiver.handle("POST", f"/hooks/{text}", signed(task_id), once(body))
         assert status == 401
@@ -331,18 +336,18 @@ async def test_hostile_paths_and_ids_open_nothing(
         status, _ = await receiver.handle("POST", path, signed(text.encode(errors="replace").decode()), once(body))
         assert status in {400, 401}
     lines = [record for record in caplog.records if record.name == "sora_chars.callbacks"]
-    assert len(lines) == 2 * (len(HOSTILE) + len(UNKEEPABLE) + 4)
+    assert len(lines) == 2 * (len(HOSTILE) + len(UNSTORABLE) + 4)
     shown = "".join(f"{record.getMessage()} {record.__dict__['reason']}" for record in lines)
     assert shown.isprintable()
     assert not [text for text in HOSTILE if text in shown]
 
 
-async def test_a_true_token_cannot_claim_another_task(receiver: CallbackReceiver, emulator: Emulator) -> None:
-    """A request whose answer was lost is not settled by a callback that bears its token and names another's task."""
+async def test_token_cannot_claim_another_task(receiver: CallbackReceiver, emulator: Emulator) -> None:
+    """A callback with the token of a lost create and another task's id does not resolve the entry."""
     other, _ = await ended(receiver, emulator)
-    emulator.fault("lost_response", on="create")
+    emulator.fault("lost_answer", on="create")
     with pytest.raises(SubmissionUnknownError):
-        await receiver.session.submit(**WISH, key="lost")
+        await receiver.session.submit(**FIELDS, key="lost")
     (*_, lost) = emulator.tasks.values()
     path = str(lost.callback_url).removeprefix("http://127.0.0.1:9")
     for task_id, status, state in ((other, 401, EntryState.UNKNOWN), (lost.task_id, 200, EntryState.RUNNING)):
@@ -355,7 +360,7 @@ async def test_a_true_token_cannot_claim_another_task(receiver: CallbackReceiver
 
 @pytest.fixture
 def umask(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Create files under another umask."""
+    """Set another umask."""
     before = os.umask(request.param)
     yield
     os.umask(before)
@@ -363,8 +368,8 @@ def umask(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.mark.usefixtures("umask")
 @pytest.mark.parametrize("umask", [0, 0o077], indirect=True, ids=["none", "strict"])
-async def test_no_umask_opens_the_ledger(tmp_path: Path) -> None:
-    """The database, its log, its index and the locks are for their owner only, whatever the umask."""
+async def test_ledger_file_modes(tmp_path: Path) -> None:
+    """The database, its log, its index and the locks have mode 0600 under any umask."""
     path = tmp_path / "characters.db"
     async with open_ledger(path) as ledger, open_ledger(path) as second:
         await ledger.register(key="k", provider="kie", kind="k", request={})
@@ -373,8 +378,8 @@ async def test_no_umask_opens_the_ledger(tmp_path: Path) -> None:
         assert modes == {f"characters.db{ending}": 0o600 for ending in endings}
 
 
-async def test_all_that_is_stored_is_plain(tmp_path: Path) -> None:
-    """Every value in the file is text or a number, and what has a structure is JSON."""
+async def test_stored_values_are_plain(tmp_path: Path) -> None:
+    """Every stored value is text or a number, and structures are JSON."""
     path = tmp_path / "characters.db"
     async with open_ledger(path) as ledger:
         ends: dict[EntryState, dict[str, Any]] = {
@@ -382,9 +387,9 @@ async def test_all_that_is_stored_is_plain(tmp_path: Path) -> None:
             EntryState.FAILED: {"error": {"b": None}},
         }
         for end, facts in ends.items():
-            asked = await ledger.register(key=end, provider="kie", kind="k", request={"c": 1.5})
+            pending = await ledger.register(key=end, provider="kie", kind="k", request={"c": 1.5})
             running = await ledger.transition(
-                await ledger.transition(asked, EntryState.SENDING), EntryState.RUNNING, task_id=end
+                await ledger.transition(pending, EntryState.SENDING), EntryState.RUNNING, task_id=end
             )
             await ledger.transition(running, end, credits=0.5, **facts)
     with closing(sqlite3.connect(path)) as connection:
@@ -397,14 +402,14 @@ async def test_all_that_is_stored_is_plain(tmp_path: Path) -> None:
         assert len([json.loads(text) for text in texts]) == 2
 
 
-def told(error: BaseException) -> str:
-    """All that an error can be seen to say: its traceback, its text, its facts, its causes' and what it pickles to."""
-    said = [*traceback.format_exception(error), pickle.dumps(error).decode("latin-1")]
+def shown_by(error: BaseException) -> str:
+    """Return everything that an error can show: tracebacks, texts, attributes, causes and its pickle."""
+    texts = [*traceback.format_exception(error), pickle.dumps(error).decode("latin-1")]
     link: BaseException | None = error
     while link:
-        said += [str(link), repr(link), repr(vars(link))]
+        texts += [str(link), repr(link), repr(vars(link))]
         link = link.__cause__ or link.__context__
-    return "\n".join(said)
+    return "\n".join(texts)
 
 
 FAULTS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -412,7 +417,7 @@ FAULTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("unauthorized", {"on": "create"}),
     ("status", {"on": "create", "code": 400, "message": f"Bearer {KEY} is no key"}),
     ("html", {"on": "create"}),
-    ("lost_response", {"on": "create"}),
+    ("lost_answer", {"on": "create"}),
     ("junk_json", {"on": "create"}),
     ("truncated", {"on": "create"}),
     ("delay", {"on": "create", "seconds": 5.0}),
@@ -423,10 +428,10 @@ FAULTS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-async def test_no_secret_is_told(emulator: Emulator, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Key, HMAC key, callback tokens and a proxy's password are in no log, repr, error, pickle, page or ledger."""
+async def test_no_secret_is_shown(emulator: Emulator, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """No log, repr, error, pickle, page or ledger shows a key, a callback token or a proxy's password."""
     caplog.set_level(logging.DEBUG)
-    said: list[str] = []
+    texts: list[str] = []
     emulator.fault("lost_callback", times=None)
     kie = Kie(KEY, base_url=emulator.url, callback_url="http://127.0.0.1:9/hooks", timeout=0.3, limits=None)
     ledger = tmp_path / "characters.db"
@@ -435,33 +440,35 @@ async def test_no_secret_is_told(emulator: Emulator, tmp_path: Path, caplog: pyt
         for fault, settings in FAULTS:
             emulator.fault(fault, **settings)
             with pytest.raises(SoraCharsError) as caught:
-                await session.create(**WISH, timeout=0.5)
-            said.append(told(caught.value))
-        character = await session.create(**WISH)
-        handle = await session.submit(**WISH)
+                await session.create(**FIELDS, timeout=0.5)
+            texts.append(shown_by(caught.value))
+        character = await session.create(**FIELDS)
+        handle = await session.submit(**FIELDS)
         await handle.result()
-        said += [repr(thing) for thing in (kie, session, receiver, session.watcher, handle, handle.snapshot, character)]
-        said += [pickle.dumps(thing).decode("latin-1") for thing in (handle, character)]
+        texts += [
+            repr(thing) for thing in (kie, session, receiver, session.watcher, handle, handle.snapshot, character)
+        ]
+        texts += [pickle.dumps(thing).decode("latin-1") for thing in (handle, character)]
         for task in list(emulator.tasks.values()):
             path, body = str(task.callback_url), json.dumps({"data": task.data()}).encode()
             for headers in (JSON, signed(task.task_id, key="forged"), signed(task.task_id)):
                 await receiver.handle("POST", path, headers, once(body))
-        said.append(repr(receiver))
-        said += [repr(entry) async for entry in session.ledger.entries()]
-        said += [file.read_bytes().decode("latin-1") for file in tmp_path.iterdir()]  # its log of writes too
-    said += [file.read_bytes().decode("latin-1") for file in tmp_path.iterdir()]
+        texts.append(repr(receiver))
+        texts += [repr(entry) async for entry in session.ledger.entries()]
+        texts += [file.read_bytes().decode("latin-1") for file in tmp_path.iterdir()]  # with the write-ahead log
+    texts += [file.read_bytes().decode("latin-1") for file in tmp_path.iterdir()]
     async with aiohttp.ClientSession(emulator.url) as http:
         for page in ("/", "/_emulator/tasks", "/_emulator/counts"):
-            async with http.get(page) as answer:
-                said.append(await answer.text())
+            async with http.get(page) as response:
+                texts.append(await response.text())
     proxy = f"http://user:{PASSWORD}@127.0.0.1:9"
     async with Kie(KEY, base_url="http://api.kie.invalid", proxy=proxy) as through:
         with pytest.raises(NoAnswerError) as caught_at_proxy:
             await through.fetch("t")
-        said += [told(caught_at_proxy.value), repr(through)]
-    said += [f"{record.getMessage()} {vars(record)}" for record in caplog.records if record.name != "aiohttp.access"]
+        texts += [shown_by(caught_at_proxy.value), repr(through)]
+    texts += [f"{record.getMessage()} {vars(record)}" for record in caplog.records if record.name != "aiohttp.access"]
     tokens = {str(task.callback_url).rpartition("/")[2] for task in emulator.tasks.values()}
     assert len(tokens) > 5
-    everything = "\n".join(said)
-    assert "createTask" in everything  # the exchanges are among it
+    everything = "\n".join(texts)
+    assert "createTask" in everything  # the log of the exchanges is included
     assert not [secret for secret in (KEY, HMAC_KEY, PASSWORD, *tokens) if secret in everything]

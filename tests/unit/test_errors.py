@@ -1,3 +1,5 @@
+"""The tree of errors, their texts and their pickles."""
+
 from __future__ import annotations
 
 import inspect
@@ -23,7 +25,7 @@ from sora_chars.errors import (
 FACTS: dict[str, Any] = {
     "message": "it went wrong",
     "hint": "Do this.",
-    "problems": ("clip: too long",),
+    "problems": ("clip must span 1 to 4 seconds, got 9",),
     "provider": "kie",
     "status": 418,
     "code": "teapot",
@@ -48,33 +50,34 @@ ALL = sorted(
 )
 
 
-def drawn_tree() -> dict[str, str | None]:
+def documented_tree() -> dict[str, str | None]:
     """Read the tree in the docstring of the module: each class and its parent."""
     parents: dict[str, str | None] = {}
     path: list[str] = []
     for line in (errors.__doc__ or "").splitlines():
         found = re.match(r"    ([ │├└─]*)(\w+Error)\b", line)
         if found:
-            depth, name = len(found[1]) // 4, found[2]
+            depth = len(found[1]) // 4
+            name = found[2]
             path[depth:] = [name]
             parents[name] = path[depth - 1] if depth else None
     return parents
 
 
 def make(kind: type[SoraCharsError]) -> SoraCharsError:
-    """Make an error with every fact that it can have."""
+    """Make an error with every attribute that it can have."""
     return kind(**{field.name: FACTS[field.name] for field in attrs.fields(kind)})
 
 
-def test_the_drawn_tree_is_the_real_one() -> None:
-    """The tree in the docstring names every class under the parent that it really has."""
+def test_documented_tree() -> None:
+    """The tree in the docstring names every class under its real parent."""
     real = {kind.__name__: None if kind is SoraCharsError else kind.__bases__[0].__name__ for kind in ALL}
-    assert drawn_tree() == real
+    assert documented_tree() == real
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_an_error_pickles_with_its_facts(kind: type[SoraCharsError]) -> None:
-    """An error that crosses a process boundary keeps its class and every fact."""
+def test_pickle(kind: type[SoraCharsError]) -> None:
+    """A pickled error keeps its class and all its attributes."""
     error = make(kind)
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is kind
@@ -84,8 +87,8 @@ def test_an_error_pickles_with_its_facts(kind: type[SoraCharsError]) -> None:
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_an_error_reads_as_its_message_and_hint(kind: type[SoraCharsError]) -> None:
-    """The text of an error is what happened and what to do; its repr is the class and what happened."""
+def test_text_and_repr(kind: type[SoraCharsError]) -> None:
+    """The text of an error is its message and its hint; the repr is its class and its message."""
     error = make(kind)
     assert str(error) == "it went wrong. Do this."
     assert repr(error) == f"{kind.__name__}('it went wrong')"
@@ -104,18 +107,18 @@ def test_an_error_reads_as_its_message_and_hint(kind: type[SoraCharsError]) -> N
         (RequestRejectedError, False, False),
     ],
 )
-def test_whether_an_error_passes_and_harms(
+def test_transient_and_harmless(
     kind: type[errors.ProviderError],
     transient: bool,  # noqa: FBT001 # a column of the table
     harmless: bool,  # noqa: FBT001 # a column of the table
 ) -> None:
-    """Only a rate limit is harmless by itself, so that nothing else repeats a paid request."""
+    """Only a rate limit is harmless by default, so nothing else repeats a paid request."""
     error = kind("no")
     assert (error.transient, error.harmless) == (transient, harmless)
 
 
-def test_errors_are_also_what_python_calls_them() -> None:
-    """A refused request is a ValueError and a wait that ran out is a TimeoutError."""
+def test_builtin_bases() -> None:
+    """An invalid request is a ValueError and a timed-out wait is a TimeoutError."""
     assert isinstance(InvalidRequestError("x"), ValueError)
     assert isinstance(WaitTimeoutError("x"), TimeoutError)
 
@@ -134,6 +137,15 @@ def test_errors_are_also_what_python_calls_them() -> None:
     ],
     ids=["plain", "lines", "control", "invisible", "limit", "above", "bounded", "number"],
 )
-def test_foreign_text_is_one_printable_line(text: object, shown: str) -> None:
-    """Foreign text becomes one printable line of bounded length."""
+def test_printable(text: object, shown: str) -> None:
+    """Text of unknown origin becomes one printable line of bounded length."""
     assert printable(text, limit=10) == shown
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_attributes_are_documented(kind: type[SoraCharsError]) -> None:
+    """The docstring of each error lists the attributes that the class adds."""
+    own = set(vars(kind).get("__annotations__", {}))
+    if kind is not errors.ProviderError:
+        own -= {"transient", "harmless"}  # other defaults for attributes of ProviderError
+    assert own == set(re.findall(r"^        (\w+): ", kind.__doc__ or "", re.MULTILINE))

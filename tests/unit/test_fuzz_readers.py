@@ -1,3 +1,5 @@
+"""Fuzzing of the functions that read responses of providers."""
+
 from __future__ import annotations
 
 import json
@@ -62,7 +64,7 @@ JUNK = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), inner, max_size=8)
-        | inner.map(lambda value: json.dumps(value, default=str))  # JSON in a string, as kie.ai likes it
+        | inner.map(lambda value: json.dumps(value, default=str))  # JSON in a string, as kie.ai sends it
     ),
     max_leaves=25,
 )
@@ -73,7 +75,7 @@ ENVELOPES = st.fixed_dictionaries(
 
 
 def read(reader: str, status: int, headers: dict[str, str], body: bytes) -> None:
-    """Read the answer: a value, or an error of our tree that can be shown."""
+    """Read a response: the result is a value, or an error of this package that can be shown."""
     try:
         value = READERS[reader](Response(status, headers, body))
         repr(value)
@@ -90,16 +92,16 @@ def read(reader: str, status: int, headers: dict[str, str], body: bytes) -> None
 @pytest.mark.parametrize("reader", READERS)
 @given(status=STATUSES | st.integers(100, 599), headers=HEADERS, body=st.binary())
 @settings(deadline=None)
-def test_no_bytes_surprise_a_reader(reader: str, status: int, headers: dict[str, str], body: bytes) -> None:
-    """Whatever bytes come under whatever status and headers, a reader gives a value or an error of our tree."""
+def test_any_bytes(reader: str, status: int, headers: dict[str, str], body: bytes) -> None:
+    """Any bytes under any status and headers give a value or an error of this package."""
     read(reader, status, headers, body)
 
 
 @pytest.mark.parametrize("reader", READERS)
 @given(status=STATUSES, headers=HEADERS, body=ENVELOPES | RECORDS | JUNK)
 @settings(deadline=None)
-def test_no_json_surprises_a_reader(reader: str, status: int, headers: dict[str, str], body: Any) -> None:
-    """The right members with the wrong values surprise no reader either."""
+def test_any_json(reader: str, status: int, headers: dict[str, str], body: Any) -> None:
+    """So does JSON with the right members and wrong values."""
     read(reader, status, headers, json.dumps(body).encode())
 
 
@@ -107,8 +109,8 @@ def test_no_json_surprises_a_reader(reader: str, status: int, headers: dict[str,
 @pytest.mark.parametrize(
     "member", ["code", "msg", "data", "error", "id", "state", "resultJson", "failMsg", "param", "models", "characterId"]
 )
-def test_no_depth_surprises_a_reader(reader: str, member: str) -> None:
-    """Nesting is refused or read at any depth, also right at the limit of what the parser takes."""
+def test_any_depth(reader: str, member: str) -> None:
+    """So does nesting of any depth, also just below the limit of the parser."""
     for depth in (*range(920, 990), 100_000):
         for opening, closing in ((b"[", b"]"), (b'{"error":', b"}")):
             nested = opening * depth + b"1" + closing * depth
@@ -136,7 +138,7 @@ def test_no_depth_surprises_a_reader(reader: str, member: str) -> None:
     ],
     ids=["code", "digits", "nan", "infinite", "large", "long", "time", "bom", "utf-16", "double", "surrogate", "zeros"],
 )
-def test_known_traps_of_json(reader: str, body: bytes) -> None:
-    """What JSON parsers are known to stumble over is a value or an error of our tree."""
+def test_known_json_traps(reader: str, body: bytes) -> None:
+    """So does input that JSON parsers are known to fail on."""
     for status in (200, 400, 500):
         read(reader, status, {}, body)

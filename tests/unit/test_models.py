@@ -1,10 +1,12 @@
+"""Requests, clips, characters and task snapshots."""
+
 from __future__ import annotations
 
 import math
 import pickle
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 import pytest
@@ -15,6 +17,7 @@ from sora_chars import (
     Character,
     CharacterRequest,
     Clip,
+    EntryState,
     InvalidRequestError,
     ModelInfo,
     OmniCharacterRequest,
@@ -24,15 +27,17 @@ from sora_chars import (
     TaskSnapshot,
 )
 from sora_chars.ids import new_key
-from sora_chars.models import is_url
+from sora_chars.models import TaskStatus, is_url
+
+SOURCES = "exactly one of from_task and video"
 
 
 def problems(kind: type[Any], **fields: object) -> list[str]:
-    """Which fields a request of this kind is refused for."""
+    """Return the fields that a request of this kind is rejected for."""
     with pytest.raises(InvalidRequestError) as caught:
         kind(**fields)
     assert all(line in str(caught.value) for line in caught.value.problems)
-    return [line.partition(":")[0] for line in caught.value.problems]
+    return [line.partition(" must ")[0] for line in caught.value.problems]
 
 
 # Clips
@@ -53,14 +58,14 @@ def problems(kind: type[Any], **fields: object) -> list[str]:
         (Clip.parse("1e0,30e-1"), "1,3"),
     ],
 )
-def test_a_clip_is_written_as_providers_want_it(clip: Clip, text: str) -> None:
+def test_clip_notation(clip: Clip, text: str) -> None:
     """A clip reads "start,end" without spaces, exponents or trailing zeros."""
     assert str(clip) == text
 
 
 @given(start=st.floats(0, 1e6), length=st.floats(0.001, 1e6))
-def test_a_clip_reads_back(start: float, length: float) -> None:
-    """What a clip is written as reads back to the same clip."""
+def test_clip_round_trip(start: float, length: float) -> None:
+    """The notation of a clip parses to an equal clip."""
     clip = Clip(start, start + length)
     assert Clip.parse(str(clip)) == clip
 
@@ -69,17 +74,17 @@ def test_a_clip_reads_back(start: float, length: float) -> None:
     ("text", "seconds"),
     [("2.3,3.3", 1.0), ("3.55,5.55", 2.0), ("0.1,0.3", 0.2), ("1,4", 3.0), ("0,0.99", 0.99)],
 )
-def test_a_clip_spans_exactly_what_is_written(text: str, seconds: float) -> None:
-    """The span is exact, so that 2.3,3.3 is one second and not a little less."""
+def test_clip_seconds(text: str, seconds: float) -> None:
+    """The length is exact: 2.3,3.3 is one second and not a little less."""
     assert Clip.parse(text).seconds == seconds
 
 
 @pytest.mark.parametrize(
     "text", ["", "1", "1,", ",3", "1,2,3", "a,b", "1;3", "1:00,2:00", "nan,3", "snan,3", "0,inf", "0,1e999", "1\x00,3"]
 )
-def test_junk_is_no_clip(text: str) -> None:
-    """Text that is not two finite numbers of seconds is refused as a clip."""
-    with pytest.raises(InvalidRequestError, match="clip: "):
+def test_clip_rejects_junk(text: str) -> None:
+    """Text that is not two finite numbers of seconds is rejected."""
+    with pytest.raises(InvalidRequestError, match="clip must "):
         Clip.parse(text)
 
 
@@ -97,28 +102,28 @@ def test_junk_is_no_clip(text: str) -> None:
         (0, [1]),
     ],
 )
-def test_a_clip_has_an_order_and_finite_bounds(start: Any, end: Any) -> None:
-    """A clip whose bounds are no finite numbers, or not 0 <= start < end, is refused."""
+def test_clip_bounds(start: Any, end: Any) -> None:
+    """Bounds that are not finite numbers, or not 0 <= start < end, are rejected."""
     with pytest.raises(InvalidRequestError) as caught:
         Clip(start, end)
     assert len(caught.value.problems) == 1
-    assert caught.value.problems[0].startswith("clip: ")
+    assert caught.value.problems[0].startswith("clip must ")
 
 
 # Requests
 
 
 @pytest.mark.parametrize("clip", ["3.55,5.55", (3.55, 5.55), [3.55, 5.55], ("3.55", "5.55"), Clip(3.55, 5.55)])
-def test_a_clip_is_given_in_any_of_its_forms(clip: Any) -> None:
-    """Text, a pair and a `Clip` ask for the same clip."""
+def test_clip_forms(clip: Any) -> None:
+    """Text, a pair and a `Clip` give the same clip."""
     assert CharacterRequest(from_task="t", clip=clip).clip == Clip(3.55, 5.55)
 
 
 @pytest.mark.parametrize(
-    ("fields", "refused"),
+    ("fields", "rejected"),
     [
-        ({}, ["from_task, video"]),
-        ({"from_task": "t", "video": "https://a/b.mp4"}, ["from_task, video"]),
+        ({}, [SOURCES]),
+        ({"from_task": "t", "video": "https://a/b.mp4"}, [SOURCES]),
         ({"from_task": ""}, ["from_task"]),
         ({"from_task": " "}, ["from_task"]),
         ({"video": " "}, ["video"]),
@@ -137,18 +142,18 @@ def test_a_clip_is_given_in_any_of_its_forms(clip: Any) -> None:
         ({"from_task": "t", "key": 7}, ["key"]),
     ],
 )
-def test_a_character_request_keeps_its_own_rules(fields: dict[str, object], refused: list[str]) -> None:
-    """A request with no source, both, or a field of the wrong type is refused by that field's name."""
-    assert problems(CharacterRequest, **fields) == refused
+def test_character_request_rules(fields: dict[str, object], rejected: list[str]) -> None:
+    """No source, two sources and fields of a wrong type are rejected by name."""
+    assert problems(CharacterRequest, **fields) == rejected
 
 
-def test_all_that_is_wrong_is_said_at_once() -> None:
-    """One error names every broken rule of a request."""
+def test_all_problems_in_one_error() -> None:
+    """One error lists every broken rule of a request."""
     assert problems(CharacterRequest, name=1, prompt=2, safety=3, clip=4, key="") == [
         "name",
         "prompt",
         "safety",
-        "from_task, video",
+        SOURCES,
         "clip",
         "key",
     ]
@@ -164,21 +169,21 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         ("file:///a.mp4", None, Path("file:///a.mp4")),
     ],
 )
-def test_a_video_is_a_url_or_a_path(video: str | Path, url: str | None, path: Path | None) -> None:
-    """A video is a URL when it is http(s), and a local path otherwise."""
+def test_video_url_or_path(video: str | Path, url: str | None, path: Path | None) -> None:
+    """A video is a URL if it starts with http(s), and a local path otherwise."""
     request = CharacterRequest(video=video)
     assert (request.video_url, request.video_path) == (url, path)
     assert is_url(video) == (url is not None)
 
 
-def test_a_request_without_a_video_has_no_place() -> None:
+def test_no_video() -> None:
     """A request from a finished task has neither a video URL nor a path."""
     request = CharacterRequest(from_task="t", key="x" * 200)
     assert (request.video_url, request.video_path) == (None, None)
 
 
 @pytest.mark.parametrize(
-    ("fields", "refused"),
+    ("fields", "rejected"),
     [
         ({"model": ""}, ["model"]),
         ({"model": 5}, ["model"]),
@@ -190,25 +195,25 @@ def test_a_request_without_a_video_has_no_place() -> None:
         ({"model": "", "input": "{}", "key": ""}, ["key", "model", "input"]),
     ],
 )
-def test_a_task_request_keeps_its_own_rules(fields: dict[str, object], refused: list[str]) -> None:
-    """A task without a model, or with an input that is no JSON object, is refused."""
-    assert problems(TaskRequest, **fields) == refused
+def test_task_request_rules(fields: dict[str, object], rejected: list[str]) -> None:
+    """A missing model, and an input that is not a JSON object, are rejected."""
+    assert problems(TaskRequest, **fields) == rejected
 
 
-def test_an_input_nested_without_end_is_refused() -> None:
-    """An input that contains itself is no JSON and is refused as such."""
+def test_recursive_input() -> None:
+    """An input that contains itself is rejected."""
     loop: dict[str, object] = {}
     loop["again"] = loop
     assert problems(TaskRequest, model="m", input=loop) == ["input"]
 
 
-def test_a_task_request_needs_no_input() -> None:
-    """A model may take nothing."""
+def test_input_defaults_to_empty() -> None:
+    """A model may take no input."""
     assert TaskRequest(model="m").input == {}
 
 
 @pytest.mark.parametrize(
-    ("fields", "refused"),
+    ("fields", "rejected"),
     [
         ({"image": 5, "descriptions": "d"}, ["image"]),
         ({"image": "", "descriptions": "d"}, ["image"]),
@@ -220,14 +225,14 @@ def test_a_task_request_needs_no_input() -> None:
         ({"image": None, "descriptions": 1, "key": ""}, ["key", "image", "descriptions"]),
     ],
 )
-def test_an_omni_request_keeps_its_own_rules(fields: dict[str, object], refused: list[str]) -> None:
-    """An omni request with a field of the wrong type is refused by that field's name."""
-    assert problems(OmniCharacterRequest, **fields) == refused
+def test_omni_request_rules(fields: dict[str, object], rejected: list[str]) -> None:
+    """Fields of a wrong type are rejected by name."""
+    assert problems(OmniCharacterRequest, **fields) == rejected
 
 
 @pytest.mark.parametrize("ids", ["a1", ["a1"], ("a1",)])
-def test_audio_ids_are_one_or_many(ids: Any) -> None:
-    """One audio id is as good as a list of one."""
+def test_audio_ids(ids: Any) -> None:
+    """A single audio id equals a list of one."""
     assert OmniCharacterRequest(image="i", descriptions="d", audio_ids=ids).audio_ids == ("a1",)
 
 
@@ -235,7 +240,7 @@ def test_audio_ids_are_one_or_many(ids: Any) -> None:
 
 
 def test_keys_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fresh keys are UUIDs of version 7, so that later ones sort after earlier ones."""
+    """New keys are UUIDs of version 7: later keys sort after earlier ones."""
     keys: list[str] = []
     for nanoseconds in (0, 1_700_000_000_000_000_000, 1_800_000_000_000_000_000, 2**48 * 1_000_000 - 1):
         monkeypatch.setattr("time.time_ns", lambda now=nanoseconds: now)
@@ -246,20 +251,20 @@ def test_keys_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (key.version, key.variant) == (7, uuid.RFC_4122)
 
 
-def test_two_keys_of_one_moment_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys made within one millisecond are different wishes."""
+def test_keys_are_unique(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys made within one millisecond differ."""
     monkeypatch.setattr("time.time_ns", lambda: 1)
     assert new_key() != new_key()
 
 
-def test_a_mention_is_the_user_name_with_its_sign() -> None:
-    """A prompt names a character by "@" and its user name; where there is none, there is no mention."""
+def test_mention() -> None:
+    """A mention is "@" and the user name; without a user name there is none."""
     assert Character(id="ch_1", provider="p", username="hfspncadz.mooflapand").mention == "@hfspncadz.mooflapand"
     assert Character(id="ch_1", provider="p").mention is None
 
 
-def test_signed_links_stay_out_of_the_repr() -> None:
-    """What a log shows of a character holds no signed link."""
+def test_repr_hides_signed_links() -> None:
+    """The repr of a character, a snapshot and a model holds no signed link."""
     character = Character(id="c", provider="p", picture_url="https://x/?sig=secret", raw={"u": "https://x/?sig=secret"})
     assert "secret" not in repr(character)
     snapshot = TaskSnapshot(
@@ -270,40 +275,49 @@ def test_signed_links_stay_out_of_the_repr() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "finished"),
+    ("state", "status"),
     [
-        ("waiting", False),
-        ("queuing", False),
-        ("generating", False),
-        ("success", True),
-        ("fail", True),
-        ("dreaming", False),
+        ("waiting", "running"),
+        ("queuing", "running"),
+        ("generating", "running"),
+        ("success", "succeeded"),
+        ("fail", "failed"),
+        ("dreaming", "running"),
+        ("", "running"),
     ],
 )
-def test_only_known_ends_are_ends(state: str, finished: bool) -> None:  # noqa: FBT001 # a column of the table
-    """A task has ended when its state says success or fail; an unknown state is still running."""
-    assert TaskSnapshot(task_id="t", provider="p", state=state).finished is finished
+def test_finished(state: str, status: str) -> None:
+    """Only the states "success" and "fail" are final; an unknown state counts as running."""
+    snapshot = TaskSnapshot(task_id="t", provider="p", state=state)
+    assert (snapshot.status, snapshot.finished) == (status, status != "running")
+
+
+def test_status_words() -> None:
+    """A status and the state of a ledger entry have the same words."""
+    words = get_args(TaskStatus)
+    assert set(words) <= {state.value for state in EntryState}
+    assert len(words) == 3
 
 
 @pytest.mark.parametrize(
     ("created", "completed", "duration"),
     [(10.0, 22.5, 12.5), (None, 22.5, None), (10.0, None, None), (22.5, 10.0, 0.0)],
 )
-def test_a_duration_needs_both_ends(created: float | None, completed: float | None, duration: float | None) -> None:
-    """How long a task ran is known once both times are, and is never negative."""
+def test_duration(created: float | None, completed: float | None, duration: float | None) -> None:
+    """The duration needs both times and is never negative."""
     snapshot = TaskSnapshot(task_id="t", provider="p", state="success", created_at=created, completed_at=completed)
     assert snapshot.duration == duration
 
 
-def test_the_raw_answer_makes_no_change() -> None:
-    """Two snapshots that differ only in the raw answer are equal, so that waiters hear of real changes only."""
+def test_equality_ignores_raw() -> None:
+    """Snapshots that differ only in `raw` are equal, so listeners get no update."""
     snapshot = TaskSnapshot(task_id="t", provider="p", state="waiting", raw={"updateTime": 1})
     assert snapshot == attrs.evolve(snapshot, raw={"updateTime": 2})
     assert snapshot != attrs.evolve(snapshot, progress=5.0)
 
 
-def test_the_outcome_of_a_good_task() -> None:
-    """A finished task gives its character, or itself where it made something else."""
+def test_outcome_of_success() -> None:
+    """A finished task gives its character, or itself for a model without characters."""
     character = Character(id="c", provider="p")
     assert TaskSnapshot(task_id="t", provider="p", state="success", character=character).outcome() is character
     plain = TaskSnapshot(task_id="t", provider="p", state="success", result={"resultUrls": []})
@@ -319,7 +333,7 @@ def test_the_outcome_of_a_good_task() -> None:
         (None, None, "Task t failed at p: no reason was given"),
     ],
 )
-def test_the_outcome_of_a_failed_task(failure: TaskFailure | None, code: str | None, text: str) -> None:
+def test_outcome_of_failure(failure: TaskFailure | None, code: str | None, text: str) -> None:
     """A failed task raises an error with its code, its reason and the last snapshot."""
     snapshot = TaskSnapshot(task_id="t", provider="p", state="fail", failure=failure)
     with pytest.raises(TaskFailedError) as caught:
@@ -329,8 +343,8 @@ def test_the_outcome_of_a_failed_task(failure: TaskFailure | None, code: str | N
     assert text in str(error)
 
 
-def test_values_pickle() -> None:
-    """Requests and what comes of them cross process boundaries."""
+def test_pickle() -> None:
+    """Requests and snapshots can be pickled."""
     for value in (
         CharacterRequest(from_task="t", clip="1,3"),
         TaskRequest(model="m", input={"a": 1}),

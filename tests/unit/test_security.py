@@ -1,4 +1,4 @@
-"""Doors that are closed without a network: foreign text in messages, logs that cannot be kept busy, no pickles."""
+"""Security without a network: foreign text in messages, hostile input to the log mask, pickles."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 import sora_chars
 from sora_chars import MissingCharacterError, NoAnswerError, SoraCharsError
-from sora_chars.callbacks.receiver import verify
 from sora_chars.providers import kie_codec
+from sora_chars.providers.kie_callback import verify
 from sora_chars.providers.kkiai import read_character
 from sora_chars.redaction import mask
 from sora_chars.transport import Response
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 HOSTILE = "evil\x1b]0;owned\x07\r\n\x9b31m\x00\x7f\u202e\u2028evil"
 READERS: dict[str, Callable[[Response], object]] = {
     "task id": kie_codec.read_task_id,
-    "record": lambda answer: kie_codec.read_record(answer, task_id="t", provider="kie").outcome(),
-    "omni": lambda answer: kie_codec.read_omni(answer, provider="kie"),
+    "record": lambda response: kie_codec.read_record(response, task_id="t", provider="kie").outcome(),
+    "omni": lambda response: kie_codec.read_omni(response, provider="kie"),
     "upload": kie_codec.read_upload,
     "credit": kie_codec.read_credit,
     "models": kie_codec.read_models,
-    "character": lambda answer: read_character(answer, provider="kkiai"),
-    "callback": lambda answer: verify({}, answer.body, now=0.0, hmac_key=None),
+    "character": lambda response: read_character(response, provider="kkiai"),
+    "callback": lambda response: verify({}, response.body, now=0.0, hmac_key=None),
 }
 RECORD = {"taskId": "t", "state": "success", "model": "sora-2-characters", "failCode": HOSTILE, "failMsg": HOSTILE}
 BODIES: dict[str, Any] = {
@@ -51,29 +51,29 @@ BODIES: dict[str, Any] = {
 @pytest.mark.parametrize("status", [200, 201, 400, 401, 404, 429, 500, 502])
 @pytest.mark.parametrize("body", [*BODIES, "no JSON"])
 @pytest.mark.parametrize("reader", READERS)
-def test_no_message_repeats_control_characters(reader: str, body: str, status: int) -> None:
-    """Whatever a provider says and wherever it says it, an error's message and hint are one printable line."""
+def test_messages_are_printable(reader: str, body: str, status: int) -> None:
+    """Whatever a provider sends, the message and the hint of an error are one printable line."""
     content = HOSTILE if body == "no JSON" else json.dumps(BODIES[body])
-    said = ""
+    shown = ""
     try:
         READERS[reader](Response(status, {}, content.encode()))
     except SoraCharsError as error:
-        said = str(error)
-    assert said.isprintable()
+        shown = str(error)
+    assert shown.isprintable()
 
 
 @pytest.mark.parametrize("task_id", ["a\nb", "\x1b[2J", "\x00", "\u2028", "x" * 201])
-def test_a_task_id_that_nobody_can_keep_is_none(task_id: str) -> None:
-    """An id that would break a log line, or that a database cannot hold, leaves the outcome unknown."""
-    answer = Response(200, {}, json.dumps({"code": 200, "data": {"taskId": task_id}}).encode())
+def test_task_id_must_be_storable(task_id: str) -> None:
+    """A task id that would break a log line or a database column leaves the outcome unknown."""
+    response = Response(200, {}, json.dumps({"code": 200, "data": {"taskId": task_id}}).encode())
     with pytest.raises(NoAnswerError, match="no task id"):
-        kie_codec.read_task_id(answer)
+        kie_codec.read_task_id(response)
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "\x1b[2J", "x" * 201])
 @pytest.mark.parametrize("reader", ["omni", "character"])
-def test_a_character_id_that_nobody_can_keep_is_none(reader: str, name: str) -> None:
-    """Where the answer to a paid request is the character, an id that no ledger can hold is told as it came."""
+def test_character_id_must_be_storable(reader: str, name: str) -> None:
+    """A character id that no ledger can store raises an error with the whole payload."""
     content = {"code": 200, "data": {"characterId": name}} if reader == "omni" else {"id": name, "username": "u"}
     with pytest.raises(MissingCharacterError) as caught:
         READERS[reader](Response(200, {}, json.dumps(content).encode()))
@@ -86,13 +86,13 @@ def test_a_character_id_that_nobody_can_keep_is_none(reader: str, name: str) -> 
     ["http://" * 100_000, "callBackUrl" + "\\" * 700_000, "callBackUrl:" * 50_000, "http://a?" * 80_000],
     ids=["links", "backslashes", "callbacks", "queries"],
 )
-def test_no_answer_keeps_the_mask_busy(text: str) -> None:
-    """Hiding secrets in 700 kB takes no minutes, however the text is made to mislead the search."""
+def test_mask_is_fast_on_hostile_text(text: str) -> None:
+    """Hiding secrets in 700 kB of hostile text takes seconds at most."""
     assert mask(f"{text} x https://a/b?SIGNATURE").endswith("https://a/b?***")
 
 
-def test_nothing_reads_pickles() -> None:
-    """No module of the package imports what would run the code in a file that somebody else has written."""
+def test_no_pickle_imports() -> None:
+    """No module of the package imports a module that can run code from a file."""
     imported: set[str] = set()
     files = list(Path(sora_chars.__path__[0]).rglob("*.py"))
     for node in (node for file in files for node in ast.walk(ast.parse(file.read_text()))):

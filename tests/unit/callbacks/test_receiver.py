@@ -1,3 +1,5 @@
+"""The callback receiver without a network: verification, waiters, limits and ASGI."""
+
 from __future__ import annotations
 
 import asyncio
@@ -30,69 +32,69 @@ if TYPE_CHECKING:
     from sora_chars import TaskHandle
     from sora_chars.models import Request
 
-PACE = 10.0
+INTERVAL = 10.0  # seconds
 JSON = {"content-type": "application/json"}
 
 
-class Paper(Provider):
-    """A provider without a network: tasks t1, t2, ... that end when the test says so."""
+class Fake(Provider):
+    """A provider without a network: the test ends its tasks t1, t2, ..."""
 
-    name = "paper"
+    name = "fake"
     callback_url = "https://host.example/hooks"
 
     def __init__(self) -> None:
         self.paths: list[str] = []
         self.polls: dict[str, list[float]] = {}
         self.ended: set[str] = set()
-        self.answers = asyncio.Event()
-        self.answers.set()
+        self.released = asyncio.Event()
+        self.released.set()
         self.sent = asyncio.Event()
 
     async def submit(
         self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
-        """Response once `answers` is set."""
+        """Return the first snapshot once `released` is set."""
         del request
         async with on_send():
             self.paths.append(f"/{str(callback_url).removeprefix('https://host.example/')}")
             number = len(self.paths)
             self.sent.set()
-            await self.answers.wait()
+            await self.released.wait()
         return TaskSnapshot(task_id=f"t{number}", provider=self.name, state="waiting")
 
     async def fetch(self, task_id: str) -> TaskSnapshot:
-        """Say whether the task was ended."""
+        """Return the state that the test has set."""
         self.polls.setdefault(task_id, []).append(asyncio.get_running_loop().time())
         state = "success" if task_id in self.ended else "waiting"
         return TaskSnapshot(task_id=task_id, provider=self.name, state=state)
 
     async def poll_capacity(self) -> int:
-        """Always be."""
+        """Return 1."""
         return 1
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Have nothing to close."""
+        """Close nothing."""
 
 
 @pytest.fixture
-def paper() -> Paper:
+def fake() -> Fake:
     """Return the provider."""
-    return Paper()
+    return Fake()
 
 
 @pytest.fixture
-async def session(paper: Paper) -> AsyncGenerator[CharacterSession]:
-    """Return a session whose pace is too slow to matter."""
-    async with CharacterSession(paper, polling=FixedInterval(3600)) as session:
+async def session(fake: Fake) -> AsyncGenerator[CharacterSession]:
+    """Open a session that polls once an hour."""
+    async with CharacterSession(fake, polling=FixedInterval(3600)) as session:
         yield session
 
 
 @pytest.fixture
 def receiver(session: CharacterSession) -> CallbackReceiver:
-    """Return a receiver that takes 1000 bytes and keeps five events."""
-    return CallbackReceiver(session, body_limit=1000, most_events=5)
+    """Return a receiver that accepts 1000 bytes and keeps five events."""
+    return CallbackReceiver(session, body_limit=1000, max_events=5)
 
 
 async def start(session: CharacterSession) -> TaskHandle[TaskSnapshot]:
@@ -106,7 +108,7 @@ def content(task_id: str = "t1", state: str = "success") -> bytes:
 
 
 async def chunks(*parts: bytes) -> AsyncGenerator[bytes]:
-    """Give a body in parts."""
+    """Yield a body in parts."""
     for part in parts:
         yield part
 
@@ -119,49 +121,47 @@ class Unread:
 
 
 async def post(receiver: CallbackReceiver, path: str, body: bytes | None = None) -> int:
-    """Bring a callback and return the status that answers it."""
+    """Send a callback and return the status of the response."""
     status, payload = await receiver.handle("POST", path, JSON, chunks(content() if body is None else body))
     assert payload["code"] == status
     return status
 
 
-async def test_accepted(receiver: CallbackReceiver, session: CharacterSession, paper: Paper) -> None:
-    """An accepted callback is answered as kie.ai's page asks, and the waiter gets it."""
+async def test_accepted(receiver: CallbackReceiver, session: CharacterSession, fake: Fake) -> None:
+    """An accepted callback is answered as in kie.ai's docs, and the waiter gets the event."""
     handle = await start(session)
     waiting = asyncio.create_task(receiver.expect(handle.task_id))
-    answer = await receiver.handle("POST", paper.paths[0], JSON, chunks(content()[:5], b"", content()[5:]))
-    assert answer == (200, {"code": 200, "msg": "success"})
+    response = await receiver.handle("POST", fake.paths[0], JSON, chunks(content()[:5], b"", content()[5:]))
+    assert response == (200, {"code": 200, "msg": "success"})
     event = await waiting
     assert event.snapshot is not None
-    assert (event.task_id, event.snapshot.provider) == ("t1", "paper")
+    assert (event.task_id, event.snapshot.provider) == ("t1", "fake")
 
 
-async def test_body_that_has_come_already(receiver: CallbackReceiver, session: CharacterSession, paper: Paper) -> None:
-    """A body that is there as a whole is taken as one that comes in parts is, up to `body_limit` bytes."""
+async def test_complete_body(receiver: CallbackReceiver, session: CharacterSession, fake: Fake) -> None:
+    """A body of bytes is accepted like one in chunks, up to `body_limit` bytes."""
     await start(session)
     full = content().ljust(1000)
-    assert (await receiver.handle("POST", paper.paths[0], JSON, full + b" "))[0] == 413
+    assert (await receiver.handle("POST", fake.paths[0], JSON, full + b" "))[0] == 413
     with pytest.raises(WaitTimeoutError):
         await receiver.expect("t1", timeout=0)
-    assert await receiver.handle("POST", paper.paths[0], JSON, full) == (200, {"code": 200, "msg": "success"})
+    assert await receiver.handle("POST", fake.paths[0], JSON, full) == (200, {"code": 200, "msg": "success"})
     assert (await receiver.expect("t1", timeout=0)).task_id == "t1"
 
 
 @pytest.mark.parametrize("prefix", ["", "/hooks", "/a/b/c"])
-async def test_only_the_last_part_of_the_path_counts(
-    receiver: CallbackReceiver, session: CharacterSession, paper: Paper, prefix: str
-) -> None:
-    """A tunnel or a mount may change what stands before the token, and add a slash after it."""
+async def test_path_prefix(receiver: CallbackReceiver, session: CharacterSession, fake: Fake, prefix: str) -> None:
+    """A proxy or a mount may change what precedes the token, and add a slash after it."""
     await start(session)
-    token = paper.paths[0].rpartition("/")[2]
+    token = fake.paths[0].rpartition("/")[2]
     assert await post(receiver, f"{prefix}/{token}/") == 200
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"])
-async def test_only_post(receiver: CallbackReceiver, paper: Paper, method: str) -> None:
-    """Any other method is refused with 405, whatever else is right."""
+async def test_only_post(receiver: CallbackReceiver, fake: Fake, method: str) -> None:
+    """Any other method is rejected with 405, even with a valid token."""
     await start(receiver.session)
-    assert (await receiver.handle(method, paper.paths[0], JSON, Unread()))[0] == 405
+    assert (await receiver.handle(method, fake.paths[0], JSON, Unread()))[0] == 405
 
 
 @pytest.mark.parametrize(
@@ -179,40 +179,36 @@ async def test_only_post(receiver: CallbackReceiver, paper: Paper, method: str) 
     ],
     ids=range(9),
 )
-async def test_refused_before_the_body_is_read(
-    receiver: CallbackReceiver, paper: Paper, path: str | None, headers: dict[str, str], status: int
+async def test_rejected_before_reading(
+    receiver: CallbackReceiver, fake: Fake, path: str | None, headers: dict[str, str], status: int
 ) -> None:
-    """A wrong token, type or declared length is refused without reading the body."""
+    """A wrong token, type or declared length is rejected without reading the body."""
     await start(receiver.session)
-    answer = await receiver.handle("POST", paper.paths[0] if path is None else path, headers, Unread())
-    assert (answer[0], answer[1]["code"]) == (status, status)
+    response = await receiver.handle("POST", fake.paths[0] if path is None else path, headers, Unread())
+    assert (response[0], response[1]["code"]) == (status, status)
 
 
 @pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8", "application/json ;v=1"])
-async def test_json_by_any_spelling(
-    receiver: CallbackReceiver, session: CharacterSession, paper: Paper, kind: str
-) -> None:
+async def test_content_type(receiver: CallbackReceiver, session: CharacterSession, fake: Fake, kind: str) -> None:
     """The content type may have parameters and any case."""
     await start(session)
-    status, _ = await receiver.handle("POST", paper.paths[0], {"content-type": kind}, chunks(content()))
+    status, _ = await receiver.handle("POST", fake.paths[0], {"content-type": kind}, chunks(content()))
     assert status == 200
 
 
 @pytest.mark.parametrize("length", ["", "7", "1e9", "9" * 5000])
-async def test_body_limit_is_counted(
-    receiver: CallbackReceiver, session: CharacterSession, paper: Paper, length: str
-) -> None:
-    """Up to `body_limit` bytes are taken, and one more is not, whatever the declared length says."""
+async def test_body_limit(receiver: CallbackReceiver, session: CharacterSession, fake: Fake, length: str) -> None:
+    """Up to `body_limit` bytes are accepted, and one more is not, whatever length is declared."""
     await start(session)
     headers = JSON | {"content-length": length}
     full = content().ljust(1000)
-    assert (await receiver.handle("POST", paper.paths[0], headers, chunks(full, b" ")))[0] == 413
-    assert (await receiver.handle("POST", paper.paths[0], headers, chunks(full[:400], full[400:])))[0] == 200
+    assert (await receiver.handle("POST", fake.paths[0], headers, chunks(full, b" ")))[0] == 413
+    assert (await receiver.handle("POST", fake.paths[0], headers, chunks(full[:400], full[400:])))[0] == 200
 
 
 @pytest.mark.looptime
-async def test_slow_sender(receiver: CallbackReceiver, session: CharacterSession, paper: Paper) -> None:
-    """A body that does not end within `body_timeout` is refused with 408, though it keeps coming."""
+async def test_slow_sender(receiver: CallbackReceiver, session: CharacterSession, fake: Fake) -> None:
+    """A body that does not end within `body_timeout` is rejected with 408, even if bytes keep arriving."""
 
     async def trickle() -> AsyncGenerator[bytes]:
         while True:
@@ -220,58 +216,56 @@ async def test_slow_sender(receiver: CallbackReceiver, session: CharacterSession
             yield b" "
 
     await start(session)
-    assert (await receiver.handle("POST", paper.paths[0], JSON, trickle()))[0] == 408
+    assert (await receiver.handle("POST", fake.paths[0], JSON, trickle()))[0] == 408
 
 
-async def test_another_tasks_token(receiver: CallbackReceiver, session: CharacterSession, paper: Paper) -> None:
-    """The right token of one task opens nothing for another, and resolves nobody."""
+async def test_token_of_another_task(receiver: CallbackReceiver, session: CharacterSession, fake: Fake) -> None:
+    """The token of one task is rejected for another task, whose waiters are not woken."""
     await start(session)
     await start(session)
-    assert await post(receiver, paper.paths[0], content("t2")) == 401
+    assert await post(receiver, fake.paths[0], content("t2")) == 401
     with pytest.raises(WaitTimeoutError):
         await receiver.expect("t2", timeout=0)
 
 
-async def test_refusal_is_one_log_line_without_secrets(
-    session: CharacterSession, paper: Paper, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A refused callback leaves one warning with status and reason; no token, key, signature or body is in it."""
+async def test_rejection_log(session: CharacterSession, fake: Fake, caplog: pytest.LogCaptureFixture) -> None:
+    """A rejection logs one warning with status and reason, without token, key, signature or body."""
     caplog.set_level(logging.DEBUG, "sora_chars.callbacks")
     receiver = CallbackReceiver(session, "the-key")
     await start(session)
     headers = JSON | {"x-webhook-signature": "the-signature", "x-webhook-timestamp": "1"}
-    status, payload = await receiver.handle("POST", paper.paths[0], headers, chunks(content("t1", "the-body")))
+    status, payload = await receiver.handle("POST", fake.paths[0], headers, chunks(content("t1", "the-body")))
     (record,) = caplog.records
-    assert (status, record.message, record.levelname) == (401, "callback.refused", "WARNING")
+    assert (status, record.message, record.levelname) == (401, "callback.rejected", "WARNING")
     assert record.__dict__["status"] == 401
     assert record.__dict__["reason"] == payload["msg"]
     shown = f"{record.__dict__} {payload} {receiver!r}"
-    assert not [s for s in ("the-key", "the-signature", "the-body", paper.paths[0][-32:]) if s in shown]
+    assert not [s for s in ("the-key", "the-signature", "the-body", fake.paths[0][-32:]) if s in shown]
 
 
-async def test_closed_session(paper: Paper) -> None:
-    """After the session is closed every POST is answered 503, and `expect` says why it cannot wait."""
-    async with CharacterSession(paper) as session:
+async def test_closed_session(fake: Fake) -> None:
+    """After the session is closed every POST gets 503, and `expect` raises SessionClosedError."""
+    async with CharacterSession(fake) as session:
         receiver = CallbackReceiver(session)
         await start(session)
-    assert (await receiver.handle("POST", paper.paths[0], JSON, Unread()))[0] == 503
+    assert (await receiver.handle("POST", fake.paths[0], JSON, Unread()))[0] == 503
     with pytest.raises(SessionClosedError):
         await receiver.expect("t1")
 
 
-async def test_waiters_hear_that_the_session_was_closed(paper: Paper) -> None:
-    """Whoever still expects a callback when the session closes is told so, at once."""
-    async with CharacterSession(paper) as session:
+async def test_close_wakes_waiters(fake: Fake) -> None:
+    """Closing the session ends every `expect` at once."""
+    async with CharacterSession(fake) as session:
         receiver = CallbackReceiver(session)
         waiting = asyncio.create_task(receiver.expect("t1", timeout=math.inf))
-        await asyncio.sleep(0)  # it waits now
+        await asyncio.sleep(0)  # it is waiting
     with pytest.raises(SessionClosedError):
         await waiting
 
 
-async def test_session_closed_while_the_body_comes(paper: Paper) -> None:
-    """A callback whose body is still coming when the session closes is answered 503 too, and has no effect."""
-    session = await CharacterSession(paper).open()
+async def test_close_during_body(fake: Fake) -> None:
+    """A callback whose body arrives while the session closes gets 503 and has no effect."""
+    session = await CharacterSession(fake).open()
     receiver = CallbackReceiver(session)
     await start(session)
 
@@ -279,33 +273,34 @@ async def test_session_closed_while_the_body_comes(paper: Paper) -> None:
         yield content()
         await session.aclose()
 
-    assert (await receiver.handle("POST", paper.paths[0], JSON, closing()))[0] == 503
+    assert (await receiver.handle("POST", fake.paths[0], JSON, closing()))[0] == 503
 
 
-async def test_other_loop(receiver: CallbackReceiver, session: CharacterSession, paper: Paper) -> None:
-    """A receiver that is served by another event loop than its session's answers 503."""
+async def test_other_loop(receiver: CallbackReceiver, session: CharacterSession, fake: Fake) -> None:
+    """A receiver that runs in another event loop than its session's responds 503."""
     await start(session)
-    answer = await asyncio.to_thread(lambda: asyncio.run(receiver.handle("POST", paper.paths[0], JSON, Unread())))
-    assert answer[0] == 503
+    response = await asyncio.to_thread(lambda: asyncio.run(receiver.handle("POST", fake.paths[0], JSON, Unread())))
+    assert response[0] == 503
 
 
 @pytest.mark.parametrize("key", ["", b""])
 async def test_empty_key(session: CharacterSession, key: str | bytes) -> None:
-    """An empty key, as from an empty setting, does not switch verification off in silence."""
+    """An empty key, as from an empty setting, is an error and does not switch verification off."""
     with pytest.raises(ConfigurationError):
         CallbackReceiver(session, key)
 
 
-async def test_expect_afterwards(receiver: CallbackReceiver, session: CharacterSession, paper: Paper) -> None:
-    """An event that came before anybody asked is given at once, and to all who ask."""
+async def test_expect_afterwards(receiver: CallbackReceiver, session: CharacterSession, fake: Fake) -> None:
+    """An event that arrived earlier is returned at once, to every caller."""
     await start(session)
-    await post(receiver, paper.paths[0])
-    first, second = await receiver.expect("t1", timeout=0), await receiver.expect("t1")
+    await post(receiver, fake.paths[0])
+    first = await receiver.expect("t1", timeout=0)
+    second = await receiver.expect("t1")
     assert first is second
 
 
-async def test_waiters_are_independent(receiver: CallbackReceiver, session: CharacterSession, paper: Paper) -> None:
-    """One waiter's cancellation and another's time-out leave the third waiting, and it gets the event."""
+async def test_waiters_are_independent(receiver: CallbackReceiver, session: CharacterSession, fake: Fake) -> None:
+    """The cancellation of one waiter and the timeout of another leave the third waiting for the event."""
     await start(session)
     cancelled, timed, patient = (
         asyncio.create_task(receiver.expect("t1", timeout=timeout)) for timeout in (None, 0, math.inf)
@@ -316,72 +311,70 @@ async def test_waiters_are_independent(receiver: CallbackReceiver, session: Char
     assert cancelled.cancelled()
     with pytest.raises(WaitTimeoutError, match="t1"):
         timed.result()
-    await post(receiver, paper.paths[0])
+    await post(receiver, fake.paths[0])
     assert (await patient).task_id == "t1"
 
 
-async def test_waiter_cancelled_as_the_callback_comes(
-    receiver: CallbackReceiver, session: CharacterSession, paper: Paper
-) -> None:
-    """A waiter that was cancelled in the same tick does no harm, and the event stays for others."""
+async def test_cancelled_as_callback_arrives(receiver: CallbackReceiver, session: CharacterSession, fake: Fake) -> None:
+    """A waiter cancelled in the same tick does no harm, and other waiters get the event."""
     await start(session)
     waiting = asyncio.create_task(receiver.expect("t1"))
     other = asyncio.create_task(receiver.expect("t1"))
-    await asyncio.sleep(0)  # both wait now
+    await asyncio.sleep(0)  # both are waiting
     waiting.cancel()
-    assert await post(receiver, paper.paths[0]) == 200
+    assert await post(receiver, fake.paths[0]) == 200
     assert (await asyncio.gather(waiting, other, return_exceptions=True))[1] == await receiver.expect("t1")
     assert waiting.cancelled()
 
 
-async def test_event_comes_as_time_runs_out(
-    receiver: CallbackReceiver, session: CharacterSession, paper: Paper, caplog: pytest.LogCaptureFixture
+async def test_event_as_timeout_fires(
+    receiver: CallbackReceiver, session: CharacterSession, fake: Fake, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A waiter whose event comes in the tick in which its time runs out gets it, and the clock does no harm."""
+    """A waiter whose event arrives in the tick of its timeout gets the event."""
     await start(session)
     waiting = asyncio.create_task(receiver.expect("t1", timeout=0))
-    await asyncio.sleep(0)  # it waits now, until the next tick
-    posting = asyncio.create_task(post(receiver, paper.paths[0]))  # which runs in that tick, before its timers
+    await asyncio.sleep(0)  # it is waiting, until the next tick
+    posting = asyncio.create_task(post(receiver, fake.paths[0]))  # runs in that tick, before its timers
     assert (await waiting).task_id == "t1"
     assert await posting == 200
     assert not caplog.records
 
 
-async def test_double(receiver: CallbackReceiver, session: CharacterSession, paper: Paper) -> None:
-    """A duplicate is accepted and resolves nobody twice; whoever asks later gets the newer one."""
+async def test_duplicate(receiver: CallbackReceiver, session: CharacterSession, fake: Fake) -> None:
+    """A duplicate is accepted; a waiter gets the first event, and later callers the second."""
     await start(session)
     waiting = asyncio.create_task(receiver.expect("t1"))
-    await asyncio.sleep(0)  # it waits now
-    assert await post(receiver, paper.paths[0], content(state="success")) == 200
-    assert await post(receiver, paper.paths[0], content(state="fail")) == 200
+    await asyncio.sleep(0)  # it is waiting
+    assert await post(receiver, fake.paths[0], content(state="success")) == 200
+    assert await post(receiver, fake.paths[0], content(state="fail")) == 200
     states = [event.snapshot.state for event in (await waiting, await receiver.expect("t1")) if event.snapshot]
     assert states == ["success", "fail"]
 
 
 @pytest.mark.looptime
-async def test_default_wait_is_the_sessions(paper: Paper) -> None:
-    """Without a time-out a wait lasts as long as the session's."""
-    async with CharacterSession(paper, timeout=7) as session:
+async def test_default_timeout(fake: Fake) -> None:
+    """The default timeout is that of the session."""
+    async with CharacterSession(fake, timeout=7) as session:
         with pytest.raises(WaitTimeoutError, match="7 s"):
             await CallbackReceiver(session).expect("t1")
 
 
-async def test_memory_is_bounded(receiver: CallbackReceiver, session: CharacterSession, paper: Paper) -> None:
-    """Twenty thousand posts, junk and well-formed ones alike, also while createTask has no answer, leave a handful."""
-    paper.answers.clear()
+async def test_memory_is_bounded(receiver: CallbackReceiver, session: CharacterSession, fake: Fake) -> None:
+    """Twenty thousand posts, valid and junk, before and after the response to createTask, leave one event."""
+    fake.released.clear()
     submitting = asyncio.create_task(start(session))
-    await paper.sent.wait()
+    await fake.sent.wait()
     statuses = [
         await post(receiver, path, body)
         for n in range(5000)
         for path, body in [
             (f"/hooks/{n}", content()),
-            (paper.paths[0], b"junk"),
-            (paper.paths[0], content("t1")),
-            (paper.paths[0], content(f"x{n}")),
+            (fake.paths[0], b"junk"),
+            (fake.paths[0], content("t1")),
+            (fake.paths[0], content(f"x{n}")),
         ]
     ]
-    paper.answers.set()
+    fake.released.set()
     await submitting
     assert [statuses.count(status) for status in (200, 400, 401)] == [5000, 5000, 10_000]
     assert len(receiver._events) == 1
@@ -389,172 +382,166 @@ async def test_memory_is_bounded(receiver: CallbackReceiver, session: CharacterS
     assert not receiver._waiters
 
 
-async def test_waits_that_end_leave_nothing_behind(receiver: CallbackReceiver) -> None:
-    """Waits that ran out are forgotten."""
+async def test_timeouts_leave_no_waiters(receiver: CallbackReceiver) -> None:
+    """Waiters that timed out are removed."""
     for n in range(100):
         with pytest.raises(WaitTimeoutError):
             await receiver.expect(f"x{n}", timeout=0)
     assert not receiver._waiters
 
 
-async def test_event_is_gone_once_nobody_needs_it(
-    receiver: CallbackReceiver, session: CharacterSession, paper: Paper
-) -> None:
-    """A wait that was met holds its event no longer, though it might have lasted much longer."""
+async def test_event_is_freed(receiver: CallbackReceiver, session: CharacterSession, fake: Fake) -> None:
+    """A waiter with a long timeout does not keep its event alive after it got it."""
     for _ in range(6):
         await start(session)
     waiting = asyncio.create_task(receiver.expect("t1"))
-    await asyncio.sleep(0)  # it waits now
-    await post(receiver, paper.paths[0])
+    await asyncio.sleep(0)  # it is waiting
+    await post(receiver, fake.paths[0])
     event = weakref.ref(await waiting)
     del waiting
     for n in range(1, 6):
-        await post(receiver, paper.paths[n], content(f"t{n + 1}"))
-    await asyncio.sleep(0)  # else the event loop itself still holds what has just woken this test
+        await post(receiver, fake.paths[n], content(f"t{n + 1}"))
+    await asyncio.sleep(0)  # the event loop still references the event that has woken this test
     gc.collect()
     assert event() is None
 
 
-async def test_oldest_event_makes_room(receiver: CallbackReceiver, session: CharacterSession, paper: Paper) -> None:
-    """The last `most_events` events are kept; a duplicate makes an event young again."""
+async def test_max_events(receiver: CallbackReceiver, session: CharacterSession, fake: Fake) -> None:
+    """The last `max_events` events are kept; a duplicate counts as new."""
     for n in range(5):
         await start(session)
-        await post(receiver, paper.paths[n], content(f"t{n + 1}"))
-    await post(receiver, paper.paths[0], content("t1"))
+        await post(receiver, fake.paths[n], content(f"t{n + 1}"))
+    await post(receiver, fake.paths[0], content("t1"))
     await start(session)
-    await post(receiver, paper.paths[5], content("t6"))
+    await post(receiver, fake.paths[5], content("t6"))
     assert (await receiver.expect("t1", timeout=0)).task_id == "t1"
     with pytest.raises(WaitTimeoutError):
         await receiver.expect("t2", timeout=0)
 
 
 @pytest.mark.looptime
-async def test_early_callback_wakes_its_task(
-    receiver: CallbackReceiver, session: CharacterSession, paper: Paper
-) -> None:
-    """A callback that comes before createTask has answered is kept, and wakes its task once the id is known."""
-    paper.answers.clear()
-    paper.ended.add("t1")
+async def test_early_callback(receiver: CallbackReceiver, session: CharacterSession, fake: Fake) -> None:
+    """A callback before the response to createTask is kept, and wakes its task once the id is known."""
+    fake.released.clear()
+    fake.ended.add("t1")
     submitting = asyncio.create_task(start(session))
-    await paper.sent.wait()
-    assert await post(receiver, paper.paths[0]) == 200
-    paper.answers.set()
+    await fake.sent.wait()
+    assert await post(receiver, fake.paths[0]) == 200
+    fake.released.set()
     handle = await submitting
-    await handle.result(PACE)
+    await handle.result(INTERVAL)
     assert handle.woken_by == "callback"
     assert (await receiver.expect(handle.task_id, timeout=0)).task_id == "t1"
 
 
 @pytest.mark.looptime
-async def test_claim_is_confirmed(receiver: CallbackReceiver, session: CharacterSession, paper: Paper) -> None:
-    """A callback that claims an end before its record shows it only makes the watcher look, and look again."""
+async def test_claim_is_confirmed(receiver: CallbackReceiver, session: CharacterSession, fake: Fake) -> None:
+    """A callback that claims an end which the record does not show yet only causes polls."""
     handle = await start(session)
-    await post(receiver, paper.paths[0], content(state="fail"))
+    await post(receiver, fake.paths[0], content(state="fail"))
     with pytest.raises(WaitTimeoutError):
-        await handle.result(PACE)
-    assert len(paper.polls["t1"]) > 1
-    paper.ended.add("t1")
-    assert (await handle.result(PACE)).state == "success"
+        await handle.result(INTERVAL)
+    assert len(fake.polls["t1"]) > 1
+    fake.ended.add("t1")
+    assert (await handle.result(INTERVAL)).state == "success"
 
 
 @pytest.mark.looptime
 @pytest.mark.parametrize("body", [content()[:-1] + b',"data":{"taskId":"t1","state":[]}}', content(state="")])
-async def test_unreadable_claim_still_wakes(
-    receiver: CallbackReceiver, session: CharacterSession, paper: Paper, body: bytes
-) -> None:
-    """A callback whose record says nothing useful still makes the watcher look."""
+async def test_malformed_claim(receiver: CallbackReceiver, session: CharacterSession, fake: Fake, body: bytes) -> None:
+    """A callback with a malformed record still causes a poll."""
     handle = await start(session)
-    paper.ended.add("t1")
-    assert await post(receiver, paper.paths[0], body) == 200
-    assert (await handle.result(PACE)).state == "success"
+    fake.ended.add("t1")
+    assert await post(receiver, fake.paths[0], body) == 200
+    assert (await handle.result(INTERVAL)).state == "success"
 
 
 @pytest.mark.looptime
-async def test_late_callback_has_no_effect(receiver: CallbackReceiver, session: CharacterSession, paper: Paper) -> None:
-    """A callback for a finished task is answered 200 and no look follows."""
+async def test_late_callback(receiver: CallbackReceiver, session: CharacterSession, fake: Fake) -> None:
+    """A callback for a finished task gets 200 and causes no poll."""
     handle = await start(session)
-    paper.ended.add("t1")
-    await post(receiver, paper.paths[0])
-    await handle.result(PACE)
-    looks = len(paper.polls["t1"])
-    assert await post(receiver, paper.paths[0]) == 200
-    await asyncio.sleep(PACE)
-    assert len(paper.polls["t1"]) == looks
+    fake.ended.add("t1")
+    await post(receiver, fake.paths[0])
+    await handle.result(INTERVAL)
+    polls = len(fake.polls["t1"])
+    assert await post(receiver, fake.paths[0]) == 200
+    await asyncio.sleep(INTERVAL)
+    assert len(fake.polls["t1"]) == polls
 
 
 @pytest.mark.looptime
-async def test_polls_are_rarer_while_callbacks_arrive(paper: Paper) -> None:
-    """While callbacks arrive, a task that expects one is looked at five times as rarely; then as before."""
-    async with CharacterSession(paper, polling=FixedInterval(PACE)) as session:
+async def test_poll_interval_with_callbacks(fake: Fake) -> None:
+    """While callbacks arrive, a task that expects one is polled at five times the interval; then as before."""
+    async with CharacterSession(fake, polling=FixedInterval(INTERVAL)) as session:
         receiver = CallbackReceiver(session)
         await start(session)
         handle = await start(session)
         for _ in range(20):
-            await post(receiver, paper.paths[0])
-            await asyncio.sleep(PACE)
+            await post(receiver, fake.paths[0])
+            await asyncio.sleep(INTERVAL)
         with pytest.raises(WaitTimeoutError):
-            await handle.result(30 * PACE)
-        looks = paper.polls["t2"]
-        gaps = [round((later - looks[n]) / PACE) for n, later in enumerate(looks[1:])]
+            await handle.result(30 * INTERVAL)
+        polls = fake.polls["t2"]
+        gaps = [round((later - polls[n]) / INTERVAL) for n, later in enumerate(polls[1:])]
     assert gaps.count(5) >= 3
     assert gaps[-10:] == [1] * 10
 
 
 class Wire:
-    """What an ASGI server would receive and send."""
+    """The messages that an ASGI server would receive and send."""
 
     def __init__(self, *incoming: dict[str, Any]) -> None:
         self.incoming = list(incoming)
         self.sent: list[dict[str, Any]] = []
 
     async def receive(self) -> MutableMapping[str, Any]:
-        """Give the next message."""
+        """Return the next message."""
         return self.incoming.pop(0)
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
-        """Keep a message."""
+        """Store a message."""
         self.sent.append(dict(message))
 
 
 def http_scope(path: str) -> dict[str, Any]:
-    """Return the scope of a callback."""
+    """Return the ASGI scope of a callback."""
     return {"type": "http", "method": "POST", "path": path, "headers": [(b"content-type", b"application/json")]}
 
 
-async def test_asgi_request(receiver: CallbackReceiver, session: CharacterSession, paper: Paper) -> None:
-    """The ASGI application reads a body in parts and answers with JSON of the declared length."""
+async def test_asgi_request(receiver: CallbackReceiver, session: CharacterSession, fake: Fake) -> None:
+    """The ASGI application reads a body in parts and responds with JSON of the declared length."""
     await start(session)
     wire = Wire(
         {"type": "http.request", "body": content()[:9], "more_body": True},
         {"type": "http.request", "more_body": True},
         {"type": "http.request", "body": content()[9:]},
     )
-    await receiver.asgi(http_scope(paper.paths[0]), wire.receive, wire.send)
+    await receiver.asgi(http_scope(fake.paths[0]), wire.receive, wire.send)
     head, body = wire.sent
     assert head["status"] == 200
     assert (b"content-length", str(len(body["body"])).encode()) in head["headers"]
     assert json.loads(body["body"]) == {"code": 200, "msg": "success"}
 
 
-async def test_asgi_sender_leaves(receiver: CallbackReceiver, session: CharacterSession, paper: Paper) -> None:
-    """A sender that leaves in the middle of its body has sent no callback."""
+async def test_asgi_disconnect(receiver: CallbackReceiver, session: CharacterSession, fake: Fake) -> None:
+    """A sender that disconnects within the body has sent no callback."""
     await start(session)
     wire = Wire({"type": "http.request", "body": content(), "more_body": True}, {"type": "http.disconnect"})
-    await receiver.asgi(http_scope(paper.paths[0]), wire.receive, wire.send)
+    await receiver.asgi(http_scope(fake.paths[0]), wire.receive, wire.send)
     assert wire.sent[0]["status"] == 400
     with pytest.raises(WaitTimeoutError):
         await receiver.expect("t1", timeout=0)
 
 
 async def test_asgi_lifespan(receiver: CallbackReceiver) -> None:
-    """As an application of its own it starts up and shuts down as the server asks."""
+    """The ASGI application answers the lifespan messages of a server."""
     wire = Wire({"type": "lifespan.startup"}, {"type": "lifespan.shutdown"})
     await receiver.asgi({"type": "lifespan"}, wire.receive, wire.send)
     assert [message["type"] for message in wire.sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
 async def test_asgi_websocket(receiver: CallbackReceiver) -> None:
-    """A websocket is refused."""
+    """A WebSocket is closed."""
     wire = Wire({"type": "websocket.connect"})
     await receiver.asgi({"type": "websocket"}, wire.receive, wire.send)
     assert [message["type"] for message in wire.sent] == ["websocket.close"]

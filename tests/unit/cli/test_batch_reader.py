@@ -102,20 +102,20 @@ def test_the_lines_of_a_table_are_counted_through_quoted_line_breaks() -> None:
     assert isinstance(second, Row)
     assert (first.line, first.request.prompt) == (2, "A\ndog")
     assert (second.line, second.request.prompt) == (6, 'one, "two"')
-    assert str(bad) == "line 7: clip: needs 0 <= start < end in seconds, got 3,1"
+    assert str(bad) == 'line 7: clip must satisfy 0 <= start < end in seconds, got "3,1"'
 
 
 @pytest.mark.parametrize(
     ("wish", "says"),
     [
         ([], "must be a JSON object"),
-        ({}, "from_task, video: exactly one of the two is needed, got neither"),
-        (WISH | {"video": "a.mp4"}, "from_task, video: exactly one of the two is needed, got both"),
-        (WISH | {"clip": "soon"}, "clip: must be"),
-        (WISH | {"clip": 3}, "clip: must be a Clip"),
-        (WISH | {"prompt": 3}, "prompt: must be text, got int"),
-        (WISH | {"key": 7}, "key: must be 1 to 200 printable characters, got 7"),
-        (WISH | {"key": ""}, "key: must be 1 to 200 printable characters, got ''"),
+        ({}, "exactly one of from_task and video must be given, got neither"),
+        (WISH | {"video": "a.mp4"}, "exactly one of from_task and video must be given, got both"),
+        (WISH | {"clip": "soon"}, "clip must be"),
+        (WISH | {"clip": 3}, "clip must be a Clip"),
+        (WISH | {"prompt": 3}, "prompt must be text, got int"),
+        (WISH | {"key": 7}, "key must be 1 to 200 printable characters, got 7"),
+        (WISH | {"key": ""}, "key must be 1 to 200 printable characters, got ''"),
         (WISH | {"provider": "kay"}, "provider: must be one of kie, kkiai, got 'kay'"),
         (WISH | {"provider": ["kie"]}, "provider: must be one of kie, kkiai, got ['kie']"),
         (WISH | {"prompt": "\ud83d"}, "prompt: must be whole Unicode characters"),

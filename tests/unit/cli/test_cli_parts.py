@@ -232,10 +232,10 @@ def test_an_upload_is_told_in_tenths() -> None:
 def test_other_log_records_are_shown_with_their_facts() -> None:
     """A warning of the package is one line, safe on a terminal."""
     written = io.StringIO()
-    record = logging.makeLogRecord({"msg": "callback.refused", "status": 401, "reason": "a\x1b[1mb"})
+    record = logging.makeLogRecord({"msg": "callback.rejected", "status": 401, "reason": "a\x1b[1mb"})
     output.RecordHandler(Console(file=written)).emit(record)
 
-    assert written.getvalue() == "callback.refused status=401 reason=a [1mb\n"
+    assert written.getvalue() == "callback.rejected status=401 reason=a [1mb\n"
 
 
 WISH = ("create", "--from-task", "t", "--clip", "1,3", "--prompt", "A dog")
@@ -244,7 +244,7 @@ WISH = ("create", "--from-task", "t", "--clip", "1,3", "--prompt", "A dog")
 @pytest.mark.parametrize(
     ("arguments", "kind", "said"),
     [
-        (("create", "--clip", "1,3"), "InvalidRequestError", "from_task, video"),
+        (("create", "--clip", "1,3"), "InvalidRequestError", "exactly one of from_task and video"),
         ((*WISH, "--key", ""), "InvalidRequestError", "key"),
         ((*WISH, "--base-url", "nowhere"), "ConfigurationError", "base_url"),
         ((*WISH, "--callback-url", "http://127.0.0.1:1/"), "UsageError", "--listen"),

@@ -1,3 +1,5 @@
+"""The format and the signature of kie.ai's callbacks."""
+
 from __future__ import annotations
 
 import base64
@@ -11,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sora_chars import CallbackEvent, InvalidCallbackError
-from sora_chars.callbacks.receiver import verify
+from sora_chars.providers.kie_callback import verify
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,19 +41,19 @@ def signed(task_id: str = "t1", at: float = NOW, key: str = KEY) -> dict[str, st
 
 
 def read(content: bytes, headers: Mapping[str, str] | None = None, key: str | bytes | None = None) -> CallbackEvent:
-    """Verify a callback that comes now."""
+    """Verify a callback that arrives now."""
     return verify(headers or {}, content, now=NOW, hmac_key=key)
 
 
-def refusal(content: bytes, headers: Mapping[str, str] | None = None, key: str | None = None) -> int:
-    """Return the status with which a callback that comes now is refused."""
+def rejection(content: bytes, headers: Mapping[str, str] | None = None, key: str | None = None) -> int:
+    """Return the status with which a callback that arrives now is rejected."""
     with pytest.raises(InvalidCallbackError) as caught:
         read(content, headers, key)
     return caught.value.status
 
 
 def test_success() -> None:
-    """A success shows the character that its sender claims, and the envelope's code and message."""
+    """A success gives the character that its sender claims, and the code and message of the envelope."""
     event = read(body())
     assert event.snapshot is not None
     assert event.snapshot.character is not None
@@ -61,22 +63,22 @@ def test_success() -> None:
 
 
 def test_failure() -> None:
-    """The state decides, not the code: a failure is one under code 200 too."""
+    """The state decides, not the code: a failure can have code 200."""
     event = read(body({"taskId": "t1", "state": "fail", "failCode": "500", "failMsg": "no", "resultJson": None}))
     assert event.snapshot is not None
     assert event.snapshot.failure is not None
     assert (event.code, event.snapshot.state, event.snapshot.failure.code) == (200, "fail", "500")
 
 
-def test_message_is_also_read_under_its_old_name() -> None:
-    """Old pages say `message` for `msg`; what is no text is no message, and a code that is none is dropped."""
+def test_message() -> None:
+    """Older pages write `message` for `msg`; values of another type are ignored."""
     assert read(body(msg=None, message="old")).message == "old"
     event = read(body(msg=["no", "text"], code="200"))
     assert (event.message, event.code) == ("", None)
 
 
-def test_success_without_character_keeps_the_event() -> None:
-    """A success that holds no character is an event without a snapshot: polling says what is wrong."""
+def test_success_without_character() -> None:
+    """A success without a character gives an event without a snapshot; the poll reports what is wrong."""
     event = read(body({**RECORD, "resultJson": "{}"}))
     assert (event.task_id, event.snapshot) == ("t1", None)
 
@@ -92,8 +94,8 @@ def test_success_without_character_keeps_the_event() -> None:
         {"task_id": "t1"},
     ],
 )
-def test_places_of_the_task_id(content: object) -> None:
-    """The id is the first good one of data.taskId, data.task_id, taskId and task_id, also for the snapshot."""
+def test_task_id_places(content: object) -> None:
+    """The id is the first valid one of data.taskId, data.task_id, taskId and task_id, also in the snapshot."""
     event = read(json.dumps(content).encode())
     assert event.task_id == "t1"
     assert event.snapshot is not None
@@ -122,20 +124,20 @@ def test_places_of_the_task_id(content: object) -> None:
     ],
     ids=range(16),
 )
-def test_junk_is_400(content: bytes) -> None:
-    """What is no JSON object, or names no task by text that can stand in a log, is refused with 400."""
-    assert refusal(content) == 400
+def test_junk(content: bytes) -> None:
+    """A body that is not a JSON object, or has no printable task id, is rejected with 400."""
+    assert rejection(content) == 400
 
 
 def claim(event: CallbackEvent, *, deeper: int) -> str | None:
-    """Return whose end an event claims, read so many calls further down than the event was."""
+    """Return the task id of the claim, read some calls further down the stack."""
     if deeper:
         return claim(event, deeper=deeper - 1)
     return event.snapshot.task_id if event.snapshot else None
 
 
-def test_depth_of_every_size_is_a_value_or_a_refusal() -> None:
-    """However deep the nesting, also just below what the parser allows, nothing but a refusal comes out."""
+def test_any_depth() -> None:
+    """Any depth of nesting, also just below the limit of the parser, gives an event or a rejection."""
     for field in ("resultJson", "state", "param"):
         for depth in range(850, 1100):
             nested = b"[" * depth + b"]" * depth
@@ -151,15 +153,15 @@ def test_depth_of_every_size_is_a_value_or_a_refusal() -> None:
 
 @pytest.mark.parametrize("key", [KEY, KEY.encode()])
 @pytest.mark.parametrize("age", [-300, 0, 300])
-def test_signature_is_good_within_the_tolerance(key: str | bytes, age: int) -> None:
-    """A right signature is good from 300 s before to 300 s after its time."""
+def test_signature_within_tolerance(key: str | bytes, age: int) -> None:
+    """A correct signature is valid from 300 s before to 300 s after its time."""
     assert read(body(), signed(at=NOW - age), key).task_id == "t1"
 
 
 @pytest.mark.parametrize("age", [-301, 301])
-def test_replay_is_401(age: int) -> None:
-    """A right signature is no longer, or not yet, good beyond the tolerance."""
-    assert refusal(body(), signed(at=NOW - age), KEY) == 401
+def test_replay(age: int) -> None:
+    """A correct signature is rejected with 401 outside the tolerance."""
+    assert rejection(body(), signed(at=NOW - age), KEY) == 401
 
 
 GOOD = signed()
@@ -188,27 +190,27 @@ GOOD = signed()
     ],
     ids=range(17),
 )
-def test_forgery_is_401(headers: Mapping[str, str]) -> None:
-    """A missing, foreign or malformed signature or timestamp is refused with 401, whatever characters it holds."""
-    assert refusal(body(), headers, KEY) == 401
+def test_forgery(headers: Mapping[str, str]) -> None:
+    """A missing, foreign or malformed signature or timestamp is rejected with 401."""
+    assert rejection(body(), headers, KEY) == 401
 
 
 @pytest.mark.parametrize("timestamp", ["١٧٩٥٠٠٠٠٠٠", "9" * 13, "9" * 5000], ids=["other digits", "13", "5000"])
-def test_signed_junk_is_no_timestamp(timestamp: str) -> None:
-    """A timestamp that is no number of seconds is refused even when it is signed as such."""
+def test_signed_invalid_timestamp(timestamp: str) -> None:
+    """A timestamp that is not a number of seconds is rejected even if it is signed."""
     digest = hmac.new(KEY.encode(), f"t1.{timestamp}".encode(), hashlib.sha256).digest()
     headers = {"x-webhook-timestamp": timestamp, "x-webhook-signature": base64.b64encode(digest).decode()}
-    assert refusal(body(), headers, KEY) == 401
+    assert rejection(body(), headers, KEY) == 401
 
 
-def test_a_clock_that_is_no_number_accepts_nothing() -> None:
-    """With a broken clock nothing counts as fresh."""
+def test_broken_clock() -> None:
+    """A clock that returns NaN accepts no signature."""
     with pytest.raises(InvalidCallbackError):
         verify(signed(), body(), now=float("nan"), hmac_key=KEY)
 
 
-def test_secrets_stay_out_of_the_error() -> None:
-    """A refusal shows neither the signature that came nor the right one, nor the key."""
+def test_errors_hide_secrets() -> None:
+    """The error shows neither the signature, nor the correct one, nor the key."""
     with pytest.raises(InvalidCallbackError) as caught:
         read(body(), signed(key="another"), KEY)
     shown = f"{caught.value!r} {caught.value}"
@@ -240,14 +242,12 @@ ENVELOPES = st.fixed_dictionaries({"data": RECORDS | JSON}, optional={"msg": JSO
     key=st.none() | st.just(KEY),
 )
 @example(content=body(), timestamp=GOOD["x-webhook-timestamp"], signature="\udcff", key=KEY)
-def test_nothing_gives_anything_but_an_event_or_a_refusal(
-    content: bytes, timestamp: str, signature: str, key: str | None
-) -> None:
-    """No bytes as body and no text as header give anything but a `CallbackEvent` or an `InvalidCallbackError`."""
+def test_any_input(content: bytes, timestamp: str, signature: str, key: str | None) -> None:
+    """Any bytes as body and any text as header give an event or a rejection."""
     try:
         event = read(content, {"x-webhook-timestamp": timestamp, "x-webhook-signature": signature}, key)
     except InvalidCallbackError as error:
-        assert error.status in {400, 401}  # noqa: PT017 # either of the two is right
+        assert error.status in {400, 401}  # noqa: PT017 # both are valid
     else:
         assert event.task_id
         assert event.snapshot is None or event.snapshot.task_id == event.task_id

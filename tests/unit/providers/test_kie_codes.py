@@ -1,3 +1,5 @@
+"""The errors that the codes of kie.ai stand for."""
+
 from __future__ import annotations
 
 import json
@@ -21,15 +23,14 @@ from sora_chars.providers import kie_codec as codec
 from sora_chars.providers import kie_envelope
 from sora_chars.transport import Response
 
-MB = 1024 * 1024
 NOT_SUPPORTED = (
     "The model name you specified is not supported. Please verify that you are using a valid and supported model name."
 )
 HTML = b"<html><body><h1>502 Bad Gateway</h1></body></html>"
 
 
-def answer(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """An answer with this body: bytes as they are, everything else as JSON."""
+def make_response(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Return a response with this body: bytes as they are, other values as JSON."""
     return Response(status, headers or {}, body if isinstance(body, bytes) else json.dumps(body).encode())
 
 
@@ -64,8 +65,8 @@ HARMLESS = {429, 455}
 
 @pytest.mark.parametrize("form", ["code in 200", "code and status", "status only", "message for msg"])
 @pytest.mark.parametrize(("code", "message", "kind"), CODES)
-def test_the_table_of_codes(code: int, message: str, kind: type[ProviderError], form: str) -> None:
-    """Each code becomes its error, in the envelope or as an HTTP status, and only two of them may repeat a create."""
+def test_codes(code: int, message: str, kind: type[ProviderError], form: str) -> None:
+    """Each code gives its error, in the envelope or as an HTTP status; only two of them allow a second create."""
     body: dict[str, object] = {"code": code, "msg": message, "data": None}
     status = 200 if form == "code in 200" else code
     if form == "status only":
@@ -73,7 +74,7 @@ def test_the_table_of_codes(code: int, message: str, kind: type[ProviderError], 
     elif form == "message for msg":
         body["message"] = body.pop("msg")
     with pytest.raises(ProviderError) as caught:
-        codec.read_task_id(answer(body, status=status))
+        codec.read_task_id(make_response(body, status=status))
     error = caught.value
     assert type(error) is kind
     assert (error.transient and error.harmless) == (code in HARMLESS)
@@ -98,30 +99,30 @@ def test_the_table_of_codes(code: int, message: str, kind: type[ProviderError], 
         (429, b"", RateLimitedError),
     ],
 )
-def test_what_is_no_envelope(status: int, body: object, kind: type[ProviderError]) -> None:
-    """An answer that kie.ai did not write leaves a create unknown, unless the status alone says that it was refused."""
+def test_not_an_envelope(status: int, body: object, kind: type[ProviderError]) -> None:
+    """A response that kie.ai did not write leaves a create unknown, unless its status alone means a rejection."""
     with pytest.raises(ProviderError) as caught:
-        codec.read_task_id(answer(body, status=status))
+        codec.read_task_id(make_response(body, status=status))
     assert type(caught.value) is kind
     assert caught.value.status == status
 
 
 @pytest.mark.parametrize(("code", "effective"), [(True, 402), ("200", 402), (None, 402), (200.0, 402), (455, 455)])
-def test_the_effective_code(code: object, effective: int) -> None:
-    """The code counts when it is an int, else the HTTP status does."""
-    assert kie_envelope.read_envelope(answer({"code": code, "msg": "x"}, status=402)).code == effective
+def test_effective_code(code: object, effective: int) -> None:
+    """The code of the envelope counts if it is an integer, else the HTTP status."""
+    assert kie_envelope.read_envelope(make_response({"code": code, "msg": "x"}, status=402)).code == effective
 
 
 @pytest.mark.parametrize("body", [{"code": 429, "msg": "busy"}, HTML])
-def test_retry_after_is_heeded_where_it_comes(body: object) -> None:
-    """kie.ai was never seen to send Retry-After; where it comes, the error holds it."""
+def test_retry_after(body: object) -> None:
+    """The error holds the seconds of Retry-After, which kie.ai was never seen to send."""
     for status in (429, 503):
         with pytest.raises(ProviderError) as caught:
-            codec.read_task_id(answer(body, status=status, headers={"Retry-After": "7"}))
+            codec.read_task_id(make_response(body, status=status, headers={"Retry-After": "7"}))
         assert caught.value.retry_after == 7
 
 
-def test_an_unexplained_refusal_still_reads() -> None:
-    """An envelope without any text gives a message all the same."""
+def test_no_message() -> None:
+    """An envelope without text gives a message all the same."""
     with pytest.raises(RequestRejectedError, match="answered 422: no message"):
-        codec.read_task_id(answer({"code": 422}))
+        codec.read_task_id(make_response({"code": 422}))

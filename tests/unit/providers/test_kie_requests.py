@@ -1,3 +1,5 @@
+"""Requests to kie.ai: their bodies and their documented limits."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -14,9 +16,9 @@ if TYPE_CHECKING:
 MB = 1024 * 1024
 
 
-def refusals(request: CharacterRequest | OmniCharacterRequest) -> list[str]:
-    """Which fields kie.ai cannot take."""
-    return [line.partition(":")[0] for line in Kie("key").check(request)]
+def rejected_fields(request: CharacterRequest | OmniCharacterRequest) -> list[str]:
+    """Return the fields that kie.ai cannot accept."""
+    return [line.partition(" must ")[0] for line in Kie("key").check(request)]
 
 
 @pytest.mark.parametrize(
@@ -70,10 +72,8 @@ def refusals(request: CharacterRequest | OmniCharacterRequest) -> list[str]:
     ],
     ids=["pro-all", "pro-least", "video-all", "video-least"],
 )
-def test_a_character_is_asked_for_as_documented(
-    request_: CharacterRequest, url: str | None, body: dict[str, Any]
-) -> None:
-    """The body of createTask holds the documented fields, and none that was not asked for."""
+def test_create_body(request_: CharacterRequest, url: str | None, body: dict[str, Any]) -> None:
+    """The body of createTask holds the documented fields, and no empty ones."""
     assert character_task(request_, video_url=url) == body
 
 
@@ -82,7 +82,7 @@ FROM_VIDEO: dict[str, Any] = {"video": "https://a/b.mp4"}
 
 
 @pytest.mark.parametrize(
-    ("fields", "refused"),
+    ("fields", "rejected"),
     [
         (FROM_TASK, []),
         (FROM_TASK | {"clip": None}, ["clip"]),
@@ -112,19 +112,19 @@ FROM_VIDEO: dict[str, Any] = {"video": "https://a/b.mp4"}
     ],
     ids=lambda value: ",".join(f"{k}={str(v)[:9]}" for k, v in value.items()) if isinstance(value, dict) else None,
 )
-def test_the_documented_limits_are_kept(fields: dict[str, Any], refused: list[str]) -> None:
-    """What the documentation refuses is refused before sending, and what it allows is not."""
-    assert refusals(CharacterRequest(**fields)) == refused
+def test_documented_limits(fields: dict[str, Any], rejected: list[str]) -> None:
+    """Requests beyond the documented limits are rejected before sending, and requests within them are not."""
+    assert rejected_fields(CharacterRequest(**fields)) == rejected
 
 
-def test_every_broken_limit_is_named() -> None:
-    """All broken limits are named together, and not the first one only."""
+def test_all_broken_limits() -> None:
+    """The error names all broken limits, and not just the first."""
     request = CharacterRequest(from_task="t", clip="0,9", name="x" * 41, safety="x" * 5001)
-    assert refusals(request) == ["safety", "clip", "prompt", "name"]
+    assert rejected_fields(request) == ["safety", "clip", "prompt", "name"]
 
 
 @pytest.mark.parametrize(
-    ("seconds", "size", "refused"),
+    ("seconds", "size", "rejected"),
     [
         (2, 0, []),
         (0.89, 0, ["video"]),
@@ -139,81 +139,85 @@ def test_every_broken_limit_is_named() -> None:
         (9, 10 * MB + 1, ["video"]),
     ],
 )
-def test_a_local_video_is_looked_at(
-    make_clip: Callable[..., Path], seconds: float, size: int, refused: list[str]
-) -> None:
-    """A local video runs 1 to 4 s, as far as its headers say (and round), and has at most 10 MB."""
-    assert refusals(CharacterRequest(video=make_clip(seconds, size=size))) == refused
+def test_local_video_limits(make_clip: Callable[..., Path], seconds: float, size: int, rejected: list[str]) -> None:
+    """A local video runs 1 to 4 s by its headers, with a tolerance, and has at most 10 MB."""
+    assert rejected_fields(CharacterRequest(video=make_clip(seconds, size=size))) == rejected
 
 
-def test_a_local_video_has_one_of_the_three_types(tmp_path: Path, make_clip: Callable[..., Path]) -> None:
-    """The bytes decide whether a file is a video, and not its name."""
+def test_local_video_container(tmp_path: Path, make_clip: Callable[..., Path]) -> None:
+    """The bytes of a file decide whether it is a video, and not its name."""
     (tmp_path / "fake.mp4").write_bytes(b"GIF89a" * 10)
-    assert refusals(CharacterRequest(video=tmp_path / "fake.mp4")) == ["video"]
-    assert refusals(CharacterRequest(video=make_clip(name="clip.bin"))) == []
+    assert rejected_fields(CharacterRequest(video=tmp_path / "fake.mp4")) == ["video"]
+    assert rejected_fields(CharacterRequest(video=make_clip(name="clip.bin"))) == []
 
 
 @pytest.mark.parametrize(
-    ("size", "refused"), [(0, ["image"]), (1, []), (20 * MB, []), (20 * MB + 1, ["image"]), (None, ["image"])]
+    ("size", "rejected"), [(0, ["image"]), (1, []), (20 * MB, []), (20 * MB + 1, ["image"]), (None, ["image"])]
 )
-def test_a_local_image_has_at_most_20_mb(tmp_path: Path, size: int | None, refused: list[str]) -> None:
-    """An image has 1 byte to 20 MB, and is there."""
+def test_local_image_limits(tmp_path: Path, size: int | None, rejected: list[str]) -> None:
+    """A local image exists and has 1 byte to 20 MB."""
     path = tmp_path / "face.png"
     if size is not None:
         with path.open("wb") as file:
             file.truncate(size)
-    assert refusals(OmniCharacterRequest(image=path, descriptions="A face")) == refused
+    assert rejected_fields(OmniCharacterRequest(image=path, descriptions="A face")) == rejected
 
 
-@pytest.mark.parametrize("place", ["nowhere.mp4", "", ".", "x" * 5000])
-def test_a_video_that_is_no_file_is_refused(place: str) -> None:
-    """What is neither a URL nor a file here is a problem of the field, whatever the system says of it."""
-    problems = Kie("key").check(CharacterRequest(video=Path(place)))
-    assert [line.partition(":")[0] for line in problems] == ["video"]
+@pytest.mark.parametrize("path", ["nowhere.mp4", "", ".", "x" * 5000])
+def test_missing_file(path: str) -> None:
+    """A source that is neither a URL nor an existing file is a problem of its field, on any system error."""
+    problems = Kie("key").check(CharacterRequest(video=Path(path)))
+    assert [line.partition(" must ")[0] for line in problems] == ["video"]
 
 
-def test_a_file_that_may_not_be_read_is_refused(
-    make_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A file without the permission to read it is a problem of the field, before anything is sent."""
+def test_unreadable_file(make_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file without permission to read it is a problem of its field, before anything is sent."""
     clip = make_clip()
 
-    def locked(*_: object, **__: object) -> None:
+    def deny(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", locked)
+    monkeypatch.setattr(Path, "open", deny)
     problems = Kie("key").check(CharacterRequest(video=clip))
-    assert problems == [f"video: {clip} cannot be read: Permission denied"]
+    assert problems == [f"video must be a readable file, got {clip}: Permission denied"]
 
 
-@pytest.mark.parametrize(("descriptions", "refused"), [("A face", []), ("", ["descriptions"]), (" ", ["descriptions"])])
-def test_an_omni_character_needs_a_description(descriptions: str, refused: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("descriptions", "rejected"), [("A face", []), ("", ["descriptions"]), (" ", ["descriptions"])]
+)
+def test_omni_needs_description(descriptions: str, rejected: list[str]) -> None:
     """The description of an omni character is required and not empty."""
-    assert refusals(OmniCharacterRequest(image="https://a/b.png", descriptions=descriptions)) == refused
+    assert rejected_fields(OmniCharacterRequest(image="https://a/b.png", descriptions=descriptions)) == rejected
 
 
-def test_any_job_model_is_taken() -> None:
-    """What other models take is theirs to say: nothing of a task request is refused here."""
+def test_task_requests_are_not_checked() -> None:
+    """A task request is accepted as it is: its rules depend on its model."""
     assert Kie("key").check(TaskRequest(model="wan/2-7-image", input={"n": 1})) == []
 
 
 @pytest.mark.parametrize("key", [None, "", "  "])
-def test_a_missing_key_names_its_variable(key: str | None) -> None:
-    """Without a key nothing is built, and the error says which variable would give it."""
+def test_missing_key(key: str | None) -> None:
+    """Without a key the constructor fails, and the hint names the environment variable."""
     with pytest.raises(ConfigurationError, match="Set KIE_API_KEY"):
         Kie(key)
 
 
-def test_the_key_may_stand_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key is read from KIE_API_KEY when none is given."""
+def test_key_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key is read from KIE_API_KEY if none is given."""
     monkeypatch.setenv("KIE_API_KEY", " from-the-environment\n")
     assert Kie()._transport.api_key == "from-the-environment"
     assert Kie("given")._transport.api_key == "given"
 
 
 @pytest.mark.parametrize("field", ["base_url", "upload_url", "callback_url"])
-def test_a_wrong_url_is_named(field: str) -> None:
-    """A setting that is no URL is refused by its name."""
+def test_invalid_url(field: str) -> None:
+    """The error for an invalid URL names its setting."""
     options: dict[str, Any] = {field: "kie.ai"}
     with pytest.raises(ConfigurationError, match=field):
         Kie("key", **options)
+
+
+def test_message_of_clip() -> None:
+    """The message for a clip that is too short names the limits, the length and the clip."""
+    request = CharacterRequest(**FROM_TASK | {"clip": "1,1.5"})
+    assert Kie("key").check(request) == ['clip must span 1 to 4 seconds, got 0.5 ("1,1.5")']

@@ -1,3 +1,5 @@
+"""Requests and responses of kkiai and its gateways."""
+
 from __future__ import annotations
 
 import json
@@ -40,19 +42,19 @@ GOOD = {
 PAGE = b"<!doctype html><html><title>Gateway</title><div id=root></div></html>"
 
 
-def answer(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """An answer with this body: bytes as they are, everything else as JSON."""
+def make_response(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Return a response with this body: bytes as they are, other values as JSON."""
     return Response(status, headers or {}, body if isinstance(body, bytes) else json.dumps(body).encode())
 
 
-def refusal(body: object, *, status: int = 400, headers: dict[str, str] | None = None) -> ProviderError:
-    """The error that this answer is read to."""
+def read_error(body: object, *, status: int = 400, headers: dict[str, str] | None = None) -> ProviderError:
+    """Return the error that a response with this body is read to."""
     with pytest.raises(ProviderError) as caught:
-        read_character(answer(body, status=status, headers=headers), provider="kkiai")
+        read_character(make_response(body, status=status, headers=headers), provider="kkiai")
     return caught.value
 
 
-# What is sent
+# Requests
 
 
 @pytest.mark.parametrize(
@@ -70,8 +72,8 @@ def refusal(body: object, *, status: int = 400, headers: dict[str, str] | None =
         ({"video": "https://a/b.mp4", "clip": (0.0, 2.5)}, {"timestamps": "0,2.5", "url": "https://a/b.mp4"}),
     ],
 )
-def test_the_body_is_the_documented_one(fields: dict[str, Any], body: dict[str, str]) -> None:
-    """The body holds `timestamps` as text and exactly one source, as given; no model and nothing else."""
+def test_body(fields: dict[str, Any], body: dict[str, str]) -> None:
+    """The body holds `timestamps` as text and exactly one source; no model and nothing else."""
     assert character_body(CharacterRequest(**fields)) == body
 
 
@@ -79,7 +81,7 @@ FROM_TASK: dict[str, Any] = {"from_task": "task_1", "clip": "1,3"}
 
 
 @pytest.mark.parametrize(
-    ("request_", "refused"),
+    ("request_", "rejected"),
     [
         (CharacterRequest(**FROM_TASK), []),
         (CharacterRequest(**FROM_TASK | {"name": "rex"}), []),
@@ -99,20 +101,20 @@ FROM_TASK: dict[str, Any] = {"from_task": "task_1", "clip": "1,3"}
         (OmniCharacterRequest(image="https://a/b.png", descriptions="d"), ["request"]),
     ],
 )
-def test_the_documented_limits_are_kept(request_: Request, refused: list[str]) -> None:
-    """What kkiai cannot take is refused before sending, all of it at once, and what it takes is not."""
-    assert [line.partition(":")[0] for line in Kkiai("key").check(request_)] == refused
+def test_documented_limits(request_: Request, rejected: list[str]) -> None:
+    """All rules that a request breaks are listed before it is sent; a request within them has none."""
+    assert [line.partition(" must ")[0] for line in Kkiai("key").check(request_)] == rejected
 
 
-# What is read
+# Responses
 
 
 @pytest.mark.parametrize("status", [200, 201, 202])
 @pytest.mark.parametrize("extra", [{}, {"display_name": "Rex", "profile_desc": "A dog", "new": 1}, {"error": None}])
-def test_a_character_is_read(status: int, extra: dict[str, object]) -> None:
-    """Any 2xx with an id and a user name is a character; what else there is, is kept."""
+def test_character(status: int, extra: dict[str, object]) -> None:
+    """Any 2xx response with an id and a user name is a character; further members are kept."""
     body = GOOD | extra
-    assert read_character(answer(body, status=status), provider="kkiai") == Character(
+    assert read_character(make_response(body, status=status), provider="kkiai") == Character(
         id=GOOD["id"],
         provider="kkiai",
         username=GOOD["username"],
@@ -123,9 +125,9 @@ def test_a_character_is_read(status: int, extra: dict[str, object]) -> None:
     )
 
 
-def test_id_and_user_name_are_enough() -> None:
+def test_minimal_character() -> None:
     """A character needs no link and no picture."""
-    made = read_character(answer({"id": "ch_1", "username": "a.b", "permalink": 5}), provider="p")
+    made = read_character(make_response({"id": "ch_1", "username": "a.b", "permalink": 5}), provider="p")
     assert (made.permalink, made.picture_url, made.mention) == (None, None, "@a.b")
 
 
@@ -144,10 +146,10 @@ def test_id_and_user_name_are_enough() -> None:
         {"code": 0, "data": {"id": "ch_1"}},
     ],
 )
-def test_success_without_a_character(body: object) -> None:
-    """Success without an id or a user name is an error of its own that shows the payload."""
+def test_success_without_character(body: object) -> None:
+    """A success without an id or a user name raises an error with the payload."""
     with pytest.raises(MissingCharacterError) as caught:
-        read_character(answer(body), provider="kkiai")
+        read_character(make_response(body), provider="kkiai")
     assert (caught.value.payload, caught.value.provider, caught.value.task_id) == (body, "kkiai", None)
 
 
@@ -170,9 +172,9 @@ TEXT = "it went wrong (request id: 20261101-abc)"
     ],
     ids=["1", "1 by type", "2", "2 in 200", "3", "4", "6", "6 with a character", "7", "JSON text"],
 )
-def test_each_shape_of_an_error(body: object, status: int, code: str | None) -> None:
-    """Every known shape gives the text, the code and the request id."""
-    error = refusal(body, status=status)
+def test_error_shapes(body: object, status: int, code: str | None) -> None:
+    """Every known shape of errors gives the text, the code and the request id."""
+    error = read_error(body, status=status)
     assert type(error) is RequestRejectedError
     assert (error.status, error.code, error.request_id) == (status, code, "20261101-abc")
     assert "it went wrong" in error.message
@@ -195,15 +197,15 @@ def test_each_shape_of_an_error(body: object, status: int, code: str | None) -> 
         (b"", ""),
     ],
 )
-def test_which_text_is_the_message(body: object, shown: str) -> None:
-    """The message is the first text of the contract's list, else the body itself."""
-    error = refusal(body)
+def test_message_precedence(body: object, shown: str) -> None:
+    """The message is the first text in the documented order of members, else the whole body."""
+    error = read_error(body)
     assert error.message == f"kkiai answered HTTP 400: {shown}"
     assert error.request_id is None
 
 
 def error(code: str = "", message: str = "no", type_: str = "new_api_error") -> dict[str, object]:
-    """An error of the first shape."""
+    """Return the body of an error of the first shape."""
     return {"error": {"message": message, "type": type_, "param": "", "code": code}}
 
 
@@ -247,35 +249,35 @@ def error(code: str = "", message: str = "no", type_: str = "new_api_error") -> 
         (200, b"\xff\xfe", NoAnswerError),
     ],
 )
-def test_the_table_of_situations(status: int, body: object, kind: type[ProviderError]) -> None:
-    """Each situation of the contract is its own error, and only a rate limit may repeat the call."""
-    met = refusal(body, status=status)
-    assert type(met) is kind
-    assert met.status == status
-    assert (met.transient and met.harmless) == (kind is RateLimitedError)
+def test_error_classes(status: int, body: object, kind: type[ProviderError]) -> None:
+    """Each documented situation has its own error, and only a rate limit allows a second request."""
+    found = read_error(body, status=status)
+    assert type(found) is kind
+    assert found.status == status
+    assert (found.transient and found.harmless) == (kind is RateLimitedError)
 
 
 @pytest.mark.parametrize(
     ("body", "hint"),
     [
-        (error("cameo_permission_denied"), "take another clip"),
-        (error(message="upstream: sora_content_violation"), "take another clip"),
-        (b"cameo_permission_denied", "take another clip"),
-        (error("task_not_exist"), "check from_task"),
+        (error("cameo_permission_denied"), "Use another clip"),
+        (error(message="upstream: sora_content_violation"), "Use another clip"),
+        (b"cameo_permission_denied", "Use another clip"),
+        (error("task_not_exist"), "Check from_task"),
         (error("insufficient_user_quota"), "Top up"),
         (error("something_else"), ""),
     ],
 )
-def test_an_error_says_what_to_do(body: object, hint: str) -> None:
-    """Where something can be done about an error, its hint says so, also when only the text tells."""
-    met = refusal(body)
-    assert hint in met.hint
-    assert bool(met.hint) == bool(hint)
+def test_hints(body: object, hint: str) -> None:
+    """The hint comes from the code or from a code inside the text."""
+    found = read_error(body).hint
+    assert hint in found
+    assert bool(found) == bool(hint)
 
 
-def test_retry_after_is_heeded() -> None:
-    """A rate limit holds the seconds that the server asked for."""
-    assert refusal(error(), status=429, headers={"Retry-After": "3"}).retry_after == 3
+def test_retry_after() -> None:
+    """The error of a rate limit holds the seconds of Retry-After."""
+    assert read_error(error(), status=429, headers={"Retry-After": "3"}).retry_after == 3
 
 
 # Settings
@@ -295,21 +297,21 @@ def test_retry_after_is_heeded() -> None:
         ("apiyi", "https://api.apiyi.com", "sora-2-character"),
     ],
 )
-def test_the_known_gateways(name: str, base_url: str, model: str | None) -> None:
-    """Each known gateway has its host, and its model where it demands one."""
+def test_gateway_settings(name: str, base_url: str, model: str | None) -> None:
+    """Each known gateway has its host, and a model if it requires one."""
     provider = Kkiai.gateway(name, "key")
     assert (provider.name, provider._transport.base_url) == (name, base_url)
     assert provider.extra_body == ({"model": model} if model else {})
 
 
-def test_the_registry_holds_the_gateways_of_the_contract() -> None:
-    """The registry holds the nine gateways of the contract; three of them say that the clip must have sound."""
+def test_gateway_registry() -> None:
+    """Nine gateways are known; three of them note that the clip must have sound."""
     assert len(GATEWAYS) == 9
     assert [name for name, known in GATEWAYS.items() if "sound" in known.note] == ["t8star", "comfly", "gptbest"]
 
 
-def test_a_gateway_takes_other_settings() -> None:
-    """What a known gateway has can be overridden, and the limits given."""
+def test_gateway_options() -> None:
+    """Options override the settings of a known gateway."""
     provider = Kkiai.gateway(
         "apiyi", "key", extra_body={"model": "sora-character"}, name="mine", limits=Limits(creates=(1, 1.0))
     )
@@ -317,10 +319,10 @@ def test_a_gateway_takes_other_settings() -> None:
     assert provider._transport.limits == Limits(creates=(1, 1.0))
 
 
-def test_an_unknown_gateway_is_refused() -> None:
-    """The error names the gateways that there are."""
+def test_unknown_gateway() -> None:
+    """The error lists the known gateways."""
     with pytest.raises(ConfigurationError, match="laozhang"):
-        Kkiai.gateway("nobody", "key")
+        Kkiai.gateway("unknown", "key")
 
 
 @pytest.mark.parametrize(
@@ -333,23 +335,23 @@ def test_an_unknown_gateway_is_refused() -> None:
         "https://www.kkiai.com//v1//",
     ],
 )
-def test_a_pasted_base_url_loses_its_tail(base_url: str) -> None:
-    """The path hangs off the host root, whatever base URL was pasted."""
+def test_base_url_suffix(base_url: str) -> None:
+    """A trailing slash or "/v1" of the base URL is removed."""
     assert Kkiai("key", base_url=base_url)._transport.base_url == "https://www.kkiai.com"
 
 
 @pytest.mark.parametrize(
     "base_url", ["www.kkiai.com", "ftp://a", "https://", "https://u:p@a", "https://a?x=1", "https://a b"]
 )
-def test_a_wrong_base_url_is_refused(base_url: str) -> None:
-    """A base URL that is none is named when the provider is built."""
+def test_invalid_base_url(base_url: str) -> None:
+    """The error for an invalid base URL names the setting."""
     with pytest.raises(ConfigurationError, match="base_url"):
         Kkiai("key", base_url=base_url)
 
 
 @pytest.mark.parametrize(("name", "variable"), [("kkiai", "KKIAI_API_KEY"), ("laozhang", "LAOZHANG_API_KEY")])
-def test_a_missing_key_names_its_variable(name: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a key nothing is built, and the error says which variable would give it."""
+def test_missing_key(name: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a key the constructor fails, and the hint names the environment variable."""
     monkeypatch.delenv(variable, raising=False)
     with pytest.raises(ConfigurationError, match=f"Set {variable}"):
         Kkiai.gateway(name)

@@ -1,3 +1,5 @@
+"""What the headers of video files declare: complete, truncated, hostile and foreign ones."""
+
 from __future__ import annotations
 
 import math
@@ -24,14 +26,14 @@ SCALE, DURATION = b"\x2a\xd7\xb1", b"\x44\x89"
 
 
 class CountingFile(BytesIO):
-    """A file that counts the bytes it was asked for."""
+    """A file that counts the bytes that were read."""
 
-    asked = 0
+    bytes_read = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read, and count."""
         data = super().read(size)
-        self.asked += len(data)
+        self.bytes_read += len(data)
         return data
 
 
@@ -62,13 +64,13 @@ def ftyp(major: bytes, *compatible: bytes) -> bytes:
 
 
 def mvhd(ticks: int, *, scale: int = 1000, version: int = 0) -> bytes:
-    """Build a movie header that says it lasts `ticks`."""
+    """Build a movie header that declares a length of `ticks`."""
     layout = ">IIIII" if version == 0 else ">IQQIQ"
     return box(b"mvhd", struct.pack(layout, version << 24, 7, 7, scale, ticks), b"\1" * 80)
 
 
 def mehd(ticks: int, *, version: int = 0) -> bytes:
-    """Build the header that says how long a fragmented movie lasts."""
+    """Build the header with the length of a fragmented movie."""
     return box(b"mehd", struct.pack(">II" if version == 0 else ">IQ", version << 24, ticks))
 
 
@@ -127,7 +129,7 @@ def avi(*hdrl: bytes) -> bytes:
 
 
 # Each of these lasts 2.5 seconds, and is named after its container.
-WHOLE = {
+COMPLETE = {
     "mp4": mp4(mvhd(2500), box(b"trak", MEDIA)) + box(b"mdat", MEDIA),
     "mp4, moov last": ftyp(b"isom") + box(b"mdat", MEDIA) + box(b"moov", mvhd(2500)),
     "mp4, size of 64 bits": ftyp(b"isom") + large_box(b"mdat", MEDIA) + box(b"moov", mvhd(2500)),
@@ -149,9 +151,9 @@ WHOLE = {
     "avi, list first": chunk(b"RIFF", b"AVI ", chunk(b"LIST", b"INFO"), avi(avih(50_000, 50))[12:]),
     "avi, size never filled in": b"RIFF\xff\xff\xff\xff" + avi(avih(50_000, 50))[8:],
 }
-whole = pytest.mark.parametrize(("name", "data"), WHOLE.items(), ids=WHOLE.keys())
+complete = pytest.mark.parametrize(("name", "data"), COMPLETE.items(), ids=COMPLETE.keys())
 
-UNTOLD = {
+UNKNOWN = {
     "mp4": ftyp(b"isom"),
     "mp4, no mvhd": mp4(box(b"udta")),
     "mp4, no length": mp4(mvhd(0)),
@@ -161,7 +163,7 @@ UNTOLD = {
     "mp4, other version": mp4(mvhd(2500, version=2)),
     "mp4, empty mvhd": mp4(box(b"mvhd")),
     "mp4, short mvhd": mp4(box(b"mvhd", mvhd(2500)[8:27])),
-    "mp4, fragments cost_unknown": mp4(mvhd(500), mvex()),
+    "mp4, fragments of unknown length": mp4(mvhd(500), mvex()),
     "mp4, fragments all ones": mp4(mvhd(500), mvex(mehd(UNKNOWN_32))),
     "mp4, fragments all 64 ones": mp4(mvhd(500), mvex(mehd(UNKNOWN_64, version=1))),
     "mp4, impossible size": mp4(b"\0\0\0\7" + mvhd(2500)[4:]),
@@ -198,15 +200,15 @@ FOREIGN = {
 }
 
 
-@whole
-def test_container_and_duration_are_read_from_a_whole_file(name: str, data: bytes) -> None:
+@complete
+def test_complete_files(name: str, data: bytes) -> None:
     """A file that declares 2.5 seconds is read as 2.5 seconds, however its headers are laid out."""
     found = facts(data)
     assert (found.container, found.duration, found.size) == (name.partition(",")[0], 2.5, len(data))
 
 
-@whole
-def test_a_truncated_file_tells_the_truth_or_nothing(name: str, data: bytes) -> None:
+@complete
+def test_truncated_files(name: str, data: bytes) -> None:
     """Cut anywhere, a file gives its own container and duration or None, and never another number."""
     cut = [facts(data[:end]) for end in range(len(data))]
     assert {fact.container for fact in cut} == {None, name.split(",", maxsplit=1)[0]}
@@ -214,20 +216,20 @@ def test_a_truncated_file_tells_the_truth_or_nothing(name: str, data: bytes) -> 
     assert [fact.size for fact in cut] == list(range(len(data)))
 
 
-@pytest.mark.parametrize(("name", "data"), UNTOLD.items(), ids=UNTOLD.keys())
-def test_duration_is_none_when_the_headers_do_not_say(name: str, data: bytes) -> None:
-    """A duration that is missing, marked unknown or impossible is None, and the container stands."""
+@pytest.mark.parametrize(("name", "data"), UNKNOWN.items(), ids=UNKNOWN.keys())
+def test_unknown_duration(name: str, data: bytes) -> None:
+    """A duration that is missing, marked unknown or impossible is None; the container stands."""
     assert (facts(data).container, facts(data).duration) == (name.split(",", maxsplit=1)[0], None)
 
 
 @pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN.keys())
-def test_other_files_have_no_container(data: bytes) -> None:
-    """What is not MP4, WebM or AVI is none of them, however near a relative it is."""
+def test_other_formats(data: bytes) -> None:
+    """A file that is not MP4, WebM or AVI has no container, however closely related its format is."""
     assert facts(data) == MediaFacts(container=None, duration=None, size=len(data))
 
 
 @pytest.mark.parametrize("brand", [b"isom", b"iso6", b"isoc", b"mp41", b"mp42", b"avc1", b"dash", b"M4V "])
-def test_one_iso_brand_makes_an_mp4(brand: bytes) -> None:
+def test_mp4_brands(brand: bytes) -> None:
     """The brand of an MP4 may be the major one or any compatible one."""
     assert facts(ftyp(brand)).container == "mp4"
     assert facts(ftyp(b"XAVC", b"abcd", brand)).container == "mp4"
@@ -235,7 +237,7 @@ def test_one_iso_brand_makes_an_mp4(brand: bytes) -> None:
 
 
 @pytest.mark.parametrize(("microseconds", "frames", "seconds"), [(33_333, 30, 1.0), (41_667, 96, 4.0)])
-def test_rounded_frame_times_do_not_move_an_avi_over_a_limit(microseconds: int, frames: int, seconds: float) -> None:
+def test_avi_rounding(microseconds: int, frames: int, seconds: float) -> None:
     """A second at 30 frames and four at 24 are that long, though no frame lasts whole microseconds."""
     assert facts(avi(avih(microseconds, frames))).duration == seconds
 
@@ -249,57 +251,56 @@ def test_rounded_frame_times_do_not_move_an_avi_over_a_limit(microseconds: int, 
     ],
     ids=["before", "behind", "overrun"],
 )
-def test_media_is_skipped_and_not_read(boxes: list[bytes], seconds: float | None) -> None:
-    """Only headers are read, so the size of the media costs nothing, even when a box lies about its own."""
+def test_media_is_skipped(boxes: list[bytes], seconds: float | None) -> None:
+    """Only headers are read, so the size of the media costs nothing, even when a box declares a false size."""
     data = ftyp(b"isom") + b"".join(boxes)
     file = CountingFile(data)
     assert read_facts(file, len(data)).duration == seconds
-    assert file.asked < 1000
+    assert file.bytes_read < 1000
 
 
-def test_the_walk_is_bounded() -> None:
+def test_bounded_walk() -> None:
     """A header is found as the 256th of its level and not beyond; a hostile file costs no more than that."""
     moov = box(b"moov", mvhd(2500))
     assert facts(ftyp(b"isom") + box(b"free") * 254 + moov).duration == 2.5
     hostile = ftyp(b"isom") + box(b"free") * 100_000 + moov
     file = CountingFile(hostile)
     assert read_facts(file, len(hostile)).duration is None
-    assert file.asked < 20_000
+    assert file.bytes_read < 20_000
     assert facts(ftyp(b"isom") + box(b"free") * 255 + moov).duration is None
 
 
-def test_a_stream_shorter_than_its_size_gives_facts() -> None:
+def test_shrinking_file() -> None:
     """A file that shrinks while it is read is read as if the rest were zeros."""
-    for data in WHOLE.values():
+    for data in COMPLETE.values():
         assert read_facts(BytesIO(data[:40]), len(data)).size == len(data)
 
 
-@given(st.sampled_from([b"", *(data[:12] for data in WHOLE.values()), ftyp(b"isom"), webm_head()]), st.binary())
-def test_no_bytes_raise(start: bytes, rest: bytes) -> None:
-    """Any bytes at all, behind the start of any container, give facts with a usable duration or None."""
+@given(st.sampled_from([b"", *(data[:12] for data in COMPLETE.values()), ftyp(b"isom"), webm_head()]), st.binary())
+def test_any_bytes(start: bytes, rest: bytes) -> None:
+    """Any bytes, after the start of any container, give facts with a usable duration or None."""
     found = facts(start + rest)
     assert found.duration is None or 0 < found.duration < math.inf
 
 
-@given(st.sampled_from(list(WHOLE.values())), st.data())
-def test_no_damage_raises(data: bytes, draw: st.DataObject) -> None:
-    """A whole file with some bytes overwritten gives facts with a usable duration or None."""
+@given(st.sampled_from(list(COMPLETE.values())), st.data())
+def test_damaged_files(data: bytes, draw: st.DataObject) -> None:
+    """A complete file with some bytes overwritten gives facts with a usable duration or None."""
     at = draw.draw(st.integers(0, min(len(data), 200)))
     damage = draw.draw(st.binary(min_size=1, max_size=8))
     found = facts(data[:at] + damage + data[at + len(damage) :])
     assert found.duration is None or 0 < found.duration < math.inf
 
 
-def test_probe_reads_a_file(tmp_path: Path) -> None:
-    """The facts of a path are those of its bytes; its name says nothing."""
+def test_probe(tmp_path: Path) -> None:
+    """The facts of a path are those of its bytes; its name does not matter."""
     path = tmp_path / "clip.avi"
-    path.write_bytes(WHOLE["mp4"])
-    assert probe(path) == MediaFacts(container="mp4", duration=2.5, size=len(WHOLE["mp4"]))
+    path.write_bytes(COMPLETE["mp4"])
+    assert probe(path) == MediaFacts(container="mp4", duration=2.5, size=len(COMPLETE["mp4"]))
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-def test_probe_raises_os_error_for_what_is_no_file(tmp_path: Path) -> None:
-    """A missing file, a directory, an impossible name and a pipe are refused, and the pipe does not block."""
+def test_probe_of_no_file(tmp_path: Path) -> None:
+    """A missing file, a directory, an impossible name and a pipe are rejected, and the pipe does not block."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for path in (tmp_path / "missing.mp4", tmp_path, tmp_path / "nul\0.mp4", pipe):
