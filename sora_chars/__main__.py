@@ -1,4 +1,4 @@
-"""Run the command line as `python -m sora_chars`, for where the script `sora-chars` is not on the PATH."""
+"""Run the command line with `python -m sora_chars`, without the `sora-chars` script."""
 
 from .cli import main
 

@@ -1,4 +1,4 @@
-"""Receives callbacks while a command waits."""
+"""The HTTP server that receives callbacks while a command waits."""
 
 from __future__ import annotations
 
@@ -18,19 +18,25 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def receiving(
-    session: CharacterSession, server: socket.socket | None, hmac_key: str | None
+async def serve_callbacks(
+    session: CharacterSession, listener: socket.socket | None, hmac_key: str | None
 ) -> AsyncGenerator[None]:
-    """Serve a `CallbackReceiver` on the listening socket, and close it at the end; without one do nothing."""
-    if server is None:
+    """Serve a `CallbackReceiver` on a listening socket until the block ends.
+
+    Args:
+        session: The session whose tasks the callbacks belong to.
+        listener: The socket, which is closed at the end; None serves nothing.
+        hmac_key: The key that callbacks must be signed with, if any.
+    """
+    if listener is None:
         yield
         return
-    with server:
-        logging.getLogger("aiohttp.server").addHandler(logging.NullHandler())  # else a stranger's junk is a traceback
+    with listener:
+        logging.getLogger("aiohttp.server").addHandler(logging.NullHandler())  # or malformed requests print tracebacks
         runner = web.AppRunner(CallbackReceiver(session, hmac_key).aiohttp_app(), access_log=None)
         await runner.setup()
         try:
-            await web.SockSite(runner, server).start()
+            await web.SockSite(runner, listener).start()
             yield
         finally:
             await runner.cleanup()

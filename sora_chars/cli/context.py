@@ -1,92 +1,82 @@
-"""One command at work: what it was told of how to speak, and what it knows that must not be lost."""
+"""The state of one command: its output, and the ids that an error must report."""
 
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import attrs
-import click
 
-from .keeping import Place
-from .output import Screen
+from .output import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from .options import Settings
-
-C = TypeVar("C", bound="Callable[..., Any]")
+    from .options import LedgerLocation, Settings
 
 
 @attrs.define(eq=False)
-class Job:
-    """One command: where it speaks, and what is known of the task that it may have paid for."""
+class CommandContext:
+    """The state of one command.
 
-    screen: Screen = attrs.field(factory=Screen)
+    Attributes:
+        output: Where the command writes.
+        verbose: Whether to show exchanges with the provider, and tracebacks.
+        key: The idempotency key, set just before a paid request is sent.
+        task_id: The id of the task that was created.
+        has_tasks: False if the provider answers with the character itself;
+            `task_id` is then the id of that character.
+        provider_args: Arguments that select the same provider in other commands.
+        ledger_args: Arguments that select the same ledger in other commands.
+        ledger_name: The ledger as shown to the user, without its password; empty
+            in commands without a ledger.
+        resume_command: The command that continues this one after an interrupt.
+    """
+
+    output: Output = attrs.field(factory=Output)
     verbose: bool = False
-    key: str | None = None  # set when a paid request is about to be sent
+    key: str | None = None
     task_id: str | None = None
-    has_tasks: bool = True  # else `task_id` is the id of the character that was made
-    place: Place = attrs.field(factory=Place)
-    address: tuple[str, ...] = ()  # the options that lead to the provider
-    again: str | None = None  # the command that goes on when this one is interrupted
+    has_tasks: bool = True
+    provider_args: tuple[str, ...] = ()
+    ledger_args: tuple[str, ...] = ()
+    ledger_name: str = ""
+    resume_command: str | None = None
+
+    def use(self, settings: Settings) -> None:
+        """Remember the provider and the ledger, which suggested commands repeat."""
+        self.provider_args = settings.provider_args
+        self.use_ledger(settings.location)
+
+    def use_ledger(self, location: LedgerLocation) -> None:
+        """Remember the ledger, which suggested commands repeat."""
+        self.ledger_args = location.args
+        self.ledger_name = str(location)
 
     def command(self, *words: str) -> str:
-        """Another command, at the same provider and with the same ledger."""
-        return shlex.join(["sora-chars", *words, *self.address, *self.place.options])
-
-    def settling(self, key: str, *, tasks: bool = True) -> str:
-        """What to do about an entry whose outcome is unknown. `tasks`: whether its provider has any."""
-        choice = "--task-id ID | --never-sent | --give-up" if tasks else "--never-sent | --give-up"
-        return (
-            "It may exist and be charged, so it is never sent again by itself. "
-            f"Look at the provider's own list, then: {self.resolve_command(key)} {choice}"
-        )
+        """Return a command for the same provider and the same ledger."""
+        return shlex.join(["sora-chars", *words, *self.provider_args, *self.ledger_args])
 
     def resolve_command(self, key: str, *words: str) -> str:
-        """The command that tells the ledger what a person found out."""
-        return shlex.join(["sora-chars", "ledger", "resolve", key, *words, *self.place.options])
+        """Return the `ledger resolve` command for an entry."""
+        return shlex.join(["sora-chars", "ledger", "resolve", key, *words, *self.ledger_args])
 
-    def kept_outside(self, key: str, task_id: str) -> str:
-        """What to do about a task that was made, and that the ledger could not be told of."""
+    def resolve_hint(self, key: str, *, tasks: bool = True) -> str:
+        """Return what to do about an entry whose outcome is unknown.
+
+        Args:
+            key: The entry's idempotency key.
+            tasks: Whether the entry's provider has tasks.
+        """
+        choice = "--task-id ID | --never-sent | --give-up" if tasks else "--never-sent | --give-up"
+        return (
+            "The request may have been accepted and charged, so it is not sent again automatically. "
+            f"Check the provider's own list, then run: {self.resolve_command(key)} {choice}"
+        )
+
+    def unrecorded_hint(self, key: str, task_id: str) -> str:
+        """Return what to do about a task that exists but could not be recorded."""
         if not self.has_tasks:
-            settle = self.resolve_command(key, "--give-up")
-            return f"This is the id of the character. Once the ledger can be written again: {settle}"
-        wait = shlex.join(["sora-chars", "wait", task_id, *self.address, "--ledger", "memory:"])
-        settle = self.resolve_command(key, "--task-id", task_id)
-        return f"Keep this id. Go on with: {wait}; once the ledger can be written again: {settle}"
-
-    def take(self, settings: Settings) -> None:
-        """Take over what other commands must be given to go on with this one's work."""
-        self.address, self.place = settings.address, settings.place
-
-
-def speaking(command: C) -> C:
-    """Give a command `--json` and `-v`, which act on its `Job`."""
-    json_option = click.option(
-        "--json",
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=_set_json,
-        help="One JSON object on stdout, and nothing else.",
-    )
-    verbose_option = click.option(
-        "-v",
-        "--verbose",
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=_set_verbose,
-        help="Show each exchange with the provider on stderr, secrets masked.",
-    )
-    return json_option(verbose_option(command))
-
-
-def _set_json(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 # click calls it
-    context.ensure_object(Job).screen.as_json = value
-
-
-def _set_verbose(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 # click calls it
-    context.ensure_object(Job).verbose = value
+            resolve = self.resolve_command(key, "--give-up")
+            return f"Keep this id: it is the id of the character. When the ledger is writable again, run: {resolve}"
+        wait = shlex.join(["sora-chars", "wait", task_id, *self.provider_args, "--ledger", "memory:"])
+        resolve = self.resolve_command(key, "--task-id", task_id)
+        return f"Keep this id. Continue with: {wait}; when the ledger is writable again, run: {resolve}"

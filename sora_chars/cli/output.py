@@ -1,4 +1,4 @@
-"""The two screens: results on stdout, everything else on stderr; JSON, panels or plain lines."""
+"""What a command writes: results to stdout, everything else to stderr, as JSON, panels or plain lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.spinner import Spinner
 from rich.table import Column, Table
 from rich.text import Text
 
-from .render import Rows, shown
+from .render import Rows, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -33,36 +33,50 @@ def _stderr() -> Console:
 
 
 @attrs.define(eq=False)
-class Screen:
-    """Where a command speaks. With `as_json`, stdout gets one JSON object and stderr only what `-v` shows."""
+class Output:
+    """The output of a command.
+
+    With `as_json`, stdout receives JSON only and stderr receives only what `-v` shows.
+    """
 
     as_json: bool = False
     out: Console = attrs.field(factory=_stdout)
     err: Console = attrs.field(factory=_stderr)
 
-    def show(self, payload: Mapping[str, Any], rows: Rows, *, title: str, aside: bool = False) -> None:
-        """Show a result: a panel on a terminal, else a line for each row. `aside`: on stderr, unless as JSON."""
-        console = self.err if aside else self.out
+    def show(self, payload: Mapping[str, Any], rows: Rows, *, title: str, to_stderr: bool = False) -> None:
+        """Show one result: as a panel on a terminal, otherwise as one line for each row.
+
+        Args:
+            payload: The JSON object that is written with `as_json`.
+            rows: Labels and texts.
+            title: The title of the panel.
+            to_stderr: Write panels and lines to stderr; JSON still goes to stdout.
+        """
+        console = self.err if to_stderr else self.out
         if self.as_json:
             self.show_json(payload)
         elif console.is_terminal:
             console.print(panel(title, rows))
         else:
             for label, text in rows:
-                plain(console, f"{label}: {text}")
+                print_line(console, f"{label}: {text}")
 
     def show_table(
-        self, payload: Mapping[str, Any], rows: Sequence[Sequence[str]], *, head: Sequence[str], stacked: int = 1
+        self, payload: Mapping[str, Any], rows: Sequence[Sequence[str]], *, columns: Sequence[str], stacked: int = 1
     ) -> None:
-        """Show many results: a table on a terminal, else a line of tab-separated cells for each.
+        """Show many results: as a table on a terminal, otherwise as tab-separated lines.
 
-        On a terminal the first columns, as many as `stacked`, stand below each other. They are never cut, since they
-        have to be copied.
+        Args:
+            payload: The JSON object that is written with `as_json`.
+            rows: The cells of each row.
+            columns: The column names, which are shown on a terminal only.
+            stacked: On a terminal, put the first columns, this many, below each
+                other in one column that is never truncated: their texts are copied.
         """
         if self.as_json:
             self.show_json(payload)
         elif rows and self.out.is_terminal:
-            table = Table(Column("\n".join(head[:stacked]), no_wrap=True), *head[stacked:], box=box.SIMPLE_HEAD)
+            table = Table(Column("\n".join(columns[:stacked]), no_wrap=True), *columns[stacked:], box=box.SIMPLE_HEAD)
             for row in rows:
                 table.add_row(Text("\n".join(row[:stacked])), *map(Text, row[stacked:]))
             self.out.print(table)
@@ -71,43 +85,50 @@ class Screen:
                 click.echo("\t".join(row))
 
     def show_json(self, payload: Mapping[str, Any]) -> None:
-        """Write one JSON object in one line, in ASCII: right in every locale, harmless in every terminal."""
+        """Write a JSON object as one line of ASCII, which every locale and terminal can show."""
         click.echo(json.dumps(payload))
 
-    def fail(self, payload: Mapping[str, Any]) -> None:
-        """Show an error object: on stdout as JSON, else on stderr as a few lines."""
+    def show_error(self, payload: Mapping[str, Any]) -> None:
+        """Show an error object: as JSON on stdout, otherwise as a few lines on stderr."""
         if self.as_json:
             self.show_json(payload)
             return
         facts = payload["error"]
-        self.err.print(Text.assemble(("Error: ", "bold red"), shown(facts["message"])), soft_wrap=True)
+        self.err.print(Text.assemble(("Error: ", "bold red"), one_line(facts["message"])), soft_wrap=True)
         for name in ("hint", "task_id", "key"):
             if name in facts:
-                plain(self.err, f"  {name.removesuffix('_id')}: {shown(facts[name])}")
+                print_line(self.err, f"  {name.removesuffix('_id')}: {one_line(facts[name])}")
 
     def note(self, text: str) -> None:
-        """Say on stderr what goes on; nothing with JSON."""
+        """Write a line to stderr, unless the output is JSON."""
         if not self.as_json:
-            plain(self.err, text)
+            print_line(self.err, text)
 
     @contextmanager
-    def line(self) -> Generator[Line]:
-        """A live line while a command waits; off a terminal a plain line for each change."""
-        line = Line(self)
+    def status_line(self) -> Generator[StatusLine]:
+        """Show a status while the block runs: a live line on a terminal, otherwise a line for each change."""
+        line = StatusLine(self)
         if self.as_json or not self.err.is_terminal or self.err.is_dumb_terminal:
             yield line
             return
         with Live(get_renderable=line.render, console=self.err, transient=True, refresh_per_second=10):
-            line.alive = True
+            line.is_live = True
             yield line
 
 
 @attrs.define(eq=False)
-class Line:
-    """What a command waits for, and since when."""
+class StatusLine:
+    """What a command is waiting for.
 
-    screen: Screen
-    alive: bool = False
+    Attributes:
+        output: The output of the command.
+        is_live: Whether a terminal shows the line at this moment.
+        text: The current status.
+        began: The monotonic time at which the command began to wait, in seconds.
+    """
+
+    output: Output
+    is_live: bool = False
     text: str = ""
     began: float = attrs.field(factory=time.monotonic)
     _spinner: Spinner = attrs.field(factory=lambda: Spinner("dots", style="cyan"))
@@ -117,38 +138,38 @@ class Line:
         """The time since the command began to wait."""
         return f"{time.monotonic() - self.began:.1f} s"
 
-    def say(self, text: str) -> None:
-        """Change the line, or print it where nothing is live; the same text twice is said once."""
-        if text != self.text and not self.alive:
-            self.screen.note(f"{shown(text)} ({self.elapsed})" if self.text else shown(text))
+    def update(self, text: str) -> None:
+        """Change the status. Without a live line, a status that differs is printed."""
+        if text != self.text and not self.is_live:
+            self.output.note(f"{one_line(text)} ({self.elapsed})" if self.text else one_line(text))
         self.text = text
 
-    def tell(self, payload: Mapping[str, Any], text: Text) -> None:
-        """Show a result while the line lives on."""
-        if self.screen.as_json:
-            self.screen.show_json(payload)
+    def print_result(self, payload: Mapping[str, Any], text: Text) -> None:
+        """Show a result while the line stays live."""
+        if self.output.as_json:
+            self.output.show_json(payload)
             return
-        # Where both are one terminal, only the console of the live line can write above it.
-        console = self.screen.err if self.alive and self.screen.out.is_terminal else self.screen.out
+        # If stdout is the same terminal, only the console of the live line can write above that line.
+        console = self.output.err if self.is_live and self.output.out.is_terminal else self.output.out
         console.print(text, soft_wrap=True)
 
     def render(self) -> Table:
-        """The line as it is now."""
+        """Return the line as it is shown now."""
         grid = Table.grid(padding=(0, 1))
         grid.add_column(width=1)
         grid.add_column(no_wrap=True, overflow="ellipsis")
         grid.add_column(no_wrap=True, style="dim")
-        grid.add_row(self._spinner, Text(shown(self.text)), self.elapsed)
+        grid.add_row(self._spinner, Text(one_line(self.text)), self.elapsed)
         return grid
 
 
-def plain(console: Console, text: str) -> None:
-    """One line as it is: no markup, no emoji names, no wrapping."""
+def print_line(console: Console, text: str) -> None:
+    """Print a line without markup, emoji names or wrapping."""
     console.print(Text(text), soft_wrap=True)
 
 
 def panel(title: str, rows: Rows) -> Panel:
-    """Rows in a frame."""
+    """Return rows in a frame."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
@@ -158,9 +179,9 @@ def panel(title: str, rows: Rows) -> Panel:
 
 
 class RecordHandler(logging.Handler):
-    """Shows log records on stderr: an exchange as two lines, any other as its name and facts.
+    """Shows log records on stderr: an exchange as two lines, any other record as one.
 
-    The transport has masked keys, tokens and signatures already.
+    The transport has already masked keys, tokens and signatures.
     """
 
     def __init__(self, console: Console) -> None:
@@ -168,13 +189,13 @@ class RecordHandler(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the record."""
+        """Print a record."""
         facts = {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.msg == "exchange":
-            plain(self._console, shown("> {method} {url} {sent}".format(**facts)))
-            plain(self._console, shown("< {status} in {milliseconds} ms {answer}".format(**facts)))
+            print_line(self._console, one_line("> {method} {url} {sent}".format(**facts)))
+            print_line(self._console, one_line("< {status} in {milliseconds} ms {answer}".format(**facts)))
         else:
-            plain(self._console, shown(" ".join([record.msg, *(f"{name}={facts[name]}" for name in facts)])))
+            print_line(self._console, one_line(" ".join([record.msg, *(f"{name}={facts[name]}" for name in facts)])))
 
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}

@@ -1,6 +1,7 @@
-"""What the command line shows: JSON objects, and rows of a label and a text. No terminal here.
+"""Turns results into JSON objects, and into rows of a label and a text.
 
-All text of a provider goes through `printable` before it becomes a row: no escape code and no line break gets through.
+Text from a provider passes through `one_line` before it becomes a row, so escape
+codes and line breaks never reach the terminal.
 """
 
 from __future__ import annotations
@@ -24,19 +25,23 @@ if TYPE_CHECKING:
 Rows = list[tuple[str, str]]
 Cells = tuple[str, ...]
 
-SAVED_HEAD = ("mention", "key", "source", "clip", "provider", "credits", "made")
-ENTRY_HEAD = ("key", "state", "asked", "provider", "credits", "what")
+CHARACTER_COLUMNS = ("mention", "key", "source", "clip", "provider", "credits", "created")
+ENTRY_COLUMNS = ("key", "state", "created", "provider", "credits", "request")
+MODEL_COLUMNS = ("model", "type", "title")
 
-_ROOM = 100_000  # characters; a result is shown whole
+_MAX_LENGTH = 100_000  # characters of a value; results are shown whole
 
 
-def shown(value: object) -> str:
-    """Any value as one line that is safe on a terminal."""
-    return printable(value, limit=_ROOM)
+def one_line(value: object) -> str:
+    """Return any value as one line of printable text."""
+    return printable(value, limit=_MAX_LENGTH)
 
 
 def character_json(character: Character, *, key: str | None) -> dict[str, Any]:
-    """The object of a character. `task_id` is null where the provider has no tasks, `key` where nobody knows it."""
+    """Return the object of a character.
+
+    `task_id` is null if the provider has no tasks, `key` if it is not known.
+    """
     names = ("id", "username", "mention", "name", "permalink", "picture_url")
     return {
         "provider": character.provider,
@@ -47,18 +52,24 @@ def character_json(character: Character, *, key: str | None) -> dict[str, Any]:
 
 
 def task_json(snapshot: TaskSnapshot) -> dict[str, Any]:
-    """The object of a task that makes no character, or has not ended yet."""
+    """Return the object of a task that creates no character, or is still running."""
     return {name: getattr(snapshot, name) for name in ("provider", "task_id", "model", "state", "result")}
 
 
 def models_json(provider: str, models: Iterable[ModelInfo]) -> dict[str, Any]:
-    """The object of a list of models."""
+    """Return the object of a list of models."""
     names = ("model", "title", "provider", "task_type")
     return {"provider": provider, "models": [{name: getattr(model, name) for name in names} for model in models]}
 
 
 def error_json(error: SoraCharsError, *, task_id: str | None = None, key: str | None = None) -> dict[str, Any]:
-    """The object of an error: its own facts first, then what is known of the task that was paid for."""
+    """Return the object of an error. Members that are not known are left out.
+
+    Args:
+        error: The error, whose own attributes take precedence.
+        task_id: The task that the command created, if any.
+        key: The idempotency key of the command's paid request, if any.
+    """
     handle = error.handle if isinstance(error, WaitTimeoutError) else None
     facts = {
         "type": type(error).__name__,
@@ -72,8 +83,8 @@ def error_json(error: SoraCharsError, *, task_id: str | None = None, key: str | 
     return {"error": {name: value for name, value in facts.items() if value is not None}}
 
 
-def character_rows(character: Character, *, key: str | None = None, how: str | None = None) -> Rows:
-    """The rows of a character, those first that are needed next."""
+def character_rows(character: Character, *, key: str | None = None, time_taken: str | None = None) -> Rows:
+    """Return the rows of a character."""
     return _rows(
         {
             "id": character.id,
@@ -84,14 +95,13 @@ def character_rows(character: Character, *, key: str | None = None, how: str | N
             "provider": character.provider,
             "task": character.task_id,
             "key": key,
-            "time": how,
+            "time": time_taken,
         }
     )
 
 
-def task_rows(snapshot: TaskSnapshot, *, how: str | None = None) -> Rows:
-    """The rows of a task."""
-    took = None if snapshot.duration is None else f"{snapshot.duration:.1f} s"
+def task_rows(snapshot: TaskSnapshot, *, time_taken: str | None = None) -> Rows:
+    """Return the rows of a task."""
     return _rows(
         {
             "task": snapshot.task_id,
@@ -99,87 +109,87 @@ def task_rows(snapshot: TaskSnapshot, *, how: str | None = None) -> Rows:
             "model": snapshot.model,
             "state": snapshot.state,
             "progress": None if snapshot.progress is None else f"{snapshot.progress:g} %",
-            "ran for": took,
+            "ran for": None if snapshot.duration is None else f"{snapshot.duration:.1f} s",
             "credits": None if snapshot.credits is None else f"{snapshot.credits:g}",
-            "time": how,
+            "time": time_taken,
             "result": None if snapshot.result is None else json.dumps(snapshot.result, ensure_ascii=False),
         }
     )
 
 
 def model_rows(models: Iterable[ModelInfo]) -> list[tuple[str, str, str]]:
-    """A row for each model: its name, what it makes, its title."""
-    return [(shown(model.model), shown(model.task_type or ""), shown(model.title or "")) for model in models]
+    """Return the cells of `MODEL_COLUMNS` for each model."""
+    return [(one_line(model.model), one_line(model.task_type or ""), one_line(model.title or "")) for model in models]
 
 
 def saved_json(saved: SavedCharacter) -> dict[str, Any]:
-    """The object of a character in the ledger: as `create` shows it, and what it was made from."""
-    made = {name: getattr(saved, name) for name in ("source", "prompt", "credits", "created_at")}
-    return character_json(saved.character, key=saved.key) | {"clip": saved.clip and str(saved.clip)} | made
+    """Return the object of a recorded character: that of `create`, and what it was created from."""
+    origin = {name: getattr(saved, name) for name in ("source", "prompt", "credits", "created_at")}
+    return character_json(saved.character, key=saved.key) | {"clip": saved.clip and str(saved.clip)} | origin
 
 
 def saved_row(saved: SavedCharacter, now: float) -> Cells:
-    """A character of the ledger as the cells of `SAVED_HEAD`; without a user name its id stands for the mention."""
+    """Return the cells of `CHARACTER_COLUMNS`; the id replaces the mention of a character without a user name."""
     character = saved.character
     clip = str(saved.clip or "")
     cells = (character.mention or character.id, saved.key, saved.source, clip, character.provider)
-    return (*map(shown, cells), _credits(saved.credits), _age(saved.created_at, now))
+    return (*map(one_line, cells), _credits(saved.credits), _age(saved.created_at, now))
 
 
 def entry_json(entry: Entry) -> dict[str, Any]:
-    """The whole entry. Times are epoch seconds."""
+    """Return the whole entry. Times are epoch seconds."""
     names = [field.name.removesuffix("_json") for field in attrs.fields(Entry)]
     return {name: getattr(entry, name) for name in names}
 
 
 def entry_row(entry: Entry, now: float) -> Cells:
-    """An entry as the cells of `ENTRY_HEAD`."""
-    asked = entry.request
-    what = [asked.get(name) for name in ("model", "name", "from_task", "video", "image", "clip", "prompt")]
+    """Return the cells of `ENTRY_COLUMNS`."""
+    request = entry.request
+    values = [request.get(name) for name in ("model", "name", "from_task", "video", "image", "clip", "prompt")]
     cells = (entry.key, entry.state, _age(entry.created_at, now), entry.provider, _credits(entry.credits))
-    return (*map(shown, cells), shown("  ".join(filter(None, what))))
+    return (*map(one_line, cells), one_line("  ".join(filter(None, values))))
 
 
 def entry_rows(entry: Entry) -> Rows:
-    """The rows of an entry, with what came of it."""
-    ended = to_snapshot(entry) if entry.result else None
-    made = ended.character if ended else None
+    """Return the rows of an entry and of its result."""
+    snapshot = to_snapshot(entry) if entry.result else None
+    character = snapshot.character if snapshot else None
     error = entry.error or {}
-    result = ended.result if ended and entry.kind == "task" else None
+    result = snapshot.result if snapshot and entry.kind == "task" else None
     return _rows(
         {
             "key": entry.key,
             "state": entry.state,
-            "why": " ".join(str(error[name]) for name in ("code", "message") if error.get(name)) or None,
-            "id": made.id if made else None,
-            "mention": made.mention if made else None,
-            "permalink": made.permalink if made else None,
+            "error": " ".join(str(error[name]) for name in ("code", "message") if error.get(name)) or None,
+            "id": character.id if character else None,
+            "mention": character.mention if character else None,
+            "permalink": character.permalink if character else None,
             "result": None if result is None else json.dumps(result, ensure_ascii=False),
             "provider": entry.provider,
             "task": entry.task_id,
             "credits": _credits(entry.credits) or None,
-            "asked": _moment(entry.created_at),
-            "changed": _moment(entry.updated_at),
+            "created": _local_time(entry.created_at),
+            "updated": _local_time(entry.updated_at),
             "request": json.dumps(entry.request, ensure_ascii=False),
         }
     )
 
 
-def _credits(credit: float | None) -> str:
-    return "" if credit is None else f"{credit:g}"
+def _credits(amount: float | None) -> str:
+    return "" if amount is None else f"{amount:g}"
 
 
-def _moment(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+def _local_time(epoch: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(epoch))
 
 
-def _age(at: float, now: float) -> str:
-    """How long ago that was; a date where that says more."""
+def _age(epoch: float, now: float) -> str:
+    """Return an age in seconds, minutes or hours, and after two days the date."""
     for limit, seconds, unit in ((60, 1, "s"), (3600, 60, "min"), (48 * 3600, 3600, "h")):
-        if now - at < limit:
-            return f"{max(0, now - at) // seconds:.0f} {unit}"
-    return _moment(at).partition(" ")[0]
+        if now - epoch < limit:
+            return f"{max(0, now - epoch) // seconds:.0f} {unit}"
+    return _local_time(epoch).partition(" ")[0]
 
 
 def _rows(fields: Mapping[str, str | None]) -> Rows:
-    return [(label, shown(value)) for label, value in fields.items() if value is not None]
+    return [(label, one_line(value)) for label, value in fields.items() if value is not None]

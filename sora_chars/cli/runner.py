@@ -1,4 +1,4 @@
-"""Runs one command: asyncio, signals, the exit status."""
+"""Runs one command: its event loop, its signals, its exit status."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from .output import RecordHandler
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
 
-    from .context import Job
+    from .context import CommandContext
 
 T = TypeVar("T")
 
-_SUBMISSION = "submission."  # how the events of submissions begin
-_TOLD = (_SUBMISSION, "recovery.")  # the error, or the command, says these in words
+_SUBMISSION_EVENTS = "submission."
+_REPORTED_EVENTS = (_SUBMISSION_EVENTS, "recovery.")  # the error or the summary of the command reports these
 
 USAGE = 2
 STILL_RUNNING = 5
@@ -54,7 +54,7 @@ _STATUSES: tuple[tuple[type[SoraCharsError], int], ...] = (
 
 
 def exit_status(error: SoraCharsError) -> int:
-    """The status that a script can tell this error by."""
+    """Return the exit status of an error; `app.main` lists them."""
     if isinstance(error, LedgerError):
         return UNKNOWN if error.task_id else USAGE
     return next((status for kind, status in _STATUSES if isinstance(error, kind)), BUG)
@@ -62,92 +62,108 @@ def exit_status(error: SoraCharsError) -> int:
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class CommandInterruptedError(SoraCharsError):
-    """A signal ended the command; `number` is the signal's."""
+    """A signal ended the command; `number` is the number of the signal."""
 
     number: int = signal.SIGINT
 
 
 class OrphanHandler(logging.Handler):
-    """Hears from the session how a submission ended whose caller was interrupted."""
+    """Keeps the session's log record of a submission that outlived its cancelled caller."""
 
     def __init__(self) -> None:
         super().__init__()
         self.facts: dict[str, Any] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the facts of the last record of a submission."""
-        if record.msg.startswith(_SUBMISSION):
+        """Keep the attributes of the last record about a submission."""
+        if record.msg.startswith(_SUBMISSION_EVENTS):
             self.facts = vars(record)
 
 
-def run(job: Job, work: Coroutine[Any, Any, T], *, on_signal: Callable[[int], object] = lambda _: None) -> T:
-    """Run `work` in an event loop of its own. SIGINT and SIGTERM cancel it, so that its session closes well.
+def run(
+    context: CommandContext, work: Coroutine[Any, Any, T], *, on_signal: Callable[[int], object] = lambda _: None
+) -> T:
+    """Run a coroutine in a new event loop.
 
-    `on_signal` hears of each before.
+    SIGINT and SIGTERM cancel the coroutine, which then closes its session.
+
+    Args:
+        context: The context of the command.
+        work: The coroutine.
+        on_signal: Called with the number of each signal, before the cancellation.
 
     Raises:
-        CommandInterruptedError: a signal ended it; the error says what is known of its task.
+        CommandInterruptedError: A signal ended the coroutine; the message reports
+            what is known of its task.
     """
-    with _listening(job) as orphan:
+    with _logging(context) as orphan:
         try:
             return asyncio.run(_interruptible(work, on_signal))
         except CommandInterruptedError as error:
-            _explain(error, job, orphan.facts)
+            _describe_interrupt(error, context, orphan.facts)
             raise
 
 
 @contextmanager
-def _listening(job: Job) -> Generator[OrphanHandler]:
-    """Show what the package logs, all of it with `-v`, and hear of orphans."""
-    package, session = logging.getLogger("sora_chars"), logging.getLogger("sora_chars.session")
-    shown, orphan = RecordHandler(job.screen.err), OrphanHandler()
-    shown.addFilter(lambda record: job.verbose or not record.msg.startswith(_TOLD))
+def _logging(context: CommandContext) -> Generator[OrphanHandler]:
+    """Show the package's warnings on stderr, with `-v` all its records, and collect orphans."""
+    package = logging.getLogger("sora_chars")
+    session = logging.getLogger("sora_chars.session")
+    handler = RecordHandler(context.output.err)
+    orphan = OrphanHandler()
+    handler.addFilter(lambda record: context.verbose or not record.msg.startswith(_REPORTED_EVENTS))
     level = package.level
-    package.setLevel(logging.DEBUG if job.verbose else logging.WARNING)
-    package.addHandler(shown)
+    package.setLevel(logging.DEBUG if context.verbose else logging.WARNING)
+    package.addHandler(handler)
     session.addHandler(orphan)
     try:
         yield orphan
     finally:
         package.setLevel(level)
-        package.removeHandler(shown)
+        package.removeHandler(handler)
         session.removeHandler(orphan)
 
 
 async def _interruptible(work: Coroutine[Any, Any, T], on_signal: Callable[[int], object]) -> T:
     loop = asyncio.get_running_loop()
     asyncio_task = loop.create_task(work)
-    came: list[int] = []
+    signals: list[int] = []
 
-    def stop(number: int) -> None:
-        came.append(number)
+    def cancel(number: int) -> None:
+        signals.append(number)
         on_signal(number)
         asyncio_task.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        with suppress(NotImplementedError):  # Windows: there asyncio.run() itself turns SIGINT into cancellation
-            loop.add_signal_handler(number, stop, number)
+        with suppress(NotImplementedError):  # on Windows, asyncio.run() itself cancels on SIGINT
+            loop.add_signal_handler(number, cancel, number)
     await asyncio.wait((asyncio_task,))
-    if came and asyncio_task.cancelled():
-        raise CommandInterruptedError("Interrupted.", number=came[0])
+    if signals and asyncio_task.cancelled():
+        raise CommandInterruptedError("Interrupted.", number=signals[0])
     return asyncio_task.result()
 
 
-def _explain(error: CommandInterruptedError, job: Job, orphan: dict[str, Any]) -> None:
-    """Say what became of the paid request: `orphan` holds the facts of one that was interrupted on its way."""
-    job.task_id = job.task_id or orphan.get("task_id")
-    if job.task_id and not job.has_tasks:
-        error.message = f"Interrupted. The character was made, its id is {job.task_id}."
-    elif job.task_id:
-        error.message = f"Interrupted. Task {job.task_id} is not disturbed by that."
-        error.hint = f"Go on with: {job.command('wait', job.task_id)}"
+def _describe_interrupt(error: CommandInterruptedError, context: CommandContext, orphan: dict[str, Any]) -> None:
+    """Complete the message with the state of the paid request.
+
+    Args:
+        error: The error, which is changed.
+        context: The context of the command.
+        orphan: The attributes of the log record of an interrupted submission, if any.
+    """
+    context.task_id = context.task_id or orphan.get("task_id")
+    if context.task_id and not context.has_tasks:
+        error.message = f"Interrupted. The character was created; its id is {context.task_id}."
+    elif context.task_id:
+        error.message = f"Interrupted. Task {context.task_id} keeps running."
+        error.hint = f"Continue with: {context.command('wait', context.task_id)}"
     elif "error" in orphan:
-        error.message = f"Interrupted. The request had no success: {orphan['error']}"
+        error.message = f"Interrupted. The request failed: {orphan['error']}"
     elif orphan.get("sent"):
-        error.message = "Interrupted while the request was being sent: nobody knows whether it was received."
-        error.hint = job.settling(job.key or "", tasks=job.has_tasks)
-    elif job.again:
-        error.message = "Interrupted. No task is disturbed by that."
-        error.hint = f"Go on with: {job.again}"
-    elif job.key:
-        error.message = "Interrupted. Nothing was sent that costs money."
+        error.message = "Interrupted before the response arrived. The outcome of the request is unknown."
+        error.hint = context.resolve_hint(context.key or "", tasks=context.has_tasks)
+    elif context.resume_command:
+        error.message = "Interrupted. All tasks keep running."
+        error.hint = f"Continue with: {context.resume_command}"
+    elif context.key:
+        error.message = "Interrupted. No paid request was sent."

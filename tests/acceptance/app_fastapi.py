@@ -1,7 +1,8 @@
-"""A web app that makes characters: POST /characters waits for the character and answers with it.
+"""A web application whose route POST /characters creates a character and returns it.
 
-Run it with `python -m uvicorn app_fastapi:app`. Settings come from the environment: KIE_API_KEY, KIE_HMAC_KEY
-(optional), PUBLIC_URL (where the world, and so kie.ai, reaches this app), KIE_BASE_URL (for tests).
+Run it with `python -m uvicorn app_fastapi:app`. It reads its settings from the
+environment: KIE_API_KEY, KIE_HMAC_KEY (optional), PUBLIC_URL (the public address
+of this application), KIE_BASE_URL (for tests).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ receiver = CallbackReceiver(session, os.environ.get("KIE_HMAC_KEY"))
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-    """Keep the session open for as long as the app runs."""
+    """Keep the session open while the application runs."""
     async with session:
         yield
 
@@ -34,16 +35,16 @@ app = FastAPI(lifespan=lifespan)
 app.mount("/hooks/kie", receiver.asgi)
 
 
-class Wish(BaseModel):
-    """What to make: `clip` is "start,end" in seconds of the finished video task `from_task`."""
+class CharacterFields(BaseModel):
+    """The fields of a request; `clip` is "start,end" in seconds of the video of the task `from_task`."""
 
     from_task: str
     clip: str
     prompt: str
 
 
-class Made(BaseModel):
-    """The character. `woken_by` tells what ended the wait: a callback or a poll."""
+class CreatedCharacter(BaseModel):
+    """The character; `woken_by` is "callback" or "poll", whichever ended the wait."""
 
     id: str
     task_id: str
@@ -51,10 +52,10 @@ class Made(BaseModel):
 
 
 @app.post("/characters")
-async def create_character(wish: Wish) -> Made:
-    """Make a character and wait for it."""
+async def create_character(fields: CharacterFields) -> CreatedCharacter:
+    """Create a character and wait for it."""
     try:
-        handle = await session.submit(**wish.model_dump())
+        handle = await session.submit(**fields.model_dump())
         character = await handle.result(timeout=600)
     except InvalidRequestError as error:
         raise HTTPException(422, error.problems) from error
@@ -62,4 +63,4 @@ async def create_character(wish: Wish) -> Made:
         raise HTTPException(504, {"task_id": error.handle.task_id}) from error
     except SoraCharsError as error:
         raise HTTPException(502, str(error)) from error
-    return Made(id=character.id, task_id=handle.task_id, woken_by=handle.woken_by)
+    return CreatedCharacter(id=character.id, task_id=handle.task_id, woken_by=handle.woken_by)

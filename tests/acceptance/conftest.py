@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def script() -> str:
-    """The console script as it is installed."""
+    """Return the path of the installed console script."""
     return str(Path(sys.executable).parent / "sora-chars")
 
 
 @pytest.fixture
 def cli_environment(tmp_path: Path) -> dict[str, str]:
-    """The environment of a user with keys and a fresh home, whose Python turns warnings into errors."""
-    foreign = {"FORCE_COLOR", "COLUMNS", "SORA_CHARS_LEDGER"}
-    ours = {name: value for name, value in os.environ.items() if name not in foreign}
-    ours |= {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data")}
+    """Return an environment with API keys and an empty home folder, in which warnings are errors."""
+    unset = {"FORCE_COLOR", "COLUMNS", "SORA_CHARS_LEDGER"}
+    inherited = {name: value for name, value in os.environ.items() if name not in unset}
+    inherited |= {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data")}
     keys = {name: f"secret-{name.lower()}" for name in ("KIE_API_KEY", "KKIAI_API_KEY", "LAOZHANG_API_KEY")}
-    return ours | keys | {"PYTHONWARNINGS": "error"}
+    return inherited | keys | {"PYTHONWARNINGS": "error"}
 
 
 @pytest.fixture
 def start_cli(cli_environment: dict[str, str], script: str) -> Generator[Callable[..., subprocess.Popen[str]]]:
-    """A function that starts `sora-chars` with arguments; what still runs after the test is killed."""
+    """Give a function that starts `sora-chars`; processes that outlive the test are killed."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str) -> subprocess.Popen[str]:
@@ -53,7 +53,7 @@ def start_cli(cli_environment: dict[str, str], script: str) -> Generator[Callabl
 
 @pytest.fixture
 def cli(start_cli: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """A function that runs `sora-chars` with arguments to its end."""
+    """Return a function that runs `sora-chars` to its end."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         process = start_cli(*arguments)
@@ -65,17 +65,20 @@ def cli(start_cli: Callable[..., subprocess.Popen[str]]) -> Callable[..., subpro
 
 @pytest.fixture
 def terminal(cli_environment: dict[str, str], script: str) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """A function that runs `sora-chars` with arguments to its end, on a terminal of so many columns."""
+    """Return a function that runs `sora-chars` to its end on a terminal."""
 
     def run(*arguments: str, columns: int = 80) -> subprocess.CompletedProcess[str]:
         environment = cli_environment | {"TERM": "xterm", "COLUMNS": str(columns)}
-        ours, theirs = pty.openpty()
+        controller, terminal_end = pty.openpty()
         with subprocess.Popen(
-            [script, *arguments], env=environment, stdin=theirs, stdout=theirs, stderr=theirs
+            [script, *arguments], env=environment, stdin=terminal_end, stdout=terminal_end, stderr=terminal_end
         ) as process:
-            os.close(theirs)
+            os.close(terminal_end)
             written = b""
-            with os.fdopen(ours, "rb", buffering=0) as screen, suppress(OSError):  # EIO: the last process has closed it
+            with (
+                os.fdopen(controller, "rb", buffering=0) as screen,
+                suppress(OSError),
+            ):  # EIO: every process has closed the terminal
                 while chunk := screen.read(65536):
                     written += chunk
         return subprocess.CompletedProcess(arguments, process.returncode, written.decode())
@@ -85,5 +88,5 @@ def terminal(cli_environment: dict[str, str], script: str) -> Callable[..., subp
 
 @pytest.fixture
 def emulator(sora_emulator_factory: Callable[..., Emulator]) -> Emulator:
-    """An emulator whose tasks take a tenth of a second."""
+    """Return an emulator whose tasks take up to a tenth of a second."""
     return sora_emulator_factory(durations=(0.05, 0.1))

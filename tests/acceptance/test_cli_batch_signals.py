@@ -1,4 +1,4 @@
-"""What Ctrl-C, SIGTERM and SIGKILL do to a batch, and that the same command goes on afterwards."""
+"""Ctrl-C, SIGTERM and SIGKILL during a batch, and the same command afterwards."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ COUNT = 12
 
 @pytest.fixture
 def command(tmp_path: Path, sora_emulator: Emulator) -> tuple[str, ...]:
-    """A batch of a dozen rows, four at a time."""
-    wishes = ({"from_task": f"{n:032x}", "clip": "1,3", "prompt": f"Dog {n}", "key": str(n)} for n in range(COUNT))
-    (tmp_path / "wishes.jsonl").write_text("\n".join(map(json.dumps, wishes)))
-    files = (str(tmp_path / "wishes.jsonl"), "--output", str(tmp_path / "out.jsonl"))
+    """Return the command for a batch of twelve rows, four at a time."""
+    requests = ({"from_task": f"{n:032x}", "clip": "1,3", "prompt": f"Dog {n}", "key": str(n)} for n in range(COUNT))
+    (tmp_path / "requests.jsonl").write_text("\n".join(map(json.dumps, requests)))
+    files = (str(tmp_path / "requests.jsonl"), "--output", str(tmp_path / "out.jsonl"))
     return ("batch", *files, "--base-url", sora_emulator.url, "--poll", "0.05", "--concurrency", "4")
 
 
 @pytest.fixture
 def states(tmp_path: Path) -> Callable[[], Counter[str]]:
-    """A function that counts the keys of each status."""
+    """Return a function that counts the keys of each status."""
 
     def count() -> Counter[str]:
         lines = (tmp_path / "out.jsonl").read_text().splitlines()
@@ -44,12 +44,12 @@ def states(tmp_path: Path) -> Callable[[], Counter[str]]:
 
 
 def wait_for(emulator: Emulator, predicate: Callable[[], object]) -> None:
-    """Wait until something holds at the emulator."""
+    """Wait until a predicate holds."""
     asyncio.run(emulator.until(predicate, timeout=30))
 
 
-def wait_until_said(process: subprocess.Popen[str], text: str) -> None:
-    """Wait until a line of stderr holds a text."""
+def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
+    """Wait until a line of stderr contains a text."""
     assert process.stderr
     for line in process.stderr:
         if text in line:
@@ -58,34 +58,36 @@ def wait_until_said(process: subprocess.Popen[str], text: str) -> None:
 
 
 def finish_all(emulator: Emulator) -> None:
-    """End what runs."""
+    """Finish every task."""
     for task_id in emulator.tasks:
         emulator.finish(task_id)
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Wait for the end: status and the rest of stderr."""
+    """Wait for the end, and return the status and the rest of stderr."""
     _, err = process.communicate(timeout=50)
     assert "Traceback" not in err
     return process.returncode, err
 
 
-def test_ctrl_c_sends_nothing_more_and_waits_for_what_runs(
+def test_interrupt_waits_for_running_tasks(
     start_cli: Start, sora_emulator: Emulator, command: tuple[str, ...], states: Callable[[], Counter[str]]
 ) -> None:
-    """What ran has ended then, the rest is not sent, and the same command makes it."""
+    """After Ctrl-C the running tasks end, the other rows are not sent, and the same command sends them."""
     sora_emulator.fault("stuck", times=4)
     process = start_cli(*command)
     wait_for(sora_emulator, lambda: len(sora_emulator.counts.polls_by_task) == 4)
 
     process.send_signal(signal.SIGINT)
-    wait_until_said(process, "Interrupted: nothing more is sent; 4 are waited for. Ctrl-C again leaves them running.")
+    wait_for_line(
+        process, "Interrupted. Nothing more is sent; waiting for 4 running. Press Ctrl-C again to leave them running."
+    )
     finish_all(sora_emulator)
     status, err = end(process)
 
     assert status == 130
     assert "rows: 12\nsucceeded: 4\nnot sent: 8\n" in err
-    assert err.endswith("To go on, run the same command again: nothing is paid twice.\n")
+    assert err.endswith("To continue, run the same command again. Nothing is paid twice.\n")
     assert (states(), sora_emulator.counts.creates) == ({"succeeded": 4}, 4)
     assert end(start_cli(*command))[0] == 0
     assert (states(), sora_emulator.counts.creates) == ({"succeeded": COUNT}, COUNT)
@@ -100,17 +102,17 @@ def test_ctrl_c_sends_nothing_more_and_waits_for_what_runs(
     ],
     ids=["twice", "leave", "term"],
 )
-def test_whoever_leaves_is_told_what_runs(
+def test_leaving_writes_running_rows(
     start_cli: Start, sora_emulator: Emulator, command: tuple[str, ...], option: str, numbers: tuple[int, ...]
 ) -> None:
-    """It ends at once, what runs is a row each, and the same command waits for it without paying again."""
+    """The batch ends at once with a row for each running task; the same command waits for them."""
     sora_emulator.fault("stuck", times=4)
     process = start_cli(*command, option)
     wait_for(sora_emulator, lambda: len(sora_emulator.counts.polls_by_task) == 4)
 
-    for number, answer in zip(numbers, ("4 are waited for", "")[-len(numbers) :], strict=True):
+    for number, text in zip(numbers, ("waiting for 4 running", "")[-len(numbers) :], strict=True):
         process.send_signal(number)
-        wait_until_said(process, answer or "Leaving. What runs goes on;")
+        wait_for_line(process, text or "Stopping. Running tasks keep running;")
     status, err = end(process)
 
     assert status == 128 + numbers[0]
@@ -122,30 +124,30 @@ def test_whoever_leaves_is_told_what_runs(
     assert "rows: 12\nsucceeded: 12\n" in err
 
 
-def test_an_answer_under_way_is_waited_for_and_a_second_signal_gives_it_up(
+def test_second_signal_leaves_an_unknown_row(
     start_cli: Start, sora_emulator: Emulator, command: tuple[str, ...], states: Callable[[], Counter[str]]
 ) -> None:
-    """Nobody knows then whether it was received, and its row says so."""
+    """The first signal waits for a response; after the second one, the status of the row is unknown."""
     sora_emulator.fault("delay", on="create", seconds=25.0)
     process = start_cli(*command, "--concurrency", "1")
     wait_for(sora_emulator, lambda: sora_emulator.counts.creates)
 
     for number in (signal.SIGTERM, signal.SIGTERM):
         process.send_signal(number)
-        wait_until_said(process, "Leaving.")
+        wait_for_line(process, "Stopping.")
     status, err = end(process)
 
     assert (status, states()) == (143, {"unknown": 1})
-    assert "1 of unknown outcome: 0\n" in err
+    assert "Outcome unknown: 1 (0)\n" in err
 
 
-def test_ctrl_c_before_anything_was_sent(
+def test_interrupted_upload(
     start_cli: Start, sora_emulator: Emulator, command: tuple[str, ...], make_clip: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """An upload is not waited for: it costs nothing."""
+    """After Ctrl-C the batch does not wait for an upload, which is free."""
     sora_emulator.fault("delay", on="upload", seconds=25.0)
     make_clip()
-    (tmp_path / "wishes.jsonl").write_text(json.dumps({"video": str(tmp_path / "clip.mp4")}))
+    (tmp_path / "requests.jsonl").write_text(json.dumps({"video": str(tmp_path / "clip.mp4")}))
     process = start_cli(*command, "--upload-url", sora_emulator.url)
     wait_for(sora_emulator, lambda: sora_emulator.counts.uploads)
 
@@ -153,15 +155,15 @@ def test_ctrl_c_before_anything_was_sent(
     status, err = end(process)
 
     assert status == 130
-    assert "Interrupted: nothing more is sent; 0 are waited for." in err
+    assert "Interrupted. Nothing more is sent; waiting for 0 running." in err
     assert "rows: 1\nnot sent: 1\n" in err
     assert (tmp_path / "out.jsonl").read_text() == ""
 
 
-def test_a_batch_that_was_killed_goes_on(
+def test_killed_batch_continues(
     start_cli: Start, sora_emulator: Emulator, command: tuple[str, ...], states: Callable[[], Counter[str]]
 ) -> None:
-    """Each key has one task; what was just being sent is unknown, and not sent again."""
+    """After SIGKILL each key has one task; a request that was being sent is unknown, and not sent again."""
     sora_emulator.fault("delay", on="create", seconds=0.05, times=None)
     for creates in (3, 8):
         process = start_cli(*command)

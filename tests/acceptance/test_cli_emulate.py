@@ -1,4 +1,4 @@
-"""`sora-chars emulate` and `sora-chars demo`, and what both show on a terminal."""
+"""`sora-chars emulate` and `sora-chars demo`, and the output on a terminal."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ QUICK = ("--port", "0", "--speed", "100")
 
 
 def first_line(process: subprocess.Popen[str]) -> str:
-    """The first line that the process writes on stdout."""
+    """Return the first line that the process writes to stdout."""
     assert process.stdout
     return process.stdout.readline()
 
 
 def end(process: subprocess.Popen[str], number: int) -> tuple[int, str]:
-    """Send a signal, and wait for the end: status and stderr."""
+    """Send a signal, wait for the end, and return the status and stderr."""
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     return process.returncode, err
 
 
-def test_the_emulator_serves_until_it_is_told_to_end(start_cli: Start) -> None:
-    """`--json` gives the address in one line; the options reach the emulator; SIGTERM is a good end."""
+def test_emulate_serves_until_a_signal(start_cli: Start) -> None:
+    """`--json` prints the address; the options configure the emulator; SIGTERM ends it with status 0."""
     faults = ("--fault", "credits:on=other,times=1", "--fault", "fail_task:code=501,rate=1.0,times=null")
     process = start_cli("emulate", *QUICK, *faults, "--durations", "1,2", "--json")
     url = json.loads(first_line(process))["url"]
@@ -50,14 +50,12 @@ def test_the_emulator_serves_until_it_is_told_to_end(start_cli: Start) -> None:
     assert end(process, signal.SIGTERM) == (0, "")
 
 
-def test_the_commands_that_the_emulator_prints_work(
-    start_cli: Start, cli_environment: dict[str, str], script: str
-) -> None:
-    """A reader who copies the lines from the screen gets two characters."""
+def test_printed_commands_work(start_cli: Start, cli_environment: dict[str, str], script: str) -> None:
+    """The commands that `emulate` prints create two characters."""
     process = start_cli("emulate", *QUICK)
     assert process.stdout
     lines = [first_line(process)]
-    while "ends it" not in lines[-1]:
+    while "to stop" not in lines[-1]:
         lines.append(first_line(process))
     (block,) = re.findall(r"  export.*?(?=\n\n)", "".join(lines), re.DOTALL)
 
@@ -67,30 +65,30 @@ def test_the_commands_that_the_emulator_prints_work(
     )
 
     assert re.findall(r"^provider: (\w+)$", ended.stdout, re.MULTILINE) == ["kie", "kkiai"]
-    assert end(process, signal.SIGINT) == (0, "Ended.\n")
+    assert end(process, signal.SIGINT) == (0, "Stopped.\n")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "text"),
     [
-        (("--fault", "nonsense"), "unknown fault 'nonsense'"),
-        (("--fault", "delay:seconds=soon"), "'seconds=soon' is no number"),
+        (("--fault", "nonsense"), "no fault 'nonsense'"),
+        (("--fault", "delay:seconds=soon"), "'seconds=soon' is not a number"),
         (("--fault", "delay:colour=1"), "delay has no setting colour=1"),
-        (("--durations", "5"), "LO,HI"),
+        (("--durations", "5"), "LOW,HIGH"),
     ],
 )
-def test_a_setting_that_there_is_not_ends_the_emulator(cli: Cli, arguments: tuple[str, ...], said: str) -> None:
-    """A wrong fault is named before anything is served."""
+def test_emulate_rejects_invalid_options(cli: Cli, arguments: tuple[str, ...], text: str) -> None:
+    """An invalid fault or range ends the command before it listens."""
     ended = cli("emulate", *QUICK, *arguments, "--json")
 
     assert ended.returncode == 2
     error = json.loads(ended.stdout)["error"]
     assert error["type"] == "UsageError"
-    assert said in error["message"]
+    assert text in error["message"]
 
 
-def test_a_port_that_is_taken_ends_the_emulator(cli: Cli) -> None:
-    """The error says what to do."""
+def test_emulate_on_a_port_in_use(cli: Cli) -> None:
+    """The hint suggests another port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ended = cli("emulate", "--port", str(taken.getsockname()[1]), "--json")
 
@@ -100,8 +98,8 @@ def test_a_port_that_is_taken_ends_the_emulator(cli: Cli) -> None:
     assert "--port" in error["hint"]
 
 
-def test_a_demo_that_is_interrupted_takes_its_emulator_along(start_cli: Start) -> None:
-    """No process outlives it."""
+def test_interrupted_demo_stops_its_emulator(start_cli: Start) -> None:
+    """The emulator's process does not outlive the demo."""
     process = start_cli("demo", "--json", "-v")
     assert process.stderr
     url = re.findall(r"http://[\d.:]+\d", process.stderr.readline() + process.stderr.readline())[0]
@@ -112,14 +110,14 @@ def test_a_demo_that_is_interrupted_takes_its_emulator_along(start_cli: Start) -
         httpx.get(url)
 
 
-def test_a_terminal_gets_a_live_line_and_a_panel(terminal: Cli, sora_emulator_factory: Callable[..., Emulator]) -> None:
-    """The live line goes away with its cursor codes, and a frame holds the result."""
+def test_terminal_has_a_live_line_and_a_panel(terminal: Cli, sora_emulator_factory: Callable[..., Emulator]) -> None:
+    """The live line hides and restores the cursor, and the result is shown in a panel."""
     emulator = sora_emulator_factory(durations=(0.4, 0.4))
     model = ("--model", "wan/2-7-image", "--poll", "0.1")
     written = terminal("run", "--base-url", emulator.url, *model).stdout
 
     (task_id,) = emulator.tasks
-    assert f"kie task {task_id}: waiting, seen by poll" in written
+    assert f"kie task {task_id}: waiting, via poll" in written
     assert written.count("\x1b[?25l") == written.count("\x1b[?25h") == 1
     assert "╭─" in written
     assert "0.0625" in written
@@ -129,20 +127,20 @@ def test_a_terminal_gets_a_live_line_and_a_panel(terminal: Cli, sora_emulator_fa
     assert "seedream/5-lite-text-to-image" in listed
 
 
-def test_the_demo_makes_three_characters_and_says_what_each_cost(terminal: Cli) -> None:
-    """All three ways are right by the emulator's own count, in 80 columns, and the emulator is gone afterwards."""
+def test_demo(terminal: Cli) -> None:
+    """Three characters are created with the expected requests, in 80 columns, and the emulator is stopped."""
     played = terminal("demo")
     written = re.sub(r"\x1b\[[\d;?]*\w", "", played.stdout)
     assert played.returncode == 0
 
-    rows = [row.strip() for row in re.findall(r"ok  .*", written)]
+    rows = [row.strip() for row in re.findall(r"ok    .*", written)]
     assert [re.sub(r"\d+\.\d s|(@|ch_)\S+", "*", row) for row in rows] == [
-        "ok  kkiai, at once   *  1 call                        *",
-        "ok  kie by polling   *  1 create, 1 look              *",
-        "ok  kie by callback  *  1 create, 1 look, 1 callback  *",
+        "ok      kkiai, one call  *  1 call                        *",
+        "ok      kie by polling   *  1 create, 1 poll              *",
+        "ok      kie by callback  *  1 create, 1 poll, 1 callback  *",
     ]
     assert max(map(len, rows)) <= 80
-    assert "All three are right" in written
+    assert "All three characters were created." in written
     (url,) = re.findall(r"http://[\d.:]+\d", written)
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)

@@ -1,4 +1,4 @@
-"""What the command line records, gives again, recovers and lets people settle, as real processes."""
+"""The ledger from the command line: repeated keys, `resume`, `ledger` and `characters`, as real processes."""
 
 from __future__ import annotations
 
@@ -30,37 +30,37 @@ CHOICE = "--task-id ID | --never-sent | --give-up"
 
 @pytest.fixture
 def at(emulator: Emulator) -> tuple[str, ...]:
-    """The options that lead to the emulator."""
+    """Return the options that select the emulator."""
     return "--base-url", emulator.url
 
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """The ledger in the user's data folder."""
+    """Return the path of the ledger in the user's data folder."""
     return tmp_path / "data" / "sora-chars" / "ledger.db"
 
 
 @pytest.fixture
 def keyless(cli: Cli, cli_environment: dict[str, str]) -> Cli:
-    """A function that runs `sora-chars` without the keys of any provider."""
+    """Return a function that runs `sora-chars` without an API key."""
     for name in ("KIE_API_KEY", "KKIAI_API_KEY", "LAOZHANG_API_KEY"):
         del cli_environment[name]
     return cli
 
 
 def read(ended: subprocess.CompletedProcess[str], status: int = 0) -> Any:
-    """The one JSON value on stdout of a command that ended with this status and said nothing else."""
+    """Return the JSON value on stdout of a command that ended with this status and an empty stderr."""
     assert (ended.returncode, ended.stderr) == (status, ""), ended.stdout
     return json.loads(ended.stdout)
 
 
 def lines(ended: subprocess.CompletedProcess[str]) -> list[Any]:
-    """The JSON lines on stdout."""
+    """Return the JSON lines on stdout."""
     return [json.loads(line) for line in ended.stdout.splitlines()]
 
 
 def record(path: Path, work: Callable[[Ledger], Awaitable[object]]) -> None:
-    """Write into the ledger at `path` as some other program would."""
+    """Write to the ledger at `path`, as another program does."""
 
     async def write() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,78 +70,82 @@ def record(path: Path, work: Callable[[Ledger], Awaitable[object]]) -> None:
     asyncio.run(write())
 
 
-async def ask(ledger: Ledger, key: str, *, provider: str = "kie", **fields: str) -> Entry:
-    """An entry that is being sent."""
+async def start_sending(ledger: Ledger, key: str, *, provider: str = "kie", **fields: str) -> Entry:
+    """Record an entry that is being sent."""
     request = {"from_task": ORIGIN, "clip": "1,3", "prompt": "A dog"} | fields
     return await ledger.transition(
         await ledger.register(key=key, provider=provider, kind="character", request=request), EntryState.SENDING
     )
 
 
-def test_a_finished_key_is_answered_without_the_network(
-    cli: Cli, at: tuple[str, ...], emulator: Emulator, own: Path
-) -> None:
-    """The same create again gives the same object from the ledger, which only its owner may read."""
+def test_finished_key_needs_no_network(cli: Cli, at: tuple[str, ...], emulator: Emulator, own: Path) -> None:
+    """The same create again prints the same object from the ledger, whose file is private."""
     made = read(cli("create", *at, *FROM_TASK, "--key", "dog", "--json"))
 
     assert read(cli("create", *NOWHERE, *FROM_TASK, "--key", "dog", "--json")) == made
-    told = cli("create", *NOWHERE, *FROM_TASK, "--key", "dog")
-    assert "kie: key dog was asked before, succeeded" in told.stderr
-    assert "from the ledger" in told.stdout
+    again = cli("create", *NOWHERE, *FROM_TASK, "--key", "dog")
+    assert "kie: key dog is already recorded as succeeded" in again.stderr
+    assert "read from the ledger" in again.stdout
     assert emulator.counts.creates == 1
     assert [stat.S_IMODE(path.stat().st_mode) for path in (own.parent, own)] == [0o700, 0o600]
 
 
-def test_a_synchronous_provider_is_not_asked_twice_either(cli: Cli, at: tuple[str, ...], emulator: Emulator) -> None:
-    """A character that one answer brought is on record like any other."""
-    wish = ("--provider", "kkiai", "--video", "https://example.com/dog.mp4", "--clip", "1,3", "--key", "dog", "--json")
-    made = read(cli("create", *at, *wish))
+def test_finished_key_of_a_synchronous_provider(cli: Cli, at: tuple[str, ...], emulator: Emulator) -> None:
+    """A character from a synchronous provider is recorded, too, and is not requested twice."""
+    request = (
+        "--provider",
+        "kkiai",
+        "--video",
+        "https://example.com/dog.mp4",
+        "--clip",
+        "1,3",
+        "--key",
+        "dog",
+        "--json",
+    )
+    made = read(cli("create", *at, *request))
 
-    assert read(cli("create", *NOWHERE, *wish)) == made
+    assert read(cli("create", *NOWHERE, *request)) == made
     assert emulator.counts.characters == 1
 
 
-def test_an_unknown_outcome_asked_again_ends_with_6_and_sends_nothing(
-    cli: Cli, at: tuple[str, ...], emulator: Emulator
-) -> None:
-    """The error says how to settle it; so does `ledger show`, and `wait` has no task to wait for."""
-    emulator.fault("lost_response", on="create")
-    wish = ("create", *at, *FROM_TASK, "--key", "lost 1", "--json")
-    settle = f"sora-chars ledger resolve 'lost 1' {CHOICE}"
-    first = read(cli(*wish), 6)["error"]
-    seen = len(emulator.request_counts)
-    again = read(cli(*wish), 6)["error"]
+def test_unknown_outcome_is_not_sent_again(cli: Cli, at: tuple[str, ...], emulator: Emulator) -> None:
+    """The same key again ends with status 6; the error, `ledger show` and `wait` name the `resolve` command."""
+    emulator.fault("lost_answer", on="create")
+    command = ("create", *at, *FROM_TASK, "--key", "lost 1", "--json")
+    resolve = f"sora-chars ledger resolve 'lost 1' {CHOICE}"
+    first = read(cli(*command), 6)["error"]
+    seen = len(emulator.seen)
+    again = read(cli(*command), 6)["error"]
 
     assert again == first
-    assert again["hint"].endswith(settle)
-    assert cli("ledger", "show", "lost 1").stderr.endswith(f"{settle}\n")
+    assert again["hint"].endswith(resolve)
+    assert cli("ledger", "show", "lost 1").stderr.endswith(f"{resolve}\n")
     waited = read(cli("wait", "lost 1", *at, "--json"), 2)["error"]
-    assert waited["message"] == "Key lost 1 is unknown: it has no task to wait for."
-    assert waited["hint"].endswith(settle)
-    assert len(emulator.request_counts) == seen
+    assert waited["message"] == "Key lost 1 has no task to wait for: its state is unknown."
+    assert waited["hint"].endswith(resolve)
+    assert len(emulator.seen) == seen
     assert emulator.counts.creates == 1
 
 
-def test_a_key_names_one_wish(cli: Cli, at: tuple[str, ...], emulator: Emulator) -> None:
-    """Asked for something else it is refused before anything is sent."""
+def test_key_conflict(cli: Cli, at: tuple[str, ...], emulator: Emulator) -> None:
+    """A key of another request is rejected before anything is sent; a rejected request can be sent again."""
     emulator.fault("credits", on="create")
-    refused = cli("create", *at, *FROM_TASK, "--key", "dog", "--json")
+    rejected = cli("create", *at, *FROM_TASK, "--key", "dog", "--json")
     error = read(cli("create", *at, *FROM_TASK, "--name", "Cat", "--key", "dog", "--json"), 2)["error"]
 
-    assert refused.returncode == 3
+    assert rejected.returncode == 3
     assert (error["type"], error["key"]) == ("KeyConflictError", "dog")
     assert emulator.counts.creates == 0
     shown = cli("ledger", "show", "dog")
-    assert "state: rejected\nwhy: 402 " in shown.stdout
-    assert shown.stderr == "Nothing was paid. Asked again under this key, it is sent.\n"
+    assert "state: rejected\nerror: 402 " in shown.stdout
+    assert shown.stderr == "Nothing was paid. The same request with this key will be sent.\n"
     assert cli("wait", "dog", *at).returncode == 2
     assert cli("create", *at, *FROM_TASK, "--key", "dog").returncode == 0
 
 
-def test_a_create_that_was_killed_is_resumed(
-    cli: Cli, start_cli: Start, at: tuple[str, ...], emulator: Emulator
-) -> None:
-    """After SIGKILL `resume` finds the task by itself: there is one on the server, and its character is saved."""
+def test_resume_after_sigkill(cli: Cli, start_cli: Start, at: tuple[str, ...], emulator: Emulator) -> None:
+    """After SIGKILL `resume` waits for the task, which is created once, and saves its character."""
     emulator.fault("stuck")
     process = start_cli("create", *at, *FROM_TASK, "--key", "dog")
     asyncio.run(emulator.until(lambda: emulator.counts.polls))
@@ -157,28 +161,28 @@ def test_a_create_that_was_killed_is_resumed(
     assert f"task: {task_id}\n" in shown.stdout
     assert shown.stderr == "Wait for it with: sora-chars wait dog\n"
     (saved,) = read(cli("characters", "--json"))["characters"]
-    assert (resumed.returncode, resumed.stdout) == (0, f"ok   dog  {saved['character']['id']}\n")
+    assert (resumed.returncode, resumed.stdout) == (0, f"ok      dog  {saved['character']['id']}\n")
     assert resumed.stderr == f"1 running\n0 running ({resumed.stderr.partition('(')[2]}"
-    assert resumed.stderr.endswith("\n1 ended well\n")
+    assert resumed.stderr.endswith("\n1 succeeded\n")
     assert list(emulator.tasks) == [task_id]
     assert emulator.counts.creates == 1
 
 
-def test_resume_tells_of_each_as_it_ends_and_of_what_is_left(
-    cli: Cli, at: tuple[str, ...], emulator: Emulator, own: Path
-) -> None:
-    """One that failed, one of any model, one whose sender died, one of another provider: all are told."""
+def test_resume_reports_every_task(cli: Cli, at: tuple[str, ...], emulator: Emulator, own: Path) -> None:
+    """A failed task, a task of any model, an orphaned request and a task of another provider are all reported."""
     emulator.fault("stuck", times=2)
     quick = ("--timeout", "0.2", "--json")
     assert cli("create", *at, *FROM_TASK, "--key", "bad", *quick).returncode == 5
     assert cli("run", *at, "--model", "wan/2-7-image", "--key", "any", *quick).returncode == 5
     bad, other = emulator.tasks
 
-    async def interfere(ledger: Ledger) -> None:
-        await ask(ledger, "killed")
-        await ledger.transition(await ask(ledger, "foreign", provider="mine"), EntryState.RUNNING, task_id="t-1")
+    async def add_entries(ledger: Ledger) -> None:
+        await start_sending(ledger, "killed")
+        await ledger.transition(
+            await start_sending(ledger, "foreign", provider="mine"), EntryState.RUNNING, task_id="t-1"
+        )
 
-    record(own, interfere)
+    record(own, add_entries)
     emulator.fail(bad, message="no \x1b[31mdogs")
     first = cli("resume", *at, "--timeout", "0.5", "--json")
     emulator.finish(other)
@@ -187,19 +191,19 @@ def test_resume_tells_of_each_as_it_ends_and_of_what_is_left(
     failure, summary = lines(first)
     assert first.returncode == 6
     assert (failure["error"]["type"], failure["error"]["key"]) == ("TaskFailedError", "bad")
-    left = {"running": 1, "unknown": ["killed"], "left_alone": {"mine": 1}}
-    assert summary == {"summary": {"succeeded": 0, "failed": 1} | left}
+    others = {"running": 1, "unknown": ["killed"], "skipped": {"mine": 1}}
+    assert summary == {"summary": {"succeeded": 0, "failed": 1} | others}
     assert second.returncode == 6
-    assert second.stdout == "ok   any  wan/2-7-image: success\n"
-    assert "\n1 ended well\nLeft alone: 1 running at mine\n1 of unknown outcome: killed\n" in second.stderr
+    assert second.stdout == "ok      any  wan/2-7-image: success\n"
+    assert "\n1 succeeded\nSkipped: 1 running at mine\nOutcome unknown: 1 (killed)\n" in second.stderr
     assert second.stderr.endswith(f"sora-chars ledger resolve KEY {CHOICE}\n")
     assert read(cli("ledger", "resolve", "killed", "--give-up", "--json"))["entry"]["state"] == "failed"
     third = cli("resume", *at, "--json")
     assert (third.returncode, lines(third)[0]["summary"]["unknown"]) == (0, [])
 
 
-def test_resume_ends_with_what_was_worst(cli: Cli, at: tuple[str, ...], emulator: Emulator) -> None:
-    """Status 4 when one failed, 5 when one still runs, and then how to go on; the failure's text is harmless."""
+def test_resume_ends_with_the_highest_status(cli: Cli, at: tuple[str, ...], emulator: Emulator) -> None:
+    """The status is 4 if a task failed and 5 if one is running; the failure has no control characters."""
     emulator.fault("stuck", times=2)
     for key in ("slow", "bad"):
         assert cli("create", *at, *FROM_TASK, "--key", key, "--timeout", "0.2").returncode == 5
@@ -210,18 +214,18 @@ def test_resume_ends_with_what_was_worst(cli: Cli, at: tuple[str, ...], emulator
     late = cli("resume", *at, "--json")
 
     assert early.returncode == 5
-    assert early.stdout == f"BAD  bad  Task {bad} failed at kie with code 501: no [31mdogs\n"
+    assert early.stdout == f"FAILED  bad  Task {bad} failed at kie with code 501: no [31mdogs\n"
     assert early.stderr.endswith(
-        f"\n1 ended badly, 1 still running\nGo on with: sora-chars resume --base-url {emulator.url}\n"
+        f"\n1 failed, 1 still running\nContinue with: sora-chars resume --base-url {emulator.url}\n"
     )
     assert late.returncode == 4
     assert lines(late)[0]["error"]["task_id"] == slow
 
 
-def test_an_interrupted_resume_says_how_to_go_on(
+def test_interrupted_resume_suggests_a_command(
     cli: Cli, start_cli: Start, at: tuple[str, ...], emulator: Emulator, tmp_path: Path
 ) -> None:
-    """Ctrl-C leaves the tasks alone, and the command that goes on names the same ledger."""
+    """After Ctrl-C the tasks keep running, and the suggested command names the same ledger."""
     emulator.fault("stuck")
     ledger = ("--ledger", str(tmp_path / "other.db"))
     assert cli("create", *at, *FROM_TASK, *ledger, "--key", "dog", "--timeout", "0.2").returncode == 5
@@ -233,18 +237,18 @@ def test_an_interrupted_resume_says_how_to_go_on(
 
     assert process.returncode == 130
     error = json.loads(out)["error"]
-    assert error["message"] == "Interrupted. No task is disturbed by that."
-    assert error["hint"] == f"Go on with: sora-chars resume --base-url {emulator.url} --ledger {ledger[1]}"
+    assert error["message"] == "Interrupted. All tasks keep running."
+    assert error["hint"] == f"Continue with: sora-chars resume --base-url {emulator.url} --ledger {ledger[1]}"
 
 
-def test_the_library_is_listed_and_searched_without_a_key(keyless: Cli, own: Path) -> None:
-    """`characters` shows the newest first with what each was made from; foreign text cannot act on the terminal."""
+def test_characters_are_listed_and_searched(keyless: Cli, own: Path) -> None:
+    """`characters` needs no API key; it shows the newest first, and no control characters."""
 
     async def fill(ledger: Ledger) -> None:
         for number, name in enumerate(("Rex", "Bello\x1b[31m")):
             character = {"id": f"ch_{number}", "provider": "kie", "username": f"user.{number}", "name": name}
             result = {"task_id": f"t-{number}", "provider": "kie", "state": "success", "character": character}
-            entry = await ask(ledger, f"dog-{number}", name=name)
+            entry = await start_sending(ledger, f"dog-{number}", name=name)
             await ledger.transition(entry, EntryState.SUCCEEDED, task_id=f"t-{number}", result=result, credits=1.5)
 
     record(own, fill)
@@ -258,14 +262,14 @@ def test_the_library_is_listed_and_searched_without_a_key(keyless: Cli, own: Pat
     assert found[1].items() >= rest.items()
     mention, key, *cells, _age = plain.stdout.rstrip("\n").split("\t")
     assert [mention, key, *cells] == ["@user.0", "dog-0", ORIGIN, "1,3", "kie", "1.5"]
-    assert (one.stdout.count("\n"), one.stderr) == (1, "The newest 1. There are more: --limit 2\n")
-    assert (none.stdout, none.stderr) == ("", f"No character in {own}\n")
+    assert (one.stdout.count("\n"), one.stderr) == (1, "Showing the newest 1. For more, use --limit 2\n")
+    assert (none.stdout, none.stderr) == ("", f"No characters found in {own}\n")
     assert "\x1b" not in keyless("ledger", "ls").stdout
     assert "\x1b" not in keyless("ledger", "show", "dog-1").stdout
 
 
-def test_entries_are_listed_shown_and_exported_without_a_key(keyless: Cli, own: Path, tmp_path: Path) -> None:
-    """`ls` filters by word and state; `export` writes every entry whole, oldest first, for its owner's eyes only."""
+def test_entries_are_listed_shown_and_exported(keyless: Cli, own: Path, tmp_path: Path) -> None:
+    """`ls` filters by text and state; `export` writes every entry, oldest first, to a private file."""
 
     async def fill(ledger: Ledger) -> None:
         await ledger.register(key="first", provider="kie", kind="task", request={"model": "wan/2-7-image", "input": {}})
@@ -276,16 +280,16 @@ def test_entries_are_listed_shown_and_exported_without_a_key(keyless: Cli, own: 
 
     record(own, fill)
     entries = read(keyless("ledger", "ls", "--json"))["entries"]
-    asked = keyless("ledger", "ls", "WAN/", "--state", "pending", "--state", "unknown")
+    filtered = keyless("ledger", "ls", "WAN/", "--state", "pending", "--state", "unknown")
     file = tmp_path / "all.jsonl"
     written = keyless("ledger", "export", "--output", str(file))
 
     assert [entry["key"] for entry in entries] == ["second", "first"]
-    assert asked.stdout.split("\t")[:2] == ["first", "pending"]
-    assert asked.stdout.endswith("\tkie\t\twan/2-7-image\n")
+    assert filtered.stdout.split("\t")[:2] == ["first", "pending"]
+    assert filtered.stdout.endswith("\tkie\t\twan/2-7-image\n")
     assert 'result: {"urls": []}\n' in keyless("ledger", "show", "second").stdout
     assert read(keyless("ledger", "show", "second", "--json")) == {"entry": entries[0]}
-    assert written.stderr == f"2 entries in {file}\n"
+    assert written.stderr == f"2 entries written to {file}\n"
     assert [json.loads(line) for line in file.read_text().splitlines()] == entries[::-1]
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert keyless("ledger", "export").stdout == file.read_text()
@@ -295,23 +299,23 @@ def test_entries_are_listed_shown_and_exported_without_a_key(keyless: Cli, own: 
     assert missing == {"type": "InvalidRequestError", "message": "key: the ledger has no entry 'third'."}
 
 
-def test_a_person_settles_what_is_unknown(cli: Cli, at: tuple[str, ...], emulator: Emulator, own: Path) -> None:
-    """With the task's id it is waited for, as never sent it is sent; a gateway has no tasks to name."""
-    emulator.fault("lost_response", on="create")
+def test_resolve(cli: Cli, at: tuple[str, ...], emulator: Emulator, own: Path) -> None:
+    """With a task id the task is waited for, and with `--never-sent` it is sent; a gateway has no tasks."""
+    emulator.fault("lost_answer", on="create")
     assert cli("create", *at, *FROM_TASK, "--key", "made").returncode == 6
     (task_id,) = emulator.tasks
     emulator.fault("reset", on="create")
     assert cli("create", *at, *FROM_TASK, "--key", "lost").returncode == 6
 
-    async def interfere(ledger: Ledger) -> None:
-        await ask(ledger, "once", provider="laozhang")
+    async def add_entries(ledger: Ledger) -> None:
+        await start_sending(ledger, "once", provider="laozhang")
 
-    record(own, interfere)
+    record(own, add_entries)
     made = cli("ledger", "resolve", "made", "--task-id", task_id)
     lost = read(cli("ledger", "resolve", "lost", "--never-sent", "--json"))["entry"]
     gateway = read(cli("ledger", "resolve", "once", "--task-id", "x", "--json"), 2)["error"]
     unclear = read(cli("ledger", "resolve", "once", "--json"), 2)["error"]
-    settled = read(cli("ledger", "resolve", "made", "--never-sent", "--json"), 2)["error"]
+    resolved = read(cli("ledger", "resolve", "made", "--never-sent", "--json"), 2)["error"]
 
     assert "state: running\n" in made.stdout
     assert made.stderr == "Wait for it with: sora-chars wait made\n"
@@ -319,7 +323,7 @@ def test_a_person_settles_what_is_unknown(cli: Cli, at: tuple[str, ...], emulato
     assert gateway["message"] == "--task-id: laozhang has no tasks."
     assert "--give-up" in gateway["hint"]
     assert unclear["type"] == "UsageError"
-    assert settled["message"] == "key: made is running, so there is nothing to resolve."
+    assert resolved["message"] == "key: made is running, so there is nothing to resolve."
     assert read(cli("wait", "made", *at, "--json"))["task_id"] == task_id
     assert read(cli("ledger", "show", "made", "--json"))["entry"]["state"] == "succeeded"
     assert read(cli("create", *at, *FROM_TASK, "--key", "lost", "--json"))["character"]["id"]
@@ -333,39 +337,39 @@ def test_a_person_settles_what_is_unknown(cli: Cli, at: tuple[str, ...], emulato
     [("characters",), ("ledger", "ls"), ("ledger", "show", "k"), ("ledger", "export"), ("resume",)],
     ids=lambda command: command[-1],
 )
-def test_looking_makes_no_ledger(cli: Cli, own: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
-    """Where there is none, that is said, and nothing is left behind."""
+def test_reading_creates_no_ledger(cli: Cli, own: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    """A command that only reads reports that no ledger exists, and creates no file or folder."""
     ended = cli(*command)
     other = cli(*command, "--ledger", f"sqlite:///{tmp_path / 'other.db'}")
 
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith(f"Error: There is no ledger at {own} yet.\n")
-    assert other.stderr.startswith(f"Error: There is no ledger at {tmp_path / 'other.db'} yet.\n")
+    assert ended.stderr.startswith(f"Error: No ledger exists at {own}.\n")
+    assert other.stderr.startswith(f"Error: No ledger exists at {tmp_path / 'other.db'}.\n")
     assert not own.parent.exists()
     assert not (tmp_path / "other.db").exists()
 
 
-def test_nothing_is_sent_that_cannot_be_recorded(
+def test_nothing_is_sent_without_a_ledger(
     cli: Cli, at: tuple[str, ...], emulator: Emulator, tmp_path: Path, cli_environment: dict[str, str]
 ) -> None:
-    """A ledger that cannot be opened, or whose folder cannot be made, ends with status 2 and its place."""
-    place = tmp_path / "nowhere" / "ledger.db"
-    absent = read(cli("create", *at, *FROM_TASK, "--ledger", str(place), "--json"), 2)["error"]
+    """A ledger that cannot be opened or created ends the command with status 2 and the location."""
+    path = tmp_path / "nowhere" / "ledger.db"
+    absent = read(cli("create", *at, *FROM_TASK, "--ledger", str(path), "--json"), 2)["error"]
     (tmp_path / "data").write_text("in the way")
     blocked = read(cli("create", *at, *FROM_TASK, "--json"), 2)["error"]
     cli_environment["SORA_CHARS_LEDGER"] = "mysql://me:secret@db/chars"
     foreign = cli("create", *at, *FROM_TASK, "--json")
 
     assert absent["type"] == "LedgerError"
-    assert absent["hint"] == f"The ledger is {place}; --ledger names another."
-    assert blocked["message"].endswith("cannot be made: Not a directory.")
+    assert absent["hint"] == f"The ledger is {path}; choose another with --ledger."
+    assert blocked["message"].endswith("cannot be created: Not a directory.")
     assert json.loads(foreign.stdout)["error"]["type"] == "ConfigurationError"
     assert "secret" not in foreign.stdout + foreign.stderr
     assert emulator.counts.creates == 0
 
 
-def test_no_password_is_shown(cli: Cli, cli_environment: dict[str, str]) -> None:
-    """A database that is out of reach is named without its URL, given by option or by environment."""
+def test_password_is_not_shown(cli: Cli, cli_environment: dict[str, str]) -> None:
+    """The URL of an unreachable database is shown without its password."""
     url = "postgresql://me:secret@127.0.0.1:1/chars"
     typed = cli("ledger", "ls", "--ledger", url)
     cli_environment["SORA_CHARS_LEDGER"] = url
@@ -373,5 +377,5 @@ def test_no_password_is_shown(cli: Cli, cli_environment: dict[str, str]) -> None
 
     for ended in (typed, named):
         assert ended.returncode == 2
-        assert "The ledger is postgresql://...; --ledger names another." in ended.stderr
+        assert "The ledger is postgresql://...; choose another with --ledger." in ended.stderr
         assert "secret" not in ended.stdout + ended.stderr

@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do to a command, at each stage of a paid request."""
+"""Ctrl-C and SIGTERM at each stage of a paid request."""
 
 from __future__ import annotations
 
@@ -23,31 +23,29 @@ CREATE = ("POST", "/api/v1/jobs/createTask")
 
 
 def wait_for(emulator: Emulator, predicate: Callable[[], object]) -> None:
-    """Wait until something holds at the emulator."""
+    """Wait until a predicate holds."""
     asyncio.run(emulator.until(predicate))
 
 
 def end(process: subprocess.Popen[str], number: int = signal.SIGINT) -> tuple[int, str, str]:
-    """Send a signal, and wait for the end: status, stdout, stderr."""
+    """Send a signal, wait for the end, and return the status, stdout and stderr."""
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     return process.returncode, out, err
 
 
 def error_in(out: str) -> dict[str, Any]:
-    """The error in the one JSON object."""
+    """Return the error in the JSON object."""
     value: dict[str, dict[str, Any]] = json.loads(out)
     return value["error"]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_wait_that_is_interrupted_names_the_task(
-    start_cli: Start, sora_emulator: Emulator, number: int, status: int
-) -> None:
-    """The task goes on, and the error says how to wait for it again."""
+def test_interrupted_wait_names_the_task(start_cli: Start, sora_emulator: Emulator, number: int, status: int) -> None:
+    """The task keeps running, and the error suggests a `wait` command."""
     sora_emulator.fault("stuck")
     at = ("--base-url", sora_emulator.url)
-    process = start_cli("create", *at, *FROM_TASK, "--poll", "0.05", "--key", "wish", "--json")
+    process = start_cli("create", *at, *FROM_TASK, "--poll", "0.05", "--key", "dog-1", "--json")
     wait_for(sora_emulator, lambda: sora_emulator.counts.polls)
 
     ended, out, err = end(process, number)
@@ -56,15 +54,15 @@ def test_a_wait_that_is_interrupted_names_the_task(
     assert (ended, err) == (status, "")
     assert error_in(out) == {
         "type": "CommandInterruptedError",
-        "message": f"Interrupted. Task {task_id} is not disturbed by that.",
+        "message": f"Interrupted. Task {task_id} keeps running.",
         "task_id": task_id,
-        "key": "wish",
-        "hint": f"Go on with: sora-chars wait {task_id} --base-url {sora_emulator.url}",
+        "key": "dog-1",
+        "hint": f"Continue with: sora-chars wait {task_id} --base-url {sora_emulator.url}",
     }
 
 
-def test_the_answer_to_a_request_under_way_is_waited_for(start_cli: Start, sora_emulator: Emulator) -> None:
-    """Ctrl-C after the request was sent does not lose the id of the task that it made."""
+def test_interrupt_waits_for_the_response(start_cli: Start, sora_emulator: Emulator) -> None:
+    """Ctrl-C after the request was sent does not lose the id of its task."""
     sora_emulator.fault("delay", on="create", seconds=1.0)
     process = start_cli("create", "--base-url", sora_emulator.url, *FROM_TASK)
     wait_for(sora_emulator, lambda: sora_emulator.counts.creates)
@@ -73,35 +71,33 @@ def test_the_answer_to_a_request_under_way_is_waited_for(start_cli: Start, sora_
 
     (task_id,) = sora_emulator.tasks
     assert (ended, out) == (130, "")
-    assert "its answer is waited for" in err
-    assert f"Go on with: sora-chars wait {task_id}" in err
+    assert "waiting for its response" in err
+    assert f"Continue with: sora-chars wait {task_id}" in err
     assert "Traceback" not in err
 
 
-def test_a_second_signal_leaves_at_once_and_names_the_key(start_cli: Start, sora_emulator: Emulator) -> None:
-    """Nobody knows then whether the request was received, and the error says so."""
+def test_second_interrupt_names_the_key(start_cli: Start, sora_emulator: Emulator) -> None:
+    """A second Ctrl-C does not wait for the response; the outcome is unknown, and the error has the key."""
     sora_emulator.fault("delay", on="create", seconds=25.0)
-    process = start_cli("create", "--base-url", sora_emulator.url, *FROM_TASK, "--key", "wish")
+    process = start_cli("create", "--base-url", sora_emulator.url, *FROM_TASK, "--key", "dog-1")
     wait_for(sora_emulator, lambda: sora_emulator.counts.creates)
     process.send_signal(signal.SIGINT)
     assert process.stderr
-    said = ""
-    while "its answer is waited for" not in said:
-        said = process.stderr.readline()
+    line = ""
+    while "waiting for its response" not in line:
+        line = process.stderr.readline()
 
     ended, out, err = end(process)
 
     assert (ended, out) == (130, "")
-    assert "Interrupted while the request was being sent" in err
-    assert "sora-chars ledger resolve wish --task-id ID | --never-sent | --give-up\n" in err
-    assert err.endswith("  key: wish\n")
+    assert "Interrupted before the response arrived." in err
+    assert "sora-chars ledger resolve dog-1 --task-id ID | --never-sent | --give-up\n" in err
+    assert err.endswith("  key: dog-1\n")
     assert "Traceback" not in err
 
 
-def test_before_the_request_is_sent_nothing_is_lost(
-    start_cli: Start, sora_emulator: Emulator, make_clip: Callable[..., Path]
-) -> None:
-    """Ctrl-C during the upload ends at once: that costs nothing."""
+def test_interrupted_upload(start_cli: Start, sora_emulator: Emulator, make_clip: Callable[..., Path]) -> None:
+    """Ctrl-C during an upload, which is free, ends the command at once."""
     sora_emulator.fault("delay", on="upload", seconds=25.0)
     at = ("--base-url", sora_emulator.url, "--upload-url", sora_emulator.url)
     process = start_cli("create", *at, "--video", str(make_clip()), "--json")
@@ -110,29 +106,25 @@ def test_before_the_request_is_sent_nothing_is_lost(
     ended, out, _ = end(process)
 
     assert ended == 130
-    assert error_in(out)["message"] == "Interrupted. Nothing was sent that costs money."
-    assert CREATE not in sora_emulator.request_counts
+    assert error_in(out)["message"] == "Interrupted. No paid request was sent."
+    assert CREATE not in sora_emulator.seen
 
 
-def test_a_refusal_that_comes_after_the_signal_is_told(
-    start_cli: Start, sora_emulator_factory: Callable[..., Emulator]
-) -> None:
-    """Whoever interrupts a request still hears that it made nothing."""
+def test_rejection_after_an_interrupt(start_cli: Start, sora_emulator_factory: Callable[..., Emulator]) -> None:
+    """A rejection that arrives after Ctrl-C is in the error."""
     emulator = sora_emulator_factory(kie_key="another")
     emulator.fault("delay", on="create", seconds=1.0)
     process = start_cli("create", "--base-url", emulator.url, *FROM_TASK, "--json")
-    wait_for(emulator, lambda: emulator.counts.rejected)
+    wait_for(emulator, lambda: emulator.counts.refused)
 
     ended, out, _ = end(process)
 
     assert ended == 130
-    assert error_in(out)["message"].startswith("Interrupted. The request had no success: kie.ai answered 401")
+    assert error_in(out)["message"].startswith("Interrupted. The request failed: kie.ai answered 401")
 
 
-def test_a_character_that_was_made_after_the_signal_is_named(
-    start_cli: Start, sora_emulator_factory: Callable[..., Emulator]
-) -> None:
-    """A synchronous provider has no task to wait for: the character's id is what there is."""
+def test_character_after_an_interrupt(start_cli: Start, sora_emulator_factory: Callable[..., Emulator]) -> None:
+    """The character that a synchronous provider returns after Ctrl-C is in the error."""
     emulator = sora_emulator_factory(durations=(1.0, 1.0))
     source = ("--provider", "kkiai", "--from-task", f"task_{'0' * 26}", "--clip", "1,3")
     process = start_cli("create", "--base-url", emulator.url, *source, "--json")
@@ -143,11 +135,11 @@ def test_a_character_that_was_made_after_the_signal_is_named(
     assert ended == 130
     error = error_in(out)
     assert error["task_id"].startswith("ch_")
-    assert error["message"] == f"Interrupted. The character was made, its id is {error['task_id']}."
+    assert error["message"] == f"Interrupted. The character was created; its id is {error['task_id']}."
 
 
-def test_a_free_question_is_just_interrupted(start_cli: Start, sora_emulator: Emulator) -> None:
-    """There is nothing to say about a task."""
+def test_interrupted_free_request(start_cli: Start, sora_emulator: Emulator) -> None:
+    """The error of a free request names no task."""
     sora_emulator.fault("delay", on="other", seconds=25.0)
     process = start_cli("credit", "--base-url", sora_emulator.url, "--json")
     wait_for(sora_emulator, lambda: sora_emulator.counts.other)

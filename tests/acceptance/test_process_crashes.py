@@ -1,4 +1,4 @@
-"""Nothing is lost or paid twice when processes are killed at each step of the way; `benchmarks/faults.py`, small."""
+"""Processes killed at each step lose no task and pay none twice; a small run of `benchmarks/faults.py`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 if TYPE_CHECKING:
     from types import ModuleType
 
-pytestmark = pytest.mark.timeout(180)  # processes take their time on a busy machine
+pytestmark = pytest.mark.timeout(180)  # starting processes is slow on a busy machine
 
 KEYS = 30
 
 
 @pytest.fixture(scope="module")
 def faults() -> ModuleType:
-    """The benchmark, which is no package's module."""
+    """Import the benchmark, which belongs to no package."""
     path = Path(__file__).parents[2] / "benchmarks/faults.py"
     spec = spec_from_file_location("faults", path)
     assert spec
@@ -30,8 +30,8 @@ def faults() -> ModuleType:
 
 
 @pytest.mark.parametrize("callbacks", [False, True], ids=["polls", "callbacks"])
-async def test_kills_at_every_step(faults: ModuleType, tmp_path: Path, *, callbacks: bool) -> None:
-    """Killed once at each named step, workers make each key's task at most once, and what is unclear is unknown."""
+async def test_killed_at_every_step(faults: ModuleType, tmp_path: Path, *, callbacks: bool) -> None:
+    """Workers killed once at each named step create each key's task at most once; unclear outcomes are unknown."""
     kills = [(step, 1) for step in faults.STEPS]
     trial = faults.Trial(keys=KEYS, kills=kills, crew=1, at_once=2, callbacks=callbacks)
     outcome = await faults.run(trial, tmp_path)

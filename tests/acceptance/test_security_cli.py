@@ -1,4 +1,4 @@
-"""The command line against a provider, and strangers, who write to its user's terminal."""
+"""Hostile text from providers and from HTTP clients never acts on the terminal."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ GATEWAY = ("create", "--provider", "kkiai", "--video", "https://a.invalid/b.mp4"
 
 
 def record(state: str, **members: Any) -> dict[str, Any]:
-    """The answers of a task that is in this state."""
+    """Return the responses of a task in this state."""
     data = {"taskId": "t1", "state": state, "model": "sora-2-characters"} | members
     return ACCEPTED | {RECORD: {"code": 200, "data": data}}
 
 
 CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "refused": (MAKE, {CREATE: {"code": 400, "msg": HOSTILE}}),
+    "rejected": (MAKE, {CREATE: {"code": 400, "msg": HOSTILE}}),
     "no JSON": (MAKE, {CREATE: HOSTILE}),
     "task id": (MAKE, {CREATE: {"code": 200, "data": {"taskId": HOSTILE}}}),
     "failed": (MAKE, record("fail", failCode=HOSTILE, failMsg=HOSTILE)),
@@ -49,7 +49,7 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         {CHARACTERS: {"id": "c1"} | dict.fromkeys(("username", "display_name", "permalink"), HOSTILE)},
     ),
     "gateway's id": (GATEWAY, {CHARACTERS: {"id": HOSTILE, "username": HOSTILE}}),
-    "gateway's refusal": (GATEWAY, {CHARACTERS: {"error": {"message": HOSTILE, "code": HOSTILE, "type": HOSTILE}}}),
+    "gateway's rejection": (GATEWAY, {CHARACTERS: {"error": {"message": HOSTILE, "code": HOSTILE, "type": HOSTILE}}}),
     "models": (
         ("models",),
         {
@@ -65,15 +65,15 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 @pytest.fixture
 async def provider(request: pytest.FixtureRequest) -> AsyncGenerator[str]:
-    """Serve the answers of the case, and give their address."""
-    answers = CASES[request.param][1]
+    """Serve the responses of the case, and give the address."""
+    responses = CASES[request.param][1]
 
-    async def answer(asked: web.Request) -> web.Response:
-        value = answers[asked.path]
+    async def respond(request: web.Request) -> web.Response:
+        value = responses[request.path]
         return web.Response(text=value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
     app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
+    app.router.add_route("*", "/{path:.*}", respond)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -83,22 +83,22 @@ async def provider(request: pytest.FixtureRequest) -> AsyncGenerator[str]:
 
 @pytest.fixture
 def cli_environment(cli_environment: dict[str, str]) -> dict[str, str]:
-    """Have it write what it is told, in any locale."""
+    """Return an environment in which the command writes UTF-8."""
     return cli_environment | {"PYTHONUTF8": "1"}
 
 
 def through_pipes(environment: dict[str, str], *command: str) -> str:
-    """Everything that a command writes where no terminal is."""
+    """Return everything that a command writes to pipes."""
     ended = subprocess.run(command, capture_output=True, env=environment, check=False, timeout=30)
-    assert ended.returncode in {0, 3, 4, 5, 6}, ended  # 70 would be a fault of ours
+    assert ended.returncode in {0, 3, 4, 5, 6}, ended  # 70 would be a bug
     return (ended.stdout + ended.stderr).decode()
 
 
 @pytest.mark.parametrize(("case", "provider"), [(case, case) for case in CASES], indirect=["provider"])
-async def test_no_provider_writes_to_the_terminal(
+async def test_responses_hold_no_control_characters(
     case: str, provider: str, script: str, cli_environment: dict[str, str], terminal: Cli
 ) -> None:
-    """No control character of an answer arrives: not through pipes, with `--json` or on a terminal, all with `-v`."""
+    """No control character of a response is written to pipes, as JSON or to a terminal, even with `-v`."""
     command = (*CASES[case][0], "--base-url", provider)
     plain, objects, screen = await asyncio.gather(
         asyncio.to_thread(through_pipes, cli_environment, script, *command, "-v"),
@@ -113,10 +113,10 @@ async def test_no_provider_writes_to_the_terminal(
     assert not [control for control in CONTROLS if f"<{control}>" in screen.stdout.replace("\r\n", "\n")]
 
 
-async def test_strangers_at_the_port_write_nothing(
+async def test_malformed_callbacks_write_one_line(
     script: str, cli_environment: dict[str, str], sora_emulator_factory: Callable[..., Emulator], free_port: int
 ) -> None:
-    """Whatever is sent to the port of `--listen`, the terminal shows at most a line of ours for it."""
+    """A malformed request to the port of `--listen` writes at most one log line."""
     emulator = sora_emulator_factory()
     emulator.fault("stuck")
     callback = ("--callback-url", f"http://127.0.0.1:{free_port}", "--listen", f"127.0.0.1:{free_port}")
@@ -151,19 +151,19 @@ async def test_strangers_at_the_port_write_nothing(
 
     assert process.returncode == 0, errors
     assert b"Traceback" not in errors
-    said_by_us = [line for line in errors.decode().splitlines() if not line.startswith(("kie", "callback.rejected "))]
-    assert said_by_us == []
+    unexpected = [line for line in errors.decode().splitlines() if not line.startswith(("kie", "callback.refused "))]
+    assert unexpected == []
     assert (output + errors).decode().replace("\n", "").isprintable()
 
 
 @pytest.mark.parametrize("provider", ["character", "failed"], indirect=True)
-async def test_nothing_that_was_kept_writes_to_the_terminal(
+async def test_ledger_shows_no_control_characters(
     provider: str, script: str, cli_environment: dict[str, str], terminal: Cli
 ) -> None:
-    """What a provider said is shown from the ledger as harmless as it was when it came."""
-    await asyncio.to_thread(through_pipes, cli_environment, script, *MAKE, "--base-url", provider, "--key", "wish")
+    """Text of a provider is printable when it is shown from the ledger, too."""
+    await asyncio.to_thread(through_pipes, cli_environment, script, *MAKE, "--base-url", provider, "--key", "dog-1")
     shown = ""
-    for command in (("characters",), ("ledger", "ls"), ("ledger", "show", "wish"), ("ledger", "export")):
+    for command in (("characters",), ("ledger", "ls"), ("ledger", "show", "dog-1"), ("ledger", "export")):
         piped, screen = await asyncio.gather(
             asyncio.to_thread(through_pipes, cli_environment, script, *command),
             asyncio.to_thread(terminal, *command, columns=500),

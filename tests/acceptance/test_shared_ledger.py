@@ -1,4 +1,4 @@
-"""Several processes on one ledger: what they ask for together is made once, and each of them gets it."""
+"""Several processes on one ledger: each request is sent once, and every process gets its result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sora_chars import Entry, Ledger
 
-pytestmark = pytest.mark.timeout(180)  # processes take their time on a busy machine
+pytestmark = pytest.mark.timeout(180)  # starting processes is slow on a busy machine
 
 KEYS = 200
 
@@ -29,7 +29,8 @@ import asyncio, json, sys
 from sora_chars import CharacterSession, FixedInterval, Kie
 
 async def main(url, ledger, *keys):
-    async with CharacterSession(Kie("key", base_url=url, limits=None), ledger=ledger, polling=FixedInterval(0.05)) as session:
+    kie = Kie("key", base_url=url, limits=None)
+    async with CharacterSession(kie, ledger=ledger, polling=FixedInterval(0.05)) as session:
         async def create(key):
             character = await session.create(from_task="7118f712" * 4, clip="1,3", prompt="A dog", key=key, timeout=150)
             return character.id
@@ -54,7 +55,7 @@ asyncio.run(main())
 
 @asynccontextmanager
 async def process(code: str, *arguments: str) -> AsyncGenerator[Process]:
-    """Run a process, and see that it ends."""
+    """Run a process, and kill it at the end of the block."""
     pipe = asyncio.subprocess.PIPE
     started = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", "-c", code, *arguments), stdin=pipe, stdout=pipe
@@ -73,43 +74,43 @@ async def line(started: Process) -> str:
     return (await asyncio.wait_for(started.stdout.readline(), 120)).decode().strip()
 
 
-async def go(started: Process) -> None:
-    """Let a creator begin."""
+async def start(started: Process) -> None:
+    """Let a process start to create."""
     assert started.stdin
     started.stdin.write(b"go\n")
     await started.stdin.drain()
 
 
-async def entry_in(ledger: Ledger, state: EntryState, *, not_held_by: str = "") -> Entry:
+async def entry_in(ledger: Ledger, state: EntryState, *, not_owned_by: str = "") -> Entry:
     """Wait until key k-0 is in a state."""
     async with asyncio.timeout(30):
         while True:
             entry = await ledger.get("k-0")
-            if entry and entry.state is state and entry.owner != not_held_by:
+            if entry and entry.state is state and entry.owner != not_owned_by:
                 return entry
             await asyncio.sleep(0.01)
 
 
 @pytest.fixture
 async def emulator() -> AsyncGenerator[Emulator]:
-    """An emulator in this process, whose tasks end when the test ends them or soon."""
+    """Run an emulator in this process, whose tasks take up to 0.3 seconds."""
     async with Emulator(durations=(0.05, 0.3)) as running:
         yield running
 
 
-async def test_four_processes_make_each_key_once(shared_url: str, emulator: Emulator) -> None:
-    """Four processes that want the same keys in the same instant get the same characters, each made once."""
+async def test_four_processes_create_each_key_once(shared_url: str, emulator: Emulator) -> None:
+    """Four processes that create the same keys at the same time get the same characters, each created once."""
     keys = [f"k-{number}" for number in range(KEYS)]
     async with AsyncExitStack() as stack:
-        code = (
+        started = (
             process(CREATOR, emulator.url, shared_url, *keys),
             *(process(CREATOR, emulator.url, shared_url, *keys) for _ in range(3)),
         )
-        crew = [await stack.enter_async_context(one) for one in code]
-        owners = [await line(one) for one in crew]
-        assert len(set(owners)) == len(crew)
-        await asyncio.gather(*map(go, crew))
-        results = [json.loads(await line(one)) for one in crew]
+        processes = [await stack.enter_async_context(each) for each in started]
+        owners = [await line(each) for each in processes]
+        assert len(set(owners)) == len(processes)
+        await asyncio.gather(*map(start, processes))
+        results = [json.loads(await line(each)) for each in processes]
     assert emulator.counts.creates == len(emulator.tasks) == KEYS
     assert sorted(results[0]) == sorted(keys)
     assert len(set(results[0].values())) == KEYS
@@ -117,20 +118,21 @@ async def test_four_processes_make_each_key_once(shared_url: str, emulator: Emul
 
 
 async def test_another_process_takes_over(shared_url: str, emulator: Emulator) -> None:
-    """When the process that polls a task is killed, another one that waits for it polls on to the end."""
+    """When the process that polls a task is killed, another process that waits for it polls it to the end."""
     emulator.fault("stuck")
     async with (
         open_ledger(shared_url) as ledger,
         process(CREATOR, emulator.url, shared_url, "k-0") as first,
         process(CREATOR, emulator.url, shared_url, "k-0") as second,
     ):
-        owner, heir = await line(first), await line(second)
-        await go(first)
+        owner = await line(first)
+        heir = await line(second)
+        await start(first)
         entry = await entry_in(ledger, EntryState.RUNNING)
         assert (entry.owner, len(emulator.tasks)) == (owner, 1)
-        await go(second)
+        await start(second)
         first.kill()
-        entry = await entry_in(ledger, EntryState.RUNNING, not_held_by=owner)
+        entry = await entry_in(ledger, EntryState.RUNNING, not_owned_by=owner)
         assert entry.owner == heir
         assert entry.task_id
         emulator.finish(entry.task_id)
@@ -138,8 +140,8 @@ async def test_another_process_takes_over(shared_url: str, emulator: Emulator) -
     assert emulator.counts.creates == 1
 
 
-async def test_a_stopped_poller_creates_nothing_twice(shared_url: str, emulator: Emulator) -> None:
-    """While the process that polls is stopped nothing is made again, and both waiters end once it goes on."""
+async def test_stopped_poller_causes_no_second_create(shared_url: str, emulator: Emulator) -> None:
+    """While the polling process is stopped nothing is sent again; both waits end when it continues."""
     emulator.fault("stuck")
     async with (
         open_ledger(shared_url) as ledger,
@@ -148,44 +150,45 @@ async def test_a_stopped_poller_creates_nothing_twice(shared_url: str, emulator:
     ):
         await line(first)
         await line(second)
-        await go(first)
+        await start(first)
         entry = await entry_in(ledger, EntryState.RUNNING)
         first.send_signal(signal.SIGSTOP)
-        await go(second)
+        await start(second)
         assert entry.task_id
         emulator.finish(entry.task_id)
         first.send_signal(signal.SIGCONT)
-        results = [json.loads(await line(one)) for one in (first, second)]
+        results = [json.loads(await line(each)) for each in (first, second)]
     assert results[0] == results[1]
     assert emulator.counts.creates == 1
 
 
-async def test_a_stopped_sender_is_waited_for(shared_url: str, emulator: Emulator) -> None:
-    """A process that is stopped while it sends is waited for by whoever asks for the same, and nobody sends again."""
+async def test_stopped_sender_is_waited_for(shared_url: str, emulator: Emulator) -> None:
+    """A second process waits for a sender that is stopped, and does not send the request again."""
     emulator.fault("delay", on="create", seconds=0.5)
     async with (
         open_ledger(shared_url) as ledger,
         process(CREATOR, emulator.url, shared_url, "k-0") as first,
         process(CREATOR, emulator.url, shared_url, "k-0") as second,
     ):
-        owner, _ = await line(first), await line(second)
-        await go(first)
+        owner = await line(first)
+        await line(second)
+        await start(first)
         await emulator.until(lambda: emulator.counts.creates)
         first.send_signal(signal.SIGSTOP)
         entry = await entry_in(ledger, EntryState.SENDING)
         assert entry.owner == owner
-        await go(second)
-        with pytest.raises(TimeoutError):  # longer than the looks of a waiter whether the sender lives
+        await start(second)
+        with pytest.raises(TimeoutError):  # longer than the interval at which a waiter checks its sender
             await asyncio.wait_for(asyncio.shield(second.wait()), 2.5)
         assert await ledger.get("k-0") == entry
         first.send_signal(signal.SIGCONT)
-        results = [json.loads(await line(one)) for one in (first, second)]
+        results = [json.loads(await line(each)) for each in (first, second)]
     assert results[0] == results[1]
     assert emulator.counts.creates == 1
 
 
-async def test_what_the_first_writes_after_another_closed_is_kept(shared_url: str) -> None:
-    """What a process writes after another one has opened and closed the same ledger is seen by a third."""
+async def test_writes_after_another_process_closed_are_visible(shared_url: str) -> None:
+    """A third process reads what the first writes after a second one has closed the same ledger."""
     async with open_ledger(shared_url) as ledger:
         for number in range(2):
             await ledger.register(key=f"k-{number}", provider="kie", kind="character", request={})

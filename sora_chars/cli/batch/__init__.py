@@ -1,1 +1,1 @@
-"""The parts of `sora-chars batch`: reading rows, running them, writing outcomes."""
+"""The parts of `sora-chars batch`: reading rows, running them, writing their outcomes."""

@@ -1,4 +1,4 @@
-"""How a batch goes, as a person sees it: a live display on a terminal, else a plain line now and then."""
+"""Shows the progress of a batch: a live display on a terminal, otherwise a line from time to time."""
 
 from __future__ import annotations
 
@@ -16,78 +16,94 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sora_chars.cli.render import shown
+from sora_chars.cli.render import one_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from sora_chars.batch.batch import Batch
     from sora_chars.batch.progress import Progress
-    from sora_chars.cli.output import Screen
+    from sora_chars.cli.output import Output
 
-STATES = ("succeeded", "failed", "rejected", "unknown", "running")
+STATUSES = ("succeeded", "failed", "rejected", "unknown", "running")
 
 _STYLES = {"succeeded": "green", "failed": "red", "rejected": "red", "unknown": "yellow", "running": "cyan"}
-_QUIET = 10.0  # seconds between two plain lines, unless another tenth has ended
-_REFRESH, _LOOK = 0.2, 1.0  # seconds: of the live display, and of plain lines
-_ERRORS = 3  # of the last are in sight
-_NAMED = 5  # keys of unknown outcome
+_LINE_INTERVAL = 10.0  # seconds between two lines, unless another 10 % of the rows have ended
+_LIVE_REFRESH = 0.2  # seconds
+_LINE_REFRESH = 1.0  # seconds
+_MAX_ERRORS = 3  # that the live display shows
+_MAX_UNKNOWN_KEYS = 5  # that the summary names
 
 
 @attrs.define(eq=False)
 class Tally:
-    """What has become of `total` rows. `ends` counts the rows told, `taken` holds the columns of those under way."""
+    """Counts the rows of a batch.
+
+    Attributes:
+        total: The number of rows.
+        statuses: How many written rows have each status.
+        in_flight: The columns of the rows that have been started and not written, by key.
+        credits: What the written rows cost.
+        unknown_keys: The first keys whose outcome is unknown.
+    """
 
     total: int
-    ends: Counter[str] = attrs.field(factory=Counter[str])
-    taken: dict[str, dict[str, Any]] = attrs.field(factory=dict[str, "dict[str, Any]"])
+    statuses: Counter[str] = attrs.field(factory=Counter)
+    in_flight: dict[str, dict[str, Any]] = attrs.field(factory=dict)
     credits: float = 0.0
-    unknown: list[str] = attrs.field(factory=list[str])  # the first of these keys
+    unknown_keys: list[str] = attrs.field(factory=list)
 
-    def put(self, row: dict[str, Any]) -> None:
-        """Count a row that is told."""
-        self.taken.pop(row["key"], None)
-        self.ends[row["status"]] += 1
+    def add(self, row: dict[str, Any]) -> None:
+        """Count a row that was written."""
+        self.in_flight.pop(row["key"], None)
+        self.statuses[row["status"]] += 1
         self.credits += row.get("credits", 0.0)
-        if row["status"] == "unknown" and len(self.unknown) < _NAMED:
-            self.unknown.append(row["key"])
+        if row["status"] == "unknown" and len(self.unknown_keys) < _MAX_UNKNOWN_KEYS:
+            self.unknown_keys.append(row["key"])
 
     @property
     def ended(self) -> int:
-        """How many were told."""
-        return self.ends.total()
+        """The number of rows that were written."""
+        return self.statuses.total()
 
     @property
     def counts(self) -> dict[str, int]:
-        """All rows by what has become of them."""
-        counts = {state: self.ends[state] for state in STATES}
-        counts["running"] += len(self.taken)
+        """The number of rows with each status. Rows in flight count as running."""
+        counts = {status: self.statuses[status] for status in STATUSES}
+        counts["running"] += len(self.in_flight)
         return counts | {"not sent": self.total - sum(counts.values())}
 
 
 @attrs.define(eq=False)
-class Display:
-    """Shows how far a batch is. `budget`: credits; `to_stdout`: where its rows go."""
+class BatchDisplay:
+    """Shows the progress of a batch on stderr.
 
-    screen: Screen
+    Attributes:
+        output: The output of the command.
+        tally: The counts to show.
+        budget: The budget in credits, if any.
+        rows_to_stdout: Whether the rows of the batch are written to stdout.
+    """
+
+    output: Output
     tally: Tally
     budget: float | None = None
-    to_stdout: bool = False
-    _errors: deque[Text] = attrs.field(factory=lambda: deque[Text](maxlen=_ERRORS))
+    rows_to_stdout: bool = False
+    _errors: deque[Text] = attrs.field(factory=lambda: deque[Text](maxlen=_MAX_ERRORS))
     _live: Live | None = None
-    _said: float = attrs.field(factory=time.monotonic)
-    _tenths: int = 0
+    _printed_at: float = attrs.field(factory=time.monotonic)
+    _printed_tenths: int = 0
 
     @asynccontextmanager
-    async def follow(self, outcomes: Batch) -> AsyncGenerator[None]:
-        """Show it until the block ends; nothing with JSON."""
-        if self.screen.as_json:
+    async def showing(self, batch: Batch) -> AsyncGenerator[None]:
+        """Show the progress until the block ends; with JSON, show nothing."""
+        if self.output.as_json:
             yield
             return
-        if self._on_terminal:
-            self._live = Live(console=self.screen.err, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+        if self._can_be_live:
+            self._live = Live(console=self.output.err, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
             self._live.start()
-        ticker = asyncio.create_task(self._tick(outcomes))
+        ticker = asyncio.create_task(self._tick(batch))
         try:
             yield
         finally:
@@ -95,62 +111,69 @@ class Display:
             with suppress(asyncio.CancelledError):
                 await ticker
             if self._live:
-                self.show(outcomes.progress)
+                self.show(batch.progress)
                 self._live.stop()
 
     @property
-    def _on_terminal(self) -> bool:
-        """Whether a live display can be read there: not between rows."""
-        err, out = self.screen.err, self.screen.out
-        return err.is_terminal and not err.is_dumb_terminal and not (self.to_stdout and out.is_terminal)
+    def _can_be_live(self) -> bool:
+        """Whether stderr is a terminal to which no rows are written."""
+        err = self.output.err
+        return (
+            err.is_terminal and not err.is_dumb_terminal and not (self.rows_to_stdout and self.output.out.is_terminal)
+        )
 
-    async def _tick(self, outcomes: Batch) -> None:
+    async def _tick(self, batch: Batch) -> None:
         while True:
-            self.show(outcomes.progress)
-            await asyncio.sleep(_REFRESH if self._live else _LOOK)
+            self.show(batch.progress)
+            await asyncio.sleep(_LIVE_REFRESH if self._live else _LINE_REFRESH)
 
     def show(self, progress: Progress) -> None:
-        """Show where things stand; `progress` tells how fast they move."""
+        """Refresh the live display, or print a line if it is due."""
         if self._live:
             self._live.update(self.render(progress), refresh=True)
             return
-        now, tenths = time.monotonic(), self.tally.ended * 10 // self.tally.total
-        if tenths > self._tenths or now - self._said >= _QUIET:
-            self._said, self._tenths = now, tenths
-            facts = ", ".join([*self._counts(), *_pace(progress)])
-            self.screen.note(f"{self.tally.ended} of {self.tally.total} ended: {facts}")
+        now = time.monotonic()
+        tenths = self.tally.ended * 10 // self.tally.total
+        if tenths > self._printed_tenths or now - self._printed_at >= _LINE_INTERVAL:
+            self._printed_at = now
+            self._printed_tenths = tenths
+            facts = ", ".join([*self._counts(), *_speed(progress)])
+            self.output.note(f"{self.tally.ended} of {self.tally.total} ended: {facts}")
 
-    def tell(self, key: str | None, problem: str) -> None:
-        """Keep the last of what went wrong in sight."""
-        line = Text.assemble(("! ", "bold red"), f"{shown(key)}  {shown(problem)}", no_wrap=True, overflow="ellipsis")
-        self._errors.append(line)
+    def add_error(self, key: str | None, message: str) -> None:
+        """Show an error in the live display until later errors replace it."""
+        text = f"{one_line(key)}  {one_line(message)}"
+        self._errors.append(Text.assemble(("! ", "bold red"), text, no_wrap=True, overflow="ellipsis"))
 
     def render(self, progress: Progress) -> Group:
-        """The live display."""
-        ended, total = self.tally.ended, self.tally.total
+        """Return the live display."""
+        ended = self.tally.ended
+        total = self.tally.total
         head = Table.grid(padding=(0, 2))
         head.add_row(
             ProgressBar(total=total, completed=ended, width=32),
             f"{ended}/{total}",
             f"{ended * 100 // total} %",
-            Text("  ".join(_pace(progress)), style="dim", no_wrap=True, overflow="ellipsis"),
+            Text("  ".join(_speed(progress)), style="dim", no_wrap=True, overflow="ellipsis"),
         )
         counts = Text("  ").join(Text(text, style=_STYLES.get(text.split()[1], "")) for text in self._counts())
         return Group(head, counts, *self._errors)
 
     def _counts(self) -> list[str]:
-        of = "" if self.budget is None else f" of {self.budget:g}"
-        credits_ = [f"{self.tally.credits:.10g}{of} credits"] if self.tally.credits or of else []
-        return [f"{count} {name}" for name, count in self.tally.counts.items() if count] + credits_
+        limit = "" if self.budget is None else f" of {self.budget:g}"
+        counts = [f"{count} {status}" for status, count in self.tally.counts.items() if count]
+        if self.tally.credits or limit:
+            counts.append(f"{self.tally.credits:.10g}{limit} credits")
+        return counts
 
 
-def _pace(progress: Progress) -> list[str]:
-    """How fast it goes, and how long it still takes, where that is known."""
-    rate = f"{progress.rate:.1f} a second" if progress.rate >= 1 else f"{progress.rate * 60:.1f} a minute"
-    left = [f"{duration(progress.eta)} left"] if progress.eta else []
-    return [rate, *left] if progress.rate else left
+def _speed(progress: Progress) -> list[str]:
+    """Return the rate and the remaining time, as far as they are known."""
+    rate = f"{progress.rate:.1f} per second" if progress.rate >= 1 else f"{progress.rate * 60:.1f} per minute"
+    remaining = [f"{duration(progress.eta)} left"] if progress.eta else []
+    return [rate, *remaining] if progress.rate else remaining
 
 
 def duration(seconds: float) -> str:
-    """As 0:03:20."""
+    """Return seconds as H:MM:SS."""
     return str(timedelta(seconds=round(seconds)))

@@ -1,4 +1,4 @@
-"""The rows of `sora-chars batch`: read from JSONL or CSV, and checked one by one. Nothing is sent or written here."""
+"""Reads the rows of `sora-chars batch` from JSONL or CSV, and checks each of them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 COLUMNS: tuple[str, ...] = ("key", "provider", "from_task", "video", "clip", "name", "prompt", "safety")
-FORMS = ("jsonl", "csv")
+FORMATS = ("jsonl", "csv")
 
-_LONGEST = 1 << 20  # bytes of a line
-_SHOWN = 200
+_MAX_LINE_BYTES = 1 << 20
+_MAX_REASON_LENGTH = 200  # characters
+_MAX_NAME_LENGTH = 60  # characters
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -32,7 +33,14 @@ def _record(row: Row) -> str:
 
 @attrs.frozen
 class Row:
-    """A character to make, as it stands from `line` on (1 is the first). `record`: all it asks for, as one text."""
+    """One request.
+
+    Attributes:
+        line: The line at which the row begins; the first line is 1.
+        provider: The provider's name.
+        request: The request.
+        record: The provider and the request without its key, as JSON.
+    """
 
     line: int
     provider: str
@@ -41,7 +49,7 @@ class Row:
 
     @property
     def key(self) -> str:
-        """The column's, else one made of the row's content."""
+        """The key in the row, or else a hash of `record`."""
         return self.request.key or f"row-{hashlib.sha256(self.record.encode()).hexdigest()[:32]}"
 
 
@@ -56,17 +64,23 @@ class Problem:
         return f"line {self.line}: {'; '.join(self.texts)}"
 
 
-def guess_form(head: bytes) -> str:
-    """The form of rows that begin with `head`: JSONL if that looks like JSON."""
+def guess_format(head: bytes) -> str:
+    """Return the format of a file that begins with `head`: JSONL if a bracket comes first, otherwise CSV."""
     return "jsonl" if head.removeprefix(_BOM).lstrip().startswith((b"{", b"[")) else "csv"
 
 
-def read_rows(stream: BinaryIO, form: str, *, provider: str, providers: Collection[str]) -> Iterator[Row | Problem]:
-    """Each row, or what is wrong with it, one at a time. No bytes make it raise.
+def read_rows(
+    stream: BinaryIO, file_format: str, *, provider: str, providers: Collection[str]
+) -> Iterator[Row | Problem]:
+    """Read one row at a time. Invalid content is yielded as a `Problem` and never raises.
 
-    `provider`: that of a row that names none; `providers`: those that may be named.
+    Args:
+        stream: The file.
+        file_format: One of `FORMATS`.
+        provider: The provider of rows that name none.
+        providers: The names that a row may use.
     """
-    for line, fields in _read_csv(stream) if form == "csv" else _read_jsonl(stream):
+    for line, fields in _read_csv(stream) if file_format == "csv" else _read_jsonl(stream):
         if isinstance(fields, str):
             yield Problem(line, (fields,))
         else:
@@ -74,10 +88,10 @@ def read_rows(stream: BinaryIO, form: str, *, provider: str, providers: Collecti
 
 
 def _read_jsonl(stream: BinaryIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """The line number of each row, and its fields or what is wrong with it."""
+    """Yield the line number of each row, and its fields or a description of its problem."""
     for line, content in enumerate(_lines(stream), 1):
-        if len(content) > _LONGEST:
-            yield line, f"longer than {_LONGEST} bytes; the rest was not read"
+        if len(content) > _MAX_LINE_BYTES:
+            yield line, f"the line is longer than {_MAX_LINE_BYTES} bytes; the rest of the file was not read"
             return
         if content.strip():
             yield line, _from_json(content)
@@ -87,16 +101,16 @@ def _from_json(content: bytes) -> dict[str, Any] | str:
     try:
         fields = parse_json(content.decode())
     except UnicodeDecodeError as error:
-        return f"not UTF-8: {error.reason} at byte {error.start + 1}"
+        return f"invalid UTF-8: {error.reason} at byte {error.start + 1}"
     except json.JSONDecodeError as error:
-        return f"no JSON: {error.msg} at column {error.colno}"
+        return f"invalid JSON: {error.msg} at column {error.colno}"
     except ValueError as error:
-        return f"no JSON: {printable(error, limit=_SHOWN)}"
+        return f"invalid JSON: {printable(error, limit=_MAX_REASON_LENGTH)}"
     return fields if isinstance(fields, dict) else "must be a JSON object"
 
 
 def _read_csv(stream: BinaryIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """As `_read_jsonl`. An empty cell is a field that is not given; a row of empty cells is none."""
+    """Yield what `_read_jsonl` does. Empty cells are left out, and so are rows of empty cells."""
     head: list[str] = []
     for line, cells in _csv_cells(stream):
         if isinstance(cells, str):
@@ -106,7 +120,7 @@ def _read_csv(stream: BinaryIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
         elif not any(cells):
             continue
         elif head and len(cells) != len(head):
-            yield line, f"{len(cells)} cells, but the first line names {len(head)} columns"
+            yield line, f"the row has {len(cells)} cells, but the first line names {len(head)} columns"
         elif head:
             yield line, {name: cell for name, cell in zip(head, cells, strict=True) if cell}
         else:
@@ -123,7 +137,7 @@ def _csv_cells(stream: BinaryIO) -> Iterator[tuple[int, list[str] | str]]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            yield line, f"no CSV: {printable(error, limit=_SHOWN)}"
+            yield line, f"invalid CSV: {printable(error, limit=_MAX_REASON_LENGTH)}"
             continue
         if cells is None:
             return
@@ -131,19 +145,19 @@ def _csv_cells(stream: BinaryIO) -> Iterator[tuple[int, list[str] | str]]:
 
 
 def _csv_lines(stream: BinaryIO) -> Iterator[str]:
-    """The lines as text. What is not UTF-8 becomes surrogates, which no row may hold."""
+    """Yield the lines as text. Invalid UTF-8 becomes surrogates, which `_text_problem` rejects."""
     for content in _lines(stream):
-        if len(content) > _LONGEST:
-            raise csv.Error(f"a line longer than {_LONGEST} bytes; the rest was not read")
+        if len(content) > _MAX_LINE_BYTES:
+            raise csv.Error(f"the line is longer than {_MAX_LINE_BYTES} bytes; the rest of the file was not read")
         yield content.decode(errors="surrogateescape")
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Each line, or as much of it as shows that it is too long."""
-    first = stream.readline(_LONGEST + 1)
+    """Yield each line, or its beginning if it is longer than the limit."""
+    first = stream.readline(_MAX_LINE_BYTES + 1)
     if first:
         yield first.removeprefix(_BOM)
-    while line := stream.readline(_LONGEST + 1):
+    while line := stream.readline(_MAX_LINE_BYTES + 1):
         yield line
 
 
@@ -151,18 +165,20 @@ def _head_problems(head: list[str]) -> str:
     wrong = sorted({name for name in head if name not in COLUMNS or head.count(name) > 1})
     if not wrong:
         return ""
-    names = ", ".join(printable(repr(name), limit=60) for name in wrong)
-    return f"the columns must be different ones of {', '.join(COLUMNS)}, got {names}"
+    names = ", ".join(printable(repr(name), limit=_MAX_NAME_LENGTH) for name in wrong)
+    return f"the first line must name different columns out of {', '.join(COLUMNS)}, got {names}"
 
 
 def _to_row(line: int, fields: dict[str, Any], provider: str, providers: Collection[str]) -> Row | Problem:
     given = {name: value for name, value in fields.items() if value is not None}
     problems = [f"{name}: {problem}" for name, value in given.items() if (problem := _text_problem(value))]
-    if unknown := [printable(repr(name), limit=60) for name in given.keys() - set(COLUMNS)]:
-        problems.append(f"{', '.join(sorted(unknown))}: no such column, there are {', '.join(COLUMNS)}")
+    if unknown := [printable(repr(name), limit=_MAX_NAME_LENGTH) for name in given.keys() - set(COLUMNS)]:
+        problems.append(f"{', '.join(sorted(unknown))}: unknown column, expected one of {', '.join(COLUMNS)}")
     name = given.pop("provider", provider)
     if not (isinstance(name, str) and name in providers):
-        problems.append(f"provider: must be one of {', '.join(providers)}, got {printable(repr(name), limit=60)}")
+        problems.append(
+            f"provider: must be one of {', '.join(providers)}, got {printable(repr(name), limit=_MAX_NAME_LENGTH)}"
+        )
     try:
         request = CharacterRequest(**{name: value for name, value in given.items() if name in COLUMNS})
     except InvalidRequestError as error:
@@ -173,11 +189,11 @@ def _to_row(line: int, fields: dict[str, Any], provider: str, providers: Collect
 
 
 def _text_problem(value: object) -> str:
-    """Why a text could be neither kept nor sent."""
+    """Return why a text can be neither recorded nor sent, or an empty text."""
     if not isinstance(value, str):
         return ""
     try:
         value.encode()
     except UnicodeEncodeError:
-        return "must be whole Unicode characters, in UTF-8"
-    return "must not hold a NUL character" if "\0" in value else ""
+        return "must be valid Unicode, encoded as UTF-8"
+    return "must not contain a NUL character" if "\0" in value else ""

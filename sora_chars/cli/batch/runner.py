@@ -1,4 +1,4 @@
-"""One run of `sora-chars batch`: rows in flight, signals, and how it all went."""
+"""Runs a batch: rows in flight, signals, the summary."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sora_chars.cli.callback_server import receiving
-from sora_chars.cli.render import shown
+from sora_chars.cli.callback_server import serve_callbacks
+from sora_chars.cli.options import SHUTDOWN_TIMEOUT
+from sora_chars.cli.render import one_line
 from sora_chars.cli.runner import BUG, STILL_RUNNING, exit_status
-from sora_chars.cli.waiting import DRAIN, WAIT
 from sora_chars.errors import SoraCharsError
 from sora_chars.ledger import EntryState
 from sora_chars.session.session import CharacterSession
 
-from .progress import Display, Tally, duration
+from .progress import BatchDisplay, Tally, duration
 from .writer import entry_row, outcome_row
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 
     from sora_chars.batch.outcome import Outcome
-    from sora_chars.cli.context import Job
+    from sora_chars.cli.context import CommandContext
     from sora_chars.cli.options import Settings
     from sora_chars.errors import ProviderError
     from sora_chars.ledger import Entry, Ledger
@@ -38,8 +38,8 @@ _UNSENT = {EntryState.PENDING, EntryState.REJECTED}
 
 
 @attrs.frozen
-class Wishes:
-    """The rows of a spool, each noted in the tally as it is taken up."""
+class SpooledRequests:
+    """The rows of a spool; the tally counts each as in flight when the batch takes it."""
 
     spool: Spool
     tally: Tally
@@ -49,15 +49,27 @@ class Wishes:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for columns in self.spool:
-            self.tally.taken[columns["key"]] = columns
+            self.tally.in_flight[columns["key"]] = columns
             yield columns
 
 
 @attrs.define(eq=False, kw_only=True)
 class BatchRun:
-    """Makes what is in the spool. `patient`: whether the first Ctrl-C lets what runs end."""
+    """One run of `sora-chars batch`.
 
-    job: Job
+    Attributes:
+        context: The context of the command.
+        settings: The shared options.
+        spool: The rows, all of them checked.
+        output: The path of the output file, or "-".
+        write: Writes one row to the output.
+        concurrency: How many tasks may be in flight.
+        budget: The most credits that all rows may cost together, if limited.
+        price: The expected cost of a row in credits, if known.
+        wait_on_interrupt: Whether the first Ctrl-C waits for the running tasks.
+    """
+
+    context: CommandContext
     settings: Settings
     spool: Spool
     output: str
@@ -65,22 +77,22 @@ class BatchRun:
     concurrency: int
     budget: float | None
     price: float | None
-    patient: bool
+    wait_on_interrupt: bool
     _began: float = attrs.field(factory=time.monotonic)
     _tally: Tally = attrs.field(init=False)
-    _display: Display = attrs.field(init=False)
-    _signals: list[int] = attrs.field(factory=list[int])
-    _stopped: str | None = None  # why there was no end
-    _refusal: ProviderError | None = None  # of an account
+    _display: BatchDisplay = attrs.field(init=False)
+    _signals: list[int] = attrs.field(factory=list)
+    _stopped: str | None = None  # why the batch stopped sending rows
+    _account_error: ProviderError | None = None
     _statuses: set[int] = attrs.field(factory=lambda: {0})
 
     def __attrs_post_init__(self) -> None:
         self._tally = Tally(self.spool.count)
-        self._display = Display(self.job.screen, self._tally, self.budget, to_stdout=self.output == "-")
+        self._display = BatchDisplay(self.context.output, self._tally, self.budget, rows_to_stdout=self.output == "-")
 
     @property
     def status(self) -> int:
-        """The exit status: of all that did not end well the one that asks most of a person, or the signal's."""
+        """The exit status: the highest of all rows, or that of the signal."""
         counts = self._tally.counts
         unfinished = counts["running"] or counts["not sent"]
         if unfinished and self._signals:
@@ -88,87 +100,100 @@ class BatchRun:
         return max(self._statuses | ({STILL_RUNNING} if unfinished else set()))
 
     async def run(self, providers: Sequence[Provider]) -> None:
-        """Make them all, or as many as signals and the budget allow.
+        """Send all rows, or as many as signals and the budget allow.
 
         Raises:
-            ConfigurationError: the output cannot be written, or the address of callbacks cannot be had.
-            LedgerError: the ledger cannot be opened.
+            ConfigurationError: The output cannot be written, or the address for
+                callbacks is not available.
+            LedgerError: The ledger cannot be opened.
         """
         if not providers:
             return
-        self.job.has_tasks = not all(provider.synchronous for provider in providers)
+        self.context.has_tasks = not all(provider.synchronous for provider in providers)
         with self._until_signal():
-            async with self.settings.place.make() as ledger:
+            async with self.settings.location.open() as ledger:
                 with self._until_signal():
-                    await self._in_session(ledger, providers)
-                for key in sorted(self._tally.taken):
-                    self._let_go(key, await ledger.get(key))
+                    await self._run_session(ledger, providers)
+                for key in sorted(self._tally.in_flight):
+                    self._release(key, await ledger.get(key))
 
-    async def _in_session(self, ledger: Ledger, providers: Sequence[Provider]) -> None:
-        limit, server = self.settings.timeout or WAIT, self.settings.open_port()
+    async def _run_session(self, ledger: Ledger, providers: Sequence[Provider]) -> None:
+        timeout = self.settings.wait_timeout
+        listener = self.settings.open_listener()
         async with (
             CharacterSession(
-                *providers, ledger=ledger, polling=self.settings.pace, timeout=limit, shutdown_timeout=DRAIN
+                *providers,
+                ledger=ledger,
+                polling=self.settings.polling,
+                timeout=timeout,
+                shutdown_timeout=SHUTDOWN_TIMEOUT,
             ) as session,
-            receiving(session, server, self.settings.webhook_key),
+            serve_callbacks(session, listener, self.settings.webhook_key),
         ):
             with self._until_signal():
-                await self._make(session, Wishes(self.spool, self._tally), budget=self.budget, price=self.price)
-            if self.patient and self._signals == [signal.SIGINT]:
-                sent = [wish async for wish in self._sent(ledger)]
-                self.job.screen.note(
-                    f"Interrupted: nothing more is sent; {len(sent)} are waited for. Ctrl-C again leaves them running."
+                requests = SpooledRequests(self.spool, self._tally)
+                await self._create(session, requests, budget=self.budget, price=self.price)
+            if self.wait_on_interrupt and self._signals == [signal.SIGINT]:
+                sent = [columns async for columns in self._sent(ledger)]
+                self.context.output.note(
+                    f"Interrupted. Nothing more is sent; waiting for {len(sent)} running. "
+                    "Press Ctrl-C again to leave them running."
                 )
-                await self._make(session, sent)  # which are on record: none is sent again
+                await self._create(session, sent)  # these keys are recorded, so none of them is sent again
 
-    async def _make(self, session: CharacterSession, wishes: Wishes | list[dict[str, Any]], **money: Any) -> None:
+    async def _create(
+        self, session: CharacterSession, requests: SpooledRequests | list[dict[str, Any]], **limits: Any
+    ) -> None:
         async with (
-            session.create_many(wishes, concurrency=self.concurrency, **money) as outcomes,
-            self._display.follow(outcomes),
+            session.create_many(requests, concurrency=self.concurrency, **limits) as batch,
+            self._display.showing(batch),
         ):
-            async for outcome in outcomes:
-                self._take(outcome)
-            self._stopped, self._refusal = outcomes.stopped, outcomes.rejection
-            self._tally.taken.clear()  # what was read and then not allowed
+            async for outcome in batch:
+                self._add_outcome(outcome)
+            self._stopped = batch.stopped
+            self._account_error = batch.refusal
+            self._tally.in_flight.clear()  # rows that the batch took, but was not allowed to send
 
     async def _sent(self, ledger: Ledger) -> AsyncGenerator[dict[str, Any], None]:
-        """The rows under way that are not ours to give up any more; the others are given up."""
-        for key, wish in sorted(self._tally.taken.items()):
+        """Give the rows in flight whose request was sent, and release the others."""
+        for key, columns in sorted(self._tally.in_flight.items()):
             entry = await ledger.get(key)
             if entry is None or entry.state in _UNSENT:
-                self._let_go(key, entry)
+                self._release(key, entry)
             else:
-                yield wish
+                yield columns
 
-    def _let_go(self, key: str, entry: Entry | None) -> None:
-        """Tell what the ledger knows of a row that is not followed any more, if anything was sent for it."""
+    def _release(self, key: str, entry: Entry | None) -> None:
+        """Stop waiting for a row. If its request was sent, write what the ledger records."""
         if row := entry_row(entry):
-            self._put(row)
+            self._add_row(row)
         else:
-            del self._tally.taken[key]
+            del self._tally.in_flight[key]
 
-    def _take(self, outcome: Outcome) -> None:
-        row, error = outcome_row(outcome), outcome.error
-        self._put(row)
+    def _add_outcome(self, outcome: Outcome) -> None:
+        row = outcome_row(outcome)
+        error = outcome.error
+        self._add_row(row)
         if error:
             self._statuses.add(exit_status(error) if isinstance(error, SoraCharsError) else BUG)
-            self._display.tell(row["key"], row["error"]["message"])
+            self._display.add_error(row["key"], row["error"]["message"])
 
-    def _put(self, row: dict[str, Any]) -> None:
+    def _add_row(self, row: dict[str, Any]) -> None:
         self.write(row)
-        self._tally.put(row)
+        self._tally.add(row)
 
     def interrupted(self, number: int) -> None:
-        """Take a signal, after which the run is cancelled."""
+        """Record a signal; the run is cancelled afterwards."""
         self._signals.append(number)
-        if not (self.patient and self._signals == [signal.SIGINT]):
-            self.job.screen.note(
-                f"Leaving. What runs goes on; what was just sent has {DRAIN:g} s for its answer, or until Ctrl-C."
+        if not (self.wait_on_interrupt and self._signals == [signal.SIGINT]):
+            self.context.output.note(
+                "Stopping. Running tasks keep running; requests that were just sent "
+                f"have {SHUTDOWN_TIMEOUT:g} s for their response, or until the next Ctrl-C."
             )
 
     @contextmanager
     def _until_signal(self) -> Generator[None]:
-        """End the block, and no more, when a signal cancels it."""
+        """End the block, but not the coroutine, when a signal cancels it."""
         asyncio_task = asyncio.current_task()
         try:
             yield
@@ -177,33 +202,36 @@ class BatchRun:
                 raise
             asyncio_task.uncancel()
 
-    def sum_up(self) -> None:
-        """Say how it went, and what is left to do."""
-        tally, seconds = self._tally, time.monotonic() - self._began
+    def print_summary(self) -> None:
+        """Print the counts, and how to continue."""
+        tally = self._tally
+        seconds = time.monotonic() - self._began
         counts = tally.counts | {"repeated": self.spool.repeated}
         facts: dict[str, float] = {name.replace(" ", "_"): count for name, count in counts.items()}
         facts |= {"credits": round(tally.credits, 6), "seconds": round(seconds, 3)}
         rows = [(name, str(count)) for name, count in counts.items() if count]
         rows += [("credits", f"{tally.credits:.10g}")] if tally.credits else []
-        self.job.screen.show(
+        self.context.output.show(
             {"summary": {"rows": tally.total} | facts},
-            [("rows", str(tally.total)), *rows, ("time", duration(seconds)), ("output", shown(self.output))],
+            [("rows", str(tally.total)), *rows, ("time", duration(seconds)), ("output", one_line(self.output))],
             title="Batch",
-            aside=True,
+            to_stderr=True,
         )
-        self._advise(counts)
+        self._print_advice(counts)
 
-    def _advise(self, counts: dict[str, int]) -> None:
-        screen, unknown = self.job.screen, counts["unknown"]
+    def _print_advice(self, counts: dict[str, int]) -> None:
+        output = self.context.output
+        unknown = counts["unknown"]
         if self._stopped == "budget":
-            screen.note(f"The budget of {self.budget:g} credits allows no more rows.")
+            output.note(f"The budget of {self.budget:g} credits allows no more rows.")
         elif self._stopped == "price":
-            screen.note("Nothing tells what a row costs, so that no budget can be kept: give --price.")
-        elif self._refusal:
-            screen.note(f"No more rows are sent. {self._refusal}")
-        if counts["running"] or counts["not sent"] or self._refusal:
-            screen.note("To go on, run the same command again: nothing is paid twice.")
+            output.note("The budget cannot be kept, because the cost of a row is unknown. Give --price.")
+        elif self._account_error:
+            output.note(f"No more rows are sent. {self._account_error}")
+        if counts["running"] or counts["not sent"] or self._account_error:
+            output.note("To continue, run the same command again. Nothing is paid twice.")
         if unknown:
-            named = ", ".join(map(shown, self._tally.unknown))
-            screen.note(f"{unknown} of unknown outcome: {named}{', ...' if unknown > len(self._tally.unknown) else ''}")
-            screen.note(self.job.settling("KEY", tasks=self.job.has_tasks))
+            keys = ", ".join(map(one_line, self._tally.unknown_keys))
+            more = ", ..." if unknown > len(self._tally.unknown_keys) else ""
+            output.note(f"Outcome unknown: {unknown} ({keys}{more})")
+            output.note(self.context.resolve_hint("KEY", tasks=self.context.has_tasks))

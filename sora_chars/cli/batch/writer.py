@@ -1,4 +1,4 @@
-"""The rows that `sora-chars batch` gives: one JSON object a line, each written as a whole as soon as its task ends."""
+"""Writes the rows of `sora-chars batch`: one JSON object a line, each as soon as its task ends."""
 
 from __future__ import annotations
 
@@ -23,60 +23,66 @@ if TYPE_CHECKING:
 
     Write = Callable[[Mapping[str, Any]], None]
 
-_BEGIN = b'{"key": '  # of every row here
-_LONGEST = 1 << 20  # bytes of a row
-_ERRORS = {EntryState.FAILED: "TaskFailedError", EntryState.UNKNOWN: "SubmissionUnknownError"}
+_ROW_START = b'{"key": '
+_MAX_ROW_BYTES = 1 << 20
+_ERROR_TYPES = {EntryState.FAILED: "TaskFailedError", EntryState.UNKNOWN: "SubmissionUnknownError"}
 
 
 def outcome_row(outcome: Outcome) -> dict[str, Any]:
-    """The row of an outcome."""
+    """Return the row of an outcome."""
     error = outcome.error
+    facts: Mapping[str, Any] = {}
     if isinstance(error, SoraCharsError):
         facts = error_json(error)["error"]
-    else:
-        facts = {"type": type(error).__name__, "message": printable(error)} if error else {}
+    elif error:
+        facts = {"type": type(error).__name__, "message": printable(error)}
     return _row(outcome, outcome.character, facts)
 
 
 def entry_row(entry: Entry | None) -> dict[str, Any] | None:
-    """The row of an entry, from the ledger; None if nothing was sent for it."""
+    """Return the row of an entry of the ledger, or None if its request was not sent."""
     if entry is None or entry.state in {EntryState.PENDING, EntryState.SENDING}:
         return None
     character = to_snapshot(entry).character if entry.state is EntryState.SUCCEEDED else None
-    facts = {"type": _ERRORS[entry.state]} if entry.state in _ERRORS else {}
+    facts = {"type": _ERROR_TYPES[entry.state]} if entry.state in _ERROR_TYPES else {}
     return _row(entry, character, facts | (entry.error or {}))
 
 
-def _row(of: Outcome | Entry, character: Character | None, error: Mapping[str, Any]) -> dict[str, Any]:
-    row: dict[str, Any] = {"key": of.key, "status": str(of.state), "provider": of.provider, "task_id": of.task_id}
+def _row(source: Outcome | Entry, character: Character | None, error: Mapping[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "key": source.key,
+        "status": str(source.state),
+        "provider": source.provider,
+        "task_id": source.task_id,
+    }
     if character:
-        row["character"] = character_json(character, key=of.key)["character"]
+        row["character"] = character_json(character, key=source.key)["character"]
     if error:
         row["error"] = {name: error[name] for name in ("type", "message", "code") if error.get(name) is not None}
-    return row if of.credits is None else row | {"credits": of.credits}
+    return row if source.credits is None else row | {"credits": source.credits}
 
 
 @contextmanager
 def open_output(path: str) -> Generator[Write]:
-    """A function that appends a row to the file at `path`, or writes it to stdout for "-".
+    """Give a function that appends a row to a file, or writes it to stdout if `path` is "-".
 
     Raises:
-        ConfigurationError: the file cannot be written; also from the function.
-        BrokenPipeError: from the function: whoever read has gone.
+        ConfigurationError: The file cannot be written. The function raises it too.
+        BrokenPipeError: Raised by the function if the reader of stdout has closed it.
     """
     if path == "-":
         yield lambda row: _write(path, row, sys.stdout.buffer)
         return
-    with _told(path):
+    with _os_errors(path):
         if Path(path).is_file():
-            _mend(Path(path))
-        file = Path(path).open("ab", buffering=0)  # noqa: SIM115 # closed below, where the caller's own errors pass
+            _repair_end(Path(path))
+        file = Path(path).open("ab", buffering=0)  # noqa: SIM115 # closed below, outside of `_os_errors`
     with file:
         yield lambda row: _write(path, row, file)
 
 
 def _write(path: str, row: Mapping[str, Any], file: BinaryIO) -> None:
-    with _told(path):
+    with _os_errors(path):
         line = json.dumps(row).encode() + b"\n"
         while line:
             line = line[file.write(line) :]
@@ -84,7 +90,7 @@ def _write(path: str, row: Mapping[str, Any], file: BinaryIO) -> None:
 
 
 @contextmanager
-def _told(path: str) -> Generator[None]:
+def _os_errors(path: str) -> Generator[None]:
     try:
         yield
     except BrokenPipeError:
@@ -92,25 +98,25 @@ def _told(path: str) -> Generator[None]:
     except OSError as error:
         raise ConfigurationError(
             f"--output {path}: {os.strerror(error.errno or 0)}.",
-            hint="What was paid, if anything, is on record. Run the same command again once it can be written.",
+            hint="Everything that was paid is in the ledger. Make the file writable and run the same command again.",
         ) from error
 
 
-def _mend(path: Path) -> None:
-    """Let the next row begin a line: cut off what a crash has left of the last row, else end the last line."""
+def _repair_end(path: Path) -> None:
+    """Remove a partial last row, which a crash can leave, and end any other last line."""
     with path.open("r+b") as file:
         end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - _LONGEST))
+        file.seek(max(0, end - _MAX_ROW_BYTES))
         *_, last = file.read().split(b"\n")
-        if _is_broken(last):
+        if _is_partial_row(last):
             file.truncate(end - len(last))
         elif last:
             file.write(b"\n")
 
 
-def _is_broken(line: bytes) -> bool:
-    """Whether this is the beginning of a row."""
-    if not line or line[: len(_BEGIN)] != _BEGIN[: len(line)]:
+def _is_partial_row(line: bytes) -> bool:
+    """Return whether a line is the beginning of a row, but not a whole one."""
+    if not line or line[: len(_ROW_START)] != _ROW_START[: len(line)]:
         return False
     try:
         json.loads(line)

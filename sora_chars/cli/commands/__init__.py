@@ -1,1 +1,1 @@
-"""The commands of `sora-chars`, one module for each group."""
+"""The commands of `sora-chars`. `app.COMMANDS` lists them; each module is imported when its command runs."""

@@ -1,4 +1,4 @@
-"""`sora-chars batch`: a file of characters to make, and a row for each as it ends."""
+"""`sora-chars batch`: reads a file of requests, and writes a row for each as it ends."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import attrs
 import click
 
-from sora_chars.cli.batch.reader import FORMS, guess_form, read_rows
+from sora_chars.cli.batch.reader import FORMATS, guess_format, read_rows
 from sora_chars.cli.batch.runner import BatchRun
 from sora_chars.cli.batch.spool import fill, open_spool
 from sora_chars.cli.batch.writer import open_output
-from sora_chars.cli.context import Job, speaking
-from sora_chars.cli.keeping import keeping
-from sora_chars.cli.options import PROVIDERS, Settings, polling, submitting, talking
+from sora_chars.cli.options import (
+    PROVIDERS,
+    Settings,
+    ledger_options,
+    output_options,
+    polling_options,
+    provider_options,
+    submit_options,
+)
 from sora_chars.cli.runner import run
 from sora_chars.errors import InvalidRequestError
 
@@ -25,70 +31,88 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from sora_chars.cli.batch.spool import Spool
+    from sora_chars.cli.context import CommandContext
     from sora_chars.protocols import Provider
 
 _SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_NO_CALLBACKS: dict[str, Any] = {"callback_url": None, "listen": None}  # only kie sends callbacks
 
 
 @click.command()
 @click.argument("file")
-@talking
+@click.option("--output", required=True, metavar="OUT", help="Append a row for each request as it ends; - is stdout.")
 @click.option(
-    "--output", required=True, metavar="OUT", help="Where a row for each is appended as it ends; - is stdout."
+    "--format",
+    "file_format",
+    type=click.Choice(FORMATS),
+    help="Format of FILE.  [default: by its suffix or its first bytes]",
 )
 @click.option(
-    "--format", "form", type=click.Choice(FORMS), help="Of FILE. [default: by its name, else by what it begins with]"
-)
-@click.option(
-    "--concurrency", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="Tasks at a time."
+    "--concurrency",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="How many tasks may be in flight.",
 )
 @click.option(
     "--budget",
     type=float,
     metavar="CREDITS",
-    help="What all rows may cost together, also those that an earlier run has paid.",
+    help="Stop before all rows together cost more; what earlier runs paid counts too.",
 )
-@click.option("--price", type=float, metavar="CREDITS", help="What a row costs. [default: as the highest_cost so far]")
+@click.option(
+    "--price", type=float, metavar="CREDITS", help="Expected cost of a row.  [default: the highest cost so far]"
+)
 @click.option(
     "--on-interrupt",
     type=click.Choice(["wait", "leave"]),
     default="wait",
     show_default=True,
-    help="The first Ctrl-C sends nothing more, and waits for what runs or leaves it running; the second leaves it.",
+    help="After the first Ctrl-C nothing more is sent; wait for the running tasks, or leave them running. "
+    "A second Ctrl-C leaves them running.",
 )
-@submitting
-@polling
-@keeping
-@speaking
+@provider_options
+@submit_options
+@polling_options
+@ledger_options
+@output_options
 @click.pass_obj
 def batch(
-    job: Job,
+    context: CommandContext,
     /,
     *,
     file: str,
     output: str,
-    form: str | None,
+    file_format: str | None,
     concurrency: int,
     budget: float | None,
     price: float | None,
     on_interrupt: str,
     **common: Any,
 ) -> int:
-    """Make a character for each row of FILE, which is JSONL, or CSV with a line of names; - is stdin.
+    """Create a character for each row of a JSONL or CSV file.
 
-    A row: from_task or video, clip, and if need be key, provider, name, prompt, safety. All rows are checked before
-    anything is sent. Given again, a row pays nothing again: its key, or else its content, is in the ledger.
+    FILE is JSONL, or CSV whose first line names the columns; - is stdin. The
+    columns are clip, from_task or video, and optionally key, provider, name,
+    prompt and safety. All rows are checked before anything is sent.
 
-    A row of OUT: key, status (succeeded, failed, refused, unknown, running), provider, task_id, and character, error
-    and credits where there are any. The last row of a key counts.
+    Each row of OUT has key, status (succeeded, failed, rejected, unknown or
+    running), provider, task_id and, if known, character, error and credits. If a
+    key occurs more than once, its last row counts.
+
+    To continue after an interruption, run the same command again. Nothing is paid
+    twice: a row is recorded in the ledger under its key, or under a hash of its
+    content.
     """
     settings = Settings(**common)
-    job.take(settings)
+    context.use(settings)
     with open_spool() as spool:
-        providers = _check(job, settings, spool, file=file, form=form)
-        with _apart(file, output), open_output(output) as write:
+        providers = _check(context, settings, spool, file=file, file_format=file_format)
+        _check_distinct(file, output)
+        with open_output(output) as write:
             batch_run = BatchRun(
-                job=job,
+                context=context,
                 settings=settings,
                 spool=spool,
                 output=output,
@@ -96,19 +120,21 @@ def batch(
                 concurrency=concurrency,
                 budget=budget,
                 price=price,
-                patient=on_interrupt == "wait",
+                wait_on_interrupt=on_interrupt == "wait",
             )
-            run(job, batch_run.run(list(providers.values())), on_signal=batch_run.interrupted)
-        batch_run.sum_up()
+            run(context, batch_run.run(list(providers.values())), on_signal=batch_run.interrupted)
+        batch_run.print_summary()
         return batch_run.status
 
 
-def _check(job: Job, settings: Settings, spool: Spool, *, file: str, form: str | None) -> dict[str, Provider]:
-    """Read all rows into the spool; the providers that they need.
+def _check(
+    context: CommandContext, settings: Settings, spool: Spool, *, file: str, file_format: str | None
+) -> dict[str, Provider]:
+    """Read all rows into the spool, and return the providers that they use.
 
     Raises:
-        InvalidRequestError: some are wrong, and each of them is told.
-        ConfigurationError: there is no key for a provider.
+        InvalidRequestError: Some rows are invalid; each problem has been printed.
+        ConfigurationError: The API key of a provider is missing.
     """
     providers: dict[str, Provider] = {}
 
@@ -118,22 +144,21 @@ def _check(job: Job, settings: Settings, spool: Spool, *, file: str, form: str |
             providers[name] = own.make_provider()
         return providers[name]
 
-    with _opened(file) as stream:
-        found = read_rows(stream, form or _form(file, stream), provider=settings.provider, providers=PROVIDERS)
-        problems = fill(spool, found, provider)
+    with _open(file) as stream:
+        rows = read_rows(
+            stream, file_format or _detect_format(file, stream), provider=settings.provider, providers=PROVIDERS
+        )
+        problems = fill(spool, rows, provider)
     if problems.count:
         for line in problems.lines:
-            job.screen.note(line)
+            context.output.note(line)
         count = f"{problems.count} rows are" if problems.count > 1 else "1 row is"
-        raise InvalidRequestError(f"{count} wrong. Nothing was sent.", problems=tuple(problems.lines))
+        raise InvalidRequestError(f"{count} invalid. Nothing was sent.", problems=tuple(problems.lines))
     return providers
 
 
-_NO_CALLBACKS: dict[str, Any] = {"callback_url": None, "listen": None}  # which kie alone sends
-
-
 @contextmanager
-def _opened(file: str) -> Generator[BinaryIO]:
+def _open(file: str) -> Generator[BinaryIO]:
     if file == "-":
         yield sys.stdin.buffer
         return
@@ -146,15 +171,13 @@ def _opened(file: str) -> Generator[BinaryIO]:
         ) from error
 
 
-def _form(file: str, stream: BinaryIO) -> str:
-    """What a file's name says it is, else its first bytes."""
+def _detect_format(file: str, stream: BinaryIO) -> str:
+    """Return the format by the file's suffix, or else by its first bytes."""
     peek = getattr(stream, "peek", bytes)
-    return _SUFFIXES.get(Path(file).suffix.lower()) or guess_form(peek())
+    return _SUFFIXES.get(Path(file).suffix.lower()) or guess_format(peek())
 
 
-@contextmanager
-def _apart(file: str, output: str) -> Generator[None]:
-    """Keep the rows of one end from the other."""
+def _check_distinct(file: str, output: str) -> None:
+    """Raise `click.UsageError` if the output would be appended to the input."""
     if Path(file).exists() and Path(output).exists() and Path(file).samefile(output):
         raise click.UsageError(f"--output {output}: this is FILE itself.")
-    yield

@@ -1,4 +1,4 @@
-"""`sora-chars emulate`: the emulator as a server of its own."""
+"""`sora-chars emulate`: serves the emulator until it is interrupted."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sora_chars.cli.context import Job, speaking
-from sora_chars.cli.options import seconds
+from sora_chars.cli.options import output_options, seconds
 from sora_chars.cli.runner import CommandInterruptedError, run
 from sora_chars.errors import ConfigurationError
 from sora_chars.testing import Emulator
@@ -19,35 +18,43 @@ from sora_chars.transport import parse_json
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sora_chars.cli.context import CommandContext
+
 _GREETING = """\
-kie.ai and kkiai.com, emulated: {url}
-What it serves and what it saw:  {url}/
+Emulating kie.ai and kkiai.com at {url}
+Dashboard of requests and tasks:  {url}/
+
+In another shell:
 
   export KIE_API_KEY=any KKIAI_API_KEY=any
   sora-chars create --base-url {url} --upload-url {url} \\
-    --from-task 0123456789abcdef0123456789abcdef --clip 1,3 --prompt "A friendly cartoon dog"
-  sora-chars create --provider kkiai --base-url {url} --video https://example.com/dog.mp4 --clip 1,3
+    --from-task 0123456789abcdef0123456789abcdef --clip 1,3 \\
+    --prompt "A friendly cartoon dog"
+  sora-chars create --provider kkiai --base-url {url} \\
+    --video https://example.com/dog.mp4 --clip 1,3
+
+In Python:
 
   Kie("any", base_url="{url}", upload_url="{url}")
   Kkiai("any", base_url="{url}")
 
-Ctrl-C ends it."""
+Press Ctrl-C to stop."""
 
 
-def span(text: str) -> tuple[float, float]:
-    """LO,HI in seconds."""
+def seconds_range(text: str) -> tuple[float, float]:
+    """Parse LOW,HIGH in seconds."""
     low, _, high = text.partition(",")
     try:
         bounds = float(low), float(high)
     except ValueError:
         bounds = math.nan, math.nan
     if not 0 <= bounds[0] <= bounds[1] < math.inf:
-        raise click.BadParameter(f"{text!r} is not LO,HI in seconds, as in 5,20.")
+        raise click.BadParameter(f"{text!r} is not LOW,HIGH in seconds, such as 5,20.")
     return bounds
 
 
 def fault(text: str) -> tuple[str, dict[str, Any]]:
-    """KIND[:NAME=VALUE,...] as the kind and its settings; the emulator says which there are."""
+    """Parse KIND[:NAME=VALUE,...] into the kind and its settings, which the emulator validates."""
     kind, _, settings = text.partition(":")
     known = KINDS[kind].settings if kind in KINDS else {}
     values: dict[str, Any] = {}
@@ -57,34 +64,65 @@ def fault(text: str) -> tuple[str, dict[str, Any]]:
         try:
             values[name] = value if is_text else parse_json(value)
         except ValueError as error:
-            raise click.BadParameter(f"{text!r} is not KIND[:NAME=VALUE,...]: {setting!r} is no number.") from error
+            raise click.BadParameter(f"{text!r} is not KIND[:NAME=VALUE,...]: {setting!r} is not a number.") from error
     return kind, values
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0 takes a free one.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Decides ids, durations and chances.")
+@click.option("--host", metavar="HOST", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
-    "--speed", type=seconds, default="1", show_default=True, metavar="X", help="Emulated seconds in a second."
+    "--port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    default=8765,
+    show_default=True,
+    help="Port to listen on; 0 selects a free one.",
 )
 @click.option(
-    "--durations", type=span, default="5,20", show_default=True, metavar="LO,HI", help="Seconds that a task takes."
+    "--seed",
+    type=int,
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Seed of the ids, the durations and the faults' chances.",
 )
-@click.option("--strict-limits", is_flag=True, help="HeapEntry away more than 20 creates in 10 s, or 10 polls in 1 s.")
-@click.option("--hmac-key", metavar="KEY", help="Sign callbacks with it.")
+@click.option(
+    "--speed",
+    type=seconds,
+    default="1",
+    show_default=True,
+    metavar="FACTOR",
+    help="How many emulated seconds pass in one second.",
+)
+@click.option(
+    "--durations",
+    type=seconds_range,
+    default="5,20",
+    show_default=True,
+    metavar="LOW,HIGH",
+    help="How many emulated seconds a task takes.",
+)
+@click.option(
+    "--strict-limits", is_flag=True, help="Reject more than 20 creates in 10 seconds or 10 polls in 1 second."
+)
+@click.option("--hmac-key", metavar="KEY", help="Sign callbacks with this key.")
 @click.option(
     "--fault",
     "faults",
     type=fault,
     multiple=True,
-    metavar="KIND[:on=..,rate=..,times=..,...]",
-    help="Let something go wrong, as in lost_response:on=create,rate=0.1,times=null. May be repeated.",
+    metavar="KIND[:NAME=VALUE,...]",
+    help="Inject a fault, such as lost_answer:on=create,rate=0.1,times=null. May be repeated.",
 )
-@speaking
+@output_options
 @click.pass_obj
-def emulate(job: Job, /, *, faults: Sequence[tuple[str, dict[str, Any]]], **settings: Any) -> None:
-    """Serve both providers from here, until Ctrl-C."""
+def emulate(context: CommandContext, /, *, faults: Sequence[tuple[str, dict[str, Any]]], **settings: Any) -> None:
+    """Serve an emulator of the providers on this machine.
+
+    It emulates kie.ai and kkiai.com until Ctrl-C. Give its address to other
+    commands as --base-url and --upload-url; any API key is accepted. The page at
+    its address shows the requests, the tasks and all kinds of faults.
+    """
     emulator = Emulator(**settings)
     for kind, values in faults:
         try:
@@ -92,21 +130,21 @@ def emulate(job: Job, /, *, faults: Sequence[tuple[str, dict[str, Any]]], **sett
         except (TypeError, ValueError) as error:
             raise click.BadParameter(str(error), param_hint="--fault") from error
     try:
-        run(job, _serve(job, emulator))
+        run(context, _serve(context, emulator))
     except CommandInterruptedError:
-        job.screen.note("Ended.")
+        context.output.note("Stopped.")
 
 
-async def _serve(job: Job, emulator: Emulator) -> None:
+async def _serve(context: CommandContext, emulator: Emulator) -> None:
     try:
         await emulator.start()
-        if job.screen.as_json:
-            job.screen.show_json({"url": emulator.url})
+        if context.output.as_json:
+            context.output.show_json({"url": emulator.url})
         else:
             click.echo(_GREETING.format(url=emulator.url))
         await asyncio.Event().wait()
     except OSError as error:
-        hint = "Another --port may be free; 0 takes one that is."
+        hint = "Choose another --port; 0 selects a free one."
         raise ConfigurationError(f"The emulator cannot listen: {error}.", hint=hint) from error
     finally:
         await emulator.aclose()

@@ -1,4 +1,4 @@
-"""`sora-chars ledger` and `sora-chars characters`: what is on record. No key and no network is needed."""
+"""`sora-chars ledger` and `sora-chars characters`: the recorded requests. They need no API key and no network."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from sora_chars.cli.context import speaking
-from sora_chars.cli.keeping import keeping
-from sora_chars.cli.render import ENTRY_HEAD, SAVED_HEAD, entry_json, entry_row, entry_rows, saved_json, saved_row
+from sora_chars.cli.options import ledger_options, output_options
+from sora_chars.cli.render import (
+    CHARACTER_COLUMNS,
+    ENTRY_COLUMNS,
+    entry_json,
+    entry_row,
+    entry_rows,
+    saved_json,
+    saved_row,
+)
 from sora_chars.cli.runner import run
 from sora_chars.errors import ConfigurationError, InvalidRequestError
 from sora_chars.ledger import EntryState, queries, transitions
@@ -23,138 +30,181 @@ from sora_chars.providers.kkiai import GATEWAYS
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator
 
-    from sora_chars.cli.context import Job
-    from sora_chars.cli.keeping import Place
+    from sora_chars.cli.context import CommandContext
+    from sora_chars.cli.options import LedgerLocation
     from sora_chars.ledger import Entry
 
-limiting = click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most.")
+limit_option = click.option(
+    "--limit", type=click.IntRange(1), default=50, show_default=True, metavar="N", help="Show at most this many."
+)
 
 
 @click.command()
-@click.argument("word", default="")
-@limiting
-@keeping
-@speaking
+@click.argument("query", default="")
+@limit_option
+@ledger_options
+@output_options
 @click.pass_obj
-def characters(job: Job, /, *, word: str, limit: int, place: Place) -> None:
-    """List the characters that were made, newest first: all, or those whose records mention WORD."""
-    job.place = place
-    found = run(job, _characters(place, word, limit + 1))
-    shown, now = found[:limit], time.time()
+def characters(context: CommandContext, /, *, query: str, limit: int, location: LedgerLocation) -> None:
+    """List the saved characters, newest first.
+
+    With QUERY, lists only the characters whose record contains it, in upper or
+    lower case.
+    """
+    context.use_ledger(location)
+    found = run(context, _characters(location, query, limit + 1))
+    shown = found[:limit]
+    now = time.time()
     payload = {"characters": [saved_json(saved) for saved in shown]}
-    job.screen.show_table(payload, [saved_row(saved, now) for saved in shown], head=SAVED_HEAD, stacked=2)
-    _note_count(job, len(found), limit, "character")
+    rows = [saved_row(saved, now) for saved in shown]
+    context.output.show_table(payload, rows, columns=CHARACTER_COLUMNS, stacked=2)
+    _note_count(context, len(found), limit, "characters")
 
 
 @click.group()
 def ledger() -> None:
-    """Look at the record of what was asked, sent and received, and settle what is unknown."""
+    """List, export and resolve the recorded requests.
+
+    The ledger records each request before it is sent, and its outcome. These
+    commands send nothing and need no API key.
+    """
 
 
 @ledger.command("ls")
-@click.argument("word", default="")
-@click.option("--state", "states", type=click.Choice([*map(str, EntryState)]), multiple=True, help="Only these.")
-@limiting
-@keeping
-@speaking
+@click.argument("query", default="")
+@click.option(
+    "--state",
+    "states",
+    type=click.Choice([*map(str, EntryState)]),
+    multiple=True,
+    metavar="STATE",
+    help=f"Only entries in this state: {', '.join(EntryState)}. May be repeated.",
+)
+@limit_option
+@ledger_options
+@output_options
 @click.pass_obj
-def list_entries(job: Job, /, *, word: str, states: Collection[str], limit: int, place: Place) -> None:
-    """List the entries, newest first: all, or those that mention WORD."""
-    job.place = place
-    found = run(job, _entries(place, word, [EntryState(state) for state in states] or list(EntryState), limit + 1))
-    shown, now = found[:limit], time.time()
+def list_entries(
+    context: CommandContext, /, *, query: str, states: Collection[str], limit: int, location: LedgerLocation
+) -> None:
+    """List the entries, newest first.
+
+    With QUERY, lists only the entries that contain it, in upper or lower case.
+    """
+    context.use_ledger(location)
+    wanted = [EntryState(state) for state in states] or list(EntryState)
+    found = run(context, _entries(location, query, wanted, limit + 1))
+    shown = found[:limit]
+    now = time.time()
     payload = {"entries": [entry_json(entry) for entry in shown]}
-    job.screen.show_table(payload, [entry_row(entry, now) for entry in shown], head=ENTRY_HEAD)
-    _note_count(job, len(found), limit, "entry")
+    context.output.show_table(payload, [entry_row(entry, now) for entry in shown], columns=ENTRY_COLUMNS)
+    _note_count(context, len(found), limit, "entries")
 
 
 @ledger.command()
 @click.argument("key")
-@keeping
-@speaking
+@ledger_options
+@output_options
 @click.pass_obj
-def show(job: Job, /, *, key: str, place: Place) -> None:
-    """Show all that is known of a key."""
-    job.place = place
-    _show(job, run(job, _find(place, key)))
+def show(context: CommandContext, /, *, key: str, location: LedgerLocation) -> None:
+    """Show the entry of a key."""
+    context.use_ledger(location)
+    _show(context, run(context, _find(location, key)))
 
 
 @ledger.command()
 @click.argument("key")
-@click.option("--task-id", metavar="ID", help="It became this task, as you saw at the provider.")
-@click.option("--never-sent", is_flag=True, help="It never arrived: asked again, it is sent.")
-@click.option("--give-up", is_flag=True, help="It counts as failed, for good.")
-@keeping
-@speaking
+@click.option("--task-id", metavar="ID", help="The request created this task, as the provider's site shows.")
+@click.option("--never-sent", is_flag=True, help="The provider never received the request; it may be sent again.")
+@click.option("--give-up", is_flag=True, help="Record the request as failed. This is final.")
+@ledger_options
+@output_options
 @click.pass_obj
-def resolve(job: Job, /, *, key: str, task_id: str | None, never_sent: bool, give_up: bool, place: Place) -> None:
-    """Record what you found out about a key whose outcome is unknown. Nothing is sent."""
-    job.place = place
+def resolve(
+    context: CommandContext,
+    /,
+    *,
+    key: str,
+    task_id: str | None,
+    never_sent: bool,
+    give_up: bool,
+    location: LedgerLocation,
+) -> None:
+    """Record the outcome of a request that is unknown.
+
+    Nothing is sent. Check the provider's own list of tasks first.
+    """
+    context.use_ledger(location)
     if (task_id is not None) + never_sent + give_up != 1:
         raise click.UsageError("Give exactly one of --task-id ID, --never-sent and --give-up.")
-    _show(job, run(job, _resolve(place, key, task_id=task_id, never_sent=never_sent, give_up=give_up)))
+    entry = run(context, _resolve(location, key, task_id=task_id, never_sent=never_sent, give_up=give_up))
+    _show(context, entry)
 
 
 @ledger.command()
-@click.option("--output", default="-", metavar="FILE", help="A new file, which only you may read. [default: stdout]")
-@keeping
+@click.option(
+    "--output", default="-", metavar="FILE", help="A new file, readable only by its owner.  [default: stdout]"
+)
+@ledger_options
 @click.pass_obj
-def export(job: Job, /, *, output: str, place: Place) -> None:
-    """Write every entry as one line of JSON, oldest first."""
-    job.place = place
-    written = run(job, _export(place, output))
+def export(context: CommandContext, /, *, output: str, location: LedgerLocation) -> None:
+    """Write every entry as a line of JSON, oldest first."""
+    context.use_ledger(location)
+    written = run(context, _export(location, output))
     if output != "-":
-        job.screen.note(f"{written} entries in {output}")
+        context.output.note(f"{written} entries written to {output}")
 
 
-def _show(job: Job, entry: Entry) -> None:
-    job.screen.show({"entry": entry_json(entry)}, entry_rows(entry), title="Entry")
+def _show(context: CommandContext, entry: Entry) -> None:
+    context.output.show({"entry": entry_json(entry)}, entry_rows(entry), title="Entry")
     if entry.state is EntryState.UNKNOWN:
-        job.screen.note(job.settling(entry.key, tasks=entry.provider not in GATEWAYS))
+        context.output.note(context.resolve_hint(entry.key, tasks=entry.provider not in GATEWAYS))
     elif entry.state is EntryState.RUNNING:
-        job.screen.note(f"Wait for it with: {job.command('wait', entry.key)}")
+        context.output.note(f"Wait for it with: {context.command('wait', entry.key)}")
     elif entry.state in {EntryState.PENDING, EntryState.REJECTED}:
-        job.screen.note("Nothing was paid. Asked again under this key, it is sent.")
+        context.output.note("Nothing was paid. The same request with this key will be sent.")
 
 
-def _note_count(job: Job, found: int, limit: int, what: str) -> None:
+def _note_count(context: CommandContext, found: int, limit: int, what: str) -> None:
     if found > limit:
-        job.screen.note(f"The newest {limit}. There are more: --limit {2 * limit}")
+        context.output.note(f"Showing the newest {limit}. For more, use --limit {2 * limit}")
     elif not found:
-        job.screen.note(f"No {what} in {job.place}")
+        context.output.note(f"No {what} found in {context.ledger_name}")
 
 
-async def _characters(place: Place, word: str, limit: int) -> list[queries.SavedCharacter]:
-    async with place.find() as ledger:
-        return [saved async for saved in queries.characters(ledger, word or None, limit=limit)]
+async def _characters(location: LedgerLocation, query: str, limit: int) -> list[queries.SavedCharacter]:
+    async with location.open_existing() as ledger:
+        return [saved async for saved in queries.characters(ledger, query or None, limit=limit)]
 
 
-async def _entries(place: Place, word: str, states: Collection[EntryState], limit: int) -> list[Entry]:
-    async with place.find() as ledger:
-        found = ledger.entries(states=states, newest_first=True, query=word or None, limit=limit)
+async def _entries(location: LedgerLocation, query: str, states: Collection[EntryState], limit: int) -> list[Entry]:
+    async with location.open_existing() as ledger:
+        found = ledger.entries(states=states, newest_first=True, query=query or None, limit=limit)
         return [entry async for entry in found]
 
 
-async def _find(place: Place, key: str) -> Entry:
-    async with place.find() as ledger:
+async def _find(location: LedgerLocation, key: str) -> Entry:
+    async with location.open_existing() as ledger:
         return await queries.find(ledger, key)
 
 
-async def _resolve(place: Place, key: str, *, task_id: str | None, never_sent: bool, give_up: bool) -> Entry:
-    async with place.find() as ledger:
+async def _resolve(
+    location: LedgerLocation, key: str, *, task_id: str | None, never_sent: bool, give_up: bool
+) -> Entry:
+    async with location.open_existing() as ledger:
         entry = await queries.find(ledger, key)
         if task_id is not None and entry.provider in GATEWAYS:
             raise InvalidRequestError(
                 f"--task-id: {entry.provider} has no tasks.",
-                hint="Give --never-sent if it made no character, --give-up if it did, or if nobody will ever know.",
+                hint="Use --never-sent if no character was created; otherwise, or if you cannot find out, --give-up.",
             )
         return await transitions.resolve(ledger, key, task_id=task_id, never_sent=never_sent, give_up=give_up)
 
 
-async def _export(place: Place, output: str) -> int:
+async def _export(location: LedgerLocation, output: str) -> int:
     written = 0
-    async with place.find() as ledger:
-        with _writing(output) as file:
+    async with location.open_existing() as ledger:
+        with _new_file(output) as file:
             async for entry in ledger.entries():
                 file.write(json.dumps(entry_json(entry)) + "\n")
                 written += 1
@@ -162,8 +212,8 @@ async def _export(place: Place, output: str) -> int:
 
 
 @contextmanager
-def _writing(output: str) -> Generator[TextIO]:
-    """The file, made anew: one that is there, perhaps the ledger itself, is never written over."""
+def _new_file(output: str) -> Generator[TextIO]:
+    """Create a file, or give stdout for "-". An existing file is never overwritten: it may be the ledger."""
     if output == "-":
         yield sys.stdout
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""A run of a batch: what ends it quietly."""
+"""A run of a batch: how a signal ends it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 
 from sora_chars.cli.batch.runner import BatchRun
 from sora_chars.cli.batch.spool import open_spool
-from sora_chars.cli.context import Job
+from sora_chars.cli.context import CommandContext
 from sora_chars.cli.options import Settings
 
 
-async def test_only_a_signal_ends_a_run_quietly() -> None:
-    """Whatever else cancels it is told to whoever waits for it."""
+async def test_only_a_signal_suppresses_cancellation() -> None:
+    """Without a signal, the cancellation reaches the caller."""
     with open_spool() as spool:
         batch_run = BatchRun(
-            job=Job(),
+            context=CommandContext(),
             settings=Settings(provider="kie", base_url=None, timeout=None),
             spool=spool,
             output="-",
@@ -25,7 +25,7 @@ async def test_only_a_signal_ends_a_run_quietly() -> None:
             concurrency=1,
             budget=None,
             price=None,
-            patient=True,
+            wait_on_interrupt=True,
         )
     with pytest.raises(asyncio.CancelledError), batch_run._until_signal():
         raise asyncio.CancelledError

@@ -1,4 +1,4 @@
-"""The rows that a batch gives, and the file it writes: whole lines, also after a crash."""
+"""The rows of a batch, and its output file, which has whole lines even after a crash."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ LINE = json.dumps(ROW).encode() + b"\n"
         (b"x\n" * (1 << 20) + LINE[:20], b"x\n" * (1 << 20)),
     ],
 )
-def test_a_row_begins_a_line(tmp_path: Path, before: bytes, after: bytes) -> None:
-    """What a crash left of a row is cut off; any other text is kept, and its line ended."""
+def test_partial_row_is_removed(tmp_path: Path, before: bytes, after: bytes) -> None:
+    """A partial last row is removed; any other text is kept, and its line is ended."""
     path = tmp_path / "out.jsonl"
     path.write_bytes(before)
     with open_output(str(path)) as write:
@@ -45,46 +45,46 @@ def test_a_row_begins_a_line(tmp_path: Path, before: bytes, after: bytes) -> Non
     assert path.read_bytes() == after + LINE + LINE
 
 
-def test_the_file_is_made(tmp_path: Path) -> None:
-    """It need not exist."""
+def test_file_is_created(tmp_path: Path) -> None:
+    """The output file need not exist."""
     with open_output(str(tmp_path / "out.jsonl")) as write:
         write(ROW)
     assert (tmp_path / "out.jsonl").read_bytes() == LINE
 
 
 @pytest.mark.parametrize("name", [".", "nowhere/out.jsonl", ""])
-def test_a_file_that_cannot_be_opened_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Before anything is sent."""
+def test_file_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A folder, a missing folder and an empty path are configuration errors."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigurationError, match=f"--output {name}: "), open_output(name):
         pass
 
 
-def test_a_full_disk_is_told() -> None:
-    """As it happens, with what to do about it."""
+def test_disk_is_full() -> None:
+    """A failed write is a configuration error with a hint."""
     with open_output("/dev/full") as write, pytest.raises(ConfigurationError, match="No space left") as caught:
         write(ROW)
-    assert "Run the same command again" in caught.value.hint
+    assert "run the same command again" in caught.value.hint
 
 
-def test_a_dash_is_stdout(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    """Rows come out at once, so that another program may read along."""
+def test_dash_is_stdout(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """Each row is flushed at once to stdout."""
     with open_output("-") as write:
         write(ROW)
         assert capfdbinary.readouterr().out == LINE
 
 
 def entry(state: EntryState, **more: Any) -> Entry:
-    """An entry of the ledger."""
+    """Return an entry of the ledger."""
     facts: dict[str, Any] = {"kind": "character", "request_json": "{}", "created_at": 0.0, "updated_at": 0.0}
     facts |= {name: json.dumps(value) for name, value in more.items()}
     return Entry(key="k", provider="kie", state=state, **facts)
 
 
-@pytest.mark.parametrize("nothing", [None, entry(EntryState.PENDING), entry(EntryState.SENDING)])
-def test_what_was_not_sent_is_no_row(nothing: Entry | None) -> None:
-    """It will be sent by the next run."""
-    assert entry_row(nothing) is None
+@pytest.mark.parametrize("unsent", [None, entry(EntryState.PENDING), entry(EntryState.SENDING)])
+def test_unsent_requests_have_no_row(unsent: Entry | None) -> None:
+    """The next run sends them."""
+    assert entry_row(unsent) is None
 
 
 @pytest.mark.parametrize(
@@ -108,13 +108,13 @@ def test_what_was_not_sent_is_no_row(nothing: Entry | None) -> None:
         ),
     ],
 )
-def test_the_row_of_an_entry(ended: Entry, more: dict[str, Any]) -> None:
-    """As the row of an outcome."""
+def test_row_of_an_entry(ended: Entry, more: dict[str, Any]) -> None:
+    """The row of an entry has the same members as that of an outcome."""
     assert entry_row(ended) == {"key": "k", "provider": "kie", "task_id": None} | more
 
 
-def test_the_row_of_an_entry_that_ended_well() -> None:
-    """With its character."""
+def test_row_of_a_succeeded_entry() -> None:
+    """The row of a succeeded entry has its character."""
     character = {"id": "ch_1", "provider": "kie"}
     result = {"task_id": "t", "provider": "kie", "state": "success", "character": character}
     row = entry_row(entry(EntryState.SUCCEEDED, result_json=result))
@@ -122,7 +122,7 @@ def test_the_row_of_an_entry_that_ended_well() -> None:
     assert (row["status"], row["character"]["id"]) == ("succeeded", "ch_1")
 
 
-def test_an_error_that_nobody_foresaw_has_a_row() -> None:
-    """It is one line, and named by its type."""
+def test_row_of_an_unexpected_error() -> None:
+    """An exception of any type becomes its type and one line of text."""
     row = outcome_row(Outcome(index=0, request=None, state=EntryState.UNKNOWN, key="k", error=KeyError("a\nb")))
     assert row["error"] == {"type": "KeyError", "message": "'a\\nb'"}

@@ -1,17 +1,12 @@
-"""What a pace learns from the ledger, and how the command line shows it."""
+"""What a polling strategy learns from the ledger."""
 
 from __future__ import annotations
 
-import asyncio
-import io
-import json
 import math
-import random
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
-from rich.console import Console
 
 from sora_chars import (
     AdaptiveInterval,
@@ -23,20 +18,16 @@ from sora_chars import (
     TaskSnapshot,
     open_ledger,
 )
-from sora_chars.cli import app, output
-from sora_chars.cli.commands import pace as pacing
-from sora_chars.cli.context import Job
 from sora_chars.ledger.queries import finished_tasks
 from sora_chars.ledger.serialize import to_result
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from sora_chars import Ledger
 
 SEEDREAM = "bytedance/seedream"
-LADDER = "every 2-3 s for 30 s, every 5-10 s to 2 min, then every 15-30 s."
 
 
 class Bare(Provider):
@@ -137,106 +128,3 @@ async def test_every_pace_that_learns_is_told(ledger: Ledger, monkeypatch: pytes
     monkeypatch.setattr("sora_chars.session.dispatcher.finished_tasks", None)
     async with CharacterSession(Bare(), ledger=ledger, polling=SteppedInterval()) as session:  # type: ignore[abstract]  # as above
         assert session.watcher.polling.estimate(None, 0.0) is None
-
-
-def make_ledger(path: Path, counts: dict[str | None, int]) -> Path:
-    """A ledger with so many ended tasks of each model."""
-
-    async def write() -> None:
-        dice = random.Random(1)
-        async with open_ledger(path) as ledger:
-            for model, count in counts.items():
-                for number in range(count):
-                    took = 46 * math.exp(dice.gauss(0, 0.2))
-                    await put(ledger, hash((model, number)), to_result(ended(number, took, model)))
-
-    asyncio.run(write())
-    return path
-
-
-def pace(path: Path, *arguments: str) -> int:
-    """Run the command, and return its exit status."""
-    return app.main(["pace", *arguments, "--ledger", str(path)])
-
-
-def test_models_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A line for each model: how many tasks, how long they take, what they cost, and what the ladder would."""
-    path = make_ledger(tmp_path / "a.db", {SEEDREAM: 30, None: 1})
-    assert pace(path) == 0
-    line, nameless = capsys.readouterr().out.splitlines()
-    assert nameless.startswith("-\tkie\t1 tasks\t")
-    name, provider, tasks, times, gets, late = line.split("\t")
-    assert (name, provider, tasks) == (SEEDREAM, "kie", "30 tasks")
-    low, median, high = map(int, times.split("-"))
-    assert 30 < low < median < high < 65
-    assert [float(number) for number in gets.split("/")] == [pytest.approx(14, abs=1.5)] * 2
-    mine, ladders = (float(number) for number in late.split("/"))
-    assert mine < ladders / 3
-
-    assert pace(path, "--json") == 0
-    models = json.loads(capsys.readouterr().out)["models"]
-    assert [(each["model"], each["tasks"]) for each in models] == [(SEEDREAM, 30), (None, 1)]
-    assert round(models[0]["median"]) == median
-
-
-def test_a_model_is_plotted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A person sees where tasks end and where it looks, in 80 columns; a program gets the numbers."""
-    path = make_ledger(tmp_path / "a.db", {SEEDREAM: 30, "other": 5})
-    assert pace(path, SEEDREAM) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{SEEDREAM} at kie, from its last 30 tasks"
-    assert all(len(line) <= 80 for line in lines)
-    (marks,) = (line for line in lines if line.startswith("   looks "))
-    (ladders,) = (line for line in lines if line.startswith("  ladder "))
-    assert len(marks) - len(marks[9:].lstrip()) > 25 > len(ladders) - len(ladders[9:].lstrip())
-
-    assert pace(path, SEEDREAM, "--json") == 0
-    (model,) = json.loads(capsys.readouterr().out)["models"]
-    assert model["ends"] == sorted(model["ends"])
-    assert model["ends"][49] == pytest.approx(model["median"], abs=0.001)
-    assert model["looks"][0] > 15
-    assert model["looks"] == sorted(model["looks"])
-
-
-@pytest.mark.parametrize("arguments", [[], ["nobody/heard-of"], ["nobody/heard-of", "--json"]])
-def test_what_is_not_known_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: Sequence[str]
-) -> None:
-    """Where nothing was learned yet, the ladder is shown in words; that is no error."""
-    path = make_ledger(tmp_path / "a.db", {} if not arguments else {SEEDREAM: 1})
-    assert pace(path, *arguments) == 0
-    said = capsys.readouterr()
-    if "--json" in arguments:
-        assert (said.out, said.err) == ('{"models": []}\n', "")
-    else:
-        assert said.out == ""
-        assert ("any model" if not arguments else "nobody/heard-of") in said.err
-        assert said.err.endswith(f"{LADDER}\n")
-
-
-def test_a_table_fits_a_terminal(tmp_path: Path) -> None:
-    """With a long name all numbers are still whole in 80 columns."""
-    name = "bytedance/seedream-v4-text-to-image"
-    path = make_ledger(tmp_path / "a.db", {name: 30})
-    shown = io.StringIO()
-    screen = output.Screen(
-        out=Console(file=shown, force_terminal=True, width=80, color_system=None, legacy_windows=False)
-    )
-    assert app._status(Job(screen), ["pace", "--ledger", str(path)]) == 0
-    assert name in shown.getvalue()
-    assert "30 tasks" in shown.getvalue()
-    assert "…" not in shown.getvalue()
-
-
-@pytest.mark.parametrize("median", [0.3, 46.0, 5000.0])
-def test_a_plot_needs_nothing_but_ascii(median: float) -> None:
-    """Where the terminal has no blocks, the plot is of what it has; at any scale all lines fit, and ages are whole."""
-    learned = AdaptiveInterval()
-    for number in range(20):
-        learned.observe_finished(ended(number, median * (1 + number / 40)))
-    (lesson,) = learned.stats()
-    lines = pacing.explain(pacing.Facts.of(lesson), lesson, blocks=False)
-    assert all(line.isascii() and len(line) <= 80 for line in lines)
-    assert sum("#" in line for line in lines) == 8
-    (ages,) = (line.split() for line in lines if line.startswith("     age "))
-    assert len(ages) >= 6

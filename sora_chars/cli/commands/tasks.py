@@ -1,0 +1,332 @@
+"""The commands for one task or one free request: create, run, wait, status, credit, models."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sora_chars.cli.callback_server import serve_callbacks
+from sora_chars.cli.options import (
+    SHUTDOWN_TIMEOUT,
+    Settings,
+    json_input,
+    ledger_options,
+    output_options,
+    polling_options,
+    provider_options,
+    submit_options,
+)
+from sora_chars.cli.render import (
+    MODEL_COLUMNS,
+    character_json,
+    character_rows,
+    model_rows,
+    models_json,
+    task_json,
+    task_rows,
+)
+from sora_chars.cli.runner import run as run_command
+from sora_chars.errors import InvalidRequestError, NoAnswerError, WaitTimeoutError
+from sora_chars.ids import new_key
+from sora_chars.ledger import EntryState
+from sora_chars.models import Character, CharacterRequest, TaskRequest
+from sora_chars.session.session import CharacterSession
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from sora_chars.cli.context import CommandContext
+    from sora_chars.cli.output import StatusLine
+    from sora_chars.ledger import Entry
+    from sora_chars.models import TaskSnapshot, UploadProgress
+    from sora_chars.polling.handle import TaskHandle
+    from sora_chars.protocols import Provider
+
+_UNSENT = {EntryState.PENDING, EntryState.REJECTED}
+_ENDED = {EntryState.SUCCEEDED, EntryState.FAILED}
+
+key_option = click.option(
+    "--key",
+    metavar="KEY",
+    help="Idempotency key: the same request with the same key is never paid twice.  [default: a new UUID]",
+)
+
+
+@click.command()
+@click.option("--from-task", metavar="ID", help="Finished task whose video shows the character.")
+@click.option("--video", metavar="URL_OR_PATH", help="Video that shows the character; kie uploads a local file.")
+@click.option("--clip", metavar="START,END", help="Part of the video in seconds, such as 3.55,5.55.")
+@click.option("--name", metavar="TEXT", help="Name of the character.")
+@click.option("--prompt", metavar="TEXT", help="Description of the character.")
+@click.option("--safety", metavar="TEXT", help="What the character must not be used for.")
+@key_option
+@provider_options
+@submit_options
+@polling_options
+@ledger_options
+@output_options
+@click.pass_obj
+def create(
+    context: CommandContext,
+    /,
+    *,
+    from_task: str | None,
+    video: str | None,
+    clip: str | None,
+    name: str | None,
+    prompt: str | None,
+    safety: str | None,
+    key: str | None,
+    **common: Any,
+) -> None:
+    """Create a character from a finished task or a video.
+
+    The command waits for the character and prints it. After an interrupt or a
+    timeout the task keeps running: continue with `sora-chars wait`.
+    """
+    request = CharacterRequest(
+        from_task=from_task,
+        video=video,
+        clip=clip,
+        name=name,
+        prompt=prompt,
+        safety=safety,
+        key=new_key() if key is None else key,
+    )
+    _submit_and_show(context, Settings(**common), request)
+
+
+@click.command()
+@click.option("--model", metavar="MODEL", required=True, help="Model, as listed by `sora-chars models`.")
+@click.option(
+    "--input", "inputs", type=json_input, default="{}", metavar="JSON|@FILE", help="Input of the model.  [default: {}]"
+)
+@key_option
+@provider_options
+@submit_options
+@polling_options
+@ledger_options
+@output_options
+@click.pass_obj
+def run(context: CommandContext, /, *, model: str, inputs: Any, key: str | None, **common: Any) -> None:
+    """Run any other job model of kie.ai.
+
+    The command waits for the task and prints its result.
+    """
+    request = TaskRequest(model=model, input=inputs, key=new_key() if key is None else key)
+    _submit_and_show(context, Settings(**common), request)
+
+
+@click.command()
+@click.argument("task", metavar="TASK_ID|KEY")
+@provider_options
+@polling_options
+@ledger_options
+@output_options
+@click.pass_obj
+def wait(context: CommandContext, /, *, task: str, **common: Any) -> None:
+    """Wait for a task that was created earlier.
+
+    The task is given by its id or by its idempotency key.
+    """
+    settings = Settings(**common)
+    context.use(settings)
+    outcome, time_taken = run_command(context, _find_and_wait(context, settings, task))
+    _show(context, outcome, key=context.key, time_taken=time_taken)
+
+
+@click.command()
+@click.argument("task_id")
+@provider_options
+@output_options
+@click.pass_obj
+def status(context: CommandContext, /, *, task_id: str, **common: Any) -> None:
+    """Fetch the current state of a task.
+
+    Sends one request. The exit status is 0 while the task is running.
+    """
+    _show(context, run_command(context, _fetch_task(Settings(**common), task_id)))
+
+
+@click.command()
+@provider_options
+@output_options
+@click.pass_obj
+def credit(context: CommandContext, /, **common: Any) -> None:
+    """Show the credits left in the account."""
+    settings = Settings(**common)
+    amount = run_command(context, _fetch_credit(settings))
+    rows = [("provider", settings.provider), ("credits", f"{amount:.10g}")]
+    context.output.show({"provider": settings.provider, "credit": amount}, rows, title="Credits")
+
+
+@click.command()
+@click.argument("query", default="")
+@provider_options
+@output_options
+@click.pass_obj
+def models(context: CommandContext, /, *, query: str, **common: Any) -> None:
+    """List the models that the provider offers now.
+
+    With QUERY, lists only the models whose name, title, provider or type
+    contains it, in upper or lower case.
+    """
+    settings = Settings(**common)
+    offered = run_command(context, _fetch_models(settings))
+    found = [m for m in offered if query.lower() in f"{m.model} {m.title} {m.provider} {m.task_type}".lower()]
+    context.output.show_table(models_json(settings.provider, found), model_rows(found), columns=MODEL_COLUMNS)
+    context.output.note(f"{len(found)} of {len(offered)} models")
+
+
+def _submit_and_show(context: CommandContext, settings: Settings, request: CharacterRequest | TaskRequest) -> None:
+    context.use(settings)
+    outcome, time_taken = run_command(context, _submit_and_wait(context, settings, request))
+    _show(context, outcome, key=request.key, time_taken=time_taken)
+
+
+def _show(
+    context: CommandContext,
+    outcome: Character | TaskSnapshot,
+    *,
+    key: str | None = None,
+    time_taken: str | None = None,
+) -> None:
+    if isinstance(outcome, Character):
+        rows = character_rows(outcome, key=key, time_taken=time_taken)
+        context.output.show(character_json(outcome, key=key), rows, title="Character")
+    else:
+        context.output.show(task_json(outcome), task_rows(outcome, time_taken=time_taken), title="Task")
+
+
+async def _submit_and_wait(
+    context: CommandContext, settings: Settings, request: CharacterRequest | TaskRequest
+) -> tuple[Any, str]:
+    """Return the outcome of a new task, and the time it took as text."""
+    timeout = settings.wait_timeout
+    with context.output.status_line() as line:
+        deadline = asyncio.get_running_loop().time() + timeout
+        provider = settings.make_provider(lambda progress: line.update(_upload_status(progress)))
+        context.has_tasks = not provider.synchronous
+        listener = settings.open_listener()
+        async with (
+            CharacterSession(
+                provider,
+                ledger=settings.location.open(),
+                polling=settings.polling,
+                timeout=timeout,
+                shutdown_timeout=SHUTDOWN_TIMEOUT,
+            ) as session,
+            serve_callbacks(session, listener, settings.webhook_key),
+        ):
+            entry = await session.entry(str(request.key))
+            line.update(_first_status(provider, entry))
+            handle = await _submit(context, session, request)
+            if entry and entry.state in _ENDED:
+                return await handle.result(), "none, read from the ledger"
+            if provider.synchronous:
+                return await handle.result(), line.elapsed
+            remaining = max(0.0, deadline - asyncio.get_running_loop().time())
+            return await _wait(context, line, handle, remaining)
+
+
+async def _submit(
+    context: CommandContext, session: CharacterSession, request: CharacterRequest | TaskRequest
+) -> TaskHandle[Any]:
+    context.key = request.key
+    try:
+        handle: TaskHandle[Any] = await session.submit(request)
+    except asyncio.CancelledError:
+        context.output.note(
+            "Interrupted. If the request was sent, waiting for its response: "
+            f"up to {SHUTDOWN_TIMEOUT:g} s, or until the next Ctrl-C."
+        )
+        raise
+    context.task_id = handle.task_id
+    return handle
+
+
+async def _find_and_wait(context: CommandContext, settings: Settings, task: str) -> tuple[Any, str]:
+    """Return the outcome of an existing task, and the time that the command waited as text.
+
+    Raises:
+        InvalidRequestError: The key has no task.
+    """
+    provider = settings.make_provider()
+    with context.output.status_line() as line:
+        async with CharacterSession(provider, ledger=settings.location.open(), polling=settings.polling) as session:
+            handle = await _find(context, session, task)
+            context.task_id = handle.task_id
+            line.update(f"{provider.name} task {handle.task_id}: waiting for the first poll")
+            return await _wait(context, line, handle, settings.wait_timeout)
+
+
+async def _find(context: CommandContext, session: CharacterSession, task: str) -> TaskHandle[Any]:
+    """Return the handle of a task, given its id or its idempotency key."""
+    (provider,) = session.providers
+    entry = await session.entry(task) or await session.ledger.by_task(provider.name, task)
+    if entry is None:
+        return session.resume(task)
+    context.key = entry.key
+    if entry.task_id is None:
+        hint = context.resolve_hint(entry.key) if entry.state is EntryState.UNKNOWN else ""
+        raise InvalidRequestError(f"Key {entry.key} has no task to wait for: its state is {entry.state}.", hint=hint)
+    return session.resume(entry.task_id, provider=entry.provider, key=entry.key)
+
+
+async def _wait(context: CommandContext, line: StatusLine, handle: TaskHandle[Any], timeout: float) -> tuple[Any, str]:
+    try:
+        async for snapshot in handle.updates(timeout):
+            line.update(f"{handle.provider} task {handle.task_id}: {snapshot.state}, via {handle.woken_by}")
+    except WaitTimeoutError as error:
+        error.hint = f"Continue with: {context.command('wait', handle.task_id)}"
+        raise
+    return await handle.result(0), f"{line.elapsed}, via {handle.woken_by}"
+
+
+async def _fetch_task(settings: Settings, task_id: str) -> Character | TaskSnapshot:
+    """Return the result of a task, or its snapshot while it is running.
+
+    Raises:
+        TaskFailedError: The task has failed.
+    """
+    async with _provider(settings) as provider:
+        snapshot = await provider.fetch(task_id)
+    return snapshot.outcome()
+
+
+async def _fetch_credit(settings: Settings) -> float:
+    async with _provider(settings) as provider:
+        return await provider.credit()
+
+
+async def _fetch_models(settings: Settings) -> list[Any]:
+    async with _provider(settings) as provider:
+        return await provider.models()
+
+
+@asynccontextmanager
+async def _provider(settings: Settings) -> AsyncGenerator[Provider]:
+    """Open the provider for a free request, which `--timeout` limits."""
+    timeout = settings.wait_timeout
+    async with settings.make_provider() as provider:
+        try:
+            async with asyncio.timeout(timeout):
+                yield provider
+        except TimeoutError:
+            message = f"{provider.name} did not respond within {timeout:g} seconds."
+            raise NoAnswerError(message, provider=provider.name) from None
+
+
+def _first_status(provider: Provider, entry: Entry | None) -> str:
+    if entry is None or entry.state in _UNSENT:
+        return f"{provider.name}: {'creating the character' if provider.synchronous else 'sending the request'}"
+    return f"{provider.name}: key {entry.key} is already recorded as {entry.state}"
+
+
+def _upload_status(progress: UploadProgress) -> str:
+    """Return the status of an upload in steps of 10 %, so a file prints at most eleven lines."""
+    tenths = progress.sent * 10 // progress.total
+    return f"uploading {progress.path.name}: {tenths}0 % of {progress.total / 1e6:.1f} MB"

@@ -1,0 +1,22 @@
+"""The summary of `sora-chars resume`."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from sora_chars.cli.commands.resume import Recovery
+from sora_chars.cli.context import CommandContext
+from sora_chars.cli.output import Output
+
+
+def test_summary_names_a_few_keys() -> None:
+    """At most five keys of unknown outcome are named."""
+    err = io.StringIO()
+    recovery = Recovery(CommandContext(Output(err=Console(file=err))))
+    recovery.unknown = [f"k{number}" for number in range(7)]
+    recovery.print_summary()
+
+    assert recovery.status == 6
+    assert err.getvalue().startswith("No task was running\nOutcome unknown: 7 (k0, k1, k2, k3, k4, ...)\n")
