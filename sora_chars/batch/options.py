@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sora_chars.errors import printable
-from sora_chars.models import Request, refuse
+from sora_chars.models import Request, raise_if_invalid
 from sora_chars.ratelimit.window import UNLIMITED
 
 from .budget import amount_problems
@@ -70,7 +70,7 @@ class BatchOptions:
             problems += amount_problems("budget", self.budget, "credits")
         if not (self.price is None or callable(self.price)):
             problems += amount_problems("price", self.price, "credits")
-        refuse(problems, what="The batch")
+        raise_if_invalid(problems, what="The batch")
 
 
 def submit_concurrency(provider: Provider) -> int:

@@ -162,7 +162,7 @@ def test_invalid_rows_are_listed_before_sending(
     assert lines[3].startswith("line 9: prompt: ")
     assert lines[4].startswith("line 10: invalid JSON: ")
     assert lines[5] == "Error: 5 rows are invalid. Nothing was sent."
-    assert not emulator.seen
+    assert not emulator.request_counts
     assert not out.exists()
 
 
@@ -194,7 +194,7 @@ def test_invalid_arguments_end_with_2(
     ended = cli("batch", *[argument.format(file=name) for argument in arguments], base, url)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert text in ended.stderr
-    assert not emulator.seen
+    assert not emulator.request_counts
 
 
 def test_empty_file(pipe: Pipe) -> None:
@@ -206,7 +206,7 @@ def test_empty_file(pipe: Pipe) -> None:
 
 def test_errors_are_in_their_rows(cli: Cli, emulator: Emulator, command: Command, out: Path) -> None:
     """Failed and unknown requests are not sent again, a rejected one is; no row holds a secret."""
-    emulator.fault("lost_answer", on="create")
+    emulator.fault("lost_response", on="create")
     emulator.fault("status", on="create", status=200, code=422, message="No cats")
     emulator.fault("fail_task", times=2)  # also the task of the lost response
     batch = command(*map(kie, range(6)))
@@ -283,7 +283,7 @@ def test_account_error_stops_the_batch(
 
     rejected = len(rows(out))
     assert (first.returncode, states(out), rejected <= 5) == (5, {"rejected": rejected}, True)
-    assert sum(emulator.seen.values()) == rejected
+    assert sum(emulator.request_counts.values()) == rejected
     assert f"rejected: {rejected}\nnot sent: {20 - rejected}\n" in first.stderr
     assert first.stderr.endswith(f"No more rows are sent. {text}\n{AGAIN}")
     fault.remove()

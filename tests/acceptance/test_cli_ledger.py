@@ -111,11 +111,11 @@ def test_finished_key_of_a_synchronous_provider(cli: Cli, at: tuple[str, ...], e
 
 def test_unknown_outcome_is_not_sent_again(cli: Cli, at: tuple[str, ...], emulator: Emulator) -> None:
     """The same key again ends with status 6; the error, `ledger show` and `wait` name the `resolve` command."""
-    emulator.fault("lost_answer", on="create")
+    emulator.fault("lost_response", on="create")
     command = ("create", *at, *FROM_TASK, "--key", "lost 1", "--json")
     resolve = f"sora-chars ledger resolve 'lost 1' {CHOICE}"
     first = read(cli(*command), 6)["error"]
-    seen = len(emulator.seen)
+    seen = len(emulator.request_counts)
     again = read(cli(*command), 6)["error"]
 
     assert again == first
@@ -124,7 +124,7 @@ def test_unknown_outcome_is_not_sent_again(cli: Cli, at: tuple[str, ...], emulat
     waited = read(cli("wait", "lost 1", *at, "--json"), 2)["error"]
     assert waited["message"] == "Key lost 1 has no task to wait for: its state is unknown."
     assert waited["hint"].endswith(resolve)
-    assert len(emulator.seen) == seen
+    assert len(emulator.request_counts) == seen
     assert emulator.counts.creates == 1
 
 
@@ -301,7 +301,7 @@ def test_entries_are_listed_shown_and_exported(keyless: Cli, own: Path, tmp_path
 
 def test_resolve(cli: Cli, at: tuple[str, ...], emulator: Emulator, own: Path) -> None:
     """With a task id the task is waited for, and with `--never-sent` it is sent; a gateway has no tasks."""
-    emulator.fault("lost_answer", on="create")
+    emulator.fault("lost_response", on="create")
     assert cli("create", *at, *FROM_TASK, "--key", "made").returncode == 6
     (task_id,) = emulator.tasks
     emulator.fault("reset", on="create")

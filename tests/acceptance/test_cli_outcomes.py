@@ -253,7 +253,7 @@ def test_missing_character_ends_with_4(cli: Cli, at: tuple[str, ...], emulator: 
 def test_unknown_outcome_ends_with_6(cli: Cli, at: tuple[str, ...], emulator: Emulator, provider: str) -> None:
     """A lost response, and a synchronous provider slower than `--timeout`, are not sent again."""
     if provider == "kie":
-        emulator.fault("lost_answer", on="create")
+        emulator.fault("lost_response", on="create")
         request = FROM_TASK
     else:
         emulator.fault("delay", on="character", seconds=30.0)

@@ -107,7 +107,7 @@ def test_interrupted_upload(start_cli: Start, sora_emulator: Emulator, make_clip
 
     assert ended == 130
     assert error_in(out)["message"] == "Interrupted. No paid request was sent."
-    assert CREATE not in sora_emulator.seen
+    assert CREATE not in sora_emulator.request_counts
 
 
 def test_rejection_after_an_interrupt(start_cli: Start, sora_emulator_factory: Callable[..., Emulator]) -> None:
@@ -115,7 +115,7 @@ def test_rejection_after_an_interrupt(start_cli: Start, sora_emulator_factory: C
     emulator = sora_emulator_factory(kie_key="another")
     emulator.fault("delay", on="create", seconds=1.0)
     process = start_cli("create", "--base-url", emulator.url, *FROM_TASK, "--json")
-    wait_for(emulator, lambda: emulator.counts.refused)
+    wait_for(emulator, lambda: emulator.counts.rejected)
 
     ended, out, _ = end(process)
 

@@ -35,7 +35,7 @@ def count_tasks(emulator: Emulator) -> Counter[str]:
 
 async def test_every_row_has_outcome_despite_faults(emulator: Emulator) -> None:
     """Each of 200 keys has one outcome that agrees with the server, and at most one task."""
-    emulator.fault("lost_answer", on="create", rate=0.1, times=None)
+    emulator.fault("lost_response", on="create", rate=0.1, times=None)
     emulator.fault("status", on="create", rate=0.1, times=None, status=200, code=422, message="no cats")
     emulator.fault("fail_task", rate=0.1, times=None)
     emulator.fault("http_500", on="poll", rate=0.05, times=None)
@@ -54,7 +54,7 @@ async def test_every_row_has_outcome_despite_faults(emulator: Emulator) -> None:
 
 async def test_interrupted_batch_is_resumed(emulator: Emulator, tmp_path: Path) -> None:
     """After an early exit and lost responses, the next session resumes running tasks and pays only for the rest."""
-    emulator.fault("lost_answer", on="create", times=3)
+    emulator.fault("lost_response", on="create", times=3)
     lost: set[str | None] = set()
     async with session_at(emulator, ledger=tmp_path / "ledger.db") as session:
         async with session.create_many(make_rows(60), concurrency=10) as batch:
@@ -89,7 +89,7 @@ async def test_account_rejection_stops_batch(emulator: Emulator, tmp_path: Path,
         assert batch.stopped == "account"
         assert (batch.rejection, batch.progress.remaining) == (ended[-1].error, 140)
         assert {outcome.state for outcome in ended} == {EntryState.REJECTED}
-        assert sum(emulator.seen.values()) == len(ended) == 10
+        assert sum(emulator.request_counts.values()) == len(ended) == 10
         fault.remove()
     async with session_at(emulator, ledger=tmp_path / "ledger.db") as session:
         again = await session.create_all(rows)
@@ -122,7 +122,7 @@ async def test_synchronous_provider_uses_full_concurrency(emulator: Emulator) ->
     emulator.fault("delay", on="character", times=None, seconds=2.0)
     rows = [SOURCE | {"key": str(index), "provider": "kkiai"} for index in range(40)]
     async with session_at(emulator) as session, session.create_many(rows, concurrency=40) as batch:
-        await emulator.until(lambda: emulator.seen["POST", "/sora/v1/characters"] == 40)
+        await emulator.until(lambda: emulator.request_counts["POST", "/sora/v1/characters"] == 40)
         assert batch.progress.ended == 0
         ends = Counter([(outcome.state, outcome.provider) async for outcome in batch])
     assert ends == {(EntryState.SUCCEEDED, "kkiai"): 40}
@@ -142,7 +142,7 @@ async def test_slow_provider_does_not_delay_others(emulator: Emulator, tmp_path:
         async with session.create_many(slow + make_rows(10), concurrency=200) as batch:
             ends = [(await anext(batch)).provider for _ in range(10)]
             assert ends == ["kie"] * 10
-            await emulator.until(lambda: emulator.seen["POST", "/sora/v1/characters"] == 100)
+            await emulator.until(lambda: emulator.request_counts["POST", "/sora/v1/characters"] == 100)
             found = Counter([entry.state async for entry in ledger.entries()])
         assert found == {EntryState.SUCCEEDED: 10, EntryState.SENDING: 100, EntryState.PENDING: 20}
         await session.aclose()
@@ -162,4 +162,4 @@ async def test_batches_together_stay_under_limit() -> None:
                 small = await session.create_all(rows[:10])
                 assert large.progress.remaining
     assert {outcome.state for outcome in small} == {EntryState.SUCCEEDED}
-    assert (emulator.counts.rejected["create"], emulator.counts.creates > 20) == (0, True)
+    assert (emulator.counts.rate_limited["create"], emulator.counts.creates > 20) == (0, True)

@@ -57,7 +57,7 @@ def uploaded(emulator: Emulator, task_id: str) -> File:
     """Return the file that the task was created from."""
     urls = emulator.tasks[task_id].input["character_file_url"]
     assert isinstance(urls, list)
-    file = emulator.files.at(urls[0])
+    file = emulator.files.find(urls[0])
     assert file is not None
     return file
 
@@ -132,7 +132,7 @@ async def test_upload_names_are_unique(
     assert all(url.endswith(".mp4']") for url in urls)
 
 
-@pytest.mark.parametrize("kind", ["http_500", "html", "lost_answer"])
+@pytest.mark.parametrize("kind", ["http_500", "html", "lost_response"])
 async def test_upload_is_retried(
     kind: str, emulator: Emulator, session: CharacterSession, make_clip: Callable[..., Path]
 ) -> None:
@@ -142,7 +142,7 @@ async def test_upload_is_retried(
     handle = await session.submit(video=clip)
     file = uploaded(emulator, handle.task_id)
     assert file.content == clip.read_bytes()
-    assert emulator.seen["POST", "/api/file-stream-upload"] == 2
+    assert emulator.request_counts["POST", "/api/file-stream-upload"] == 2
     assert emulator.counts.creates == 1
 
 
@@ -244,7 +244,7 @@ async def test_failed_task(emulator: Emulator, session: CharacterSession) -> Non
         ("http_500", ServiceUnavailableError),
         ("body_500", ServiceUnavailableError),
         ("html", SubmissionUnknownError),
-        ("lost_answer", SubmissionUnknownError),
+        ("lost_response", SubmissionUnknownError),
         ("reset", SubmissionUnknownError),
         ("truncated", SubmissionUnknownError),
         ("junk_json", SubmissionUnknownError),

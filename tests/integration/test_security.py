@@ -345,7 +345,7 @@ async def test_hostile_callbacks(
 async def test_token_cannot_claim_another_task(receiver: CallbackReceiver, emulator: Emulator) -> None:
     """A callback with the token of a lost create and another task's id does not resolve the entry."""
     other, _ = await ended(receiver, emulator)
-    emulator.fault("lost_answer", on="create")
+    emulator.fault("lost_response", on="create")
     with pytest.raises(SubmissionUnknownError):
         await receiver.session.submit(**FIELDS, key="lost")
     (*_, lost) = emulator.tasks.values()
@@ -417,7 +417,7 @@ FAULTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("unauthorized", {"on": "create"}),
     ("status", {"on": "create", "code": 400, "message": f"Bearer {KEY} is no key"}),
     ("html", {"on": "create"}),
-    ("lost_answer", {"on": "create"}),
+    ("lost_response", {"on": "create"}),
     ("junk_json", {"on": "create"}),
     ("truncated", {"on": "create"}),
     ("delay", {"on": "create", "seconds": 5.0}),

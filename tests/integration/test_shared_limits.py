@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from asyncio.subprocess import Process
     from collections.abc import AsyncGenerator
 
-    from sora_chars.testing.proxy import Passing, Step
+    from sora_chars.testing.proxy import ProxiedRequest, Step
 
 REQUEST: dict[str, Any] = {"from_task": "7118f712" * 4, "clip": "1,3", "prompt": "A dog"}
 
@@ -62,9 +62,9 @@ async def test_delayed_requests_stay_under_limit(seed: int) -> None:
     """Requests and responses delayed by up to a whole window stay within the limits of the server."""
     rng = random.Random(seed)
     speed = 100.0
-    delays: dict[Step, float] = {"forward_head": 10 / speed, "pass_answer": 3 / speed}
+    delays: dict[Step, float] = {"forward_head": 10 / speed, "return_half": 3 / speed}
 
-    async def on_step(step: Step, request: Passing) -> None:
+    async def on_step(step: Step, request: ProxiedRequest) -> None:
         del request
         if step in delays and rng.random() < 0.5:
             await asyncio.sleep(rng.uniform(0, delays[step]))
@@ -77,7 +77,7 @@ async def test_delayed_requests_stay_under_limit(seed: int) -> None:
         ) as session,
     ):
         await asyncio.gather(*(session.submit(**REQUEST) for _ in range(100)))
-    assert (emulator.counts.creates, emulator.counts.rejected) == (100, {})
+    assert (emulator.counts.creates, emulator.counts.rate_limited) == (100, {})
 
 
 @pytest.mark.parametrize("form", ["http_429", "body_429"])
@@ -85,9 +85,9 @@ async def test_429_pauses_all_sessions_until_probe(form: str) -> None:
     """After a 429 in either form no session of the process sends until one probe succeeds."""
     sent: list[int] = []
 
-    async def on_step(step: Step, request: Passing) -> None:
+    async def on_step(step: Step, request: ProxiedRequest) -> None:
         del request
-        if step == "pass_answer" and proxy.steps["POST", step] == 2:
+        if step == "return_half" and proxy.steps["POST", step] == 2:
             await asyncio.sleep(0.3)  # time in which other requests would arrive
             sent.append(proxy.steps["POST", "forward_head"])
 
@@ -117,4 +117,4 @@ async def test_processes_share_limit(postgres_url: str) -> None:
         ]
         await asyncio.gather(*(process.communicate(b"go\n") for process in workers))
         assert [process.returncode for process in workers] == [0] * 4
-    assert (emulator.counts.creates, emulator.counts.rejected) == (300, {})
+    assert (emulator.counts.creates, emulator.counts.rate_limited) == (300, {})

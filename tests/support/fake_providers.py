@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from sora_chars.ledger import Entry, EntryState
-    from sora_chars.ledger.entry import By
+    from sora_chars.ledger.entry import Lookup
     from sora_chars.models import Request
     from sora_chars.ratelimit.window import Account, Window
     from sora_chars.session.session import CharacterSession
@@ -281,7 +281,7 @@ class FaultyStore(MemoryStore):
         self._check(self.mute, after)
         return kept
 
-    async def find(self, by: By, *values: str) -> Entry | None:
+    async def find(self, by: Lookup, *values: str) -> Entry | None:
         """See `LedgerStore`."""
         if self.away:
             raise LedgerError("The database is unavailable.")

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from sora_chars.ledger.entry import By
-    from sora_chars.ledger.notifier import Waiters
+    from sora_chars.ledger.entry import Lookup
+    from sora_chars.ledger.notifier import ChangeNotifier
     from sora_chars.models import Request
     from tests.support.simulated_world import SimulatedTask, SimulatedWorld
 
@@ -74,13 +74,13 @@ class SimulatedStore:
     faults: deque[str] = attrs.field(factory=deque)
     reads: int = 0
 
-    async def open(self, waiters: Waiters) -> None:
+    async def open(self, notifier: ChangeNotifier) -> None:
         """See `LedgerStore`."""
-        self.world.waiters[self.owner] = waiters
+        self.world.notifiers[self.owner] = notifier
 
     async def aclose(self) -> None:
         """See `LedgerStore`."""
-        self.world.waiters.pop(self.owner, None)
+        self.world.notifiers.pop(self.owner, None)
         self.world.dead.add(self.owner)
 
     async def insert(self, entry: Entry) -> Entry:
@@ -91,7 +91,7 @@ class SimulatedStore:
         """See `LedgerStore`."""
         return await self._write(partial(self._replace, before, after))
 
-    async def find(self, by: By, *values: str) -> Entry | None:
+    async def find(self, by: Lookup, *values: str) -> Entry | None:
         """See `LedgerStore`."""
         await self._read()
         return await self.world.entries.find(by, *values)
@@ -132,9 +132,9 @@ class SimulatedStore:
         kept = await self.world.entries.replace(before, after)
         if kept is after:
             self.world.moved(after)
-            for name, waiters in self.world.waiters.items():
+            for name, notifier in self.world.notifiers.items():
                 if name != self.owner:
-                    waiters.wake(after.key, after.version)
+                    notifier.notify(after.key, after.version)
         return kept
 
 
@@ -309,7 +309,7 @@ class SimulatedProcess:
         self.doubt()
         self.alive = False
         self.goes.set()
-        self.world.waiters.pop(self.store.owner, None)
+        self.world.notifiers.pop(self.store.owner, None)
         self.world.dead.add(self.store.owner)
         self.callers.clear()
         self.runner.run(self._cancel_all())

@@ -32,7 +32,7 @@ from sora_chars.session.stepping import Step
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from sora_chars.ledger.notifier import Waiters
+    from sora_chars.ledger.notifier import ChangeNotifier
 
 CLOSED = {EntryState.SUCCEEDED, EntryState.FAILED, EntryState.REJECTED}
 EMPTY = "empty"  # a success without a character
@@ -88,7 +88,7 @@ class SimulatedWorld:
     kept: dict[str, Entry] = attrs.field(factory=dict)
     moves: set[tuple[EntryState, EntryState]] = attrs.field(factory=set)
     dead: set[str] = attrs.field(factory=set)
-    waiters: dict[str, Waiters] = attrs.field(factory=dict)
+    notifiers: dict[str, ChangeNotifier] = attrs.field(factory=dict)
     wrong: list[str] = attrs.field(factory=list)
 
     def tasks(self, key: str) -> list[SimulatedTask]:

@@ -151,7 +151,7 @@ class BatchRun:
             async for outcome in batch:
                 self._add_outcome(outcome)
             self._stopped = batch.stopped
-            self._account_error = batch.refusal
+            self._account_error = batch.rejection
             self._tally.in_flight.clear()  # rows that the batch took, but was not allowed to send
 
     async def _sent(self, ledger: Ledger) -> AsyncGenerator[dict[str, Any], None]:

@@ -112,7 +112,7 @@ def fault(text: str) -> tuple[str, dict[str, Any]]:
     type=fault,
     multiple=True,
     metavar="KIND[:NAME=VALUE,...]",
-    help="Inject a fault, such as lost_answer:on=create,rate=0.1,times=null. May be repeated.",
+    help="Inject a fault, such as lost_response:on=create,rate=0.1,times=null. May be repeated.",
 )
 @output_options
 @click.pass_obj

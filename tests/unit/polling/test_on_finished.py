@@ -102,6 +102,8 @@ async def test_tasks_share_the_tuple_of_on_finished() -> None:
 
     shared = (record,)
     async with every(10.0) as watcher:
-        tasks = [watcher.watch(PolledProvider(script(NEW)), name, snapshot=NEW, on_finished=shared) for name in ("t1", "t2")]
+        tasks = [
+            watcher.watch(PolledProvider(script(NEW)), name, snapshot=NEW, on_finished=shared) for name in ("t1", "t2")
+        ]
         watcher.watch(PolledProvider(script(NEW)), "t1", on_finished=shared)
         assert all(task.on_finished is shared for task in tasks)

@@ -13,7 +13,7 @@ from sora_chars.errors import ServiceUnavailableError, WatcherStoppedError
 from sora_chars.models import TaskSnapshot
 from sora_chars.polling.strategies import FixedInterval, SteppedInterval
 from sora_chars.polling.watcher import TaskWatcher
-from tests.support.fake_providers import RecordingInterval, PolledProvider, script
+from tests.support.fake_providers import PolledProvider, RecordingInterval, script
 
 pytestmark = pytest.mark.looptime
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Sequence
 
     from sora_chars.ledger import Entry
-    from sora_chars.ledger.entry import By
-    from sora_chars.ledger.notifier import Waiters
+    from sora_chars.ledger.entry import Lookup
+    from sora_chars.ledger.notifier import ChangeNotifier
 
 pytestmark = pytest.mark.looptime
 
@@ -41,7 +41,7 @@ class Database:
 
     entries: MemoryStore = attrs.field(factory=MemoryStore)
     dead: set[str] = attrs.field(factory=set[str])
-    waiters: dict[str, Waiters] = attrs.field(factory=dict[str, "Waiters"])
+    notifiers: dict[str, ChangeNotifier] = attrs.field(factory=dict[str, "ChangeNotifier"])
 
 
 @attrs.define(eq=False)
@@ -64,9 +64,9 @@ class ProcessStore:
     takes: float = 0.0
     checks: int = 0
 
-    async def open(self, waiters: Waiters) -> None:
+    async def open(self, notifier: ChangeNotifier) -> None:
         """See `LedgerStore`."""
-        self.database.waiters[self.owner] = waiters
+        self.database.notifiers[self.owner] = notifier
 
     async def aclose(self) -> None:
         """See `LedgerStore`."""
@@ -80,12 +80,12 @@ class ProcessStore:
         """See `LedgerStore`."""
         await asyncio.sleep(self.takes)
         kept = await self.database.entries.replace(before, after)
-        for name, waiters in self.database.waiters.items():
+        for name, notifier in self.database.notifiers.items():
             if name != self.owner:
-                waiters.wake(after.key, after.version)
+                notifier.notify(after.key, after.version)
         return kept
 
-    async def find(self, by: By, *values: str) -> Entry | None:
+    async def find(self, by: Lookup, *values: str) -> Entry | None:
         """See `LedgerStore`."""
         if self.unreadable:
             raise LedgerError("the disk fails")
@@ -219,7 +219,7 @@ async def test_polls_when_the_owner_records_the_end(database: Database) -> None:
         assert second.provider.polls == []
         await (await first.tracker.join(first.provider, entry)).future
         assert (await task.future, second.provider.polls) == (DONE, first.provider.polls)
-        assert not second.ledger._waiters.keys
+        assert not second.ledger._notifier.keys
 
 
 async def test_finds_an_end_recorded_before_the_subscription(database: Database) -> None:
@@ -327,7 +327,7 @@ async def test_skips_tasks_that_end_during_a_take_over(database: Database) -> No
             tasks = [await second.tracker.join(second.provider, entry) for entry in entries]
             second.store.takes = 5.0
         await asyncio.sleep(3.0)  # the first task is being claimed
-        tasks[1].end(DONE)
+        tasks[1].finish(DONE)
         second.provider.end = 0
         assert await tasks[0].future == DONE
         assert await owner_of(second.ledger, 2) == "a"
@@ -342,7 +342,7 @@ async def test_stops_tracking_a_task_that_ends_during_a_lost_claim(database: Dat
             second.store.takes = 5.0
         await asyncio.sleep(2.0)  # the task is being claimed
         await third.ledger.transition(entry, EntryState.RUNNING)
-        task.end(DONE)
+        task.finish(DONE)
         await asyncio.sleep(10.0)
         assert await owner_of(second.ledger) == "c"
         assert second.tracker._owner_checks
