@@ -94,7 +94,7 @@ async def test_closing_waits_for_sent_requests(caplog: pytest.LogCaptureFixture)
 
 
 async def test_closing_waits_at_most_the_shutdown_timeout(caplog: pytest.LogCaptureFixture) -> None:
-    """A request without a response is abandoned after `shutdown_timeout` seconds, and logged as an error with its key."""
+    """A request without a response is dropped after `shutdown_timeout` seconds, and logged as an error with its key."""
     async with session_of(FakeProvider(after=1000), shutdown_timeout=7.0) as session:
         await cancel_after(15, session)
     assert asyncio.get_running_loop().time() == 22

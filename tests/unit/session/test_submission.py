@@ -424,7 +424,7 @@ async def test_synchronous_success_without_a_character_fails() -> None:
 
 
 async def test_closing_session_sends_nothing_new(store: FaultyStore) -> None:
-    """A request registered while the session closes is not sent, although closing still waits for an earlier response."""
+    """A request registered while the session closes is not sent, although an earlier response is awaited."""
     provider = FakeProvider()
     session = await session_of(provider, store).open()
     first = asyncio.create_task(session.submit(**REQUEST))
