@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import attrs
 
@@ -28,6 +28,16 @@ Rows = Iterable[Row] | AsyncIterable[Row]
 Start = Callable[[Request, str | None], "Awaitable[TaskHandle[Any]]"]
 
 _MAX_SUBMITTERS = 250  # above the connection limit, else polls starve creates; low enough to keep batches fair
+
+
+class BatchKeywords(TypedDict, total=False):
+    """The keyword arguments of `CharacterSession.create_many`."""
+
+    concurrency: int
+    provider: str | None
+    budget: float | None
+    price: Price | None
+    timeout: float | None
 
 
 @attrs.frozen(kw_only=True)

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncGenerator, Generator
     from types import TracebackType
-    from typing import Self
+    from typing import Self, Unpack
 
     from sora_chars.batch.batch import Batch
     from sora_chars.batch.budget import Price
-    from sora_chars.batch.options import Rows
+    from sora_chars.batch.options import BatchKeywords, Rows
     from sora_chars.batch.outcome import Outcome
     from sora_chars.ledger import Entry
     from sora_chars.models import ModelInfo, Request
@@ -244,11 +244,9 @@ class CharacterSession:
             requests: Any iterable or async iterable of requests, or of
                 mappings with a `CharacterRequest`'s fields and `provider`. It
                 may be endless; it is read as slots become free.
-            concurrency: The maximum number of tasks in flight, and of outcomes
-                that were not read.
+            concurrency: The maximum number of tasks in flight, and of unread outcomes.
             provider: Name of the provider for requests that name none.
-            budget: Credits that all requests may cost together, whenever they
-                were paid.
+            budget: Credits that all requests may cost together, whenever they were paid.
             price: Credits that one request costs, or a function of it. Without
                 it, requests are sent one at a time until the provider reports
                 a cost; then each is expected to cost as much as the highest.
@@ -274,7 +272,7 @@ class CharacterSession:
         )
         return Batch(options=options)
 
-    async def create_all(self, requests: Rows, **options: Any) -> list[Outcome]:
+    async def create_all(self, requests: Rows, **options: Unpack[BatchKeywords]) -> list[Outcome]:
         """Run `create_many` and return all outcomes in the order of the requests.
 
         It takes the same options and raises for no outcome. Requests that the
