@@ -158,7 +158,7 @@ class Dispatcher:
         if entry.task_id is None and entry.state is not EntryState.FAILED:
             snapshot = await provider.fetch(task_id)  # the sender's claim alone must not count as paid
             if echoes_other_token(snapshot, entry.token_digest):
-                raise InvalidCallbackError("Callback refused: its token belongs to another task.", status=401)
+                raise InvalidCallbackError("Callback rejected: its token belongs to another task.", status=401)
             entry = await self.writer.record_answer(entry, EntryState.RUNNING, task_id=task_id)
         if entry.state is EntryState.RUNNING and entry.task_id == task_id:
             await self._tracker.join(provider, entry)
