@@ -122,7 +122,7 @@ async def test_rejects_missing_and_duplicate_providers(providers: tuple[FakeProv
 async def test_rejects_ambiguous_requests() -> None:
     """The error names unknown fields, fields beside a request, and objects of other types."""
     async with session_of(FakeProvider()) as session:
-        with pytest.raises(InvalidRequestError, match=r"promt: no such field. Allowed are from_task, .*prompt"):
+        with pytest.raises(InvalidRequestError, match=r"No such field: promt. Allowed are from_task, .*prompt"):
             await session.submit(from_task="t", promt="a dog")
         fields: Any = {"prompt": "a dog"}
         with pytest.raises(InvalidRequestError, match="got TaskRequest with prompt"):

@@ -31,7 +31,7 @@ FATES = st.sampled_from(
         "request lost",
         "never left",
         "busy",
-        "rejected",
+        *["rejected"] * 3,
         "hangs",
         "late",
         "upload lost",
