@@ -1,7 +1,8 @@
+"""The transport's pure parts: headers, JSON, API keys, base URLs and retry delays."""
+
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 
@@ -12,13 +13,12 @@ from hypothesis import strategies as st
 from sora_chars import transport
 from sora_chars.errors import ConfigurationError, NoAnswerError, RateLimitedError
 from sora_chars.ratelimit.window import Limits
-from sora_chars.redaction import mask
 from sora_chars.transport import Response, Transport, _delays, clean_url, parse_json, resolve_key
 
 
 @pytest.fixture(params=["orjson", "the standard library's"])
-def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read JSON with orjson, or as where it is not installed."""
+def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parse JSON with orjson, or as if it were not installed."""
     if request.param != "orjson":
         monkeypatch.setattr(transport, "_fast", None)
 
@@ -38,44 +38,44 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         ("", None),
     ],
 )
-def test_retry_after_is_read_when_it_is_a_sane_number(header: str, seconds: float | None) -> None:
-    """Seconds below a day count, and nothing else does."""
+def test_retry_after_accepts_seconds_below_a_day(header: str, seconds: float | None) -> None:
+    """`Retry-After` is a number of seconds below a day; any other value is ignored."""
     assert Response(429, {"Retry-After": header}, b"").retry_after == seconds
 
 
-def test_an_answer_without_retry_after_asks_for_nothing() -> None:
-    """A missing header is no wait."""
+def test_missing_retry_after() -> None:
+    """A response without the header has no retry delay."""
     assert Response(429, {}, b"").retry_after is None
 
 
 @pytest.mark.parametrize("body", [b"NaN", b"Infinity", b"[-Infinity]", b"[" * 100_000, b"\xff", b"", b"{", b"9" * 5000])
-@pytest.mark.usefixtures("reader")
-def test_what_is_no_json_is_a_value_error(body: bytes) -> None:
-    """Junk of any kind (depth, NaN, encoding, length of a number) is one type of error."""
+@pytest.mark.usefixtures("parser")
+def test_invalid_json_raises_value_error(body: bytes) -> None:
+    """Every kind of invalid JSON (depth, NaN, encoding, length of a number) raises `ValueError`."""
     with pytest.raises(ValueError):  # noqa: PT011 # the reason is json's own
         parse_json(body)
 
 
 @given(st.binary())
-def test_any_bytes_are_json_or_a_value_error(body: bytes) -> None:
-    """No bytes make the reader raise anything else."""
+def test_any_bytes_parse_or_raise_value_error(body: bytes) -> None:
+    """No bytes raise any other error."""
     try:
         parse_json(body)
     except ValueError:
         return
 
 
-@pytest.mark.usefixtures("reader")
+@pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize(
     "text", ['{"a": [1]}', '"\\ud800"', "18446744073709551615", "-0.5", '"\u20ac"', "[" * 900 + "]" * 900]
 )
-def test_json_is_read(text: str) -> None:
-    """Bytes and text give what they hold, whichever reader is installed."""
+def test_parses_json(text: str) -> None:
+    """Bytes and text are parsed like by the standard library, with or without orjson."""
     assert parse_json(text.encode()) == parse_json(text) == json.loads(text)
 
 
-def test_no_reader_but_the_standard_one_is_needed() -> None:
-    """Without orjson, answers are read all the same."""
+def test_works_without_orjson() -> None:
+    """Without orjson the standard library parses responses."""
     code = """
 import sys
 sys.modules["orjson"] = None
@@ -87,32 +87,32 @@ print(_fast, parse_json(b"[1]"))
     assert printed.stdout == "None [1]\n"
 
 
-def test_the_key_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key is taken from the argument, else from the variable; spaces around it are dropped."""
+def test_api_key_argument_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The argument takes precedence over the variable, and surrounding spaces are dropped."""
     monkeypatch.setenv("SOME_KEY", " from-env\n")
     assert resolve_key(" given ", variable="SOME_KEY", provider="kie") == "given"
     assert resolve_key(None, variable="SOME_KEY", provider="kie") == "from-env"
 
 
 @pytest.mark.parametrize("key", [None, "", "  "])
-def test_a_missing_key_names_its_variable(key: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key is an error that says where it may stand."""
+def test_missing_api_key_names_the_variable(key: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a key the error names the environment variable and the argument."""
     monkeypatch.delenv("SOME_KEY", raising=False)
     with pytest.raises(ConfigurationError, match="Set SOME_KEY, or pass api_key="):
         resolve_key(key, variable="SOME_KEY", provider="kie")
 
 
 @pytest.mark.parametrize("key", ["se cret", "sec\nret", "sécret", "sec\x00ret"])
-def test_a_key_that_no_header_can_hold_is_refused_unseen(key: str) -> None:
-    """The error does not repeat the key."""
+def test_rejected_api_key_is_not_repeated(key: str) -> None:
+    """A key that no header can contain is rejected, and the error does not repeat it."""
     with pytest.raises(ConfigurationError) as caught:
         resolve_key(key, variable="SOME_KEY", provider="kie")
     assert key not in repr(caught.value) + str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["https://a.invalid", "http://127.0.0.1:80", "https://a.invalid/api/v1"])
-def test_a_base_url_loses_its_trailing_slashes(url: str) -> None:
-    """A path is kept, the slashes at its end are not."""
+def test_base_url_loses_trailing_slashes(url: str) -> None:
+    """The path of a base URL is kept, and slashes at its end are dropped."""
     assert clean_url(url, field="base_url") == clean_url(f"{url}//", field="base_url") == url
 
 
@@ -131,47 +131,24 @@ def test_a_base_url_loses_its_trailing_slashes(url: str) -> None:
         "https://[::1",
     ],
 )
-def test_a_base_url_that_is_none_is_refused(url: str) -> None:
-    """The error names the setting and what it must look like."""
+def test_rejects_invalid_base_urls(url: str) -> None:
+    """The error names the setting and the expected form."""
     with pytest.raises(ConfigurationError, match="base_url: must be like https://host"):
         clean_url(url, field="base_url")
 
 
-CALLBACK = "https://a.invalid/cb/TOKEN"
-SIGNED = "https://b.invalid/p.png?sig=SIGNATURE&exp=1"
-
-
-@pytest.mark.parametrize("escaped", [False, True], ids=["plain", "escaped slashes"])
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_tokens_and_signed_links_are_masked_at_any_depth(depth: int, *, escaped: bool) -> None:
-    """JSON inside JSON inside JSON, with or without escaped slashes, shows no token and no signature."""
-    text = json.dumps({"callBackUrl": CALLBACK, "progressCallBackUrl": CALLBACK, "url": SIGNED, "model": "kept"})
-    for _ in range(depth):
-        text = json.dumps({"param": text.replace("/", "\\/") if escaped else text, "state": "kept too"})
-    masked = mask(text)
-    assert "TOKEN" not in masked
-    assert "SIGNATURE" not in masked
-    assert "kept" in masked
-    assert "kept too" in masked
-
-
-def test_a_link_without_a_query_is_shown() -> None:
-    """What holds no secret stays readable."""
-    assert mask("see https://a.invalid/x.") == "see https://a.invalid/x."
-
-
-def test_waits_grow_and_are_never_shorter_than_asked() -> None:
-    """Between two tries 0.5 s at most, then twice as much, up to 30 s; a longer Retry-After wins."""
-    waits = _delays()
-    next(waits)
+def test_retry_delays_grow_to_30_seconds() -> None:
+    """Retry delays double from 0.5 s to 30 s, and a longer `Retry-After` takes precedence."""
+    delays = _delays()
+    next(delays)
     ceilings = [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
     for ceiling in ceilings:
-        assert ceiling / 2 <= waits.send(NoAnswerError("reset")) <= ceiling
-    assert waits.send(RateLimitedError("busy", retry_after=77.0)) == 77.0
+        assert ceiling / 2 <= delays.send(NoAnswerError("reset")) <= ceiling
+    assert delays.send(RateLimitedError("busy", retry_after=77.0)) == 77.0
 
 
-def test_a_repr_shows_no_key() -> None:
-    """The transport's own repr names the provider and hides the key."""
+def test_repr_hides_the_api_key() -> None:
+    """The repr of a transport names the provider and hides the key."""
     transport = Transport(provider="kie", base_url="https://a.invalid", api_key="sk-SECRET", limits=Limits())
     assert "SECRET" not in repr(transport)
     assert "kie" in repr(transport)
@@ -180,18 +157,13 @@ def test_a_repr_shows_no_key() -> None:
 @pytest.mark.parametrize(
     ("key", "shown"), [("sk-0123456789abcdef", "a *** b"), ("kie1", "a *** b"), ("kie", "a kie b")]
 )
-def test_a_key_is_hidden_when_it_is_long_enough_to_be_one(key: str, shown: str) -> None:
-    """A test key of a few letters does not eat the words of a message."""
+def test_hides_api_keys_of_four_or_more_characters(key: str, shown: str) -> None:
+    """A shorter key, as used in tests, is not removed from messages."""
     transport = Transport(provider="kie", base_url="https://a.invalid", api_key=key)
     assert transport._hide(f"a {key} b") == shown
 
 
-def test_some_connections_are_needed() -> None:
-    """A transport that may never send is refused."""
+def test_rejects_zero_connections() -> None:
+    """A transport without connections could never send, so it is rejected."""
     with pytest.raises(ValueError, match="connections"):
         Transport(provider="kie", base_url="https://a.invalid", api_key="k", connections=0)
-
-
-def test_a_wait_of_nothing_is_not_a_number_of_seconds() -> None:
-    """The longest Retry-After stays below infinity, so that no pause is for ever."""
-    assert Response(429, {"Retry-After": str(math.inf)}, b"").retry_after is None

@@ -51,7 +51,7 @@ def test_public_addresses(address: str) -> None:
     ],
 )
 def test_non_public_addresses(address: str) -> None:
-    """Loopback, private, shared, link-local, multicast, reserved and tunnelled addresses are not public."""
+    """Private, link-local, multicast, reserved, tunnelled and similar addresses are not public."""
     assert not is_public(ip_address(address))
 
 
@@ -102,14 +102,14 @@ def test_file_names_are_safe(character_id: str, start: str) -> None:
 
 
 def test_file_names_are_unique() -> None:
-    """Ids that are equal once sanitised, and one id at two providers, have stable names of their own."""
+    """Similar ids, and one id at two providers, have different names, always the same."""
     names = [name("a/b"), name("a\\b"), name("a_b"), name("a_b", provider="kkiai"), name("x" * 65), name("x" * 66)]
     assert len(set(names)) == len(names)
     assert name("a/b") == names[0]
 
 
 def test_files_are_private_and_replaced(tmp_path: Path) -> None:
-    """Only the owner may access folder and file, whatever the umask, and a second write replaces the first."""
+    """Only the owner has access, whatever the umask, and a second write replaces the file."""
     path = tmp_path / "deep/pictures/x.png"
     before = os.umask(0)
     try:

@@ -41,7 +41,7 @@ def session_of(*providers: FakeProvider, **options: Any) -> CharacterSession:
 
 
 async def test_create_submits_and_waits() -> None:
-    """`create` sends a request built from its fields and returns the character when the task ends."""
+    """`create` sends a request made of its fields and returns the character."""
     provider = FakeProvider(end=3)
     async with session_of(provider) as session:
         character = await session.create(**REQUEST, name="rex")
@@ -89,7 +89,7 @@ async def test_uses_the_first_provider_that_accepts() -> None:
 
 
 async def test_lists_the_problems_of_every_provider() -> None:
-    """If no provider accepts a request, one error lists the problems of each, and nothing is sent."""
+    """If no provider accepts a request, the error lists the problems of each; nothing is sent."""
     providers = [FakeProvider("a", ["clip: too long", "prompt: is missing"]), FakeProvider("b", ["video: is no mp4"])]
     async with session_of(*providers) as session:
         with pytest.raises(InvalidRequestError) as caught:
@@ -120,9 +120,9 @@ async def test_rejects_missing_and_duplicate_providers(providers: tuple[FakeProv
 
 
 async def test_rejects_ambiguous_requests() -> None:
-    """Unknown fields, a request object together with fields, and other objects are named in the error."""
+    """The error names unknown fields, fields beside a request, and objects of other types."""
     async with session_of(FakeProvider()) as session:
-        with pytest.raises(InvalidRequestError, match=r"promt: no such field. Allowed are from_task, .*prompt"):
+        with pytest.raises(InvalidRequestError, match=r"No such field: promt. Allowed are from_task, .*prompt"):
             await session.submit(from_task="t", promt="a dog")
         fields: Any = {"prompt": "a dog"}
         with pytest.raises(InvalidRequestError, match="got TaskRequest with prompt"):
@@ -181,7 +181,7 @@ async def test_credit_and_models_use_the_provider_with_tasks() -> None:
 
 
 async def test_timeout_includes_the_submission() -> None:
-    """`timeout` counts from the call; a sent request is still completed, and the error carries a live handle."""
+    """`timeout` counts from the call, and the error has a live handle of the sent request."""
     provider, loop = FakeProvider(end=10), asyncio.get_running_loop()
     async with session_of(provider) as session:
         with pytest.raises(WaitTimeoutError) as caught:
@@ -217,7 +217,7 @@ async def test_uses_a_given_watcher() -> None:
 
 
 async def test_unknown_outcome_names_the_key() -> None:
-    """The error for a lost response names the key and the provider, and the request is not sent again."""
+    """The error for a lost response names the key and the provider; nothing is sent again."""
     provider = FakeProvider(fault=NoAnswerError("reset by peer"))
     async with session_of(provider) as session:
         with pytest.raises(SubmissionUnknownError, match=r"key mine.*reset by peer.*never sent again") as caught:
@@ -248,7 +248,7 @@ async def test_lost_upload_is_not_an_unknown_outcome() -> None:
 
 
 async def test_each_task_has_its_own_callback_token() -> None:
-    """Each task has an unguessable callback URL, and the ledger finds its entry by the token, even after the end."""
+    """The ledger finds an entry by the token of its callback URL, even after its task ended."""
     provider = FakeProvider(callback_url="https://a.invalid/cb")
     async with session_of(provider) as session:
         first, second = await session.submit(**REQUEST), await session.submit(**REQUEST)
@@ -261,7 +261,7 @@ async def test_each_task_has_its_own_callback_token() -> None:
 
 
 async def test_early_callback_triggers_a_poll() -> None:
-    """A callback that arrives before the response to its request triggers a poll once the task is known."""
+    """A callback that arrives before the response triggers a poll once the task is known."""
     provider, loop = FakeProvider(callback_url="https://a.invalid/cb"), asyncio.get_running_loop()
     async with session_of(provider) as session:
         submitting = asyncio.create_task(session.submit(**REQUEST))

@@ -94,7 +94,7 @@ async def test_closing_waits_for_sent_requests(caplog: pytest.LogCaptureFixture)
 
 
 async def test_closing_waits_at_most_the_shutdown_timeout(caplog: pytest.LogCaptureFixture) -> None:
-    """A request without a response is dropped after `shutdown_timeout` seconds, and logged as an error with its key."""
+    """Closing abandons a request after `shutdown_timeout` seconds and logs its key."""
     async with session_of(FakeProvider(after=1000), shutdown_timeout=7.0) as session:
         await cancel_after(15, session)
     assert asyncio.get_running_loop().time() == 22
@@ -103,7 +103,7 @@ async def test_closing_waits_at_most_the_shutdown_timeout(caplog: pytest.LogCapt
 
 
 async def test_closing_returns_the_handle_to_its_caller() -> None:
-    """A caller that waits for the response during closing receives its handle; the handle's wait then raises."""
+    """A caller that waits during closing receives its handle, whose wait raises."""
     async with session_of(FakeProvider()) as session:
         submitting = asyncio.create_task(session.submit(**REQUEST))
         await asyncio.sleep(15)
@@ -125,7 +125,7 @@ async def test_closing_before_sending_raises_session_closed() -> None:
 
 
 async def test_closing_before_the_response_raises_unknown_outcome() -> None:
-    """The caller of a sent request that closing abandons receives the unknown outcome with its key."""
+    """The caller of a request that closing abandons receives an unknown outcome with its key."""
     async with session_of(FakeProvider(after=1000), shutdown_timeout=1.0) as session:
         submitting = asyncio.create_task(session.submit(**REQUEST))
         await asyncio.sleep(15)

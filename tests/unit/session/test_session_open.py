@@ -44,7 +44,7 @@ def session_of(*providers: FakeProvider) -> CharacterSession:
 
 
 async def test_using_a_closed_session_raises() -> None:
-    """Every use outside the block raises an error that shows how to open the session; closing twice is allowed."""
+    """The error of every use outside the block shows how to open the session."""
     provider = CountingProvider()
     session = session_of(provider)
     await session.aclose()
@@ -75,7 +75,7 @@ async def test_reopens_only_after_closing() -> None:
 
 
 async def test_failed_open_closes_the_other_providers() -> None:
-    """If one provider cannot be opened, the ones before it are closed, and the session stays closed."""
+    """If a provider cannot be opened, the others are closed, and the session stays closed."""
 
     class UnopenableProvider(CountingProvider):
         async def __aenter__(self) -> Self:

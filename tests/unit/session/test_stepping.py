@@ -64,7 +64,7 @@ async def advance(session: CharacterSession) -> tuple[EntryState, float | None]:
 
 
 async def test_advances_one_step_per_call(session: CharacterSession, provider: FakeProvider) -> None:
-    """A request is registered, sent once, polled once per call until its end, and then left alone."""
+    """A request is registered, sent once, and polled once per call until its end."""
     assert (await session.register(**REQUEST)).state is EntryState.PENDING
     assert provider.posts == []
     provider.seen = provider.snapshot(state="generating")
@@ -126,7 +126,7 @@ async def test_rejection_finishes_the_key(session: CharacterSession, provider: F
 async def test_transient_errors_are_retried_later(
     session: CharacterSession, provider: FakeProvider, fault: Exception | None, early: Exception | None, retry_in: float
 ) -> None:
-    """A transient error leaves the entry pending, and the step returns the provider's retry delay."""
+    """A transient error leaves the entry pending, to be retried when the provider says."""
     provider.fault, provider.early = fault, early
     await session.register(**REQUEST)
     assert await advance(session) == (EntryState.PENDING, retry_in)
@@ -145,7 +145,7 @@ async def test_unrecorded_rejection_is_raised(
 
 
 async def test_leaves_a_sending_entry_to_its_process(session: CharacterSession, store: FaultyStore) -> None:
-    """A step does not wait for a living sender, and records an unknown outcome once the sender has died."""
+    """A step does not wait for a living sender, and raises an unknown outcome after its death."""
     await session.register(**REQUEST)
     await store.elsewhere("mine", EntryState.SENDING)
     began = asyncio.get_running_loop().time()
@@ -176,7 +176,7 @@ async def test_poll_outcomes(
     state: EntryState,
     retry_in: float | None,
 ) -> None:
-    """Transient poll errors call for another step, and an end without a character finishes the key."""
+    """A transient error calls for another step; an end without a character finishes the key."""
     await session.register(**REQUEST)
     await session.advance("mine")
     provider.seen = seen
@@ -207,7 +207,7 @@ async def test_unrecorded_result_is_not_finished(
 
 
 async def test_rejects_unknown_keys_and_providers(session: CharacterSession, store: FaultyStore) -> None:
-    """An unknown key, and a key of a provider that the session does not have, are named in the error."""
+    """The error names an unknown key, or a provider that the session does not have."""
     with pytest.raises(InvalidRequestError, match="no entry 'mine'"):
         await session.advance("mine")
     await session.ledger.register(key="mine", provider="gone", kind="character", request={})
@@ -222,7 +222,7 @@ async def test_rejects_unknown_keys_and_providers(session: CharacterSession, sto
 async def test_final_step_saves_the_picture_and_observes_the_task(
     provider: FakeProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The step that finds the end saves the picture and trains the polling strategy before it returns."""
+    """The step that finds the end saves the picture and trains the strategy before it returns."""
     saved: list[Character] = []
     observed: list[TaskSnapshot] = []
 

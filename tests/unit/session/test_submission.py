@@ -111,7 +111,7 @@ async def test_rejected_key_is_sent_again() -> None:
 
 @pytest.mark.parametrize("seconds", RESPONSE_TIMES, ids=RESPONSE_TIMES.get)
 async def test_rejection_is_raised_for_every_waiter(seconds: float) -> None:
-    """Submits that wait for another submit of their key receive its rejection with all facts, and send nothing."""
+    """Submits that wait for another submit of their key receive its rejection and send nothing."""
     rejection = RequestRejectedError("a real person", hint="Take a cat.", status=200, code=422, provider="fake")
     provider = FakeProvider(fault=rejection, after=seconds)
     async with session_of(provider) as session:
@@ -123,7 +123,7 @@ async def test_rejection_is_raised_for_every_waiter(seconds: float) -> None:
 
 
 async def test_rejection_reaches_a_submit_waiting_for_a_slot() -> None:
-    """A submit that waits for its own slot does not send if another submit of the key is rejected first."""
+    """A submit that waits for its slot sends nothing if its key is rejected first."""
     provider = FakeProvider(fault=RateLimitedError("busy"))
     async with session_of(provider) as session:
         first, waiting = (asyncio.create_task(session.submit(**REQUEST)) for _ in range(2))
@@ -158,7 +158,7 @@ async def test_harmless_permanent_error_rejects_the_key() -> None:
 
 
 async def test_entry_is_sending_only_during_the_request() -> None:
-    """An entry is pending while its request waits for a slot, and sending from the start of the paid request."""
+    """An entry is pending until the paid request starts, even while that waits for a slot."""
     async with session_of(FakeProvider()) as session:
         submitting = asyncio.create_task(session.submit(**REQUEST))
         await asyncio.sleep(9)
@@ -193,7 +193,7 @@ async def test_error_before_the_paid_request_is_not_unknown(early: Exception, st
 
 @pytest.mark.parametrize("timeout", [0, 60])
 async def test_waiting_for_another_sender_times_out(store: FaultyStore, timeout: int) -> None:
-    """A submit waits at most `timeout` seconds for another process that is sending the key, and sends nothing."""
+    """A submit waits at most `timeout` seconds for another sender, and sends nothing."""
     provider, loop = FakeProvider(), asyncio.get_running_loop()
     async with session_of(provider, store, timeout=timeout) as session:
         await session.register(**REQUEST)
@@ -219,7 +219,7 @@ async def test_returns_the_task_of_another_sender(store: FaultyStore) -> None:
 
 
 async def test_dead_sender_leaves_an_unknown_outcome(store: FaultyStore) -> None:
-    """A submit that waits for a process which dies raises an unknown outcome, and nothing is sent."""
+    """A submit that waits for a sender which dies raises an unknown outcome and sends nothing."""
     provider = FakeProvider()
     async with session_of(provider, store) as session:
         await session.register(**REQUEST)
@@ -247,7 +247,7 @@ async def test_dead_sender_leaves_an_unknown_outcome(store: FaultyStore) -> None
 async def test_late_response_resolves_an_unknown_outcome(
     store: FaultyStore, fault: Exception, end: EntryState, posts: int
 ) -> None:
-    """A sender that was presumed dead records its response, and a later submit acts on that response."""
+    """A sender that was presumed dead records its response, and later submits act on it."""
     provider = FakeProvider(fault=fault)
     async with session_of(provider, store) as session:
         submitting = asyncio.create_task(session.submit(**REQUEST))
@@ -307,7 +307,7 @@ async def test_does_not_retry_after_another_process_sent(store: FaultyStore) -> 
 
 
 async def test_failed_owner_check_sends_nothing(store: FaultyStore) -> None:
-    """If the ledger cannot check whether another sender is alive, the error says that nothing was sent."""
+    """If the owner of a key cannot be checked, the error says that nothing was sent."""
     provider = FakeProvider()
     async with session_of(provider, store) as session:
         await session.register(**REQUEST)
@@ -331,7 +331,7 @@ async def test_nothing_is_sent_without_an_entry(store: FaultyStore) -> None:
 
 @pytest.mark.parametrize("written", [False, True])
 async def test_nothing_is_sent_before_sending_is_recorded(store: FaultyStore, *, written: bool) -> None:
-    """If `sending` was not written, or its write was not confirmed, nothing is sent and the entry is reverted."""
+    """If `sending` is not written and confirmed, nothing is sent and the entry is reverted."""
     provider = FakeProvider()
     (store.mute if written else store.full).add(EntryState.SENDING)
     async with session_of(provider, store) as session:
@@ -356,7 +356,7 @@ async def test_ledger_bug_sends_nothing(store: FaultyStore) -> None:
 
 
 async def test_unrecorded_task_id_is_raised_and_logged(store: FaultyStore, caplog: pytest.LogCaptureFixture) -> None:
-    """If the ledger fails after the request, the error and the log contain the task id, which is recorded later."""
+    """If the ledger fails after the request, the task id is raised, logged and recorded later."""
     provider = FakeProvider()
     store.full.add(EntryState.RUNNING)
     async with session_of(provider, store) as session:
@@ -385,7 +385,7 @@ async def test_unrecorded_task_id_is_raised_and_logged(store: FaultyStore, caplo
 async def test_unrecorded_response_is_raised_and_recorded_later(
     store: FaultyStore, fault: Exception, raised: type[Exception], state: EntryState
 ) -> None:
-    """A response that the ledger cannot record is still raised, and recorded once the ledger accepts it."""
+    """A response that the ledger cannot record is raised all the same, and recorded later."""
     provider = FakeProvider(fault=fault)
     async with session_of(provider, store) as session:
         submitting = asyncio.create_task(session.submit(**REQUEST))
@@ -411,7 +411,7 @@ async def test_bug_after_sending_leaves_an_unknown_outcome() -> None:
 
 
 async def test_synchronous_success_without_a_character_fails() -> None:
-    """A success without a character is recorded as failed; a later `create` raises it again and sends nothing."""
+    """A success without a character is failed; a later `create` raises it and sends nothing."""
     fault = MissingCharacterError("none", provider="fake", task_id=None, payload={"id": ""})
     provider = FakeProvider(fault=fault, synchronous=True)
     async with session_of(provider) as session:
@@ -424,7 +424,7 @@ async def test_synchronous_success_without_a_character_fails() -> None:
 
 
 async def test_closing_session_sends_nothing_new(store: FaultyStore) -> None:
-    """A request registered while the session closes is not sent, although an earlier response is awaited."""
+    """A request is not sent while the session closes, even if closing waits for a response."""
     provider = FakeProvider()
     session = await session_of(provider, store).open()
     first = asyncio.create_task(session.submit(**REQUEST))
@@ -440,7 +440,7 @@ async def test_closing_session_sends_nothing_new(store: FaultyStore) -> None:
 
 
 async def test_saves_the_picture_of_a_new_character_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The picture is saved when a character is made, synchronously or not, and not again for a finished key."""
+    """The picture is saved when a character is made, and not again for a finished key."""
     saved: list[str] = []
 
     async def save(_: object, character: Character) -> None:

@@ -40,8 +40,8 @@ class Database:
     """Entries that several processes share, the dead among these, and their notifiers."""
 
     entries: MemoryStore = attrs.field(factory=MemoryStore)
-    dead: set[str] = attrs.field(factory=set[str])
-    notifiers: dict[str, ChangeNotifier] = attrs.field(factory=dict[str, "ChangeNotifier"])
+    dead: set[str] = attrs.field(factory=set)
+    notifiers: dict[str, ChangeNotifier] = attrs.field(factory=dict)
 
 
 @attrs.define(eq=False)

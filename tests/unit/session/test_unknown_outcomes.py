@@ -81,7 +81,7 @@ async def call_back(session: CharacterSession, url: str, task_id: str = "t1") ->
 async def test_callback_resolves_an_unknown_outcome(
     session: CharacterSession, provider: FakeProvider, raw: Any
 ) -> None:
-    """The token of a callback identifies the entry, which receives its task and result; nothing is sent again."""
+    """The callback's token identifies the entry, which receives its task and its result."""
     own = {"param": json.dumps({"callBackUrl": provider.posts[0]})}
     provider.seen = provider.snapshot(raw=own if raw == "own" else raw)
     assert await call_back(session, provider.posts[0]) == 200
@@ -149,7 +149,7 @@ async def test_callback_for_a_given_up_entry(session: CharacterSession, provider
 async def test_callback_before_the_response(
     session: CharacterSession, provider: FakeProvider, fault: Exception | None
 ) -> None:
-    """If a callback ends the task before its create is answered or fails, the handle of `submit` is done."""
+    """If a callback arrives before the response or its loss, `submit` returns a done handle."""
     provider.fault, provider.after = fault, 10.0
     submitting = asyncio.create_task(session.submit(**REQUEST))
     await asyncio.sleep(5)
@@ -229,7 +229,7 @@ async def test_synchronous_provider_rejects_a_task_id() -> None:
 
 
 async def test_recover(session: CharacterSession, store: FaultyStore, caplog: pytest.LogCaptureFixture) -> None:
-    """Running tasks are watched, orphaned requests become unknown, and entries of other providers are logged."""
+    """Running tasks are watched, and orphaned requests become unknown."""
     for provider, key in (("fake", "sending"), ("fake", "running"), ("gone", "foreign"), ("fake", "pending")):
         await session.ledger.register(key=key, provider=provider, kind="task", request={"model": "m"})
         if key != "pending":
@@ -255,7 +255,7 @@ async def test_recover(session: CharacterSession, store: FaultyStore, caplog: py
 async def test_recovered_task_is_taken_over(
     session: CharacterSession, provider: FakeProvider, store: FaultyStore
 ) -> None:
-    """While its owner is alive a recovered task is hardly polled, and once the owner dies it is polled here."""
+    """A recovered task is hardly polled while its owner is alive, and taken over afterwards."""
     provider.seen = TaskNotFoundError("no such task")
     await session.register(**REQUEST)
     await store.elsewhere("mine", EntryState.SENDING)

@@ -68,12 +68,12 @@ class TimedProvider(Provider):
         sent_url: Callback URL of the last create.
     """
 
-    faults: list[SoraCharsError] = attrs.field(factory=list["SoraCharsError"])
+    faults: list[SoraCharsError] = attrs.field(factory=list)
     duration: float = 95.0
     callback_url: str | None = None
     name: str = "fake"
-    created: list[float] = attrs.field(factory=list[float])
-    polls: list[float] = attrs.field(factory=list[float])
+    created: list[float] = attrs.field(factory=list)
+    polls: list[float] = attrs.field(factory=list)
     sent_url: str = ""
 
     async def submit(
@@ -119,7 +119,7 @@ def session_of(
 @looptime
 @jumps
 async def test_clock_jump_does_not_affect_polling(clock: WallClock, jump: float) -> None:
-    """Setting the clock while a task runs changes no poll, no age passed to the strategy, and no result."""
+    """Setting the clock while a task runs changes no poll, no observed age and no result."""
     provider, polling, loop = TimedProvider(), RecordingInterval(), asyncio.get_running_loop()
     async with session_of(provider, clock, polling) as session:
         handle = await session.submit(**REQUEST)
@@ -235,7 +235,7 @@ async def keys(ledger: Ledger, **selection: Any) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["memory:", "file"])
 async def test_entries_keep_their_order_when_the_clock_goes_back(tmp_path: Path, kind: str) -> None:
-    """Entries and characters are listed in the order of registration, and every transition is noticed."""
+    """Entries are listed in the order of registration, and every transition is noticed."""
     ticks = iter(BEGAN + jump * number for number, jump in enumerate(JUMPS * 20))
     url = "memory:" if kind == "memory:" else f"sqlite:///{tmp_path}/characters.db"
     order = [f"k-{number}" for number in range(10)]
@@ -306,7 +306,7 @@ async def post(receiver: CallbackReceiver, provider: TimedProvider, at: float) -
 @looptime
 @jumps
 async def test_callback_freshness_uses_the_wall_clock(clock: WallClock, jump: float) -> None:
-    """Callbacks are rejected while the clock is far off, and accepted once it is right; polling finds the end."""
+    """Callbacks are rejected while the clock is far off, and accepted once it is right."""
     provider = TimedProvider(callback_url="https://host.example/hooks")
     async with session_of(provider, clock, RecordingInterval()) as session:
         receiver = CallbackReceiver(session, "whsec", clock=clock)
@@ -324,7 +324,7 @@ async def test_callback_freshness_uses_the_wall_clock(clock: WallClock, jump: fl
 
 @looptime
 async def test_replayed_callbacks_have_no_effect(clock: WallClock) -> None:
-    """An old callback is rejected; if a wrong clock makes it seem recent, it causes one poll at most."""
+    """An old callback is rejected, or causes one poll if a wrong clock makes it seem recent."""
     provider = TimedProvider(callback_url="https://host.example/hooks")
     async with session_of(provider, clock, RecordingInterval()) as session:
         receiver = CallbackReceiver(session, "whsec", clock=clock)
