@@ -327,7 +327,7 @@ async def test_closed_under_every_use_at_every_await(
     use: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A use of a closing session succeeds or raises; nothing is lost or sent twice."""
-    monkeypatch.setattr(ledger_module, "_PAGE", 1)
+    monkeypatch.setattr(ledger_module, "_PAGE_SIZE", 1)
     provider = SlowProvider()
     ledger = open_ledger(ledger_url)
     alive = asyncio.all_tasks()

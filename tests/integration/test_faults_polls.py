@@ -32,7 +32,7 @@ FAULTS = [
 @pytest.fixture(autouse=True)
 def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry soon after a fault, and time polls out after half a second."""
-    monkeypatch.setattr("sora_chars.polling.watcher._FAULT_DELAYS", (0.01, 0.05))
+    monkeypatch.setattr("sora_chars.polling.poller._FAULT_DELAYS", (0.01, 0.05))
     monkeypatch.setattr("sora_chars.transport._TIMEOUTS", {"poll": 0.5, "other": 10.0})
 
 
