@@ -80,9 +80,9 @@ def summary(counts: dict[str, Any], tasks: list[dict[str, Any]]) -> dict[str, An
     ideal = (len(times) - COUNT) / COUNT * window  # the first window is filled at once
     return {
         "creates": counts["creates"],
-        "refused creates": counts["rejected"].get("create", 0),
+        "rejected creates": counts["rate_limited"].get("create", 0),
         "polls": counts["polls"],
-        "refused polls": counts["rejected"].get("poll", 0),
+        "rejected polls": counts["rate_limited"].get("poll", 0),
         "creates took s": round(times[-1] - times[0], 1),
         "ideal s": round(ideal, 1),
         "allowed rate used": round(ideal / (times[-1] - times[0]), 3),
