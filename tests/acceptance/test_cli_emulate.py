@@ -135,9 +135,9 @@ def test_demo(terminal: Cli) -> None:
 
     rows = [row.strip() for row in re.findall(r"ok    .*", written)]
     assert [re.sub(r"\d+\.\d s|(@|ch_)\S+", "*", row) for row in rows] == [
-        "ok      kkiai, one call  *  1 call                        *",
-        "ok      kie by polling   *  1 create, 1 poll              *",
-        "ok      kie by callback  *  1 create, 1 poll, 1 callback  *",
+        "ok    kkiai, one call  *  1 call                        *",
+        "ok    kie by polling   *  1 create, 1 poll              *",
+        "ok    kie by callback  *  1 create, 1 poll, 1 callback  *",
     ]
     assert max(map(len, rows)) <= 80
     assert "All three characters were created." in written

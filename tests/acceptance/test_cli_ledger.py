@@ -161,7 +161,7 @@ def test_resume_after_sigkill(cli: Cli, start_cli: Start, at: tuple[str, ...], e
     assert f"task: {task_id}\n" in shown.stdout
     assert shown.stderr == "Wait for it with: sora-chars wait dog\n"
     (saved,) = read(cli("characters", "--json"))["characters"]
-    assert (resumed.returncode, resumed.stdout) == (0, f"ok      dog  {saved['character']['id']}\n")
+    assert (resumed.returncode, resumed.stdout) == (0, f"ok    dog  {saved['character']['id']}\n")
     assert resumed.stderr == f"1 running\n0 running ({resumed.stderr.partition('(')[2]}"
     assert resumed.stderr.endswith("\n1 succeeded\n")
     assert list(emulator.tasks) == [task_id]
@@ -194,7 +194,7 @@ def test_resume_reports_every_task(cli: Cli, at: tuple[str, ...], emulator: Emul
     others = {"running": 1, "unknown": ["killed"], "skipped": {"mine": 1}}
     assert summary == {"summary": {"succeeded": 0, "failed": 1} | others}
     assert second.returncode == 6
-    assert second.stdout == "ok      any  wan/2-7-image: success\n"
+    assert second.stdout == "ok    any  wan/2-7-image: success\n"
     assert "\n1 succeeded\nSkipped: 1 running at mine\nOutcome unknown: 1 (killed)\n" in second.stderr
     assert second.stderr.endswith(f"sora-chars ledger resolve KEY {CHOICE}\n")
     assert read(cli("ledger", "resolve", "killed", "--give-up", "--json"))["entry"]["state"] == "failed"
@@ -214,7 +214,7 @@ def test_resume_ends_with_the_highest_status(cli: Cli, at: tuple[str, ...], emul
     late = cli("resume", *at, "--json")
 
     assert early.returncode == 5
-    assert early.stdout == f"FAILED  bad  Task {bad} failed at kie with code 501: no [31mdogs\n"
+    assert early.stdout == f"FAIL  bad  Task {bad} failed at kie with code 501: no [31mdogs\n"
     assert early.stderr.endswith(
         f"\n1 failed, 1 still running\nContinue with: sora-chars resume --base-url {emulator.url}\n"
     )

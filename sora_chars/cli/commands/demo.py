@@ -80,7 +80,7 @@ class ScenarioResult:
 
     def row(self) -> Text:
         """Return the result as a line of a table."""
-        mark = Text("ok    ", style="bold green") if self.problem is None else Text("FAILED", style="bold red")
+        mark = Text("ok  ", style="bold green") if self.problem is None else Text("FAIL", style="bold red")
         created = self.character and printable(self.character.mention or self.character.id, limit=20)
         counts = [f"{count} {_COUNTERS[name]}{'s' * (count > 1)}" for name, count in self.requests.items() if count]
         cells = f"  {self.name:<15}  {self.seconds:.1f} s  {', '.join(counts):<28}  {one_line(self.problem or created)}"
@@ -127,7 +127,7 @@ async def _run_scenarios(context: CommandContext) -> list[ScenarioResult]:
             line.update("Starting the emulator")
             url = await stack.enter_async_context(_emulator(hmac_key))
         _print(context, Text(f"The emulator plays both providers at {url}: no account, no cost.\n"))
-        _print(context, Text(f"        {'scenario':<15}  {'time':<5}  {'requests':<28}  character", style="dim"))
+        _print(context, Text(f"      {'scenario':<15}  {'time':<5}  {'requests':<28}  character", style="dim"))
         for scenario in SCENARIOS:
             with context.output.status_line() as line:
                 line.update(scenario.name)

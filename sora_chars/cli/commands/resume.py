@@ -77,11 +77,11 @@ class Recovery:
             self._statuses.add(exit_status(error))
             self.failed += 1
             payload = error_json(error, task_id=handle.task_id, key=handle.key)
-            line.print_result(payload, _result_line("FAILED", "red", handle, error))
+            line.print_result(payload, _result_line("FAIL", "red", handle, error))
         else:
             self.succeeded += 1
             payload = _outcome_json(outcome, handle.key)
-            line.print_result(payload, _result_line("ok    ", "green", handle, _outcome_text(outcome)))
+            line.print_result(payload, _result_line("ok  ", "green", handle, _outcome_text(outcome)))
         self.running -= 1
         line.update(_count(self.running))
 

@@ -36,7 +36,7 @@ async def test_reports_failed_scenarios(sora_emulator_factory: Callable[..., Emu
     assert wrong_end.problem == "the wait was ended by a poll, expected a callback"
     assert wrong_count.problem == "expected the requests {'characters': 2}"
     assert "HTTP 429" in str(rejected.problem)
-    assert rejected.row().plain.startswith("FAILED ")
+    assert rejected.row().plain.startswith("FAIL ")
 
 
 @pytest.mark.parametrize("written", [b"", b"{}\n", b"Traceback\n"])
