@@ -16,6 +16,9 @@ files
     the asyncio tasks of that create: the caller's own, and those that it starts, directly or not. The store
     counts as one file; the files that it calls are listed apart, and its threads are not traced. Imports do
     not count: all modules are loaded before.
+path
+    Files of the functions on the five paths of that create, from `create()` to its result: the files that
+    a reader opens to follow the key and the task id.
 request
     Functions from `create()` to the HTTP request: the frames on the stack when aiohttp begins the POST.
 answer
@@ -54,9 +57,10 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
 
 PACKAGE = Path(sora_chars.__file__).parent
-GOALS = {"files": 16, "request": 8, "answer": 4, "end": 5}
+GOALS = {"files": 16, "path": 16, "request": 8, "answer": 4, "end": 5}
 LABELS = {
     "files": "files that one create() enters",
+    "path": "files on the paths of one create()",
     "request": "functions from create() to its HTTP request",
     "answer": "functions from the answer to the store",
     "end": "functions from the last poll to the store",
@@ -360,7 +364,8 @@ async def trace() -> dict[str, Any]:
     assert isinstance(loop, TracingLoop)
     callback = await trace_callback(loop)  # first, since it loads all modules
     files, traces = await trace_create(loop)
-    counts = {"files": len(files.entered)} | {kind: len(traces[kind]) for kind in ("request", "answer", "end")}
+    path = {function.partition(":")[0] for steps in traces.values() for function in steps}
+    counts = {"files": len(files.entered), "path": len(path)} | {kind: len(traces[kind]) for kind in ("request", "answer", "end")}
     facts = {"counts": counts, "goals": GOALS, "traces": traces | {"callback": callback}}
     return facts | {"files": files.entered, "files_of_the_store": files.inside}
 
