@@ -254,9 +254,10 @@ class Transport:
         if connector is None or connector.closed:
             raise ConfigurationError("http: the aiohttp session is closed.", hint="Pass a session that is open.")
         plain = _client(connector, traces, owner=self.http is None)
-        sent = aiohttp.TraceConfig()
-        sent.on_request_headers_sent.append(_mark_left)
-        paid = _client(connector, [*traces, sent], owner=False)
+        guard = aiohttp.TraceConfig()
+        guard.on_connection_reuseconn.append(_note_reuse)
+        guard.on_request_headers_sent.append(_before_first_byte)
+        paid = _client(connector, [*traces, guard], owner=False)
         return {"create": paid, "poll": plain, "other": plain}
 
     async def request(
@@ -313,9 +314,12 @@ class Transport:
                 call.may_have_left = False
                 started = time.perf_counter()
                 failure: ProviderError
+                answer: Response | None = None
                 try:
-                    async with http.request(call.method, call.url, **self._request_options(call)) as response:
-                        answer = Response(response.status, response.headers, await self._read_body(response))
+                    while answer is None:
+                        with suppress(_ReusedConnectionError):
+                            async with http.request(call.method, call.url, **self._request_options(call)) as response:
+                                answer = Response(response.status, response.headers, await self._read_body(response))
                 except _SEND_ERRORS as error:
                     self._log(call, started, error=error)
                     failure = _no_answer(error, self.provider, call)
@@ -361,8 +365,8 @@ class Transport:
         }
         if call.kind == "create":
             # A server may close an idle connection at any moment, and a request that meets this is in doubt. So a
-            # create opens its own: the host name in the pool's key sets it apart from idle connections of other
-            # requests, and the server closes it after the response.
+            # create opens its own. The server name in the pool's key leaves idle connections to other requests, and
+            # "close" keeps the create's out of the pool; `_before_first_byte` covers servers that ignore it.
             options["server_hostname"] = URL(call.url).raw_host
             options["headers"]["Connection"] = "close"
             options["trace_request_ctx"] = call
@@ -416,9 +420,20 @@ def _client(
     )
 
 
-async def _mark_left(client: object, context: SimpleNamespace, sent: object) -> None:
-    """Note that a create is about to write its first bytes; aiohttp calls this with its trace context."""
-    del client, sent
+class _ReusedConnectionError(aiohttp.ClientError):
+    """A create got a connection that was used before; nothing was written to it, and aiohttp closes it."""
+
+
+async def _note_reuse(client: object, context: SimpleNamespace, params: object) -> None:
+    del client, params
+    context.is_reused = True
+
+
+async def _before_first_byte(client: object, context: SimpleNamespace, params: object) -> None:
+    """Let a create write only to a new connection. aiohttp calls this before it writes the headers."""
+    del client, params
+    if getattr(context, "is_reused", False):
+        raise _ReusedConnectionError
     context.trace_request_ctx.may_have_left = True
 
 
