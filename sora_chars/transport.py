@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import attrs
 import backoff
+from yarl import URL
 
 from .errors import (
     ConfigurationError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable, Generator, Mapping
     from contextlib import AbstractAsyncContextManager
+    from types import SimpleNamespace
 
 T = TypeVar("T")
 
@@ -49,6 +51,8 @@ _TIMEOUTS: Mapping[Kind, float] = {"create": 60.0, "poll": 30.0, "other": 300.0}
 GATEWAY_FAULTS = frozenset({408, 502, 504, *range(520, 528)})  # a proxy or a CDN writes these, not the provider
 
 _CONNECT_TIMEOUT = 15.0  # seconds
+_SEND_ERRORS = (aiohttp.ClientError, TimeoutError, OSError, TypeError, ValueError)
+_PERMANENT_ERRORS = (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError)
 _MIN_KEY_IN_BODY = 16  # characters; a shorter key is a test's, and may be a word of the protocol
 _MIN_KEY_IN_TEXT = 4  # characters
 _MAX_BODY_BYTES = 16 * 1024 * 1024
@@ -157,7 +161,11 @@ def _final(error: Exception) -> bool:
 
 @attrs.define(eq=False, repr=False)
 class _Call:
-    """One request and how it is sent. `failure` is the error of its first attempt."""
+    """One request and how it is sent.
+
+    `failure` is the error of its first attempt. `may_have_left` is whether bytes of a create may have left this
+    process in the present attempt.
+    """
 
     method: str
     url: str
@@ -168,6 +176,7 @@ class _Call:
     body: Callable[[], Any] | None
     options: dict[str, Any]
     failure: ProviderError | None = None
+    may_have_left: bool = False
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -198,7 +207,7 @@ class Transport:
     connections: int = attrs.field(default=100, validator=attrs.validators.ge(1))
     account: Account = attrs.field(init=False, repr=False)
     _users: int = attrs.field(default=0, init=False)
-    _open: aiohttp.ClientSession | None = attrs.field(default=None, init=False, repr=False)
+    _open: dict[Kind, aiohttp.ClientSession] | None = attrs.field(default=None, init=False, repr=False)
     _loop: asyncio.AbstractEventLoop | None = attrs.field(default=None, init=False, repr=False)
     _slots: asyncio.Semaphore = attrs.field(init=False, repr=False)
 
@@ -216,8 +225,7 @@ class Transport:
         if not self._users:
             self._loop = asyncio.get_running_loop()
             self._slots = asyncio.Semaphore(self.connections)
-            # The semaphore bounds the requests in flight, so no request waits inside aiohttp's pool.
-            self._open = self.http or aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+            self._open = self._clients()
         self._users += 1
 
     async def leave(self) -> None:
@@ -227,8 +235,30 @@ class Transport:
             opened = self._open
             self._open = None
             self._loop = None
-            if opened is not self.http:
-                await opened.close()
+            for client in opened.values():
+                await client.close()
+
+    def _clients(self) -> dict[Kind, aiohttp.ClientSession]:
+        """Return a client for each kind of request.
+
+        Of a caller's session only the connector, the trace configurations and the default proxy are used: its
+        middlewares could repeat a create, and its other options change our requests or responses.
+        """
+        if self.http is None:
+            # The semaphore bounds the requests in flight, so no request waits inside aiohttp's pool.
+            connector: aiohttp.BaseConnector | None = aiohttp.TCPConnector(limit=0)
+            traces: list[aiohttp.TraceConfig] = []
+        else:
+            connector = self.http.connector
+            traces = self.http.trace_configs
+        if connector is None or connector.closed:
+            raise ConfigurationError("http: the aiohttp session is closed.", hint="Pass a session that is open.")
+        plain = _client(connector, traces, owner=self.http is None)
+        guard = aiohttp.TraceConfig()
+        guard.on_connection_reuseconn.append(_note_reuse)
+        guard.on_request_headers_sent.append(_before_first_byte)
+        paid = _client(connector, [*traces, guard], owner=False)
+        return {"create": paid, "poll": plain, "other": plain}
 
     async def request(
         self,
@@ -278,26 +308,32 @@ class Transport:
             raise error
         self._check_loop()
         async with self.account.windows[call.kind].slot(self) as slot, self._slots:
-            http = self._usable()
+            http = self._usable(call.kind)
             async with call.on_send():
                 slot.mark_sent(asyncio.get_running_loop().time())
+                call.may_have_left = False
                 started = time.perf_counter()
                 failure: ProviderError
+                answer: Response | None = None
                 try:
-                    async with http.request(call.method, call.url, **self._request_options(call)) as response:
-                        answer = Response(response.status, response.headers, await self._read_body(response))
-                    self._log(call, started, answer=answer)
-                    result = call.read(answer)
-                except ProviderError as error:
-                    failure = error
-                except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                    while answer is None:
+                        with suppress(_ReusedConnectionError):
+                            async with http.request(call.method, call.url, **self._request_options(call)) as response:
+                                answer = Response(response.status, response.headers, await self._read_body(response))
+                except _SEND_ERRORS as error:
                     self._log(call, started, error=error)
                     failure = _no_answer(error, self.provider, call)
                     # Other errors may contain our headers, or what the server wrote.
                     failure.__cause__ = error if isinstance(error, OSError) else None
                 else:
-                    self.account.cooldown.on_success(sent=slot.sent)
-                    return result
+                    self._log(call, started, answer=answer)
+                    try:
+                        result = call.read(answer)
+                    except ProviderError as error:
+                        failure = error
+                    else:
+                        self.account.cooldown.on_success(sent=slot.sent)
+                        return result
                 self._note(failure, slot.sent, call)
                 raise failure  # outside of `except`, where Python would attach the original error as context
 
@@ -312,21 +348,29 @@ class Transport:
         error.message = self._hide(error.message)
         error.harmless |= call.kind != "create"
 
-    def _usable(self) -> aiohttp.ClientSession:
-        if self._open is None or self._open.closed:
+    def _usable(self, kind: Kind) -> aiohttp.ClientSession:
+        if self._open is None or self._open[kind].closed:
             raise SessionClosedError(f"{self.provider} is closed.", hint="Use it inside `async with`.")
-        return self._open
+        return self._open[kind]
 
     def _request_options(self, call: _Call) -> dict[str, Any]:
-        return {
+        options: dict[str, Any] = {
             "headers": {"Authorization": f"Bearer {self.api_key}", "User-Agent": "sora-chars"},
             "timeout": _client_timeout(call.timeout),
             "allow_redirects": False,  # the key goes to the host it was meant for
-            "proxy": self.proxy,
+            "proxy": self.proxy or getattr(self.http, "_default_proxy", None),  # aiohttp has no property for it
             "ssl": self.ssl,
             "data": call.body() if call.body else None,
             **call.options,
         }
+        if call.kind == "create":
+            # A server may close an idle connection at any moment, and a request that meets this is in doubt. So a
+            # create opens its own. The server name in the pool's key leaves idle connections to other requests, and
+            # "close" keeps the create's out of the pool; `_before_first_byte` covers servers that ignore it.
+            options["server_hostname"] = URL(call.url).raw_host
+            options["headers"]["Connection"] = "close"
+            options["trace_request_ctx"] = call
+        return options
 
     async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
         body = bytearray()
@@ -368,6 +412,31 @@ class Transport:
             )
 
 
+def _client(
+    connector: aiohttp.BaseConnector, traces: list[aiohttp.TraceConfig], *, owner: bool
+) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=connector, connector_owner=owner, trace_configs=traces, cookie_jar=aiohttp.DummyCookieJar()
+    )
+
+
+class _ReusedConnectionError(aiohttp.ClientError):
+    """A create got a connection that was used before; nothing was written to it, and aiohttp closes it."""
+
+
+async def _note_reuse(client: object, context: SimpleNamespace, params: object) -> None:
+    del client, params
+    context.is_reused = True
+
+
+async def _before_first_byte(client: object, context: SimpleNamespace, params: object) -> None:
+    """Let a create write only to a new connection. aiohttp calls this before it writes the headers."""
+    del client, params
+    if getattr(context, "is_reused", False):
+        raise _ReusedConnectionError
+    context.trace_request_ctx.may_have_left = True
+
+
 def _retrying(tries: int) -> Callable[[Transport, _Call], Awaitable[Any]]:
     """Return `Transport._attempt` with at most `tries` attempts, by what `backoff` and `python-backoff` share."""
     retry = backoff.on_exception(_delays, ProviderError, max_tries=tries, giveup=_final, jitter=None, logger=None)
@@ -384,9 +453,7 @@ _RETRYING: Mapping[Kind, Callable[[Transport, _Call], Awaitable[Any]]] = {
 
 
 def _no_answer(error: Exception, provider: str, call: _Call) -> NoAnswerError:
-    never_left = isinstance(
-        error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
-    )
+    is_bug = isinstance(error, TypeError | ValueError) and not isinstance(error, aiohttp.ClientError)
     reason = (
         f"no answer within {call.timeout:g} s"
         if type(error) is TimeoutError
@@ -394,6 +461,6 @@ def _no_answer(error: Exception, provider: str, call: _Call) -> NoAnswerError:
     )
     return NoAnswerError(
         f"{provider} gave no answer to {call.method} {mask(call.url)}: {reason}.",
-        harmless=never_left,
-        transient=not isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError)),
+        harmless=call.kind != "create" or not call.may_have_left,
+        transient=not isinstance(error, _PERMANENT_ERRORS) and not is_bug,
     )
