@@ -365,7 +365,9 @@ async def trace() -> dict[str, Any]:
     callback = await trace_callback(loop)  # first, since it loads all modules
     files, traces = await trace_create(loop)
     path = {function.partition(":")[0] for steps in traces.values() for function in steps}
-    counts = {"files": len(files.entered), "path": len(path)} | {kind: len(traces[kind]) for kind in ("request", "answer", "end")}
+    counts = {"files": len(files.entered), "path": len(path)} | {
+        kind: len(traces[kind]) for kind in ("request", "answer", "end")
+    }
     facts = {"counts": counts, "goals": GOALS, "traces": traces | {"callback": callback}}
     return facts | {"files": files.entered, "files_of_the_store": files.inside}
 

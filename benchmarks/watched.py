@@ -21,7 +21,7 @@ from measure import Meter, cpu_seconds, memory_bytes
 
 from sora_chars import CharacterSession, FixedInterval, Provider, TaskHandle, TaskRequest, TaskSnapshot
 from sora_chars.providers.kie_codec import read_record
-from sora_chars.transport import Response
+from sora_chars.responses import Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable

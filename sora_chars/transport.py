@@ -24,6 +24,7 @@ import attrs
 import backoff
 from yarl import URL
 
+from .connections import ReusedConnectionError, open_clients
 from .errors import (
     ConfigurationError,
     NoAnswerError,
@@ -35,12 +36,12 @@ from .errors import (
 )
 from .ratelimit.window import Account, Kind, Limits, account
 from .redaction import HIDDEN, mask
+from .responses import Response
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable, Generator, Mapping
     from contextlib import AbstractAsyncContextManager
-    from types import SimpleNamespace
 
 T = TypeVar("T")
 
@@ -48,7 +49,6 @@ log = logging.getLogger("sora_chars.transport")
 
 _TRIES: Mapping[Kind, int] = {"create": 8, "poll": 2, "other": 4}
 _TIMEOUTS: Mapping[Kind, float] = {"create": 60.0, "poll": 30.0, "other": 300.0}
-GATEWAY_FAULTS = frozenset({408, 502, 504, *range(520, 528)})  # a proxy or a CDN writes these, not the provider
 
 _CONNECT_TIMEOUT = 15.0  # seconds
 _SEND_ERRORS = (aiohttp.ClientError, TimeoutError, OSError, TypeError, ValueError)
@@ -56,56 +56,6 @@ _PERMANENT_ERRORS = (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConn
 _MIN_KEY_IN_BODY = 16  # characters; a shorter key is a test's, and may be a word of the protocol
 _MIN_KEY_IN_TEXT = 4  # characters
 _MAX_BODY_BYTES = 16 * 1024 * 1024
-
-
-@attrs.frozen(eq=False, repr=False)
-class Response:
-    """A response: the HTTP status, the headers (case-insensitive) and the body, without the API key."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def retry_after(self) -> float | None:
-        """The `Retry-After` header in seconds; None if it is absent, a date, or longer than a day."""
-        text = self.headers.get("Retry-After")
-        try:
-            seconds = -1.0 if text is None else float(text)
-        except ValueError:
-            return None
-        return seconds if 0 <= seconds < 24 * 3600 else None  # false for NaN too
-
-
-def parse_json(body: bytes | str) -> Any:
-    """Read strict JSON, with orjson if it is installed. With orjson, integers beyond 64 bits become floats.
-
-    Raises:
-        ValueError: The text is not JSON, for any reason (encoding, depth, NaN, a number of a million digits).
-    """
-    text = body if isinstance(body, str) else body.decode(json.detect_encoding(body), "surrogatepass")
-    # orjson rejects surrogates, and accepts deeper nesting than the rest of the package: json decides about both.
-    if _fast and text.count("[") + text.count("{") < _MAX_FAST_DEPTH:
-        with suppress(ValueError):
-            return _fast(text)
-    try:
-        return _DECODER.decode(text)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
-
-
-_MAX_FAST_DEPTH = 500
-_fast: Callable[[bytes | str], Any] | None = None
-with suppress(ImportError):  # an extra
-    import orjson
-
-    _fast = orjson.loads
-
-_DECODER = json.JSONDecoder(parse_constant=_no_constant)  # `json.loads` would create one for every call
 
 
 def resolve_key(api_key: str | None, *, variable: str, provider: str) -> str:
@@ -225,7 +175,7 @@ class Transport:
         if not self._users:
             self._loop = asyncio.get_running_loop()
             self._slots = asyncio.Semaphore(self.connections)
-            self._open = self._clients()
+            self._open = open_clients(self.http)
         self._users += 1
 
     async def leave(self) -> None:
@@ -237,28 +187,6 @@ class Transport:
             self._loop = None
             for client in opened.values():
                 await client.close()
-
-    def _clients(self) -> dict[Kind, aiohttp.ClientSession]:
-        """Return a client for each kind of request.
-
-        Of a caller's session only the connector, the trace configurations and the default proxy are used: its
-        middlewares could repeat a create, and its other options change our requests or responses.
-        """
-        if self.http is None:
-            # The semaphore bounds the requests in flight, so no request waits inside aiohttp's pool.
-            connector: aiohttp.BaseConnector | None = aiohttp.TCPConnector(limit=0)
-            traces: list[aiohttp.TraceConfig] = []
-        else:
-            connector = self.http.connector
-            traces = self.http.trace_configs
-        if connector is None or connector.closed:
-            raise ConfigurationError("http: the aiohttp session is closed.", hint="Pass a session that is open.")
-        plain = _client(connector, traces, owner=self.http is None)
-        guard = aiohttp.TraceConfig()
-        guard.on_connection_reuseconn.append(_note_reuse)
-        guard.on_request_headers_sent.append(_before_first_byte)
-        paid = _client(connector, [*traces, guard], owner=False)
-        return {"create": paid, "poll": plain, "other": plain}
 
     async def request(
         self,
@@ -317,7 +245,7 @@ class Transport:
                 answer: Response | None = None
                 try:
                     while answer is None:
-                        with suppress(_ReusedConnectionError):
+                        with suppress(ReusedConnectionError):
                             async with http.request(call.method, call.url, **self._request_options(call)) as response:
                                 answer = Response(response.status, response.headers, await self._read_body(response))
                 except _SEND_ERRORS as error:
@@ -366,7 +294,7 @@ class Transport:
         if call.kind == "create":
             # A server may close an idle connection at any moment, and a request that meets this is in doubt. So a
             # create opens its own. The server name in the pool's key leaves idle connections to other requests, and
-            # "close" keeps the create's out of the pool; `_before_first_byte` covers servers that ignore it.
+            # "close" keeps the create's out of the pool; `connections` covers servers that ignore it.
             options["server_hostname"] = URL(call.url).raw_host
             options["headers"]["Connection"] = "close"
             options["trace_request_ctx"] = call
@@ -410,31 +338,6 @@ class Transport:
                 f"The connections of {self.provider} belong to another event loop.",
                 hint="Open one session inside each asyncio.run(), and close it there.",
             )
-
-
-def _client(
-    connector: aiohttp.BaseConnector, traces: list[aiohttp.TraceConfig], *, owner: bool
-) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=connector, connector_owner=owner, trace_configs=traces, cookie_jar=aiohttp.DummyCookieJar()
-    )
-
-
-class _ReusedConnectionError(aiohttp.ClientError):
-    """A create got a connection that was used before; nothing was written to it, and aiohttp closes it."""
-
-
-async def _note_reuse(client: object, context: SimpleNamespace, params: object) -> None:
-    del client, params
-    context.is_reused = True
-
-
-async def _before_first_byte(client: object, context: SimpleNamespace, params: object) -> None:
-    """Let a create write only to a new connection. aiohttp calls this before it writes the headers."""
-    del client, params
-    if getattr(context, "is_reused", False):
-        raise _ReusedConnectionError
-    context.trace_request_ctx.may_have_left = True
 
 
 def _retrying(tries: int) -> Callable[[Transport, _Call], Awaitable[Any]]:

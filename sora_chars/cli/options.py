@@ -18,7 +18,7 @@ from sora_chars.ledger import open_ledger
 from sora_chars.polling.strategies import AdaptiveInterval, FixedInterval
 from sora_chars.providers.kie import Kie
 from sora_chars.providers.kkiai import GATEWAYS, Kkiai
-from sora_chars.transport import parse_json
+from sora_chars.responses import parse_json
 
 from .context import CommandContext
 

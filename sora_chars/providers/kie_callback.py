@@ -22,7 +22,7 @@ import attrs
 
 from sora_chars.errors import InvalidCallbackError, MissingCharacterError, printable
 from sora_chars.ids import is_id
-from sora_chars.transport import parse_json
+from sora_chars.responses import parse_json
 
 from .kie_codec import read_snapshot
 

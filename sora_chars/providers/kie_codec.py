@@ -18,7 +18,7 @@ from cattrs.gen import make_dict_structure_fn, override
 from sora_chars.errors import MissingCharacterError, ProviderError, TaskNotFoundError, printable
 from sora_chars.ids import is_id
 from sora_chars.models import FAIL, SUCCESS, Character, CharacterRequest, ModelInfo, TaskFailure, TaskSnapshot
-from sora_chars.transport import GATEWAY_FAULTS, Response, parse_json
+from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
 
 from .kie_envelope import Envelope, read_data, read_envelope, unreadable
 

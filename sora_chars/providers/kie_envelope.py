@@ -28,7 +28,7 @@ from sora_chars.errors import (
     UsageCapError,
     printable,
 )
-from sora_chars.transport import GATEWAY_FAULTS, Response, parse_json
+from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

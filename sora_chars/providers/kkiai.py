@@ -30,7 +30,8 @@ from sora_chars.errors import (
 from sora_chars.ids import is_id
 from sora_chars.models import SUCCESS, Character, CharacterRequest, TaskSnapshot
 from sora_chars.ratelimit.window import Limits
-from sora_chars.transport import GATEWAY_FAULTS, Response, Transport, clean_url, parse_json, resolve_key
+from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
+from sora_chars.transport import Transport, clean_url, resolve_key
 
 from .base import HTTPProvider
 

@@ -20,7 +20,7 @@ from sora_chars.transport import Transport
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from sora_chars.transport import Response
+    from sora_chars.responses import Response
 
 KEY = "sk-SECRET-0123456789"
 REQUEST = {"from_task": "7118f712", "clip": "1,3", "prompt": "A dog", "key": "k-1"}
@@ -90,11 +90,14 @@ def kie(url: str, http: aiohttp.ClientSession | None = None) -> Kie:
 @pytest.mark.parametrize("own", [True, False])
 async def test_a_create_never_reuses_a_connection(*, own: bool) -> None:
     """GETs share one connection; every create comes from a port of its own, also through a caller's session."""
-    async with serving() as server, aiohttp.ClientSession() as http:
-        async with opened(server.url, http=None if own else http) as transport:
-            for _ in range(3):
-                await transport.request("GET", server.url, read)
-                await transport.request("POST", server.url, read, kind="create", json={})
+    async with (
+        serving() as server,
+        aiohttp.ClientSession() as http,
+        opened(server.url, http=None if own else http) as transport,
+    ):
+        for _ in range(3):
+            await transport.request("GET", server.url, read)
+            await transport.request("POST", server.url, read, kind="create", json={})
     gets, creates = server.ports[::2], server.ports[1::2]
     assert len(set(gets)) == 1
     assert len({*creates, *gets}) == 4
@@ -143,10 +146,12 @@ SESSIONS: dict[str, Callable[[], aiohttp.ClientSession]] = {
 async def test_one_create_through_any_session(options: str) -> None:
     """Whatever a caller's session does to its own requests, a key is one create with our headers and our body."""
     compressed = gzip.compress(json.dumps(CREATED).encode())
-    async with serving(compressed, headers={"Content-Encoding": "gzip"}) as server, SESSIONS[options]() as http:
-        async with CharacterSession(kie(server.url, http)) as session:
-            handle = await session.submit(**REQUEST)
-            assert handle.task_id == "task-1"
+    async with (
+        serving(compressed, headers={"Content-Encoding": "gzip"}) as server,
+        SESSIONS[options]() as http,
+        CharacterSession(kie(server.url, http)) as session,
+    ):
+        assert (await session.submit(**REQUEST)).task_id == "task-1"
     (create,) = server.creates
     assert create.headers["Authorization"] == f"Bearer {KEY}"
     assert create.headers["Content-Type"] == "application/json"

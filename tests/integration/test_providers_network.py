@@ -77,14 +77,14 @@ async def proxy() -> AsyncIterator[tuple[str, asyncio.Queue[str]]]:
 
 
 async def test_callers_session(start: Start) -> None:
-    """An aiohttp session that was passed in is used, with its own headers, and stays open."""
+    """An aiohttp session that was passed in lends its connector, adds no headers, and stays open."""
     server = await start(lambda _: web.json_response({"code": 200, "data": 7.5}))
     async with aiohttp.ClientSession(headers={"X-Mine": "yes"}) as http:
         for _ in range(2):
             async with CharacterSession(Kie(KEY, base_url=server.url, http=http)) as session:
                 assert await session.credit() == 7.5
             assert not http.closed
-    assert [headers["X-Mine"] for headers in server.requests] == ["yes", "yes"]
+    assert not any("X-Mine" in headers for headers in server.requests)
     assert [headers["Authorization"] for headers in server.requests] == [f"Bearer {KEY}"] * 2
 
 
@@ -96,7 +96,7 @@ async def test_own_session_is_closed(start: Start) -> None:
         await session.credit()
         opened = kie._transport._open
         assert opened is not None
-    assert opened.closed
+    assert all(client.closed for client in opened.values())
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sora_chars import SoraCharsError, TaskSnapshot
 from sora_chars.providers import kie_codec as codec
 from sora_chars.providers.kkiai import read_character
-from sora_chars.transport import Response
+from sora_chars.responses import Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable

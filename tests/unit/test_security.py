@@ -15,7 +15,7 @@ from sora_chars.providers import kie_codec
 from sora_chars.providers.kie_callback import verify
 from sora_chars.providers.kkiai import read_character
 from sora_chars.redaction import mask
-from sora_chars.transport import Response
+from sora_chars.responses import Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable

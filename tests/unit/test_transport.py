@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from sora_chars import transport
 from sora_chars.errors import ConfigurationError, NoAnswerError, RateLimitedError
 from sora_chars.ratelimit.window import Limits
-from sora_chars.transport import Response, Transport, _delays, clean_url, parse_json, resolve_key
+from sora_chars.responses import Response, parse_json
+from sora_chars.transport import Transport, _delays, clean_url, resolve_key
 
 
 @pytest.fixture(params=["orjson", "the standard library's"])
@@ -80,7 +81,8 @@ def test_works_without_orjson() -> None:
 import sys
 sys.modules["orjson"] = None
 from sora_chars.redaction import mask
-from sora_chars.transport import _fast, parse_json
+from sora_chars.responses import parse_json
+from sora_chars.transport import _fast
 print(_fast, parse_json(b"[1]"))
 """
     printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)

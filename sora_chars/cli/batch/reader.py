@@ -13,7 +13,7 @@ from sora_chars.errors import InvalidRequestError, printable
 from sora_chars.ledger.entry import to_json
 from sora_chars.ledger.serialize import to_record
 from sora_chars.models import CharacterRequest
-from sora_chars.transport import parse_json
+from sora_chars.responses import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -11,9 +11,9 @@ import click
 from sora_chars.cli.options import output_options, seconds
 from sora_chars.cli.runner import CommandInterruptedError, run
 from sora_chars.errors import ConfigurationError
+from sora_chars.responses import parse_json
 from sora_chars.testing import Emulator
 from sora_chars.testing.emulator.faults import KINDS
-from sora_chars.transport import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

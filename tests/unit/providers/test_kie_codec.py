@@ -22,7 +22,7 @@ from sora_chars import (
     TaskSnapshot,
 )
 from sora_chars.providers import kie_codec as codec
-from sora_chars.transport import Response
+from sora_chars.responses import Response
 
 HTML = b"<html><body><h1>502 Bad Gateway</h1></body></html>"
 

@@ -21,7 +21,7 @@ from sora_chars import (
 )
 from sora_chars.providers import kie_codec as codec
 from sora_chars.providers import kie_envelope
-from sora_chars.transport import Response
+from sora_chars.responses import Response
 
 NOT_SUPPORTED = (
     "The model name you specified is not supported. Please verify that you are using a valid and supported model name."

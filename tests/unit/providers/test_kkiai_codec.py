@@ -28,7 +28,7 @@ from sora_chars import (
     TaskRequest,
 )
 from sora_chars.providers.kkiai import character_body, read_character
-from sora_chars.transport import Response
+from sora_chars.responses import Response
 
 if TYPE_CHECKING:
     from sora_chars.models import Request

@@ -1,0 +1,64 @@
+"""A provider's response as bytes, and how its JSON is read."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+GATEWAY_FAULTS = frozenset({408, 502, 504, *range(520, 528)})  # a proxy or a CDN writes these, not the provider
+
+
+@attrs.frozen(eq=False, repr=False)
+class Response:
+    """A response: the HTTP status, the headers (case-insensitive) and the body, without the API key."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def retry_after(self) -> float | None:
+        """The `Retry-After` header in seconds; None if it is absent, a date, or longer than a day."""
+        text = self.headers.get("Retry-After")
+        try:
+            seconds = -1.0 if text is None else float(text)
+        except ValueError:
+            return None
+        return seconds if 0 <= seconds < 24 * 3600 else None  # false for NaN too
+
+
+def parse_json(body: bytes | str) -> Any:
+    """Read strict JSON, with orjson if it is installed. With orjson, integers beyond 64 bits become floats.
+
+    Raises:
+        ValueError: The text is not JSON, for any reason (encoding, depth, NaN, a number of a million digits).
+    """
+    text = body if isinstance(body, str) else body.decode(json.detect_encoding(body), "surrogatepass")
+    # orjson rejects surrogates, and accepts deeper nesting than the rest of the package: json decides about both.
+    if _fast and text.count("[") + text.count("{") < _MAX_FAST_DEPTH:
+        with suppress(ValueError):
+            return _fast(text)
+    try:
+        return _DECODER.decode(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+_MAX_FAST_DEPTH = 500
+_fast: Callable[[bytes | str], Any] | None = None
+with suppress(ImportError):  # an extra
+    import orjson
+
+    _fast = orjson.loads
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)  # `json.loads` would create one for every call
