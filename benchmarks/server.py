@@ -99,10 +99,12 @@ class FakeProvider:
         self._first = self._first or now
         if not self._admits(now):
             self.rejected += 1
-            return web.Response(status=dialect.refusal_status, body=dialects.REFUSAL, content_type="application/json")
+            return web.Response(
+                status=dialect.rejection_status, body=dialects.REJECTION, content_type="application/json"
+            )
         task_id = f"{self._rng.getrandbits(128):032x}"
         seconds = self._rng.uniform(*self.plan.durations)
-        texts = dialect.speak(dialects.Facts(self.url, task_id, round(time.time() * 1000), seconds))
+        texts = dialect.respond(dialects.Facts(self.url, task_id, round(time.time() * 1000), seconds))
         self.tasks[task_id] = Task(now + seconds, texts)
         self.last_create = time.time()
         self.gets_when_created = self.gets
