@@ -62,7 +62,13 @@ class Output:
                 print_line(console, f"{label}: {text}")
 
     def show_table(
-        self, payload: Mapping[str, Any], rows: Sequence[Sequence[str]], *, columns: Sequence[str], stacked: int = 1
+        self,
+        payload: Mapping[str, Any],
+        rows: Sequence[Sequence[str]],
+        *,
+        columns: Sequence[str],
+        stacked: int = 1,
+        flexible: str = "",
     ) -> None:
         """Show many results: as a table on a terminal, otherwise as tab-separated lines.
 
@@ -72,11 +78,14 @@ class Output:
             columns: The column names, which are shown on a terminal only.
             stacked: On a terminal, put the first columns, this many, below each
                 other in one column that is never truncated: their texts are copied.
+            flexible: The column that is wrapped first if the terminal is narrow.
         """
         if self.as_json:
             self.show_json(payload)
         elif rows and self.out.is_terminal:
-            table = Table(Column("\n".join(columns[:stacked]), no_wrap=True), *columns[stacked:], box=box.SIMPLE_HEAD)
+            first = Column("\n".join(columns[:stacked]), no_wrap=True)
+            others = [Column(name, no_wrap=bool(flexible) and name != flexible) for name in columns[stacked:]]
+            table = Table(first, *others, box=box.SIMPLE_HEAD)
             for row in rows:
                 table.add_row(Text("\n".join(row[:stacked])), *map(Text, row[stacked:]))
             self.out.print(table)

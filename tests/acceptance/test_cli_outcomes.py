@@ -160,7 +160,7 @@ def test_models(cli: Cli, at: tuple[str, ...]) -> None:
     ("arguments", "kind", "text"),
     [
         (("create", "--frob"), "UsageError", "--frob"),
-        (("create", *FROM_TASK[:2], "--clip", "1,9"), "InvalidRequestError", "clip: must span 1 to 4 s"),
+        (("create", *FROM_TASK[:2], "--clip", "1,9"), "InvalidRequestError", "clip must span 1 to 4 seconds"),
     ],
 )
 def test_rejected_before_sending_ends_with_2(cli: Cli, arguments: tuple[str, ...], kind: str, text: str) -> None:

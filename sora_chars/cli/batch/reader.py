@@ -106,7 +106,7 @@ def _from_json(content: bytes) -> dict[str, Any] | str:
         return f"invalid JSON: {error.msg} at column {error.colno}"
     except ValueError as error:
         return f"invalid JSON: {printable(error, limit=_MAX_REASON_LENGTH)}"
-    return fields if isinstance(fields, dict) else "must be a JSON object"
+    return fields if isinstance(fields, dict) else "row must be a JSON object"
 
 
 def _read_csv(stream: BinaryIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -171,13 +171,13 @@ def _head_problems(head: list[str]) -> str:
 
 def _to_row(line: int, fields: dict[str, Any], provider: str, providers: Collection[str]) -> Row | Problem:
     given = {name: value for name, value in fields.items() if value is not None}
-    problems = [f"{name}: {problem}" for name, value in given.items() if (problem := _text_problem(value))]
+    problems = [f"{name} {problem}" for name, value in given.items() if (problem := _text_problem(value))]
     if unknown := [printable(repr(name), limit=_MAX_NAME_LENGTH) for name in given.keys() - set(COLUMNS)]:
         problems.append(f"{', '.join(sorted(unknown))}: unknown column, expected one of {', '.join(COLUMNS)}")
     name = given.pop("provider", provider)
     if not (isinstance(name, str) and name in providers):
         problems.append(
-            f"provider: must be one of {', '.join(providers)}, got {printable(repr(name), limit=_MAX_NAME_LENGTH)}"
+            f"provider must be one of {', '.join(providers)}, got {printable(repr(name), limit=_MAX_NAME_LENGTH)}"
         )
     try:
         request = CharacterRequest(**{name: value for name, value in given.items() if name in COLUMNS})

@@ -49,7 +49,7 @@ class Spool:
             return None
         line, record = self._database.execute("SELECT line, record FROM rows WHERE key = ?", (key,)).fetchone()
         if record != row.record:
-            return Problem(row.line, (f"key: {key} is used for a different request in line {line}",))
+            return Problem(row.line, (f"key {key} is used for a different request in line {line}",))
         self.repeated += 1
         return None
 

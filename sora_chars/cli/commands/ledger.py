@@ -57,7 +57,7 @@ def characters(context: CommandContext, /, *, query: str, limit: int, location: 
     now = time.time()
     payload = {"characters": [saved_json(saved) for saved in shown]}
     rows = [saved_row(saved, now) for saved in shown]
-    context.output.show_table(payload, rows, columns=CHARACTER_COLUMNS, stacked=2)
+    context.output.show_table(payload, rows, columns=CHARACTER_COLUMNS, stacked=3)
     _note_count(context, len(found), limit, "characters")
 
 
@@ -97,7 +97,8 @@ def list_entries(
     shown = found[:limit]
     now = time.time()
     payload = {"entries": [entry_json(entry) for entry in shown]}
-    context.output.show_table(payload, [entry_row(entry, now) for entry in shown], columns=ENTRY_COLUMNS)
+    rows = [entry_row(entry, now) for entry in shown]
+    context.output.show_table(payload, rows, columns=ENTRY_COLUMNS, stacked=2, flexible="request")
     _note_count(context, len(found), limit, "entries")
 
 

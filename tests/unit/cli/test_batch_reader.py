@@ -102,24 +102,24 @@ def test_lines_are_counted_through_quoted_line_breaks() -> None:
     assert isinstance(second, Row)
     assert (first.line, first.request.prompt) == (2, "A\ndog")
     assert (second.line, second.request.prompt) == (6, 'one, "two"')
-    assert str(bad) == "line 7: clip: needs 0 <= start < end in seconds, got 3,1"
+    assert str(bad) == 'line 7: clip must satisfy 0 <= start < end in seconds, got "3,1"'
 
 
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ([], "must be a JSON object"),
-        ({}, "from_task, video: exactly one of the two is needed, got neither"),
-        (REQUEST | {"video": "a.mp4"}, "from_task, video: exactly one of the two is needed, got both"),
-        (REQUEST | {"clip": "soon"}, "clip: must be"),
-        (REQUEST | {"clip": 3}, "clip: must be a Clip"),
-        (REQUEST | {"prompt": 3}, "prompt: must be text, got int"),
-        (REQUEST | {"key": 7}, "key: must be 1 to 200 printable characters, got 7"),
-        (REQUEST | {"key": ""}, "key: must be 1 to 200 printable characters, got ''"),
-        (REQUEST | {"provider": "kay"}, "provider: must be one of kie, kkiai, got 'kay'"),
-        (REQUEST | {"provider": ["kie"]}, "provider: must be one of kie, kkiai, got ['kie']"),
-        (REQUEST | {"prompt": "\ud83d"}, "prompt: must be valid Unicode"),
-        (REQUEST | {"prompt": "a\0b"}, "prompt: must not contain a NUL character"),
+        ([], "row must be a JSON object"),
+        ({}, "exactly one of from_task and video must be given, got neither"),
+        (REQUEST | {"video": "a.mp4"}, "exactly one of from_task and video must be given, got both"),
+        (REQUEST | {"clip": "soon"}, "clip must be"),
+        (REQUEST | {"clip": 3}, "clip must be a Clip"),
+        (REQUEST | {"prompt": 3}, "prompt must be text, got int"),
+        (REQUEST | {"key": 7}, "key must be 1 to 200 printable characters, got 7"),
+        (REQUEST | {"key": ""}, "key must be 1 to 200 printable characters, got ''"),
+        (REQUEST | {"provider": "kay"}, "provider must be one of kie, kkiai, got 'kay'"),
+        (REQUEST | {"provider": ["kie"]}, "provider must be one of kie, kkiai, got ['kie']"),
+        (REQUEST | {"prompt": "\ud83d"}, "prompt must be valid Unicode"),
+        (REQUEST | {"prompt": "a\0b"}, "prompt must not contain a NUL character"),
         (REQUEST | {"promt": "x", "\x1b": "y"}, r"'\x1b', 'promt': unknown column, expected one of key, provider,"),
     ],
 )
@@ -159,7 +159,7 @@ def test_invalid_json(content: bytes, text: str) -> None:
         (b'"clip\n', "line 1: invalid CSV: unexpected end of data"),
         (b"clip,from_task\n1,3,t1\n", "line 2: the row has 3 cells, but the first line names 2 columns"),
         (b'\n\nclip,from_task\n"1,3"x,t1\n', "line 4: invalid CSV: ',' expected after '\"'"),
-        (b"from_task,prompt\nt1,\xff\n", "line 2: prompt: must be valid Unicode, encoded as UTF-8"),
+        (b"from_task,prompt\nt1,\xff\n", "line 2: prompt must be valid Unicode, encoded as UTF-8"),
         (b"from_task\n" + b"x" * 200_000, "line 2: invalid CSV: field larger than field limit"),
         (
             b"from_task\n" + b"x" * (1 << 20) + b"x\nt1",

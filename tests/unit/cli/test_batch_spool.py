@@ -53,7 +53,7 @@ def test_repeated_row_is_left_out(spool: Spool) -> None:
 def test_key_conflict_names_both_lines(spool: Spool, other: Row) -> None:
     """A key that two different rows use is a problem."""
     problems = fill(spool, [row(2, "a"), other], PROVIDERS.__getitem__)
-    assert problems.lines == ["line 5: key: a is used for a different request in line 2"]
+    assert problems.lines == ["line 5: key a is used for a different request in line 2"]
 
 
 def test_each_provider_checks_its_rows(spool: Spool) -> None:

@@ -55,6 +55,18 @@ def test_stacked_columns_are_never_truncated() -> None:
     assert "s" * 40 not in out.getvalue()
 
 
+def test_only_the_flexible_column_is_wrapped() -> None:
+    """On a narrow terminal the flexible column gives way, and the others stay whole."""
+    output, out, _ = make_output(terminal=True)
+    output.show_table(
+        {}, [("k" * 36, "succeeded", "two words " * 5)], columns=("key", "state", "request"), flexible="request"
+    )
+
+    assert "k" * 36 in out.getvalue()
+    assert "succeeded" in out.getvalue()
+    assert "two words" not in out.getvalue()
+
+
 def test_status_changes_are_printed_once() -> None:
     """Off a terminal a repeated status prints nothing, and the first one has no time."""
     output, _, err = make_output(terminal=False)
