@@ -44,8 +44,8 @@ class Answer:
 
     @property
     def task_id(self) -> str | None:
-        """The task that the answer names."""
-        return self.facts.get("task_id")
+        """The task that the answer names. A synchronous success without a character has an empty id."""
+        return self.facts.get("task_id") or None
 
     def first_step(self, entry: Entry) -> EntryState:
         """Return the state to write first, for an entry that no other process has moved.

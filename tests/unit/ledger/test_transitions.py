@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sora_chars.errors import InvalidRequestError
+from sora_chars.errors import InvalidRequestError, MissingCharacterError
 from sora_chars.ledger import Entry, EntryState, Ledger, open_ledger
 from sora_chars.ledger.queries import find
 from sora_chars.ledger.serialize import to_snapshot
 from sora_chars.ledger.stores.memory import MemoryStore
-from sora_chars.ledger.transitions import Answer, end_state, mark_orphaned, resolve
+from sora_chars.ledger.transitions import Answer, end_state, mark_orphaned, resolve, without_character
 from sora_chars.models import TaskFailure, TaskSnapshot
 from tests.support.recorded_requests import record_request
 
@@ -157,6 +157,16 @@ def test_is_second_task(*, named: str | None, recorded: str | None, is_second: b
     """An answer that names a task is a second one unless the entry has recorded that task."""
     entry = make_entry(RUNNING if recorded else FAILED, recorded)
     assert make_answer(RUNNING if named else REJECTED, named).is_second_task(entry) is is_second
+
+
+@pytest.mark.parametrize("entry", [make_entry(PENDING), make_entry(SENDING, token="other"), make_entry(FAILED)])
+def test_empty_task_id_names_no_task(entry: Entry) -> None:
+    """A success without a task id does not move another request, and is no second task."""
+    empty = MissingCharacterError("none", provider="kie", task_id=None)
+    to, facts = end_state(without_character(empty), "character")
+    answer = Answer(make_entry(SENDING), to, facts)
+    assert answer.next_step(entry) is None
+    assert not answer.is_second_task(entry)
 
 
 @pytest.mark.parametrize(
