@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sora_chars import transport
+from sora_chars import responses
 from sora_chars.errors import ConfigurationError, NoAnswerError, RateLimitedError
 from sora_chars.ratelimit.window import Limits
 from sora_chars.responses import Response, parse_json
@@ -21,7 +21,7 @@ from sora_chars.transport import Transport, _delays, clean_url, resolve_key
 def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parse JSON with orjson, or as if it were not installed."""
     if request.param != "orjson":
-        monkeypatch.setattr(transport, "_fast", None)
+        monkeypatch.setattr(responses, "_fast", None)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ import sys
 sys.modules["orjson"] = None
 from sora_chars.redaction import mask
 from sora_chars.responses import parse_json
-from sora_chars.transport import _fast
+from sora_chars.responses import _fast
 print(_fast, parse_json(b"[1]"))
 """
     printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
