@@ -71,7 +71,7 @@ def test_printed_commands_work(start_cli: Start, cli_environment: dict[str, str]
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("--fault", "nonsense"), "no fault 'nonsense'"),
+        (("--fault", "nonsense"), "unknown fault 'nonsense'"),
         (("--fault", "delay:seconds=soon"), "'seconds=soon' is not a number"),
         (("--fault", "delay:colour=1"), "delay has no setting colour=1"),
         (("--durations", "5"), "LOW,HIGH"),
