@@ -33,12 +33,12 @@ def faults() -> ModuleType:
 async def test_killed_at_every_step(faults: ModuleType, tmp_path: Path, *, callbacks: bool) -> None:
     """Workers killed once at each named step create each key's task at most once; unclear outcomes are unknown."""
     kills = [(step, 1) for step in faults.STEPS]
-    trial = faults.Trial(keys=KEYS, kills=kills, crew=1, at_once=2, callbacks=callbacks)
+    trial = faults.Trial(keys=KEYS, kills=kills, workers=1, concurrency=2, callbacks=callbacks)
     outcome = await faults.run(trial, tmp_path)
     assert outcome.killed == dict.fromkeys(faults.STEPS, 1)
     assert (outcome.twice, outcome.lost) == (0, 0)
     assert outcome.succeeded + outcome.unknown == KEYS
-    assert outcome.tasks == outcome.succeeded + outcome.unknown_made
+    assert outcome.tasks == outcome.succeeded + outcome.unknown_created
     assert 0 < outcome.unknown <= outcome.in_flight
-    assert bool(outcome.unknown_made) is not callbacks
-    assert (outcome.tasks_at_last, outcome.twice_at_last, outcome.succeeded_at_last) == (KEYS, 0, KEYS)
+    assert bool(outcome.unknown_created) is not callbacks
+    assert (outcome.final_tasks, outcome.final_twice, outcome.final_succeeded) == (KEYS, 0, KEYS)
