@@ -154,7 +154,7 @@ async def test_repeated_statements(postgres_url: str) -> None:
 
 
 async def test_statement_timeout(postgres_url: str) -> None:
-    """A statement that the server cancels twice raises."""
+    """A statement that the server cancels after its own time limit raises."""
     async with open_ledger(f"{postgres_url}&options=-cstatement_timeout%3D50") as ledger:
         await register(ledger)
         async with await psycopg.AsyncConnection.connect(postgres_url) as other:

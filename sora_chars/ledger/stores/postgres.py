@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, LiteralString
 import attrs
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.errors import LockNotAvailable
+from psycopg.errors import LockNotAvailable, QueryCanceled
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from sora_chars.errors import ConfigurationError, LedgerError, printable
@@ -112,6 +112,17 @@ _SERVER_KEEPALIVES = "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval 
 server notice it within 25 seconds; with the usual defaults it takes two hours."""
 
 
+_SETTINGS = """
+SELECT set_config('lock_timeout', %s, false),
+    CASE WHEN current_setting('statement_timeout') = '0' THEN set_config('statement_timeout', %s, false) END,
+    CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', false) END
+"""
+"""With `synchronous_commit = off`, which may be the default of a server, a role or a
+database, a crash of the server loses commits that it has confirmed."""
+_STATEMENT_MILLISECONDS = 15_000  # for the work of a statement, besides its wait for locks
+_POOLER_ROUNDS = 3  # other clients of a pooler may take the process that this check expects
+
+
 class PostgresStore:
     """The entries in the database at `url`. Opening creates or upgrades the tables.
 
@@ -135,6 +146,7 @@ class PostgresStore:
         self._url = url
         self._connect_timeout = connect_timeout
         self._lock_timeout = lock_timeout
+        self._listener_timeout = max(_MIN_LISTENER_TIMEOUT, round(connect_timeout))
         self.owner = ""
 
     async def open(self, notifier: ChangeNotifier) -> None:
@@ -250,13 +262,16 @@ class PostgresStore:
                 self._returned_at = time.monotonic()
 
     async def _configure(self, connection: Connection) -> None:
-        await connection.execute(f"SET lock_timeout = {round(self._lock_timeout * 1000)}".encode())
+        lock_timeout = round(self._lock_timeout * 1000)
+        values = (str(lock_timeout), str(lock_timeout + _STATEMENT_MILLISECONDS))
+        await connection.execute(_SETTINGS.encode(), values)
 
     async def _open_listener(self) -> Connection:
         """Connect the listener and upgrade the tables with it."""
         try:
             listener = await self._connect_listener()
             try:
+                await self._check_direct(listener)
                 await _upgrade(listener)
             except BaseException:
                 await listener.close()
@@ -265,15 +280,37 @@ class PostgresStore:
             raise _failure(error) from error
         return listener
 
+    async def _check_direct(self, listener: Connection) -> None:
+        """Raise unless each connection has a server process of its own, for as long as it is open.
+
+        A transaction pooler gives a client the server process of an idle one: a second
+        connection in a transaction takes that of the listener, or the listener gets another.
+
+        Raises:
+            LedgerError: A transaction pooler stands between this process and the database.
+        """
+        is_proxied = await _process_id(listener) != listener.info.backend_pid
+        async with await psycopg.AsyncConnection.connect(self._url, connect_timeout=self._listener_timeout) as second:
+            for _ in range(_POOLER_ROUNDS if is_proxied else 1):
+                before = await _process_id(listener)
+                taken = await _process_id(second)  # opens a transaction, which keeps the process
+                after = await _process_id(listener)
+                await second.rollback()
+                if before != after or taken in {before, after}:
+                    raise LedgerError(
+                        "The ledger's database is behind a connection pooler in transaction mode, where notifications "
+                        "and advisory locks are lost. Nothing was changed.",
+                        hint="Connect to the database itself, or to the pooler in session mode.",
+                    )
+
     async def _connect_listener(self) -> Connection:
         """Connect the listener.
 
         It listens before it locks: after a reconnect the server may still hold the lock for
         the old connection, for as long as that one hangs.
         """
-        timeout = max(_MIN_LISTENER_TIMEOUT, round(self._connect_timeout))
         listener = await psycopg.AsyncConnection.connect(
-            self._url, autocommit=True, connect_timeout=timeout, **_KEEPALIVES
+            self._url, autocommit=True, connect_timeout=self._listener_timeout, **_KEEPALIVES
         )
         try:
             await listener.execute(_SERVER_KEEPALIVES)
@@ -333,9 +370,17 @@ def _lock_id(name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"sora_chars {name}".encode()).digest()[:8], signed=True)
 
 
+async def _process_id(connection: Connection) -> int:
+    """Return the id of the server process that runs the statements of a connection."""
+    row = await (await connection.execute("SELECT pg_backend_pid()")).fetchone()
+    assert row is not None  # noqa: S101 # the statement returns one row
+    process: int = row[0]
+    return process
+
+
 def _is_broken(error: psycopg.Error) -> bool:
-    """True unless the statement itself is at fault or a lock timed out."""
-    return isinstance(error, psycopg.OperationalError) and not isinstance(error, LockNotAvailable)
+    """True unless the statement itself is at fault, or it or its wait for a lock took too long."""
+    return isinstance(error, psycopg.OperationalError) and not isinstance(error, LockNotAvailable | QueryCanceled)
 
 
 def _failure(error: psycopg.Error | str) -> LedgerError:
