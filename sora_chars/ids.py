@@ -23,6 +23,11 @@ def is_id(text: str) -> bool:
     return 0 < len(text) <= _MAX_ID_LENGTH and text.isprintable()
 
 
+def strip_blanks(text: str | None) -> str | None:
+    """Return a key or an id without surrounding blanks and line ends; what is no text is returned as it is."""
+    return text.strip() if isinstance(text, str) else text
+
+
 def new_token() -> str:
     """Return a new secret for the last path segment of a callback URL."""
     return secrets.token_urlsafe(_TOKEN_BYTES)

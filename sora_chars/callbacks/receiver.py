@@ -90,6 +90,8 @@ class CallbackReceiver:
     _closed: asyncio.Future[None] | None = attrs.field(default=None, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
+        if self.hmac_key is not None:
+            self.hmac_key = self.hmac_key.strip()  # a key that was read from a file may end in a line break
         if self.hmac_key is not None and not self.hmac_key:
             raise ConfigurationError("hmac_key must not be empty.", hint="Omit it if kie.ai does not sign callbacks.")
 

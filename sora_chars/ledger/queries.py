@@ -52,7 +52,7 @@ async def find(ledger: Ledger, key: str) -> Entry:
     Raises:
         InvalidRequestError: The ledger has no such entry.
     """
-    entry = await ledger.get(key)
+    entry = await ledger.get(key.strip())
     if entry is None:
         raise InvalidRequestError(f"key: the ledger has no entry {printable(key, limit=60)!r}.")
     return entry

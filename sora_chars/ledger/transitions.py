@@ -148,7 +148,7 @@ async def resolve(
         raise InvalidRequestError("resolve: give exactly one of task_id, never_sent and give_up.")
     entry = await _resolvable(ledger, key, running=give_up)
     if task_id is not None:
-        task_id = await _unrecorded(ledger, entry, task_id)
+        task_id = await _unrecorded(ledger, entry, task_id.strip())
         return await ledger.transition(entry, EntryState.RUNNING, task_id=task_id, claim=False)
     if never_sent:
         return await ledger.transition(entry, EntryState.PENDING)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sora_chars.errors import InvalidRequestError, printable
+from sora_chars.ids import strip_blanks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -127,6 +128,18 @@ def _key_problems(key: Any) -> list[str]:
     return [f"key must be 1 to {_MAX_KEY_LENGTH} printable characters, got {printable(repr(key), limit=60)}"]
 
 
+def _task_id_problems(task_id: Any) -> list[str]:
+    if not isinstance(task_id, str):
+        return []
+    if not task_id:
+        return ["from_task must not be empty"]
+    if _NOT_IN_ID.search(task_id):
+        found = printable(repr(task_id), limit=60)
+        return [f"from_task must be the id of a task, without spaces, quotes and slashes, got {found}"]
+    return []
+
+
+_NOT_IN_ID = re.compile(r"""[\s"'`/\\]""")
 _URL = re.compile(r"https?://[^\s/?#]+\S*", re.IGNORECASE)
 
 
@@ -168,21 +181,20 @@ class CharacterRequest:
         InvalidRequestError: Not exactly one source was given, or a field has the wrong type.
     """
 
-    from_task: str | None = None
+    from_task: str | None = attrs.field(default=None, converter=strip_blanks)
     video: str | os.PathLike[str] | None = None
     clip: Clip | None = attrs.field(default=None, converter=_to_clip)
     name: str | None = None
     prompt: str | None = None
     safety: str | None = None
-    key: str | None = None
+    key: str | None = attrs.field(default=None, converter=strip_blanks)
 
     def __attrs_post_init__(self) -> None:
         problems = _text_problems(from_task=self.from_task, name=self.name, prompt=self.prompt, safety=self.safety)
         if (self.from_task is None) == (self.video is None):
             given = "neither" if self.video is None else "both"
             problems.append(f"exactly one of from_task and video must be given, got {given}")
-        if self.from_task is not None and not str(self.from_task).strip():
-            problems.append("from_task must not be empty")
+        problems += _task_id_problems(self.from_task)
         problems += _source_problems("video", self.video, str, os.PathLike, NoneType)
         problems += _type_problems("clip", self.clip, (Clip, NoneType), 'a Clip, "start,end" or (start, end)')
         raise_if_invalid(problems + _key_problems(self.key), what="The character request")
@@ -213,7 +225,7 @@ class TaskRequest:
 
     model: str
     input: Mapping[str, Any] = attrs.field(factory=dict)
-    key: str | None = None
+    key: str | None = attrs.field(default=None, converter=strip_blanks)
 
     def __attrs_post_init__(self) -> None:
         problems = _key_problems(self.key)
@@ -251,7 +263,7 @@ class OmniCharacterRequest:
     descriptions: str
     name: str | None = None
     audio_ids: tuple[str, ...] = attrs.field(default=(), converter=_to_tuple)
-    key: str | None = None
+    key: str | None = attrs.field(default=None, converter=strip_blanks)
 
     def __attrs_post_init__(self) -> None:
         problems = _text_problems(name=self.name) + _key_problems(self.key)

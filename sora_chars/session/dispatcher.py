@@ -183,6 +183,7 @@ class Dispatcher:
     def resume(self, task: str | TaskHandle[Any], provider: str | None, key: str | None) -> TaskHandle[Any]:
         """Return a live handle of a task, by its id or by a handle that belongs to no session."""
         if not isinstance(task, TaskHandle):
+            task = task.strip()
             if not is_id(task):
                 raise InvalidRequestError(f"task_id: must be the id of a task, got {printable(repr(task), limit=60)}.")
             task = TaskHandle(task_id=task, provider=self.provider(provider).name, key=key or new_key())

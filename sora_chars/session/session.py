@@ -350,7 +350,7 @@ class CharacterSession:
     async def entry(self, key: str) -> Entry | None:
         """Return what the ledger records under a key, or None."""
         with self._in_use():
-            return await self.ledger.get(key)
+            return await self.ledger.get(key.strip())
 
     async def characters(
         self, query: str | None = None, *, limit: int | None = None

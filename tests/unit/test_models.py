@@ -352,3 +352,27 @@ def test_pickle() -> None:
         TaskSnapshot(task_id="t", provider="p", state="fail", failure=TaskFailure("1", "x")),
     ):
         assert pickle.loads(pickle.dumps(value)) == value
+
+
+@pytest.mark.parametrize("blanks", [" {}", "{} ", "\u00a0{}\u00a0", "{}\n", "\t{}\r\n"])
+def test_blanks_around_keys_and_ids_mean_nothing(blanks: str) -> None:
+    """A key or a task id that was copied with blanks or a line end is the same key or id without them."""
+    request = CharacterRequest(from_task=blanks.format("7118f712"), key=blanks.format("rex"))
+    assert (request.from_task, request.key) == ("7118f712", "rex")
+    assert TaskRequest(model="m", key=blanks.format("rex")).key == "rex"
+
+
+@pytest.mark.parametrize(
+    "task_id", ["7118 f712", '"7118f712"', "'7118'", "https://kie.ai/task/7118f712", "a\\b", "a\u00a0b"]
+)
+def test_rejects_what_is_no_task_id(task_id: str) -> None:
+    """A task id with inner blanks, quotes or slashes, such as a whole URL, is rejected before anything is sent."""
+    with pytest.raises(InvalidRequestError, match="from_task must be the id of a task, without spaces"):
+        CharacterRequest(from_task=task_id)
+
+
+@pytest.mark.parametrize("key", [" ", "\n", "\u00a0"])
+def test_rejects_a_blank_key(key: str) -> None:
+    """A key of nothing but blanks is no key."""
+    with pytest.raises(InvalidRequestError, match="key must be 1 to 200 printable characters"):
+        CharacterRequest(from_task="7118f712", key=key)

@@ -545,3 +545,17 @@ async def test_asgi_websocket(receiver: CallbackReceiver) -> None:
     wire = Wire({"type": "websocket.connect"})
     await receiver.asgi({"type": "websocket"}, wire.receive, wire.send)
     assert [message["type"] for message in wire.sent] == ["websocket.close"]
+
+
+@pytest.mark.parametrize("key", ["secret\n", b"secret\r\n"])
+async def test_key_with_line_break(session: CharacterSession, key: str | bytes) -> None:
+    """A signing key that was read from a file is used without its line break."""
+    receiver = CallbackReceiver(session, hmac_key=key)
+    assert receiver.hmac_key in {"secret", b"secret"}
+
+
+@pytest.mark.parametrize("key", ["", " ", b"\n"])
+async def test_blank_key(session: CharacterSession, key: str | bytes) -> None:
+    """A signing key of nothing but blanks is an error, and never turns verification off."""
+    with pytest.raises(ConfigurationError, match="hmac_key must not be empty"):
+        CallbackReceiver(session, hmac_key=key)

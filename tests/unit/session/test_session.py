@@ -308,3 +308,16 @@ async def test_registers_at_most_64_requests_at_once() -> None:
         results = await asyncio.gather(*creates, return_exceptions=True)
     assert store.peak == 64
     assert sum(isinstance(result, Character) for result in results) == 150
+
+
+async def test_blanks_around_a_key_mean_nothing() -> None:
+    """A key that comes with blanks or a line end is the same key: one request is sent, and every call finds it."""
+    provider = FakeProvider()
+    async with session_of(provider) as session:
+        first = await session.submit(**REQUEST, key="rex")
+        again = await session.submit(**REQUEST, key=" rex\n")
+        entry = await session.entry("rex ")
+        assert entry is not None
+        assert (again.task_id, entry.task_id, len(provider.posts)) == (first.task_id, first.task_id, 1)
+        assert (await session.advance("rex\n")).entry.key == "rex"
+        assert session.resume(" t1\n").task_id == "t1"
