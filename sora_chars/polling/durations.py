@@ -31,9 +31,7 @@ _MIN_PART = 1e-3  # of all tasks; smaller parts are rounding errors, or long for
 _CURVE_CELLS = 32
 _REACH = 5.0  # kernel widths by which a curve extends beyond the observed durations
 _MIN_INTERVAL = 0.5  # minimum poll interval in seconds, about one round trip; less for the shortest tasks
-_MIN_POLLS = (
-    1.0  # minimum expected polls per task (the stepped interval may poll a short task only once, after its end)
-)
+_MIN_POLLS = 1.0  # minimum expected polls per task; the stepped interval may make only one, after a short task
 _PRIOR_SPREAD = 0.3  # of the logarithms of one model's durations, before any is known
 _PRIOR_WEIGHT = 2.0  # durations
 _MIN_KERNEL_WIDTH = 0.02

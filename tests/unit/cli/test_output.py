@@ -49,8 +49,10 @@ def test_stacked_columns_are_never_truncated() -> None:
     output.show_table({}, [], columns=("mention", "key", "source"), stacked=(1, 1))
     assert out.getvalue() == ""
 
-    output.show_table({}, [("m" * 40, "k" * 40, "s" * 40)], columns=("mention", "key", "source"), stacked=(1, 1))
+    cells = ("m" * 40, "k" * 40, "clip", "s" * 40)
+    output.show_table({}, [cells], columns=("mention", "key", "clip", "source"), stacked=(1, 2))
     lines = out.getvalue().splitlines()
+    assert any("k" * 40 + "  clip" in line for line in lines)
     assert sum("m" * 40 in line or "k" * 40 in line for line in lines) == 2
     assert "s" * 40 not in out.getvalue()
 
