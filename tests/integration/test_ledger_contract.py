@@ -114,9 +114,9 @@ async def test_repeated_request_returns_its_entry(ledger_url: str) -> None:
 @pytest.mark.parametrize(
     ("change", "shown"),
     [
-        ({"request": {"from_task": "t-9"}}, 'now character at kie {"from_task":"t-9"}.'),
-        ({"provider": "kkiai"}, "now character at kkiai {"),
-        ({"kind": "omni"}, "now omni at kie {"),
+        ({"request": {"from_task": "t-9"}}, 'Given: character at kie {"from_task":"t-9"}.'),
+        ({"provider": "kkiai"}, "Given: character at kkiai {"),
+        ({"kind": "omni"}, "Given: omni at kie {"),
     ],
 )
 async def test_rejects_another_request_for_a_key(ledger_url: str, change: dict[str, Any], shown: str) -> None:
