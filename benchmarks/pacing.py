@@ -1,10 +1,11 @@
 """Part B: compares polling strategies with each other and with the bound, in virtual time.
 
-There are 24 models: each duration of tests/recordings is the median of four, with log-normal durations. There is no
-network: a poll takes no time. `gets`: polls per task, including the one that detects its end. `late`: the detection
-delay, in seconds from the end of a task to that poll. `bound`: `late` relative to (integral of sqrt(f S))**2 / (2 gets),
-the minimum for this number of polls. `even`: `late` relative to E[T] / (2 gets), the minimum for polls at even
-intervals. `to_best`: `late` relative to the minimum for any rule (`least.py`).
+There are 24 models with log-normal durations: each duration of tests/recordings gives four medians (`PARTS`). There is
+no network: a poll takes no time. `gets`: polls per task, including the one that detects its end. `late`: the detection
+delay, in seconds from the end of a task to that poll. `bound`: `late` relative to
+(integral of sqrt(f S))**2 / (2 gets), the minimum for this number of polls. `even`: `late` relative to
+E[T] / (2 gets), the minimum for polls at even intervals. `to_best`: `late` relative to the minimum for any rule
+(`least.py`).
 
 Usage: python benchmarks/pacing.py [--quick]
 """
