@@ -97,13 +97,18 @@ def tests(session: nox.Session) -> None:
 def matrix(session: nox.Session, backoff: str) -> None:
     """All tests on each other interpreter of this machine, and once with python-backoff, in asyncio's debug mode."""
     _install(session, "tests")
+    arguments: tuple[str, ...] = PARALLEL
     environment = ENVIRONMENT
     if backoff:
         # Both packages install the same folder: away with either of them first, also on a second run.
-        session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", "python-backoff", "backoff", silent=True)
+        session.run_install(
+            "python", "-m", "pip", "uninstall", "--yes", "--quiet", "python-backoff", "backoff", silent=True
+        )
         session.install(backoff)
+        # In debug mode some tests take four times as long.
+        arguments = (*PARALLEL, "--timeout=180")
         environment = ENVIRONMENT | {"PYTHONASYNCIODEBUG": "1"}
-    session.run("pytest", *(session.posargs or PARALLEL), env=environment)
+    session.run("pytest", *(session.posargs or arguments), env=environment)
 
 
 @nox.session(python=OLDEST)
