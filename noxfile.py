@@ -46,10 +46,15 @@ def _interpreters() -> dict[str, str]:
 
 INTERPRETERS = _interpreters()
 OLDEST = next(iter(INTERPRETERS.values()), sys.executable)
+NEWEST = list(INTERPRETERS.values())[-1] if INTERPRETERS else sys.executable
 # On all cores; all tests that need PostgreSQL run on one of them (see tests/conftest.py).
 PARALLEL = (f"--numprocesses={WORKERS}", "--dist=loadgroup")
 # On Windows the unit tests: the others need ledger files, signals and Unix sockets.
 TESTS = ("tests/unit",) if sys.platform == "win32" else ("tests",)
+RETRYING = tuple(
+    f"tests/integration/test_{name}.py" for name in ("transport", "create_connections", "faults_create", "faults_polls")
+)
+RANDOM_HISTORIES = "tests/unit/session/test_session_machine.py"
 # Without byte code each process of the command line would compile the package anew.
 ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": ""}
 
@@ -95,9 +100,13 @@ def tests(session: nox.Session) -> None:
     ],
 )
 def matrix(session: nox.Session, backoff: str) -> None:
-    """All tests on each other interpreter of this machine, and once with python-backoff, in asyncio's debug mode."""
+    """The unit tests on each other interpreter of this machine, on the newest one the integration tests, too.
+
+    And once the unit tests and those that retry with python-backoff, in asyncio's debug mode.
+    """
     _install(session, "tests")
-    arguments: tuple[str, ...] = PARALLEL
+    inside = ("tests/unit", "tests/integration") if session.python == NEWEST else ("tests/unit",)
+    arguments: tuple[str, ...] = (*PARALLEL, *inside)
     environment = ENVIRONMENT
     if backoff:
         # Both packages install the same folder: away with either of them first, also on a second run.
@@ -105,8 +114,8 @@ def matrix(session: nox.Session, backoff: str) -> None:
             "python", "-m", "pip", "uninstall", "--yes", "--quiet", "python-backoff", "backoff", silent=True
         )
         session.install(backoff)
-        # In debug mode some tests take four times as long.
-        arguments = (*PARALLEL, "--timeout=180")
+        # In debug mode some tests take four times as long, and the random histories ten times.
+        arguments = (*PARALLEL, "--timeout=180", "tests/unit", f"--ignore={RANDOM_HISTORIES}", *RETRYING)
         environment = ENVIRONMENT | {"PYTHONASYNCIODEBUG": "1"}
     session.run("pytest", *(session.posargs or arguments), env=environment)
 
