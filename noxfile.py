@@ -1,4 +1,4 @@
-"""The project's checks, one word each: `nox -s tests` before every change, `nox -l` for the others."""
+"""The project's checks, one nox session each: `nox -s tests` before every change, `nox -l` for the others."""
 
 from __future__ import annotations
 
@@ -100,16 +100,16 @@ def tests(session: nox.Session) -> None:
     ],
 )
 def matrix(session: nox.Session, backoff: str) -> None:
-    """The unit tests on each other interpreter of this machine, on the newest one the integration tests, too.
+    """The unit tests on each other interpreter of this machine, and on the newest one the integration tests.
 
-    And once the unit tests and those that retry with python-backoff, in asyncio's debug mode.
+    Once more with python-backoff, in asyncio's debug mode: the unit tests and those of retries.
     """
     _install(session, "tests")
     inside = ("tests/unit", "tests/integration") if session.python == NEWEST else ("tests/unit",)
     arguments: tuple[str, ...] = (*PARALLEL, *inside)
     environment = ENVIRONMENT
     if backoff:
-        # Both packages install the same folder: away with either of them first, also on a second run.
+        # Both packages install the same folder: uninstall both first, also on a second run.
         session.run_install(
             "python", "-m", "pip", "uninstall", "--yes", "--quiet", "python-backoff", "backoff", silent=True
         )
@@ -170,11 +170,11 @@ def audit(session: nox.Session) -> None:
     report.unlink(missing_ok=True)
     options = ("--no-deps", "--disable-pip", "--progress-spinner=off", "--format=json", f"--output={report}")
     command = ("pip-audit", "--requirement=requirements.lock", *options)
-    said = str(session.run(*command, silent=True, success_codes=[0, 1]))
+    output = str(session.run(*command, silent=True, success_codes=[0, 1]))
     if not report.exists():
-        if "requests.exceptions." in said or "your network may be blocking" in said:
+        if "requests.exceptions." in output or "your network may be blocking" in output:
             session.skip("NOTHING WAS AUDITED: the vulnerability service cannot be reached from here")
-        session.error(said)
+        session.error(output)
     packages = json.loads(report.read_text())["dependencies"]
     if found := [f"{one['name']} {one['version']}: {flaw['id']}" for one in packages for flaw in one.get("vulns", ())]:
         session.error(f"Known vulnerabilities: {', '.join(found)}")
@@ -193,8 +193,9 @@ def build(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST)
 def bench(session: nox.Session) -> None:
-    """Parts A to E beside the peers, into benchmarks/results.json, RESULTS.md and results.png.
+    """Parts A to E and L, with the peers where they apply, into four files of benchmarks/.
 
+    They are results.json, RESULTS.md, results.png and polls.png.
     `nox -s bench -- --quick` takes two minutes and keeps and judges nothing; `--parts A,C` runs some.
     """
     session.install("-c", "requirements.lock", "-r", "benchmarks/requirements.txt", "-e", ".[postgres]")
