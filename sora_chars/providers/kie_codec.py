@@ -112,6 +112,8 @@ def read_task_id(response: Response) -> str:
     match _json_or_none(response):
         case {"data": {"taskId": str(task_id)}} if is_id(task_id):
             return task_id
+        case _:
+            pass
     envelope = read_envelope(response)
     match envelope:
         case Envelope(code=code) if code == 0 or code in _SUCCESS_CODES or code in GATEWAY_FAULTS:
