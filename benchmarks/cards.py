@@ -1,4 +1,4 @@
-"""Part D: fault scenarios, counted on the server, for this project and its peers."""
+"""Part D: fault scenarios for this package and other clients, counted on the server."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ COMPARED = (OURS_1S, HAND, "azure-core, 1 s", "openai", "runwayml", "replicate, 
 
 
 def figures(*, quick: bool) -> dict[str, Any]:
-    """Run every scenario, one after the other; all at once if `quick`."""
-    cards = {
+    """Run every scenario: one after the other, or all at once if `quick`."""
+    scenarios = {
         "lost": lost,
         "kills": kills,
         "outage": outage,
@@ -54,12 +54,12 @@ def figures(*, quick: bool) -> dict[str, Any]:
 
     def run(name: str) -> Any:
         started = time.perf_counter()
-        result = cards[name](quick=quick)
+        result = scenarios[name](quick=quick)
         print(f"  {name} took {time.perf_counter() - started:.0f} s", flush=True)
         return result
 
-    with ThreadPoolExecutor(len(cards) if quick else 1) as pool:
-        return dict(zip(cards, pool.map(run, cards), strict=True))
+    with ThreadPoolExecutor(len(scenarios) if quick else 1) as pool:
+        return dict(zip(scenarios, pool.map(run, scenarios), strict=True))
 
 
 def lost(*, quick: bool) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def kills(*, quick: bool) -> list[dict[str, Any]]:
 
 
 def outage(*, quick: bool) -> list[dict[str, Any]]:
-    """Every GET gets HTTP 503 for four minutes after the first create; all peers run at once."""
+    """Every GET gets HTTP 503 for four minutes after the first create; all clients run at once."""
     seconds = QUICK_OUTAGE_SECONDS if quick else OUTAGE_SECONDS
     deadline = seconds + (8 if quick else 75)
     with ThreadPoolExecutor(len(COMPARED) + 1) as pool:

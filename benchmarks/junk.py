@@ -1,4 +1,4 @@
-"""Fault card: early, late, duplicate, forged, replayed and oversized callbacks, and a flood of junk."""
+"""Part D: early, late, duplicate, forged, replayed and oversized callbacks, and a flood of invalid ones."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ KINDS: dict[str, tuple[str, dict[str, Any]] | None] = {
 
 
 def figures(*, quick: bool) -> dict[str, Any]:
-    """Return one row for each kind, and the memory that a flood of junk leaves."""
+    """Return one row for each kind, and the memory that a flood of invalid callbacks leaves."""
     logging.getLogger("sora_chars.callbacks").setLevel(logging.ERROR)  # it logs a warning for each rejection
     tasks, flood = (QUICK_TASKS, QUICK_FLOOD) if quick else (TASKS, FLOOD)
     return {
-        "kinds": [asyncio.run(card(kind, tasks)) for kind in KINDS],
-        "flood": asyncio.run(flooded(flood)),
+        "kinds": [asyncio.run(run_kind(kind, tasks)) for kind in KINDS],
+        "flood": asyncio.run(run_flood(flood)),
     }
 
 
@@ -62,7 +62,7 @@ class Scene:
 
 @asynccontextmanager
 async def scene(seconds: tuple[float, float]) -> AsyncGenerator[Scene, None]:
-    """Open a scene with signed callbacks; tasks take `seconds`, from the least to the most."""
+    """Open a scene with signed callbacks; tasks take `seconds`, from the minimum to the maximum."""
     async with Emulator(durations=seconds, hmac_key=HMAC_KEY, credits=1e9) as emulator, receiving() as (receivers, url):
         kie = Kie(KEY, base_url=emulator.url, callback_url=f"{url}/hooks", limits=None)
         with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +72,7 @@ async def scene(seconds: tuple[float, float]) -> AsyncGenerator[Scene, None]:
                 yield Scene(emulator, session, receivers[0])
 
 
-async def card(kind: str, tasks: int) -> dict[str, Any]:
+async def run_kind(kind: str, tasks: int) -> dict[str, Any]:
     """Run tasks whose callbacks all have the fault `kind`."""
     async with scene((0.3, 0.6)) as it:
         if fault := KINDS[kind]:
@@ -118,8 +118,8 @@ async def post(it: Scene, task_id: str, body: bytes) -> int:
         return 0
 
 
-async def flooded(count: int) -> dict[str, Any]:
-    """Pass junk to the receiver: unknown tokens, and a known token with other ids, signed as by kie.ai."""
+async def run_flood(count: int) -> dict[str, Any]:
+    """Pass invalid callbacks to the receiver: unknown tokens, and a known token with other ids, signed as by kie.ai."""
     async with scene((1e6, 1e6)) as it:
         handle = await it.session.submit(TaskRequest(**BODY, key="key"))
         known = str(it.emulator.tasks[handle.task_id].callback_url)
@@ -140,12 +140,13 @@ async def flooded(count: int) -> dict[str, Any]:
         for _ in range(100):
             await post_junk(known, secrets.token_hex(16))
         gc.collect()
-        before, began = memory_bytes(), time.perf_counter()
+        before = memory_bytes()
+        began = time.perf_counter()
         for number in range(count):
             url = known if number % 2 else f"/hooks/{secrets.token_urlsafe(len(token) * 3 // 4)}"
             await post_junk(url, secrets.token_hex(16))
         seconds = time.perf_counter() - began
         gc.collect()
-        grown = max(0, memory_bytes() - before)
-        taken = sum(count for status, count in statuses.items() if status == 200)
-        return {"callbacks": count, "seconds": seconds, "bytes_each": grown / count, "taken": taken}
+        growth = max(0, memory_bytes() - before)
+        accepted = sum(count for status, count in statuses.items() if status == 200)
+        return {"callbacks": count, "seconds": seconds, "bytes_each": growth / count, "taken": accepted}

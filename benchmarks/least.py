@@ -1,15 +1,16 @@
-"""The least lateness there is where many tasks wait for few GETs (part B): what no rule can better.
+"""Part B: the minimum mean detection delay of any rule, where many tasks wait for few GETs.
 
-Let the GETs be limited on average only, which makes it easier. Then each task is on its own, at a price c for a GET
-(Lagrange; for indices, Whittle 1988). All that a look tells of a task that goes on is that it does, so the best plan is
-a list of ages, fixed from the start (Barlow, Hunter and Proschan 1963, "Optimum checking procedures"). With F the
-distribution of durations, the cost of what comes after a look at the age a, as a part of all tasks, is
+The GETs are limited on average only, which is the easier problem. Each task is then independent of the others, at a
+price c for a GET (Lagrange; for indices, Whittle 1988). A poll of a running task shows only that it is running, so the
+best plan is a list of ages, fixed from the start (Barlow, Hunter and Proschan 1963, "Optimum checking procedures").
+With F the distribution of durations, the cost that follows a poll at the age a, as a part of all tasks, is
 
     W(a) = min over b > a of  c (1 - F(a)) + integral from a to b of (F(t) - F(a)) dt + W(b)
 
-which is reckoned backwards over a grid of ages. With N tasks waiting at all times and R GETs a second, GETs a task are
-R / N x (mean duration + lateness); the c that leads there tells the most. Unlike (integral of sqrt(f S))**2 / 2, this
-takes looks for what they are, one or two a task. It knows F from the start, which a rule that learns does not.
+which is computed backwards over a grid of ages. With N tasks waiting at all times and R GETs per second, the GETs per
+task are R / N x (mean duration + detection delay); the c with this number of GETs gives the tightest bound. Unlike
+(integral of sqrt(f S))**2 / 2, it counts whole polls, of which a task gets one or two. It knows F from the start; a
+rule that learns does not.
 """
 
 from __future__ import annotations
@@ -30,7 +31,13 @@ HALVINGS = 15
 
 @attrs.frozen
 class Grid:
-    """Log-normal durations in units of their median, at ages from 0 on: F, and the integral of F up to there."""
+    """Log-normal durations in units of their median.
+
+    Attributes:
+        ages: The ages of the grid, from 0.
+        ended: F at each age.
+        waited: The integral of F up to each age.
+    """
 
     ages: list[float]
     ended: list[float]
@@ -38,24 +45,28 @@ class Grid:
 
     @classmethod
     def of(cls, spread: float) -> Grid:
-        """The grid for a spread of the logarithms."""
-        places = [LOWEST + (HIGHEST - LOWEST) * cell / CELLS for cell in range(CELLS + 1)]
-        ages, ended = [math.exp(spread * z) for z in places], [_normal(z) for z in places]
+        """Return the grid for a spread of the logarithms."""
+        deviations = [LOWEST + (HIGHEST - LOWEST) * cell / CELLS for cell in range(CELLS + 1)]
+        ages = [math.exp(spread * z) for z in deviations]
+        ended = [_normal(z) for z in deviations]
         mean = math.exp(spread**2 / 2)
-        waited = [age * f - mean * _normal(z - spread) for age, f, z in zip(ages, ended, places, strict=True)]
+        waited = [age * f - mean * _normal(z - spread) for age, f, z in zip(ages, ended, deviations, strict=True)]
         return cls([0.0, *ages], [0.0, *ended], [0.0, *waited])
 
     def plan(self, price: float) -> tuple[float, float]:
-        """GETs a task and lateness of the best plan at a price of a GET, in medians."""
+        """Return the GETs per task and the detection delay of the best plan at a price of a GET, in medians."""
         count = len(self.ages)
-        cost, gets, late = [0.0] * count, [0.0] * count, [0.0] * count
+        cost = [0.0] * count
+        gets = [0.0] * count
+        late = [0.0] * count
         furthest = count - 1
         for here in range(count - 2, -1, -1):
-            # the next look after a later one is no earlier, so the search goes down with it
+            # a later poll is followed by a later one, so `furthest` only falls
             waits = [self._wait(here, there) for there in range(here + 1, furthest + 1)]
             costs = [wait + after for wait, after in zip(waits, cost[here + 1 : furthest + 1], strict=True)]
             best = costs.index(min(costs))
-            furthest, alive = here + 1 + best, 1 - self.ended[here]
+            furthest = here + 1 + best
+            alive = 1 - self.ended[here]
             cost[here] = price * alive + costs[best]
             gets[here] = alive + gets[furthest]
             late[here] = waits[best] + late[furthest]
@@ -67,21 +78,33 @@ class Grid:
 
 
 def least(medians: Sequence[float], spread: float, *, waiting: int, gets: float) -> tuple[float, float]:
-    """GETs a task and the least mean lateness, in seconds: so many tasks waiting at all times, so many GETs a second.
+    """Return the GETs per task and the minimum mean detection delay in seconds.
 
-    Each new task is of one of the models, all as likely.
+    Args:
+        medians: The medians of the models, in seconds. A new task is of any model with
+            the same probability.
+        spread: The spread of the logarithms of their durations.
+        waiting: The number of tasks that wait at all times.
+        gets: GETs per second.
     """
     grid = Grid.of(spread)
-    mean, each = fmean(medians) * math.exp(spread**2 / 2), gets / waiting
-    low, high = 0.01, 1000.0  # seconds for a GET
+    mean = fmean(medians) * math.exp(spread**2 / 2)
+    each = gets / waiting
+    low = 0.01  # seconds for a GET
+    high = 1000.0
     late = 0.0
     for _ in range(HALVINGS):
         price = math.sqrt(low * high)
         plans = [(median, *grid.plan(price / median)) for median in medians]
-        looks, plain = fmean(looks for _, looks, _ in plans), fmean(median * wait for median, _, wait in plans)
-        # Any rule has: late + price * looks no less than here, and looks = each * (mean + late).
-        late = (plain + price * (looks - each * mean)) / (1 + price * each)
-        low, high = (price, high) if looks > each * (mean + plain) else (low, price)
+        polls = fmean(polls for _, polls, _ in plans)
+        delay = fmean(median * wait for median, _, wait in plans)
+        # For any rule, late + price * polls is at least delay + price * polls of this plan, and its
+        # polls are each * (mean + late).
+        late = (delay + price * (polls - each * mean)) / (1 + price * each)
+        if polls > each * (mean + delay):
+            low = price
+        else:
+            high = price
     return each * (mean + late), late
 
 

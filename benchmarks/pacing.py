@@ -1,9 +1,11 @@
-"""Seeing it sooner for fewer GETs (part B): paces against each other and against the bound, in virtual time.
+"""Part B: compares polling strategies with each other and with the bound, in virtual time.
 
-24 models: the durations of tests/recordings, each as four models, log-normal. `gets`: looks a task, the one that shows
-the end too; `late`: seconds from the end of a task to that look; `bound`: `late` against (integral of sqrt(f S))**2 /
-(2 gets), the least for so many looks; `even`: `late` against E[T] / (2 gets), the least for looks at even intervals.
-`to_best`: `late` against the least that there is for any rule (`least.py`). No network: a look takes no time.
+There are 24 models: each duration of tests/recordings is the median of four, with log-normal durations. There is no
+network: a poll takes no time. `gets`: polls per task, including the one that detects its end. `late`: the detection
+delay, in seconds from the end of a task to that poll. `bound`: `late` relative to the minimum for this number of
+polls, (integral of sqrt(f S))**2 / (2 gets). `even`: `late` relative to E[T] / (2 gets), the minimum for polls at even
+intervals. `to_best`: `late` relative to the minimum for any rule (`least.py`).
+
 Usage: python benchmarks/pacing.py [--quick]
 """
 
@@ -42,17 +44,17 @@ CHANGES = (
     "one in 50 takes 20 times as long",
 )
 AT_ONCE = 4  # of each model, on average
-LEARNED = 20  # durations after which a model is taken for known
-STEADY = 10.0  # GETs a second that a key may send
+LEARNED = 20  # durations after which a model counts as learned
+STEADY = 10.0  # GETs per second that an API key may send
 CROWD = 500  # tasks waiting at once
 
 
 @attrs.frozen
-class BackoffPace(PollingStrategy):
-    """The usual one: 1 s, then half as long again each time, to 30 s."""
+class BackoffInterval(PollingStrategy):
+    """The usual backoff: 1 s, then 1.5 times the previous interval, up to 30 s."""
 
     def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
-        """See `PollingStrategy.delay`: by this age, that is where the sum of all delays has come to."""
+        """See `PollingStrategy.delay`. The age is the sum of all previous delays."""
         del snapshot
         return min(30.0, 1 + age / 2)
 
@@ -62,11 +64,11 @@ DRAWS: dict[str, Callable[[random.Random], float]] = {
     "46 s, spread 0.25": lambda dice: 46 * math.exp(dice.gauss(0, 0.25)),
 }
 
-PACES: dict[str, Callable[[], PollingStrategy]] = {
+STRATEGIES: dict[str, Callable[[], PollingStrategy]] = {
     "every 1 s": lambda: FixedInterval(1),
     "every 3 s": lambda: FixedInterval(3),
     "every 10 s": lambda: FixedInterval(10),
-    "x1.5 to 30 s": BackoffPace,
+    "x1.5 to 30 s": BackoffInterval,
     "ladder": lambda: SteppedInterval(random.Random(2)),
     "learned": lambda: AdaptiveInterval(random=random.Random(2)),
 }
@@ -74,19 +76,20 @@ PACES: dict[str, Callable[[], PollingStrategy]] = {
 
 @attrs.frozen
 class Model:
-    """How long the tasks of one model take."""
+    """A model, whose durations are log-normal."""
 
     name: str
     median: float
     spread: float
 
     def draw(self, dice: random.Random) -> float:
-        """A duration."""
+        """Return a random duration."""
         return self.median * math.exp(dice.gauss(0, self.spread))
 
     def bound(self) -> float:
-        """The least product of looks and lateness: (integral of sqrt(f S))**2 / 2, in z = ln(t / median) / spread."""
-        step, total = 0.01, 0.0
+        """Return the minimum of polls times delay: (integral of sqrt(f S))**2 / 2, in z = ln(t / median) / spread."""
+        step = 0.01
+        total = 0.0
         for z in (step * k for k in range(-800, 801)):
             density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
             surviving = math.erfc(z / math.sqrt(2)) / 2
@@ -94,27 +97,27 @@ class Model:
         return total * total / 2
 
     def mean(self) -> float:
-        """The mean duration."""
+        """Return the mean duration."""
         return self.median * math.exp(self.spread**2 / 2)
 
 
 @attrs.define(eq=False)
 class Task:
-    """One task, and what it cost."""
+    """One task, its polls and its detection delay. Times are virtual seconds."""
 
     model: Model
-    made: float
+    created: float
     ends: float
     snapshot: TaskSnapshot
-    known: int = 0  # durations of its model that were known when it was made
-    seen: float = 0.0
+    known: int = 0  # durations of its model that were known when it was created
+    polled: float = 0.0  # for the last time
     due: float = 0.0
     gets: int = 0
     late: float = 0.0
 
 
 def recorded() -> dict[str, float]:
-    """The durations in the recordings, in seconds, by file."""
+    """Return the durations in the recordings, in seconds, by file."""
     found: dict[str, float] = {}
     for path in sorted(RECORDINGS.glob("*.json")):
         for exchange in json.loads(path.read_text()):
@@ -125,60 +128,64 @@ def recorded() -> dict[str, float]:
 
 
 def models(spread: float) -> list[Model]:
-    """The 24 models."""
+    """Return the 24 models."""
     return [Model(f"{name} x {part}", median * part, spread) for name, median in recorded().items() for part in PARTS]
 
 
 def make(model: Model, at: float, seconds: float) -> Task:
-    """A task that takes so long."""
+    """Return a task that is created at `at` and takes `seconds`."""
     running = TaskSnapshot(task_id="t", provider="kie", state="waiting", model=model.name)
-    return Task(model, at, at + seconds, running, seen=at)
+    return Task(model, at, at + seconds, running, polled=at)
 
 
 def ended(task: Task) -> TaskSnapshot:
-    """What the last look shows."""
-    return attrs.evolve(task.snapshot, state="success", created_at=task.made, completed_at=task.ends)
+    """Return what the last poll shows."""
+    return attrs.evolve(task.snapshot, state="success", created_at=task.created, completed_at=task.ends)
 
 
-def look(pace: PollingStrategy, task: Task, now: float) -> bool:
-    """Look at a task, as the watcher does; whether it has ended."""
-    over = now >= task.ends
-    pace.observe(ended(task) if over else task.snapshot, now - task.made, now - task.seen)
+def poll(strategy: PollingStrategy, task: Task, now: float) -> bool:
+    """Poll a task as the watcher does. Return whether it has ended."""
+    has_ended = now >= task.ends
+    strategy.observe(ended(task) if has_ended else task.snapshot, now - task.created, now - task.polled)
     task.gets += 1
-    task.seen = now
-    if over:
+    task.polled = now
+    if has_ended:
         task.late = now - task.ends
-    return over
+    return has_ended
 
 
-def live(pace: PollingStrategy, tasks: Sequence[Task]) -> None:
-    """Wait for all tasks, looking whenever the pace says so; it learns as they are seen to have ended."""
-    turn, known = count(), 0
-    due = [(task.made, next(turn), task) for task in tasks]
+def wait_for_all(strategy: PollingStrategy, tasks: Sequence[Task]) -> None:
+    """Poll all tasks to their end when the strategy says so. It learns from each detected end."""
+    order = count()
+    known = 0
+    due = [(task.created, next(order), task) for task in tasks]
     heapq.heapify(due)
     while due:
         now, _, task = heapq.heappop(due)
-        if now == task.made:
+        if now == task.created:
             task.known = known
-        elif look(pace, task, now):
+        elif poll(strategy, task, now):
             known += 1
             continue
-        heapq.heappush(due, (now + pace.delay(task.snapshot, now - task.made), next(turn), task))
+        heapq.heappush(due, (now + strategy.delay(task.snapshot, now - task.created), next(order), task))
 
 
 def compare(spread: float, seeds: Iterable[int], count_of: int) -> dict[str, Any]:
-    """What each pace costs at all models, from a cold start, the same tasks for each; in all, and while learning."""
-    spent: dict[str, list[Task]] = {name: [] for name in PACES}
+    """Return the costs of each strategy with all models, from a cold start: in all, and while it learns.
+
+    Every strategy gets the same tasks.
+    """
+    spent: dict[str, list[Task]] = {name: [] for name in STRATEGIES}
     for seed in seeds:
         for number, model in enumerate(models(spread)):
             dice = random.Random(f"{seed} {number}")
             gap = model.mean() / AT_ONCE
-            lives = [((k + dice.random()) * gap, model.draw(dice)) for k in range(count_of)]
-            for name, new in PACES.items():
-                tasks = [make(model, at, seconds) for at, seconds in lives]
-                live(new(), tasks)
+            pairs = [((k + dice.random()) * gap, model.draw(dice)) for k in range(count_of)]
+            for name, new in STRATEGIES.items():
+                tasks = [make(model, at, seconds) for at, seconds in pairs]
+                wait_for_all(new(), tasks)
                 spent[name] += tasks
-    # Which tasks were made while little was known is the learning pace's; the others are shown at the same ones.
+    # The adaptive strategy decides which tasks count as early; the others are compared on the same tasks.
     early = [task.known < LEARNED for task in spent["learned"]]
     parts = {"all": [True] * len(early), "learning": early, "learned": [not each for each in early]}
     return {
@@ -188,27 +195,27 @@ def compare(spread: float, seeds: Iterable[int], count_of: int) -> dict[str, Any
 
 
 def cost(tasks: Sequence[Task]) -> dict[str, float]:
-    """Means over tasks, and against the bound and even intervals at as many looks, model by model."""
+    """Return means over tasks, and their ratios to the bound and to even intervals with as many polls of each model."""
     by_model: dict[Model, list[Task]] = {}
     for task in tasks:
         by_model.setdefault(task.model, []).append(task)
-    least = even = 0.0
+    bound = even = 0.0
     for model, its in by_model.items():
         gets = fmean(task.gets for task in its)
-        least += len(its) * model.bound() / gets
+        bound += len(its) * model.bound() / gets
         even += len(its) * model.mean() / 2 / gets
     late = [task.late for task in tasks]
     return {
         "gets": fmean(task.gets for task in tasks),
         "late": fmean(late),
         "late_p99": quantiles(late, n=100)[98],
-        "bound": sum(late) / least,
+        "bound": sum(late) / bound,
         "even": sum(late) / even,
     }
 
 
 def change(kind: str, number: int, seconds: float, dice: random.Random) -> float:
-    """The duration of the task of this number where the model does not stay what it was."""
+    """Return the duration of a task, given its number, of a model that changes."""
     match kind:
         case "two kinds of tasks":
             return seconds / 4 if dice.random() < 0.3 else seconds
@@ -225,34 +232,40 @@ def change(kind: str, number: int, seconds: float, dice: random.Random) -> float
 
 
 def drift(kind: str, spread: float = 0.25) -> dict[str, float]:
-    """GETs and lateness of the learning pace against the ladder's, for the 60 tasks after the 200 that were learned."""
+    """Return the GETs and detection delay of the adaptive strategy relative to the stepped one.
+
+    They are means of the 60 tasks after the 200 that were learned.
+    """
     spent: dict[str, list[Task]] = {"ladder": [], "learned": []}
     for number, model in enumerate(models(spread)):
         dice = random.Random(number)
-        at, lives = 0.0, list[tuple[float, float]]()
+        at = 0.0
+        pairs: list[tuple[float, float]] = []
         for k in range(TASKS + AFTER):
-            lives.append((at, change(kind, k, model.draw(dice), dice)))
-            at += lives[-1][1] / AT_ONCE
+            pairs.append((at, change(kind, k, model.draw(dice), dice)))
+            at += pairs[-1][1] / AT_ONCE
         for name, its in spent.items():
-            tasks = [make(model, at, seconds) for at, seconds in lives]
-            live(PACES[name](), tasks)
+            tasks = [make(model, at, seconds) for at, seconds in pairs]
+            wait_for_all(STRATEGIES[name](), tasks)
             its.extend(tasks[TASKS:])
     gets, late = ([fmean(getattr(task, what) for task in its) for its in spent.values()] for what in ("gets", "late"))
     return {"gets": gets[1] / gets[0], "late": late[1] / late[0]}
 
 
 def batches(count_of: int, seeds: Iterable[int]) -> dict[str, dict[str, float]]:
-    """GETs and lateness of the learning pace against the ladder's, where so many tasks of one model begin at once.
+    """Return the GETs and detection delay of the adaptive strategy relative to the stepped one, for batches.
 
-    In a first batch, of which nothing is known before, and in a second one.
+    All tasks of a batch are of one model and are created together. The first batch starts
+    without any known duration, the second (`again`) with those of the first.
     """
     spent = {(draw, name): [list[Task](), list[Task]()] for draw in DRAWS for name in ("ladder", "learned")}
     for (draw, name), both in spent.items():
         for seed in seeds:
-            dice, pace = random.Random(seed), PACES[name]()
+            dice = random.Random(seed)
+            strategy = STRATEGIES[name]()
             for number, its in enumerate(both):
                 tasks = [make(Model(draw, 0, 0), number * 1e6, DRAWS[draw](dice)) for _ in range(count_of)]
-                live(pace, tasks)
+                wait_for_all(strategy, tasks)
                 its.extend(tasks)
     return {
         f"{draw}, {count_of} at once": {
@@ -265,48 +278,51 @@ def batches(count_of: int, seeds: Iterable[int]) -> dict[str, dict[str, float]]:
     }
 
 
-def longest_unseen(_: PollingStrategy, due: Sequence[Task], __: float) -> Task:
-    """Round-robin: the task that was looked at longest ago."""
-    return min(due, key=attrgetter("seen"))
+def longest_unpolled(_: PollingStrategy, due: Sequence[Task], __: float) -> Task:
+    """Return the task that was polled longest ago: round-robin."""
+    return min(due, key=attrgetter("polled"))
 
 
 def first_due(_: PollingStrategy, due: Sequence[Task], __: float) -> Task:
-    """The task that should have been looked at first."""
+    """Return the task that became due first."""
     return min(due, key=attrgetter("due"))
 
 
-def most_gained(pace: PollingStrategy, due: Sequence[Task], now: float) -> Task:
-    """The task whose look saves the most waiting."""
-    return max(due, key=lambda task: pace.priority(task.snapshot, now - task.made, now - task.seen))
+def most_gained(strategy: PollingStrategy, due: Sequence[Task], now: float) -> Task:
+    """Return the task whose poll saves the most waiting."""
+    return max(due, key=lambda task: strategy.priority(task.snapshot, now - task.created, now - task.polled))
 
 
 RULES: dict[str, tuple[Callable[[], PollingStrategy], Callable[[PollingStrategy, Sequence[Task], float], Task]]] = {
-    "round-robin": (lambda: FixedInterval(0.001), longest_unseen),
-    "ladder, first due": (PACES["ladder"], first_due),
-    "learned, first due": (PACES["learned"], first_due),
-    "learned, most gained": (PACES["learned"], most_gained),
+    "round-robin": (lambda: FixedInterval(0.001), longest_unpolled),
+    "ladder, first due": (STRATEGIES["ladder"], first_due),
+    "learned, first due": (STRATEGIES["learned"], first_due),
+    "learned, most gained": (STRATEGIES["learned"], most_gained),
 }
 
 
 def crowd(rule: str, spread: float, seconds: float) -> dict[str, float]:
-    """500 tasks waiting at all times, of all models, and 10 GETs a second: what comes after the first third."""
+    """Return the costs of a rule with 500 waiting tasks of all models and 10 GETs per second, after the first third."""
     new, choose = RULES[rule]
-    pace, dice, among = new(), random.Random(1), models(spread)
+    strategy = new()
+    dice = random.Random(1)
+    among = models(spread)
 
     def fresh(now: float) -> Task:
         model = dice.choice(among)
         task = make(model, now, model.draw(dice))
-        task.due = now + pace.delay(task.snapshot, 0.0)
+        task.due = now + strategy.delay(task.snapshot, 0.0)
         return task
 
-    waiting, found = [fresh(0.0) for _ in range(CROWD)], list[Task]()
-    for now in (turn / STEADY for turn in range(1, int(seconds * STEADY))):
+    waiting = [fresh(0.0) for _ in range(CROWD)]
+    found: list[Task] = []
+    for now in (number / STEADY for number in range(1, int(seconds * STEADY))):
         due = [task for task in waiting if task.due <= now]
         if due:
-            task = choose(pace, due, now)
-            over = look(pace, task, now)
-            task.due = now + pace.delay(task.snapshot, now - task.made)
-            if over:
+            task = choose(strategy, due, now)
+            has_ended = poll(strategy, task, now)
+            task.due = now + strategy.delay(task.snapshot, now - task.created)
+            if has_ended:
                 waiting[waiting.index(task)] = fresh(now)
                 found += [task] * (now > seconds / 3)
     return {
@@ -319,7 +335,7 @@ def crowd(rule: str, spread: float, seconds: float) -> dict[str, float]:
 
 
 def crowds(spread: float, seconds: float) -> dict[str, dict[str, float]]:
-    """What each rule comes to, and the best that any could, which the others are compared with as `to_best`."""
+    """Return the costs of each rule and the minimum for any rule; `to_best` is relative to that minimum."""
     rows = {rule: crowd(rule, spread, seconds) for rule in RULES}
     gets, late = least([model.median for model in models(spread)], spread, waiting=CROWD, gets=STEADY)
     for row in rows.values():
@@ -329,7 +345,7 @@ def crowds(spread: float, seconds: float) -> dict[str, dict[str, float]]:
 
 
 def figures(*, quick: bool) -> dict[str, Any]:
-    """All of part B; `goals` holds what BENCHMARKS.md asks for, each as the ratio it names."""
+    """Return the results of part B. `goals` holds the figures that `goals.py` compares with its bounds."""
     seeds, each, seconds = (range(1), 60, 150.0) if quick else (range(3), TASKS, 900.0)
     compared = {str(spread): compare(spread, seeds, each) for spread in SPREADS}
     crowded = {str(spread): crowds(spread, seconds) for spread in SPREADS}
@@ -362,13 +378,13 @@ def show(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def main() -> None:
-    """Print everything."""
+    """Print all results."""
     found = figures(quick="--quick" in sys.argv)
     for spread, parts in found["paces"].items():
         for part, rows in parts.items():
             show(f"spread {spread}, {part}", rows)
     for spread, rows in found["crowd"].items():
-        show(f"spread {spread}, {CROWD} tasks, {STEADY:g} GETs a second", rows)
+        show(f"spread {spread}, {CROWD} tasks, {STEADY:g} GETs per second", rows)
     show("learned / ladder, all at once", found["batches"])
     show("learned / ladder, a model that changes", found["drift"])
     show("goals, by spread", found["goals"])

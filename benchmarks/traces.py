@@ -1,6 +1,6 @@
 """Traces of a key, a task id and a callback body through the package, function by function.
 
-`python benchmarks/traces.py` prints four counts beside their goals, and the traces as Markdown tables;
+`python benchmarks/traces.py` prints five counts beside their goals, and the traces as Markdown tables;
 `--json` prints JSON. It runs real code: a `CharacterSession` with `Kie` sends requests to the emulator
 over a socket and records them in an SQLite file, and the emulator posts a callback to a
 `CallbackReceiver` in an aiohttp application.
@@ -22,11 +22,11 @@ path
 request
     Functions from `create()` to the HTTP request: the frames on the stack when aiohttp begins the POST.
 answer
-    Functions from the answer to that POST to the store's `replace`. The first is the function that called
+    Functions from the response to that POST to the store's `replace`. The first is the function that called
     the provider's method, and so receives the snapshot. From there the trace goes up, through the functions
     that return the snapshot, to the one that leads to `replace`, and down to `replace`, which counts too.
 end
-    The same for the answer to the last GET, which shows the end of the task.
+    The same for the response to the last GET, which shows the end of the task.
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ LONG = (3600.0, 3600.0)  # a task that only a callback ends
 
 
 def home(kind: type) -> str:
-    """The file of a class of the package, relative to it."""
+    """Return the file of a class of the package, relative to the package."""
     return Path(inspect.getfile(kind)).relative_to(PACKAGE).as_posix()
 
 
 def own(code: CodeType) -> str | None:
-    """The file of a function of the package, relative to it; None for all other code."""
+    """Return the file of a function of the package, relative to the package; None for all other code."""
     path = Path(code.co_filename)
     if not (code.co_flags & inspect.CO_OPTIMIZED and path.is_relative_to(PACKAGE)):
         return None  # of other libraries, or the body of a module or a class
@@ -97,14 +97,14 @@ def own(code: CodeType) -> str | None:
 
 
 def name(code: CodeType) -> str:
-    """`file:function`; what is defined inside a function bears that one's name."""
+    """Return `file:function`. A function that is defined inside another counts as that function."""
     return f"{own(code)}:{code.co_qualname.partition('.<locals>')[0]}"
 
 
 def stack() -> tuple[FrameType, ...]:
-    """The own frames that are running, the outermost first."""
+    """Return the package's running frames, the outermost first."""
     found: list[FrameType] = []
-    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 # nothing else gives frames at this price
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 # the only fast way to get frames
     while frame:
         if own(frame.f_code):
             found.append(frame)
@@ -113,7 +113,7 @@ def stack() -> tuple[FrameType, ...]:
 
 
 def suspended(task: asyncio.Task[Any]) -> tuple[FrameType, ...]:
-    """The own frames of an asyncio task that waits, the outermost first."""
+    """Return the package's frames of a waiting asyncio task, the outermost first."""
     found: list[FrameType] = []
     awaited: Any = task.get_coro()
     while inspect.iscoroutine(awaited):
@@ -124,7 +124,7 @@ def suspended(task: asyncio.Task[Any]) -> tuple[FrameType, ...]:
 
 
 def names(frames: Iterable[FrameType], last: CodeType | None = None) -> list[str]:
-    """The functions of these frames, each once, and `last`."""
+    """Return the functions of these frames, each once, and `last`."""
     codes = [frame.f_code for frame in frames]
     return list(dict.fromkeys(map(name, [*codes, last] if last else codes)))
 
@@ -135,9 +135,9 @@ class Mark:
 
     Attributes:
         kind: "insert" or "replace" of the store, the method of an HTTP request, or "" for a start or a wake-up.
-        creator: The own frames that led to the start of the asyncio task.
-        local: The own frames of the asyncio task, the outermost first.
-        waiting: At a wake-up, the own frames of the asyncio task that is woken.
+        creator: The package's frames that led to the start of the asyncio task.
+        local: The package's frames of the asyncio task, the outermost first.
+        waiting: At a wake-up, the package's frames of the asyncio task that is woken.
         cause: The event that last made the asyncio task run.
         code: The function of the store that is about to run.
     """
@@ -151,7 +151,7 @@ class Mark:
 
     @property
     def frames(self) -> tuple[FrameType, ...]:
-        """The whole chain, across asyncio tasks."""
+        """All frames, across asyncio tasks."""
         return self.creator + self.local
 
 
@@ -166,7 +166,7 @@ class TracingLoop(asyncio.SelectorEventLoop):
         self.family: set[asyncio.Task[Any]] = set()  # the asyncio tasks of the create that is traced
 
     def mark(self, kind: str = "", *, code: CodeType | None = None, target: asyncio.Task[Any] | None = None) -> Mark:
-        """What runs now; `target` is the asyncio task that it wakes."""
+        """Return what runs now. `target` is the asyncio task that it wakes."""
         task = asyncio.current_task(self)
         start = self.started.get(task) if task else None
         return Mark(
@@ -194,12 +194,12 @@ class TracingLoop(asyncio.SelectorEventLoop):
         return super().call_soon(callback, *arguments, context=context)
 
 
-# ---- The package at work
+# ---- Running the package
 
 
 @attrs.frozen
 class Bench:
-    """An open session and what is traced of it."""
+    """An open session, its emulator, and the class of its store."""
 
     emulator: Emulator
     session: CharacterSession
@@ -210,7 +210,7 @@ class Bench:
 async def bench(
     loop: TracingLoop, durations: tuple[float, float], callback_url: str | None = None
 ) -> AsyncGenerator[Bench, None]:
-    """Open a session at an emulator, with marks at the store and at aiohttp's requests."""
+    """Open a session with an emulator. Record each write to the store and each HTTP request."""
 
     async def begins(_session: object, _context: object, request: aiohttp.TraceRequestStartParams) -> None:
         loop.marks.append(loop.mark(request.method))
@@ -231,7 +231,7 @@ async def bench(
 
 
 def store_of(ledger: object) -> type:
-    """The class of the store inside a ledger, under whatever name the ledger keeps it."""
+    """Return the class of the store inside a ledger, whatever the name of the attribute."""
     members = (getattr(ledger, member, None) for member in dir(ledger))
     return next(type(member) for member in members if hasattr(member, "insert") and hasattr(member, "replace"))
 
@@ -269,7 +269,7 @@ async def receiving(session: CharacterSession, listener: socket.socket) -> Async
 
 @attrs.define
 class Files:
-    """The functions that run while a create is served, by file; `inside` are those that the store calls."""
+    """The functions that run during a create, by file; `inside` are those that the store calls."""
 
     loop: TracingLoop
     store: str
@@ -324,18 +324,18 @@ async def trace_create(loop: TracingLoop) -> tuple[Files, dict[str, list[str]]]:
 
 
 def path_to_store(sent: Mark, written: Mark) -> list[str]:
-    """The functions from the caller of the provider up to the one that both events share, and down to the store."""
+    """Return the functions from the provider's caller up to the one that both events share, and down to the store."""
     pairs = zip(sent.frames, written.frames, strict=False)
     shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] is pair[1], pairs))
     if not shared:
         raise SystemExit("The write to the store does not follow from the request.")
     provider = {home(kind) for kind in Kie.__mro__ if kind.__module__.startswith("sora_chars.")}
-    entry = next(place for place, frame in enumerate(sent.frames) if own(frame.f_code) in provider)
+    entry = next(index for index, frame in enumerate(sent.frames) if own(frame.f_code) in provider)
     return names([*sent.frames[shared:entry][::-1], *written.frames[shared - 1 :]], written.code)
 
 
 async def trace_callback(loop: TracingLoop) -> list[str]:
-    """Trace the callback of a task that no poll would see end for an hour."""
+    """Trace the callback of a task that takes an hour, so no poll detects its end first."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/hooks"
         async with bench(loop, LONG, url) as running, receiving(running.session, listener):
@@ -348,7 +348,7 @@ async def trace_callback(loop: TracingLoop) -> list[str]:
 
 
 def caused_by(mark: Mark, file: str) -> list[str]:
-    """The functions from the asyncio task that runs code of `file` to this event, across wake-ups."""
+    """Return the functions from the asyncio task that runs code of `file` to this event, across wake-ups."""
     frames = mark.local
     while not any(own(frame.f_code) == file for frame in frames):
         if mark.cause is None:
@@ -359,7 +359,7 @@ def caused_by(mark: Mark, file: str) -> list[str]:
 
 
 async def trace() -> dict[str, Any]:
-    """Counts, goals, traces and files."""
+    """Return the counts, the goals, the traces and the files."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, TracingLoop)
     callback = await trace_callback(loop)  # first, since it loads all modules
@@ -373,16 +373,16 @@ async def trace() -> dict[str, Any]:
 
 
 def report(found: dict[str, Any]) -> str:
-    """The counts and the traces as Markdown."""
-    lines = ["| count | here | goal |", "|---|---:|---:|"]
+    """Return the counts and the traces as Markdown."""
+    lines = ["| count | measured | goal (at most) |", "|---|---:|---:|"]
     lines += [f"| {label} | {found['counts'][kind]} | {GOALS[kind]} |" for kind, label in LABELS.items()]
     for kind, title in TITLES.items():
         lines += ["", f"### {title}", "", "| | function |", "|---:|---|"]
-        lines += [f"| {place} | `{function}` |" for place, function in enumerate(found["traces"][kind], 1)]
+        lines += [f"| {number} | `{function}` |" for number, function in enumerate(found["traces"][kind], 1)]
     lines += ["", "### Files that one `create()` enters", "", "| | file | functions | first |", "|---:|---|---:|---|"]
     lines += [
-        f"| {place} | `{file}` | {len(functions)} | `{functions[0]}` |"
-        for place, (file, functions) in enumerate(found["files"].items(), 1)
+        f"| {number} | `{file}` | {len(functions)} | `{functions[0]}` |"
+        for number, (file, functions) in enumerate(found["files"].items(), 1)
     ]
     inside = ", ".join(f"`{file}`" for file in found["files_of_the_store"])
     return "\n".join([*lines, "", f"What the store calls is not counted: {inside}."])

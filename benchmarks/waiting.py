@@ -1,4 +1,4 @@
-"""Part A: what it costs to wait for N tasks at once, each peer in a process of its own at a server of its own."""
+"""Part A: the cost of waiting for N tasks at once. Each client runs in a separate process with a separate server."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from server import serving
 SIZES = (200, 1000, 5000)
 DEADLINE = 75.0  # seconds; the last task ends after 20
 GRACE = 60.0  # seconds for a process that is too busy to end
-# The goals compare these, and a shared machine is uneven.
+# The goals compare these; on a shared machine single runs vary.
 ROUNDS = dict.fromkeys((HAND, OURS_1S, OURS_BATCH), 3)
 QUICK: dict[str, Any] = {"durations": (0.5, 2.0)}
 QUICK_SIZE, QUICK_DEADLINE = 50, 15.0
-SKIPPED_WHEN_QUICK = {"azure-core"}  # which looks every 30 s
+SKIPPED_WHEN_QUICK = {"azure-core"}  # it polls every 30 s
 
 
 def figures(*, quick: bool) -> dict[str, Any]:
-    """A list of runs, and for each peer and size the medians, with their ratio to the hand-written loop's."""
-    turns = range(max(ROUNDS.values()))
-    todo = [(peer, size) for size in SIZES for turn in turns for peer in WAITING if turn < ROUNDS.get(peer, 1)]
+    """Return all runs, and for each client and size the medians and their ratios to the hand-written loop."""
+    rounds = range(max(ROUNDS.values()))
+    todo = [(peer, size) for size in SIZES for number in rounds for peer in WAITING if number < ROUNDS.get(peer, 1)]
     if quick:
         todo = [(peer, QUICK_SIZE) for peer in WAITING if peer not in SKIPPED_WHEN_QUICK]
     with ThreadPoolExecutor(len(todo) if quick else 1) as pool:
@@ -36,15 +36,15 @@ def figures(*, quick: bool) -> dict[str, Any]:
 
 
 def run(peer: str, tasks: int, *, quick: bool) -> dict[str, Any]:
-    """Run one peer once: what it used itself, and what the server counted."""
+    """Run one client once. Return what it used and what the server counted."""
     with serving(**(QUICK if quick else {})) as server:
         found = {"peer": peer, "tasks": tasks, **measure(peer, tasks, server, QUICK_DEADLINE if quick else DEADLINE)}
-    print(f"  {tasks:>5} {peer:<28}", shown(found), flush=True)
+    print(f"  {tasks:>5} {peer:<28}", summary(found), flush=True)
     return found
 
 
 def measure(peer: str, tasks: int, server: Any, deadline: float) -> dict[str, Any]:
-    """Run one peer at a running server."""
+    """Run one client with a running server. Return what it used and what the server counted."""
     command = [sys.executable, str(Path(__file__).with_name("measure.py")), peer, str(tasks), server.url, str(deadline)]
     environment = {**os.environ, "NO_PROXY": "*", "no_proxy": "*"}
     facts: dict[str, Any] = {"finished": 0, "failed": 0, "open": tasks}
@@ -74,7 +74,7 @@ def _micro(seconds: float, count: int) -> float | None:
 
 
 def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each peer and size: medians over its rounds, also of the ratios to the loop by hand in each round."""
+    """Return a row for each client and size: the medians of its rounds, and of its ratios to the hand-written loop."""
     rows = []
     for peer, tasks in dict.fromkeys((run["peer"], run["tasks"]) for run in runs):
         same = [run for run in runs if (run["peer"], run["tasks"]) == (peer, tasks)]
@@ -82,19 +82,19 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         hands = [run for run in runs if (run["peer"], run["tasks"]) == (HAND, tasks)]
         for name in ("cpu_per_get_us", "cpu_per_get_waiting_us", "cpu_s"):
             pairs = [(run.get(name), hand.get(name)) for run, hand in zip(same, hands, strict=False)]
-            row[f"{name}_ratio"] = middle([mine / his if mine and his else None for mine, his in pairs])
+            row[f"{name}_ratio"] = middle([value / base if value and base else None for value, base in pairs])
         rows.append({**row, "rounds": len(same)})
     return rows
 
 
 def middle(values: list[Any]) -> Any:
-    """The median of numbers; of anything else the first."""
+    """Return the median of numbers, or the first of other values."""
     numbers = [value for value in values if isinstance(value, (int, float))]
     return statistics.median(numbers) if numbers else values[0]
 
 
-def shown(run: dict[str, Any]) -> str:
-    """A run in a few words."""
+def summary(run: dict[str, Any]) -> str:
+    """Return a summary of a run."""
     ended = f"{run['finished']} finished, {run['failed']} failed, {run['open']} open"
     if "wall_s" not in run:
         return ended

@@ -1,7 +1,8 @@
-"""Part A, at scale: 20,000 and 100,000 tasks that wait in one process, with answers from memory instead of a network.
+"""Part A, at scale: 20,000 and 100,000 waiting tasks in one process, with responses from memory instead of a network.
 
-As a program it is one size: `python watched.py TASKS SECONDS` submits so many through a session with a ledger on disk,
-watches them for so long with a look at each every 20 s, has somebody await each one, and closes. One line of JSON.
+`python watched.py TASKS SECONDS` measures one size and prints one line of JSON. It submits TASKS tasks through a
+session with a ledger on disk, watches them for SECONDS with a poll of each every 20 s, awaits each in its own asyncio
+task, and closes the session.
 """
 
 from __future__ import annotations
@@ -30,25 +31,25 @@ if TYPE_CHECKING:
     from sora_chars.models import Request
 
 SIZES = (20_000, 100_000)
-SECONDS = 40.0  # two looks at each task
-LOOK_EVERY = 20.0  # seconds
+SECONDS = 40.0  # two polls of each task
+POLL_INTERVAL = 20.0  # seconds
 AT_ONCE = 1000
 QUICK_SIZE, QUICK_SECONDS = 2000, 2.0
 
 
 class Stub(Provider):
-    """kie.ai's own bytes, read by the own codec, without a network. Its tasks never end."""
+    """A provider without a network: kie.ai's responses, read by the package's codec. Its tasks never end."""
 
     name = "stub"
-    _looks = 0
+    _polls = 0
 
     def __init__(self) -> None:
         self._answers = ("0" * 32, kie(Facts("http://localhost", "0" * 32, round(time.time() * 1000), 10.0)).running)
 
     @property
-    def looks(self) -> int:
-        """How often it was asked."""
-        return self._looks
+    def polls(self) -> int:
+        """The number of polls so far."""
+        return self._polls
 
     def check(self, _request: Request) -> list[str]:
         """See `Provider.check`."""
@@ -64,29 +65,33 @@ class Stub(Provider):
 
     async def fetch(self, task_id: str) -> TaskSnapshot:
         """See `Provider.fetch`."""
-        return self._look(task_id, None)
+        return self._poll(task_id, None)
 
     async def fetch_if_changed(self, seen: TaskSnapshot) -> TaskSnapshot:
         """See `Provider.fetch_if_changed`."""
-        return self._look(seen.task_id, seen)
+        return self._poll(seen.task_id, seen)
 
-    def _look(self, task_id: str, seen: TaskSnapshot | None) -> TaskSnapshot:
-        self._looks += 1
+    def _poll(self, task_id: str, seen: TaskSnapshot | None) -> TaskSnapshot:
+        self._polls += 1
         blank, body = self._answers
         answer = Response(200, {}, body.replace(blank.encode(), task_id.encode()))
         return read_record(answer, task_id=task_id, provider=self.name, seen=seen)
 
 
 async def watch(tasks: int, seconds: float) -> dict[str, Any]:
-    """Submit, watch, await, close; bytes and seconds of each."""
-    stub, figures = Stub(), {"tasks": tasks}
+    """Submit, watch, await and close. Return the bytes and seconds that each step takes."""
+    stub = Stub()
+    figures: dict[str, Any] = {"tasks": tasks}
     with tempfile.TemporaryDirectory() as folder:
-        session = CharacterSession(stub, ledger=Path(folder) / "characters.db", polling=FixedInterval(LOOK_EVERY))
+        session = CharacterSession(stub, ledger=Path(folder) / "characters.db", polling=FixedInterval(POLL_INTERVAL))
         await session.open()
-        handles = await submit(session, 0, 100)  # what is made once is no task's
-        memory, cpu, began = settled(), cpu_seconds(), time.perf_counter()
+        handles = await submit(session, 0, 100)  # what is allocated once does not count
+        memory = settled()
+        cpu = cpu_seconds()
+        began = time.perf_counter()
         handles += await submit(session, 100, tasks)
-        figures["submit_s"], figures["submit_cpu_s"] = time.perf_counter() - began, cpu_seconds() - cpu
+        figures["submit_s"] = time.perf_counter() - began
+        figures["submit_cpu_s"] = cpu_seconds() - cpu
         figures["bytes_a_task_before_a_look"] = (settled() - memory) / (tasks - 100)
         figures |= await watched(stub, seconds)
         figures["bytes_a_task"] = (settled() - memory) / (tasks - 100)
@@ -103,7 +108,7 @@ async def watch(tasks: int, seconds: float) -> dict[str, Any]:
 
 
 async def submit(session: CharacterSession, first: int, last: int) -> list[TaskHandle[TaskSnapshot]]:
-    """Submit tasks of these numbers, some at a time."""
+    """Submit the tasks from number `first` up to `last`, 1000 at a time."""
     handles: list[TaskHandle[TaskSnapshot]] = []
     for begin in range(first, last, AT_ONCE):
         requests = [
@@ -115,25 +120,26 @@ async def submit(session: CharacterSession, first: int, last: int) -> list[TaskH
 
 
 async def watched(stub: Stub, seconds: float) -> dict[str, float]:
-    """Let the watcher work for so long."""
-    meter, looks = Meter(), stub.looks
+    """Measure the watcher for `seconds`."""
+    meter = Meter()
+    before = stub.polls
     meter.start()
     await asyncio.sleep(seconds)
     read = meter.read()
     meter.stop()
-    looks = stub.looks - looks
+    polls = stub.polls - before
     lags = {name: read[name] for name in ("lag_p99_ms", "lag_max_ms")}
-    return {**lags, "looks_a_second": looks / read["wall_s"], "cpu_a_look_us": read["cpu_s"] / max(looks, 1) * 1e6}
+    return {**lags, "looks_a_second": polls / read["wall_s"], "cpu_a_look_us": read["cpu_s"] / max(polls, 1) * 1e6}
 
 
 def settled() -> int:
-    """Resident memory once garbage is gone."""
+    """Return the resident memory in bytes after a garbage collection."""
     gc.collect()
     return memory_bytes()
 
 
 def figures(*, quick: bool) -> list[dict[str, Any]]:
-    """One row for each size, each in a process of its own."""
+    """Return one row for each size, each measured in a separate process."""
     rows = []
     for tasks in (QUICK_SIZE,) if quick else SIZES:
         command = [sys.executable, __file__, str(tasks), str(QUICK_SECONDS if quick else SECONDS)]

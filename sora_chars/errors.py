@@ -12,7 +12,7 @@
     │   ├── InsufficientCreditsError   the account is out of credits or quota
     │   ├── UsageCapError              the key's own cap is used up
     │   ├── PermissionDeniedError      the key may not use this model
-    │   ├── ModelUnavailableError      the model or the route is gone
+    │   ├── ModelUnavailableError      the model or the route is no longer available
     │   ├── RequestRejectedError       the provider rejected the content of the request
     │   ├── RateLimitedError           too many requests; nothing was done
     │   ├── ServiceUnavailableError    the provider failed or is in maintenance
@@ -25,7 +25,7 @@
     ├── SubmissionUnknownError   a paid request was sent and its outcome is unknown
     ├── TaskFailedError          the task ended without a result
     ├── MissingCharacterError    the task succeeded and its result holds no character id
-    ├── WaitTimeoutError         the wait ended, the task goes on (also a TimeoutError)
+    ├── WaitTimeoutError         the wait ended, the task keeps running (also a TimeoutError)
     ├── WatcherStoppedError      the task is no longer polled
     └── InvalidCallbackError     an incoming callback is forged, stale, too large or junk
 """
@@ -144,7 +144,7 @@ class PermissionDeniedError(ProviderError):
 
 
 class ModelUnavailableError(ProviderError):
-    """The model or the route is gone at this provider."""
+    """The model or the route is no longer available at this provider."""
 
 
 class RequestRejectedError(ProviderError):
@@ -215,7 +215,7 @@ class KeyConflictError(SoraCharsError):
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class StaleEntryError(SoraCharsError):
-    """Another process or task changed the entry first. Its change stands, and this one was not made.
+    """Another process or task changed the entry first. That change is kept; this one was not made.
 
     Attributes:
         entry: The current `Entry`.
@@ -288,7 +288,7 @@ class MissingCharacterError(SoraCharsError):
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class WaitTimeoutError(SoraCharsError, TimeoutError):
-    """The wait timed out. The task goes on.
+    """The wait timed out. The task keeps running.
 
     Attributes:
         handle: The live `TaskHandle`, which can be awaited again, now or in another
@@ -300,7 +300,7 @@ class WaitTimeoutError(SoraCharsError, TimeoutError):
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class WatcherStoppedError(SoraCharsError):
-    """The watcher stopped or crashed, so the task is no longer polled. The task itself goes on.
+    """The watcher stopped or crashed, so the task is no longer polled. The task itself keeps running.
 
     Attributes:
         task_id: Id of the task.

@@ -34,7 +34,7 @@ def new_token() -> str:
 
 
 def is_token(text: str) -> bool:
-    """Return whether the text has the shape of a callback token, which spares a ledger query for most junk."""
+    """Return whether the text is shaped like a callback token, which avoids a ledger query for most invalid tokens."""
     return len(text) == _TOKEN_BYTES * 4 // 3 and text.isascii() and text.replace("-", "").replace("_", "").isalnum()
 
 

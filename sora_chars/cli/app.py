@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sora_chars.errors import (
+    ConfigurationError,
     LedgerError,
     MissingCharacterError,
     ProviderError,
@@ -40,7 +41,7 @@ COMMANDS = {
     "ledger": ("ledger", "List, export and resolve the recorded requests."),
     "models": ("tasks", "List the models that the provider offers now."),
     "resume": ("resume", "Wait for every task that is recorded as running."),
-    "run": ("tasks", "Run any other job model of kie.ai."),
+    "run": ("tasks", "Run a task of any model of kie.ai's job API."),
     "status": ("tasks", "Fetch the current state of a task."),
     "wait": ("tasks", "Wait for a task that was created earlier."),
 }
@@ -149,6 +150,8 @@ def _hint(context: CommandContext, error: SoraCharsError) -> str:
             return f"{error.hint} The ledger is {context.ledger_name}; choose another with --ledger.".strip()
         case ProviderError() | WatcherStoppedError() if context.task_id:
             return f"{error.hint} The task may still be running: {context.command('wait', context.task_id)}".strip()
+        case ConfigurationError():
+            return error.hint.replace(", or pass api_key=", "")
         case _:
             return error.hint
 

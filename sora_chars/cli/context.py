@@ -69,7 +69,7 @@ class CommandContext:
         choice = "--task-id ID | --never-sent | --give-up" if tasks else "--never-sent | --give-up"
         return (
             "The request may have been accepted and charged, so it is not sent again automatically. "
-            f"Check the provider's own list, then run: {self.resolve_command(key)} {choice}"
+            f"Check the provider's website, then run: {self.resolve_command(key)} {choice}"
         )
 
     def unrecorded_hint(self, key: str, task_id: str) -> str:

@@ -50,7 +50,7 @@ def seconds(text: str) -> float:
 
 
 def host_and_port(text: str) -> tuple[str, int]:
-    """Parse HOST:PORT; an IPv6 host stands in brackets."""
+    """Parse HOST:PORT; an IPv6 host is in brackets."""
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
@@ -226,20 +226,14 @@ def provider_options(command: C) -> C:
             help=f"One of {', '.join(PROVIDERS)}.",
         ),
         click.option("--base-url", metavar="URL", help="Address of the provider, such as an emulator's."),
-        click.option("--upload-url", metavar="URL", help="Address for uploads; --base-url does not change it."),
-        click.option(
-            "--timeout",
-            type=seconds,
-            metavar="SECONDS",
-            help="How long to wait.  [default: 1800; one request to a gateway: 300]",
-        ),
     )
 
 
 def submit_options(command: C) -> C:
-    """Add the options for receiving callbacks."""
+    """Add the options for uploads and for receiving callbacks."""
     return _add(
         command,
+        click.option("--upload-url", metavar="URL", help="Address for uploads; --base-url does not change it."),
         click.option("--callback-url", metavar="URL", help="Public URL that forwards to --listen."),
         click.option("--listen", type=host_and_port, metavar="HOST:PORT", help="Receive callbacks here while waiting."),
         click.option(
@@ -252,10 +246,30 @@ def submit_options(command: C) -> C:
     )
 
 
-def polling_options(command: C) -> C:
-    """Add the option for a fixed polling interval."""
+def response_options(command: C) -> C:
+    """Add `--timeout` to a command that sends one free request."""
     return _add(
         command,
+        click.option(
+            "--timeout",
+            type=seconds,
+            metavar="SECONDS",
+            help="Seconds to wait for the response.  [default: 1800]",
+        ),
+    )
+
+
+def wait_options(command: C) -> C:
+    """Add the options for waiting: the timeout, and a fixed polling interval."""
+    return _add(
+        command,
+        click.option(
+            "--timeout",
+            type=seconds,
+            metavar="SECONDS",
+            help="Seconds to wait for the task; for kkiai and other gateways, for the response to the request.  "
+            "[default: 1800; gateways: 300]",
+        ),
         click.option(
             "--poll",
             type=seconds,
@@ -301,7 +315,7 @@ def output_options(command: C) -> C:
             is_eager=True,
             expose_value=False,
             callback=_set_verbose,
-            help="Show each exchange with the provider on stderr; secrets are masked.",
+            help="Show debug messages on stderr; secrets are masked.",
         ),
     )
 

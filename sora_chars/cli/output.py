@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -21,7 +22,7 @@ from rich.text import Text
 from .render import Rows, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Mapping, Sequence
 
 
 def _stdout() -> Console:
@@ -67,7 +68,7 @@ class Output:
         rows: Sequence[Sequence[str]],
         *,
         columns: Sequence[str],
-        stacked: int = 1,
+        stacked: Sequence[int] = (1,),
         flexible: str = "",
     ) -> None:
         """Show many results: as a table on a terminal, otherwise as tab-separated lines.
@@ -76,18 +77,20 @@ class Output:
             payload: The JSON object that is written with `as_json`.
             rows: The cells of each row.
             columns: The column names, which are shown on a terminal only.
-            stacked: On a terminal, put the first columns, this many, below each
-                other in one column that is never truncated: their texts are copied.
+            stacked: On a terminal, show the first columns as lines of one column that
+                is never truncated: their texts are copied. The numbers are the columns
+                of each line.
             flexible: The column that is wrapped first if the terminal is narrow.
         """
         if self.as_json:
             self.show_json(payload)
         elif rows and self.out.is_terminal:
-            first = Column("\n".join(columns[:stacked]), no_wrap=True)
-            others = [Column(name, no_wrap=bool(flexible) and name != flexible) for name in columns[stacked:]]
+            count = sum(stacked)
+            first = Column(_stack(columns, stacked), no_wrap=True)
+            others = [Column(name, no_wrap=bool(flexible) and name != flexible) for name in columns[count:]]
             table = Table(first, *others, box=box.SIMPLE_HEAD)
             for row in rows:
-                table.add_row(Text("\n".join(row[:stacked])), *map(Text, row[stacked:]))
+                table.add_row(Text(_stack(row, stacked)), *map(Text, row[count:]))
             self.out.print(table)
         else:
             for row in rows:
@@ -170,6 +173,12 @@ class StatusLine:
         grid.add_column(no_wrap=True, style="dim")
         grid.add_row(self._spinner, Text(one_line(self.text)), self.elapsed)
         return grid
+
+
+def _stack(cells: Iterable[str], lines: Sequence[int]) -> str:
+    """Join the first cells to lines of so many cells each."""
+    rest = iter(cells)
+    return "\n".join("  ".join(filter(None, islice(rest, count))) for count in lines)
 
 
 def print_line(console: Console, text: str) -> None:

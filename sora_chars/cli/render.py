@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 Rows = list[tuple[str, str]]
 Cells = tuple[str, ...]
 
-CHARACTER_COLUMNS = ("mention", "key", "source", "clip", "provider", "credits", "created")
-ENTRY_COLUMNS = ("key", "state", "created", "provider", "credits", "request")
+CHARACTER_COLUMNS = ("mention", "key", "source", "clip", "provider", "credits", "age")
+ENTRY_COLUMNS = ("key", "state", "age", "provider", "credits", "request")
 MODEL_COLUMNS = ("model", "type", "title")
 
 _MAX_LENGTH = 100_000  # characters of a value; results are shown whole

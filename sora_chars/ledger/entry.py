@@ -30,7 +30,7 @@ def to_json(value: object) -> str:
 
 @attrs.frozen(kw_only=True)
 class Entry:
-    """A request recorded under a key, and what became of it.
+    """A request recorded under a key, and its outcome.
 
     Entries are immutable: every transition makes a new one, with the next `version`.
 
@@ -93,8 +93,8 @@ class Entry:
         """
         if (self.provider, self.kind, self.request_json) != (other.provider, other.kind, other.request_json):
             raise KeyConflictError(
-                f"Key {self.key} was registered before with another request: "
-                f"first {self._request_summary()}, now {other._request_summary()}.",
+                f"Key {self.key} already belongs to another request. "
+                f"Recorded: {self._request_summary()}. Given: {other._request_summary()}.",
                 hint="A key identifies one request. Use a new key for a different request.",
                 key=self.key,
                 first=self.request,

@@ -15,8 +15,8 @@ class EntryState(StrEnum):
     RUNNING = "running"  # the provider has named its task
     SUCCEEDED = "succeeded"
     FAILED = "failed"  # the task ended without a result, or a person has given the entry up
-    REJECTED = "rejected"  # the provider said no and did nothing
-    UNKNOWN = "unknown"  # the request was sent, and no response said what became of it
+    REJECTED = "rejected"  # the provider rejected the request and did nothing
+    UNKNOWN = "unknown"  # the request was sent, and the outcome is unknown
 
 
 _ANSWERED = frozenset(
@@ -32,7 +32,7 @@ TRANSITIONS: dict[EntryState, frozenset[EntryState]] = {
     EntryState.UNKNOWN: _ANSWERED,
     # running again: another process polls the task from now on
     EntryState.RUNNING: frozenset({EntryState.RUNNING, EntryState.SUCCEEDED, EntryState.FAILED}),
-    # it cost nothing, and what was wrong may have been put right
+    # it cost nothing, and the cause may have been fixed
     EntryState.REJECTED: frozenset({EntryState.SENDING}),
     EntryState.SUCCEEDED: frozenset(),
     EntryState.FAILED: frozenset(),

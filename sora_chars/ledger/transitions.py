@@ -1,6 +1,6 @@
 """Everything that moves an entry from one state to another, apart from the first record.
 
-The legal transitions stand in `states`; this module decides which of them follows from what happened. Its pure
+The legal transitions are defined in `states`; this module decides which of them follows from what happened. Its pure
 functions take an entry as it is now and return the next step; its coroutines write through `Ledger.transition`.
 """
 
@@ -56,17 +56,17 @@ class Answer:
         return EntryState.SENDING if self.task_id and entry.state in SENDABLE else self.to
 
     def next_step(self, entry: Entry) -> EntryState | None:
-        """Return the state to write next after another process has moved the entry, or None if its move stands.
+        """Return the state to write next after another process has moved the entry, or None if its move is kept.
 
         ==================================  ==========================  ==============================
         The entry is now                    the answer names no task    the answer names a task
         ==================================  ==========================  ==============================
         `unknown`, with this request's      write, unless the answer    write
         token                               is `unknown` too
-        `pending` or `rejected`             stands                      write, through `sending`
-        `sending` or `unknown`              stands                      write
-        `running`, with the same task       stands                      write, unless it is `running`
-        ended, or with another task         stands                      stands
+        `pending` or `rejected`             is kept                     write, through `sending`
+        `sending` or `unknown`              is kept                     write
+        `running`, with the same task       is kept                     write, unless it is `running`
+        ended, or with another task         is kept                     is kept
         ==================================  ==========================  ==============================
         """
         if entry.state is EntryState.UNKNOWN and self.to is not EntryState.UNKNOWN and self._is_same_request(entry):
@@ -135,7 +135,7 @@ async def resolve(
     Args:
         ledger: The ledger that holds the entry.
         key: The idempotency key of the entry.
-        task_id: The task that the request became.
+        task_id: The task that the request created.
         never_sent: The request did not arrive, so it may be sent when it is requested again.
         give_up: The entry counts as failed for good. This is also possible for a running task.
 
@@ -152,7 +152,7 @@ async def resolve(
         return await ledger.transition(entry, EntryState.RUNNING, task_id=task_id, claim=False)
     if never_sent:
         return await ledger.transition(entry, EntryState.PENDING)
-    failure = TaskFailure("given_up", "a person gave it up")
+    failure = TaskFailure("given_up", "given up by the user")
     given_up = TaskSnapshot(task_id=entry.task_id or "", provider=entry.provider, state=FAIL, failure=failure)
     to, facts = end_state(given_up, entry.kind)
     facts["task_id"] = entry.task_id

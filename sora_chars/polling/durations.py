@@ -19,7 +19,7 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-LADDER = ((30.0, 2.0, 3.0), (120.0, 5.0, 10.0), (math.inf, 15.0, 30.0))
+DOCUMENTED_INTERVALS = ((30.0, 2.0, 3.0), (120.0, 5.0, 10.0), (math.inf, 15.0, 30.0))
 """kie.ai's documented polling steps: up to an age, the shortest and longest delay, all in seconds."""
 
 _MAX_COUNT = 64  # durations after which the counter of a model stops
@@ -31,7 +31,7 @@ _MIN_PART = 1e-3  # of all tasks; smaller parts are rounding errors, or long for
 _CURVE_CELLS = 32
 _REACH = 5.0  # kernel widths by which a curve extends beyond the observed durations
 _MIN_INTERVAL = 0.5  # minimum poll interval in seconds, about one round trip; less for the shortest tasks
-_MIN_POLLS = 1.0  # minimum expected polls per task (the ladder may poll a short task only once, after its end)
+_MIN_POLLS = 1.0  # minimum expected polls per task; the stepped interval may make only one, after a short task
 _PRIOR_SPREAD = 0.3  # of the logarithms of one model's durations, before any is known
 _PRIOR_WEIGHT = 2.0  # durations
 _MIN_KERNEL_WIDTH = 0.02
@@ -39,19 +39,19 @@ _MIN_WEIGHT_OF_MODES = 4  # durations needed to distinguish several kinds of tas
 _DENSEST_THIRD = 0.86  # standard deviations in which a normal distribution has its densest third
 
 
-def ladder_polls(age: float) -> float:
-    """Return how many polls the ladder has made by `age`, on average."""
+def stepped_polls(age: float) -> float:
+    """Return how many polls the stepped interval has made by `age`, on average."""
     polls = since = 0.0
-    for until, shortest, longest in LADDER:
+    for until, shortest, longest in DOCUMENTED_INTERVALS:
         polls += max(0.0, min(age, until) - since) * 2 / (shortest + longest)
         since = until
     return polls
 
 
-def ladder_age(polls: float) -> float:
-    """Return the age by which the ladder has made this many polls: the inverse of `ladder_polls`."""
+def stepped_age(polls: float) -> float:
+    """Return the age by which the stepped interval has made this many polls: the inverse of `stepped_polls`."""
     age = since = 0.0
-    for until, shortest, longest in LADDER:
+    for until, shortest, longest in DOCUMENTED_INTERVALS:
         made = min(polls, (until - since) * 2 / (shortest + longest))
         age += made * (shortest + longest) / 2
         polls -= made
@@ -65,7 +65,7 @@ class Curve:
 
     Index 0 of a table is the age 0. The other ages run from `first` to `last`, evenly
     spaced in their logarithm. Values between two ages are interpolated linearly. Past
-    the last age the polls follow the ladder.
+    the last age the polls follow the stepped interval.
 
     Attributes:
         first: The first age after 0, in seconds.
@@ -74,7 +74,7 @@ class Curve:
         polls: The number of polls due by each age.
         tail: The hazard accumulated per e-fold of age past the last age.
         confidence: From 0 to 1, by the number of durations. At least the remaining part
-            of the polls follows the ladder.
+            of the polls follows the stepped interval.
     """
 
     first: float
@@ -105,11 +105,11 @@ class Curve:
     def next_poll_age(self, age: float, growth: float) -> float:
         """Return the age at which `growth` more polls are due than at `age`."""
         if age >= self.last:
-            return ladder_age(ladder_polls(age) + growth)
+            return stepped_age(stepped_polls(age) + growth)
         wanted = _value_at(self._index(age), self.polls) + growth
         if wanted < self.polls[-1]:
             return self._age(_index_of(wanted, self.polls))
-        return ladder_age(ladder_polls(self.last) + wanted - self.polls[-1])
+        return stepped_age(stepped_polls(self.last) + wanted - self.polls[-1])
 
     def age(self, part: float, *, after: float = 0.0) -> float:
         """Return the age by which a part, from 0 to 1, of the tasks that outlive `after` has ended.
@@ -123,9 +123,9 @@ class Curve:
         """Return the mean polls per task, and the mean delay in seconds until its end is detected."""
         return self._cost(self.polls)
 
-    def ladder_cost(self) -> tuple[float, float]:
-        """Return what `cost` would be with kie.ai's ladder."""
-        return self._cost([*map(ladder_polls, self.ages)])
+    def stepped_cost(self) -> tuple[float, float]:
+        """Return what `cost` would be with the stepped interval."""
+        return self._cost([*map(stepped_polls, self.ages)])
 
     def _cost(self, polls: Sequence[float]) -> tuple[float, float]:
         surviving = [math.exp(-hazard) for hazard in self.hazards]
@@ -304,7 +304,7 @@ def fit(ends: Mapping[float, float], weight: float, count: int, request_budget: 
     Args:
         ends: The part of all tasks that ends at each logarithm of age, rising. The
             other tasks run longer. Their ends are a guess, so their polls follow the
-            ladder.
+            stepped interval.
         weight: The effective sample size.
         count: The number of durations.
         request_budget: As in `AdaptiveInterval`.
@@ -332,7 +332,7 @@ def fit(ends: Mapping[float, float], weight: float, count: int, request_budget: 
 def _polls(
     ages: list[float], hazards: list[float], ending: list[float], confidence: float, request_budget: float
 ) -> list[float]:
-    """Return the polls due by each age: as many per task as the ladder makes, times `request_budget`.
+    """Return the polls due by each age: as many per task as the stepped interval makes, times `request_budget`.
 
     `ending` is the part of all tasks that has not ended by each age, but will end where
     ends are known.
@@ -341,14 +341,14 @@ def _polls(
     alive = [(a + b) / 2 for a, b in pairwise(ending)]
     surviving = [(math.exp(-a) + math.exp(-b)) / 2 for a, b in pairwise(hazards)]
     shares = [confidence * known / s for known, s in zip(alive, surviving, strict=True)]
-    ladder = [ladder_polls(b) - ladder_polls(a) for a, b in pairwise(ages)]
+    stepped = [stepped_polls(b) - stepped_polls(a) for a, b in pairwise(ages)]
     shape = [math.sqrt((b - a) * dt) for (a, b), dt in zip(pairwise(hazards), seconds, strict=True)]
     shape[0] = 0.0  # no task has ever ended so early
-    wanted = max(_MIN_POLLS * ending[0], sum(n * s for n, s in zip(ladder, alive, strict=True)))
+    wanted = max(_MIN_POLLS * ending[0], sum(n * s for n, s in zip(stepped, alive, strict=True)))
     factor = wanted / sum(n * s for n, s in zip(shape, alive, strict=True))
     learned = factor * confidence * ending[0]  # fewer at first: the slow tasks are not known yet
     min_interval = min(_MIN_INTERVAL, ages[len(ages) // 2] / 4)
-    cells = zip(shape, ladder, seconds, shares, strict=True)
+    cells = zip(shape, stepped, seconds, shares, strict=True)
     growth = [
         min(request_budget * (share * learned * n + (1 - share) * step), dt / min_interval)
         for n, step, dt, share in cells

@@ -26,7 +26,7 @@ R = TypeVar("R", bound=Character | TaskSnapshot)
 
 @attrs.frozen(eq=False, repr=False)
 class HandleContext:
-    """What a session lends to its handles.
+    """What a session provides to its handles.
 
     Attributes:
         task: The task, shared by all handles of it.
@@ -183,13 +183,13 @@ class TaskHandle(Generic[R]):
         """Poll the task once, now, and show the snapshot to all waiters.
 
         Raises:
-            ProviderError: The poll failed. The wait goes on.
+            ProviderError: The poll failed. The wait continues.
         """
         context = self._attached()
         return await context.watcher.poll(context.provider, context.task)
 
     def attach(self, context: HandleContext) -> TaskHandle[R]:
-        """Return a handle of the same task in the session that lends `context`."""
+        """Return a handle of the same task in the session that provides `context`."""
         return TaskHandle(
             task_id=self.task_id,
             provider=self.provider,

@@ -149,7 +149,7 @@ class ProviderPoller:
             self._end(task, error)
 
     def stop(self) -> asyncio.Task[None]:
-        """Cancel the scheduler, and return its asyncio task. Polls in flight go on."""
+        """Cancel the scheduler, and return its asyncio task. Polls in flight continue."""
         self._scheduler.remove_done_callback(self._died)
         self._scheduler.cancel()
         return self._scheduler

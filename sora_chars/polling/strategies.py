@@ -11,7 +11,7 @@ import attrs
 from sora_chars.models import Eta
 from sora_chars.protocols import PollingStrategy
 
-from .durations import LADDER, Curve, Durations, DurationStats
+from .durations import DOCUMENTED_INTERVALS, Curve, Durations, DurationStats
 
 if TYPE_CHECKING:
     from sora_chars.models import TaskSnapshot
@@ -28,7 +28,7 @@ _MIN_DURATIONS_OF_ETA = 3  # fewer make no range
 
 @attrs.frozen
 class SteppedInterval(PollingStrategy):
-    """kie.ai's documented ladder: every 2-3 s for 30 s, every 5-10 s to 2 min, then every 15-30 s.
+    """kie.ai's documented intervals: every 2-3 s for 30 s, every 5-10 s to 2 min, then every 15-30 s.
 
     A delay is drawn evenly from its step, which spreads the polls of tasks that were
     created together. Source: kie.ai docs, "Get Task Details", best practices.
@@ -42,7 +42,8 @@ class SteppedInterval(PollingStrategy):
     def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
         """See `PollingStrategy.delay`."""
         del snapshot
-        bounds = next(((shortest, longest) for until, shortest, longest in LADDER if age < until), LADDER[-1][1:])
+        steps = DOCUMENTED_INTERVALS
+        bounds = next(((shortest, longest) for until, shortest, longest in steps if age < until), steps[-1][1:])
         return self.random.uniform(*bounds)
 
 
@@ -87,11 +88,11 @@ class AdaptiveInterval(PollingStrategy):
         default=1.0, kw_only=True, validator=[attrs.validators.gt(0), attrs.validators.lt(math.inf)]
     )
     random: random.Random = attrs.field(factory=random.Random, kw_only=True, repr=False)
-    _ladder: SteppedInterval = attrs.field(init=False, repr=False)
+    _stepped: SteppedInterval = attrs.field(init=False, repr=False)
     _models: dict[tuple[str, str | None], Durations] = attrs.field(factory=dict, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._ladder = SteppedInterval(self.random)
+        self._stepped = SteppedInterval(self.random)
 
     def observe_finished(self, snapshot: TaskSnapshot) -> None:
         """See `PollingStrategy.observe_finished`. Impossible durations are ignored."""
@@ -126,7 +127,7 @@ class AdaptiveInterval(PollingStrategy):
         age = _finite(age)
         curve = self._curve(snapshot)
         if curve is None or age >= curve.last:
-            return self._ladder.delay(snapshot, age)
+            return self._stepped.delay(snapshot, age)
         return curve.next_poll_age(age, self.random.uniform(1 - _JITTER, 1 + _JITTER)) - age
 
     def priority(self, snapshot: TaskSnapshot | None, age: float, unseen: float) -> float:

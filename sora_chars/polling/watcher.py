@@ -128,7 +128,7 @@ class TaskWatcher:
         """Poll a task once, now, and show the snapshot to all waiters.
 
         Raises:
-            SoraCharsError: The poll failed. The wait goes on.
+            SoraCharsError: The poll failed. The wait continues.
         """
         if task.snapshot and task.snapshot.finished:
             return task.snapshot

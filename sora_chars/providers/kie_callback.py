@@ -113,7 +113,7 @@ def _record(envelope: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _task_id(record: Mapping[str, Any]) -> str | None:
-    """Return `taskId`, or `task_id` as in kie.ai's own samples, if it can stand in a signature and a log."""
+    """Return `taskId`, or `task_id` as in kie.ai's own samples, if it is valid in a signature and printable."""
     for name in ("taskId", "task_id"):
         match record.get(name):
             case str(task_id) if is_id(task_id):

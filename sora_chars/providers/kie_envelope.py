@@ -1,4 +1,4 @@
-"""kie.ai's envelope, `{"code", "msg", "data"}`, and the errors that its codes stand for.
+"""kie.ai's envelope, `{"code", "msg", "data"}`, and the errors that its codes mean.
 
 kie.ai reports errors inside responses of HTTP status 200: the code of the envelope
 decides, and the HTTP status only where the envelope has no integer code.
@@ -69,7 +69,7 @@ class Envelope:
     has_code: bool = True
 
     def error(self) -> ProviderError:
-        """Return the error that an envelope without success stands for."""
+        """Return the error that an envelope without success means."""
         kind, hint = _classify(self.code, self.message.lower())
         error = kind(
             f"kie.ai answered {printable(self.code, limit=20)}: {printable(self.message) or 'no message'}",

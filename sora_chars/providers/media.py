@@ -166,7 +166,7 @@ def _chunk_header(head: bytes) -> _Header | None:
 
 
 def _is_mp4(ftyp: bytes) -> bool:
-    brands = [ftyp[at : at + 4] for at in (0, *range(8, len(ftyp), 4))]  # at 4 stands the minor version
+    brands = [ftyp[at : at + 4] for at in (0, *range(8, len(ftyp), 4))]  # bytes 4 to 8 are the minor version
     return brands[0] != b"qt  " and not _ISO_BRANDS.isdisjoint(brands)
 
 

@@ -142,7 +142,7 @@ class Dispatcher:
         return None
 
     async def handle_callback(self, entry: Entry, task_id: str) -> None:
-        """Poll the task that a callback names. The callback bears the token of `entry`.
+        """Poll the task that a callback names. The callback carries the token of `entry`.
 
         A callback whose create was never answered names the task; the entry records it once the provider confirms it.
 
@@ -333,7 +333,7 @@ def seconds_to_wait(timeout: float | None, default: float) -> float:
 
 
 async def _train(polling: PollingStrategy, ledger: Ledger) -> None:
-    """Show a polling strategy that learns the finished tasks of a ledger."""
+    """Pass the finished tasks of a ledger to a polling strategy that learns."""
     learns = getattr(type(polling), "observe_finished", None) is not PollingStrategy.observe_finished
     if learns and hasattr(polling, "observe_finished"):
         for snapshot in await finished_tasks(ledger, limit=_MAX_OBSERVED):
@@ -353,6 +353,6 @@ def _log_orphan(submission: Submission, asyncio_task: asyncio.Task[Any]) -> None
 
 
 def log_outlived(task: Entry | TaskHandle[Any]) -> None:
-    """Log which task goes on although its caller was cancelled."""
+    """Log which task keeps running although its caller was cancelled."""
     facts = {"provider": task.provider, "key": task.key, "task_id": task.task_id}
     log.warning("submission.outlived_its_caller", extra=facts)

@@ -1,7 +1,7 @@
-"""Profile pictures, kept in a folder: a character's `picture_url` is a signed link that dies within days.
+"""Profile pictures, kept in a folder: a character's `picture_url` is a signed link that expires within days.
 
-A link comes out of a provider's answer, so nothing about it is believed: not where it leads (only https, only
-public addresses, at every redirect again), not its size, not its type, not the id that names the file.
+A link comes out of a provider's answer, so it is untrusted: its target (https and public addresses only, also after
+redirects), size, type and the id in the file name are checked.
 """
 
 from __future__ import annotations

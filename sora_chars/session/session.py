@@ -7,11 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from sora_chars.errors import (
-    LedgerError,
-    SessionClosedError,
-    WrongLoopError,
-)
+from sora_chars.errors import LedgerError, SessionClosedError, WrongLoopError
 from sora_chars.ledger import EntryState, Ledger, open_ledger, queries
 from sora_chars.models import Character, CharacterRequest, OmniCharacterRequest, TaskRequest, TaskSnapshot, as_request
 from sora_chars.polling.strategies import AdaptiveInterval
@@ -49,7 +45,9 @@ class CharacterSession:
     as an async context manager, inside a single event loop:
 
         async with CharacterSession(Kie()) as session:
-            character = await session.create(from_task="7118f712", clip="3.55,5.55")
+            character = await session.create(
+                from_task="7118f712a5efa1d0f1c3f2ac1b3f9a55", clip="3.55,5.55", prompt="A friendly dog"
+            )
 
     Args:
         *providers: Tried in order; a request goes to the first that accepts it.
@@ -126,7 +124,7 @@ class CharacterSession:
         """Close the session. Closing twice has no effect.
 
         Requests that were sent get up to `shutdown_timeout` seconds for their
-        answers. Tasks go on at their providers; awaiting one here raises
+        answers. Tasks continue at their providers; awaiting one here raises
         `WatcherStoppedError`.
         """
         if self._loop is None:
@@ -189,7 +187,9 @@ class CharacterSession:
     ) -> Character | TaskSnapshot:
         """Submit a request and wait for its character.
 
-            character = await session.create(video="rex.mp4", clip="1,3", key="order-17")
+            character = await session.create(
+                from_task="7118f712a5efa1d0f1c3f2ac1b3f9a55", clip="1,3", prompt="A friendly dog", key="order-17"
+            )
 
         Args:
             request: What to make; or give the fields of a `CharacterRequest`.
@@ -231,11 +231,11 @@ class CharacterSession:
                 async for outcome in batch:
                     print(outcome.key, outcome.state, outcome.character or outcome.error)
 
-        One that fails stops no other, and an invalid request is an outcome
-        too. When an account rejects requests (bad key, no credits), no more
-        requests are submitted, and `batch.rejection` holds the error. Leaving
-        the block sends nothing more; what was sent goes on, and the same keys
-        or `recover` return its tasks.
+        A failed request does not stop the others, and an invalid request is an
+        outcome too. When an account rejects requests (bad key, no credits), no
+        more are submitted, and `batch.rejection` holds the error. After the
+        block nothing more is sent. Tasks that were created continue; the same
+        keys or `recover` return them.
 
         Args:
             requests: Any iterable or async iterable of requests, or of
@@ -304,7 +304,7 @@ class CharacterSession:
             InvalidRequestError: The ledger has no such key.
             ConfigurationError: The session has no such provider.
             SubmissionUnknownError: The request was sent and its outcome is unknown; see `resolve`.
-            ProviderError: Polling failed in a way that no later poll mends.
+            ProviderError: Polling failed permanently.
             LedgerError: The ledger could not be read or written.
             SessionClosedError: The session was closed before the step ended. The next step starts where this one did.
         """
@@ -333,7 +333,7 @@ class CharacterSession:
 
         Args:
             key: The idempotency key of the request.
-            task_id: The task that the request became; `recover` watches it then.
+            task_id: The task that the request created; `recover` watches it then.
             never_sent: The request did not arrive. It is sent when it is requested again.
             give_up: The request counts as failed for good.
 

@@ -93,7 +93,7 @@ async def _poll(dispatcher: Dispatcher, entry: Entry) -> Step:
     if isinstance(seen, TaskSnapshot) and not seen.finished:
         age = max(0.0, watcher.clock() - (seen.created_at or entry.created_at))
         return Step(entry, seen.retry_after or watcher.polling.delay(seen, age))
-    if dispatcher.closing:  # the ledger is written no more
+    if dispatcher.closing:  # the ledger is no longer written
         raise SessionClosedError(f"The session was closed before the end of key {entry.key} was recorded.")
     await dispatcher.writer.record_result(seen)
     if isinstance(seen, TaskSnapshot):

@@ -1,6 +1,6 @@
 """Decides which process polls a recorded task.
 
-One process owns the task and polls it. The others are notified when it ends, and take over if the owner dies.
+One process owns the task and polls it. The others are notified when it ends, and take over if the owner ends.
 """
 
 from __future__ import annotations

@@ -24,12 +24,12 @@ T = TypeVar("T")
 log = logging.getLogger("sora_chars.session")
 
 _FIRST_RETRY, _LONGEST_RETRY = 0.25, 10.0  # seconds between two attempts at a write
-_MAX_CACHED = 5000  # running entries; each takes half a kilobyte, and spares a query when its task ends
+_MAX_CACHED = 5000  # running entries; each takes half a kilobyte, and saves a query when its task ends
 
 
 @attrs.define(eq=False, repr=False)
 class LedgerWriter:
-    """Writes what became of requests, and retries each write until the ledger accepts it or the session closes.
+    """Writes the outcomes of requests, and retries each write until the ledger accepts it or the session closes.
 
     A write can be repeated without harm: every transition names the version of the entry that it replaces.
     """
@@ -59,7 +59,7 @@ class LedgerWriter:
     async def record_answer(self, entry: Entry, to: EntryState, *, repeated: bool = False, **facts: Any) -> Entry:
         """Record what a provider's answer says about the request of an entry, and return the entry as it is then.
 
-        If another process moved the entry first, `Answer.next_step` decides which of the two moves stands.
+        If another process moved the entry first, `Answer.next_step` decides which of the two moves is kept.
 
         Args:
             entry: The entry as it was when the request was sent.

@@ -123,7 +123,7 @@ async def test_rejects_another_request_for_a_key(ledger_url: str, change: dict[s
     """Registering another request under a used key raises an error that shows both, and changes nothing."""
     async with open_ledger(ledger_url) as ledger:
         first = await register(ledger)
-        with pytest.raises(KeyConflictError, match="k-1 was registered before") as caught:
+        with pytest.raises(KeyConflictError, match="k-1 already belongs to another request") as caught:
             await register(ledger, **change)
         assert (caught.value.key, caught.value.first) == ("k-1", REQUEST)
         assert caught.value.second == change.get("request", REQUEST)

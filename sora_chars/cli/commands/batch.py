@@ -20,9 +20,9 @@ from sora_chars.cli.options import (
     Settings,
     ledger_options,
     output_options,
-    polling_options,
     provider_options,
     submit_options,
+    wait_options,
 )
 from sora_chars.cli.runner import run
 from sora_chars.errors import InvalidRequestError
@@ -74,7 +74,7 @@ _NO_CALLBACKS: dict[str, Any] = {"callback_url": None, "listen": None}  # only k
 )
 @provider_options
 @submit_options
-@polling_options
+@wait_options
 @ledger_options
 @output_options
 @click.pass_obj
@@ -94,8 +94,9 @@ def batch(
     """Create a character for each row of a JSONL or CSV file.
 
     FILE is JSONL, or CSV whose first line names the columns; - is stdin. The
-    columns are clip, from_task or video, and optionally key, provider, name,
-    prompt and safety. All rows are checked before anything is sent.
+    columns are from_task and clip, or video, and optionally key, provider, name,
+    prompt and safety. kie needs a prompt with from_task and takes no clip with
+    video; kkiai always needs a clip. All rows are checked before anything is sent.
 
     Each row of OUT has key, status (succeeded, failed, rejected, unknown or
     running), provider, task_id and, if known, character, error and credits. If a

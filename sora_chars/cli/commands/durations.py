@@ -14,7 +14,7 @@ from sora_chars.cli.output import print_line
 from sora_chars.cli.render import one_line
 from sora_chars.cli.runner import run
 from sora_chars.ledger import queries
-from sora_chars.polling.durations import ladder_age, ladder_polls
+from sora_chars.polling.durations import stepped_age, stepped_polls
 from sora_chars.polling.strategies import AdaptiveInterval
 
 if TYPE_CHECKING:
@@ -23,7 +23,14 @@ if TYPE_CHECKING:
     from sora_chars.cli.render import Cells
     from sora_chars.polling.durations import DurationStats
 
-COLUMNS = ("model", "provider", "tasks", "10-50-90 % take, s", "polls/ stepped", "delay/ stepped, s")
+COLUMNS = (
+    "model",
+    "provider",
+    "tasks",
+    "duration s\n(10/50/90 %)",
+    "polls\n(adaptive/\nstepped)",
+    "delay s\n(adaptive/\nstepped)",
+)
 STEPS = "every 2-3 s for 30 s, every 5-10 s up to 2 min, then every 15-30 s"
 
 _MAX_TASKS = 20_000  # read from the ledger, newest first
@@ -66,7 +73,7 @@ class ModelSummary:
         """Summarize the durations of one model."""
         curve = stats.curve
         polls, delay = curve.cost()
-        stepped_polls, stepped_delay = curve.ladder_cost()
+        stepped = curve.stepped_cost()
         return cls(
             provider=stats.provider,
             model=stats.model,
@@ -76,8 +83,8 @@ class ModelSummary:
             high=curve.age(0.9),
             polls=polls,
             delay=delay,
-            stepped_polls=stepped_polls,
-            stepped_delay=stepped_delay,
+            stepped_polls=stepped[0],
+            stepped_delay=stepped[1],
         )
 
     def cells(self) -> Cells:
@@ -85,8 +92,8 @@ class ModelSummary:
         return (
             one_line(self.model or "-"),
             one_line(self.provider),
-            f"{self.tasks} tasks",
-            "-".join(_seconds(age, 10).removesuffix(" s") for age in (self.low, self.median, self.high)),
+            _tasks(self.tasks),
+            "/".join(_seconds(age, 10).removesuffix(" s") for age in (self.low, self.median, self.high)),
             f"{self.polls:.1f}/{self.stepped_polls:.1f}",
             f"{self.delay:.1f}/{self.stepped_delay:.1f}",
         )
@@ -111,7 +118,7 @@ def durations(context: CommandContext, /, *, model: str | None, location: Ledger
     summaries = [ModelSummary.of(each) for each in stats]
     if model is None:
         payload = {"models": [attrs.asdict(each) for each in summaries]}
-        context.output.show_table(payload, [each.cells() for each in summaries], columns=COLUMNS, stacked=3)
+        context.output.show_table(payload, [each.cells() for each in summaries], columns=COLUMNS, stacked=(1, 1, 1))
     else:
         _plot(context, summaries, stats)
     if not stats:
@@ -171,14 +178,14 @@ def plot(summary: ModelSummary, stats: DurationStats, *, blocks: bool = True) ->
         Lines of at most 80 columns.
     """
     until = stats.curve.age(0.99) * 1.05
-    stepped = [ladder_age(number + 1.0) for number in range(int(ladder_polls(until)))]
+    stepped = [stepped_age(number + 1.0) for number in range(int(stepped_polls(until)))]
     edges = [until * column / _WIDTH for column in range(_WIDTH + 1)]
     ended = [_ended_part(stats, right) - _ended_part(stats, left) for left, right in pairwise(edges)]
     bars = _bars(ended, until / _WIDTH)
     low = _seconds(summary.low)
     high = _seconds(summary.high)
     return [
-        f"{one_line(summary.model or '-')} at {one_line(summary.provider)}, last {summary.tasks} tasks",
+        f"{one_line(summary.model or '-')} at {one_line(summary.provider)}, last {_tasks(summary.tasks)}",
         f"50 % end within {_seconds(summary.median)}, 80 % between {low} and {high}.",
         "",
         *(bars if blocks else [bar.translate(_ASCII).rstrip() for bar in bars]),
@@ -186,8 +193,8 @@ def plot(summary: ModelSummary, stats: DurationStats, *, blocks: bool = True) ->
         _marks("adaptive", _poll_ages(stats, until), edges),
         _marks("stepped", stepped, edges),
         "",
-        f"Adaptive: {summary.polls:.1f} polls a task; its end is detected {_seconds(summary.delay)} late on average.",
-        f"Stepped:  {summary.stepped_polls:.1f} polls a task, {_seconds(summary.stepped_delay)} late.",
+        f"Adaptive: {_cost(summary.polls, summary.delay)}",
+        f"Stepped:  {_cost(summary.stepped_polls, summary.stepped_delay)}",
     ]
 
 
@@ -231,6 +238,14 @@ def _mark(count: int) -> str:
     if count > 1:
         return str(min(count, 9))
     return "|" if count else " "
+
+
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count} tasks"
+
+
+def _cost(polls: float, delay: float) -> str:
+    return f"{polls:.1f} polls per task; the end is detected {_seconds(delay)} late on average."
 
 
 def _seconds(seconds: float, whole_from: float = 100) -> str:

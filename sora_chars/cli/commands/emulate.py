@@ -84,7 +84,7 @@ def fault(text: str) -> tuple[str, dict[str, Any]]:
     metavar="N",
     default=0,
     show_default=True,
-    help="Seed of the ids, the durations and the faults' chances.",
+    help="Seed of the ids, the durations and the random faults.",
 )
 @click.option(
     "--speed",
@@ -92,7 +92,7 @@ def fault(text: str) -> tuple[str, dict[str, Any]]:
     default="1",
     show_default=True,
     metavar="FACTOR",
-    help="How many emulated seconds pass in one second.",
+    help="Emulated seconds per real second.",
 )
 @click.option(
     "--durations",

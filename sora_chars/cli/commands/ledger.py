@@ -57,7 +57,7 @@ def characters(context: CommandContext, /, *, query: str, limit: int, location: 
     now = time.time()
     payload = {"characters": [saved_json(saved) for saved in shown]}
     rows = [saved_row(saved, now) for saved in shown]
-    context.output.show_table(payload, rows, columns=CHARACTER_COLUMNS, stacked=3)
+    context.output.show_table(payload, rows, columns=CHARACTER_COLUMNS, stacked=(1, 1, 2))
     _note_count(context, len(found), limit, "characters")
 
 
@@ -98,7 +98,7 @@ def list_entries(
     now = time.time()
     payload = {"entries": [entry_json(entry) for entry in shown]}
     rows = [entry_row(entry, now) for entry in shown]
-    context.output.show_table(payload, rows, columns=ENTRY_COLUMNS, stacked=2, flexible="request")
+    context.output.show_table(payload, rows, columns=ENTRY_COLUMNS, stacked=(1, 1), flexible="request")
     _note_count(context, len(found), limit, "entries")
 
 
@@ -113,7 +113,15 @@ def show(context: CommandContext, /, *, key: str, location: LedgerLocation) -> N
     _show(context, run(context, _find(location, key)))
 
 
-@ledger.command()
+class ResolveCommand(click.Command):
+    """A command whose usage shows the three options of which exactly one is required."""
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Return the pieces of the usage line."""
+        return [*super().collect_usage_pieces(ctx), "(--task-id ID | --never-sent | --give-up)"]
+
+
+@ledger.command(cls=ResolveCommand)
 @click.argument("key")
 @click.option("--task-id", metavar="ID", help="The request created this task, as the provider's site shows.")
 @click.option("--never-sent", is_flag=True, help="The provider never received the request; it may be sent again.")
@@ -133,7 +141,7 @@ def resolve(
 ) -> None:
     """Record the outcome of a request that is unknown.
 
-    Nothing is sent. Check the provider's own list of tasks first.
+    Nothing is sent. Check the provider's website first.
     """
     context.use_ledger(location)
     if (task_id is not None) + never_sent + give_up != 1:

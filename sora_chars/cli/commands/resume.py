@@ -10,7 +10,7 @@ import attrs
 import click
 from rich.text import Text
 
-from sora_chars.cli.options import Settings, ledger_options, output_options, polling_options, provider_options
+from sora_chars.cli.options import Settings, ledger_options, output_options, provider_options, wait_options
 from sora_chars.cli.render import character_json, error_json, one_line, task_json
 from sora_chars.cli.runner import UNKNOWN, exit_status, run
 from sora_chars.errors import SoraCharsError, WaitTimeoutError
@@ -106,7 +106,7 @@ class Recovery:
 
 @click.command()
 @provider_options
-@polling_options
+@wait_options
 @ledger_options
 @output_options
 @click.pass_obj

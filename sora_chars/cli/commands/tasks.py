@@ -15,9 +15,10 @@ from sora_chars.cli.options import (
     json_input,
     ledger_options,
     output_options,
-    polling_options,
     provider_options,
+    response_options,
     submit_options,
+    wait_options,
 )
 from sora_chars.cli.render import (
     MODEL_COLUMNS,
@@ -58,14 +59,18 @@ key_option = click.option(
 @click.command()
 @click.option("--from-task", metavar="ID", help="Finished task whose video shows the character.")
 @click.option("--video", metavar="URL_OR_PATH", help="Video that shows the character; kie uploads a local file.")
-@click.option("--clip", metavar="START,END", help="Part of the video in seconds, such as 3.55,5.55.")
+@click.option(
+    "--clip",
+    metavar="START,END",
+    help="Part of the video in seconds, such as 3.55,5.55. kie takes it with --from-task only.",
+)
 @click.option("--name", metavar="TEXT", help="Name of the character.")
-@click.option("--prompt", metavar="TEXT", help="Description of the character.")
+@click.option("--prompt", metavar="TEXT", help="Description of the character; kie requires it with --from-task.")
 @click.option("--safety", metavar="TEXT", help="What the character must not be used for.")
 @key_option
 @provider_options
 @submit_options
-@polling_options
+@wait_options
 @ledger_options
 @output_options
 @click.pass_obj
@@ -107,12 +112,12 @@ def create(
 @key_option
 @provider_options
 @submit_options
-@polling_options
+@wait_options
 @ledger_options
 @output_options
 @click.pass_obj
 def run(context: CommandContext, /, *, model: str, inputs: Any, key: str | None, **common: Any) -> None:
-    """Run any other job model of kie.ai.
+    """Run a task of any model of kie.ai's job API.
 
     The command waits for the task and prints its result.
     """
@@ -123,7 +128,7 @@ def run(context: CommandContext, /, *, model: str, inputs: Any, key: str | None,
 @click.command()
 @click.argument("task", metavar="TASK_ID|KEY")
 @provider_options
-@polling_options
+@wait_options
 @ledger_options
 @output_options
 @click.pass_obj
@@ -141,6 +146,7 @@ def wait(context: CommandContext, /, *, task: str, **common: Any) -> None:
 @click.command()
 @click.argument("task_id")
 @provider_options
+@response_options
 @output_options
 @click.pass_obj
 def status(context: CommandContext, /, *, task_id: str, **common: Any) -> None:
@@ -153,6 +159,7 @@ def status(context: CommandContext, /, *, task_id: str, **common: Any) -> None:
 
 @click.command()
 @provider_options
+@response_options
 @output_options
 @click.pass_obj
 def credit(context: CommandContext, /, **common: Any) -> None:
@@ -166,6 +173,7 @@ def credit(context: CommandContext, /, **common: Any) -> None:
 @click.command()
 @click.argument("query", default="")
 @provider_options
+@response_options
 @output_options
 @click.pass_obj
 def models(context: CommandContext, /, *, query: str, **common: Any) -> None:
@@ -322,7 +330,7 @@ async def _provider(settings: Settings) -> AsyncGenerator[Provider]:
 
 def _first_status(provider: Provider, entry: Entry | None) -> str:
     if entry is None or entry.state in _UNSENT:
-        return f"{provider.name}: {'creating the character' if provider.synchronous else 'sending the request'}"
+        return f"{provider.name}: {'creating the character' if provider.synchronous else 'preparing the request'}"
     return f"{provider.name}: key {entry.key} is already recorded as {entry.state}"
 
 

@@ -74,10 +74,10 @@ def test_models_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     path = make_ledger(tmp_path / "a.db", {SEEDREAM: 30, None: 1})
     assert run(path) == 0
     line, nameless = capsys.readouterr().out.splitlines()
-    assert nameless.startswith("-\tkie\t1 tasks\t")
+    assert nameless.startswith("-\tkie\t1 task\t")
     name, provider, tasks, times, polls, delay = line.split("\t")
     assert (name, provider, tasks) == (SEEDREAM, "kie", "30 tasks")
-    low, median, high = map(int, times.split("-"))
+    low, median, high = map(int, times.split("/"))
     assert 30 < low < median < high < 65
     assert [float(number) for number in polls.split("/")] == [pytest.approx(14, abs=1.5)] * 2
     adaptive, stepped = (float(number) for number in delay.split("/"))

@@ -29,7 +29,7 @@ def test_rejects_invalid_seconds(text: str) -> None:
     [("127.0.0.1:80", ("127.0.0.1", 80)), ("[::1]:65535", ("::1", 65535)), ("localhost:1", ("localhost", 1))],
 )
 def test_host_and_port(text: str, value: tuple[str, int]) -> None:
-    """An address is a host and a port; an IPv6 host stands in brackets."""
+    """An address is a host and a port; an IPv6 host is in brackets."""
     assert options.host_and_port(text) == value
 
 

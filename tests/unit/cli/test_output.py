@@ -44,13 +44,15 @@ def test_first_column_is_never_truncated() -> None:
 
 
 def test_stacked_columns_are_never_truncated() -> None:
-    """Stacked cells stand below each other and are whole; without rows there is no table."""
+    """Stacked cells are lines of one column and are whole; without rows there is no table."""
     output, out, _ = make_output(terminal=True)
-    output.show_table({}, [], columns=("mention", "key", "source"), stacked=2)
+    output.show_table({}, [], columns=("mention", "key", "source"), stacked=(1, 1))
     assert out.getvalue() == ""
 
-    output.show_table({}, [("m" * 40, "k" * 40, "s" * 40)], columns=("mention", "key", "source"), stacked=2)
+    cells = ("m" * 40, "k" * 40, "clip", "s" * 40)
+    output.show_table({}, [cells], columns=("mention", "key", "clip", "source"), stacked=(1, 2))
     lines = out.getvalue().splitlines()
+    assert any("k" * 40 + "  clip" in line for line in lines)
     assert sum("m" * 40 in line or "k" * 40 in line for line in lines) == 2
     assert "s" * 40 not in out.getvalue()
 

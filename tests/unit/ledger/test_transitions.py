@@ -208,7 +208,7 @@ async def test_resolve_by_giving_up(ledger: Ledger, state: EntryState, task_id: 
     await record_request(ledger, "k-1", SENDING, state, task_id=task_id)
     entry = await resolve(ledger, "k-1", give_up=True)
     assert (entry.state, entry.task_id, entry.error["code"]) == (FAILED, task_id, "given_up")
-    assert to_snapshot(entry).failure == TaskFailure("given_up", "a person gave it up")
+    assert to_snapshot(entry).failure == TaskFailure("given_up", "given up by the user")
 
 
 async def test_resolve_an_orphaned_request() -> None:

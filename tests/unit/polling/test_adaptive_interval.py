@@ -77,13 +77,13 @@ def test_observe_finished_is_called_for_ends() -> None:
 
 
 @pytest.mark.parametrize("snapshot", [None, running(), running("other"), running(None), running(provider="other")])
-def test_an_unknown_model_follows_the_ladder(snapshot: TaskSnapshot | None) -> None:
+def test_an_unknown_model_follows_the_stepped_interval(snapshot: TaskSnapshot | None) -> None:
     """An unknown model gets exactly the delays of `SteppedInterval`, whatever is known of others."""
     known = () if snapshot == running() else (10.0,) * 30
     ages = [0.0, 1.0, 29.0, 31.0, 119.0, 500.0]
     strategy = taught(*known)
-    ladder = SteppedInterval(random.Random(1))
-    assert [strategy.delay(snapshot, age) for age in ages] == [ladder.delay(snapshot, age) for age in ages]
+    stepped = SteppedInterval(random.Random(1))
+    assert [strategy.delay(snapshot, age) for age in ages] == [stepped.delay(snapshot, age) for age in ages]
 
 
 def test_polls_most_densely_where_tasks_end() -> None:
@@ -105,14 +105,14 @@ def test_polls_densely_at_both_of_two_modes() -> None:
     assert rates[1] < rates[2] / 2
 
 
-def test_follows_the_ladder_past_the_longest_task() -> None:
+def test_follows_the_stepped_interval_past_the_longest_task() -> None:
     """A task ten times as long as any other is polled as by `SteppedInterval`, without end."""
     strategy = taught(*[46.0] * 40)
-    ladder = SteppedInterval(random.Random(1))
+    stepped = SteppedInterval(random.Random(1))
     for age in (460.0, 1e4, 1e8):
         strategy.random.seed(7)
-        ladder.random.seed(7)
-        assert strategy.delay(running(), age) == ladder.delay(running(), age)
+        stepped.random.seed(7)
+        assert strategy.delay(running(), age) == stepped.delay(running(), age)
 
 
 def test_minimum_interval() -> None:
@@ -128,8 +128,8 @@ def test_delays_are_random() -> None:
     assert len({strategy.delay(running(), 0.0) for _ in range(20)}) == 20
 
 
-def test_polls_short_tasks_earlier_than_the_ladder() -> None:
-    """The ladder's first poll comes after 2 s; tasks of 0.3 s are polled by then."""
+def test_polls_short_tasks_earlier_than_the_stepped_interval() -> None:
+    """The stepped interval's first poll comes after 2 s; tasks of 0.3 s are polled by then."""
     assert cost(taught(*[0.3] * 20), [0.3] * 20)[1] < 0.3
 
 
@@ -148,7 +148,7 @@ def test_accepts_any_number(history: list[float], age: float, unseen: float, req
     if eta is not None:
         assert 0 <= eta.low <= eta.median <= eta.high < math.inf
     for stats in strategy.stats():
-        assert all(0 <= number < math.inf for number in (*stats.curve.cost(), *stats.curve.ladder_cost()))
+        assert all(0 <= number < math.inf for number in (*stats.curve.cost(), *stats.curve.stepped_cost()))
 
 
 @given(history=st.lists(SECONDS, max_size=70), age=st.floats(0, 1e6))
@@ -164,7 +164,7 @@ def test_priority_grows_with_the_time_unseen(history: list[float], age: float) -
 
 @pytest.mark.parametrize("count", [20, 200, 1000])
 @pytest.mark.parametrize("spread", [None, 0.25])
-def test_a_first_batch_is_no_worse_than_with_the_ladder(count: int, spread: float | None) -> None:
+def test_a_first_batch_is_no_worse_than_with_the_stepped_interval(count: int, spread: float | None) -> None:
     """If all tasks start together, the first to end do not suggest that the rest are late."""
     generator = random.Random(4)
     costs: list[tuple[float, ...]] = []
@@ -254,7 +254,7 @@ def test_rejects_an_impossible_budget(request_budget: float) -> None:
 @pytest.mark.parametrize("spread", [0.15, 0.25, 0.4])
 @pytest.mark.parametrize("median", [13.0, 46.0, 127.0])
 def test_20_tasks_are_enough(median: float, spread: float) -> None:
-    """Then polls times delay is at most 1.2 x the smallest product, with no more polls than the ladder."""
+    """Then polls times delay is at most 1.2 x the smallest product, with no more polls than the stepped interval."""
     new = draws(median, spread, 100, seed=4)
     costs = [cost(taught(*draws(median, spread, 20, seed=seed)), new) for seed in range(10)]
     polls = fmean(polls for polls, _ in costs)
@@ -265,7 +265,7 @@ def test_20_tasks_are_enough(median: float, spread: float) -> None:
 
 @pytest.mark.parametrize("known", [1, 2, 5, 10])
 def test_few_tasks_help(known: int) -> None:
-    """From the first task on, the delay is at most two thirds of the ladder's, for at most 1.1 x its polls."""
+    """From the first task on, the delay is at most 2/3 of the stepped interval's, for at most 1.1 x its polls."""
     new = draws(46, 0.25, 100, seed=4)
     costs = [cost(taught(*draws(46, 0.25, known, seed=seed)), new) for seed in range(10)]
     polls, late = cost(SteppedInterval(random.Random(1)), new)

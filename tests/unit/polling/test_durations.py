@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sora_chars import SteppedInterval
-from sora_chars.polling.durations import Durations, ladder_age, ladder_polls
+from sora_chars.polling.durations import Durations, stepped_age, stepped_polls
 from tests.support.simulated_tasks import cost, draws, running, see, taught, teach
 
 SECONDS = st.floats(min_value=0.001, max_value=86400)
@@ -36,8 +36,9 @@ def test_running_tasks_count() -> None:
     (stats,) = strategy.stats()
     assert stats.curve.age(0.2) == pytest.approx(10, rel=0.1)
     assert stats.curve.age(0.5) > 11
-    ladder = SteppedInterval(random.Random(1))
-    assert fmean(strategy.delay(running(), 12.0) for _ in range(99)) == pytest.approx(ladder.delay(None, 12.0), rel=0.3)
+    stepped = SteppedInterval(random.Random(1))
+    mean = fmean(strategy.delay(running(), 12.0) for _ in range(99))
+    assert mean == pytest.approx(stepped.delay(None, 12.0), rel=0.3)
 
 
 def test_partial_observations_add_up() -> None:
@@ -94,18 +95,18 @@ def test_curves_rise(history: list[float]) -> None:
 
 
 @given(polls=st.floats(0, 1e6))
-def test_ladder_age_inverts_ladder_polls(polls: float) -> None:
+def test_stepped_age_inverts_stepped_polls(polls: float) -> None:
     """The age by which a number of polls is made has that number of polls."""
-    assert ladder_polls(ladder_age(polls)) == pytest.approx(polls, rel=1e-9, abs=1e-9)
+    assert stepped_polls(stepped_age(polls)) == pytest.approx(polls, rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize("times", [1.0, 3.0])
-def test_the_curve_continues_with_the_ladder(times: float) -> None:
-    """From the last age of a curve on, the next poll is the ladder's, and always a later one."""
+def test_the_curve_continues_with_the_stepped_interval(times: float) -> None:
+    """From the last age of a curve on, the next poll is that of the stepped interval, and always a later one."""
     curve = taught(*[46.0] * 20)._curve(running())
     assert curve
     age = times * curve.last
-    assert curve.next_poll_age(age, 1.0) == ladder_age(ladder_polls(age) + 1.0) > age
+    assert curve.next_poll_age(age, 1.0) == stepped_age(stepped_polls(age) + 1.0) > age
 
 
 def test_forgets_old_durations() -> None:
@@ -156,10 +157,10 @@ def test_renews_the_curve_after_an_eighth_of_the_durations() -> None:
 
 @pytest.mark.parametrize("median", [13.0, 46.0, 127.0])
 def test_a_curve_predicts_its_costs(median: float) -> None:
-    """The predicted costs are those that follow, for the curve and for the ladder."""
+    """The predicted costs are those that follow, for the curve and for the stepped interval."""
     known = draws(median, 0.25, 64)
     strategy = taught(*known)
     (stats,) = strategy.stats()
     again = known * 10
     assert stats.curve.cost() == pytest.approx(cost(strategy, again), rel=0.15)
-    assert stats.curve.ladder_cost() == pytest.approx(cost(SteppedInterval(random.Random(1)), again), rel=0.15)
+    assert stats.curve.stepped_cost() == pytest.approx(cost(SteppedInterval(random.Random(1)), again), rel=0.15)

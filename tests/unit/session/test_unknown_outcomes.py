@@ -183,7 +183,7 @@ async def test_resolve_as_never_sent(session: CharacterSession, provider: FakePr
 async def test_resolve_by_giving_up(session: CharacterSession, provider: FakeProvider, unknown: Entry) -> None:
     """The entry is failed for every caller; a running task can be given up as well."""
     assert (await session.resolve(unknown.key, give_up=True)).state is EntryState.FAILED
-    with pytest.raises(TaskFailedError, match="a person gave it up"):
+    with pytest.raises(TaskFailedError, match="given up by the user"):
         await session.create(**REQUEST)
     provider.fault = None
     running = await session.submit(**REQUEST | {"key": "other"})

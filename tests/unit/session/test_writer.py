@@ -1,4 +1,4 @@
-"""`LedgerWriter`: which of two moves stands, and how failed writes are repeated."""
+"""`LedgerWriter`: which of two moves is kept, and how failed writes are repeated."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def names(caplog: pytest.LogCaptureFixture) -> list[str]:
         ([RUNNING, SUCCEEDED], RUNNING, "t1", (SUCCEEDED, "t1"), False),
         ([RUNNING], RUNNING, "t2", (RUNNING, "t1"), True),  # another task was recorded
         ([RUNNING], SUCCEEDED, "t2", (RUNNING, "t1"), True),
-        ([UNKNOWN, FAILED], RUNNING, "t1", (FAILED, None), True),  # a person gave it up
+        ([UNKNOWN, FAILED], RUNNING, "t1", (FAILED, None), True),  # given up by the user
         ([UNKNOWN], REJECTED, None, (REJECTED, None), False),  # this request is unknown
         ([UNKNOWN], PENDING, None, (PENDING, None), False),
         ([UNKNOWN], UNKNOWN, None, (UNKNOWN, None), False),
