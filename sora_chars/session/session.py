@@ -65,7 +65,7 @@ class CharacterSession:
         watcher: A `TaskWatcher` with your own options. It replaces `polling`.
 
     Raises:
-        ConfigurationError: No provider was given, or two share a name.
+        ConfigurationError: No provider was given, two share a name, or an option is invalid.
     """
 
     def __init__(
