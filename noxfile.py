@@ -1,4 +1,4 @@
-"""The project's checks, one word each: `nox -s tests` before every change, `nox -l` for the others."""
+"""The project's checks, one nox session each: `nox -s tests` before every change, `nox -l` for the others."""
 
 from __future__ import annotations
 
@@ -46,10 +46,15 @@ def _interpreters() -> dict[str, str]:
 
 INTERPRETERS = _interpreters()
 OLDEST = next(iter(INTERPRETERS.values()), sys.executable)
+NEWEST = list(INTERPRETERS.values())[-1] if INTERPRETERS else sys.executable
 # On all cores; all tests that need PostgreSQL run on one of them (see tests/conftest.py).
 PARALLEL = (f"--numprocesses={WORKERS}", "--dist=loadgroup")
 # On Windows the unit tests: the others need ledger files, signals and Unix sockets.
 TESTS = ("tests/unit",) if sys.platform == "win32" else ("tests",)
+RETRYING = tuple(
+    f"tests/integration/test_{name}.py" for name in ("transport", "create_connections", "faults_create", "faults_polls")
+)
+RANDOM_HISTORIES = "tests/unit/session/test_session_machine.py"
 # Without byte code each process of the command line would compile the package anew.
 ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": ""}
 
@@ -95,15 +100,24 @@ def tests(session: nox.Session) -> None:
     ],
 )
 def matrix(session: nox.Session, backoff: str) -> None:
-    """All tests on each other interpreter of this machine, and once with python-backoff, in asyncio's debug mode."""
+    """The unit tests on each other interpreter of this machine, and on the newest one the integration tests.
+
+    Once more with python-backoff, in asyncio's debug mode: the unit tests and those of retries.
+    """
     _install(session, "tests")
+    inside = ("tests/unit", "tests/integration") if session.python == NEWEST else ("tests/unit",)
+    arguments: tuple[str, ...] = (*PARALLEL, *inside)
     environment = ENVIRONMENT
     if backoff:
-        # Both packages install the same folder: away with either of them first, also on a second run.
-        session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", "python-backoff", "backoff", silent=True)
+        # Both packages install the same folder: uninstall both first, also on a second run.
+        session.run_install(
+            "python", "-m", "pip", "uninstall", "--yes", "--quiet", "python-backoff", "backoff", silent=True
+        )
         session.install(backoff)
+        # In debug mode some tests take four times as long, and the random histories ten times.
+        arguments = (*PARALLEL, "--timeout=180", "tests/unit", f"--ignore={RANDOM_HISTORIES}", *RETRYING)
         environment = ENVIRONMENT | {"PYTHONASYNCIODEBUG": "1"}
-    session.run("pytest", *(session.posargs or PARALLEL), env=environment)
+    session.run("pytest", *(session.posargs or arguments), env=environment)
 
 
 @nox.session(python=OLDEST)
@@ -156,11 +170,11 @@ def audit(session: nox.Session) -> None:
     report.unlink(missing_ok=True)
     options = ("--no-deps", "--disable-pip", "--progress-spinner=off", "--format=json", f"--output={report}")
     command = ("pip-audit", "--requirement=requirements.lock", *options)
-    said = str(session.run(*command, silent=True, success_codes=[0, 1]))
+    output = str(session.run(*command, silent=True, success_codes=[0, 1]))
     if not report.exists():
-        if "requests.exceptions." in said or "your network may be blocking" in said:
+        if "requests.exceptions." in output or "your network may be blocking" in output:
             session.skip("NOTHING WAS AUDITED: the vulnerability service cannot be reached from here")
-        session.error(said)
+        session.error(output)
     packages = json.loads(report.read_text())["dependencies"]
     if found := [f"{one['name']} {one['version']}: {flaw['id']}" for one in packages for flaw in one.get("vulns", ())]:
         session.error(f"Known vulnerabilities: {', '.join(found)}")
@@ -179,8 +193,9 @@ def build(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST)
 def bench(session: nox.Session) -> None:
-    """Parts A to E beside the peers, into benchmarks/results.json, RESULTS.md and results.png.
+    """Parts A to E and L, with the peers where they apply, into four files of benchmarks/.
 
+    They are results.json, RESULTS.md, results.png and polls.png.
     `nox -s bench -- --quick` takes two minutes and keeps and judges nothing; `--parts A,C` runs some.
     """
     session.install("-c", "requirements.lock", "-r", "benchmarks/requirements.txt", "-e", ".[postgres]")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -64,7 +65,10 @@ def resolve_key(api_key: str | None, *, variable: str, provider: str) -> str:
     Raises:
         ConfigurationError: There is no key, or it cannot be sent in a header.
     """
-    key = (os.environ.get(variable, "") if api_key is None else api_key).strip()
+    key: object = os.environ.get(variable, "") if api_key is None else api_key
+    if not isinstance(key, str):
+        raise ConfigurationError(f"api_key must be text, got {type(key).__name__}.")
+    key = key.strip()
     if not key:
         raise ConfigurationError(f"{provider} needs an API key.", hint=f"Set {variable}, or pass api_key=.")
     if not (key.isascii() and key.isprintable()) or " " in key:
@@ -162,6 +166,14 @@ class Transport:
     _slots: asyncio.Semaphore = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
+        limits: object = self.limits  # callers without a type checker pass anything
+        timeout: object = self.timeout
+        if not isinstance(limits, Limits):
+            given = printable(repr(limits), limit=60)
+            raise ConfigurationError(f"limits must be Limits(creates=(20, 10), polls=...) or None, got {given}.")
+        if not (isinstance(timeout, int | float) and 0 < timeout < math.inf):
+            given = printable(repr(timeout), limit=60)
+            raise ConfigurationError(f"timeout must be a number of seconds above 0, got {given}.")
         self.account = account(self.base_url, self.api_key, self.limits)
         self._slots = asyncio.Semaphore(self.connections)
 

@@ -13,6 +13,7 @@ from .requests import (
     as_request,
     is_url,
     raise_if_invalid,
+    seconds_problems,
 )
 from .tasks import FAIL, SUCCESS, Character, Eta, ModelInfo, TaskFailure, TaskSnapshot, TaskStatus, UploadProgress
 
@@ -34,4 +35,5 @@ __all__ = [
     "as_request",
     "is_url",
     "raise_if_invalid",
+    "seconds_problems",
 ]

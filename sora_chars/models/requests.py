@@ -32,6 +32,13 @@ def raise_if_invalid(problems: list[str], *, what: str) -> None:
         raise InvalidRequestError(f"{what} was not sent: {'; '.join(problems)}.", problems=tuple(problems))
 
 
+def seconds_problems(field: str, value: object) -> list[str]:
+    """Return the problems of a time-out that the caller passed, none or one. It may be `math.inf`, for no limit."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+        return []
+    return [f"{field} must be a number of seconds, at least 0, got {printable(repr(value), limit=60)}"]
+
+
 def _bound(value: Any) -> float:
     try:
         return float(value) + 0.0  # -0.0 becomes 0.0; a provider may not parse "-0"

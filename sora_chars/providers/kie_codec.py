@@ -15,7 +15,13 @@ import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn, override
 
-from sora_chars.errors import MissingCharacterError, ProviderError, TaskNotFoundError, printable
+from sora_chars.errors import (
+    MissingCharacterError,
+    ProviderError,
+    ServiceUnavailableError,
+    TaskNotFoundError,
+    printable,
+)
 from sora_chars.ids import is_id
 from sora_chars.models import FAIL, SUCCESS, Character, CharacterRequest, ModelInfo, TaskFailure, TaskSnapshot
 from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
@@ -30,6 +36,7 @@ FROM_VIDEO_MODEL = "sora-2-characters"
 _CHARACTER_MODELS = {FROM_TASK_MODEL, FROM_VIDEO_MODEL}
 _MAX_TEXT_LENGTH = 5000  # characters
 _MAX_NAME_LENGTH = 40  # characters
+_SUCCESS_CODES = range(200, 300)
 _MIN_CLIP_SECONDS = 1
 _MAX_CLIP_SECONDS = 4
 # 408: no result for over 10 minutes. 501: generation failed.
@@ -95,21 +102,34 @@ def character_task(request: CharacterRequest, *, video_url: str | None) -> dict[
 
 
 def read_task_id(response: Response) -> str:
-    """Return the task id in the response to createTask.
+    """Return the task id in the response to createTask. An id names a task whatever the status and the code are.
 
     Raises:
-        NoAnswerError: The outcome is unknown: the request was accepted without a valid id, or the code is
-            that of a gateway, such as 504.
+        NoAnswerError: The outcome is unknown: the request was accepted without a valid id, the code is that of a
+            gateway, such as 504, or a gateway wrote a JSON error of its own.
         ProviderError: The request was rejected.
     """
+    match _json_or_none(response):
+        case {"data": {"taskId": str(task_id)}} if is_id(task_id):
+            return task_id
+        case _:
+            pass
     envelope = read_envelope(response)
     match envelope:
-        case Envelope(code=200, data={"taskId": str(task_id)}) if is_id(task_id):
-            return task_id
-        case Envelope(code=code) if code == HTTPStatus.OK or code in GATEWAY_FAULTS:
+        case Envelope(code=code) if code == 0 or code in _SUCCESS_CODES or code in GATEWAY_FAULTS:
             raise unreadable(response, "no task id")
-        case _:
-            raise envelope.error()
+        case Envelope(has_code=has_code):
+            error = envelope.error()
+            if isinstance(error, ServiceUnavailableError) and not (has_code or error.harmless):
+                raise unreadable(response, "not written by kie.ai")
+            raise error
+
+
+def _json_or_none(response: Response) -> Any:
+    try:
+        return parse_json(response.body)
+    except ValueError:
+        return None
 
 
 def read_record(response: Response, *, task_id: str, provider: str, seen: TaskSnapshot | None = None) -> TaskSnapshot:

@@ -59,12 +59,14 @@ class Envelope:
         message: `msg`, or `message` as older pages name it.
         data: Content, parsed from JSON.
         response: The response that held the envelope.
+        has_code: Whether the code is the envelope's own, which proves that kie.ai wrote it.
     """
 
     code: int
     message: str
     data: Any
     response: Response
+    has_code: bool = True
 
     def error(self) -> ProviderError:
         """Return the error that an envelope without success means."""
@@ -113,9 +115,10 @@ def read_envelope(response: Response) -> Envelope:
     code = body.get("code")
     if response.status in GATEWAY_FAULTS and code != response.status:  # an equal code proves that kie.ai wrote it
         raise unreadable(response)
-    if not isinstance(code, int) or isinstance(code, bool):
-        code = response.status
-    return Envelope(code, str(body.get("msg") or body.get("message") or ""), body.get("data"), response)
+    message = str(body.get("msg") or body.get("message") or "")
+    if isinstance(code, int) and not isinstance(code, bool):
+        return Envelope(code, message, body.get("data"), response)
+    return Envelope(response.status, message, body.get("data"), response, has_code=False)
 
 
 def unreadable(response: Response, why: str = "") -> NoAnswerError:

@@ -215,30 +215,41 @@ def read_character(response: Response, *, provider: str) -> Character:
     """Return the character in a response.
 
     Raises:
-        MissingCharacterError: The response reports success, but holds no id or no user name.
+        MissingCharacterError: The response reports success, but holds no id.
         ProviderError: The response has one of the known shapes of errors.
     """
     try:
         body = parse_json(response.body)
     except ValueError:
         raise _text_error(response, provider) from None
-    match body:
+    match _unwrapped(body):
         case {"error": error} if error:
             raise _json_error(response, body, provider)
-        case {"id": str(id_), "username": str(username)} if _is_success(response) and is_id(id_) and username:
+        case {"id": str(id_)} as found if _is_success(response) and is_id(id_):  # an id is enough: it was paid for
             return Character(
                 id=id_,
                 provider=provider,
-                username=username,
-                name=_text(body.get("display_name")),
-                permalink=_text(body.get("permalink")),
-                picture_url=_text(body.get("profile_picture_url")),
+                username=_text(found.get("username")),
+                name=_text(found.get("display_name")) or _text(found.get("name")),
+                permalink=_text(found.get("permalink")),
+                picture_url=_text(found.get("profile_picture_url")),
                 raw=body,
             )
         case _ if _is_success(response) and not (isinstance(body, dict) and _text(body.get("code"))):
             raise _missing_character(response, body, provider)
         case _:
             raise _json_error(response, body, provider)
+
+
+def _unwrapped(body: Any) -> Any:
+    """Return the object that holds the character: the body itself, the `data` of an envelope, or an only item."""
+    match body:
+        case {"data": {"id": _} as data}:
+            return data
+        case [{"id": _} as only]:
+            return only
+        case _:
+            return body
 
 
 def _is_success(response: Response) -> bool:

@@ -51,6 +51,12 @@ _MAX_COOLDOWN = 60.0  # seconds, unless the provider asks for more
 _MAX_ACCOUNTS = 1000  # a web application may hold an API key for each of its users
 
 
+def _to_limit(value: tuple[int, float] | None) -> tuple[int, float] | None:
+    """Return a limit that came as a list, such as from JSON, as a tuple."""
+    given: Any = value
+    return tuple(given) if isinstance(given, list) else given
+
+
 def _check_limit(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     del instance
     match value:
@@ -77,8 +83,8 @@ class Limits:
         ValueError: A count or a number of seconds is not above 0.
     """
 
-    creates: tuple[int, float] | None = attrs.field(default=None, validator=_check_limit)
-    polls: tuple[int, float] | None = attrs.field(default=None, validator=_check_limit)
+    creates: tuple[int, float] | None = attrs.field(default=None, converter=_to_limit, validator=_check_limit)
+    polls: tuple[int, float] | None = attrs.field(default=None, converter=_to_limit, validator=_check_limit)
 
 
 @attrs.define(eq=False, repr=False)

@@ -26,7 +26,7 @@ from sora_chars.ledger import EntryState
 from sora_chars.ledger.queries import find, finished_tasks
 from sora_chars.ledger.serialize import echoes_other_token, to_record, to_request
 from sora_chars.ledger.transitions import mark_orphaned, resolve
-from sora_chars.models import Character, TaskRequest, TaskSnapshot
+from sora_chars.models import Character, TaskRequest, TaskSnapshot, raise_if_invalid, seconds_problems
 from sora_chars.polling.handle import HandleContext, TaskHandle
 from sora_chars.polling.watched_task import wait_until_done
 from sora_chars.protocols import PollingStrategy
@@ -183,9 +183,10 @@ class Dispatcher:
     def resume(self, task: str | TaskHandle[Any], provider: str | None, key: str | None) -> TaskHandle[Any]:
         """Return a live handle of a task, by its id or by a handle that belongs to no session."""
         if not isinstance(task, TaskHandle):
-            task = task.strip()
+            given: object = task  # callers without a type checker pass anything
+            task = given.strip() if isinstance(given, str) else ""
             if not is_id(task):
-                raise InvalidRequestError(f"task_id: must be the id of a task, got {printable(repr(task), limit=60)}.")
+                raise InvalidRequestError(f"task_id: must be the id of a task, got {printable(repr(given), limit=60)}.")
             task = TaskHandle(task_id=task, provider=self.provider(provider).name, key=key or new_key())
         owner = self.provider(task.provider)
         watched = self.watcher.watch(owner, task.task_id, on_finished=self._tracker.on_finished)
@@ -296,6 +297,39 @@ class Dispatcher:
             for asyncio_task in late:
                 asyncio_task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+
+def check_options(providers: Sequence[object], polling: object, *, timeout: object, shutdown_timeout: object) -> None:
+    """Check the options of a session before anything is sent.
+
+    Raises:
+        ConfigurationError: An option is invalid; the message lists all that are.
+    """
+    problems = [
+        f"providers must be passed one by one, such as CharacterSession(Kie(), Kkiai()), got {printable(repr(one))}"
+        for one in providers
+        if isinstance(one, type) or not isinstance(getattr(one, "name", None), str)
+    ]
+    names = [getattr(one, "name", None) for one in providers]
+    if not problems and (not names or len(set(names)) < len(names)):
+        problems.append(f"providers: one or more with different names are needed, got {names}")
+    if not (polling is None or (callable(getattr(polling, "delay", None)) and not isinstance(polling, type))):
+        problems.append(f"polling must be a polling strategy, such as FixedInterval(5), got {printable(repr(polling))}")
+    problems += seconds_problems("timeout", timeout) + seconds_problems("shutdown_timeout", shutdown_timeout)
+    if problems:
+        raise ConfigurationError(f"{'; '.join(problems)}.")
+
+
+def seconds_to_wait(timeout: float | None, default: float) -> float:
+    """Return the time-out of a call, or the session's for None.
+
+    Raises:
+        InvalidRequestError: It is not a number of seconds, 0 or more.
+    """
+    if timeout is None:
+        return default
+    raise_if_invalid(seconds_problems("timeout", timeout), what="The request")
+    return timeout
 
 
 async def _train(polling: PollingStrategy, ledger: Ledger) -> None:

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from sora_chars.errors import ConfigurationError, LedgerError, SessionClosedError, WrongLoopError
+from sora_chars.errors import LedgerError, SessionClosedError, WrongLoopError
 from sora_chars.ledger import EntryState, Ledger, open_ledger, queries
 from sora_chars.models import Character, CharacterRequest, OmniCharacterRequest, TaskRequest, TaskSnapshot, as_request
 from sora_chars.polling.strategies import AdaptiveInterval
 from sora_chars.polling.watcher import TaskWatcher
 
 from . import stepping
-from .dispatcher import Dispatcher, log_outlived
+from .dispatcher import Dispatcher, check_options, log_outlived, seconds_to_wait
 
 if TYPE_CHECKING:
     import os
@@ -65,7 +65,7 @@ class CharacterSession:
         watcher: A `TaskWatcher` with your own options. It replaces `polling`.
 
     Raises:
-        ConfigurationError: No provider was given, or two share a name.
+        ConfigurationError: No provider was given, two share a name, or an option is invalid.
     """
 
     def __init__(
@@ -78,9 +78,7 @@ class CharacterSession:
         shutdown_timeout: float = 30.0,
         watcher: TaskWatcher | None = None,
     ) -> None:
-        names = [provider.name for provider in providers]
-        if not names or len(set(names)) < len(names):
-            raise ConfigurationError(f"providers: one or more with different names are needed, got {names}.")
+        check_options(providers, polling, timeout=timeout, shutdown_timeout=shutdown_timeout)
         self.providers = providers
         self.timeout = timeout
         self.ledger = ledger if isinstance(ledger, Ledger) else open_ledger(ledger)
@@ -207,7 +205,7 @@ class CharacterSession:
             SoraCharsError: What `submit` and `TaskHandle.result` raise.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + (self.timeout if timeout is None else timeout)
+        deadline = loop.time() + seconds_to_wait(timeout, self.timeout)
         with self._in_use() as dispatcher:
             handle = await dispatcher.submit(as_request(request, fields), provider)
         try:

@@ -30,6 +30,7 @@ def pooler(
     del postgres_url  # the database exists
     if PGBOUNCER is None:
         pytest.skip("pgbouncer is not installed")
+    program = PGBOUNCER
     started: list[subprocess.Popen[bytes]] = []
 
     def start(mode: str) -> str:
@@ -40,7 +41,7 @@ def pooler(
             "ignore_startup_parameters = extra_float_digits\n"
         )
         settings.chmod(0o644)
-        command: list[str | Path] = [PGBOUNCER, *(["-u", USER] if USER else []), settings]
+        command: list[str | Path] = [program, *(["-u", USER] if USER else []), settings]
         with (tmp_path / "pgbouncer.log").open("wb") as log:
             started.append(subprocess.Popen(command, stdout=log, stderr=log))
         url = f"postgresql://{getpass.getuser()}@127.0.0.1:{free_port}/test"

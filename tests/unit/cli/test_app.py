@@ -31,6 +31,11 @@ def _fresh_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("SORA_CHARS_LEDGER", raising=False)
 
 
+def test_lists_all_commands() -> None:
+    """A shell that completes command names gets all of them, and none has been imported for that."""
+    assert app.cli.list_commands(click.Context(app.cli)) == list(app.COMMANDS)
+
+
 @pytest.mark.parametrize("name", app.COMMANDS)
 def test_commands_match_their_summaries(name: str) -> None:
     """The summary in the list of commands is the first line of the command's help text, and fits 80 columns."""

@@ -100,6 +100,18 @@ def test_live_display(tally: Tally) -> None:
 
 
 @pytest.mark.parametrize(
+    ("credits_", "budget", "shown"),
+    [(0.0, None, ""), (0.0, 5.0, "  0 of 5 credits"), (1.5, None, "  1.5 credits")],
+)
+def test_live_display_shows_the_cost_once_it_is_known(credits_: float, budget: float | None, shown: str) -> None:
+    """The counts end with the credits, unless none were charged and there is no budget."""
+    output = Output(out=console(terminal=False), err=console(terminal=True))
+    display = BatchDisplay(output, Tally(3, credits=credits_), budget=budget)
+    output.err.print(display.render(NOTHING))
+    assert text(output.err).splitlines()[1] == f"3 not sent{shown}"
+
+
+@pytest.mark.parametrize(
     ("rate", "eta", "texts"),
     [(0.0, None, []), (0.05, None, ["3.0 per minute"]), (0.0, 60.0, ["0:01:00 left"]), (1.0, 0.0, ["1.0 per second"])],
 )

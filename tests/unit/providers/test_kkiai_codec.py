@@ -138,19 +138,34 @@ def test_minimal_character() -> None:
         [],
         "ok",
         None,
-        {"id": "ch_1"},
         {"username": "a.b"},
         {"id": "", "username": "a.b"},
-        {"id": "ch_1", "username": ""},
         {"id": 1, "username": "a.b"},
-        {"code": 0, "data": {"id": "ch_1"}},
+        {"code": 0, "data": {"username": "a.b"}},
+        [{"id": "ch_1"}, {"id": "ch_2"}],
     ],
 )
 def test_success_without_character(body: object) -> None:
-    """A success without an id or a user name raises an error with the payload."""
+    """A success without an id raises an error with the payload."""
     with pytest.raises(MissingCharacterError) as caught:
         read_character(make_response(body), provider="kkiai")
     assert (caught.value.payload, caught.value.provider, caught.value.task_id) == (body, "kkiai", None)
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        ({"id": "ch_1"}, None),
+        ({"id": "ch_1", "username": ""}, None),
+        ({"id": "ch_1", "name": "Rex"}, "Rex"),
+        ({"code": 0, "msg": "success", "data": {"id": "ch_1", "name": "Rex"}}, "Rex"),
+        ([{"id": "ch_1"}], None),
+    ],
+)
+def test_an_id_is_enough(body: object, name: str | None) -> None:
+    """A success in another shape that names one character is that character: it was paid for."""
+    made = read_character(make_response(body), provider="kkiai")
+    assert (made.id, made.username, made.name, made.raw) == ("ch_1", None, name, body)
 
 
 TEXT = "it went wrong (request id: 20261101-abc)"
