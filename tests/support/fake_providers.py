@@ -189,12 +189,12 @@ class BatchProvider(Provider):
 
 def make_request(script: str = "ends 10", **fields: Any) -> CharacterRequest:
     """Return a request to a `BatchProvider`, whose task ends as the script states."""
-    return CharacterRequest(from_task=script, **fields)
+    return CharacterRequest(from_task=script.replace(" ", "-"), **fields)
 
 
 def parse_script(request: Request) -> tuple[str, str, str]:
-    """Return how the task of a request ends, a space, and after how many seconds."""
-    return (request.from_task or "").partition(" ") if isinstance(request, CharacterRequest) else ("ends", " ", "10")
+    """Return how the task of a request ends, a dash, and after how many seconds."""
+    return (request.from_task or "").partition("-") if isinstance(request, CharacterRequest) else ("ends", "-", "10")
 
 
 @attrs.define(eq=False)

@@ -114,7 +114,7 @@ async def test_unrecorded_task_counts_as_running() -> None:
 
 async def test_accepts_mappings_and_task_requests() -> None:
     """A mapping holds the fields of a character request and the provider; a task request yields its snapshot."""
-    rows: list[Any] = [{"from_task": "ends 10", "name": "rex", "provider": "b"}, TaskRequest(model="m")]
+    rows: list[Any] = [{"from_task": "ends-10", "name": "rex", "provider": "b"}, TaskRequest(model="m")]
     async with session_of(BatchProvider("a"), BatchProvider("b")) as session:
         first, second = await session.create_all(rows)
         assert await session.create_all(rows[:1], provider="a")
