@@ -47,8 +47,8 @@ def _interpreters() -> dict[str, str]:
 INTERPRETERS = _interpreters()
 OLDEST = next(iter(INTERPRETERS.values()), sys.executable)
 NEWEST = list(INTERPRETERS.values())[-1] if INTERPRETERS else sys.executable
-# On all cores; all tests that need PostgreSQL run on one of them (see tests/conftest.py).
-PARALLEL = (f"--numprocesses={WORKERS}", "--dist=loadgroup")
+# One more process than cores, as many tests wait; all that need PostgreSQL run in one of them (tests/conftest.py).
+PARALLEL = (f"--numprocesses={WORKERS + 1}", "--dist=loadgroup")
 # On Windows the unit tests: the others need ledger files, signals and Unix sockets.
 TESTS = ("tests/unit",) if sys.platform == "win32" else ("tests",)
 RETRYING = tuple(

@@ -118,9 +118,9 @@ def read_task_id(response: Response) -> str:
     match envelope:
         case Envelope(code=code) if code == 0 or code in _SUCCESS_CODES or code in GATEWAY_FAULTS:
             raise unreadable(response, "no task id")
-        case Envelope(has_code=has_code):
+        case _:
             error = envelope.error()
-            if isinstance(error, ServiceUnavailableError) and not (has_code or error.harmless):
+            if isinstance(error, ServiceUnavailableError) and not (envelope.has_code or error.harmless):
                 raise unreadable(response, "not written by kie.ai")
             raise error
 

@@ -186,3 +186,9 @@ def test_upload_status_has_steps_of_ten_percent() -> None:
     progress = UploadProgress(Path("/videos/clip.mp4"), 350_000, 1_000_000)
 
     assert tasks._upload_status(progress) == "uploading clip.mp4: 30 % of 1.0 MB"
+
+
+def test_resolve_shows_its_alternatives(capsys: pytest.CaptureFixture[str]) -> None:
+    """The usage of `ledger resolve` shows the three options of which exactly one is required."""
+    assert app.main(["ledger", "resolve", "--help"]) == 0
+    assert "(--task-id ID | --never-sent | --give-up)" in " ".join(capsys.readouterr().out.split())
