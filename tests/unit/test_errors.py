@@ -148,4 +148,4 @@ def test_attributes_are_documented(kind: type[SoraCharsError]) -> None:
     own = set(vars(kind).get("__annotations__", {}))
     if kind is not errors.ProviderError:
         own -= {"transient", "harmless"}  # other defaults for attributes of ProviderError
-    assert own == set(re.findall(r"^        (\w+): ", kind.__doc__ or "", re.MULTILINE))
+    assert own == set(re.findall(r"^    (\w+): ", inspect.getdoc(kind) or "", re.MULTILINE))
