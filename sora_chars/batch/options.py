@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import attrs
 
 from sora_chars.errors import printable
-from sora_chars.models import Request, raise_if_invalid
+from sora_chars.models import Request, raise_if_invalid, seconds_problems
 from sora_chars.ratelimit.window import UNLIMITED
 
 from .budget import amount_problems
@@ -74,8 +73,7 @@ class BatchOptions:
         if type(self.concurrency) is not int or self.concurrency < 1:
             got = printable(repr(self.concurrency), limit=60)
             problems.append(f"concurrency must be a whole number, at least 1, got {got}")
-        if self.timeout != math.inf:
-            problems += amount_problems("timeout", self.timeout, "seconds")
+        problems += seconds_problems("timeout", self.timeout)
         if self.budget is not None:
             problems += amount_problems("budget", self.budget, "credits")
         if not (self.price is None or callable(self.price)):

@@ -92,8 +92,10 @@ class CallbackReceiver:
     def __attrs_post_init__(self) -> None:
         if self.hmac_key is not None:
             self.hmac_key = self.hmac_key.strip()  # a key that was read from a file may end in a line break
-        if self.hmac_key is not None and not self.hmac_key:
-            raise ConfigurationError("hmac_key must not be empty.", hint="Omit it if kie.ai does not sign callbacks.")
+            if not self.hmac_key:
+                raise ConfigurationError(
+                    "hmac_key must not be empty.", hint="Omit it if kie.ai does not sign callbacks."
+                )
 
     async def expect(self, task_id: str, *, timeout: float | None = None) -> CallbackEvent:
         """Wait for the callback of a task; return at once if it has already arrived.
