@@ -15,7 +15,8 @@ import random
 import re
 import time
 import warnings
-from contextlib import nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -41,7 +42,7 @@ from .responses import Response
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable, Generator, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
     from contextlib import AbstractAsyncContextManager
 
 T = TypeVar("T")
@@ -52,6 +53,11 @@ _TRIES: Mapping[Kind, int] = {"create": 8, "poll": 2, "other": 4}
 _TIMEOUTS: Mapping[Kind, float] = {"create": 60.0, "poll": 30.0, "other": 300.0}
 
 _CONNECT_TIMEOUT = 15.0  # seconds
+_LATE = 0.1  # seconds; a timer that fires later was held up by a blocked loop or a stopped process
+_READ_GRACE = 1.0  # seconds for reading an answer that may lie in the socket after that
+
+submit_deadline: ContextVar[float] = ContextVar("submit_deadline", default=math.inf)
+"""Loop time until which a create of this context may connect. A request that was sent may take longer."""
 _SEND_ERRORS = (aiohttp.ClientError, TimeoutError, OSError, TypeError, ValueError)
 _PERMANENT_ERRORS = (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError)
 _MIN_KEY_IN_BODY = 16  # characters; a shorter key is a test's, and may be a word of the protocol
@@ -107,6 +113,39 @@ def _delays() -> Generator[float, Any, None]:
 def _client_timeout(seconds: float) -> aiohttp.ClientTimeout:
     """Return the time-outs of a request. Connecting gets less time: without a connection nothing was sent."""
     return aiohttp.ClientTimeout(total=seconds, connect=min(_CONNECT_TIMEOUT, seconds / 2))
+
+
+def _create_timeout(seconds: float) -> aiohttp.ClientTimeout:
+    """Return the time-out for connecting. `_time_limit` bounds the whole create."""
+    left = submit_deadline.get() - asyncio.get_running_loop().time()
+    return aiohttp.ClientTimeout(total=None, connect=max(0.001, min(_CONNECT_TIMEOUT, seconds / 2, left)))
+
+
+@asynccontextmanager
+async def _time_limit(seconds: float) -> AsyncGenerator[None]:
+    """Raise `TimeoutError` in the block after `seconds`, but first read an answer that has arrived.
+
+    A blocked event loop, or a process that was stopped, finds the timer and the answer at the same time.
+    """
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+
+    def expire_at(due: float) -> None:
+        timers[:] = [loop.call_at(due, expire, due)]
+
+    def expire(due: float) -> None:
+        now = loop.time()
+        if now - due > _LATE:
+            expire_at(now + _READ_GRACE)
+        else:
+            limit.reschedule(now)
+
+    async with asyncio.timeout(None) as limit:
+        expire_at(loop.time() + seconds)
+        try:
+            yield
+        finally:
+            timers[0].cancel()
 
 
 def _final(error: Exception) -> bool:
@@ -256,10 +295,7 @@ class Transport:
                 failure: ProviderError
                 answer: Response | None = None
                 try:
-                    while answer is None:
-                        with suppress(ReusedConnectionError):
-                            async with http.request(call.method, call.url, **self._request_options(call)) as response:
-                                answer = Response(response.status, response.headers, await self._read_body(response))
+                    answer = await self._exchange(http, call)
                 except _SEND_ERRORS as error:
                     self._log(call, started, error=error)
                     failure = _no_answer(error, self.provider, call)
@@ -276,6 +312,17 @@ class Transport:
                         return result
                 self._note(failure, slot.sent, call)
                 raise failure  # outside of `except`, where Python would attach the original error as context
+
+    async def _exchange(self, http: aiohttp.ClientSession, call: _Call) -> Response:
+        """Send the request and read the whole response."""
+        if call.kind != "create":
+            async with http.request(call.method, call.url, **self._request_options(call)) as response:
+                return Response(response.status, response.headers, await self._read_body(response))
+        async with _time_limit(call.timeout):
+            while True:
+                with suppress(ReusedConnectionError):
+                    async with http.request(call.method, call.url, **self._request_options(call)) as response:
+                        return Response(response.status, response.headers, await self._read_body(response))
 
     def _note(self, error: ProviderError, sent: float, call: _Call) -> None:
         """Complete an error, and pass it on to the account's cool-down."""
@@ -310,6 +357,7 @@ class Transport:
             options["server_hostname"] = URL(call.url).raw_host
             options["headers"]["Connection"] = "close"
             options["trace_request_ctx"] = call
+            options["timeout"] = _create_timeout(call.timeout)
         return options
 
     async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
@@ -354,7 +402,9 @@ class Transport:
 
 def _retrying(tries: int) -> Callable[[Transport, _Call], Awaitable[Any]]:
     """Return `Transport._attempt` with at most `tries` attempts, by what `backoff` and `python-backoff` share."""
-    retry = backoff.on_exception(_delays, ProviderError, max_tries=tries, giveup=_final, jitter=None, logger=None)
+    retry = backoff.on_exception(
+        _delays, ProviderError, max_tries=tries, giveup=_final, jitter=None, logger=None, on_backoff=_log_retry
+    )
     with warnings.catch_warnings():
         # backoff 2.2.1 calls this function when it decorates; Python 3.14 and 3.15 warn about it, 3.16 removes it.
         warnings.filterwarnings("ignore", r"'asyncio\.iscoroutinefunction' is deprecated", DeprecationWarning)
@@ -365,6 +415,16 @@ def _retrying(tries: int) -> Callable[[Transport, _Call], Awaitable[Any]]:
 _RETRYING: Mapping[Kind, Callable[[Transport, _Call], Awaitable[Any]]] = {
     kind: _retrying(tries) for kind, tries in _TRIES.items()
 }
+
+
+def _log_retry(details: Any) -> None:
+    """Log why and when a request is sent again, once a wait is long enough to be noticed."""
+    transport, call = details["args"]
+    error = details["exception"]
+    wait = details["wait"]
+    if isinstance(error, ProviderError) and wait >= _LATE:
+        facts = {"provider": transport.provider, "kind": call.kind, "wait": wait, "error": printable(error)}
+        log.info("%s: sending again in %.1f s: %s", transport.provider, wait, facts["error"], extra=facts)
 
 
 def _no_answer(error: Exception, provider: str, call: _Call) -> NoAnswerError:

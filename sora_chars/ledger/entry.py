@@ -19,6 +19,7 @@ Lookup = Literal["key", "task", "token"]
 """What an entry is found by: its key, its provider and task id, or its token's digest."""
 
 _OWNED_STATES = {EntryState.SENDING, EntryState.RUNNING}
+_PAID_STATES = _OWNED_STATES | {EntryState.SUCCEEDED, EntryState.UNKNOWN}
 _MAX_SHOWN_CHARACTERS = 160  # of a request or a value in an error message
 _encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"))  # json.dumps would build one per call
 
@@ -84,6 +85,11 @@ class Entry:
     def error(self) -> Any:
         """The recorded reason why the request was rejected, failed or is unknown, or None."""
         return None if self.error_json is None else json.loads(self.error_json)
+
+    @property
+    def may_have_been_paid(self) -> bool:
+        """Whether this attempt may have been charged. A request is sent without being retried only if not."""
+        return self.state in _PAID_STATES or (self.error or {}).get("charged", "no") != "no"
 
     def check_same_request(self, other: Entry) -> None:
         """Compare provider, kind and request with those of another entry.

@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 KINDS: dict[str, type[Request]] = {"character": CharacterRequest, "task": TaskRequest, "omni": OmniCharacterRequest}
 _SOURCES = {"video", "image"}
 
+RETRY_HINT = (
+    "The response does not prove that nothing was charged, so this key is not sent again automatically. "
+    "To send it again, call `session.retry(key)` or add `--retry`."
+)
+"""The advice of a rejection without proof."""
+
 
 def to_record(request: Request) -> tuple[str, dict[str, Any]]:
     """Return the kind of a request and its fields as JSON, without the key. Local paths become absolute."""
@@ -94,8 +100,9 @@ def echoes_other_token(snapshot: TaskSnapshot, digest: str | None) -> bool:
 
 
 def to_error(error: SoraCharsError) -> dict[str, Any]:
-    """Return an error as JSON: the name of its type and its plain attributes."""
-    facts = {field.name: getattr(error, field.name) for field in attrs.fields(type(error))}
+    """Return an error as JSON: the name of its type and its plain attributes, without the key of its entry."""
+    facts = {field.name: getattr(error, field.name) for field in attrs.fields(type(error)) if field.name != "key"}
+    facts["charged"] = "" if error.charged == "no" else error.charged
     plain = {name: value for name, value in facts.items() if isinstance(value, str | int | float) and value != ""}
     return {"type": type(error).__name__, **plain}
 
@@ -106,4 +113,6 @@ def rejection(entry: Entry) -> ProviderError:
     kind = getattr(errors, facts.get("type", ""), ProviderError)
     known = {field.name for field in attrs.fields(kind)}
     made: ProviderError = kind(**{name: value for name, value in facts.items() if name in known})
+    if made.may_have_been_paid:
+        made.hint = f"Nothing was sent now. {RETRY_HINT}"
     return made

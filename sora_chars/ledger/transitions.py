@@ -98,7 +98,7 @@ def end_state(snapshot: TaskSnapshot, kind: str) -> tuple[EntryState, dict[str, 
 
 def without_character(error: MissingCharacterError) -> TaskSnapshot:
     """Return the success that held no character as a snapshot."""
-    return TaskSnapshot(task_id=error.task_id or "", provider=error.provider, state=SUCCESS, result=error.payload)
+    return TaskSnapshot(task_id=error.task_id or "", provider=error.provider or "", state=SUCCESS, result=error.payload)
 
 
 async def mark_orphaned(ledger: Ledger, entry: Entry) -> Entry:

@@ -45,7 +45,7 @@ class Kie(HTTPProvider):
 
     Args:
         api_key: The API key. Defaults to the environment variable KIE_API_KEY.
-        base_url: Base URL of the API.
+        base_url: Base URL of the API. A trailing "/api/v1" is removed.
         upload_url: Base URL of the upload service.
         callback_url: Public URL under which a `CallbackReceiver` is mounted. Without it,
             tasks are only polled.
@@ -80,7 +80,7 @@ class Kie(HTTPProvider):
         super().__init__(
             Transport(
                 provider=name,
-                base_url=clean_url(base_url, field="base_url"),
+                base_url=clean_url(base_url, field="base_url").removesuffix("/api/v1"),
                 api_key=resolve_key(api_key, variable="KIE_API_KEY", provider=name),
                 limits=limits or Limits(),
                 http=http,

@@ -33,7 +33,7 @@ from sora_chars.ratelimit.window import Limits
 from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
 from sora_chars.transport import Transport, clean_url, resolve_key
 
-from .base import HTTPProvider
+from .base import HTTPProvider, blocked
 
 if TYPE_CHECKING:
     import ssl
@@ -225,7 +225,8 @@ def read_character(response: Response, *, provider: str) -> Character:
     match _unwrapped(body):
         case {"error": error} if error:
             raise _json_error(response, body, provider)
-        case {"id": str(id_)} as found if _is_success(response) and is_id(id_):  # an id is enough: it was paid for
+        # An id is enough, whatever the status is: it was paid for.
+        case {"id": str(id_)} as found if is_id(id_) and (_is_success(response) or not _describes_error(found)):
             return Character(
                 id=id_,
                 provider=provider,
@@ -273,8 +274,11 @@ def _text(value: Any) -> str | None:
 def _text_error(response: Response, provider: str) -> ProviderError:
     """Return the error for a body that is not JSON: an HTML page, plain text or a damaged response.
 
-    With a status from 500, or after damage, the outcome of the request is unknown.
+    With a status from 500, or after damage, the outcome of the request is unknown. Other statuses prove that
+    something in front of the provider rejected the request.
     """
+    if rejection := blocked(response, provider):
+        return rejection
     text = printable(re.sub(r"<[^>]{0,500}>", " ", response.body[:4000].decode(errors="replace")), limit=200)
     is_page = response.body.lstrip().startswith(b"<")
     if response.status == HTTPStatus.NOT_FOUND or (_is_success(response) and is_page):
@@ -308,6 +312,8 @@ def _json_error(response: Response, body: Any, provider: str) -> ProviderError:
     message = _message(body, response)
     codes = _codes(body)
     kind, hint = _classify(response.status, message, set(codes))
+    if kind is ServiceUnavailableError and not _is_own(body):
+        kind = NoAnswerError
     found = _REQUEST_ID.search(message)
     return kind(
         f"{provider} answered HTTP {response.status}: {printable(message)}",
@@ -316,7 +322,18 @@ def _json_error(response: Response, body: Any, provider: str) -> ProviderError:
         code=codes[0] if codes else None,
         request_id=found.group(1) if found else None,
         retry_after=response.retry_after,
+        charged="maybe" if kind is ServiceUnavailableError else "no",
     )
+
+
+def _describes_error(body: Any) -> bool:
+    """Return whether a body has members of an error, beside which an id may be that of the HTTP request."""
+    return bool(body.keys() & {"code", "type", "message", "msg", "detail", "description"})
+
+
+def _is_own(body: Any) -> bool:
+    """Return whether an error has the provider's own shape. Frameworks and gateways in front of it write others."""
+    return isinstance(body, dict) and (isinstance(body.get("error"), dict) or _text(body.get("code")) is not None)
 
 
 def _classify(status: int, message: str, codes: set[str]) -> tuple[type[ProviderError], str]:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from contextlib import AsyncExitStack
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from sora_chars.errors import (
     InvalidRequestError,
     LedgerError,
     MissingCharacterError,
+    WaitTimeoutError,
     printable,
 )
 from sora_chars.ids import is_id, new_key
@@ -30,6 +33,7 @@ from sora_chars.models import Character, TaskRequest, TaskSnapshot, raise_if_inv
 from sora_chars.polling.handle import HandleContext, TaskHandle
 from sora_chars.polling.watched_task import wait_until_done
 from sora_chars.protocols import PollingStrategy
+from sora_chars.transport import submit_deadline
 
 from .submission import Submission, not_sent
 from .tracker import TaskTracker
@@ -123,10 +127,23 @@ class Dispatcher:
                 raise not_sent(error, key) from error
             return self.submission(chosen, request, entry, on_recorded=self._handle_of)
 
-    async def submit(self, request: Request, provider: str | None) -> TaskHandle[Any]:
-        """Register a request, send it unless it was sent before, and return a live handle."""
-        submission = await self.register(request, provider)
-        handle: TaskHandle[Any] = await self.carry_through(submission)
+    async def submit(self, request: Request, provider: str | None, *, deadline: float = math.inf) -> TaskHandle[Any]:
+        """Register a request, send it unless it was sent before, and return a live handle.
+
+        Raises:
+            WaitTimeoutError: `deadline`, a loop time, passed before the request was sent.
+        """
+        try:
+            async with asyncio.timeout_at(None if deadline == math.inf else deadline):
+                submission = await self.register(request, provider)
+        except TimeoutError as error:
+            raise WaitTimeoutError(
+                "The request was not recorded in the ledger within the time-out.",
+                hint="Nothing was sent. Call again with the same key.",
+                key=request.key,
+                provider=provider,
+            ) from error
+        handle: TaskHandle[Any] = await self.carry_through(submission, deadline=deadline)
         return handle
 
     async def recover(self, entry: Entry) -> TaskHandle[Any] | None:
@@ -239,13 +256,23 @@ class Dispatcher:
             claims_task=claims_task,
         )
 
-    async def carry_through(self, submission: Submission) -> Any:
-        """Run a submission in an asyncio task of its own: once it has sent, no caller's cancellation stops it."""
+    async def carry_through(self, submission: Submission, *, deadline: float = math.inf) -> Any:
+        """Run a submission in an asyncio task of its own: once it has sent, no caller's cancellation stops it.
+
+        Until then it ends at `deadline`, a loop time.
+        """
         if self.closing:
             raise submission.interrupted()
-        asyncio_task = asyncio.create_task(submission.run(), name=f"sora_chars submit {submission.entry.key}")
+        context = copy_context()
+        context.run(submit_deadline.set, deadline)
+        asyncio_task = asyncio.create_task(
+            submission.run(), name=f"sora_chars submit {submission.entry.key}", context=context
+        )
         self._submissions[asyncio_task] = submission
         asyncio_task.add_done_callback(self._submissions.pop)
+        if deadline < math.inf:
+            timer = asyncio_task.get_loop().call_at(deadline, submission.expire, asyncio_task)
+            asyncio_task.add_done_callback(lambda _: timer.cancel())
         try:
             await wait_until_done(asyncio_task)
         except asyncio.CancelledError:

@@ -195,7 +195,8 @@ class CharacterSession:
             request: What to make; or give the fields of a `CharacterRequest`.
             provider: Name of the provider. Defaults to the first that accepts
                 the request.
-            timeout: Seconds for submitting and waiting together. A request that is being sent is not given up.
+            timeout: Seconds for submitting and waiting together. Only while a request is being sent, which ends
+                with the provider's own time-out, does it take longer.
             **fields: The fields of a `CharacterRequest`.
 
         Returns:
@@ -207,7 +208,7 @@ class CharacterSession:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds_to_wait(timeout, self.timeout)
         with self._in_use() as dispatcher:
-            handle = await dispatcher.submit(as_request(request, fields), provider)
+            handle = await dispatcher.submit(as_request(request, fields), provider, deadline=deadline)
         try:
             outcome: Character | TaskSnapshot = await handle.result(max(0.0, deadline - loop.time()))
         except asyncio.CancelledError:

@@ -46,7 +46,9 @@ class LedgerWriter:
             StaleEntryError: Another process moved the entry first. Nothing may be sent.
             LedgerError: The write failed. Nothing may be sent; the write is reverted in case the database kept it.
         """
-        if entry.state not in SENDABLE:  # another process declared this one dead after its last attempt
+        if (
+            entry.state not in SENDABLE or entry.may_have_been_paid
+        ):  # another process declared this one dead after its last attempt
             raise StaleEntryError(f"Entry {entry.key} is {entry.state} by now.", entry=entry)
         try:
             return await self.ledger.transition(entry, EntryState.SENDING, token_digest=token_digest)
