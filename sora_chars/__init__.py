@@ -43,7 +43,7 @@ _MODULES = {
         "WatcherStoppedError",
         "WrongLoopError",
     ),
-    "ledger": ("Entry", "EntryState", "Ledger", "LedgerStore", "open_ledger"),
+    "ledger": ("Attempt", "Entry", "EntryState", "Ledger", "LedgerStore", "open_ledger"),
     "ledger.queries": ("SavedCharacter",),
     "models": (
         "Character",

@@ -30,7 +30,7 @@ from .errors import (
     WatcherStoppedError,
     WrongLoopError,
 )
-from .ledger import Entry, EntryState, Ledger, LedgerStore, open_ledger
+from .ledger import Attempt, Entry, EntryState, Ledger, LedgerStore, open_ledger
 from .ledger.queries import SavedCharacter
 from .models import (
     Character,
@@ -60,6 +60,7 @@ __version__: str
 __all__ = [
     "GATEWAYS",
     "AdaptiveInterval",
+    "Attempt",
     "AuthenticationError",
     "Batch",
     "CallbackEvent",

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 Lookup = Literal["key", "task", "token"]
-"""What an entry is found by: its key, its provider and task id, or its token's digest."""
+"""What an entry is found by: its key, its provider and task id, or its token's digest.
+
+The last two also find an entry by its earlier attempts.
+"""
 
 _OWNED_STATES = {EntryState.SENDING, EntryState.RUNNING}
 _PAID_STATES = _OWNED_STATES | {EntryState.SUCCEEDED, EntryState.UNKNOWN}
@@ -172,21 +175,65 @@ class Entry:
         return f"{self.kind} at {self.provider} {printable(self.request_json, limit=_MAX_SHOWN_CHARACTERS)}"
 
 
+@attrs.frozen(kw_only=True)
+class Attempt:
+    """An earlier request of an entry, which a later one has replaced.
+
+    Attributes:
+        key: The idempotency key of the entry.
+        number: Counts the attempts of an entry from 1; 0 before the attempt is stored.
+        token_digest: The digest of the token in its callback URL, if any.
+        task_id: The provider's id of its task, if there is one.
+        provider: The name of the provider that the request was sent to.
+        state: The state in which the attempt ended.
+        request_json: The request as JSON text.
+        result_json: The result as JSON text, if there is one.
+        error_json: Why the request was rejected, has failed or is unknown, as JSON text.
+        credits: What the task cost, as the provider counts it.
+        ended_at: When the next attempt replaced this one, in epoch seconds.
+    """
+
+    key: str
+    number: int = 0
+    token_digest: str | None = attrs.field(default=None, repr=False)
+    task_id: str | None = None
+    provider: str
+    state: EntryState
+    request_json: str = attrs.field(repr=False)
+    result_json: str | None = attrs.field(default=None, repr=False)
+    error_json: str | None = None
+    credits: float | None = None
+    ended_at: float
+
+    @property
+    def error(self) -> Any:
+        """The recorded reason why the attempt was rejected, failed or is unknown, or None."""
+        return None if self.error_json is None else json.loads(self.error_json)
+
+    @classmethod
+    def of(cls, entry: Entry, *, at: float) -> Attempt:
+        """Return the present attempt of an entry, which ends at `at`."""
+        copied = {name: getattr(entry, name) for name in ATTEMPT_COLUMNS if hasattr(entry, name)}
+        return cls(**copied, ended_at=at)
+
+
 COLUMNS = tuple(field.name for field in attrs.fields(Entry))
+ATTEMPT_COLUMNS = tuple(field.name for field in attrs.fields(Attempt))
 TRANSITION_COLUMNS = ("state", "owner", "result_json", "error_json", "credits", "updated_at", "version")
 """The columns that every transition writes."""
 INDEXED_COLUMNS = ("token_digest", "task_id")
 """The columns that a transition may also write. Each has an index, which costs time to update."""
 
 
-def column_getter(columns: Sequence[str]) -> Callable[[Entry], tuple[Any, ...]]:
-    """Return a function that reads two or more columns of an entry as plain values."""
+def column_getter(columns: Sequence[str]) -> Callable[[Entry | Attempt], tuple[Any, ...]]:
+    """Return a function that reads two or more columns of an entry, or an attempt, as plain values."""
     # For every value that is not exactly a `str`, sqlite3 searches its adapters. For an
     # `EntryState` that would take 1 us per entry.
     return attrgetter(*("state._value_" if name == "state" else name for name in columns))
 
 
 to_row = column_getter(COLUMNS)
+to_attempt_row = column_getter(ATTEMPT_COLUMNS)
 
 
 def from_row(row: Sequence[Any]) -> Entry:
@@ -194,6 +241,13 @@ def from_row(row: Sequence[Any]) -> Entry:
     values = dict(zip(COLUMNS, row, strict=True))
     values["state"] = EntryState(values["state"])
     return Entry(**values)
+
+
+def from_attempt_row(row: Sequence[Any]) -> Attempt:
+    """Build an attempt from a row in the order of `ATTEMPT_COLUMNS`."""
+    values = dict(zip(ATTEMPT_COLUMNS, row, strict=True))
+    values["state"] = EntryState(values["state"])
+    return Attempt(**values)
 
 
 def check_storable(**texts: str | None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sora_chars.errors import ConfigurationError, LedgerError, StaleEntryError, WrongLoopError
 
-from .entry import Entry, Lookup, check_storable, to_json
+from .entry import Attempt, Entry, Lookup, check_storable, to_json
 from .notifier import ChangeNotifier
 from .states import EntryState
 from .stores.memory import MemoryStore
@@ -135,6 +135,7 @@ class Ledger:
         error: Any = None,
         credits: float | None = None,  # noqa: A002 # the provider's word
         claim: bool = True,
+        archive: Attempt | None = None,
     ) -> Entry:
         """Change the state of an entry and return the new version.
 
@@ -150,6 +151,9 @@ class Ledger:
             credits: What the task cost. None keeps the recorded value.
             claim: Make this process the owner of an entry that is sending or running.
                 Without an owner, any process may take the entry over.
+            archive: The attempt that ends with this transition, stored together with it.
+                A token digest that is replaced is always kept in such an attempt, so that
+                it still finds the entry.
 
         Raises:
             StaleEntryError: Another transition came first; `error.entry` is the present
@@ -170,7 +174,9 @@ class Ledger:
             error=error,
             credits=credits,
         )
-        stored = await self._store.replace(entry, changed)
+        if archive is None and entry.token_digest not in {None, changed.token_digest}:
+            archive = Attempt.of(entry, at=changed.updated_at)
+        stored = await self._store.replace(entry, changed, archive=archive)
         if stored is not changed:
             raise _not_replaced(entry, to, stored)
         self._notifier.changed_here(entry.key, changed.version)
@@ -181,12 +187,17 @@ class Ledger:
         return await self._find("key", key)
 
     async def by_task(self, provider: str, task_id: str) -> Entry | None:
-        """Return an entry of a task, or None."""
+        """Return an entry of a task, which may be that of an earlier attempt, or None."""
         return await self._find("task", provider, task_id)
 
     async def by_token(self, token_digest: str) -> Entry | None:
-        """Return the entry whose callback token has this digest, or None."""
+        """Return the entry of which a request, perhaps an earlier one, has a token with this digest, or None."""
         return await self._find("token", token_digest)
+
+    async def attempts(self, key: str) -> list[Attempt]:
+        """Return the earlier attempts of a key, the first one first."""
+        self._check_open()
+        return [*await self._store.attempts(key)] if key.isprintable() else []
 
     async def entries(
         self,

@@ -11,6 +11,7 @@ import pytest
 
 from sora_chars import Entry, EntryState, Ledger, LedgerError, open_ledger
 from sora_chars.ledger.stores import postgres as module
+from sora_chars.ledger.stores import postgres_statements as statements
 from sora_chars.ledger.stores.postgres import PostgresStore
 
 if TYPE_CHECKING:
@@ -185,9 +186,9 @@ async def test_rejects_a_newer_schema(postgres_url: str, monkeypatch: pytest.Mon
     """Opening tables of a newer schema version raises every time."""
     async with open_ledger(postgres_url):
         pass
-    monkeypatch.setattr(module, "UPGRADES", ())
+    monkeypatch.setattr(statements, "UPGRADES", ())
     for _ in range(2):
-        with pytest.raises(LedgerError, match=r"schema version 4, but this package supports versions up to 0"):
+        with pytest.raises(LedgerError, match=r"schema version 5, but this package supports versions up to 0"):
             await open_ledger(postgres_url).open()
 
 
@@ -195,11 +196,11 @@ async def test_upgrades_an_older_schema(postgres_url: str, monkeypatch: pytest.M
     """Five concurrent openings run the missing upgrade scripts once; if one fails, none takes effect."""
     async with open_ledger(postgres_url) as ledger:
         first = await register(ledger)
-    scripts = (*module.UPGRADES, "CREATE TABLE more (a int); INSERT INTO more VALUES (1)")
-    monkeypatch.setattr(module, "UPGRADES", (*scripts, "CREATE TABLE last (a int); NONSENSE"))
+    scripts = (*statements.UPGRADES, "CREATE TABLE more (a int); INSERT INTO more VALUES (1)")
+    monkeypatch.setattr(statements, "UPGRADES", (*scripts, "CREATE TABLE last (a int); NONSENSE"))
     with pytest.raises(LedgerError, match="NONSENSE"):
         await open_ledger(postgres_url).open()
-    monkeypatch.setattr(module, "UPGRADES", scripts)
+    monkeypatch.setattr(statements, "UPGRADES", scripts)
     ledgers = [open_ledger(postgres_url) for _ in range(5)]
     await asyncio.gather(*(ledger.open() for ledger in ledgers))
     assert [await ledger.get("k-1") for ledger in ledgers] == [first] * 5

@@ -14,7 +14,7 @@ import hashlib
 import logging
 import time
 import uuid
-from typing import TYPE_CHECKING, Any, LiteralString
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import psycopg
@@ -23,15 +23,16 @@ from psycopg.errors import LockNotAvailable, QueryCanceled
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from sora_chars.errors import ConfigurationError, LedgerError, printable
-from sora_chars.ledger.entry import COLUMNS, INDEXED_COLUMNS, TRANSITION_COLUMNS, column_getter, from_row, to_row
+from sora_chars.ledger.entry import from_attempt_row, from_row, to_attempt_row, to_row
 from sora_chars.ratelimit.distributed import Lease
 
 from . import postgres_quota
+from . import postgres_statements as statements
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from sora_chars.ledger.entry import Entry, Lookup
+    from sora_chars.ledger.entry import Attempt, Entry, Lookup
     from sora_chars.ledger.notifier import ChangeNotifier
     from sora_chars.ledger.states import EntryState
     from sora_chars.ratelimit.distributed import CapacityRequest, QuotaStore
@@ -40,65 +41,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sora_chars.ledger")
 
-UPGRADES: tuple[LiteralString, ...] = (
-    """
-    CREATE TABLE sora_chars_entries (
-        place bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-        key text NOT NULL UNIQUE,
-        provider text NOT NULL,
-        kind text NOT NULL,
-        state text NOT NULL,
-        request_json text NOT NULL,
-        token_digest text,
-        task_id text,
-        holder text,
-        result_json text,
-        error_json text,
-        credits double precision,
-        created_at double precision NOT NULL,
-        updated_at double precision NOT NULL,
-        version integer NOT NULL
-    );
-    CREATE INDEX ON sora_chars_entries (task_id) WHERE task_id IS NOT NULL;
-    CREATE INDEX ON sora_chars_entries (token_digest) WHERE token_digest IS NOT NULL;
-    """,
-    postgres_quota.TABLES,
-    """
-    ALTER TABLE sora_chars_entries RENAME COLUMN place TO row_id;
-    ALTER TABLE sora_chars_entries RENAME COLUMN holder TO owner;
-    UPDATE sora_chars_entries SET state = 'pending' WHERE state = 'asked';
-    UPDATE sora_chars_entries SET state = 'rejected' WHERE state = 'refused';
-    UPDATE sora_chars_entries SET error_json = replace(
-        replace(error_json, '"type":"RequestRefusedError"', '"type":"RequestRejectedError"'),
-        '"passing":', '"transient":'
-    ) WHERE error_json IS NOT NULL;
-    """,
-    postgres_quota.RENAMES,
-)
-"""Each script upgrades the tables by one version, which the table `sora_chars_ledger` holds."""
-
-_CHANNEL = "sora_chars_ledger"
 _MAX_CONNECTIONS = 10  # in the pool
 _MIN_LISTENER_TIMEOUT = 2  # seconds to connect; libpq's own minimum
-_UPDATED_COLUMNS = (*TRANSITION_COLUMNS, *INDEXED_COLUMNS)
-_to_updated = column_getter(_UPDATED_COLUMNS)
-_INSERT = (
-    f"INSERT INTO sora_chars_entries ({', '.join(COLUMNS)}) VALUES ({', '.join(['%s'] * len(COLUMNS))})"  # noqa: S608 # our own names
-    " ON CONFLICT (key) DO NOTHING RETURNING key"
-)
-_REPLACE = (
-    f"WITH updated AS (UPDATE sora_chars_entries SET {', '.join(f'{name} = %s' for name in _UPDATED_COLUMNS)}"  # noqa: S608 # our own names
-    " WHERE key = %s AND version = %s RETURNING key, version)"
-    f" SELECT pg_notify('{_CHANNEL}', version || ' ' || key) FROM updated"
-)
-_SELECT = f"SELECT {', '.join(COLUMNS)} FROM sora_chars_entries WHERE"  # noqa: S608 # our own names
-_FIND: dict[Lookup, str] = {
-    "key": f"{_SELECT} key = %s",
-    "task": f"{_SELECT} provider = %s AND task_id = %s LIMIT 1",
-    "token": f"{_SELECT} token_digest = %s LIMIT 1",
-}
-_PAGE = f"SELECT row_id, {', '.join(COLUMNS)} FROM sora_chars_entries WHERE state = ANY(%s) AND row_id"  # noqa: S608 # our own names
-_PAGES = {False: f"{_PAGE} > %s ORDER BY row_id LIMIT %s", True: f"{_PAGE} < %s ORDER BY row_id DESC LIMIT %s"}
 _MAX_ROW_ID = 2**63 - 1
 
 _KEEPALIVES: dict[str, Any] = {
@@ -177,17 +121,27 @@ class PostgresStore:
 
     async def insert(self, entry: Entry) -> Entry:
         """See `LedgerStore`."""
-        return entry if await self._execute(_INSERT, to_row(entry)) else await self._stored(entry) or entry
+        return entry if await self._execute(statements.INSERT, to_row(entry)) else await self._stored(entry) or entry
 
-    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+    async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
         """See `LedgerStore`. The same statement notifies the other processes."""
-        values = (*_to_updated(after), after.key, before.version)
-        return after if await self._execute(_REPLACE, values) else await self._stored(after)
+        statement = statements.REPLACE
+        values = (*statements.to_updated(after), after.key, before.version)
+        if archive:
+            statement = statements.REPLACE_AND_ARCHIVE
+            values += to_attempt_row(archive)
+        return after if await self._execute(statement, values) else await self._stored(after)
 
     async def find(self, by: Lookup, *values: str) -> Entry | None:
         """See `LedgerStore`."""
-        rows = await self._execute(_FIND[by], values)
+        rows = await self._execute(statements.FIND[by], values)
+        if not rows and by in statements.FIND_BY_ATTEMPT:
+            rows = await self._execute(statements.FIND_BY_ATTEMPT[by], values)
         return from_row(rows[0]) if rows else None
+
+    async def attempts(self, key: str) -> Sequence[Attempt]:
+        """See `LedgerStore`."""
+        return [from_attempt_row(row) for row in await self._execute(statements.ATTEMPTS, (key,))]
 
     async def page(
         self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
@@ -195,7 +149,7 @@ class PostgresStore:
         """See `LedgerStore`."""
         start = _MAX_ROW_ID if newest_first else 0
         parameters = ([state.value for state in states], start if after is None else after, size)
-        rows = await self._execute(_PAGES[newest_first], parameters)
+        rows = await self._execute(statements.PAGES[newest_first], parameters)
         return [(row[0], from_row(row[1:])) for row in rows]
 
     async def is_dead(self, owner: str) -> bool:
@@ -314,7 +268,7 @@ class PostgresStore:
         )
         try:
             await listener.execute(_SERVER_KEEPALIVES)
-            await listener.execute(f"LISTEN {_CHANNEL}".encode())
+            await listener.execute(f"LISTEN {statements.CHANNEL}".encode())
             await listener.execute("SELECT pg_advisory_lock(%s)", (_lock_id(self.owner),))
         except BaseException:
             await listener.close()
@@ -355,14 +309,15 @@ async def _upgrade(connection: Connection) -> None:
         await connection.execute("CREATE TABLE IF NOT EXISTS sora_chars_ledger (version integer NOT NULL)")
         row = await (await connection.execute("DELETE FROM sora_chars_ledger RETURNING version")).fetchone()
         version: int = row[0] if row else 0
-        if version > len(UPGRADES):
+        if version > len(statements.UPGRADES):
             raise LedgerError(
-                f"The ledger has schema version {version}, but this package supports versions up to {len(UPGRADES)}.",
+                f"The ledger has schema version {version}, but this package supports versions up to"
+                f" {len(statements.UPGRADES)}.",
                 hint="Open it with a newer version of sora-chars.",
             )
-        for script in UPGRADES[version:]:
+        for script in statements.UPGRADES[version:]:
             await connection.execute(script)
-        await connection.execute("INSERT INTO sora_chars_ledger VALUES (%s)", (len(UPGRADES),))
+        await connection.execute("INSERT INTO sora_chars_ledger VALUES (%s)", (len(statements.UPGRADES),))
 
 
 def _lock_id(name: str) -> int:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from pathlib import Path
 
-    from sora_chars.ledger.entry import Entry, Lookup
+    from sora_chars.ledger.entry import Attempt, Entry, Lookup
     from sora_chars.ledger.notifier import ChangeNotifier
 
 log = logging.getLogger("sora_chars.ledger")
@@ -100,14 +100,20 @@ class SqliteStore:
         """See `LedgerStore`."""
         return await self._writer.call(statements.insert, entry)
 
-    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+    async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
         """See `LedgerStore`."""
+        if archive:
+            return await self._writer.call(statements.replace_and_archive, (before, after, archive))
         spacing = self._spacing if before.state is EntryState.RUNNING and after.state is not EntryState.RUNNING else 0.0
         return await self._writer.call(statements.replace(before, after), (before, after), spacing=spacing)
 
     async def find(self, by: Lookup, *values: str) -> Entry | None:
         """See `LedgerStore`."""
         return await self._reader.call(statements.find, (by, values))
+
+    async def attempts(self, key: str) -> Sequence[Attempt]:
+        """See `LedgerStore`."""
+        return await self._reader.call(statements.attempts, key)
 
     async def page(
         self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
