@@ -15,9 +15,7 @@ import random
 import re
 import time
 import warnings
-from contextlib import asynccontextmanager, nullcontext, suppress
-from contextvars import ContextVar
-from functools import lru_cache
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -39,10 +37,11 @@ from .errors import (
 from .ratelimit.window import Account, Kind, Limits, account
 from .redaction import HIDDEN, mask
 from .responses import Response
+from .timeouts import NOTICEABLE, client_timeout, create_timeout, time_limit
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+    from collections.abc import Awaitable, Callable, Generator, Mapping
     from contextlib import AbstractAsyncContextManager
 
 T = TypeVar("T")
@@ -52,12 +51,6 @@ log = logging.getLogger("sora_chars.transport")
 _TRIES: Mapping[Kind, int] = {"create": 8, "poll": 2, "other": 4}
 _TIMEOUTS: Mapping[Kind, float] = {"create": 60.0, "poll": 30.0, "other": 300.0}
 
-_CONNECT_TIMEOUT = 15.0  # seconds
-_LATE = 0.1  # seconds; a timer that fires later was held up by a blocked loop or a stopped process
-_READ_GRACE = 1.0  # seconds for reading an answer that may lie in the socket after that
-
-submit_deadline: ContextVar[float] = ContextVar("submit_deadline", default=math.inf)
-"""Loop time until which a create of this context may connect. A request that was sent may take longer."""
 _SEND_ERRORS = (aiohttp.ClientError, TimeoutError, OSError, TypeError, ValueError)
 _PERMANENT_ERRORS = (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError)
 _MIN_KEY_IN_BODY = 16  # characters; a shorter key is a test's, and may be a word of the protocol
@@ -107,45 +100,6 @@ def _delays() -> Generator[float, Any, None]:
         wait = random.uniform(ceiling / 2, ceiling)  # noqa: S311 # jitter, no secret
         error = yield max(wait, error.retry_after or 0.0)
         ceiling = min(ceiling * 2, 30.0)
-
-
-@lru_cache
-def _client_timeout(seconds: float) -> aiohttp.ClientTimeout:
-    """Return the time-outs of a request. Connecting gets less time: without a connection nothing was sent."""
-    return aiohttp.ClientTimeout(total=seconds, connect=min(_CONNECT_TIMEOUT, seconds / 2))
-
-
-def _create_timeout(seconds: float) -> aiohttp.ClientTimeout:
-    """Return the time-out for connecting. `_time_limit` bounds the whole create."""
-    left = submit_deadline.get() - asyncio.get_running_loop().time()
-    return aiohttp.ClientTimeout(total=None, connect=max(0.001, min(_CONNECT_TIMEOUT, seconds / 2, left)))
-
-
-@asynccontextmanager
-async def _time_limit(seconds: float) -> AsyncGenerator[None]:
-    """Raise `TimeoutError` in the block after `seconds`, but first read an answer that has arrived.
-
-    A blocked event loop, or a process that was stopped, finds the timer and the answer at the same time.
-    """
-    loop = asyncio.get_running_loop()
-    timers: list[asyncio.TimerHandle] = []
-
-    def expire_at(due: float) -> None:
-        timers[:] = [loop.call_at(due, expire, due)]
-
-    def expire(due: float) -> None:
-        now = loop.time()
-        if now - due > _LATE:
-            expire_at(now + _READ_GRACE)
-        else:
-            limit.reschedule(now)
-
-    async with asyncio.timeout(None) as limit:
-        expire_at(loop.time() + seconds)
-        try:
-            yield
-        finally:
-            timers[0].cancel()
 
 
 def _final(error: Exception) -> bool:
@@ -318,7 +272,7 @@ class Transport:
         if call.kind != "create":
             async with http.request(call.method, call.url, **self._request_options(call)) as response:
                 return Response(response.status, response.headers, await self._read_body(response))
-        async with _time_limit(call.timeout):
+        async with time_limit(call.timeout):
             while True:
                 with suppress(ReusedConnectionError):
                     async with http.request(call.method, call.url, **self._request_options(call)) as response:
@@ -343,7 +297,7 @@ class Transport:
     def _request_options(self, call: _Call) -> dict[str, Any]:
         options: dict[str, Any] = {
             "headers": {"Authorization": f"Bearer {self.api_key}", "User-Agent": "sora-chars"},
-            "timeout": _client_timeout(call.timeout),
+            "timeout": client_timeout(call.timeout),
             "allow_redirects": False,  # the key goes to the host it was meant for
             "proxy": self.proxy or getattr(self.http, "_default_proxy", None),  # aiohttp has no property for it
             "ssl": self.ssl,
@@ -357,7 +311,7 @@ class Transport:
             options["server_hostname"] = URL(call.url).raw_host
             options["headers"]["Connection"] = "close"
             options["trace_request_ctx"] = call
-            options["timeout"] = _create_timeout(call.timeout)
+            options["timeout"] = create_timeout(call.timeout)
         return options
 
     async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
@@ -400,6 +354,16 @@ class Transport:
             )
 
 
+def _log_retry(details: Any) -> None:
+    """Log why and when a request is sent again, once a wait is long enough to be noticed."""
+    transport, call = details["args"]
+    error = details["exception"]
+    wait = details["wait"]
+    if isinstance(error, ProviderError) and wait >= NOTICEABLE:
+        facts = {"provider": transport.provider, "kind": call.kind, "wait": wait, "error": printable(error)}
+        log.info("%s: sending again in %.1f s: %s", transport.provider, wait, facts["error"], extra=facts)
+
+
 def _retrying(tries: int) -> Callable[[Transport, _Call], Awaitable[Any]]:
     """Return `Transport._attempt` with at most `tries` attempts, by what `backoff` and `python-backoff` share."""
     retry = backoff.on_exception(
@@ -415,16 +379,6 @@ def _retrying(tries: int) -> Callable[[Transport, _Call], Awaitable[Any]]:
 _RETRYING: Mapping[Kind, Callable[[Transport, _Call], Awaitable[Any]]] = {
     kind: _retrying(tries) for kind, tries in _TRIES.items()
 }
-
-
-def _log_retry(details: Any) -> None:
-    """Log why and when a request is sent again, once a wait is long enough to be noticed."""
-    transport, call = details["args"]
-    error = details["exception"]
-    wait = details["wait"]
-    if isinstance(error, ProviderError) and wait >= _LATE:
-        facts = {"provider": transport.provider, "kind": call.kind, "wait": wait, "error": printable(error)}
-        log.info("%s: sending again in %.1f s: %s", transport.provider, wait, facts["error"], extra=facts)
 
 
 def _no_answer(error: Exception, provider: str, call: _Call) -> NoAnswerError:

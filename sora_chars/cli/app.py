@@ -142,8 +142,8 @@ def _fail(context: CommandContext, error: SoraCharsError) -> int:
 def _hint(context: CommandContext, error: SoraCharsError) -> str:
     """Return what to do about an error, in terms of commands where there are any."""
     match error:
-        case SubmissionUnknownError():
-            return context.resolve_hint(error.key, tasks=context.has_tasks)
+        case SubmissionUnknownError(key=str(key)):
+            return context.resolve_hint(key, tasks=context.has_tasks)
         case LedgerError(key=str(key), task_id=str(task_id)):
             return context.unrecorded_hint(key, task_id)
         case LedgerError() if context.ledger_name:

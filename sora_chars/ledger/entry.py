@@ -221,8 +221,8 @@ COLUMNS = tuple(field.name for field in attrs.fields(Entry))
 ATTEMPT_COLUMNS = tuple(field.name for field in attrs.fields(Attempt))
 TRANSITION_COLUMNS = ("state", "owner", "result_json", "error_json", "credits", "updated_at", "version")
 """The columns that every transition writes."""
-INDEXED_COLUMNS = ("token_digest", "task_id")
-"""The columns that a transition may also write. Each has an index, which costs time to update."""
+OCCASIONAL_COLUMNS = ("token_digest", "task_id", "request_json")
+"""The columns that a transition may also write. Two have an index, which costs time to update; the last is long."""
 
 
 def column_getter(columns: Sequence[str]) -> Callable[[Entry | Attempt], tuple[Any, ...]]:

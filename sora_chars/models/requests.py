@@ -304,3 +304,18 @@ def as_request(request: Request | None, fields: Mapping[str, Any]) -> Request:
             f"got {given}."
         )
     return request
+
+
+def with_changes(request: Request, changes: Mapping[str, Any]) -> Request:
+    """Return a request in which some fields have other values.
+
+    Raises:
+        InvalidRequestError: A field is unknown or invalid.
+    """
+    allowed = [field.name for field in attrs.fields(type(request)) if field.name != "key"]
+    if unknown := sorted(changes.keys() - allowed):
+        raise InvalidRequestError(
+            f"No such field: {', '.join(unknown)}. Allowed are {', '.join(allowed)}.", problems=tuple(unknown)
+        )
+    made: Request = attrs.evolve(request, **changes)
+    return made

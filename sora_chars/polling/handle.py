@@ -43,12 +43,14 @@ class HandleContext:
         provider: The provider that runs the task.
         watcher: The watcher that polls the task.
         timeout: Seconds that a wait lasts by default.
+        key: The idempotency key, if one is recorded for the task.
     """
 
     task: WatchedTask
     provider: Provider
     watcher: TaskWatcher
     timeout: float
+    key: str | None = None
 
 
 @attrs.define(eq=False, kw_only=True, repr=False)
@@ -220,7 +222,7 @@ class TaskHandle(Generic[R]):
         try:
             yield
         except SoraCharsError as error:
-            error.add_facts(key=self.key, provider=self.provider, task_id=self.task_id or None)
+            error.add_facts(key=self._attached().key, provider=self.provider, task_id=self.task_id or None)
             if isinstance(error, ProviderError):  # a poll failed, not the create
                 error.charged = "maybe" if isinstance(error, TaskNotFoundError) else "yes"
             raise
@@ -260,7 +262,7 @@ class TaskHandle(Generic[R]):
             f"Task {self.task_id} at {self.provider} {ended}.",
             hint="Await the handle again, or resume the task by its id: nothing is lost.",
             handle=self,
-            key=self.key,
+            key=self._attached().key,
             provider=self.provider,
             task_id=self.task_id,
             charged="yes" if is_shown else "maybe",

@@ -53,6 +53,7 @@ _HINTS = {
     "cameo_permission_denied": "Use another clip. The person in this one has not permitted it.",
     "sora_content_violation": "Use another clip. This one violates the content policy.",
 }
+_REDIRECTS = range(300, 400)
 _ERRORS_BY_STATUS: Mapping[int, tuple[type[ProviderError], str]] = {
     401: (AuthenticationError, "Check the API key."),
     403: (PermissionDeniedError, "Use a key or a group that may use this model."),
@@ -274,13 +275,14 @@ def _text(value: Any) -> str | None:
 def _text_error(response: Response, provider: str) -> ProviderError:
     """Return the error for a body that is not JSON: an HTML page, plain text or a damaged response.
 
-    With a status from 500, or after damage, the outcome of the request is unknown. Other statuses prove that
-    something in front of the provider rejected the request.
+    With a status from 500, or after damage, the outcome of the request is unknown. The gateways also send plain text
+    for rejections; a redirect, and a page with the status of one, were written in front of them.
     """
-    if rejection := blocked(response, provider):
-        return rejection
     text = printable(re.sub(r"<[^>]{0,500}>", " ", response.body[:4000].decode(errors="replace")), limit=200)
     is_page = response.body.lstrip().startswith(b"<")
+    rejection = blocked(response, provider)
+    if rejection and (is_page or not text or rejection.status in _REDIRECTS):
+        return rejection
     if response.status == HTTPStatus.NOT_FOUND or (_is_success(response) and is_page):
         return ModelUnavailableError(
             f"{provider} does not serve characters any more: it answered HTTP {response.status} with {text!r}.",

@@ -129,7 +129,7 @@ class PostgresStore:
         values = (*statements.to_updated(after), after.key, before.version)
         if archive:
             statement = statements.REPLACE_AND_ARCHIVE
-            values += to_attempt_row(archive)
+            values = (*statements.to_restarted(after), after.key, before.version, *to_attempt_row(archive))
         return after if await self._execute(statement, values) else await self._stored(after)
 
     async def find(self, by: Lookup, *values: str) -> Entry | None:
