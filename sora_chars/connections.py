@@ -10,9 +10,8 @@ from .errors import ConfigurationError
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
-    from typing import Literal
 
-    Kind = Literal["create", "poll", "other"]
+    from .kinds import Kind
 
 
 def open_clients(http: aiohttp.ClientSession | None) -> dict[Kind, aiohttp.ClientSession]:

@@ -35,7 +35,7 @@ from .errors import (
     WrongLoopError,
     printable,
 )
-from .ratelimit.window import Account, Kind, Limits, account
+from .ratelimit.window import Account, Limits, account
 from .redaction import HIDDEN, mask
 from .responses import Response
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable, Generator, Mapping
     from contextlib import AbstractAsyncContextManager
+
+    from .kinds import Kind
 
 T = TypeVar("T")
 
