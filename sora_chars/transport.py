@@ -36,7 +36,7 @@ from .errors import (
     printable,
 )
 from .ratelimit.window import Account, Limits, account
-from .redaction import HIDDEN, mask
+from .redaction import HIDDEN, hide_secret, mask, secret_pattern
 from .responses import Response
 
 if TYPE_CHECKING:
@@ -162,6 +162,7 @@ class Transport:
     timeout: float = _TIMEOUTS["create"]
     connections: int = attrs.field(default=100, validator=attrs.validators.ge(1))
     account: Account = attrs.field(init=False, repr=False)
+    _key_pattern: re.Pattern[bytes] = attrs.field(init=False, repr=False)
     _users: int = attrs.field(default=0, init=False)
     _open: dict[Kind, aiohttp.ClientSession] | None = attrs.field(default=None, init=False, repr=False)
     _loop: asyncio.AbstractEventLoop | None = attrs.field(default=None, init=False, repr=False)
@@ -176,6 +177,7 @@ class Transport:
         if not (isinstance(timeout, int | float) and 0 < timeout < math.inf):
             given = printable(repr(timeout), limit=60)
             raise ConfigurationError(f"timeout must be a number of seconds above 0, got {given}.")
+        self._key_pattern = secret_pattern(self.api_key)
         self.account = account(self.base_url, self.api_key, self.limits)
         self._slots = asyncio.Semaphore(self.connections)
 
@@ -322,7 +324,7 @@ class Transport:
                 raise aiohttp.ClientPayloadError(f"the response is larger than {_MAX_BODY_BYTES} bytes")
         if len(self.api_key) < _MIN_KEY_IN_BODY:  # a test's key
             return bytes(body)
-        return bytes(body.replace(self.api_key.encode(), HIDDEN.encode()))
+        return hide_secret(bytes(body), self.api_key.encode(), self._key_pattern)
 
     def _hide(self, text: str) -> str:
         return text.replace(self.api_key, HIDDEN) if len(self.api_key) >= _MIN_KEY_IN_TEXT else text

@@ -125,6 +125,22 @@ async def test_echoed_key_is_hidden(start: Start) -> None:
     assert KEY not in f"{caught.value} {caught.value!r} {vars(caught.value)}"
 
 
+@pytest.mark.parametrize("spelling", ["slashes", "escapes", "utf-16"])
+async def test_escaped_key_is_hidden(start: Start, spelling: str) -> None:
+    """A key that the server repeats with JSON escapes, or in UTF-16, is in no error and in no ledger entry."""
+    key = f"{KEY}/0123456789"
+    escaped = "".join(f"\\u{ord(character):04x}" for character in key)
+    echoed = {"slashes": key.replace("/", "\\/"), "escapes": escaped, "utf-16": key}[spelling]
+    text = f'{{"code": 400, "msg": "no: {echoed}", "data": null}}'
+    body = text.encode("utf-16" if spelling == "utf-16" else "utf-8")
+    server = await start(lambda _: web.Response(body=body, content_type="application/json"))
+    async with CharacterSession(Kie(key, base_url=server.url)) as session:
+        with pytest.raises(SoraCharsError, match=r"no: \*\*\*") as caught:
+            await session.create(from_task="a" * 32, clip="1,3", prompt="A dog", key="k")
+        entry = await session.entry("k")
+    assert "0123456789" not in f"{caught.value} {vars(caught.value)} {entry}"
+
+
 async def test_proxy(proxy: tuple[str, asyncio.Queue[str]]) -> None:
     """With a proxy, requests go to it and name their real host, which is not resolved here."""
     url, heads = proxy
