@@ -36,8 +36,10 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from .redaction import mask
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 _MAX_MESSAGE_LENGTH = 500  # characters
 
@@ -50,6 +52,10 @@ def printable(text: object, *, limit: int = _MAX_MESSAGE_LENGTH) -> str:
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
+def _mask_all(lines: Iterable[str]) -> tuple[str, ...]:
+    return tuple(map(mask, lines))
+
+
 def _rebuild(kind: type[SoraCharsError], facts: dict[str, Any]) -> SoraCharsError:
     return kind(**facts)
 
@@ -59,12 +65,12 @@ class SoraCharsError(Exception):
     """Base class of all errors of this package.
 
     Attributes:
-        message: What happened.
+        message: What happened. The secret parts of links are masked.
         hint: What to do about it; empty if there is no advice.
     """
 
-    message: str = attrs.field(kw_only=False)
-    hint: str = ""
+    message: str = attrs.field(kw_only=False, converter=mask)
+    hint: str = attrs.field(default="", converter=mask)
 
     def __str__(self) -> str:
         if not self.hint:
@@ -92,7 +98,7 @@ class InvalidRequestError(SoraCharsError, ValueError):
         problems: One line for each broken rule: the field, the rule and the value.
     """
 
-    problems: tuple[str, ...] = ()
+    problems: tuple[str, ...] = attrs.field(default=(), converter=_mask_all)
 
 
 class SessionClosedError(SoraCharsError):

@@ -5,6 +5,7 @@ A link may be secret in its user, its query and its fragment: a signature is a p
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 
@@ -24,6 +25,7 @@ _TOKEN = re.compile(rf'(callBackUrl[\\"\s:]++)https?:{_REST}+', re.IGNORECASE)
 _LINK = re.compile(
     rf"(:{_SLASH}{{2}})(?P<user>(?:{_PLAIN}*+{_AT})++)?({_PATH}*+)(?P<query>{_QUESTION}{_REST}++|{_HASH}{_REST}++)?"
 )
+_SEALED = re.compile(r"\?\*\*\*[0-9a-f]{32}")
 _CLOSING = "')]}>.,:;!…"  # what may follow a link in a sentence; a query may contain it, too
 
 
@@ -39,9 +41,24 @@ def mask(text: str) -> str:
     return _LINK.sub(_without_secrets, hide_tokens(text))
 
 
+def seal(text: str) -> str:
+    """Return the text with a digest in place of the secret parts of each link, which no longer can be followed.
+
+    Equal links give equal text, other links give other text, and a sealed text stays as it is.
+    """
+    return _LINK.sub(_sealed, text) if "://" in text else text
+
+
 def masked_repr(value: object) -> str:
     """Return the repr of a value that contains links, for `attrs.field(repr=)`."""
     return mask(repr(value))
+
+
+def _sealed(link: re.Match[str]) -> str:
+    start, user, path, query = link.groups()
+    if not (user or query) or _SEALED.fullmatch(query or ""):
+        return link[0]
+    return f"{start}{path}?{HIDDEN}{hashlib.sha256(link[0].encode(errors='replace')).hexdigest()[:32]}"
 
 
 def _without_secrets(link: re.Match[str]) -> str:
@@ -55,9 +72,8 @@ def _without_secrets(link: re.Match[str]) -> str:
 
 def secret_pattern(secret: str) -> re.Pattern[bytes]:
     """Return a pattern for a secret in the bytes of an answer, in every spelling that JSON has for its characters."""
-    first, *rest = secret
     # Without the lookbehind, a search in a run of backslashes would begin at each of them.
-    return re.compile("".join((_spellings(first, r"(?<!\\)\\++"), *map(_spellings, rest))).encode())
+    return re.compile("".join((_spellings(secret[0], r"(?<!\\)\\++"), *map(_spellings, secret[1:]))).encode())
 
 
 def _spellings(character: str, backslashes: str = r"\\++") -> str:

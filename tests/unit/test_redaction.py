@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sora_chars.redaction import hide_secret, mask, masked_repr, secret_pattern
+from sora_chars.redaction import hide_secret, mask, masked_repr, seal, secret_pattern
 
 CALLBACK = "https://a.invalid/cb/TOKEN"
 SIGNED = "https://b.invalid/p.png?sig=SIGNATURE&exp=1"
@@ -94,3 +96,29 @@ def test_hides_a_key_in_every_encoding_of_json(encoding: str) -> None:
 def test_hiding_a_key_is_fast_on_hostile_bytes(body: bytes) -> None:
     """A search for a key takes time that is proportional to the length of the answer."""
     assert hide_secret(body, KEYS[0].encode(), secret_pattern(KEYS[0])) == body
+
+
+PARTS = st.lists(st.sampled_from(["https://", "user:pw@", "a.invalid", "/x", "?", "#", "\\", '"', " ", "u0", "é"]))
+
+
+@given(parts=PARTS, ascii_only=st.booleans())
+def test_masked_and_sealed_json_stays_json(parts: list[str], *, ascii_only: bool) -> None:
+    """JSON stays JSON when its links are masked or sealed, also as text in JSON."""
+    inner = json.dumps({"link": "".join(parts), "kept": 1}, ensure_ascii=ascii_only)
+    for text in (inner, json.dumps({"param": inner, "kept": 1})):
+        for change in (mask, seal):
+            value = json.loads(change(text))
+            assert value["kept"] == 1
+            assert json.loads(value.get("param", "0")) is not None
+
+
+def test_sealed_links_identify_the_link() -> None:
+    """Equal links have equal seals and other links have others; a sealed text and a plain link do not change."""
+    sealed = seal(f'"{SIGNED}"')
+    assert sealed == seal(f'"{SIGNED}"') == seal(sealed)
+    assert "SIGNATURE" not in sealed
+    assert sealed.startswith('"https://b.invalid/p.png?***')
+    others = {seal(link) for link in (SIGNED + "0", SIGNED + "#", SIGNED.replace("//", "//user@"))}
+    assert len(others) == 3
+    assert sealed.strip('"') not in others
+    assert seal("https://b.invalid/p.png") == "https://b.invalid/p.png"

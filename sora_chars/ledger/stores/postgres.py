@@ -23,7 +23,15 @@ from psycopg.errors import LockNotAvailable, QueryCanceled
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from sora_chars.errors import ConfigurationError, LedgerError, printable
-from sora_chars.ledger.entry import COLUMNS, INDEXED_COLUMNS, TRANSITION_COLUMNS, column_getter, from_row, to_row
+from sora_chars.ledger.entry import (
+    COLUMNS,
+    INDEXED_COLUMNS,
+    REQUEST_COLUMN,
+    TRANSITION_COLUMNS,
+    column_getter,
+    from_row,
+    to_row,
+)
 from sora_chars.ratelimit.distributed import Lease
 
 from . import postgres_quota
@@ -80,7 +88,7 @@ UPGRADES: tuple[LiteralString, ...] = (
 _CHANNEL = "sora_chars_ledger"
 _MAX_CONNECTIONS = 10  # in the pool
 _MIN_LISTENER_TIMEOUT = 2  # seconds to connect; libpq's own minimum
-_UPDATED_COLUMNS = (*TRANSITION_COLUMNS, *INDEXED_COLUMNS)
+_UPDATED_COLUMNS = (*TRANSITION_COLUMNS, *INDEXED_COLUMNS, REQUEST_COLUMN)
 _to_updated = column_getter(_UPDATED_COLUMNS)
 _INSERT = (
     f"INSERT INTO sora_chars_entries ({', '.join(COLUMNS)}) VALUES ({', '.join(['%s'] * len(COLUMNS))})"  # noqa: S608 # our own names

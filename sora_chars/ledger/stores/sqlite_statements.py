@@ -13,7 +13,15 @@ from itertools import chain, compress
 from typing import TYPE_CHECKING, TypeVar
 
 from sora_chars.errors import LedgerError
-from sora_chars.ledger.entry import COLUMNS, INDEXED_COLUMNS, TRANSITION_COLUMNS, column_getter, from_row, to_row
+from sora_chars.ledger.entry import (
+    COLUMNS,
+    INDEXED_COLUMNS,
+    REQUEST_COLUMN,
+    TRANSITION_COLUMNS,
+    column_getter,
+    from_row,
+    to_row,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -119,13 +127,17 @@ def replace(before: Entry, after: Entry) -> Work:
     It takes pairs of the version before and the version after, and returns the stored
     entry of every pair.
     """
-    return _replace_function(after.token_digest != before.token_digest, after.task_id != before.task_id)
+    return _replace_function(
+        after.token_digest != before.token_digest,
+        after.task_id != before.task_id,
+        after.request_json != before.request_json,
+    )
 
 
 @cache
-def _replace_function(*indexed: bool) -> Work:
-    """Return the function for changes of those indexed columns that are marked."""
-    columns = (*TRANSITION_COLUMNS, *compress(INDEXED_COLUMNS, indexed))
+def _replace_function(*changed: bool) -> Work:
+    """Return the function for changes of those indexed columns, and of the request, that are marked."""
+    columns = (*TRANSITION_COLUMNS, *compress((*INDEXED_COLUMNS, REQUEST_COLUMN), changed))
     values = column_getter(columns)
 
     def update(cursor: sqlite3.Cursor, pairs: Sequence[tuple[Entry, Entry]]) -> bool:
