@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from .kinds import Kind
 
+MAX_HEADER_BYTES = 256 * 1024
+"""How long a line of an answer's head may be. A longer one would hide whether a create was paid: aiohttp allows 8 kB."""
+
 
 def open_clients(http: aiohttp.ClientSession | None) -> dict[Kind, aiohttp.ClientSession]:
     """Return a client for each kind of request.
@@ -41,7 +44,12 @@ def _client(
     connector: aiohttp.BaseConnector, traces: list[aiohttp.TraceConfig], *, owner: bool
 ) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        connector=connector, connector_owner=owner, trace_configs=traces, cookie_jar=aiohttp.DummyCookieJar()
+        connector=connector,
+        connector_owner=owner,
+        trace_configs=traces,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        max_line_size=MAX_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES,
     )
 
 

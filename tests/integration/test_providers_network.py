@@ -141,6 +141,15 @@ async def test_escaped_key_is_hidden(start: Start, spelling: str) -> None:
     assert character.raw["error_code"] == entry.result["raw"]["error_code"] == "***"
 
 
+@pytest.mark.parametrize("size", [8_000, 100_000])
+async def test_long_headers_are_read(size: int, start: Start) -> None:
+    """A paid answer with headers beyond aiohttp's default limit of 8 kB is read."""
+    server = await start(lambda _: web.json_response(CHARACTER, headers={"Set-Cookie": "x" * size}))
+    async with CharacterSession(Kkiai(KEY, base_url=server.url)) as session:
+        assert (await session.create(**FROM_TASK)).id == CHARACTER["id"]
+    assert len(server.requests) == 1
+
+
 async def test_proxy(proxy: tuple[str, asyncio.Queue[str]]) -> None:
     """With a proxy, requests go to it and name their real host, which is not resolved here."""
     url, heads = proxy
