@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .kinds import Kind
 
 MAX_HEADER_BYTES = 256 * 1024
-"""How long a line of an answer's head may be. A longer one would hide whether a create was paid: aiohttp allows 8 kB."""
+"""The maximum length of a header in an answer. An answer beyond it is lost, and aiohttp allows 8 kB by default."""
 
 
 def open_clients(http: aiohttp.ClientSession | None) -> dict[Kind, aiohttp.ClientSession]:

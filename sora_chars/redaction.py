@@ -94,7 +94,8 @@ def hide_secret(body: bytes, secret: bytes, pattern: re.Pattern[bytes]) -> bytes
         pattern: The `secret_pattern` of the secret.
     """
     if b"\0" in body[:4]:
-        body = body.decode(json.detect_encoding(body), "replace").encode()
+        text = body.decode(json.detect_encoding(body), "replace").encode()
+        return pattern.sub(HIDDEN.encode(), text) if pattern.search(text) else body
     if b"\\u00" in body or (b"\\" in body and not _ESCAPABLE.isdisjoint(secret)):
         return pattern.sub(HIDDEN.encode(), body)  # slow, and rarely needed
     return body.replace(secret, HIDDEN.encode())

@@ -35,6 +35,7 @@ from .errors import (
     WrongLoopError,
     printable,
 )
+from .proxies import Proxies, clean_proxy, is_rejected_by_proxy, proxies_of
 from .ratelimit.window import Account, Limits, account
 from .redaction import HIDDEN, hide_secret, mask, secret_pattern
 from .responses import Response
@@ -145,7 +146,7 @@ class Transport:
         api_key: Sent as a Bearer token.
         limits: How many requests the account may send.
         http: An aiohttp session to use; the transport never closes it.
-        proxy: The URL of an HTTP proxy.
+        proxy: The URL of an HTTP proxy. Defaults to that of the environment; see `Proxies`.
         ssl: As aiohttp's option of that name.
         timeout: Seconds for a create, from sending to the end of its response.
         connections: The maximum number of requests in flight.
@@ -163,6 +164,7 @@ class Transport:
     connections: int = attrs.field(default=100, validator=attrs.validators.ge(1))
     account: Account = attrs.field(init=False, repr=False)
     _key_pattern: re.Pattern[bytes] = attrs.field(init=False, repr=False)
+    _proxies: Proxies = attrs.field(init=False, repr=False)
     _users: int = attrs.field(default=0, init=False)
     _open: dict[Kind, aiohttp.ClientSession] | None = attrs.field(default=None, init=False, repr=False)
     _loop: asyncio.AbstractEventLoop | None = attrs.field(default=None, init=False, repr=False)
@@ -177,6 +179,7 @@ class Transport:
         if not (isinstance(timeout, int | float) and 0 < timeout < math.inf):
             given = printable(repr(timeout), limit=60)
             raise ConfigurationError(f"timeout must be a number of seconds above 0, got {given}.")
+        clean_proxy(self.proxy, field="proxy")
         self._key_pattern = secret_pattern(self.api_key)
         self.account = account(self.base_url, self.api_key, self.limits)
         self._slots = asyncio.Semaphore(self.connections)
@@ -191,6 +194,8 @@ class Transport:
         if not self._users:
             self._loop = asyncio.get_running_loop()
             self._slots = asyncio.Semaphore(self.connections)
+            self._proxies = proxies_of(self.provider, self.proxy, self.http)
+            self._proxies.find(self.base_url)  # a wrong one is reported before anything is sent
             self._open = open_clients(self.http)
         self._users += 1
 
@@ -302,7 +307,7 @@ class Transport:
             "headers": {"Authorization": f"Bearer {self.api_key}", "User-Agent": "sora-chars"},
             "timeout": _client_timeout(call.timeout),
             "allow_redirects": False,  # the key goes to the host it was meant for
-            "proxy": self.proxy or getattr(self.http, "_default_proxy", None),  # aiohttp has no property for it
+            "proxy": self._proxies.find(call.url),
             "ssl": self.ssl,
             "data": call.body() if call.body else None,
             **call.options,
@@ -380,6 +385,8 @@ def _no_answer(error: Exception, provider: str, call: _Call) -> NoAnswerError:
     )
     return NoAnswerError(
         f"{provider} gave no answer to {call.method} {mask(call.url)}: {reason}.",
+        hint="Check the proxy: proxy=, or HTTPS_PROXY and NO_PROXY." if is_rejected_by_proxy(error) else "",
         harmless=call.kind != "create" or not call.may_have_left,
-        transient=not isinstance(error, _PERMANENT_ERRORS) and not is_bug,
+        transient=not (isinstance(error, _PERMANENT_ERRORS) or is_bug)
+        and (call.kind == "poll" or not is_rejected_by_proxy(error)),  # a poll waits for the network's return
     )

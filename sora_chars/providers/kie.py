@@ -56,7 +56,8 @@ class Kie(HTTPProvider):
         on_upload: Called with the progress of the upload of a local file.
         timeout: Seconds for a create, from sending to the end of its response.
         http: An aiohttp session of yours, which is not closed here.
-        proxy: URL of an HTTP proxy.
+        proxy: URL of an HTTP proxy. Defaults to HTTPS_PROXY or HTTP_PROXY of the
+            environment, except for the hosts of NO_PROXY.
         ssl: Certificate verification, as in aiohttp.
 
     Raises:

@@ -104,7 +104,8 @@ class Kkiai(HTTPProvider):
         limits: Rate limits of the account. None are published, and none is the default.
         timeout: Seconds for the whole request, during which the character is created.
         http: An aiohttp session of yours, which is not closed here.
-        proxy: URL of an HTTP proxy.
+        proxy: URL of an HTTP proxy. Defaults to HTTPS_PROXY or HTTP_PROXY of the
+            environment, except for the hosts of NO_PROXY.
         ssl: Certificate verification, as in aiohttp.
 
     Raises:
