@@ -37,8 +37,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
+from .redaction import mask
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 _MAX_MESSAGE_LENGTH = 500  # characters
 
@@ -54,6 +56,10 @@ def printable(text: object, *, limit: int = _MAX_MESSAGE_LENGTH) -> str:
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
+def _mask_all(lines: Iterable[str]) -> tuple[str, ...]:
+    return tuple(map(mask, lines))
+
+
 def _rebuild(kind: type[SoraCharsError], facts: dict[str, Any]) -> SoraCharsError:
     return kind(**facts)
 
@@ -66,7 +72,7 @@ class SoraCharsError(Exception):
     of its request.
 
     Attributes:
-        message: What happened.
+        message: What happened. The secret parts of links are masked.
         hint: What to do about it; empty if there is no advice.
         key: Idempotency key of the request.
         provider: Name of the provider.
@@ -77,8 +83,8 @@ class SoraCharsError(Exception):
             "yes" means that its task exists; a provider may refund a failed task.
     """
 
-    message: str = attrs.field(kw_only=False)
-    hint: str = ""
+    message: str = attrs.field(kw_only=False, converter=mask)
+    hint: str = attrs.field(default="", converter=mask)
     key: str | None = None
     provider: str | None = None
     task_id: str | None = None
@@ -123,7 +129,7 @@ class InvalidRequestError(SoraCharsError, ValueError):
         problems: One line for each broken rule: the field, the rule and the value.
     """
 
-    problems: tuple[str, ...] = ()
+    problems: tuple[str, ...] = attrs.field(default=(), converter=_mask_all)
 
 
 class SessionClosedError(SoraCharsError):

@@ -10,14 +10,11 @@ import asyncio
 import json
 import logging
 import math
-import os
 import random
-import re
 import time
 import warnings
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 import aiohttp
 import attrs
@@ -34,15 +31,19 @@ from .errors import (
     WrongLoopError,
     printable,
 )
-from .ratelimit.window import Account, Kind, Limits, account
-from .redaction import HIDDEN, mask
+from .proxies import Proxies, clean_proxy, is_rejected_by_proxy, proxies_of
+from .ratelimit.window import Account, Limits, account
+from .redaction import HIDDEN, hide_secret, mask, secret_pattern
 from .responses import Response
 from .timeouts import NOTICEABLE, client_timeout, create_timeout, time_limit
 
 if TYPE_CHECKING:
+    import re
     import ssl
     from collections.abc import Awaitable, Callable, Generator, Mapping
     from contextlib import AbstractAsyncContextManager
+
+    from .kinds import Kind
 
 T = TypeVar("T")
 
@@ -56,40 +57,6 @@ _PERMANENT_ERRORS = (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConn
 _MIN_KEY_IN_BODY = 16  # characters; a shorter key is a test's, and may be a word of the protocol
 _MIN_KEY_IN_TEXT = 4  # characters
 _MAX_BODY_BYTES = 16 * 1024 * 1024
-
-
-def resolve_key(api_key: str | None, *, variable: str, provider: str) -> str:
-    """Return the API key that was passed, or else the one in the environment.
-
-    Raises:
-        ConfigurationError: There is no key, or it cannot be sent in a header.
-    """
-    key: object = os.environ.get(variable, "") if api_key is None else api_key
-    if not isinstance(key, str):
-        raise ConfigurationError(f"api_key must be text, got {type(key).__name__}.")
-    key = key.strip()
-    if not key:
-        raise ConfigurationError(f"{provider} needs an API key.", hint=f"Set {variable}, or pass api_key=.")
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ConfigurationError(
-            f"The API key of {provider} contains characters that no key has (spaces, line breaks)."
-        )
-    return key
-
-
-def clean_url(url: str, *, field: str) -> str:
-    """Return a base URL without trailing slashes.
-
-    Raises:
-        ConfigurationError: It is not an http(s) URL with a host, or contains a user, a query or a fragment.
-    """
-    try:
-        good = re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url) and urlsplit(url).port != 0
-    except ValueError:  # an invalid port, or an unclosed bracket
-        good = False
-    if not good:
-        raise ConfigurationError(f"{field}: must be like https://host[:port][/path], got {printable(url)!r}.")
-    return url.rstrip("/")
 
 
 def _delays() -> Generator[float, Any, None]:
@@ -136,7 +103,7 @@ class Transport:
         api_key: Sent as a Bearer token.
         limits: How many requests the account may send.
         http: An aiohttp session to use; the transport never closes it.
-        proxy: The URL of an HTTP proxy.
+        proxy: The URL of an HTTP proxy. Defaults to that of the environment; see `Proxies`.
         ssl: As aiohttp's option of that name.
         timeout: Seconds for a create, from sending to the end of its response.
         connections: The maximum number of requests in flight.
@@ -153,6 +120,8 @@ class Transport:
     timeout: float = _TIMEOUTS["create"]
     connections: int = attrs.field(default=100, validator=attrs.validators.ge(1))
     account: Account = attrs.field(init=False, repr=False)
+    _key_pattern: re.Pattern[bytes] = attrs.field(init=False, repr=False)
+    _proxies: Proxies = attrs.field(init=False, repr=False)
     _users: int = attrs.field(default=0, init=False)
     _open: dict[Kind, aiohttp.ClientSession] | None = attrs.field(default=None, init=False, repr=False)
     _loop: asyncio.AbstractEventLoop | None = attrs.field(default=None, init=False, repr=False)
@@ -167,6 +136,8 @@ class Transport:
         if not (isinstance(timeout, int | float) and 0 < timeout < math.inf):
             given = printable(repr(timeout), limit=60)
             raise ConfigurationError(f"timeout must be a number of seconds above 0, got {given}.")
+        clean_proxy(self.proxy, field="proxy")
+        self._key_pattern = secret_pattern(self.api_key)
         self.account = account(self.base_url, self.api_key, self.limits)
         self._slots = asyncio.Semaphore(self.connections)
 
@@ -180,6 +151,8 @@ class Transport:
         if not self._users:
             self._loop = asyncio.get_running_loop()
             self._slots = asyncio.Semaphore(self.connections)
+            self._proxies = proxies_of(self.provider, self.proxy, self.http)
+            self._proxies.find(self.base_url)  # a wrong one is reported before anything is sent
             self._open = open_clients(self.http)
         self._users += 1
 
@@ -299,7 +272,7 @@ class Transport:
             "headers": {"Authorization": f"Bearer {self.api_key}", "User-Agent": "sora-chars"},
             "timeout": client_timeout(call.timeout),
             "allow_redirects": False,  # the key goes to the host it was meant for
-            "proxy": self.proxy or getattr(self.http, "_default_proxy", None),  # aiohttp has no property for it
+            "proxy": self._proxies.find(call.url),
             "ssl": self.ssl,
             "data": call.body() if call.body else None,
             **call.options,
@@ -322,7 +295,7 @@ class Transport:
                 raise aiohttp.ClientPayloadError(f"the response is larger than {_MAX_BODY_BYTES} bytes")
         if len(self.api_key) < _MIN_KEY_IN_BODY:  # a test's key
             return bytes(body)
-        return bytes(body.replace(self.api_key.encode(), HIDDEN.encode()))
+        return hide_secret(bytes(body), self.api_key.encode(), self._key_pattern)
 
     def _hide(self, text: str) -> str:
         return text.replace(self.api_key, HIDDEN) if len(self.api_key) >= _MIN_KEY_IN_TEXT else text
@@ -390,6 +363,8 @@ def _no_answer(error: Exception, provider: str, call: _Call) -> NoAnswerError:
     )
     return NoAnswerError(
         f"{provider} gave no answer to {call.method} {mask(call.url)}: {reason}.",
+        hint="Check the proxy: proxy=, or HTTPS_PROXY and NO_PROXY." if is_rejected_by_proxy(error) else "",
         harmless=call.kind != "create" or not call.may_have_left,
-        transient=not isinstance(error, _PERMANENT_ERRORS) and not is_bug,
+        transient=not (isinstance(error, _PERMANENT_ERRORS) or is_bug)
+        and (call.kind == "poll" or not is_rejected_by_proxy(error)),  # a poll waits for the network's return
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 
 from sora_chars.errors import InvalidTransitionError, KeyConflictError, LedgerError, printable
+from sora_chars.redaction import mask, masked_repr, seal
 
 from .states import EntryState, check_transition
 
@@ -43,7 +44,8 @@ class Entry:
         provider: The name of the provider that the request is for.
         kind: The kind of request: "character", "task" or "omni".
         state: What is known of the request; see `EntryState`.
-        request_json: The request as JSON text; `request` is its value.
+        request_json: The request as JSON text; `request` is its value. Once the entry has
+            succeeded, and is never sent again, a digest replaces the secret parts of links.
         token_digest: The SHA-256 digest of the token in its callback URL, if any.
         task_id: The provider's id of the task, once it is known.
         owner: The process that sends the request or polls the task; None if no
@@ -68,7 +70,7 @@ class Entry:
     task_id: str | None = None
     owner: str | None = None
     result_json: str | None = attrs.field(default=None, repr=False)
-    error_json: str | None = None
+    error_json: str | None = attrs.field(default=None, repr=masked_repr)
     credits: float | None = None
     created_at: float
     updated_at: float
@@ -100,14 +102,17 @@ class Entry:
         Raises:
             KeyConflictError: They differ.
         """
-        if (self.provider, self.kind, self.request_json) != (other.provider, other.kind, other.request_json):
+        first, second = ((entry.provider, entry.kind, seal(entry.request_json)) for entry in (self, other))
+        if first != second:
+            shown = self._request_summary()
+            given = other._request_summary()
             raise KeyConflictError(
-                f"Key {self.key} already belongs to another request. "
-                f"Recorded: {self._request_summary()}. Given: {other._request_summary()}.",
+                f"Key {self.key} already belongs to another request. Recorded: {shown}. Given: {given}."
+                f"{' They differ in a part that is not shown.' if shown == given else ''}",
                 hint="A key identifies one request. Use a new key for a different request.",
                 key=self.key,
-                first=self.request,
-                second=other.request,
+                first=json.loads(mask(self.request_json)),
+                second=json.loads(mask(other.request_json)),
             )
 
     def transitioned(
@@ -153,7 +158,7 @@ class Entry:
             provider=self.provider,
             kind=self.kind,
             state=to,
-            request_json=self.request_json,
+            request_json=seal(self.request_json) if to is EntryState.SUCCEEDED else self.request_json,
             token_digest=token_digest or self.token_digest,
             task_id=task,
             owner=owner if to in _OWNED_STATES else None,
@@ -172,7 +177,7 @@ class Entry:
         return any(wanted in text.casefold() for text in texts if text)
 
     def _request_summary(self) -> str:
-        return f"{self.kind} at {self.provider} {printable(self.request_json, limit=_MAX_SHOWN_CHARACTERS)}"
+        return f"{self.kind} at {self.provider} {printable(mask(self.request_json), limit=_MAX_SHOWN_CHARACTERS)}"
 
 
 @attrs.frozen(kw_only=True)

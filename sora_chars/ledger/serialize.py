@@ -27,7 +27,7 @@ from sora_chars.models import (
     TaskSnapshot,
     is_url,
 )
-from sora_chars.redaction import hide_tokens
+from sora_chars.redaction import hide_tokens, mask
 
 if TYPE_CHECKING:
     from .entry import Entry
@@ -67,10 +67,15 @@ def to_request(entry: Entry) -> Request:
 
 
 def to_result(snapshot: TaskSnapshot) -> dict[str, Any]:
-    """Return a finished snapshot as JSON, without callback tokens."""
+    """Return a finished snapshot as JSON, without callback tokens and without the secret parts of the request's links.
+
+    The links of a result stay whole: they are what was paid for.
+    """
     facts = _facts(snapshot)
     for part in facts.keys() & {"character", "failure"}:
         facts[part] = _facts(facts[part])
+    if isinstance(snapshot.raw, dict) and "param" in snapshot.raw:  # kie.ai repeats the request there
+        facts["raw"] = snapshot.raw | {"param": json.loads(mask(json.dumps(snapshot.raw["param"])))}
     text = json.dumps(facts)
     clean = hide_tokens(text)
     return facts if clean == text else json.loads(clean)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import attrs
 
 from sora_chars.errors import TaskFailedError, printable
+from sora_chars.redaction import masked_repr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,7 +63,7 @@ class TaskFailure:
     """The reason for a failed task: the provider's code, in digits or as a word, and its message."""
 
     code: str | None
-    message: str
+    message: str = attrs.field(repr=masked_repr)
 
 
 @attrs.frozen(kw_only=True)

@@ -1,12 +1,14 @@
-"""The base class of providers that send their requests through a `Transport`."""
+"""What providers over a `Transport` share: the base class, the check of options, and the pages in front of them."""
 
 from __future__ import annotations
 
+import os
+import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
-from sora_chars.errors import BlockedError, printable
+from sora_chars.errors import BlockedError, ConfigurationError, printable
 from sora_chars.protocols import Provider
 
 if TYPE_CHECKING:
@@ -40,6 +42,40 @@ class HTTPProvider(Provider):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._transport.leave()
+
+
+def resolve_key(api_key: str | None, *, variable: str, provider: str) -> str:
+    """Return the API key that was passed, or else the one in the environment.
+
+    Raises:
+        ConfigurationError: There is no key, or it cannot be sent in a header.
+    """
+    key: object = os.environ.get(variable, "") if api_key is None else api_key
+    if not isinstance(key, str):
+        raise ConfigurationError(f"api_key must be text, got {type(key).__name__}.")
+    key = key.strip()
+    if not key:
+        raise ConfigurationError(f"{provider} needs an API key.", hint=f"Set {variable}, or pass api_key=.")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ConfigurationError(
+            f"The API key of {provider} contains characters that no key has (spaces, line breaks)."
+        )
+    return key
+
+
+def clean_url(url: str, *, field: str) -> str:
+    """Return a base URL without trailing slashes.
+
+    Raises:
+        ConfigurationError: It is not an http(s) URL with a host, or contains a user, a query or a fragment.
+    """
+    try:
+        good = re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url) and urlsplit(url).port != 0
+    except ValueError:  # an invalid port, or an unclosed bracket
+        good = False
+    if not good:
+        raise ConfigurationError(f"{field}: must be like https://host[:port][/path], got {printable(url)!r}.")
+    return url.rstrip("/")
 
 
 def blocked(response: Response, provider: str) -> BlockedError | None:

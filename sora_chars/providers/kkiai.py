@@ -31,9 +31,9 @@ from sora_chars.ids import is_id
 from sora_chars.models import SUCCESS, Character, CharacterRequest, TaskSnapshot
 from sora_chars.ratelimit.window import Limits
 from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
-from sora_chars.transport import Transport, clean_url, resolve_key
+from sora_chars.transport import Transport
 
-from .base import HTTPProvider, blocked
+from .base import HTTPProvider, blocked, clean_url, resolve_key
 
 if TYPE_CHECKING:
     import ssl
@@ -105,7 +105,8 @@ class Kkiai(HTTPProvider):
         limits: Rate limits of the account. None are published, and none is the default.
         timeout: Seconds for the whole request, during which the character is created.
         http: An aiohttp session of yours, which is not closed here.
-        proxy: URL of an HTTP proxy.
+        proxy: URL of an HTTP proxy. Defaults to HTTPS_PROXY or HTTP_PROXY of the
+            environment, except for the hosts of NO_PROXY.
         ssl: Certificate verification, as in aiohttp.
 
     Raises:

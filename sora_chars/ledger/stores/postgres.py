@@ -127,9 +127,11 @@ class PostgresStore:
         """See `LedgerStore`. The same statement notifies the other processes."""
         statement = statements.REPLACE
         values = (*statements.to_updated(after), after.key, before.version)
+        if archive or after.request_json != before.request_json:
+            statement = statements.REPLACE_AND_ARCHIVE if archive else statements.REPLACE_WITH_REQUEST
+            values = (*statements.to_updated_with_request(after), after.key, before.version)
         if archive:
-            statement = statements.REPLACE_AND_ARCHIVE
-            values = (*statements.to_restarted(after), after.key, before.version, *to_attempt_row(archive))
+            values += to_attempt_row(archive)
         return after if await self._execute(statement, values) else await self._stored(after)
 
     async def find(self, by: Lookup, *values: str) -> Entry | None:

@@ -87,9 +87,9 @@ def _typed(column: str) -> str:
 
 
 _UPDATED_COLUMNS = (*TRANSITION_COLUMNS, "token_digest", "task_id")
-_RESTARTED_COLUMNS = (*_UPDATED_COLUMNS, "request_json")
+_UPDATED_WITH_REQUEST = (*_UPDATED_COLUMNS, "request_json")
 to_updated = column_getter(_UPDATED_COLUMNS)
-to_restarted = column_getter(_RESTARTED_COLUMNS)
+to_updated_with_request = column_getter(_UPDATED_WITH_REQUEST)
 INSERT = (
     f"INSERT INTO sora_chars_entries ({', '.join(COLUMNS)}) VALUES ({', '.join(['%s'] * len(COLUMNS))})"  # noqa: S608 # our own names
     " ON CONFLICT (key) DO NOTHING RETURNING key"
@@ -105,8 +105,9 @@ def _update(columns: Sequence[str]) -> str:
 
 _NOTIFY = f" SELECT pg_notify('{CHANNEL}', version || ' ' || key) FROM updated"  # noqa: S608 # our own names
 REPLACE = _update(_UPDATED_COLUMNS) + _NOTIFY
+REPLACE_WITH_REQUEST = _update(_UPDATED_WITH_REQUEST) + _NOTIFY
 REPLACE_AND_ARCHIVE = (
-    f"{_update(_RESTARTED_COLUMNS)}, attempt ({', '.join(ATTEMPT_COLUMNS)})"  # noqa: S608 # our own names
+    f"{_update(_UPDATED_WITH_REQUEST)}, attempt ({', '.join(ATTEMPT_COLUMNS)})"  # noqa: S608 # our own names
     f" AS (VALUES ({', '.join(map(_typed, ATTEMPT_COLUMNS))})),"
     f" archived AS (INSERT INTO sora_chars_attempts ({', '.join(ATTEMPT_COLUMNS)})"
     f" SELECT {', '.join(ATTEMPT_COLUMNS)} FROM attempt WHERE EXISTS (SELECT FROM updated) AND NOT EXISTS"
