@@ -222,7 +222,14 @@ class Transport:
                 failure: ProviderError
                 answer: Response | None = None
                 try:
-                    answer = await self._exchange(http, call)
+                    async with time_limit(call.timeout) if call.kind == "create" else nullcontext():
+                        while answer is None:
+                            with suppress(ReusedConnectionError):
+                                async with http.request(
+                                    call.method, call.url, **self._request_options(call)
+                                ) as response:
+                                    body = await self._read_body(response)
+                                    answer = Response(response.status, response.headers, body)
                 except _SEND_ERRORS as error:
                     self._log(call, started, error=error)
                     failure = _no_answer(error, self.provider, call)
@@ -239,17 +246,6 @@ class Transport:
                         return result
                 self._note(failure, slot.sent, call)
                 raise failure  # outside of `except`, where Python would attach the original error as context
-
-    async def _exchange(self, http: aiohttp.ClientSession, call: _Call) -> Response:
-        """Send the request and read the whole response."""
-        if call.kind != "create":
-            async with http.request(call.method, call.url, **self._request_options(call)) as response:
-                return Response(response.status, response.headers, await self._read_body(response))
-        async with time_limit(call.timeout):
-            while True:
-                with suppress(ReusedConnectionError):
-                    async with http.request(call.method, call.url, **self._request_options(call)) as response:
-                        return Response(response.status, response.headers, await self._read_body(response))
 
     def _note(self, error: ProviderError, sent: float, call: _Call) -> None:
         """Complete an error, and pass it on to the account's cool-down."""

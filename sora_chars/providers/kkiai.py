@@ -315,9 +315,9 @@ def _json_error(response: Response, body: Any, provider: str) -> ProviderError:
     message = _message(body, response)
     codes = _codes(body)
     kind, hint = _classify(response.status, message, set(codes))
-    if kind is ServiceUnavailableError and not _is_own(body):
-        kind = NoAnswerError
     found = _REQUEST_ID.search(message)
+    if kind is ServiceUnavailableError and not (found or _is_own(body)):
+        kind = NoAnswerError
     return kind(
         f"{provider} answered HTTP {response.status}: {printable(message)}",
         hint=next((advice for code, advice in _HINTS.items() if code in codes or code in message), hint),
