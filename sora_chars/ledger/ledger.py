@@ -259,7 +259,9 @@ class Ledger:
     async def is_dead(self, owner: str) -> bool:
         """True if the process that owns entries under this name has ended.
 
-        An ended process never comes back under the same name. No clock is involved.
+        An ended process never comes back under the same name. No wall clock is involved.
+        With PostgreSQL the call takes 15 seconds if the process ended without closing its
+        ledger, because a living one that lost its connection looks the same until then.
         """
         self._check_open()
         return owner != self.owner and await self._store.is_dead(owner)
