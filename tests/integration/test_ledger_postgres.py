@@ -10,9 +10,10 @@ import psycopg
 import pytest
 
 from sora_chars import Entry, EntryState, Ledger, LedgerError, open_ledger
-from sora_chars.ledger.stores import postgres as module
+from sora_chars.ledger.stores import postgres_listener
 from sora_chars.ledger.stores import postgres_statements as statements
 from sora_chars.ledger.stores.postgres import PostgresStore
+from sora_chars.ledger.stores.postgres_listener import lock_id
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -126,7 +127,7 @@ async def test_keepalives(postgres_url: str) -> None:
     """Every connection is given up 25 seconds after its server stops responding."""
     store = PostgresStore(postgres_url)
     async with Ledger(store), store._pool.connection() as connection:
-        for each in (store._listener, connection):
+        for each in (store._listener.connection, connection):
             options = {name: int(value) for name, value in each.info.get_parameters().items() if value.isdigit()}
             seconds = options["keepalives_idle"] + options["keepalives_interval"] * options["keepalives_count"]
             assert (seconds, options["tcp_user_timeout"]) == (25, 25_000)
@@ -213,7 +214,7 @@ async def test_cancelled_opening(postgres_url: str) -> None:
     """Cancelling an opening that waits for an upgrade closes its connection; the ledger can be opened later."""
     ledger = open_ledger(postgres_url)
     async with await psycopg.AsyncConnection.connect(postgres_url) as other:
-        await other.execute("SELECT pg_advisory_xact_lock(%s)", (module._lock_id("upgrade"),))
+        await other.execute("SELECT pg_advisory_xact_lock(%s)", (lock_id("upgrade"),))
         opening = asyncio.create_task(ledger.open())
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         async with asyncio.timeout(10):
@@ -240,7 +241,7 @@ async def test_lock_timeout(postgres_url: str) -> None:
 
 async def test_listener_fault(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the listener connects and then fails, it is closed and opening raises."""
-    monkeypatch.setattr(module, "_SERVER_KEEPALIVES", "NONSENSE")
+    monkeypatch.setattr(postgres_listener, "_SERVER_KEEPALIVES", "NONSENSE")
     with pytest.raises(LedgerError, match="NONSENSE"):
         await open_ledger(postgres_url).open()
 

@@ -15,6 +15,7 @@ import pytest
 
 from sora_chars import CharacterSession, Entry, EntryState, KeyConflictError, Kie, Ledger, LedgerError, open_ledger
 from sora_chars.ledger.serialize import rejection
+from sora_chars.ledger.stores import postgres
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,8 +168,9 @@ async def test_a_new_token_keeps_the_old_one(old_url: str) -> None:
         assert [one.error for one in await ledger.attempts(before.key)] == [before.error]
 
 
-async def test_running_task_ends(old_url: str) -> None:
+async def test_running_task_ends(old_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The former owner of an entry is dead, and another process can record the result of its task."""
+    monkeypatch.setattr(postgres, "OWNER_GRACE", 1.0)
     async with open_ledger(old_url) as ledger:
         before = await entry_of(ledger, "running/watched")
         assert await ledger.is_dead(before.owner or "")

@@ -69,8 +69,7 @@ UPGRADES: tuple[LiteralString, ...] = (
     CREATE INDEX ON sora_chars_entries (row_id) WHERE search_text IS NULL;
     CREATE TABLE sora_chars_processes (
         owner text PRIMARY KEY,
-        lock_id bigint NOT NULL,
-        missing_since timestamptz,
+        connections integer NOT NULL,
         left_at timestamptz
     );
     """,
@@ -132,3 +131,21 @@ FIND_BY_ATTEMPT: dict[Lookup, str] = {
 ATTEMPTS = f"SELECT {', '.join(ATTEMPT_COLUMNS)} FROM sora_chars_attempts WHERE key = %s ORDER BY number"  # noqa: S608 # our own names
 _PAGE = f"SELECT row_id, {', '.join(COLUMNS)} FROM sora_chars_entries WHERE state = ANY(%s) AND row_id"  # noqa: S608 # our own names
 PAGES = {False: f"{_PAGE} > %s ORDER BY row_id LIMIT %s", True: f"{_PAGE} < %s ORDER BY row_id DESC LIMIT %s"}
+ARRIVE = (
+    "INSERT INTO sora_chars_processes AS stored VALUES (%s, 1, NULL)"
+    " ON CONFLICT (owner) DO UPDATE SET connections = stored.connections + 1, left_at = NULL"
+)
+LEAVE = "UPDATE sora_chars_processes SET left_at = clock_timestamp() WHERE owner = %s"
+FOUND_DEAD = (
+    "INSERT INTO sora_chars_processes AS stored VALUES (%s, %s, clock_timestamp())"
+    " ON CONFLICT (owner) DO UPDATE SET left_at = clock_timestamp() WHERE stored.connections = EXCLUDED.connections"
+    " RETURNING owner"
+)
+PRESENCE = (
+    "SELECT pg_try_advisory_xact_lock_shared(%s), coalesce(connections, 0), left_at IS NOT NULL"
+    " FROM (SELECT) AS one LEFT JOIN sora_chars_processes ON owner = %s"
+)
+"""The lock is shared: two processes that check at once must not take each other for the owner."""
+FORGET_PROCESSES: LiteralString = (
+    "DELETE FROM sora_chars_processes WHERE left_at < clock_timestamp() - interval '1 day'"
+)

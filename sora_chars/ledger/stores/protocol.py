@@ -75,5 +75,8 @@ class LedgerStore(Protocol):
         ...
 
     async def is_dead(self, owner: str) -> bool:
-        """True if the process with this name has ended."""
+        """True if the process with this name has ended.
+
+        A store that cannot tell at once waits until it can.
+        """
         ...

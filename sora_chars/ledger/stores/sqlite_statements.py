@@ -113,7 +113,7 @@ _PAGE = (
     " WHERE state IN (SELECT value FROM json_each(?)) AND row_id"
 )
 _PAGES = {False: f"{_PAGE} > ? ORDER BY row_id LIMIT ?", True: f"{_PAGE} < ? ORDER BY row_id DESC LIMIT ?"}
-_VERSIONS = "SELECT json_group_object(key, version) FROM entries WHERE key IN (SELECT value FROM json_each(?))"
+VERSIONS = "SELECT json_group_object(key, version) FROM entries WHERE key IN (SELECT value FROM json_each(?))"
 ROWS_PER_STATEMENT = 16 if sqlite3.sqlite_version_info >= (3, 33) else 1  # 3.33 introduced UPDATE FROM
 """Rows per statement: each statement releases and re-acquires the GIL twice."""
 
@@ -278,5 +278,5 @@ def versions(cursor: sqlite3.Cursor, last: tuple[Collection[str], dict[str, int]
     if data_version == last_data_version and last_versions.keys() >= set(keys):
         return last_versions, last_data_version
     # One JSON object: fetching a row per key would release the GIL for each.
-    found: str = cursor.execute(_VERSIONS, (json.dumps(list(keys)),)).fetchone()[0]
+    found: str = cursor.execute(VERSIONS, (json.dumps(list(keys)),)).fetchone()[0]
     return json.loads(found), data_version
