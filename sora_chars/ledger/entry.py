@@ -28,6 +28,22 @@ def to_json(value: object) -> str:
     return _encoder.encode(value)
 
 
+def current_form(kind: str, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return kind and fields of a recorded request as this version records them.
+
+    Earlier versions recorded a request for a character from an image as kind "omni".
+    """
+    if kind != "omni" or "image" not in request:
+        return kind, request
+    fields = {
+        "images": [request["image"]],
+        "name": request.get("name"),
+        "prompt": request.get("descriptions"),
+        "voice": ",".join(request.get("audio_ids", ())) or None,
+    }
+    return "character", {name: value for name, value in fields.items() if value is not None}
+
+
 @attrs.frozen(kw_only=True)
 class Entry:
     """A request recorded under a key, and its outcome.
@@ -37,7 +53,8 @@ class Entry:
     Attributes:
         key: The idempotency key, unique in a ledger.
         provider: The name of the provider that the request is for.
-        kind: The kind of request: "character", "task" or "omni".
+        kind: The kind of request: "character" or "task"; "omni" in entries of earlier
+            versions, which `current_form` reads.
         state: What is known of the request; see `EntryState`.
         request_json: The request as JSON text; `request` is its value.
         token_digest: The SHA-256 digest of the token in its callback URL, if any.
@@ -91,7 +108,10 @@ class Entry:
         Raises:
             KeyConflictError: They differ.
         """
-        if (self.provider, self.kind, self.request_json) != (other.provider, other.kind, other.request_json):
+        same = self.request_json == other.request_json and self.kind == other.kind
+        if self.kind != other.kind:
+            same = current_form(self.kind, self.request) == current_form(other.kind, other.request)
+        if self.provider != other.provider or not same:
             raise KeyConflictError(
                 f"Key {self.key} already belongs to another request. "
                 f"Recorded: {self._request_summary()}. Given: {other._request_summary()}.",

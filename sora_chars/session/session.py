@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from sora_chars.errors import LedgerError, SessionClosedError, WrongLoopError
 from sora_chars.ledger import EntryState, Ledger, open_ledger, queries
-from sora_chars.models import Character, CharacterRequest, OmniCharacterRequest, TaskRequest, TaskSnapshot, as_request
+from sora_chars.models import Character, CharacterRequest, TaskRequest, TaskSnapshot, as_request
 from sora_chars.polling.strategies import AdaptiveInterval
 from sora_chars.polling.watcher import TaskWatcher
 
@@ -27,14 +27,12 @@ if TYPE_CHECKING:
     from sora_chars.batch.options import BatchKeywords, Rows
     from sora_chars.batch.outcome import Outcome
     from sora_chars.ledger import Entry
-    from sora_chars.models import ModelInfo, Request
+    from sora_chars.models import CharacterFields, ModelInfo, Request
     from sora_chars.polling.handle import TaskHandle
     from sora_chars.protocols import PollingStrategy, Provider
 
     from .pictures import Pictures
     from .stepping import Step
-
-    CharacterLike = CharacterRequest | OmniCharacterRequest
 
 
 class CharacterSession:
@@ -136,11 +134,13 @@ class CharacterSession:
     @overload
     async def submit(self, request: TaskRequest, /, *, provider: str | None = None) -> TaskHandle[TaskSnapshot]: ...
     @overload
-    async def submit(self, request: CharacterLike, /, *, provider: str | None = None) -> TaskHandle[Character]: ...
+    async def submit(self, request: CharacterRequest, /, *, provider: str | None = None) -> TaskHandle[Character]: ...
     @overload
-    async def submit(self, /, *, provider: str | None = None, **fields: Any) -> TaskHandle[Character]: ...
     async def submit(
-        self, request: Request | None = None, /, *, provider: str | None = None, **fields: Any
+        self, /, *, provider: str | None = None, **fields: Unpack[CharacterFields]
+    ) -> TaskHandle[Character]: ...
+    async def submit(
+        self, request: Request | None = None, /, *, provider: str | None = None, **fields: Unpack[CharacterFields]
     ) -> TaskHandle[Any]:
         """Start a task and return its handle without waiting for its end.
 
@@ -170,11 +170,11 @@ class CharacterSession:
     ) -> TaskSnapshot: ...
     @overload
     async def create(
-        self, request: CharacterLike, /, *, provider: str | None = None, timeout: float | None = None
+        self, request: CharacterRequest, /, *, provider: str | None = None, timeout: float | None = None
     ) -> Character: ...
     @overload
     async def create(
-        self, /, *, provider: str | None = None, timeout: float | None = None, **fields: Any
+        self, /, *, provider: str | None = None, timeout: float | None = None, **fields: Unpack[CharacterFields]
     ) -> Character: ...
     async def create(
         self,
@@ -183,7 +183,7 @@ class CharacterSession:
         *,
         provider: str | None = None,
         timeout: float | None = None,
-        **fields: Any,
+        **fields: Unpack[CharacterFields],
     ) -> Character | TaskSnapshot:
         """Submit a request and wait for its character.
 
@@ -289,7 +289,9 @@ class CharacterSession:
         """
         return dispatcher_of(self).resume(task, provider, key)
 
-    async def register(self, request: Request | None = None, /, *, provider: str | None = None, **fields: Any) -> Entry:
+    async def register(
+        self, request: Request | None = None, /, *, provider: str | None = None, **fields: Unpack[CharacterFields]
+    ) -> Entry:
         """Record a request without sending it; `advance` sends it. Raises what `submit` raises before it sends."""
         with self._in_use() as dispatcher:
             return (await dispatcher.register(as_request(request, fields), provider)).entry
