@@ -159,11 +159,14 @@ class Entry:
             version=self.version + 1,
         )
 
+    def texts(self) -> list[str]:
+        """Return the text that a search finds: the key, the task id, and the values of request and result."""
+        return [self.key, self.task_id or "", *_texts(self.request), *_texts(self.result)]
+
     def mentions(self, query: str) -> bool:
-        """Search the key, the task id, and the values of request and result, ignoring case."""
+        """Search the text of this entry, ignoring case."""
         wanted = query.casefold()
-        texts = (self.key, self.task_id, *_texts(self.request), *_texts(self.result))
-        return any(wanted in text.casefold() for text in texts if text)
+        return any(wanted in text.casefold() for text in self.texts())
 
     def _request_summary(self) -> str:
         return f"{self.kind} at {self.provider} {printable(self.request_json, limit=_MAX_SHOWN_CHARACTERS)}"

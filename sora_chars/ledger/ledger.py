@@ -228,14 +228,18 @@ class Ledger:
             states: Yield only entries in these states.
             newest_first: Reverse the order.
             query: Yield only entries whose key, task id, request or result contains this
-                text, ignoring case.
+                text, ignoring case. The first search of many new entries indexes them,
+                which takes a while. In an SQLite file, text shorter than three characters
+                is searched for in every entry.
             limit: Yield at most this many entries.
         """
         remaining = limit
         last_row_id: int | None = None
         while remaining is None or remaining > 0:
             self._check_open()
-            page = await self._store.page(states, after=last_row_id, newest_first=newest_first, size=_PAGE_SIZE)
+            page = await self._store.page(
+                states, query=query, after=last_row_id, newest_first=newest_first, size=_PAGE_SIZE
+            )
             found = [entry for _, entry in page if query is None or entry.mentions(query)]
             for entry in found[:remaining]:
                 yield entry

@@ -39,6 +39,10 @@ TRANSITIONS: dict[EntryState, frozenset[EntryState]] = {
 }
 
 
+ENDED = frozenset({EntryState.SUCCEEDED, EntryState.FAILED, EntryState.REJECTED})
+"""The states in which a request is not under way. Only a user has it sent again."""
+
+
 def check_transition(key: str, state: EntryState, to: EntryState) -> None:
     """Raise `InvalidTransitionError` unless an entry may go from `state` to `to`."""
     if to not in TRANSITIONS[state]:
