@@ -16,6 +16,7 @@ _MODULES = {
     "callbacks.receiver": ("CallbackReceiver",),
     "errors": (
         "AuthenticationError",
+        "BlockedError",
         "ConfigurationError",
         "InsufficientCreditsError",
         "InvalidCallbackError",

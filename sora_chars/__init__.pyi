@@ -4,6 +4,7 @@ from .batch.progress import Progress
 from .callbacks.receiver import CallbackReceiver
 from .errors import (
     AuthenticationError,
+    BlockedError,
     ConfigurationError,
     InsufficientCreditsError,
     InvalidCallbackError,
@@ -63,6 +64,7 @@ __all__ = [
     "Attempt",
     "AuthenticationError",
     "Batch",
+    "BlockedError",
     "CallbackEvent",
     "CallbackReceiver",
     "Character",

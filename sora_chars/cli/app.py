@@ -21,6 +21,7 @@ from sora_chars.errors import (
     WatcherStoppedError,
     printable,
 )
+from sora_chars.redaction import mask
 
 from .context import CommandContext
 from .output import Output
@@ -125,9 +126,11 @@ def _status(context: CommandContext, arguments: Sequence[str]) -> int:
 
 def _fail_usage(context: CommandContext, error: click.ClickException) -> int:
     if context.output.as_json:
-        context.output.show_json({"error": {"type": "UsageError", "message": error.format_message()}})
+        context.output.show_json({"error": {"type": "UsageError", "message": mask(error.format_message())}})
     else:
-        error.show()
+        text = io.StringIO()  # click repeats what it does not understand, and that may be a signed link
+        error.show(text)
+        click.echo(mask(text.getvalue()), nl=False, err=True)
     return USAGE
 
 
@@ -142,8 +145,8 @@ def _fail(context: CommandContext, error: SoraCharsError) -> int:
 def _hint(context: CommandContext, error: SoraCharsError) -> str:
     """Return what to do about an error, in terms of commands where there are any."""
     match error:
-        case SubmissionUnknownError():
-            return context.resolve_hint(error.key, tasks=context.has_tasks)
+        case SubmissionUnknownError(key=str(key)):
+            return context.resolve_hint(key, tasks=context.has_tasks)
         case LedgerError(key=str(key), task_id=str(task_id)):
             return context.unrecorded_hint(key, task_id)
         case LedgerError() if context.ledger_name:
@@ -158,7 +161,7 @@ def _hint(context: CommandContext, error: SoraCharsError) -> str:
 
 def _fail_bug(context: CommandContext, error: Exception) -> int:
     if context.verbose:
-        for line in "".join(traceback.format_exception(error)).split("\n"):  # a line may quote a provider
+        for line in mask("".join(traceback.format_exception(error))).split("\n"):  # a line may quote a provider
             click.echo("".join(c if c.isprintable() else " " for c in line), err=True)
     bug = BugError(
         f"{type(error).__name__}: {printable(error)}",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 
 from sora_chars.errors import InvalidTransitionError, KeyConflictError, LedgerError, printable
+from sora_chars.redaction import mask, masked_repr, seal
 
 from .states import EntryState, check_transition
 
@@ -22,6 +23,7 @@ The last two also find an entry by its earlier attempts.
 """
 
 _OWNED_STATES = {EntryState.SENDING, EntryState.RUNNING}
+_PAID_STATES = _OWNED_STATES | {EntryState.SUCCEEDED, EntryState.UNKNOWN}
 _MAX_SHOWN_CHARACTERS = 160  # of a request or a value in an error message
 _encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"))  # json.dumps would build one per call
 
@@ -42,7 +44,8 @@ class Entry:
         provider: The name of the provider that the request is for.
         kind: The kind of request: "character", "task" or "omni".
         state: What is known of the request; see `EntryState`.
-        request_json: The request as JSON text; `request` is its value.
+        request_json: The request as JSON text; `request` is its value. Once the entry has
+            succeeded, and is never sent again, a digest replaces the secret parts of links.
         token_digest: The SHA-256 digest of the token in its callback URL, if any.
         task_id: The provider's id of the task, once it is known.
         owner: The process that sends the request or polls the task; None if no
@@ -67,7 +70,7 @@ class Entry:
     task_id: str | None = None
     owner: str | None = None
     result_json: str | None = attrs.field(default=None, repr=False)
-    error_json: str | None = None
+    error_json: str | None = attrs.field(default=None, repr=masked_repr)
     credits: float | None = None
     created_at: float
     updated_at: float
@@ -88,20 +91,28 @@ class Entry:
         """The recorded reason why the request was rejected, failed or is unknown, or None."""
         return None if self.error_json is None else json.loads(self.error_json)
 
+    @property
+    def may_have_been_paid(self) -> bool:
+        """Whether this attempt may have been charged. A request is sent without being retried only if not."""
+        return self.state in _PAID_STATES or (self.error or {}).get("charged", "no") != "no"
+
     def check_same_request(self, other: Entry) -> None:
         """Compare provider, kind and request with those of another entry.
 
         Raises:
             KeyConflictError: They differ.
         """
-        if (self.provider, self.kind, self.request_json) != (other.provider, other.kind, other.request_json):
+        first, second = ((entry.provider, entry.kind, seal(entry.request_json)) for entry in (self, other))
+        if first != second:
+            shown = self._request_summary()
+            given = other._request_summary()
             raise KeyConflictError(
-                f"Key {self.key} already belongs to another request. "
-                f"Recorded: {self._request_summary()}. Given: {other._request_summary()}.",
+                f"Key {self.key} already belongs to another request. Recorded: {shown}. Given: {given}."
+                f"{' They differ in a part that is not shown.' if shown == given else ''}",
                 hint="A key identifies one request. Use a new key for a different request.",
                 key=self.key,
-                first=self.request,
-                second=other.request,
+                first=json.loads(mask(self.request_json)),
+                second=json.loads(mask(other.request_json)),
             )
 
     def transitioned(
@@ -147,7 +158,7 @@ class Entry:
             provider=self.provider,
             kind=self.kind,
             state=to,
-            request_json=self.request_json,
+            request_json=seal(self.request_json) if to is EntryState.SUCCEEDED else self.request_json,
             token_digest=token_digest or self.token_digest,
             task_id=task,
             owner=owner if to in _OWNED_STATES else None,
@@ -169,7 +180,7 @@ class Entry:
         return any(wanted in text.casefold() for text in self.texts())
 
     def _request_summary(self) -> str:
-        return f"{self.kind} at {self.provider} {printable(self.request_json, limit=_MAX_SHOWN_CHARACTERS)}"
+        return f"{self.kind} at {self.provider} {printable(mask(self.request_json), limit=_MAX_SHOWN_CHARACTERS)}"
 
 
 @attrs.frozen(kw_only=True)
@@ -218,8 +229,8 @@ COLUMNS = tuple(field.name for field in attrs.fields(Entry))
 ATTEMPT_COLUMNS = tuple(field.name for field in attrs.fields(Attempt))
 TRANSITION_COLUMNS = ("state", "owner", "result_json", "error_json", "credits", "updated_at", "version")
 """The columns that every transition writes."""
-INDEXED_COLUMNS = ("token_digest", "task_id")
-"""The columns that a transition may also write. Each has an index, which costs time to update."""
+OCCASIONAL_COLUMNS = ("token_digest", "task_id", "request_json")
+"""The columns that a transition may also write. Two have an index, which costs time to update; the last is long."""
 
 
 def column_getter(columns: Sequence[str]) -> Callable[[Entry | Attempt], tuple[Any, ...]]:

@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from sora_chars.errors import ConfigurationError, LedgerError, StaleEntryError, WrongLoopError
 
 from .entry import Attempt, Entry, Lookup, check_storable, to_json
 from .notifier import ChangeNotifier
-from .states import EntryState
+from .states import RESTARTS, EntryState, check_transition
 from .stores.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -191,6 +193,41 @@ class Ledger:
                 raise _not_replaced(entry, to, stored)
             changed = await self._restore(changed, stored)
         self._remember(changed)
+        self._notifier.changed_here(entry.key, changed.version)
+        return changed
+
+    async def restart(self, entry: Entry, to: EntryState, *, request: Mapping[str, Any] | None = None) -> Entry:
+        """Keep the present attempt of an entry, and begin another one without task, result, error and cost.
+
+        Args:
+            entry: The entry as last read.
+            to: `pending` to send the request again, or `unknown` to take back what a
+                person resolved; then the callback's token stays the same.
+            request: The request of the new attempt. None keeps the present one.
+
+        Raises:
+            StaleEntryError: Another transition came first.
+            InvalidTransitionError: The entry may not restart from its state.
+        """
+        self._check_open()
+        check_transition(entry.key, entry.state, to, RESTARTS)
+        now = self._clock()
+        changed = attrs.evolve(
+            entry,
+            state=to,
+            request_json=entry.request_json if request is None else to_json(request),
+            token_digest=entry.token_digest if to is EntryState.UNKNOWN else None,
+            task_id=None,
+            owner=None,
+            result_json=None,
+            error_json=None,
+            credits=None,
+            updated_at=now,
+            version=entry.version + 1,
+        )
+        stored = await self._store.replace(entry, changed, archive=Attempt.of(entry, at=now))
+        if stored is not changed:
+            raise _not_replaced(entry, to, stored)
         self._notifier.changed_here(entry.key, changed.version)
         return changed
 

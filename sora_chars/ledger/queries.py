@@ -10,6 +10,7 @@ import attrs
 
 from sora_chars.errors import InvalidRequestError, printable
 from sora_chars.models import Character, Clip
+from sora_chars.redaction import masked_repr
 
 from .serialize import to_snapshot
 from .states import EntryState
@@ -38,7 +39,7 @@ class SavedCharacter:
     """
 
     character: Character
-    source: str
+    source: str = attrs.field(repr=masked_repr)
     clip: Clip | None
     prompt: str | None
     key: str

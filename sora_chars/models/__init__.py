@@ -14,6 +14,7 @@ from .requests import (
     is_url,
     raise_if_invalid,
     seconds_problems,
+    with_changes,
 )
 from .tasks import FAIL, SUCCESS, Character, Eta, ModelInfo, TaskFailure, TaskSnapshot, TaskStatus, UploadProgress
 
@@ -36,4 +37,5 @@ __all__ = [
     "is_url",
     "raise_if_invalid",
     "seconds_problems",
+    "with_changes",
 ]

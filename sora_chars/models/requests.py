@@ -14,6 +14,7 @@ import attrs
 
 from sora_chars.errors import InvalidRequestError, printable
 from sora_chars.ids import strip_blanks
+from sora_chars.redaction import masked_repr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -189,7 +190,7 @@ class CharacterRequest:
     """
 
     from_task: str | None = attrs.field(default=None, converter=strip_blanks)
-    video: str | os.PathLike[str] | None = None
+    video: str | os.PathLike[str] | None = attrs.field(default=None, repr=masked_repr)
     clip: Clip | None = attrs.field(default=None, converter=_to_clip)
     name: str | None = None
     prompt: str | None = None
@@ -231,7 +232,7 @@ class TaskRequest:
     """
 
     model: str
-    input: Mapping[str, Any] = attrs.field(factory=dict)
+    input: Mapping[str, Any] = attrs.field(factory=dict, repr=masked_repr)
     key: str | None = attrs.field(default=None, converter=strip_blanks)
 
     def __attrs_post_init__(self) -> None:
@@ -266,7 +267,7 @@ class OmniCharacterRequest:
         InvalidRequestError: A field has the wrong type.
     """
 
-    image: str | os.PathLike[str]
+    image: str | os.PathLike[str] = attrs.field(repr=masked_repr)
     descriptions: str
     name: str | None = None
     audio_ids: tuple[str, ...] = attrs.field(default=(), converter=_to_tuple)
@@ -294,7 +295,8 @@ def as_request(request: Request | None, fields: Mapping[str, Any]) -> Request:
         allowed = [field.name for field in attrs.fields(CharacterRequest)]
         if unknown := sorted(fields.keys() - allowed):
             raise InvalidRequestError(
-                f"No such field: {', '.join(unknown)}. Allowed are {', '.join(allowed)}.", problems=tuple(unknown)
+                f"No such field: {printable(', '.join(unknown))}. Allowed are {', '.join(allowed)}.",
+                problems=tuple(unknown),
             )
         return CharacterRequest(**fields)
     if fields or not isinstance(request, Request):
@@ -304,3 +306,18 @@ def as_request(request: Request | None, fields: Mapping[str, Any]) -> Request:
             f"got {given}."
         )
     return request
+
+
+def with_changes(request: Request, changes: Mapping[str, Any]) -> Request:
+    """Return a request in which some fields have other values.
+
+    Raises:
+        InvalidRequestError: A field is unknown or invalid.
+    """
+    allowed = [field.name for field in attrs.fields(type(request)) if field.name != "key"]
+    if unknown := sorted(changes.keys() - allowed):
+        raise InvalidRequestError(
+            f"No such field: {', '.join(unknown)}. Allowed are {', '.join(allowed)}.", problems=tuple(unknown)
+        )
+    made: Request = attrs.evolve(request, **changes)
+    return made

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
+from sora_chars.errors import printable
 from sora_chars.models import SUCCESS, OmniCharacterRequest, TaskRequest, TaskSnapshot, UploadProgress, is_url
 from sora_chars.ratelimit.window import Limits
-from sora_chars.transport import Transport, clean_url, resolve_key
+from sora_chars.transport import Transport
 
 from . import kie_codec as codec
-from .base import HTTPProvider
+from .base import HTTPProvider, clean_url, resolve_key
 
 if TYPE_CHECKING:
     import os
@@ -45,7 +46,7 @@ class Kie(HTTPProvider):
 
     Args:
         api_key: The API key. Defaults to the environment variable KIE_API_KEY.
-        base_url: Base URL of the API.
+        base_url: Base URL of the API. A trailing "/api/v1" is removed.
         upload_url: Base URL of the upload service.
         callback_url: Public URL under which a `CallbackReceiver` is mounted. Without it,
             tasks are only polled.
@@ -55,7 +56,8 @@ class Kie(HTTPProvider):
         on_upload: Called with the progress of the upload of a local file.
         timeout: Seconds for a create, from sending to the end of its response.
         http: An aiohttp session of yours, which is not closed here.
-        proxy: URL of an HTTP proxy.
+        proxy: URL of an HTTP proxy. Defaults to HTTPS_PROXY or HTTP_PROXY of the
+            environment, except for the hosts of NO_PROXY.
         ssl: Certificate verification, as in aiohttp.
 
     Raises:
@@ -80,7 +82,7 @@ class Kie(HTTPProvider):
         super().__init__(
             Transport(
                 provider=name,
-                base_url=clean_url(base_url, field="base_url"),
+                base_url=clean_url(base_url, field="base_url").removesuffix("/api/v1"),
                 api_key=resolve_key(api_key, variable="KIE_API_KEY", provider=name),
                 limits=limits or Limits(),
                 http=http,
@@ -225,32 +227,37 @@ class _UploadBody(io.BytesIO):
 
 def _file_problems(field: str, path: Path, limit: int) -> list[str]:
     """Check that a local file exists, is readable and has 1 to `limit` bytes."""
+    shown = printable(path)  # a data URL of megabytes is taken for a path, too
     try:
         if not path.is_file():
-            return [f"{field} must be an http(s) URL or an existing file, got {path}"]
+            return [f"{field} must be an http(s) URL or an existing file, got {shown}"]
         with path.open("rb"):  # fails if the file may not be read
             size = path.stat().st_size
     except OSError as error:
-        return [f"{field} must be a readable file, got {path}: {error.strerror}"]
+        return [f"{field} must be a readable file, got {shown}: {error.strerror}"]
     if not 0 < size <= limit:
-        return [f"{field} must have 1 byte to {limit // _MIB} MB, got {size} bytes ({path})"]
+        return [f"{field} must have 1 byte to {limit // _MIB} MB, got {size} bytes ({shown})"]
     return []
 
 
 def _video_problems(path: Path) -> list[str]:
-    """Check a local video against the limits of sora-2-characters. Source: kie.ai docs."""
+    """Check a local video against the limits of sora-2-characters.
+
+    Source: kie.ai docs; its form lists MOV too, and where two of its pages disagree, both are allowed.
+    """
     problems = _file_problems("video", path, _MAX_VIDEO_BYTES)
     if problems:
         return problems
     from .media import probe  # noqa: PLC0415 # most requests name a URL or a task
 
     facts = probe(path)
+    shown = printable(path)
     if facts.container is None:
-        problems.append(f"video must be an MP4, WebM or AVI file, got {path}")
+        problems.append(f"video must be an MP4, MOV, WebM or AVI file (of kie.ai's pages, some omit MOV), got {shown}")
     shortest = _MIN_VIDEO_SECONDS - _DURATION_TOLERANCE
     longest = _MAX_VIDEO_SECONDS + _DURATION_TOLERANCE
     if facts.duration is not None and not shortest <= facts.duration <= longest:
         problems.append(
-            f"video must run {_MIN_VIDEO_SECONDS} to {_MAX_VIDEO_SECONDS} seconds, got {facts.duration:.2f} ({path})"
+            f"video must run {_MIN_VIDEO_SECONDS} to {_MAX_VIDEO_SECONDS} seconds, got {facts.duration:.2f} ({shown})"
         )
     return problems

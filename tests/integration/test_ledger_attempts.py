@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pytest
 
-from sora_chars import Attempt, Entry, EntryState, Ledger, StaleEntryError, open_ledger
+from sora_chars import Attempt, Entry, EntryState, InvalidTransitionError, Ledger, StaleEntryError, open_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,3 +118,48 @@ async def test_a_first_send_archives_nothing(make_ledger: Callable[[], Ledger]) 
         entry = await sending(ledger)
         await ledger.transition(entry, EntryState.RUNNING, task_id="t-1", token_digest="d-1")
         assert [await ledger.attempts(key) for key in ("k-1", "k-2", "\x00")] == [[], [], []]
+
+
+async def failed(ledger: Ledger) -> Entry:
+    """Take an entry to failed, with a task, a token, a result and a cost."""
+    entry = await ledger.transition(await sending(ledger), EntryState.RUNNING, task_id="t-1")
+    return await ledger.transition(entry, EntryState.FAILED, result={"a": 1}, error={"code": "501"}, credits=2.5)
+
+
+async def test_restart_begins_anew(make_ledger: Callable[[], Ledger]) -> None:
+    """A restarted entry has another request and nothing of the attempt before, which stays on record as it was."""
+    async with make_ledger() as ledger:
+        before = await failed(ledger)
+        after = await ledger.restart(before, EntryState.PENDING, request={"from_task": "t-9"})
+    async with make_ledger() as ledger:
+        assert await ledger.get("k-1") == after
+        assert (after.state, after.request, after.version) == (EntryState.PENDING, {"from_task": "t-9"}, 5)
+        assert {after.token_digest, after.task_id, after.owner, after.result, after.error, after.credits} == {None}
+        assert await ledger.attempts("k-1") == [attrs.evolve(Attempt.of(before, at=CLOCK), number=1)]
+        assert await ledger.by_token("d-1") == await ledger.by_task("kie", "t-1") == after
+        again = await ledger.transition(after, EntryState.SENDING, token_digest="d-2")
+        assert len(await ledger.attempts("k-1")) == 1
+        assert (await ledger.transition(again, EntryState.RUNNING, task_id="t-2")).task_id == "t-2"
+
+
+async def test_restart_as_unknown_keeps_the_token(make_ledger: Callable[[], Ledger]) -> None:
+    """An entry that returns to unknown is still settled by the callback of its request."""
+    async with make_ledger() as ledger:
+        entry = await ledger.transition(await sending(ledger), EntryState.RUNNING, task_id="t-1")
+        unknown = await ledger.restart(entry, EntryState.UNKNOWN)
+        assert (unknown.state, unknown.token_digest, unknown.task_id) == (EntryState.UNKNOWN, "d-1", None)
+        assert await ledger.get("k-1") == unknown
+
+
+async def test_only_some_states_restart(make_ledger: Callable[[], Ledger]) -> None:
+    """A restart that the table does not allow, or of a version that has changed, writes nothing."""
+    async with make_ledger() as ledger:
+        entry = await sending(ledger)
+        with pytest.raises(InvalidTransitionError, match="from sending it may go to no other state"):
+            await ledger.restart(entry, EntryState.PENDING)
+        rejected = await ledger.transition(entry, EntryState.REJECTED)
+        pending = await ledger.restart(rejected, EntryState.PENDING)
+        await ledger.transition(pending, EntryState.SENDING, token_digest="d-2")
+        with pytest.raises(StaleEntryError):
+            await ledger.restart(rejected, EntryState.PENDING)
+        assert len(await ledger.attempts("k-1")) == 1

@@ -21,6 +21,7 @@ from sora_chars.cli.render import (
     entry_rows,
     saved_json,
     saved_row,
+    shown_entry_json,
 )
 from sora_chars.cli.runner import run
 from sora_chars.errors import ConfigurationError, InvalidRequestError
@@ -96,7 +97,7 @@ def list_entries(
     found = run(context, _entries(location, query, wanted, limit + 1))
     shown = found[:limit]
     now = time.time()
-    payload = {"entries": [entry_json(entry) for entry in shown]}
+    payload = {"entries": [shown_entry_json(entry) for entry in shown]}
     rows = [entry_row(entry, now) for entry in shown]
     context.output.show_table(payload, rows, columns=ENTRY_COLUMNS, stacked=(1, 1), flexible="request")
     _note_count(context, len(found), limit, "entries")
@@ -157,7 +158,11 @@ def resolve(
 @ledger_options
 @click.pass_obj
 def export(context: CommandContext, /, *, output: str, location: LedgerLocation) -> None:
-    """Write every entry as a line of JSON, oldest first."""
+    """Write every entry as a line of JSON, oldest first.
+
+    The lines hold the links of the requests as they were given, with their
+    signatures. Every other command masks these.
+    """
     context.use_ledger(location)
     written = run(context, _export(location, output))
     if output != "-":
@@ -165,7 +170,7 @@ def export(context: CommandContext, /, *, output: str, location: LedgerLocation)
 
 
 def _show(context: CommandContext, entry: Entry) -> None:
-    context.output.show({"entry": entry_json(entry)}, entry_rows(entry), title="Entry")
+    context.output.show({"entry": shown_entry_json(entry)}, entry_rows(entry), title="Entry")
     if entry.state is EntryState.UNKNOWN:
         context.output.note(context.resolve_hint(entry.key, tasks=entry.provider not in GATEWAYS))
     elif entry.state is EntryState.RUNNING:

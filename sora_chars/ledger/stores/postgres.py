@@ -136,8 +136,10 @@ class PostgresStore:
         """See `LedgerStore`. The same statement notifies the other processes."""
         statement = statements.REPLACE
         values = (*statements.to_updated(after), after.key, before.version)
+        if archive or after.request_json != before.request_json:
+            statement = statements.REPLACE_AND_ARCHIVE if archive else statements.REPLACE_WITH_REQUEST
+            values = (*statements.to_updated_with_request(after), after.key, before.version)
         if archive:
-            statement = statements.REPLACE_AND_ARCHIVE
             values += to_attempt_row(archive)
         return after if await self._execute(statement, values) else await self._stored(after)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, LiteralString
 
-from sora_chars.ledger.entry import ATTEMPT_COLUMNS, COLUMNS, INDEXED_COLUMNS, TRANSITION_COLUMNS, column_getter
+from sora_chars.ledger.entry import ATTEMPT_COLUMNS, COLUMNS, TRANSITION_COLUMNS, column_getter
 
 from . import postgres_quota
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sora_chars.ledger.entry import Lookup
 
 UPGRADES: tuple[LiteralString, ...] = (
@@ -83,21 +85,30 @@ def _typed(column: str) -> str:
     return f"%s::{_TYPES.get(column, 'text')}"
 
 
-_UPDATED_COLUMNS = (*TRANSITION_COLUMNS, *INDEXED_COLUMNS)
+_UPDATED_COLUMNS = (*TRANSITION_COLUMNS, "token_digest", "task_id")
+_UPDATED_WITH_REQUEST = (*_UPDATED_COLUMNS, "request_json")
 to_updated = column_getter(_UPDATED_COLUMNS)
+to_updated_with_request = column_getter(_UPDATED_WITH_REQUEST)
 INSERT = (
     f"INSERT INTO sora_chars_entries ({', '.join(COLUMNS)}) VALUES ({', '.join(['%s'] * len(COLUMNS))})"  # noqa: S608 # our own names
     " ON CONFLICT (key) DO NOTHING RETURNING key"
 )
-_ASSIGNMENTS = ", ".join(f"{name} = %s" for name in _UPDATED_COLUMNS) + ", search_text = NULL"
-_UPDATE = (
-    f"WITH updated AS (UPDATE sora_chars_entries SET {_ASSIGNMENTS}"  # noqa: S608 # our own names
-    " WHERE key = %s AND version = %s RETURNING key, version)"
-)
+
+
+def _update(columns: Sequence[str]) -> str:
+    assignments = ", ".join(f"{name} = %s" for name in columns)
+    return (
+        f"WITH updated AS (UPDATE sora_chars_entries SET {assignments}, search_text = NULL"  # noqa: S608 # our own names
+        " WHERE key = %s AND version = %s RETURNING key, version)"
+    )
+
+
 _NOTIFY = f" SELECT pg_notify('{CHANNEL}', version || ' ' || key) FROM updated"  # noqa: S608 # our own names
-REPLACE = _UPDATE + _NOTIFY
+REPLACE = _update(_UPDATED_COLUMNS) + _NOTIFY
+REPLACE_WITH_REQUEST = _update(_UPDATED_WITH_REQUEST) + _NOTIFY
 REPLACE_AND_ARCHIVE = (
-    f"{_UPDATE}, attempt ({', '.join(ATTEMPT_COLUMNS)}) AS (VALUES ({', '.join(map(_typed, ATTEMPT_COLUMNS))})),"  # noqa: S608 # our own names
+    f"{_update(_UPDATED_WITH_REQUEST)}, attempt ({', '.join(ATTEMPT_COLUMNS)})"  # noqa: S608 # our own names
+    f" AS (VALUES ({', '.join(map(_typed, ATTEMPT_COLUMNS))})),"
     f" archived AS (INSERT INTO sora_chars_attempts ({', '.join(ATTEMPT_COLUMNS)})"
     f" SELECT {', '.join(ATTEMPT_COLUMNS)} FROM attempt WHERE EXISTS (SELECT FROM updated) AND NOT EXISTS"
     " (SELECT FROM sora_chars_attempts AS stored"

@@ -181,6 +181,7 @@ class SqliteStore:
         try:
             self._use_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA secure_delete = FAST")  # overwrites what entries no longer hold
         except sqlite3.Error:
             connection.close()
             raise

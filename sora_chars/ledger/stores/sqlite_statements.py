@@ -18,7 +18,7 @@ from sora_chars.errors import LedgerError
 from sora_chars.ledger.entry import (
     ATTEMPT_COLUMNS,
     COLUMNS,
-    INDEXED_COLUMNS,
+    OCCASIONAL_COLUMNS,
     TRANSITION_COLUMNS,
     column_getter,
     from_attempt_row,
@@ -170,13 +170,13 @@ def replace(before: Entry, after: Entry) -> Work:
     It takes pairs of the version before and the version after, and returns the stored
     entry of every pair.
     """
-    return _replace_function(after.token_digest != before.token_digest, after.task_id != before.task_id)
+    return _replace_function(*(getattr(after, name) != getattr(before, name) for name in OCCASIONAL_COLUMNS))
 
 
 @cache
-def _replace_function(*indexed: bool) -> Work:
-    """Return the function for changes of those indexed columns that are marked."""
-    columns = (*TRANSITION_COLUMNS, *compress(INDEXED_COLUMNS, indexed))
+def _replace_function(*changed: bool) -> Work:
+    """Return the function for changes of those occasional columns that are marked."""
+    columns = (*TRANSITION_COLUMNS, *compress(OCCASIONAL_COLUMNS, changed))
     values = column_getter(columns)
 
     def update(cursor: sqlite3.Cursor, pairs: Sequence[tuple[Entry, Entry]]) -> bool:
