@@ -6,7 +6,8 @@ therefore never paid for twice.
 """
 
 from .entry import Attempt, Entry
-from .ledger import Ledger, open_ledger
+from .ledger import Ledger
+from .opening import open_ledger
 from .states import EntryState
 from .stores.protocol import LedgerStore
 

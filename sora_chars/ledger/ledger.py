@@ -6,20 +6,19 @@ import asyncio
 import logging
 import os
 import time
-from pathlib import Path
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sora_chars.errors import ConfigurationError, LedgerError, StaleEntryError, WrongLoopError
+from sora_chars.errors import LedgerError, StaleEntryError, WrongLoopError
 
 from .entry import Attempt, Entry, Lookup, check_storable, to_json
 from .notifier import ChangeNotifier
 from .states import RESTARTS, EntryState, check_transition
-from .stores.memory import MemoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -270,19 +269,33 @@ class Ledger:
                 is searched for in every entry.
             limit: Yield at most this many entries.
         """
-        remaining = limit
+        count = 0
+        async with aclosing(self.pages(states=states, newest_first=newest_first, query=query)) as pages:
+            while limit is None or count < limit:
+                page = await anext(pages, None)
+                if page is None:
+                    return
+                for entry in page if limit is None else page[: limit - count]:
+                    yield entry
+                count += len(page)
+
+    async def pages(
+        self,
+        *,
+        states: Collection[EntryState] = tuple(EntryState),
+        newest_first: bool = False,
+        query: str | None = None,
+    ) -> AsyncGenerator[list[Entry], None]:
+        """Iterate over lists of up to 200 entries; see `entries`."""
         last_row_id: int | None = None
-        while remaining is None or remaining > 0:
+        while True:
             self._check_open()
             page = await self._store.page(
                 states, query=query, after=last_row_id, newest_first=newest_first, size=_PAGE_SIZE
             )
-            found = [entry for _, entry in page if query is None or entry.mentions(query)]
-            for entry in found[:remaining]:
-                yield entry
+            yield [entry for _, entry in page if query is None or entry.mentions(query)]
             if len(page) < _PAGE_SIZE:
                 return
-            remaining = None if remaining is None else remaining - len(found)
             last_row_id = page[-1][0]
 
     async def changed(self, entry: Entry, *, timeout: float | None = None) -> Entry:
@@ -362,68 +375,3 @@ def _not_replaced(entry: Entry, to: EntryState, stored: Entry | None) -> LedgerE
         f"Entry {entry.key} was changed first: it is {stored.state} now and did not go from {entry.state} to {to}.",
         entry=stored,
     )
-
-
-def open_ledger(url: str | os.PathLike[str], *, clock: Callable[[], float] = time.time) -> Ledger:
-    """Make the ledger at `url`; `async with` opens it.
-
-    Processes of one machine may share an SQLite file. Processes of several machines may
-    share a PostgreSQL database; there they also share the rate limits of an account.
-
-        async with open_ledger("characters.db") as ledger:
-            entry = await ledger.get("dog-1")
-
-    Args:
-        url: One of these:
-
-            - `memory:`. It keeps all unfinished entries and the last 10,000 finished ones.
-            - `sqlite:///relative/path`, `sqlite:////absolute/path`, or the path of an
-              SQLite file.
-            - `postgresql://...`, with the extra `postgres`.
-        clock: Returns the present time in epoch seconds.
-
-    Raises:
-        ConfigurationError: The URL is invalid, or its kind of ledger needs a package or
-            module that is not installed.
-    """
-    return Ledger(_store(url) if isinstance(url, str) else _sqlite(os.fspath(url)), clock=clock)
-
-
-def _store(url: str) -> LedgerStore:
-    scheme, colon, rest = url.partition(":")
-    if not colon or len(scheme) == 1:  # "C:\..." is a path
-        return _sqlite(url)
-    match scheme:
-        case "memory" if not rest:
-            return MemoryStore()
-        case "sqlite" if rest.startswith("///") and rest != "///":
-            return _sqlite(rest[3:])
-        case "postgresql" | "postgres":
-            return _postgres(url)
-        case _:
-            raise ConfigurationError(
-                f"ledger: this {scheme}: URL is not supported.",  # the rest may contain a password
-                hint="Use memory:, sqlite:///PATH, postgresql://... or the path of an SQLite file.",
-            )
-
-
-def _sqlite(path: str) -> LedgerStore:
-    try:
-        from .stores.sqlite import SqliteStore  # noqa: PLC0415 # sqlite3 and fcntl are not on every system
-    except ImportError as error:
-        raise ConfigurationError(
-            f"ledger: an SQLite file needs a module that this system does not have ({error}).",
-            hint="Use memory: or postgresql://... instead.",
-        ) from error
-    return SqliteStore(Path(path))
-
-
-def _postgres(url: str) -> LedgerStore:
-    try:
-        from .stores.postgres import PostgresStore  # noqa: PLC0415 # an extra
-    except ImportError as error:
-        raise ConfigurationError(
-            f"ledger: PostgreSQL needs a package that is not installed ({error}).",
-            hint='Run: pip install "sora-chars[postgres]"',
-        ) from error
-    return PostgresStore(url)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from sora_chars.errors import UnreadableEntryError
+
 if TYPE_CHECKING:
     from .entry import Entry
 
@@ -24,8 +26,8 @@ def fold(text: str) -> str:
 def searchable_text(entry: Entry) -> str:
     """Return the folded text by which an entry is found. An unreadable entry is found by its key and task id."""
     texts = [entry.key, entry.task_id or ""]
-    with suppress(ValueError):  # another program has written the row
-        texts += entry.texts()
+    with suppress(UnreadableEntryError):
+        texts = entry.texts()
     return fold("\n".join(texts))
 
 

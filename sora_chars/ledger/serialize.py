@@ -29,6 +29,8 @@ from sora_chars.models import (
 )
 from sora_chars.redaction import hide_tokens, mask
 
+from .entry import unreadable
+
 if TYPE_CHECKING:
     from .entry import Entry
 
@@ -62,8 +64,15 @@ def _to_json(name: str, value: Any) -> Any:
 
 
 def to_request(entry: Entry) -> Request:
-    """Return the request of an entry."""
-    return KINDS[entry.kind](**entry.request, key=entry.key)
+    """Return the request of an entry.
+
+    Raises:
+        UnreadableEntryError: Its kind or a field is not one that this version has.
+    """
+    try:
+        return KINDS[entry.kind](**entry.request, key=entry.key)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise unreadable(entry.key, error) from error
 
 
 def to_result(snapshot: TaskSnapshot) -> dict[str, Any]:
@@ -87,13 +96,20 @@ def _facts(value: TaskSnapshot | Character | TaskFailure) -> dict[str, Any]:
 
 
 def to_snapshot(entry: Entry) -> TaskSnapshot:
-    """Return the finished snapshot of an entry that succeeded or failed."""
-    facts = dict(entry.result)
-    if character := facts.get("character"):
-        facts["character"] = Character(**character)
-    if failure := facts.get("failure"):
-        facts["failure"] = TaskFailure(**({"code": None} | failure))
-    return TaskSnapshot(**facts)
+    """Return the finished snapshot of an entry that succeeded or failed.
+
+    Raises:
+        UnreadableEntryError: A field is not one that this version has.
+    """
+    try:
+        facts = dict(entry.result)
+        if character := facts.get("character"):
+            facts["character"] = Character(**character)
+        if failure := facts.get("failure"):
+            facts["failure"] = TaskFailure(**({"code": None} | failure))
+        return TaskSnapshot(**facts)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise unreadable(entry.key, error) from error
 
 
 def echoes_other_token(snapshot: TaskSnapshot, digest: str | None) -> bool:
