@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sora_chars.ledger.states import EntryState
+from sora_chars.ledger.states import ENDED
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from sora_chars.ledger.entry import Attempt, Entry, Lookup
     from sora_chars.ledger.notifier import ChangeNotifier
+    from sora_chars.ledger.states import EntryState
 
-_FINISHED_STATES = frozenset({EntryState.SUCCEEDED, EntryState.FAILED, EntryState.REJECTED})
 _MAX_FINISHED = 10_000  # entries
 
 
@@ -69,7 +69,7 @@ class MemoryStore:
             self._keys["token", after.token_digest] = after.key
             self._keys["task", after.provider, after.task_id] = after.key
             self._finished.pop(row_id, None)
-            if after.state in _FINISHED_STATES:
+            if after.state in ENDED:
                 self._finished[row_id] = None
                 self._remove_oldest()
         return self._entries[row_id]
@@ -85,7 +85,13 @@ class MemoryStore:
         return tuple(self._attempts.get(key, ()))
 
     async def page(
-        self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
+        self,
+        states: Collection[EntryState],
+        *,
+        query: str | None = None,  # noqa: ARG002 # the caller filters
+        after: int | None,
+        newest_first: bool,
+        size: int,
     ) -> Sequence[tuple[int, Entry]]:
         """See `LedgerStore`. The entry of the row id `after` may have been removed."""
         row_ids = list(self._entries)
