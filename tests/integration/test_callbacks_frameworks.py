@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
 import socket
 import time
+import zlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -158,6 +160,19 @@ async def test_rejections(stage: Stage) -> None:
     assert await stage.post(record, b"X-Webhook-Timestamp: 1", b"X-Webhook-Signature: \xff\xfe\xc3") == 401
     assert await stage.post(record, b"X-Webhook-Timestamp: \xd9\xa1", b"X-Webhook-Signature: a") == 401
     assert not stage.session.resume(task_id).done()
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zlib.compress])
+async def test_compressed_body(stage: Stage, compress: Callable[[bytes], bytes]) -> None:
+    """A compressed body is read under every framework, and its limit is that of the inflated bytes."""
+    task_id = await stage.start()
+    timestamp = str(int(time.time()))
+    body = compress(b'{"data":{"taskId":"%s","state":"success"}}' % task_id.encode())
+    encoding = b"Content-Encoding: " + (b"gzip" if compress is gzip.compress else b"deflate")
+    signature = sign("whsec", task_id, timestamp)
+    signed = (b"X-Webhook-Timestamp: " + timestamp.encode(), b"X-Webhook-Signature: " + signature.encode())
+    assert await stage.post(body, encoding, *signed) == 200
+    assert await stage.post(compress(b" " * 10_001), encoding, *signed) == 413
 
 
 async def test_oversized(stage: Stage) -> None:
