@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "batch": ("batch", "Create a character for each row of a JSONL or CSV file."),
     "characters": ("ledger", "List the saved characters, newest first."),
-    "create": ("tasks", "Create a character from a finished task or a video."),
+    "create": ("tasks", "Create a character from a finished task, a video or images."),
     "credit": ("tasks", "Show the credits left in the account."),
     "demo": ("demo", "Create three characters locally; no account is needed."),
     "durations": ("durations", "Show how long the tasks of each model take."),
@@ -145,8 +145,8 @@ def _fail(context: CommandContext, error: SoraCharsError) -> int:
 def _hint(context: CommandContext, error: SoraCharsError) -> str:
     """Return what to do about an error, in terms of commands where there are any."""
     match error:
-        case SubmissionUnknownError():
-            return context.resolve_hint(error.key, tasks=context.has_tasks)
+        case SubmissionUnknownError(key=str(key)):
+            return context.resolve_hint(key, tasks=context.has_tasks)
         case LedgerError(key=str(key), task_id=str(task_id)):
             return context.unrecorded_hint(key, task_id)
         case LedgerError() if context.ledger_name:

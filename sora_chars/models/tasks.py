@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from sora_chars.errors import Charged
+
 SUCCESS = "success"
 FAIL = "fail"
 
@@ -140,7 +142,14 @@ class TaskSnapshot:
             task_id=self.task_id,
             code=failure.code,
             snapshot=attrs.evolve(self, raw=None),  # `raw` may repeat the secret callback URL
+            charged=_charged(self.credits),
         )
+
+
+def _charged(amount: float | None) -> Charged:
+    if amount is None:
+        return "maybe"
+    return "yes" if amount else "no"
 
 
 @attrs.frozen(kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ from sora_chars.errors import (
     WatcherStoppedError,
 )
 
-TASK = {"provider": "kie", "task_id": "t"}
+TASK: dict[str, Any] = {"provider": "kie", "task_id": "t"}
 
 
 @pytest.mark.parametrize(
