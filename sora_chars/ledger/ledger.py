@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
 from contextlib import aclosing
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sora_chars.errors import LedgerError, StaleEntryError, WrongLoopError
+from sora_chars.logs import event_logger
 
 from .entry import Attempt, Entry, Lookup, check_storable, to_json
 from .notifier import ChangeNotifier
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from .stores.protocol import LedgerStore
 
-log = logging.getLogger("sora_chars.ledger")
+log = event_logger("sora_chars.ledger")
 
 _PAGE_SIZE = 200  # entries
 _MAX_KNOWN = 5000  # unfinished entries that are remembered; each takes half a kilobyte

@@ -190,7 +190,7 @@ async def test_proxy_of_the_environment_is_logged_once(
     async with Kie("key", base_url=emulator.url, upload_url=emulator.url.replace("127.0.0.1", "localhost")) as kie:
         await kie.credit()
         await kie.models()
-    (record,) = [record for record in caplog.records if record.msg == "proxy.of_environment"]
+    (record,) = [record for record in caplog.records if vars(record).get("event") == "proxy.of_environment"]
     facts: dict[str, Any] = vars(record)
     assert (facts["provider"], facts["variable"]) == ("kie", "HTTP_PROXY")
     assert facts["proxy"] == proxy.url.replace("://", "://***@")

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sora_chars.ledger.states import ENDED
+from sora_chars.ledger.states import ENDED, EntryState
+from sora_chars.logs import event_logger
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from sora_chars.ledger.entry import Attempt, Entry, Lookup
     from sora_chars.ledger.notifier import ChangeNotifier
-    from sora_chars.ledger.states import EntryState
+
+log = event_logger("sora_chars.ledger")
 
 _MAX_FINISHED = 10_000  # entries
+_MAX_SHOWN = 50  # entries in a log record
 
 
 @attrs.define(eq=False, repr=False)
@@ -46,7 +49,15 @@ class MemoryStore:
         self.owner = uuid.uuid4().hex
 
     async def aclose(self) -> None:
-        """Keep the entries for the next opening."""
+        """Keep the entries for the next opening, and log what would be lost with the process."""
+        left = [
+            entry
+            for entry in self._entries.values()
+            if entry.may_have_been_paid and entry.state is not EntryState.SUCCEEDED
+        ]
+        if left:
+            shown = "; ".join(f"key {entry.key}: {entry.task_id or entry.state}" for entry in left[:_MAX_SHOWN])
+            log.warning("ledger.left_unfinished", extra={"entries": len(left), "tasks": shown})
 
     async def insert(self, entry: Entry) -> Entry:
         """See `LedgerStore`."""
