@@ -48,11 +48,12 @@ _MODULES = {
     "ledger.queries": ("SavedCharacter",),
     "models": (
         "Character",
+        "CharacterFields",
         "CharacterRequest",
         "Clip",
         "Eta",
         "ModelInfo",
-        "OmniCharacterRequest",
+        "RowFields",
         "TaskFailure",
         "TaskRequest",
         "TaskSnapshot",

@@ -33,6 +33,22 @@ def to_json(value: object) -> str:
     return _encoder.encode(value)
 
 
+def current_form(kind: str, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return kind and fields of a recorded request as this version records them.
+
+    Earlier versions recorded a request for a character from an image as kind "omni".
+    """
+    if kind != "omni" or "image" not in request:
+        return kind, request
+    fields = {
+        "images": [request["image"]],
+        "name": request.get("name"),
+        "prompt": request.get("descriptions"),
+        "voice": ",".join(request.get("audio_ids", ())) or None,
+    }
+    return "character", {name: value for name, value in fields.items() if value is not None}
+
+
 def parse(key: str, text: str) -> Any:
     """Parse the JSON text of an entry.
 
@@ -63,7 +79,8 @@ class Entry:
     Attributes:
         key: The idempotency key, unique in a ledger.
         provider: The name of the provider that the request is for.
-        kind: The kind of request: "character", "task" or "omni".
+        kind: The kind of request: "character" or "task"; "omni" in entries of earlier
+            versions, which `current_form` reads.
         state: What is known of the request; see `EntryState`.
         request_json: The request as JSON text; `request` is its value. Once the entry has
             succeeded, and is never sent again, a digest replaces the secret parts of links.
@@ -123,8 +140,11 @@ class Entry:
         Raises:
             KeyConflictError: They differ.
         """
-        first, second = ((entry.provider, entry.kind, seal(entry.request_json)) for entry in (self, other))
-        if first != second:
+        same = self.request_json == other.request_json and self.kind == other.kind
+        if not same:
+            forms = (current_form(entry.kind, json.loads(seal(entry.request_json))) for entry in (self, other))
+            same = next(forms) == next(forms)
+        if self.provider != other.provider or not same:
             shown = self._request_summary()
             given = other._request_summary()
             raise KeyConflictError(

@@ -1,4 +1,4 @@
-"""Makes the ledger at a URL."""
+"""The ledger at a URL, and the store that its scheme names."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from sora_chars.errors import InvalidRequestError, UnreadableEntryError, printab
 from sora_chars.models import Character, Clip
 from sora_chars.redaction import masked_repr
 
-from .entry import unreadable
+from .entry import current_form, unreadable
 from .serialize import to_snapshot
 from .states import EntryState
 
@@ -35,7 +35,7 @@ class SavedCharacter:
 
     Attributes:
         character: The character as the provider returned it.
-        source: The task, URL or path it was made from.
+        source: The task, URL or path it was made from; of several images the first.
         clip: The part of the video that was used, if the request named one.
         prompt: The description in the request.
         key: The idempotency key of the request.
@@ -108,13 +108,14 @@ def _saved(entry: Entry) -> SavedCharacter | None:
     character = to_snapshot(entry).character
     if character is None:
         return None
-    request = entry.request
     try:
+        _, request = current_form(entry.kind, entry.request)
+        images = request.get("images") or [""]
         return SavedCharacter(
             character=attrs.evolve(character, name=character.name or request.get("name")),
-            source=request.get("from_task") or request.get("video") or request.get("image") or "",
+            source=request.get("from_task") or request.get("video") or images[0],
             clip=Clip.parse(request["clip"]) if "clip" in request else None,
-            prompt=request.get("prompt") or request.get("descriptions"),
+            prompt=request.get("prompt"),
             key=entry.key,
             credits=entry.credits,
             created_at=entry.created_at,

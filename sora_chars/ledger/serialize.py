@@ -20,8 +20,8 @@ from sora_chars.models import (
     Character,
     CharacterRequest,
     Clip,
-    OmniCharacterRequest,
     Request,
+    Source,
     TaskFailure,
     TaskRequest,
     TaskSnapshot,
@@ -29,13 +29,12 @@ from sora_chars.models import (
 )
 from sora_chars.redaction import hide_tokens, mask
 
-from .entry import unreadable
+from .entry import current_form, unreadable
 
 if TYPE_CHECKING:
     from .entry import Entry
 
-KINDS: dict[str, type[Request]] = {"character": CharacterRequest, "task": TaskRequest, "omni": OmniCharacterRequest}
-_SOURCES = {"video", "image"}
+KINDS: dict[str, type[Request]] = {"character": CharacterRequest, "task": TaskRequest}
 
 RETRY_HINT = (
     "The response does not prove that nothing was charged, so this key is not sent again automatically. "
@@ -56,11 +55,15 @@ def to_record(request: Request) -> tuple[str, dict[str, Any]]:
 
 
 def _to_json(name: str, value: Any) -> Any:
-    if name in _SOURCES and value is not None and not is_url(value):
-        return str(Path(os.fspath(value)).absolute())
-    if isinstance(value, Clip):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    if name == "video" and value is not None:
+        return _absolute(value)
+    if name == "images" and value is not None:
+        return [_absolute(image) for image in value]
+    return str(value) if isinstance(value, Clip) else value
+
+
+def _absolute(source: Source) -> str:
+    return str(source) if is_url(source) else str(Path(os.fspath(source)).absolute())
 
 
 def to_request(entry: Entry) -> Request:
@@ -70,7 +73,8 @@ def to_request(entry: Entry) -> Request:
         UnreadableEntryError: Its kind or a field is not one that this version has.
     """
     try:
-        return KINDS[entry.kind](**entry.request, key=entry.key)
+        kind, fields = current_form(entry.kind, entry.request)
+        return KINDS[kind](**fields, key=entry.key)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise unreadable(entry.key, error) from error
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import uuid
 from functools import partial
 from pathlib import Path
@@ -15,12 +16,22 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 from sora_chars.errors import printable
-from sora_chars.models import SUCCESS, OmniCharacterRequest, TaskRequest, TaskSnapshot, UploadProgress, is_url
+from sora_chars.models import (
+    SUCCESS,
+    CharacterRequest,
+    Source,
+    TaskRequest,
+    TaskSnapshot,
+    UploadProgress,
+    is_url,
+    path_of,
+)
 from sora_chars.ratelimit.window import Limits
 from sora_chars.transport import Transport
 
 from . import kie_codec as codec
 from .base import HTTPProvider, clean_url, resolve_key
+from .kie_omni import omni_body, omni_problems
 
 if TYPE_CHECKING:
     import os
@@ -33,6 +44,12 @@ if TYPE_CHECKING:
 DOCUMENTED_LIMITS = Limits(creates=(20, 10.0), polls=(10, 1.0))
 """The limits of an account: 20 creates in 10 seconds and 10 polls in 1 second. Source: kie.ai docs."""
 
+log = logging.getLogger("sora_chars.providers")
+
+_UPLOAD_LIFETIME = (
+    "kie.ai keeps an upload for 24 hours, 3 days or 14 days, by three of its pages, and says that a character is "
+    "valid only while the file is; to keep the character longer, pass the URL of a file of yours"
+)
 _MIB = 1024 * 1024
 _MAX_VIDEO_BYTES = 10 * _MIB
 _MAX_IMAGE_BYTES = 20 * _MIB
@@ -104,10 +121,12 @@ class Kie(HTTPProvider):
         """See `Provider.check`. Checks the size, the container and the declared duration of local files."""
         if isinstance(request, TaskRequest):
             return []
-        if isinstance(request, OmniCharacterRequest):
-            problems = [] if request.descriptions.strip() else ["descriptions must not be empty"]
-            image = request.image
-            return problems + ([] if is_url(image) else _file_problems("image", Path(image), _MAX_IMAGE_BYTES))
+        if request.images is not None:
+            problems = omni_problems(request)
+            for number, image in enumerate(request.images):
+                path = path_of(image)
+                problems += [] if path is None else _file_problems(f"images[{number}]", path, _MAX_IMAGE_BYTES)
+            return problems
         video = request.video_path
         return codec.character_problems(request) + ([] if video is None else _video_problems(video))
 
@@ -115,13 +134,15 @@ class Kie(HTTPProvider):
         self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """See `Provider.submit`. A local file is uploaded first, free of charge."""
-        if isinstance(request, OmniCharacterRequest):
-            return await self._create_omni(request, on_send)
+        if isinstance(request, CharacterRequest) and request.images is not None:
+            return await self._create_omni(request, request.images, on_send)
         if isinstance(request, TaskRequest):
             body: dict[str, Any] = {"model": request.model, "input": dict(request.input)}
         else:
             video = request.video
-            body = codec.character_task(request, video_url=None if video is None else await self._url_of(video))
+            body = codec.character_task(
+                request, video_url=None if video is None else await self._url_of(video, request.key)
+            )
         if callback_url:
             body["callBackUrl"] = callback_url
         task_id = await self._transport.request(
@@ -153,7 +174,7 @@ class Kie(HTTPProvider):
     async def upload(self, path: str | os.PathLike[str]) -> str:
         """Upload a local file, for the input of a `TaskRequest`, free of charge; return its public URL.
 
-        kie.ai deletes the file after 3 days. Source: kie.ai docs, File Upload API.
+        The file is temporary: kie.ai's pages state lifetimes of 24 hours, 3 days and 14 days.
 
         Raises:
             OSError: The file cannot be read.
@@ -185,28 +206,31 @@ class Kie(HTTPProvider):
         return f"{self._transport.base_url}/api/v1/{route}"
 
     async def _create_omni(
-        self, request: OmniCharacterRequest, on_send: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        request: CharacterRequest,
+        images: Sequence[Source],
+        on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
-        body = {
-            "descriptions": request.descriptions,
-            "image_urls": [await self._url_of(request.image)],
-            "audio_ids": list(request.audio_ids) or None,
-            "character_name": request.name,
-        }
+        body = omni_body(request, [await self._url_of(image, request.key) for image in images])
         character = await self._transport.request(
             "POST",
             self._api("omni/character/create"),
             partial(codec.read_omni, provider=self.name),
             kind="create",
             on_send=on_send,
-            json={name: value for name, value in body.items() if value is not None},
+            json=body,
         )
         return TaskSnapshot(
             task_id=character.id, provider=self.name, state=SUCCESS, character=character, raw=character.raw
         )
 
-    async def _url_of(self, source: str | os.PathLike[str]) -> str:
-        return str(source) if is_url(source) else await self.upload(source)
+    async def _url_of(self, source: Source, key: str | None) -> str:
+        if is_url(source):
+            return str(source)
+        url = await self.upload(source)
+        facts = {"provider": self.name, "key": key, "file": printable(source), "why": _UPLOAD_LIFETIME}
+        log.warning("upload.temporary", extra=facts)
+        return url
 
 
 class _UploadBody(io.BytesIO):

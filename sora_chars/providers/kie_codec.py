@@ -57,6 +57,8 @@ def character_problems(request: CharacterRequest) -> list[str]:
         for field, text in (("prompt", request.prompt), ("safety", request.safety))
         if text and len(text) > _MAX_TEXT_LENGTH
     ]
+    if request.voice is not None:
+        problems.append("voice must be omitted, since only characters from images have a voice")
     return problems + (_video_problems(request) if request.from_task is None else _from_task_problems(request))
 
 
@@ -345,7 +347,7 @@ def read_omni(response: Response, *, provider: str) -> Character:
     match envelope:
         case Envelope(data={"characterId": str(id_)}) if is_id(id_):
             return Character(id=id_, provider=provider, raw=envelope.data)
-        case Envelope(code=200):
+        case Envelope(code=0 | 200):
             raise MissingCharacterError(
                 f"kie.ai reported success without a character id: {printable(envelope.data)}",
                 hint="Ask kie.ai whether the request was charged before you send it again.",

@@ -182,7 +182,12 @@ class Kkiai(HTTPProvider):
             problems.append("video must be a URL, since this provider takes no uploads")
         problems += [
             f"{field} must be omitted, since this provider has no such field"
-            for field, value in (("prompt", request.prompt), ("safety", request.safety))
+            for field, value in (
+                ("images", request.images),
+                ("prompt", request.prompt),
+                ("safety", request.safety),
+                ("voice", request.voice),
+            )
             if value is not None
         ]
         return problems

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import attrs
 
@@ -40,7 +40,19 @@ async def retry(
     return handle
 
 
-async def resolve(dispatcher: Dispatcher, key: str, *, task_id: str | None, is_checked: bool, **options: bool) -> Entry:
+class Decision(TypedDict, total=False):
+    """The keyword arguments of `CharacterSession.resolve`."""
+
+    task_id: str | None
+    never_sent: bool
+    give_up: bool
+    undo: bool
+    unchecked: bool
+
+
+async def resolve(
+    dispatcher: Dispatcher, key: str, *, task_id: str | None = None, unchecked: bool = False, **options: bool
+) -> Entry:
     """Record what a person found out about a request; see `CharacterSession.resolve`."""
     snapshot: TaskSnapshot | None = None
     if task_id is not None:
@@ -48,7 +60,7 @@ async def resolve(dispatcher: Dispatcher, key: str, *, task_id: str | None, is_c
         provider = dispatcher.provider(entry.provider)
         if provider.synchronous:
             raise InvalidRequestError(f"task_id: {entry.provider} has no tasks; use never_sent or give_up.")
-        if is_checked:
+        if not unchecked:
             snapshot = await _confirmed(provider, entry, task_id.strip())
     entry = await transitions.resolve(dispatcher.ledger, key, task_id=task_id, **options)
     if snapshot and snapshot.finished:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from sora_chars.errors import LedgerError, SessionClosedError, WrongLoopError
 from sora_chars.ledger import Ledger, open_ledger, queries
-from sora_chars.models import Character, CharacterRequest, OmniCharacterRequest, TaskRequest, TaskSnapshot, as_request
+from sora_chars.models import Character, CharacterRequest, TaskRequest, TaskSnapshot, as_request
 from sora_chars.polling.strategies import AdaptiveInterval
 from sora_chars.polling.watcher import TaskWatcher
 
@@ -27,14 +27,13 @@ if TYPE_CHECKING:
     from sora_chars.batch.options import BatchKeywords, Rows
     from sora_chars.batch.outcome import Outcome
     from sora_chars.ledger import Entry
-    from sora_chars.models import ModelInfo, Request
+    from sora_chars.models import CharacterFields, ModelInfo, Request
     from sora_chars.polling.handle import TaskHandle
     from sora_chars.protocols import PollingStrategy, Provider
 
     from .pictures import Pictures
+    from .resolving import Decision
     from .stepping import Step
-
-    CharacterLike = CharacterRequest | OmniCharacterRequest
 
 
 class CharacterSession:
@@ -136,11 +135,13 @@ class CharacterSession:
     @overload
     async def submit(self, request: TaskRequest, /, *, provider: str | None = None) -> TaskHandle[TaskSnapshot]: ...
     @overload
-    async def submit(self, request: CharacterLike, /, *, provider: str | None = None) -> TaskHandle[Character]: ...
+    async def submit(self, request: CharacterRequest, /, *, provider: str | None = None) -> TaskHandle[Character]: ...
     @overload
-    async def submit(self, /, *, provider: str | None = None, **fields: Any) -> TaskHandle[Character]: ...
     async def submit(
-        self, request: Request | None = None, /, *, provider: str | None = None, **fields: Any
+        self, /, *, provider: str | None = None, **fields: Unpack[CharacterFields]
+    ) -> TaskHandle[Character]: ...
+    async def submit(
+        self, request: Request | None = None, /, *, provider: str | None = None, **fields: Unpack[CharacterFields]
     ) -> TaskHandle[Any]:
         """Start a task and return its handle without waiting for its end.
 
@@ -149,8 +150,7 @@ class CharacterSession:
 
         Args:
             request: What to make; or give the fields of a `CharacterRequest`.
-            provider: Name of the provider. Defaults to the first that accepts
-                the request.
+            provider: Name of the provider. Defaults to the first that accepts the request.
             **fields: The fields of a `CharacterRequest`.
 
         Raises:
@@ -170,11 +170,11 @@ class CharacterSession:
     ) -> TaskSnapshot: ...
     @overload
     async def create(
-        self, request: CharacterLike, /, *, provider: str | None = None, timeout: float | None = None
+        self, request: CharacterRequest, /, *, provider: str | None = None, timeout: float | None = None
     ) -> Character: ...
     @overload
     async def create(
-        self, /, *, provider: str | None = None, timeout: float | None = None, **fields: Any
+        self, /, *, provider: str | None = None, timeout: float | None = None, **fields: Unpack[CharacterFields]
     ) -> Character: ...
     async def create(
         self,
@@ -183,7 +183,7 @@ class CharacterSession:
         *,
         provider: str | None = None,
         timeout: float | None = None,
-        **fields: Any,
+        **fields: Unpack[CharacterFields],
     ) -> Character | TaskSnapshot:
         """Submit a request and wait for its character.
 
@@ -193,8 +193,7 @@ class CharacterSession:
 
         Args:
             request: What to make; or give the fields of a `CharacterRequest`.
-            provider: Name of the provider. Defaults to the first that accepts
-                the request.
+            provider: Name of the provider. Defaults to the first that accepts the request.
             timeout: Seconds for submitting and waiting together. Only while a request is being sent, which ends
                 with the provider's own time-out, does it take longer.
             **fields: The fields of a `CharacterRequest`.
@@ -265,12 +264,13 @@ class CharacterSession:
         """Return a live handle of a task by its id, or by a handle that was pickled. Nothing is paid.
 
         Raises:
-            InvalidRequestError: The id is empty or not printable.
-            ConfigurationError: There is no such provider.
+            SoraCharsError: The id is empty or not printable, or there is no such provider.
         """
         return dispatcher_of(self).resume(task, provider, key)
 
-    async def register(self, request: Request | None = None, /, *, provider: str | None = None, **fields: Any) -> Entry:
+    async def register(
+        self, request: Request | None = None, /, *, provider: str | None = None, **fields: Unpack[CharacterFields]
+    ) -> Entry:
         """Record a request without sending it; `advance` sends it. Raises what `submit` raises before it sends."""
         with self._in_use() as dispatcher:
             return (await dispatcher.register(as_request(request, fields), provider)).entry
@@ -299,14 +299,15 @@ class CharacterSession:
         never sent again automatically. Entries of providers that this session
         lacks, and entries that cannot be read, are logged and left alone.
 
-        Raises:
-            LedgerError: The ledger could not be read or written.
+        Raises: LedgerError.
         """
         with self._in_use() as dispatcher:
             async for handle in dispatcher.recover_all():
                 yield handle
 
-    async def retry(self, key: str, request: Request | None = None, /, **changes: Any) -> TaskHandle[Any]:
+    async def retry(
+        self, key: str, request: Request | None = None, /, **changes: Unpack[CharacterFields]
+    ) -> TaskHandle[Any]:
         """Send a failed or rejected request again, knowingly, and return the handle of its new task.
 
             handle = await session.retry("order-17", prompt="A friendly dog, without a leash")
@@ -325,16 +326,7 @@ class CharacterSession:
         with self._in_use() as dispatcher:
             return await resolving.retry(dispatcher, key, request, changes)
 
-    async def resolve(
-        self,
-        key: str,
-        *,
-        task_id: str | None = None,
-        never_sent: bool = False,
-        give_up: bool = False,
-        undo: bool = False,
-        unchecked: bool = False,
-    ) -> Entry:
+    async def resolve(self, key: str, **decision: Unpack[Decision]) -> Entry:
         """Record what you found out about a request whose outcome is unknown. Nothing is paid.
 
         Args:
@@ -352,8 +344,7 @@ class CharacterSession:
             StaleEntryError: Another process moved the entry first.
         """
         with self._in_use() as dispatcher:
-            options = {"never_sent": never_sent, "give_up": give_up, "undo": undo}
-            return await resolving.resolve(dispatcher, key, task_id=task_id, is_checked=not unchecked, **options)
+            return await resolving.resolve(dispatcher, key, **decision)
 
     async def entry(self, key: str) -> Entry | None:
         """Return what the ledger records under a key, or None."""

@@ -80,7 +80,7 @@ async def test_a_create_is_rejected(status: str, make: Any) -> None:
 
 async def test_a_batch_ends_once() -> None:
     """Behind a firewall one request is sent, not sixty, and no key is unknown."""
-    rows = [REQUEST | {"key": f"k-{number}"} for number in range(60)]
+    rows: Any = [REQUEST | {"key": f"k-{number}"} for number in range(60)]
     async with (
         serving_raw(responds(http(PAGE, status="403 Forbidden"))) as server,
         CharacterSession(kie(server.url)) as session,

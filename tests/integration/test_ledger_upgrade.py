@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from sora_chars import CharacterSession, Entry, EntryState, KeyConflictError, Kie, Ledger, LedgerError, open_ledger
-from sora_chars.ledger.serialize import rejection
+from sora_chars.ledger.serialize import rejection, to_record, to_request
 from sora_chars.ledger.stores import postgres
 
 if TYPE_CHECKING:
@@ -212,6 +212,18 @@ async def test_a_session_lists_saved_characters(old_url: str) -> None:
         "succeeded/from-task",
     ]
     assert [saved.character.name for saved in found] == ["asked", "Süß", None, "Рекс"]
+
+
+async def test_every_request_is_read(old_url: str) -> None:
+    """The request of each entry is a request of this version, which is recorded in its place without a conflict."""
+    async with open_ledger(old_url) as ledger:
+        for facts in expected():
+            request = to_request(await entry_of(ledger, facts["key"]))
+            kind, record = to_record(request)
+            if facts["kind"] == "omni":
+                entry = await ledger.register(key=facts["key"], provider=facts["provider"], kind=kind, request=record)
+                assert shown(entry) == facts
+            assert (request.key, kind) == (facts["key"], facts["kind"].replace("omni", "character"))
 
 
 async def test_rejects_a_newer_schema(old_url: str) -> None:

@@ -20,7 +20,6 @@ from sora_chars import (
     KeyConflictError,
     Kie,
     Kkiai,
-    OmniCharacterRequest,
     SoraCharsError,
     TaskRequest,
     open_ledger,
@@ -70,7 +69,8 @@ async def test_signed_links_are_shown_nowhere(
             with pytest.raises(SoraCharsError) as caught:
                 await session.create(video=LINK, timeout=2.0)
             shown += [*traceback.format_exception(caught.value), repr(caught.value), caught.value.hint]
-        outcomes = await session.create_all([{"video": LINK}, CharacterRequest(video=LINK), {"video": LINK, "x": 1}])
+        rows: Any = [{"video": LINK}, CharacterRequest(video=LINK), {"video": LINK, "x": 1}]
+        outcomes = await session.create_all(rows)
         shown += [repr(outcome) for outcome in outcomes]
         shown += [repr(entry) async for entry in session.ledger.entries()]
         shown += [repr(saved) async for saved in session.characters()]
@@ -84,10 +84,10 @@ async def test_signed_links_are_shown_nowhere(
     "request_",
     [
         CharacterRequest(video=LINK),
-        OmniCharacterRequest(image=LINK, descriptions="A dog"),
+        CharacterRequest(images=[LINK], prompt="A dog"),
         TaskRequest(model="m", input={"image_urls": [LINK], "text": "kept"}),
     ],
-    ids=["character", "omni", "task"],
+    ids=["video", "image", "task"],
 )
 def test_reprs_of_requests_mask_links(request_: object) -> None:
     """The repr of a request shows host and path of its links, and none of their secret parts."""

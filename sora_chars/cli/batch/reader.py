@@ -18,7 +18,18 @@ from sora_chars.responses import parse_json
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-COLUMNS: tuple[str, ...] = ("key", "provider", "from_task", "video", "clip", "name", "prompt", "safety")
+COLUMNS: tuple[str, ...] = (
+    "key",
+    "provider",
+    "from_task",
+    "video",
+    "images",
+    "clip",
+    "name",
+    "prompt",
+    "safety",
+    "voice",
+)
 FORMATS = ("jsonl", "csv")
 
 _MAX_LINE_BYTES = 1 << 20
@@ -179,6 +190,8 @@ def _to_row(line: int, fields: dict[str, Any], provider: str, providers: Collect
         problems.append(
             f"provider must be one of {', '.join(providers)}, got {printable(repr(name), limit=_MAX_NAME_LENGTH)}"
         )
+    if isinstance(images := given.get("images"), str):
+        given["images"] = [image.strip() for image in images.split(";") if image.strip()]
     try:
         request = CharacterRequest(**{name: value for name, value in given.items() if name in COLUMNS})
     except InvalidRequestError as error:
@@ -189,7 +202,9 @@ def _to_row(line: int, fields: dict[str, Any], provider: str, providers: Collect
 
 
 def _text_problem(value: object) -> str:
-    """Return why a text can be neither recorded nor sent, or an empty text."""
+    """Return why a text, or one of a list of texts, can be neither recorded nor sent; else an empty text."""
+    if isinstance(value, list):
+        return next(filter(None, map(_text_problem, value)), "")
     if not isinstance(value, str):
         return ""
     try:

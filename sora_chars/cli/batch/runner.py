@@ -6,7 +6,7 @@ import asyncio
 import signal
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sora_chars.cli.options import Settings
     from sora_chars.errors import ProviderError
     from sora_chars.ledger import Entry, Ledger
+    from sora_chars.models import RowFields
     from sora_chars.protocols import Provider
 
     from .spool import Spool
@@ -47,10 +48,10 @@ class SpooledRequests:
     def __len__(self) -> int:
         return self.spool.count
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[RowFields]:
         for columns in self.spool:
             self.tally.in_flight[columns["key"]] = columns
-            yield columns
+            yield cast("RowFields", columns)
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -142,7 +143,7 @@ class BatchRun:
                 await self._create(session, sent)  # these keys are recorded, so none of them is sent again
 
     async def _create(
-        self, session: CharacterSession, requests: SpooledRequests | list[dict[str, Any]], **limits: Any
+        self, session: CharacterSession, requests: SpooledRequests | list[RowFields], **limits: Any
     ) -> None:
         async with (
             session.create_many(requests, concurrency=self.concurrency, **limits) as batch,
@@ -154,14 +155,14 @@ class BatchRun:
             self._account_error = batch.rejection
             self._tally.in_flight.clear()  # rows that the batch took, but was not allowed to send
 
-    async def _sent(self, ledger: Ledger) -> AsyncGenerator[dict[str, Any], None]:
+    async def _sent(self, ledger: Ledger) -> AsyncGenerator[RowFields, None]:
         """Give the rows in flight whose request was sent, and release the others."""
         for key, columns in sorted(self._tally.in_flight.items()):
             entry = await ledger.get(key)
             if entry is None or entry.state in _UNSENT:
                 self._release(key, entry)
             else:
-                yield columns
+                yield cast("RowFields", columns)
 
     def _release(self, key: str, entry: Entry | None) -> None:
         """Stop waiting for a row. If its request was sent, write what the ledger records."""

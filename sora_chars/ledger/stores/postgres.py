@@ -199,6 +199,8 @@ class PostgresStore:
         connected again. An owner that closed its ledger has recorded that, and one that was
         found dead is recorded in the same way; both are dead at once.
         """
+        if not owner.isprintable():  # no owner has such a name, and PostgreSQL may reject it
+            return True
         deadline = time.monotonic() + self._owner_grace
         is_free, connections, has_left = await self._presence(owner)
         while is_free and not has_left:

@@ -20,7 +20,6 @@ from sora_chars import (
     MissingCharacterError,
     ModelUnavailableError,
     NoAnswerError,
-    OmniCharacterRequest,
     PermissionDeniedError,
     ProviderError,
     RateLimitedError,
@@ -99,7 +98,8 @@ FROM_TASK: dict[str, Any] = {"from_task": "task_1", "clip": "1,3"}
         (CharacterRequest(**FROM_TASK | {"safety": ""}), ["safety"]),
         (CharacterRequest(video="b.mp4", clip="0,9", prompt="x", safety="x"), ["clip", "video", "prompt", "safety"]),
         (TaskRequest(model="m"), ["request"]),
-        (OmniCharacterRequest(image="https://a/b.png", descriptions="d"), ["request"]),
+        (CharacterRequest(images=["https://a/b.png"], clip="1,3"), ["images"]),
+        (CharacterRequest(**FROM_TASK | {"voice": "v"}), ["voice"]),
     ],
 )
 def test_documented_limits(request_: Request, rejected: list[str]) -> None:

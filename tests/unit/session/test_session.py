@@ -21,7 +21,7 @@ from sora_chars.errors import (
 from sora_chars.ids import token_digest
 from sora_chars.ledger import Ledger
 from sora_chars.ledger.stores.memory import MemoryStore
-from sora_chars.models import Character, ModelInfo, OmniCharacterRequest, TaskRequest, TaskSnapshot
+from sora_chars.models import Character, CharacterRequest, ModelInfo, TaskRequest, TaskSnapshot
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.polling.watcher import TaskWatcher
 from sora_chars.session.session import CharacterSession, dispatcher_of
@@ -62,10 +62,10 @@ async def test_submit_returns_before_the_end() -> None:
     ("request_", "wants"),
     [
         (TaskRequest(model="m"), TaskSnapshot),
-        (OmniCharacterRequest(image="https://a.invalid/a.png", descriptions="a dog", name="rex"), Character),
+        (CharacterRequest(images=["https://a.invalid/a.png"], prompt="a dog", name="rex"), Character),
     ],
 )
-async def test_accepts_request_objects(request_: TaskRequest | OmniCharacterRequest, wants: type) -> None:
+async def test_accepts_request_objects(request_: TaskRequest | CharacterRequest, wants: type) -> None:
     """A task request returns its snapshot, and a character request returns its character."""
     async with session_of(FakeProvider()) as session:
         assert type(await session.create(request_)) is wants
@@ -122,8 +122,8 @@ async def test_rejects_missing_and_duplicate_providers(providers: tuple[FakeProv
 async def test_rejects_ambiguous_requests() -> None:
     """The error names unknown fields, fields beside a request, and objects of other types."""
     async with session_of(FakeProvider()) as session:
-        with pytest.raises(InvalidRequestError, match=r"No such field: promt. Allowed are from_task, .*prompt"):
-            await session.submit(from_task="t", promt="a dog")
+        with pytest.raises(InvalidRequestError, match=r"promt must not be given, .*; use prompt"):
+            await session.submit(from_task="t", promt="a dog")  # type: ignore[call-overload]
         fields: Any = {"prompt": "a dog"}
         with pytest.raises(InvalidRequestError, match="got TaskRequest with prompt"):
             await session.submit(TaskRequest(model="m"), **fields)
