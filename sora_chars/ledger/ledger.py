@@ -238,6 +238,13 @@ class Ledger:
         """Return an entry of a task, which may be that of an earlier attempt, or None."""
         return await self._find("task", provider, task_id)
 
+    async def all_by_task(self, provider: str, task_id: str) -> list[Entry]:
+        """Return every entry whose present task is this one. A provider may return one task for two creates."""
+        self._check_open()
+        if not (provider.isprintable() and task_id.isprintable()):
+            return []
+        return [*await self._store.all_by_task(provider, task_id)]
+
     async def by_token(self, token_digest: str) -> Entry | None:
         """Return the entry of which a request, perhaps an earlier one, has a token with this digest, or None."""
         return await self._find("token", token_digest)

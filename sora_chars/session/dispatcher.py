@@ -208,6 +208,7 @@ class Dispatcher:
         """Return a live handle of an entry that is running or has ended; `snapshot` is from its submission."""
         request = request or to_request(entry)
         provider = self.provider(entry.provider)
+        self.writer.remember(entry)
         task = await self._tracker.join(provider, entry, snapshot)
         return TaskHandle(
             task_id=task.task_id,

@@ -121,6 +121,10 @@ class SqliteStore:
         """See `LedgerStore`."""
         return await self._reader.call(statements.find, (by, values))
 
+    async def all_by_task(self, provider: str, task_id: str) -> Sequence[Entry]:
+        """See `LedgerStore`."""
+        return await self._reader.call(statements.all_by_task, (provider, task_id))
+
     async def attempts(self, key: str) -> Sequence[Attempt]:
         """See `LedgerStore`."""
         return await self._reader.call(statements.attempts, key)

@@ -86,6 +86,10 @@ class ProcessStore:
                 notifier.notify(after.key, after.version)
         return kept
 
+    async def all_by_task(self, provider: str, task_id: str) -> Sequence[Entry]:
+        """See `LedgerStore`."""
+        return await self.database.entries.all_by_task(provider, task_id)
+
     async def attempts(self, key: str) -> Sequence[Attempt]:
         """See `LedgerStore`."""
         return await self.database.entries.attempts(key)

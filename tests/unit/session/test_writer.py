@@ -286,13 +286,13 @@ async def test_results_of_recorded_tasks_need_no_query(
     """The entry of a recorded task is cached, unless too many were recorded since."""
     monkeypatch.setattr("sora_chars.session.writer._MAX_CACHED", cached)
     queries: list[str] = []
-    by_task = ledger.by_task
+    by_task = ledger.all_by_task
 
-    async def recording(provider: str, task_id: str) -> Entry | None:
+    async def recording(provider: str, task_id: str) -> list[Entry]:
         queries.append(task_id)
         return await by_task(provider, task_id)
 
-    monkeypatch.setattr(ledger, "by_task", recording)
+    monkeypatch.setattr(ledger, "all_by_task", recording)
     writer = LedgerWriter(ledger)
     await writer.record_answer(await put(ledger, SENDING), RUNNING, task_id="t1")
     await writer.record_result(DONE)
