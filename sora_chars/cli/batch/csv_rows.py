@@ -34,15 +34,13 @@ def read_csv(
         delimiter: What separates two cells. None selects the delimiter that makes the
             most column names of the first line.
     """
-    skipped = 0
-    for line in lines:
+    for skipped, line in enumerate(lines):
         if separator := _SEPARATOR_LINE.fullmatch(line):
             delimiter = delimiter or separator[1]
         elif line.strip("".join(_DELIMITERS) + '" \r\n'):
             chosen = delimiter or _guess_delimiter(line, columns)
             yield from _read_table(chain([line], lines), columns, chosen, skipped)
             return
-        skipped += 1
 
 
 def _guess_delimiter(head: str, columns: Collection[str]) -> str:

@@ -148,9 +148,10 @@ def batch(
     """Create a character for each row of a JSONL or CSV file.
 
     FILE is JSONL, a JSON array, or CSV whose first line names the columns, as
-    spreadsheets and pandas write it; - is stdin. The columns are from_task and clip, or video, and optionally key, provider, name,
-    prompt and safety. kie needs a prompt with from_task and takes no clip with
-    video; kkiai always needs a clip. All rows are checked before anything is sent.
+    spreadsheets and pandas write it; - is stdin. The columns are from_task and
+    clip, or video, and optionally key, provider, name, prompt and safety. kie needs
+    a prompt with from_task and takes no clip with video; kkiai always needs a clip.
+    All rows are checked before anything is sent.
 
     Each row of OUT has key, status (succeeded, failed, rejected, unknown or
     running), provider, task_id and, if known, character, error and credits. If a
