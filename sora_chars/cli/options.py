@@ -23,16 +23,18 @@ from sora_chars.responses import parse_json
 from .context import CommandContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from sora_chars.ledger import Ledger
     from sora_chars.models import UploadProgress
     from sora_chars.protocols import PollingStrategy, Provider
 
 PROVIDERS = ("kie", *GATEWAYS)
-SHUTDOWN_TIMEOUT = 8.0  # seconds for the response to a paid request after a signal; service managers kill after 10
 
 _DEFAULT_TIMEOUT = 1800.0  # seconds
+_KIE_RESPONSE_TIMEOUT = 60.0  # seconds
+_GATEWAY_RESPONSE_TIMEOUT = 300.0  # seconds
+_WEBHOOK_VARIABLE = "KIE_WEBHOOK_HMAC_KEY"
 _DATABASE_SCHEMES = ("postgresql:", "postgres:")
 
 C = TypeVar("C", bound="Callable[..., Any]")
@@ -84,8 +86,13 @@ class LedgerLocation:
 
     @property
     def args(self) -> tuple[str, ...]:
-        """The arguments that select this ledger in another command."""
-        return ("--ledger", str(self)) if self.explicit else ()
+        """The arguments that select this ledger in another command. None can select a ledger in memory."""
+        return ("--ledger", str(self)) if self.explicit and not self.in_memory else ()
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the ledger ends with the command."""
+        return self.url == "memory:"
 
     def open(self) -> Ledger:
         """Return the ledger, and create the user's data folder if it is needed.
@@ -142,11 +149,14 @@ class Settings:
         poll: Seconds between two polls; None selects adaptive polling.
         callback_url: The public URL that the provider sends callbacks to.
         listen: The host and port at which callbacks are received.
-        webhook_key: The key that callbacks must be signed with.
+        webhook_key: The key that callbacks must be signed with; None does not check
+            signatures.
+        shutdown_timeout: Seconds that a signal leaves for responses, if they were given.
         location: The ledger.
 
     Raises:
         click.UsageError: Two options require or exclude each other.
+        ConfigurationError: The key is empty.
     """
 
     provider: str
@@ -157,6 +167,7 @@ class Settings:
     callback_url: str | None = None
     listen: tuple[str, int] | None = None
     webhook_key: str | None = attrs.field(default=None, repr=False)
+    shutdown_timeout: float | None = None
     location: LedgerLocation = attrs.field(factory=LedgerLocation)
 
     def __attrs_post_init__(self) -> None:
@@ -164,6 +175,11 @@ class Settings:
             raise click.UsageError("--callback-url and --listen require each other.")
         if self.provider != "kie" and self.callback_url:
             raise click.UsageError(f"--callback-url: {self.provider} sends no callbacks; only kie does.")
+        if self.webhook_key is not None and not self.webhook_key.strip():
+            raise ConfigurationError(
+                f"--webhook-key and {_WEBHOOK_VARIABLE} must not be empty.",
+                hint="Unset them if the account has no webhookHmacKey.",
+            )
 
     @property
     def polling(self) -> PollingStrategy:
@@ -178,7 +194,15 @@ class Settings:
     @property
     def provider_args(self) -> tuple[str, ...]:
         """The arguments that select the same provider in another command."""
-        return () if self.base_url is None else ("--base-url", self.base_url)
+        name = () if self.provider == "kie" else ("--provider", self.provider)
+        return name if self.base_url is None else (*name, "--base-url", self.base_url)
+
+    def shutdown_seconds(self, providers: Iterable[str]) -> float:
+        """Return how long a signal leaves for responses: by default as long as the slowest provider may take."""
+        if self.shutdown_timeout is not None:
+            return self.shutdown_timeout
+        gateway = self.timeout or _GATEWAY_RESPONSE_TIMEOUT
+        return max(_KIE_RESPONSE_TIMEOUT if name == "kie" else gateway for name in providers)
 
     def make_provider(self, on_upload: Callable[[UploadProgress], None] | None = None) -> Provider:
         """Return the provider, with its API key from the environment.
@@ -189,9 +213,9 @@ class Settings:
         options: dict[str, Any] = {"base_url": self.base_url}
         if self.provider == "kie":
             options |= {"upload_url": self.upload_url, "callback_url": self.callback_url, "on_upload": on_upload}
-            return Kie(**_given(options))
+            return Kie(timeout=_KIE_RESPONSE_TIMEOUT, **_given(options))
         # The character is the response to the only request, so `--timeout` limits that request.
-        return Kkiai.gateway(self.provider, **_given(options | {"timeout": self.timeout}))
+        return Kkiai.gateway(self.provider, timeout=self.timeout or _GATEWAY_RESPONSE_TIMEOUT, **_given(options))
 
     def open_listener(self) -> socket.socket | None:
         """Return a listening socket for callbacks, or None without `--listen`.
@@ -238,10 +262,16 @@ def submit_options(command: C) -> C:
         click.option("--listen", type=host_and_port, metavar="HOST:PORT", help="Receive callbacks here while waiting."),
         click.option(
             "--webhook-key",
-            envvar="KIE_WEBHOOK_HMAC_KEY",
-            show_envvar=True,
             metavar="KEY",
-            help="The account's webhookHmacKey; unsigned callbacks are then rejected.",
+            callback=_webhook_key,
+            help=f"The account's webhookHmacKey; unsigned callbacks are then rejected.  [env var: {_WEBHOOK_VARIABLE}]",
+        ),
+        click.option(
+            "--shutdown-timeout",
+            type=seconds,
+            metavar="SECONDS",
+            help="Seconds that Ctrl-C, SIGTERM and SIGHUP leave for the responses to requests that were sent.  "
+            "[default: what the provider may take: 60; gateways: their --timeout]",
         ),
     )
 
@@ -324,6 +354,12 @@ def _add(command: C, *options: Callable[[C], C]) -> C:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _webhook_key(context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """Read the key from the environment where it is used; click would ignore an empty variable."""
+    listens = context.params.get("listen") is not None
+    return os.environ.get(_WEBHOOK_VARIABLE) if value is None and listens else value
 
 
 def _ledger_location(context: click.Context, parameter: click.Parameter, value: str | None) -> LedgerLocation:

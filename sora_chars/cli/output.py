@@ -101,10 +101,22 @@ class Output:
         click.echo(json.dumps(payload))
 
     def show_error(self, payload: Mapping[str, Any]) -> None:
-        """Show an error object: as JSON on stdout, otherwise as a few lines on stderr."""
+        """Show an error object: as JSON on stdout, otherwise as a few lines on stderr.
+
+        If stdout is full, the lines are written to stderr with JSON too.
+
+        Raises:
+            BrokenPipeError: The reader of stdout has closed it.
+        """
         if self.as_json:
-            self.show_json(payload)
-            return
+            try:
+                self.show_json(payload)
+            except BrokenPipeError:
+                raise
+            except OSError:
+                self.as_json = False
+            else:
+                return
         facts = payload["error"]
         self.err.print(Text.assemble(("Error: ", "bold red"), one_line(facts["message"])), soft_wrap=True)
         for name in ("hint", "task_id", "key"):

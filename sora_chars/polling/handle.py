@@ -33,12 +33,14 @@ class HandleContext:
         provider: The provider that runs the task.
         watcher: The watcher that polls the task.
         timeout: Seconds that a wait lasts by default.
+        from_ledger: Whether the ledger held the end of the task before it was requested.
     """
 
     task: WatchedTask
     provider: Provider
     watcher: TaskWatcher
     timeout: float
+    from_ledger: bool = False
 
 
 @attrs.define(eq=False, kw_only=True, repr=False)
@@ -89,6 +91,16 @@ class TaskHandle(Generic[R]):
     def snapshot(self) -> TaskSnapshot | None:
         """The task as the last poll showed it. None before the first poll of a resumed task."""
         return self._attached().task.snapshot
+
+    @property
+    def from_ledger(self) -> bool:
+        """Whether the ledger held the end of the task before it was requested."""
+        return self._attached().from_ledger
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the provider answered the last poll that it has no such task, or does not show it yet."""
+        return self._attached().task.missing_since is not None
 
     @property
     def eta(self) -> Eta | None:
@@ -226,8 +238,12 @@ class TaskHandle(Generic[R]):
             self._raise_timeout()
 
     def _raise_timeout(self) -> NoReturn:
+        message = f"Task {self.task_id} at {self.provider} still runs, but the wait for it timed out."
+        if self.snapshot is None:
+            known = "was not found" if self.is_missing else "could not be polled"
+            message = f"Task {self.task_id} {known} at {self.provider} before the wait for it timed out."
         raise WaitTimeoutError(
-            f"Task {self.task_id} at {self.provider} still runs, but the wait for it timed out.",
+            message,
             hint="Await the handle again, or resume the task by its id: nothing is lost.",
             handle=self,
         ) from None

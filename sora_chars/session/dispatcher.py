@@ -19,6 +19,7 @@ from sora_chars.errors import (
     InvalidRequestError,
     LedgerError,
     MissingCharacterError,
+    SubmissionUnknownError,
     printable,
 )
 from sora_chars.ids import is_id, new_key
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sora_chars.session")
 
+_ENDED = {EntryState.SUCCEEDED, EntryState.FAILED}
 _MAX_OBSERVED = 2000  # finished tasks of the ledger from which a polling strategy learns
 _REGISTER_CONCURRENCY = 64  # keeps thousands of requests from continuing in one iteration of the event loop
 
@@ -85,6 +87,11 @@ class Dispatcher:
         self.writer = LedgerWriter(self.ledger)
         on_finished = (self.writer.record_result, self._on_finished)
         self._tracker = TaskTracker(self.ledger, self.watcher, on_finished)
+
+    @property
+    def responses_awaited(self) -> int:
+        """How many requests were sent and have no recorded outcome yet."""
+        return sum(submission.sent for submission in self._submissions.values())
 
     async def open(self) -> None:
         """Open the ledger and the providers, share their limits, and train the polling strategy."""
@@ -177,7 +184,7 @@ class Dispatcher:
             key=entry.key,
             name=None if isinstance(request, TaskRequest) else request.name,
             wants=TaskSnapshot if isinstance(request, TaskRequest) else Character,
-            context=self.context(provider, task),
+            context=self.context(provider, task, from_ledger=snapshot is None and entry.state in _ENDED),
         )
 
     def resume(self, task: str | TaskHandle[Any], provider: str | None, key: str | None) -> TaskHandle[Any]:
@@ -200,9 +207,9 @@ class Dispatcher:
                 raise InvalidRequestError(f"task_id: {entry.provider} has no tasks; use never_sent or give_up.")
         return await resolve(self.ledger, key, task_id=task_id, never_sent=never_sent, give_up=give_up)
 
-    def context(self, provider: Provider, task: WatchedTask) -> HandleContext:
+    def context(self, provider: Provider, task: WatchedTask, *, from_ledger: bool = False) -> HandleContext:
         """Return what a live handle needs of this session."""
-        return HandleContext(task, provider, self.watcher, self.timeout)
+        return HandleContext(task, provider, self.watcher, self.timeout, from_ledger)
 
     def provider(self, name: str | None) -> Provider:
         """Return the provider of that name; for None the first one that has tasks, else the first.
@@ -347,7 +354,8 @@ def _log_orphan(submission: Submission, asyncio_task: asyncio.Task[Any]) -> None
         level = logging.ERROR if submission.sent else logging.INFO
         log.log(level, "submission.cancelled", extra=facts | {"sent": submission.sent})
     elif error := asyncio_task.exception():
-        log.error("submission.failed", extra=facts | {"error": printable(error)})
+        is_unknown = isinstance(error, SubmissionUnknownError)
+        log.error("submission.failed", extra=facts | {"error": printable(error), "unknown": is_unknown})
     else:
         log_outlived(submission.entry)
 

@@ -178,8 +178,14 @@ def batch(
                 budget=budget,
                 price=price,
                 wait_on_interrupt=on_interrupt == "wait",
+                shutdown_timeout=settings.shutdown_seconds(providers or [settings.provider]),
             )
-            run(context, batch_run.run(list(providers.values())), on_signal=batch_run.interrupted)
+            run(
+                context,
+                batch_run.run(list(providers.values())),
+                on_signal=batch_run.interrupted,
+                waits_on_interrupt=batch_run.wait_on_interrupt,
+            )
         batch_run.print_summary()
         return batch_run.status
 
