@@ -27,7 +27,7 @@ from .context import CommandContext
 from .output import Output
 from .render import error_json
 from .runner import BUG, OUTPUT, USAGE, CommandInterruptedError, exit_status
-from .streams import discard_stdout, stdout_error
+from .streams import StdoutError, discard_stdout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,7 @@ COMMANDS = {
     "demo": ("demo", "Create three characters locally; no account is needed."),
     "durations": ("durations", "Show how long the tasks of each model take."),
     "emulate": ("emulate", "Serve an emulator of the providers on this machine."),
-    "ledger": ("ledger", "List, export and resolve the recorded requests."),
+    "ledger": ("ledger", "List, export, import and resolve the recorded requests."),
     "models": ("tasks", "List the models that the provider offers now."),
     "resume": ("resume", "Wait for every task that is recorded as running."),
     "run": ("tasks", "Run a task of any model of kie.ai's job API."),
@@ -95,27 +95,24 @@ def cli() -> None:
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status.
 
-    0: success. 1: the demo found a fault, or stdout could not be written. 2: bad
-    usage, or a request that was rejected before it was sent. 3: the provider
-    rejected the request, failed or could not be reached. 4: the task failed. 5: not
-    ended when the timeout expired, or rows of a batch were not sent. 6: the outcome
-    is unknown, or is not in the ledger. 129, 130 and 143: ended by SIGHUP, Ctrl-C or
-    SIGTERM. 70: a bug.
+    0: success. 1: the demo found a fault, imported entries differ from recorded
+    ones, or stdout could not be written. 2: bad usage, or a request that was
+    rejected before it was sent. 3: the provider rejected the request, failed or
+    could not be reached. 4: the task failed. 5: not ended when the timeout expired,
+    or rows of a batch were not sent. 6: the outcome is unknown, or is not in the
+    ledger. 129, 130 and 143: ended by SIGHUP, Ctrl-C or SIGTERM. 70: a bug.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for names that the locale's encoding lacks
     context = CommandContext(Output(as_json="--json" in arguments))  # usage errors precede the parsing of --json
     status = 0
-    error: OSError | None = None
     try:
         status = _status(context, arguments)
-    except OSError as caught:
-        error = caught
-    error = error or stdout_error()
-    if error is None:
-        return status
-    discard_stdout()
-    return status or _fail_output(context, error)
+        sys.stdout.flush()
+    except (BrokenPipeError, StdoutError) as error:
+        discard_stdout()
+        return status or _fail_output(context, error)
+    return status
 
 
 def _status(context: CommandContext, arguments: Sequence[str]) -> int:
@@ -127,10 +124,8 @@ def _status(context: CommandContext, arguments: Sequence[str]) -> int:
         return _fail(context, CommandInterruptedError("Interrupted."))
     except SoraCharsError as error:
         return _fail(context, error)
-    except OSError as error:
-        if stdout_error():
-            raise
-        return _fail_bug(context, error)
+    except (BrokenPipeError, StdoutError):
+        raise
     except Exception as error:  # noqa: BLE001 # the border: a traceback is shown with -v only
         return _fail_bug(context, error)
     return status or 0

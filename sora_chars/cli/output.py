@@ -20,6 +20,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from .render import Rows, one_line
+from .streams import StdoutError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -111,9 +112,7 @@ class Output:
         if self.as_json:
             try:
                 self.show_json(payload)
-            except BrokenPipeError:
-                raise
-            except OSError:
+            except StdoutError:
                 self.as_json = False
             else:
                 return

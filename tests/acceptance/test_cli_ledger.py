@@ -237,7 +237,7 @@ def test_interrupted_resume_suggests_a_command(
 
     assert process.returncode == 130
     error = json.loads(out)["error"]
-    assert error["message"] == "Interrupted. All tasks keep running."
+    assert error["message"] == "Interrupted. The tasks that have not ended keep running."
     assert error["hint"] == f"Continue with: sora-chars resume --base-url {emulator.url} --ledger {ledger[1]}"
 
 
@@ -361,7 +361,7 @@ def test_nothing_is_sent_without_a_ledger(
     foreign = cli("create", *at, *FROM_TASK, "--json")
 
     assert absent["type"] == "LedgerError"
-    assert absent["hint"] == f"The ledger is {path}; choose another with --ledger."
+    assert absent["hint"] == f"The ledger is {path}; --ledger selects another one, which knows no key of this one."
     assert blocked["message"].endswith("cannot be created: Not a directory.")
     assert json.loads(foreign.stdout)["error"]["type"] == "ConfigurationError"
     assert "secret" not in foreign.stdout + foreign.stderr
@@ -377,5 +377,5 @@ def test_password_is_not_shown(cli: Cli, cli_environment: dict[str, str]) -> Non
 
     for ended in (typed, named):
         assert ended.returncode == 2
-        assert "The ledger is postgresql://...; choose another with --ledger." in ended.stderr
+        assert "The ledger is postgresql://...; --ledger selects another one, which knows no key of this one." in ended.stderr
         assert "secret" not in ended.stdout + ended.stderr

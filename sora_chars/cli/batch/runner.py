@@ -189,9 +189,9 @@ class BatchRun:
     async def _settled(self, ledger: Ledger) -> AsyncGenerator[dict[str, Any], None]:
         """Give each unknown row whose callback arrives before its time-out."""
         waiting = list(self._deadlines.items())
-        count = len(waiting)
+        rows = "1 row" if len(waiting) == 1 else f"{len(waiting)} rows"
         self.context.output.note(
-            f"The outcome of {count} {'row is' if count == 1 else 'rows is'} unknown; waiting for callbacks, up to "
+            f"The outcome of {rows} is unknown; waiting for callbacks, up to "
             f"{self.settings.wait_timeout:g} s after each request. Ctrl-C ends that wait."
         )
         loop = asyncio.get_running_loop()
@@ -312,7 +312,7 @@ class BatchRun:
         elif self._account_error:
             yield f"No more rows are sent. {self._account_error}"
             again = "correct that and run the same command again"
-        if not (counts["running"] or counts["pending"] or counts["not sent"]):
+        if not (counts["running"] or counts["pending"] or counts["not sent"] or self._account_error):
             return
         if self.context.ledger_in_memory:
             yield "The ledger was in memory: the same command would send and pay every row again."

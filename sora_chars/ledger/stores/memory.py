@@ -54,6 +54,7 @@ class MemoryStore:
         self._last_row_id += 1
         self._row_ids[entry.key] = self._last_row_id
         self._entries[self._last_row_id] = entry
+        self._index(self._last_row_id, entry)
         return entry
 
     async def replace(self, before: Entry, after: Entry) -> Entry | None:
@@ -64,12 +65,7 @@ class MemoryStore:
         if self._entries[row_id].version == before.version:
             self._entries[row_id] = after
             self._keys.pop(("token", before.token_digest), None)
-            self._keys["token", after.token_digest] = after.key
-            self._keys["task", after.provider, after.task_id] = after.key
-            self._finished.pop(row_id, None)
-            if after.state in _FINISHED_STATES:
-                self._finished[row_id] = None
-                self._remove_oldest()
+            self._index(row_id, after)
         return self._entries[row_id]
 
     async def find(self, by: Lookup, *values: str) -> Entry | None:
@@ -98,6 +94,15 @@ class MemoryStore:
     async def is_dead(self, owner: str) -> bool:  # noqa: ARG002 # `Ledger` answers for the present owner
         """Return True: every other owner is a former name of this process."""
         return True
+
+    def _index(self, row_id: int, entry: Entry) -> None:
+        """Make an entry findable by its task and its token, and count it if it has finished."""
+        self._keys["token", entry.token_digest] = entry.key
+        self._keys["task", entry.provider, entry.task_id] = entry.key
+        self._finished.pop(row_id, None)
+        if entry.state in _FINISHED_STATES:
+            self._finished[row_id] = None
+            self._remove_oldest()
 
     def _remove_oldest(self) -> None:
         """Remove the entry that finished first if there are too many."""

@@ -26,6 +26,7 @@ async def test_only_a_signal_suppresses_cancellation() -> None:
             budget=None,
             price=None,
             wait_on_interrupt=True,
+            shutdown_timeout=8.0,
         )
     with pytest.raises(asyncio.CancelledError), batch_run._until_signal():
         raise asyncio.CancelledError
