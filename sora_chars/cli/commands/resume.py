@@ -13,7 +13,7 @@ from rich.text import Text
 from sora_chars.cli.options import Settings, ledger_options, output_options, provider_options, wait_options
 from sora_chars.cli.render import character_json, error_json, one_line, task_json
 from sora_chars.cli.runner import UNKNOWN, exit_status, run
-from sora_chars.errors import SoraCharsError, WaitTimeoutError
+from sora_chars.errors import MissingCharacterError, SoraCharsError, TaskFailedError, WaitTimeoutError
 from sora_chars.ledger import EntryState
 from sora_chars.models import Character
 from sora_chars.session.session import CharacterSession
@@ -35,7 +35,7 @@ class Recovery:
         context: The context of the command.
         succeeded: How many tasks have succeeded.
         failed: How many tasks have failed.
-        running: How many tasks are running.
+        running: How many tasks are recorded as running.
         unknown: The keys whose outcome is unknown.
         skipped: How many tasks are running at each other provider.
     """
@@ -75,9 +75,11 @@ class Recovery:
             return
         except SoraCharsError as error:
             self._statuses.add(exit_status(error))
-            self.failed += 1
             payload = error_json(error, task_id=handle.task_id, key=handle.key)
             line.print_result(payload, _result_line("FAIL", "red", handle, error))
+            if not isinstance(error, TaskFailedError | MissingCharacterError):
+                return  # the wait failed, not the task
+            self.failed += 1
         else:
             self.succeeded += 1
             payload = _outcome_json(outcome, handle.key)
