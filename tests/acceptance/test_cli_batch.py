@@ -285,7 +285,9 @@ def test_account_error_stops_the_batch(
     assert (first.returncode, states(out), rejected <= 5) == (5, {"rejected": rejected}, True)
     assert sum(emulator.request_counts.values()) == rejected
     assert f"rejected: {rejected}\nnot sent: {20 - rejected}\n" in first.stderr
-    assert first.stderr.endswith(f"No more rows are sent. {text}\n{AGAIN.format('correct that and run the same command again')}")
+    assert first.stderr.endswith(
+        f"No more rows are sent. {text}\n{AGAIN.format('correct that and run the same command again')}"
+    )
     fault.remove()
     assert cli(*batch).returncode == 0
     assert (states(out), emulator.counts.creates) == ({"succeeded": 20}, 20)

@@ -377,5 +377,8 @@ def test_password_is_not_shown(cli: Cli, cli_environment: dict[str, str]) -> Non
 
     for ended in (typed, named):
         assert ended.returncode == 2
-        assert "The ledger is postgresql://...; --ledger selects another one, which knows no key of this one." in ended.stderr
+        assert (
+            "The ledger is postgresql://...; --ledger selects another one, which knows no key of this one."
+            in ended.stderr
+        )
         assert "secret" not in ended.stdout + ended.stderr

@@ -120,7 +120,9 @@ def test_batch_with_a_ledger_in_memory(cli: Cli, at: tuple[str, ...], emulator: 
     assert ended.stderr.endswith("The ledger was in memory: the same command would send and pay every row again.\n")
 
 
-def test_rejected_rows_alone_need_no_second_run(cli: Cli, at: tuple[str, ...], emulator: Emulator, batch: Batch) -> None:
+def test_rejected_rows_alone_need_no_second_run(
+    cli: Cli, at: tuple[str, ...], emulator: Emulator, batch: Batch
+) -> None:
     """The same command is suggested only where it helps."""
     emulator.fault("fail_task", times=None)
     ended = cli(*batch(1), *at)

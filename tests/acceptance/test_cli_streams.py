@@ -132,7 +132,9 @@ def test_interrupt_during_the_imports(
     script: str, cli_environment: dict[str, str], tmp_path: Path, module: str
 ) -> None:
     """Ctrl-C in the first moments ends with status 130 and no traceback."""
-    (tmp_path / f"{module}.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(20)\n")
+    (tmp_path / f"{module}.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(20)\n"
+    )
     cli_environment["PYTHONPATH"] = str(tmp_path)
     ended = subprocess.run(
         [script, "credit"], env=cli_environment, capture_output=True, text=True, timeout=15, check=False

@@ -21,7 +21,9 @@ from sora_chars.errors import LedgerError, MissingCharacterError
 from sora_chars.models import UploadProgress
 
 REQUEST = ("create", "--from-task", "t", "--clip", "1,3", "--prompt", "A dog")
-STATUS = "Keep this id. This shows the task without a ledger: sora-chars status t-1 --base-url http://x. When the ledger"
+STATUS = (
+    "Keep this id. This shows the task without a ledger: sora-chars status t-1 --base-url http://x. When the ledger"
+)
 CHARACTER = "Keep this id: it is the id of the character. When"
 
 
