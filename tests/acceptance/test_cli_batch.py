@@ -244,7 +244,7 @@ def test_timeout_leaves_a_row_running(cli: Cli, emulator: Emulator, command: Com
     assert late.returncode == 5
     (row,) = rows(out).values()
     assert (row["status"], row["error"]["type"]) == ("running", "WaitTimeoutError")
-    assert late.stderr.endswith(AGAIN)
+    assert late.stderr.endswith(AGAIN.format("run the same command again"))
     emulator.finish(row["task_id"])
     assert cli(*batch).returncode == 0
     assert (states(out), emulator.counts.creates) == ({"succeeded": 1}, 1)

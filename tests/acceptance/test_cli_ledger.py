@@ -263,7 +263,7 @@ def test_characters_are_listed_and_searched(keyless: Cli, own: Path) -> None:
     mention, key, *cells, _age = plain.stdout.rstrip("\n").split("\t")
     assert [mention, key, *cells] == ["@user.0", "dog-0", ORIGIN, "1,3", "kie", "1.5"]
     assert (one.stdout.count("\n"), one.stderr) == (1, "Showing the newest 1. For more, use --limit 2\n")
-    assert (none.stdout, none.stderr) == ("", f"No characters found in {own}\n")
+    assert (none.stdout, none.stderr) == ("", f"No characters in {own} match 'cat'\n")
     assert "\x1b" not in keyless("ledger", "ls").stdout
     assert "\x1b" not in keyless("ledger", "show", "dog-1").stdout
 

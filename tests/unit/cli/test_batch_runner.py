@@ -53,12 +53,13 @@ def make(*, total: int = 2, memory: bool = False, **settings: Any) -> Run:
     """Return a run of rows that were not sent yet."""
     rows: list[Any] = []
     err = io.StringIO()
+    values: dict[str, Any] = {"provider": "kie", "base_url": None, "timeout": None}
     context = CommandContext(Output(err=Console(file=err)), ledger_in_memory=memory)
     with open_spool() as spool:
         spool.count = total
         batch = BatchRun(
             context=context,
-            settings=Settings(**{"provider": "kie", "base_url": None, "timeout": None} | settings),
+            settings=Settings(**values | settings),
             spool=spool,
             output="-",
             write=rows.append,

@@ -77,7 +77,8 @@ def test_ledger_arguments_hold_no_password(location: LedgerLocation, args: tuple
 
 def settings(**more: Any) -> Settings:
     """Return the settings of a command without options."""
-    return Settings(**{"provider": "kie", "base_url": None, "timeout": None} | more)
+    values: dict[str, Any] = {"provider": "kie", "base_url": None, "timeout": None} | more
+    return Settings(**values)
 
 
 @pytest.mark.parametrize(
