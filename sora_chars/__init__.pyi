@@ -4,6 +4,7 @@ from .batch.progress import Progress
 from .callbacks.receiver import CallbackReceiver
 from .errors import (
     AuthenticationError,
+    BlockedError,
     ConfigurationError,
     InsufficientCreditsError,
     InvalidCallbackError,
@@ -30,15 +31,16 @@ from .errors import (
     WatcherStoppedError,
     WrongLoopError,
 )
-from .ledger import Entry, EntryState, Ledger, LedgerStore, open_ledger
+from .ledger import Attempt, Entry, EntryState, Ledger, LedgerStore, open_ledger
 from .ledger.queries import SavedCharacter
 from .models import (
     Character,
+    CharacterFields,
     CharacterRequest,
     Clip,
     Eta,
     ModelInfo,
-    OmniCharacterRequest,
+    RowFields,
     TaskFailure,
     TaskRequest,
     TaskSnapshot,
@@ -60,11 +62,14 @@ __version__: str
 __all__ = [
     "GATEWAYS",
     "AdaptiveInterval",
+    "Attempt",
     "AuthenticationError",
     "Batch",
+    "BlockedError",
     "CallbackEvent",
     "CallbackReceiver",
     "Character",
+    "CharacterFields",
     "CharacterRequest",
     "CharacterSession",
     "Clip",
@@ -89,7 +94,6 @@ __all__ = [
     "ModelInfo",
     "ModelUnavailableError",
     "NoAnswerError",
-    "OmniCharacterRequest",
     "Outcome",
     "PermissionDeniedError",
     "PollingStrategy",
@@ -98,6 +102,7 @@ __all__ = [
     "ProviderError",
     "RateLimitedError",
     "RequestRejectedError",
+    "RowFields",
     "SavedCharacter",
     "ServiceUnavailableError",
     "SessionClosedError",

@@ -10,9 +10,11 @@ from .errors import ConfigurationError
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
-    from typing import Literal
 
-    Kind = Literal["create", "poll", "other"]
+    from .kinds import Kind
+
+MAX_HEADER_BYTES = 256 * 1024
+"""The maximum length of a header in an answer. An answer beyond it is lost, and aiohttp allows 8 kB by default."""
 
 
 def open_clients(http: aiohttp.ClientSession | None) -> dict[Kind, aiohttp.ClientSession]:
@@ -42,7 +44,12 @@ def _client(
     connector: aiohttp.BaseConnector, traces: list[aiohttp.TraceConfig], *, owner: bool
 ) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        connector=connector, connector_owner=owner, trace_configs=traces, cookie_jar=aiohttp.DummyCookieJar()
+        connector=connector,
+        connector_owner=owner,
+        trace_configs=traces,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        max_line_size=MAX_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES,
     )
 
 

@@ -20,6 +20,7 @@ import attrs
 
 from sora_chars.errors import (
     AuthenticationError,
+    BlockedError,
     InsufficientCreditsError,
     SessionClosedError,
     SoraCharsError,
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("sora_chars.batch")
 
 _EXHAUSTED = object()
-_ACCOUNT_ERRORS = (AuthenticationError, InsufficientCreditsError, UsageCapError)  # every later request would fail too
+# Every later request would fail too.
+_ACCOUNT_ERRORS = (AuthenticationError, InsufficientCreditsError, UsageCapError, BlockedError)
 
 
 @attrs.define(eq=False)
@@ -94,13 +96,13 @@ class Batch:
     Attributes:
         stopped: Why submitting ended before the last request; None if it did not.
 
-            - "account": a provider rejected the API key, or its credits or its usage
-              cap are exhausted.
+            - "account": a provider rejected the API key, its credits or its usage cap
+              are exhausted, or something in front of it rejects the requests.
             - "budget": the budget allows no further request.
             - "price": there is a budget, but neither the caller nor the provider
               states what a task costs.
             - "closed": the session was closed.
-        rejection: Latest error of the provider that rejected the account.
+        rejection: Latest error of that kind.
     """
 
     _options: BatchOptions = attrs.field(alias="options")

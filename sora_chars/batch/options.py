@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import attrs
 
 from sora_chars.errors import printable
-from sora_chars.models import Request, raise_if_invalid, seconds_problems
+from sora_chars.models import Request, RowFields, raise_if_invalid, seconds_problems
 from sora_chars.ratelimit.window import UNLIMITED
 
 from .budget import amount_problems
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .budget import Price
 
-Row = Request | Mapping[str, Any]
+Row = Request | RowFields
 """A request, or the fields of a `CharacterRequest` and optionally its provider."""
 Rows = Iterable[Row] | AsyncIterable[Row]
 Start = Callable[[Request, str | None], "Awaitable[TaskHandle[Any]]"]
@@ -37,6 +37,7 @@ class BatchKeywords(TypedDict, total=False):
     budget: float | None
     price: Price | None
     timeout: float | None
+    retry_failed: bool
 
 
 @attrs.frozen(kw_only=True)

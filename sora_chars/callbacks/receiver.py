@@ -174,23 +174,24 @@ class CallbackReceiver:
             body: The body, as a whole or as an async iterable of its chunks.
         """
         try:
-            entry = await self._find_entry(method, path)
-            await self._accept(await self._read(entry, headers, body), entry)
+            entry, digest = await self._find_entry(method, path)
+            await self._accept(await self._read(entry, headers, body), entry, digest)
         except InvalidCallbackError as error:
             log.warning("callback.rejected", extra={"status": error.status, "reason": error.message})
             return error.status, {"code": error.status, "msg": error.message}
         return 200, ACCEPTED.copy()
 
-    async def _find_entry(self, method: str, path: str) -> Entry:
-        """Return the entry whose token ends the path."""
+    async def _find_entry(self, method: str, path: str) -> tuple[Entry, str]:
+        """Return the entry of the token that ends the path, and the token's digest."""
         if method != "POST":
             raise _rejection(405, "the method must be POST")
         self._check_session()
         token = path.rstrip("/").rpartition("/")[2]  # proxies and mounts may change the segments before it
-        entry = await self._query_ledger(token_digest(token)) if is_token(token) else None
+        digest = token_digest(token)
+        entry = await self._query_ledger(digest) if is_token(token) else None
         if entry is None:
             raise _rejection(401, "its token is unknown")
-        return entry
+        return entry, digest
 
     async def _query_ledger(self, digest: str) -> Entry | None:
         try:
@@ -240,20 +241,20 @@ class CallbackReceiver:
         except (SessionClosedError, WrongLoopError) as error:
             raise _rejection(503, "the session is not open here") from error
 
-    async def _accept(self, event: CallbackEvent, entry: Entry) -> None:
+    async def _accept(self, event: CallbackEvent, entry: Entry, digest: str) -> None:
         """Wake the waiters of `expect` and have the task polled."""
         self._check_session()  # the session may have been closed while the body arrived
-        if entry.task_id is None and entry.token_digest:
+        if entry.task_id is None:
             # createTask may have been answered while the body arrived.
-            entry = await self._query_ledger(entry.token_digest) or entry
-        if entry.task_id not in {None, event.task_id}:
+            entry = await self._query_ledger(digest) or entry
+        if entry.task_id not in {None, event.task_id} and digest == entry.token_digest:
             raise _rejection(401, "its token belongs to another task")
         self._keep(event)
         for waiter in self._waiters.get(event.task_id, ()):
             wake(waiter, event)
         self.session.watcher.callback_health.record_success()
         try:
-            await dispatcher_of(self.session).handle_callback(entry, event.task_id)
+            await dispatcher_of(self.session).handle_callback(entry, event.task_id, digest)
         except (SessionClosedError, ConfigurationError, LedgerError, ProviderError, MissingCharacterError) as error:
             raise _rejection(503, "it cannot be confirmed now") from error
 

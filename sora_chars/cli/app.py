@@ -22,6 +22,7 @@ from sora_chars.errors import (
     WatcherStoppedError,
     printable,
 )
+from sora_chars.redaction import mask
 
 from .context import CommandContext
 from .output import Output
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "batch": ("batch", "Create a character for each row of a JSONL or CSV file."),
     "characters": ("ledger", "List the saved characters, newest first."),
-    "create": ("tasks", "Create a character from a finished task or a video."),
+    "create": ("tasks", "Create a character from a finished task, a video or images."),
     "credit": ("tasks", "Show the credits left in the account."),
     "demo": ("demo", "Create three characters locally; no account is needed."),
     "durations": ("durations", "Show how long the tasks of each model take."),
@@ -144,9 +145,11 @@ def _fail_output(context: CommandContext, error: OSError) -> int:
 
 def _fail_usage(context: CommandContext, error: click.ClickException) -> int:
     if context.output.as_json:
-        context.output.show_json({"error": {"type": "UsageError", "message": error.format_message()}})
+        context.output.show_json({"error": {"type": "UsageError", "message": mask(error.format_message())}})
     else:
-        error.show()
+        text = io.StringIO()  # click repeats what it does not understand, and that may be a signed link
+        error.show(text)
+        click.echo(mask(text.getvalue()), nl=False, err=True)
     return USAGE
 
 
@@ -161,8 +164,8 @@ def _fail(context: CommandContext, error: SoraCharsError) -> int:
 def _hint(context: CommandContext, error: SoraCharsError) -> str:
     """Return what to do about an error, in terms of commands where there are any."""
     match error:
-        case SubmissionUnknownError():
-            return context.resolve_hint(error.key, tasks=context.has_tasks)
+        case SubmissionUnknownError(key=str(key)):
+            return context.resolve_hint(key, tasks=context.has_tasks)
         case LedgerError(key=str(key), task_id=str(task_id)):
             return context.unrecorded_hint(key, task_id)
         case LedgerError() if context.ledger_name:
@@ -184,7 +187,7 @@ def _may_run(context: CommandContext, error: SoraCharsError) -> bool:
 
 def _fail_bug(context: CommandContext, error: Exception) -> int:
     if context.verbose:
-        for line in "".join(traceback.format_exception(error)).split("\n"):  # a line may quote a provider
+        for line in mask("".join(traceback.format_exception(error))).split("\n"):  # a line may quote a provider
             click.echo("".join(c if c.isprintable() else " " for c in line), err=True)
     bug = BugError(
         f"{type(error).__name__}: {printable(error)}",

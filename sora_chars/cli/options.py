@@ -18,6 +18,7 @@ from sora_chars.ledger import open_ledger
 from sora_chars.polling.strategies import AdaptiveInterval, FixedInterval
 from sora_chars.providers.kie import Kie
 from sora_chars.providers.kkiai import GATEWAYS, Kkiai
+from sora_chars.redaction import mask
 from sora_chars.responses import parse_json
 
 from .context import CommandContext
@@ -145,6 +146,7 @@ class Settings:
         provider: The provider's name.
         base_url: The provider's address, if it is not the default.
         timeout: Seconds to wait; None selects the default.
+        proxy: The URL of an HTTP proxy, if it is not that of the environment.
         upload_url: The address for uploads, if it is not the default.
         poll: Seconds between two polls; None selects adaptive polling.
         callback_url: The public URL that the provider sends callbacks to.
@@ -162,6 +164,7 @@ class Settings:
     provider: str
     base_url: str | None
     timeout: float | None
+    proxy: str | None = attrs.field(default=None, repr=False)
     upload_url: str | None = None
     poll: float | None = None
     callback_url: str | None = None
@@ -193,9 +196,13 @@ class Settings:
 
     @property
     def provider_args(self) -> tuple[str, ...]:
-        """The arguments that select the same provider in another command."""
-        name = () if self.provider == "kie" else ("--provider", self.provider)
-        return name if self.base_url is None else (*name, "--base-url", self.base_url)
+        """The arguments that select the same provider in another command, without the password of a proxy."""
+        options = {
+            "--provider": None if self.provider == "kie" else self.provider,
+            "--base-url": self.base_url,
+            "--proxy": self.proxy and mask(self.proxy),
+        }
+        return tuple(word for name, value in _given(options).items() for word in (name, value))
 
     def shutdown_seconds(self, providers: Iterable[str]) -> float:
         """Return how long a signal leaves for responses: by default as long as the slowest provider may take."""
@@ -210,7 +217,7 @@ class Settings:
         Raises:
             ConfigurationError: The key is missing, or a URL is invalid.
         """
-        options: dict[str, Any] = {"base_url": self.base_url}
+        options: dict[str, Any] = {"base_url": self.base_url, "proxy": self.proxy}
         if self.provider == "kie":
             options |= {"upload_url": self.upload_url, "callback_url": self.callback_url, "on_upload": on_upload}
             return Kie(timeout=_KIE_RESPONSE_TIMEOUT, **_given(options))
@@ -250,6 +257,9 @@ def provider_options(command: C) -> C:
             help=f"One of {', '.join(PROVIDERS)}.",
         ),
         click.option("--base-url", metavar="URL", help="Address of the provider, such as an emulator's."),
+        click.option(
+            "--proxy", metavar="URL", help="HTTP proxy.  [default: HTTPS_PROXY or HTTP_PROXY, except for NO_PROXY]"
+        ),
     )
 
 

@@ -94,7 +94,7 @@ class _Submission:
                 handle = await self._submit(request)
             except SubmissionUnknownError as error:
                 self.context.is_unknown = True
-                if not (self.settings.listen and await self._is_settled(error.key)):
+                if not (self.settings.listen and await self._is_settled(str(request.key))):
                     raise
             else:
                 self.context.is_unknown = False

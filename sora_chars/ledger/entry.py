@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 
 from sora_chars.errors import InvalidTransitionError, KeyConflictError, LedgerError, printable
+from sora_chars.redaction import mask, masked_repr, seal
 
 from .states import EntryState, check_transition
 
@@ -16,9 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 Lookup = Literal["key", "task", "token"]
-"""What an entry is found by: its key, its provider and task id, or its token's digest."""
+"""What an entry is found by: its key, its provider and task id, or its token's digest.
+
+The last two also find an entry by its earlier attempts.
+"""
 
 _OWNED_STATES = {EntryState.SENDING, EntryState.RUNNING}
+_PAID_STATES = _OWNED_STATES | {EntryState.SUCCEEDED, EntryState.UNKNOWN}
 _MAX_SHOWN_CHARACTERS = 160  # of a request or a value in an error message
 _encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"))  # json.dumps would build one per call
 
@@ -26,6 +31,22 @@ _encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"))  # json.dumps
 def to_json(value: object) -> str:
     """Encode a value as canonical JSON: equal values give equal text, in plain ASCII."""
     return _encoder.encode(value)
+
+
+def current_form(kind: str, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return kind and fields of a recorded request as this version records them.
+
+    Earlier versions recorded a request for a character from an image as kind "omni".
+    """
+    if kind != "omni" or "image" not in request:
+        return kind, request
+    fields = {
+        "images": [request["image"]],
+        "name": request.get("name"),
+        "prompt": request.get("descriptions"),
+        "voice": ",".join(request.get("audio_ids", ())) or None,
+    }
+    return "character", {name: value for name, value in fields.items() if value is not None}
 
 
 @attrs.frozen(kw_only=True)
@@ -37,9 +58,11 @@ class Entry:
     Attributes:
         key: The idempotency key, unique in a ledger.
         provider: The name of the provider that the request is for.
-        kind: The kind of request: "character", "task" or "omni".
+        kind: The kind of request: "character" or "task"; "omni" in entries of earlier
+            versions, which `current_form` reads.
         state: What is known of the request; see `EntryState`.
-        request_json: The request as JSON text; `request` is its value.
+        request_json: The request as JSON text; `request` is its value. Once the entry has
+            succeeded, and is never sent again, a digest replaces the secret parts of links.
         token_digest: The SHA-256 digest of the token in its callback URL, if any.
         task_id: The provider's id of the task, once it is known.
         owner: The process that sends the request or polls the task; None if no
@@ -64,7 +87,7 @@ class Entry:
     task_id: str | None = None
     owner: str | None = None
     result_json: str | None = attrs.field(default=None, repr=False)
-    error_json: str | None = None
+    error_json: str | None = attrs.field(default=None, repr=masked_repr)
     credits: float | None = None
     created_at: float
     updated_at: float
@@ -85,20 +108,31 @@ class Entry:
         """The recorded reason why the request was rejected, failed or is unknown, or None."""
         return None if self.error_json is None else json.loads(self.error_json)
 
+    @property
+    def may_have_been_paid(self) -> bool:
+        """Whether this attempt may have been charged. A request is sent without being retried only if not."""
+        return self.state in _PAID_STATES or (self.error or {}).get("charged", "no") != "no"
+
     def check_same_request(self, other: Entry) -> None:
         """Compare provider, kind and request with those of another entry.
 
         Raises:
             KeyConflictError: They differ.
         """
-        if (self.provider, self.kind, self.request_json) != (other.provider, other.kind, other.request_json):
+        same = self.request_json == other.request_json and self.kind == other.kind
+        if not same:
+            forms = (current_form(entry.kind, json.loads(seal(entry.request_json))) for entry in (self, other))
+            same = next(forms) == next(forms)
+        if self.provider != other.provider or not same:
+            shown = self._request_summary()
+            given = other._request_summary()
             raise KeyConflictError(
-                f"Key {self.key} already belongs to another request. "
-                f"Recorded: {self._request_summary()}. Given: {other._request_summary()}.",
+                f"Key {self.key} already belongs to another request. Recorded: {shown}. Given: {given}."
+                f"{' They differ in a part that is not shown.' if shown == given else ''}",
                 hint="A key identifies one request. Use a new key for a different request.",
                 key=self.key,
-                first=self.request,
-                second=other.request,
+                first=json.loads(mask(self.request_json)),
+                second=json.loads(mask(other.request_json)),
             )
 
     def transitioned(
@@ -144,7 +178,7 @@ class Entry:
             provider=self.provider,
             kind=self.kind,
             state=to,
-            request_json=self.request_json,
+            request_json=seal(self.request_json) if to is EntryState.SUCCEEDED else self.request_json,
             token_digest=token_digest or self.token_digest,
             task_id=task,
             owner=owner if to in _OWNED_STATES else None,
@@ -163,24 +197,68 @@ class Entry:
         return any(wanted in text.casefold() for text in texts if text)
 
     def _request_summary(self) -> str:
-        return f"{self.kind} at {self.provider} {printable(self.request_json, limit=_MAX_SHOWN_CHARACTERS)}"
+        return f"{self.kind} at {self.provider} {printable(mask(self.request_json), limit=_MAX_SHOWN_CHARACTERS)}"
+
+
+@attrs.frozen(kw_only=True)
+class Attempt:
+    """An earlier request of an entry, which a later one has replaced.
+
+    Attributes:
+        key: The idempotency key of the entry.
+        number: Counts the attempts of an entry from 1; 0 before the attempt is stored.
+        token_digest: The digest of the token in its callback URL, if any.
+        task_id: The provider's id of its task, if there is one.
+        provider: The name of the provider that the request was sent to.
+        state: The state in which the attempt ended.
+        request_json: The request as JSON text.
+        result_json: The result as JSON text, if there is one.
+        error_json: Why the request was rejected, has failed or is unknown, as JSON text.
+        credits: What the task cost, as the provider counts it.
+        ended_at: When the next attempt replaced this one, in epoch seconds.
+    """
+
+    key: str
+    number: int = 0
+    token_digest: str | None = attrs.field(default=None, repr=False)
+    task_id: str | None = None
+    provider: str
+    state: EntryState
+    request_json: str = attrs.field(repr=False)
+    result_json: str | None = attrs.field(default=None, repr=False)
+    error_json: str | None = None
+    credits: float | None = None
+    ended_at: float
+
+    @property
+    def error(self) -> Any:
+        """The recorded reason why the attempt was rejected, failed or is unknown, or None."""
+        return None if self.error_json is None else json.loads(self.error_json)
+
+    @classmethod
+    def of(cls, entry: Entry, *, at: float) -> Attempt:
+        """Return the present attempt of an entry, which ends at `at`."""
+        copied = {name: getattr(entry, name) for name in ATTEMPT_COLUMNS if hasattr(entry, name)}
+        return cls(**copied, ended_at=at)
 
 
 COLUMNS = tuple(field.name for field in attrs.fields(Entry))
+ATTEMPT_COLUMNS = tuple(field.name for field in attrs.fields(Attempt))
 TRANSITION_COLUMNS = ("state", "owner", "result_json", "error_json", "credits", "updated_at", "version")
 """The columns that every transition writes."""
-INDEXED_COLUMNS = ("token_digest", "task_id")
-"""The columns that a transition may also write. Each has an index, which costs time to update."""
+OCCASIONAL_COLUMNS = ("token_digest", "task_id", "request_json")
+"""The columns that a transition may also write. Two have an index, which costs time to update; the last is long."""
 
 
-def column_getter(columns: Sequence[str]) -> Callable[[Entry], tuple[Any, ...]]:
-    """Return a function that reads two or more columns of an entry as plain values."""
+def column_getter(columns: Sequence[str]) -> Callable[[Entry | Attempt], tuple[Any, ...]]:
+    """Return a function that reads two or more columns of an entry, or an attempt, as plain values."""
     # For every value that is not exactly a `str`, sqlite3 searches its adapters. For an
     # `EntryState` that would take 1 us per entry.
     return attrgetter(*("state._value_" if name == "state" else name for name in columns))
 
 
 to_row = column_getter(COLUMNS)
+to_attempt_row = column_getter(ATTEMPT_COLUMNS)
 
 
 def from_row(row: Sequence[Any]) -> Entry:
@@ -188,6 +266,13 @@ def from_row(row: Sequence[Any]) -> Entry:
     values = dict(zip(COLUMNS, row, strict=True))
     values["state"] = EntryState(values["state"])
     return Entry(**values)
+
+
+def from_attempt_row(row: Sequence[Any]) -> Attempt:
+    """Build an attempt from a row in the order of `ATTEMPT_COLUMNS`."""
+    values = dict(zip(ATTEMPT_COLUMNS, row, strict=True))
+    values["state"] = EntryState(values["state"])
+    return Attempt(**values)
 
 
 def check_storable(**texts: str | None) -> None:

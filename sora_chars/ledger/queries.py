@@ -10,7 +10,9 @@ import attrs
 
 from sora_chars.errors import InvalidRequestError, printable
 from sora_chars.models import Character, Clip
+from sora_chars.redaction import masked_repr
 
+from .entry import current_form
 from .serialize import to_snapshot
 from .states import EntryState
 
@@ -29,7 +31,7 @@ class SavedCharacter:
 
     Attributes:
         character: The character as the provider returned it.
-        source: The task, URL or path it was made from.
+        source: The task, URL or path it was made from; of several images the first.
         clip: The part of the video that was used, if the request named one.
         prompt: The description in the request.
         key: The idempotency key of the request.
@@ -38,7 +40,7 @@ class SavedCharacter:
     """
 
     character: Character
-    source: str
+    source: str = attrs.field(repr=masked_repr)
     clip: Clip | None
     prompt: str | None
     key: str
@@ -94,12 +96,13 @@ def _saved(entry: Entry) -> SavedCharacter | None:
     character = to_snapshot(entry).character
     if character is None:
         return None
-    request = entry.request
+    _, request = current_form(entry.kind, entry.request)
+    images = request.get("images") or [""]
     return SavedCharacter(
         character=attrs.evolve(character, name=character.name or request.get("name")),
-        source=request.get("from_task") or request.get("video") or request.get("image") or "",
+        source=request.get("from_task") or request.get("video") or images[0],
         clip=Clip.parse(request["clip"]) if "clip" in request else None,
-        prompt=request.get("prompt") or request.get("descriptions"),
+        prompt=request.get("prompt"),
         key=entry.key,
         credits=entry.credits,
         created_at=entry.created_at,

@@ -20,20 +20,27 @@ from sora_chars.models import (
     Character,
     CharacterRequest,
     Clip,
-    OmniCharacterRequest,
     Request,
+    Source,
     TaskFailure,
     TaskRequest,
     TaskSnapshot,
     is_url,
 )
-from sora_chars.redaction import hide_tokens
+from sora_chars.redaction import hide_tokens, mask
+
+from .entry import current_form
 
 if TYPE_CHECKING:
     from .entry import Entry
 
-KINDS: dict[str, type[Request]] = {"character": CharacterRequest, "task": TaskRequest, "omni": OmniCharacterRequest}
-_SOURCES = {"video", "image"}
+KINDS: dict[str, type[Request]] = {"character": CharacterRequest, "task": TaskRequest}
+
+RETRY_HINT = (
+    "The response does not prove that nothing was charged, so this key is not sent again automatically. "
+    "To send it again, call `session.retry(key)` or add `--retry`."
+)
+"""The advice of a rejection without proof."""
 
 
 def to_record(request: Request) -> tuple[str, dict[str, Any]]:
@@ -48,23 +55,33 @@ def to_record(request: Request) -> tuple[str, dict[str, Any]]:
 
 
 def _to_json(name: str, value: Any) -> Any:
-    if name in _SOURCES and value is not None and not is_url(value):
-        return str(Path(os.fspath(value)).absolute())
-    if isinstance(value, Clip):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    if name == "video" and value is not None:
+        return _absolute(value)
+    if name == "images" and value is not None:
+        return [_absolute(image) for image in value]
+    return str(value) if isinstance(value, Clip) else value
+
+
+def _absolute(source: Source) -> str:
+    return str(source) if is_url(source) else str(Path(os.fspath(source)).absolute())
 
 
 def to_request(entry: Entry) -> Request:
     """Return the request of an entry."""
-    return KINDS[entry.kind](**entry.request, key=entry.key)
+    kind, fields = current_form(entry.kind, entry.request)
+    return KINDS[kind](**fields, key=entry.key)
 
 
 def to_result(snapshot: TaskSnapshot) -> dict[str, Any]:
-    """Return a finished snapshot as JSON, without callback tokens."""
+    """Return a finished snapshot as JSON, without callback tokens and without the secret parts of the request's links.
+
+    The links of a result stay whole: they are what was paid for.
+    """
     facts = _facts(snapshot)
     for part in facts.keys() & {"character", "failure"}:
         facts[part] = _facts(facts[part])
+    if isinstance(snapshot.raw, dict) and "param" in snapshot.raw:  # kie.ai repeats the request there
+        facts["raw"] = snapshot.raw | {"param": json.loads(mask(json.dumps(snapshot.raw["param"])))}
     text = json.dumps(facts)
     clean = hide_tokens(text)
     return facts if clean == text else json.loads(clean)
@@ -94,8 +111,9 @@ def echoes_other_token(snapshot: TaskSnapshot, digest: str | None) -> bool:
 
 
 def to_error(error: SoraCharsError) -> dict[str, Any]:
-    """Return an error as JSON: the name of its type and its plain attributes."""
-    facts = {field.name: getattr(error, field.name) for field in attrs.fields(type(error))}
+    """Return an error as JSON: the name of its type and its plain attributes, without the key of its entry."""
+    facts = {field.name: getattr(error, field.name) for field in attrs.fields(type(error)) if field.name != "key"}
+    facts["charged"] = "" if error.charged == "no" else error.charged
     plain = {name: value for name, value in facts.items() if isinstance(value, str | int | float) and value != ""}
     return {"type": type(error).__name__, **plain}
 
@@ -106,4 +124,6 @@ def rejection(entry: Entry) -> ProviderError:
     kind = getattr(errors, facts.get("type", ""), ProviderError)
     known = {field.name for field in attrs.fields(kind)}
     made: ProviderError = kind(**{name: value for name, value in facts.items() if name in known})
+    if made.may_have_been_paid:
+        made.hint = f"Nothing was sent now. {RETRY_HINT}"
     return made

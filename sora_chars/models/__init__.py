@@ -5,28 +5,34 @@ checked by that provider, in `Provider.check`.
 """
 
 from .requests import (
+    CharacterFields,
     CharacterRequest,
     Clip,
-    OmniCharacterRequest,
+    ClipLike,
     Request,
+    RowFields,
     TaskRequest,
     as_request,
-    is_url,
     raise_if_invalid,
     seconds_problems,
+    with_changes,
 )
+from .sources import Source, is_url, path_of
 from .tasks import FAIL, SUCCESS, Character, Eta, ModelInfo, TaskFailure, TaskSnapshot, TaskStatus, UploadProgress
 
 __all__ = [
     "FAIL",
     "SUCCESS",
     "Character",
+    "CharacterFields",
     "CharacterRequest",
     "Clip",
+    "ClipLike",
     "Eta",
     "ModelInfo",
-    "OmniCharacterRequest",
     "Request",
+    "RowFields",
+    "Source",
     "TaskFailure",
     "TaskRequest",
     "TaskSnapshot",
@@ -34,6 +40,8 @@ __all__ = [
     "UploadProgress",
     "as_request",
     "is_url",
+    "path_of",
     "raise_if_invalid",
     "seconds_problems",
+    "with_changes",
 ]

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
-import os
 import re
-from pathlib import Path
+from collections.abc import Mapping
 from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import attrs
 
 from sora_chars.errors import InvalidRequestError, printable
 from sora_chars.ids import strip_blanks
+from sora_chars.redaction import masked_repr
+
+from .sources import Source, is_url, path_of, source_problems, to_source, to_sources
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
+    from pathlib import Path
 
 _MAX_KEY_LENGTH = 200  # characters
+_MAX_IMAGES = 4
+_NOT_IN_ID = re.compile(r"""[\s"'`/\\]""")
+_ELSEWHERE: Mapping[str, str] = {
+    "image": "images=[...]",
+    "image_urls": "images=[...]",
+    "url": "video",
+    "timestamps": "clip",
+    "start": "clip=(start, end)",
+    "end": "clip=(start, end)",
+    "description": "prompt",
+    "descriptions": "prompt",
+    "audio_ids": "voice",
+    "username": "name",
+    "model": "TaskRequest(model=..., input=...)",
+    "input": "TaskRequest(model=..., input=...)",
+}
+"""What to use in place of names that people expect, from other tools and from the providers' pages."""
 
 
 def raise_if_invalid(problems: list[str], *, what: str) -> None:
@@ -107,6 +128,7 @@ def _plain(seconds: float) -> str:
 
 
 def _to_clip(value: Any) -> Any:
+    """Convert the forms in which a request gives its clip; any other value is returned as it is."""
     match value:
         case str():
             return Clip.parse(value)
@@ -116,8 +138,8 @@ def _to_clip(value: Any) -> Any:
             return value
 
 
-def _to_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
+ClipLike: TypeAlias = Clip | str | tuple[float, float]
+"""A `Clip`, "start,end" or (start, end), in seconds."""
 
 
 def _type_problems(field: str, value: object, allowed: tuple[type, ...], what: str) -> list[str]:
@@ -146,41 +168,56 @@ def _task_id_problems(task_id: Any) -> list[str]:
     return []
 
 
-_NOT_IN_ID = re.compile(r"""[\s"'`/\\]""")
-_URL = re.compile(r"https?://[^\s/?#]+\S*", re.IGNORECASE)
+def _image_problems(images: tuple[object, ...] | None) -> list[str]:
+    if images is None:
+        return []
+    if not 1 <= len(images) <= _MAX_IMAGES:
+        return [f"images must hold 1 to {_MAX_IMAGES} images, got {len(images)}"]
+    return [line for number, image in enumerate(images) for line in source_problems(f"images[{number}]", image)]
 
 
-def _source_problems(field: str, source: object, *allowed: type) -> list[str]:
-    """Check the source of a video or an image: a URL needs a host, and a path must not be empty."""
-    if isinstance(source, str) and not source.strip():
-        return [f"{field} must not be empty"]
-    if is_url(source) and not _URL.fullmatch(str(source)):
-        return [f"{field} must be an http(s) URL with a host and without spaces, got {printable(source)!r}"]
-    return _type_problems(field, source, allowed, "a URL or a local path")
+class CharacterFields(TypedDict, total=False):
+    """The fields of a `CharacterRequest`, as keyword arguments of `create`, `submit` and `register`."""
+
+    from_task: str | None
+    video: Source | None
+    images: Sequence[Source] | None
+    clip: ClipLike | None
+    name: str | None
+    prompt: str | None
+    safety: str | None
+    voice: str | None
+    key: str | None
 
 
-def is_url(source: object) -> bool:
-    """Return whether the source of a video or an image is an http(s) URL; any other text is a local path."""
-    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
+class RowFields(CharacterFields, total=False):
+    """A row of `create_many`: the fields of a `CharacterRequest`, and optionally its provider."""
+
+    provider: str | None
 
 
 @attrs.frozen(kw_only=True)
 class CharacterRequest:
-    """A request for a character from a video.
+    """A request for a character from a video or from images.
 
-    The source is either a task that has finished at the same provider or a video:
-    give exactly one of `from_task` and `video`. Which other fields a provider requires
-    or allows is checked before anything is sent.
+    The source is a task that has finished at the same provider, a video, or images:
+    give exactly one of `from_task`, `video` and `images`. Which other fields a provider
+    requires or allows is checked before anything is sent.
 
     Attributes:
         from_task: Id of a finished task whose video shows the character.
-        video: http(s) URL or local path of a video. Local files are uploaded first,
-            where the provider takes uploads.
+        video: http(s) URL or local path of a video. "~" and file:// URLs are accepted. A
+            local file is uploaded to the provider's temporary storage, where the
+            provider takes uploads. The character may end with that file: kie.ai's pages
+            state lifetimes of 24 hours, 3 days and 14 days.
+        images: 1 to 4 images, each an http(s) URL or a local path. The first one shows
+            the character from the front. Uploads are as temporary as those of `video`.
         clip: The part of the video that shows the character: a `Clip`, "start,end"
             or (start, end), in seconds.
         name: Name of the character.
         prompt: Description of the character.
         safety: Safety instruction for the character, such as "No blood".
+        voice: The provider's id of a voice. kie.ai takes several, separated by commas.
         key: Idempotency key of 1 to 200 printable characters. Requests with one key are
             sent and paid once. Without one, each request gets a new key.
 
@@ -189,22 +226,63 @@ class CharacterRequest:
     """
 
     from_task: str | None = attrs.field(default=None, converter=strip_blanks)
-    video: str | os.PathLike[str] | None = None
+    video: Source | None = attrs.field(default=None, converter=attrs.converters.optional(to_source), repr=masked_repr)
+    images: tuple[Source, ...] | None = attrs.field(
+        default=None, converter=attrs.converters.optional(to_sources), repr=masked_repr
+    )
     clip: Clip | None = attrs.field(default=None, converter=_to_clip)
     name: str | None = None
     prompt: str | None = None
     safety: str | None = None
+    voice: str | None = attrs.field(default=None, converter=strip_blanks)
     key: str | None = attrs.field(default=None, converter=strip_blanks)
 
     def __attrs_post_init__(self) -> None:
-        problems = _text_problems(from_task=self.from_task, name=self.name, prompt=self.prompt, safety=self.safety)
-        if (self.from_task is None) == (self.video is None):
-            given = "neither" if self.video is None else "both"
-            problems.append(f"exactly one of from_task and video must be given, got {given}")
+        problems = _text_problems(
+            from_task=self.from_task, name=self.name, prompt=self.prompt, safety=self.safety, voice=self.voice
+        )
+        sources = {"from_task": self.from_task, "video": self.video, "images": self.images}
+        given = [name for name, source in sources.items() if source is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            problems.append(f"exactly one of from_task, video and images must be given, got {found}")
         problems += _task_id_problems(self.from_task)
-        problems += _source_problems("video", self.video, str, os.PathLike, NoneType)
+        problems += [] if self.video is None else source_problems("video", self.video)
+        problems += _image_problems(self.images)
         problems += _type_problems("clip", self.clip, (Clip, NoneType), 'a Clip, "start,end" or (start, end)')
+        if self.voice == "":
+            problems.append("voice must not be empty")
         raise_if_invalid(problems + _key_problems(self.key), what="The character request")
+
+    @classmethod
+    def from_untrusted(cls, fields: object, /, *, key: str | None = None) -> CharacterRequest:
+        """Return a request made of input from a stranger, such as the JSON body of a web request.
+
+        A video and images must be URLs: a path would upload a file of this computer.
+        The input cannot choose the key, a time-out or the provider.
+
+            request = CharacterRequest.from_untrusted(await http_request.json())
+
+        Args:
+            fields: The input: a mapping with the fields of a `CharacterRequest` except `key`.
+            key: Idempotency key, chosen by the caller.
+
+        Raises:
+            InvalidRequestError: The input is invalid. Answer HTTP status 422 with `problems`.
+        """
+        if not isinstance(fields, Mapping):
+            problem = f"request must be an object, got {type(fields).__name__}"
+            raise InvalidRequestError(f"The character request was not sent: {problem}.", problems=(problem,))
+        given: dict[str, Any] = dict(fields)
+        problems = _unknown_fields(given, _UNTRUSTED_FIELDS)
+        problems += _path_problems("video", given.get("video"))
+        images = given.get("images")
+        if images is not None and not isinstance(images, list | tuple):
+            problems.append(f"images must be a list of URLs, got {type(images).__name__}")
+        for number, image in enumerate(images if isinstance(images, list | tuple) else ()):
+            problems += _path_problems(f"images[{number}]", image)
+        raise_if_invalid(problems, what="The character request")
+        return cls(**given, key=key)
 
     @property
     def video_url(self) -> str | None:
@@ -214,7 +292,33 @@ class CharacterRequest:
     @property
     def video_path(self) -> Path | None:
         """The local path of the video; None for a URL or another source."""
-        return None if self.video is None or is_url(self.video) else Path(self.video)
+        return None if self.video is None else path_of(self.video)
+
+
+_FIELDS = tuple(field.name for field in attrs.fields(CharacterRequest))
+_UNTRUSTED_FIELDS = tuple(name for name in _FIELDS if name != "key")
+
+
+def _path_problems(field: str, value: object) -> list[str]:
+    if value is None or is_url(to_source(value) if isinstance(value, str) else value):
+        return []
+    if isinstance(value, str) and value[:5].lower() == "data:":
+        return source_problems(field, value)
+    return [f"{field} must be an http(s) URL"]
+
+
+def _unknown_fields(given: Mapping[str, object], allowed: Sequence[str]) -> list[str]:
+    """Return a line for each name that is no field, with the field or the class that was probably meant."""
+    lines: list[str] = []
+    for name in given:
+        if name in allowed:
+            continue
+        text = str(name)
+        close = difflib.get_close_matches(text[:_MAX_KEY_LENGTH], allowed, n=1)
+        meant = _ELSEWHERE.get(text) or (close[0] if close else "")
+        advice = f"use {meant}" if meant else f"the fields are {', '.join(allowed)}"
+        lines.append(f"{printable(text, limit=60)} must not be given, since there is no such field; {advice}")
+    return lines
 
 
 @attrs.frozen(kw_only=True)
@@ -231,7 +335,7 @@ class TaskRequest:
     """
 
     model: str
-    input: Mapping[str, Any] = attrs.field(factory=dict)
+    input: Mapping[str, Any] = attrs.field(factory=dict, repr=masked_repr)
     key: str | None = attrs.field(default=None, converter=strip_blanks)
 
     def __attrs_post_init__(self) -> None:
@@ -249,39 +353,7 @@ class TaskRequest:
         raise_if_invalid(problems, what="The task request")
 
 
-@attrs.frozen(kw_only=True)
-class OmniCharacterRequest:
-    """A request for a character from one image, for kie.ai's model gemini-omni-video.
-
-    Source: kie.ai docs, "omni/character/create" (August 2026).
-
-    Attributes:
-        image: http(s) URL or local path of the image. Local files are uploaded first.
-        descriptions: Description of the character.
-        name: Name of the character.
-        audio_ids: kie.ai's ids of audio files; a single id is accepted too.
-        key: Idempotency key, as in `CharacterRequest`.
-
-    Raises:
-        InvalidRequestError: A field has the wrong type.
-    """
-
-    image: str | os.PathLike[str]
-    descriptions: str
-    name: str | None = None
-    audio_ids: tuple[str, ...] = attrs.field(default=(), converter=_to_tuple)
-    key: str | None = attrs.field(default=None, converter=strip_blanks)
-
-    def __attrs_post_init__(self) -> None:
-        problems = _text_problems(name=self.name) + _key_problems(self.key)
-        problems += _source_problems("image", self.image, str, os.PathLike)
-        problems += _type_problems("descriptions", self.descriptions, (str,), "text")
-        for number, audio_id in enumerate(self.audio_ids):
-            problems += _type_problems(f"audio_ids[{number}]", audio_id, (str,), "text")
-        raise_if_invalid(problems, what="The omni character request")
-
-
-Request = CharacterRequest | TaskRequest | OmniCharacterRequest
+Request = CharacterRequest | TaskRequest
 
 
 def as_request(request: Request | None, fields: Mapping[str, Any]) -> Request:
@@ -291,16 +363,23 @@ def as_request(request: Request | None, fields: Mapping[str, Any]) -> Request:
         InvalidRequestError: Both or neither were given, or a field is unknown or invalid.
     """
     if request is None:
-        allowed = [field.name for field in attrs.fields(CharacterRequest)]
-        if unknown := sorted(fields.keys() - allowed):
-            raise InvalidRequestError(
-                f"No such field: {', '.join(unknown)}. Allowed are {', '.join(allowed)}.", problems=tuple(unknown)
-            )
+        raise_if_invalid(_unknown_fields(fields, _FIELDS), what="The character request")
         return CharacterRequest(**fields)
     if fields or not isinstance(request, Request):
         given = f"{type(request).__name__} with {', '.join(fields) or 'no fields'}"
         raise InvalidRequestError(
-            "request must be a CharacterRequest, TaskRequest or OmniCharacterRequest, or be given as fields; "
-            f"got {given}."
+            f"request must be a CharacterRequest or a TaskRequest, or be given as fields; got {given}."
         )
     return request
+
+
+def with_changes(request: Request, changes: Mapping[str, Any]) -> Request:
+    """Return a request in which some fields have other values.
+
+    Raises:
+        InvalidRequestError: A field is unknown or invalid.
+    """
+    allowed = [field.name for field in attrs.fields(type(request)) if field.name != "key"]
+    raise_if_invalid(_unknown_fields(changes, allowed), what="The request")
+    made: Request = attrs.evolve(request, **changes)
+    return made

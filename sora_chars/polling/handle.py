@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import attrs
 
-from sora_chars.errors import MissingCharacterError, SessionClosedError, WaitTimeoutError, WrongLoopError, printable
+from sora_chars.errors import (
+    MissingCharacterError,
+    ProviderError,
+    SessionClosedError,
+    SoraCharsError,
+    TaskNotFoundError,
+    WaitTimeoutError,
+    WrongLoopError,
+    printable,
+)
 from sora_chars.models import Character, TaskSnapshot
 
 if TYPE_CHECKING:
@@ -34,12 +44,14 @@ class HandleContext:
         watcher: The watcher that polls the task.
         timeout: Seconds that a wait lasts by default.
         from_ledger: Whether the ledger held the end of the task before it was requested.
+        key: The idempotency key, if one is recorded for the task.
     """
 
     task: WatchedTask
     provider: Provider
     watcher: TaskWatcher
     timeout: float
+    key: str | None = None
     from_ledger: bool = False
 
 
@@ -137,7 +149,7 @@ class TaskHandle(Generic[R]):
             await context.task.wait(context.timeout if timeout is None else timeout)
             if not future.done():
                 self._raise_timeout()
-        return self._unwrap(future.result())  # a call of `outcome` would add a frame to the error of each waiter
+        return self._unwrap(future)
 
     def outcome(self) -> R:
         """Return what `result` returns, without waiting.
@@ -149,7 +161,7 @@ class TaskHandle(Generic[R]):
         future = self._attached().task.future
         if not future.done():
             self._raise_timeout()
-        return self._unwrap(future.result())
+        return self._unwrap(future)
 
     def add_done_callback(self, callback: Callable[[TaskHandle[R]], object]) -> None:
         """Schedule `callback` to be called with this handle once the wait has ended.
@@ -189,7 +201,8 @@ class TaskHandle(Generic[R]):
                 yield snapshot
         finally:
             task.listeners = tuple(other for other in task.listeners if other is not queue)
-        task.future.result()
+        with self._facts_added():
+            task.future.result()
 
     async def refresh(self) -> TaskSnapshot:
         """Poll the task once, now, and show the snapshot to all waiters.
@@ -215,7 +228,22 @@ class TaskHandle(Generic[R]):
         """Pickle the ids only."""
         return _rebuild, (self.task_id, self.provider, self.key, self.name, self.wants)
 
-    def _unwrap(self, snapshot: TaskSnapshot) -> R:
+    @contextmanager
+    def _facts_added(self) -> Generator[None]:
+        """Complete an error that ended the wait with the facts of the task."""
+        try:
+            yield
+        except SoraCharsError as error:
+            error.add_facts(key=self._attached().key, provider=self.provider, task_id=self.task_id or None)
+            if isinstance(error, ProviderError):  # a poll failed, not the create
+                error.charged = "maybe" if isinstance(error, TaskNotFoundError) else "yes"
+            raise
+
+    def _unwrap(self, future: asyncio.Future[TaskSnapshot]) -> R:
+        with self._facts_added():
+            return self._outcome_of(future.result())
+
+    def _outcome_of(self, snapshot: TaskSnapshot) -> R:
         outcome = snapshot.outcome()
         if self.wants is TaskSnapshot:
             outcome = snapshot
@@ -238,14 +266,19 @@ class TaskHandle(Generic[R]):
             self._raise_timeout()
 
     def _raise_timeout(self) -> NoReturn:
-        message = f"Task {self.task_id} at {self.provider} still runs, but the wait for it timed out."
-        if self.snapshot is None:
+        is_shown = self.snapshot is not None
+        ended = "still runs, but the wait for it timed out"
+        if not is_shown:
             known = "was not found" if self.is_missing else "could not be polled"
-            message = f"Task {self.task_id} {known} at {self.provider} before the wait for it timed out."
+            ended = f"{known} before the wait for it timed out"
         raise WaitTimeoutError(
-            message,
+            f"Task {self.task_id} at {self.provider} {ended}.",
             hint="Await the handle again, or resume the task by its id: nothing is lost.",
             handle=self,
+            key=self._attached().key,
+            provider=self.provider,
+            task_id=self.task_id,
+            charged="yes" if is_shown else "maybe",
         ) from None
 
     def _attached(self) -> HandleContext:

@@ -14,12 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from sora_chars.models import SUCCESS, OmniCharacterRequest, TaskRequest, TaskSnapshot, UploadProgress, is_url
+from sora_chars.errors import printable
+from sora_chars.models import (
+    SUCCESS,
+    CharacterRequest,
+    Source,
+    TaskRequest,
+    TaskSnapshot,
+    UploadProgress,
+    is_url,
+    path_of,
+)
 from sora_chars.ratelimit.window import Limits
-from sora_chars.transport import Transport, clean_url, resolve_key
+from sora_chars.transport import Transport
 
 from . import kie_codec as codec
-from .base import HTTPProvider
+from .base import HTTPProvider, clean_url, resolve_key
+from .kie_omni import omni_body, omni_problems
 
 if TYPE_CHECKING:
     import os
@@ -45,7 +56,7 @@ class Kie(HTTPProvider):
 
     Args:
         api_key: The API key. Defaults to the environment variable KIE_API_KEY.
-        base_url: Base URL of the API.
+        base_url: Base URL of the API. A trailing "/api/v1" is removed.
         upload_url: Base URL of the upload service.
         callback_url: Public URL under which a `CallbackReceiver` is mounted. Without it,
             tasks are only polled.
@@ -55,7 +66,8 @@ class Kie(HTTPProvider):
         on_upload: Called with the progress of the upload of a local file.
         timeout: Seconds for a create, from sending to the end of its response.
         http: An aiohttp session of yours, which is not closed here.
-        proxy: URL of an HTTP proxy.
+        proxy: URL of an HTTP proxy. Defaults to HTTPS_PROXY or HTTP_PROXY of the
+            environment, except for the hosts of NO_PROXY.
         ssl: Certificate verification, as in aiohttp.
 
     Raises:
@@ -80,7 +92,7 @@ class Kie(HTTPProvider):
         super().__init__(
             Transport(
                 provider=name,
-                base_url=clean_url(base_url, field="base_url"),
+                base_url=clean_url(base_url, field="base_url").removesuffix("/api/v1"),
                 api_key=resolve_key(api_key, variable="KIE_API_KEY", provider=name),
                 limits=limits or Limits(),
                 http=http,
@@ -102,10 +114,12 @@ class Kie(HTTPProvider):
         """See `Provider.check`. Checks the size, the container and the declared duration of local files."""
         if isinstance(request, TaskRequest):
             return []
-        if isinstance(request, OmniCharacterRequest):
-            problems = [] if request.descriptions.strip() else ["descriptions must not be empty"]
-            image = request.image
-            return problems + ([] if is_url(image) else _file_problems("image", Path(image), _MAX_IMAGE_BYTES))
+        if request.images is not None:
+            problems = omni_problems(request)
+            for number, image in enumerate(request.images):
+                path = path_of(image)
+                problems += [] if path is None else _file_problems(f"images[{number}]", path, _MAX_IMAGE_BYTES)
+            return problems
         video = request.video_path
         return codec.character_problems(request) + ([] if video is None else _video_problems(video))
 
@@ -113,8 +127,8 @@ class Kie(HTTPProvider):
         self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
     ) -> TaskSnapshot:
         """See `Provider.submit`. A local file is uploaded first, free of charge."""
-        if isinstance(request, OmniCharacterRequest):
-            return await self._create_omni(request, on_send)
+        if isinstance(request, CharacterRequest) and request.images is not None:
+            return await self._create_omni(request, request.images, on_send)
         if isinstance(request, TaskRequest):
             body: dict[str, Any] = {"model": request.model, "input": dict(request.input)}
         else:
@@ -183,27 +197,25 @@ class Kie(HTTPProvider):
         return f"{self._transport.base_url}/api/v1/{route}"
 
     async def _create_omni(
-        self, request: OmniCharacterRequest, on_send: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        request: CharacterRequest,
+        images: Sequence[Source],
+        on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
-        body = {
-            "descriptions": request.descriptions,
-            "image_urls": [await self._url_of(request.image)],
-            "audio_ids": list(request.audio_ids) or None,
-            "character_name": request.name,
-        }
+        body = omni_body(request, [await self._url_of(image) for image in images])
         character = await self._transport.request(
             "POST",
             self._api("omni/character/create"),
             partial(codec.read_omni, provider=self.name),
             kind="create",
             on_send=on_send,
-            json={name: value for name, value in body.items() if value is not None},
+            json=body,
         )
         return TaskSnapshot(
             task_id=character.id, provider=self.name, state=SUCCESS, character=character, raw=character.raw
         )
 
-    async def _url_of(self, source: str | os.PathLike[str]) -> str:
+    async def _url_of(self, source: Source) -> str:
         return str(source) if is_url(source) else await self.upload(source)
 
 
@@ -225,32 +237,37 @@ class _UploadBody(io.BytesIO):
 
 def _file_problems(field: str, path: Path, limit: int) -> list[str]:
     """Check that a local file exists, is readable and has 1 to `limit` bytes."""
+    shown = printable(path)  # a data URL of megabytes is taken for a path, too
     try:
         if not path.is_file():
-            return [f"{field} must be an http(s) URL or an existing file, got {path}"]
+            return [f"{field} must be an http(s) URL or an existing file, got {shown}"]
         with path.open("rb"):  # fails if the file may not be read
             size = path.stat().st_size
     except OSError as error:
-        return [f"{field} must be a readable file, got {path}: {error.strerror}"]
+        return [f"{field} must be a readable file, got {shown}: {error.strerror}"]
     if not 0 < size <= limit:
-        return [f"{field} must have 1 byte to {limit // _MIB} MB, got {size} bytes ({path})"]
+        return [f"{field} must have 1 byte to {limit // _MIB} MB, got {size} bytes ({shown})"]
     return []
 
 
 def _video_problems(path: Path) -> list[str]:
-    """Check a local video against the limits of sora-2-characters. Source: kie.ai docs."""
+    """Check a local video against the limits of sora-2-characters.
+
+    Source: kie.ai docs; its form lists MOV too, and where two of its pages disagree, both are allowed.
+    """
     problems = _file_problems("video", path, _MAX_VIDEO_BYTES)
     if problems:
         return problems
     from .media import probe  # noqa: PLC0415 # most requests name a URL or a task
 
     facts = probe(path)
+    shown = printable(path)
     if facts.container is None:
-        problems.append(f"video must be an MP4, WebM or AVI file, got {path}")
+        problems.append(f"video must be an MP4, MOV, WebM or AVI file (of kie.ai's pages, some omit MOV), got {shown}")
     shortest = _MIN_VIDEO_SECONDS - _DURATION_TOLERANCE
     longest = _MAX_VIDEO_SECONDS + _DURATION_TOLERANCE
     if facts.duration is not None and not shortest <= facts.duration <= longest:
         problems.append(
-            f"video must run {_MIN_VIDEO_SECONDS} to {_MAX_VIDEO_SECONDS} seconds, got {facts.duration:.2f} ({path})"
+            f"video must run {_MIN_VIDEO_SECONDS} to {_MAX_VIDEO_SECONDS} seconds, got {facts.duration:.2f} ({shown})"
         )
     return problems

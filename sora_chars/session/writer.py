@@ -46,7 +46,9 @@ class LedgerWriter:
             StaleEntryError: Another process moved the entry first. Nothing may be sent.
             LedgerError: The write failed. Nothing may be sent; the write is reverted in case the database kept it.
         """
-        if entry.state not in SENDABLE:  # another process declared this one dead after its last attempt
+        if (
+            entry.state not in SENDABLE or entry.may_have_been_paid
+        ):  # another process declared this one dead after its last attempt
             raise StaleEntryError(f"Entry {entry.key} is {entry.state} by now.", entry=entry)
         try:
             return await self.ledger.transition(entry, EntryState.SENDING, token_digest=token_digest)
@@ -86,8 +88,7 @@ class LedgerWriter:
                 self._repeat_later(error, partial(self.record_answer, answer.sent, to, repeated=True, **facts), names)
             raise
         if answer.is_second_task(entry):
-            names = {"key": entry.key, "task_id": answer.task_id, "recorded": entry.task_id}
-            log.error("submission.second_task", extra=names)
+            log_second_task(entry, answer.task_id)
         self._remember(entry)
         return entry
 
@@ -183,3 +184,9 @@ class LedgerWriter:
 
 def _log_failure(error: LedgerError, names: dict[str, Any]) -> None:
     log.error("ledger.write_failed", extra=names | {"error": printable(error)})
+
+
+def log_second_task(entry: Entry, task_id: str | None) -> None:
+    """Log that a key has a second task, which the ledger does not keep."""
+    names = {"key": entry.key, "task_id": task_id, "recorded": entry.task_id}
+    log.error("submission.second_task", extra=names)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from sora_chars import CharacterSession, EntryState, FixedInterval, Kie, Kkiai, Limits, open_ledger
+from sora_chars import CharacterSession, EntryState, FixedInterval, Kie, Kkiai, Limits, RowFields, open_ledger
 from sora_chars.testing import Emulator
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-SOURCE: dict[str, Any] = {"from_task": "a" * 32, "clip": "1,3", "provider": "kie"}
+SOURCE: RowFields = {"from_task": "a" * 32, "clip": "1,3", "provider": "kie"}
 
 
 def session_at(emulator: Emulator, *, ledger: str | Path = "memory:", limits: Limits | None = None) -> CharacterSession:
@@ -23,9 +23,9 @@ def session_at(emulator: Emulator, *, ledger: str | Path = "memory:", limits: Li
     return CharacterSession(kie, Kkiai("kkiai-key", base_url=emulator.url), ledger=ledger, polling=FixedInterval(0.01))
 
 
-def make_rows(count: int) -> list[dict[str, Any]]:
+def make_rows(count: int) -> list[RowFields]:
     """Return rows whose prompt repeats their key."""
-    return [SOURCE | {"key": f"key {index}", "prompt": f"key {index}"} for index in range(count)]
+    return [{**SOURCE, "key": f"key {index}", "prompt": f"key {index}"} for index in range(count)]
 
 
 def count_tasks(emulator: Emulator) -> Counter[str]:
@@ -73,7 +73,7 @@ async def test_interrupted_batch_is_resumed(emulator: Emulator, tmp_path: Path) 
         counted = emulator.counts.creates
         await session.create_all(make_rows(60))
     assert emulator.counts.creates == counted
-    assert count_tasks(emulator) == Counter(str(row["key"]) for row in make_rows(60))
+    assert count_tasks(emulator) == Counter(str(row.get("key")) for row in make_rows(60))
     assert len(lost) == 3
 
 
@@ -81,7 +81,7 @@ async def test_interrupted_batch_is_resumed(emulator: Emulator, tmp_path: Path) 
 async def test_account_rejection_stops_batch(emulator: Emulator, tmp_path: Path, kind: str) -> None:
     """No further row is sent, even to another provider; once the fault is removed, the same rows each cost once."""
     rows = make_rows(150)
-    rows[100:] = [row | {"provider": "kkiai", "prompt": None} for row in rows[100:]]
+    rows[100:] = [{**row, "provider": "kkiai", "prompt": None} for row in rows[100:]]
     async with session_at(emulator, ledger=tmp_path / "ledger.db") as session:
         fault = emulator.fault(kind, on="create", times=None)
         async with session.create_many(rows, concurrency=10) as batch:
@@ -114,13 +114,13 @@ async def test_cancelled_batch_pays_nothing_twice(emulator: Emulator) -> None:
         assert cancelled > 20  # a slow machine may have finished some of them first
         outcomes = await session.create_all(rows)
     assert {outcome.state for outcome in outcomes} == {EntryState.SUCCEEDED}
-    assert count_tasks(emulator) == Counter(str(row["key"]) for row in rows)
+    assert count_tasks(emulator) == Counter(str(row.get("key")) for row in rows)
 
 
 async def test_synchronous_provider_uses_full_concurrency(emulator: Emulator) -> None:
     """A response takes as long as its character, so all requests are sent before the first response."""
     emulator.fault("delay", on="character", times=None, seconds=2.0)
-    rows = [SOURCE | {"key": str(index), "provider": "kkiai"} for index in range(40)]
+    rows: list[RowFields] = [{**SOURCE, "key": str(index), "provider": "kkiai"} for index in range(40)]
     async with session_at(emulator) as session, session.create_many(rows, concurrency=40) as batch:
         await emulator.until(lambda: emulator.request_counts["POST", "/sora/v1/characters"] == 40)
         assert batch.progress.ended == 0
@@ -156,7 +156,7 @@ async def test_batches_together_stay_under_limit() -> None:
         emulator.add_origin("a" * 32)
         limits = Limits(creates=(20, 0.25), polls=(10, 0.05))
         async with session_at(emulator, limits=limits) as session:
-            rows = [SOURCE | {"prompt": "a dog"}] * 300
+            rows: list[RowFields] = [{**SOURCE, "prompt": "a dog"}] * 300
             async with session.create_many(rows) as large:
                 await anext(large)
                 small = await session.create_all(rows[:10])

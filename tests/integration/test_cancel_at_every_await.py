@@ -15,7 +15,7 @@ from sora_chars import CallbackReceiver, CharacterSession, FixedInterval, Kie
 from sora_chars.errors import SessionClosedError, SubmissionUnknownError, WaitTimeoutError, WatcherStoppedError
 from sora_chars.ledger import EntryState, open_ledger
 from sora_chars.ledger import ledger as ledger_module
-from sora_chars.models import Character, ModelInfo, TaskSnapshot
+from sora_chars.models import Character, CharacterRequest, ModelInfo, TaskSnapshot
 from sora_chars.protocols import Provider
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ async def exhaust(rows: AsyncIterable[object]) -> None:
 
 async def create_batch(session: CharacterSession, *keys: str) -> None:
     """Create a batch, and raise the first error of an outcome."""
-    for outcome in await session.create_all([REQUEST | {"key": key} for key in keys]):
+    for outcome in await session.create_all([CharacterRequest(**REQUEST, key=key) for key in keys]):
         outcome.unwrap()
 
 

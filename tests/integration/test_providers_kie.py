@@ -18,7 +18,6 @@ from sora_chars import (
     MissingCharacterError,
     ModelInfo,
     ModelUnavailableError,
-    OmniCharacterRequest,
     ServiceUnavailableError,
     SoraCharsError,
     SubmissionUnknownError,
@@ -157,18 +156,18 @@ async def test_invalid_request_is_not_sent(
 
 
 async def test_omni_character(emulator: Emulator, session: CharacterSession, tmp_path: Path) -> None:
-    """The omni route creates a character from one image, local or not, and is finished at once."""
+    """The omni route creates a character from images, local or not, and is finished at once."""
     image = tmp_path / "face.png"
     image.write_bytes(b"\x89PNG\r\n\x1a\n")
-    elsewhere = OmniCharacterRequest(image="https://images.example/face.png", descriptions="A dog")
-    local = OmniCharacterRequest(image=image, descriptions="A dog", name="rex", audio_ids=("a1",))
+    elsewhere = CharacterRequest(images=["https://images.example/face.png"], prompt="A dog")
+    local = CharacterRequest(images=[image, image], prompt="A dog", name="rex", voice="a1")
     for request in (elsewhere, local):
         handle = await session.submit(request)
         assert handle.done()
         character = await handle
         assert character.id.startswith("character_")
         assert (character.name, handle.task_id) == (request.name, character.id)
-    assert (emulator.counts.omni, emulator.counts.uploads, emulator.counts.polls) == (2, 1, 0)
+    assert (emulator.counts.omni, emulator.counts.uploads, emulator.counts.polls) == (2, 2, 0)
 
 
 async def test_other_model(emulator: Emulator, session: CharacterSession) -> None:
@@ -256,7 +255,7 @@ async def test_paid_request_is_sent_once(
 ) -> None:
     """A paid request is not repeated after any response, except one that proves that nothing was done."""
     emulator.fault(kind, on=on, times=None)
-    omni = OmniCharacterRequest(image="https://a.example/b.png", descriptions="d", key="my-key")
+    omni = CharacterRequest(images=["https://a.example/b.png"], prompt="d", key="my-key")
     with pytest.raises(error) as caught:
         await session.create(omni if on == "omni" else CharacterRequest(**FROM_TASK, key="my-key"))
     assert type(caught.value) is error

@@ -40,7 +40,7 @@ from tests.support.raw_server import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
-    from sora_chars.ratelimit.window import Kind
+    from sora_chars.kinds import Kind
     from tests.support.raw_server import Step
 
 MEGABYTE = 1024 * 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sora_chars.ledger.serialize import to_record
-from sora_chars.models import CharacterRequest, Clip, OmniCharacterRequest, TaskRequest
+from sora_chars.models import CharacterRequest, Clip, TaskRequest
 
 if TYPE_CHECKING:
     from sora_chars.ledger import Entry, EntryState, Ledger
@@ -16,7 +16,7 @@ REQUESTS: list[Request] = [
     CharacterRequest(from_task="t0", clip=Clip(1, 3), name="rex", prompt="a dog", safety="none"),
     CharacterRequest(video=URL),
     TaskRequest(model="m", input={"prompt": "a dog", "frames": [1, None]}),
-    OmniCharacterRequest(image="HTTPS://a.invalid/dog.png", descriptions="a dog", audio_ids=("a1", "a2")),
+    CharacterRequest(images=["HTTPS://a.invalid/dog.png"], prompt="a dog", voice="a1,a2"),
 ]
 
 

@@ -20,7 +20,6 @@ from sora_chars import (
     EntryState,
     InvalidRequestError,
     ModelInfo,
-    OmniCharacterRequest,
     TaskFailedError,
     TaskFailure,
     TaskRequest,
@@ -29,7 +28,7 @@ from sora_chars import (
 from sora_chars.ids import new_key
 from sora_chars.models import TaskStatus, is_url
 
-SOURCES = "exactly one of from_task and video"
+SOURCES = "exactly one of from_task, video and images"
 
 
 def problems(kind: type[Any], **fields: object) -> list[str]:
@@ -166,7 +165,11 @@ def test_all_problems_in_one_error() -> None:
         ("HTTP://host/a.mp4", "HTTP://host/a.mp4", None),
         ("clips/a.mp4", None, Path("clips/a.mp4")),
         (Path("clips/a.mp4"), None, Path("clips/a.mp4")),
-        ("file:///a.mp4", None, Path("file:///a.mp4")),
+        ("file:///clips/a%20b.mp4", None, Path("/clips/a b.mp4")),
+        ("FILE://localhost/a.mp4", None, Path("/a.mp4")),
+        ("~/a.mp4", None, Path("~/a.mp4").expanduser()),
+        (Path("~/a.mp4"), None, Path("~/a.mp4").expanduser()),
+        ("~clip.mp4", None, Path("~clip.mp4")),
     ],
 )
 def test_video_url_or_path(video: str | Path, url: str | None, path: Path | None) -> None:
@@ -210,30 +213,6 @@ def test_recursive_input() -> None:
 def test_input_defaults_to_empty() -> None:
     """A model may take no input."""
     assert TaskRequest(model="m").input == {}
-
-
-@pytest.mark.parametrize(
-    ("fields", "rejected"),
-    [
-        ({"image": 5, "descriptions": "d"}, ["image"]),
-        ({"image": "", "descriptions": "d"}, ["image"]),
-        ({"image": "https://", "descriptions": "d"}, ["image"]),
-        ({"image": "i", "descriptions": None}, ["descriptions"]),
-        ({"image": "i", "descriptions": "d", "name": 5}, ["name"]),
-        ({"image": "i", "descriptions": "d", "audio_ids": ["a", None, 3]}, ["audio_ids[1]", "audio_ids[2]"]),
-        ({"image": "i", "descriptions": "d", "audio_ids": 5}, ["audio_ids[0]"]),
-        ({"image": None, "descriptions": 1, "key": ""}, ["key", "image", "descriptions"]),
-    ],
-)
-def test_omni_request_rules(fields: dict[str, object], rejected: list[str]) -> None:
-    """Fields of a wrong type are rejected by name."""
-    assert problems(OmniCharacterRequest, **fields) == rejected
-
-
-@pytest.mark.parametrize("ids", ["a1", ["a1"], ("a1",)])
-def test_audio_ids(ids: Any) -> None:
-    """A single audio id equals a list of one."""
-    assert OmniCharacterRequest(image="i", descriptions="d", audio_ids=ids).audio_ids == ("a1",)
 
 
 # Values
@@ -348,7 +327,7 @@ def test_pickle() -> None:
     for value in (
         CharacterRequest(from_task="t", clip="1,3"),
         TaskRequest(model="m", input={"a": 1}),
-        OmniCharacterRequest(image="i", descriptions="d"),
+        CharacterRequest(images=["https://a/b.png", Path("c.png")], voice="v"),
         TaskSnapshot(task_id="t", provider="p", state="fail", failure=TaskFailure("1", "x")),
     ):
         assert pickle.loads(pickle.dumps(value)) == value

@@ -83,8 +83,16 @@ def test_character_id_must_be_storable(reader: str, name: str) -> None:
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize(
     "text",
-    ["http://" * 100_000, "callBackUrl" + "\\" * 700_000, "callBackUrl:" * 50_000, "http://a?" * 80_000],
-    ids=["links", "backslashes", "callbacks", "queries"],
+    [
+        "http://" * 100_000,
+        "callBackUrl" + "\\" * 700_000,
+        "callBackUrl:" * 50_000,
+        "http://a?" * 80_000,
+        "http://" + "a@" * 350_000,
+        ":" + "\\" * 700_000,
+        "http://a?" + ("'" * 1000 + "a") * 700,
+    ],
+    ids=["links", "backslashes", "callbacks", "queries", "users", "slashes", "quotes"],
 )
 def test_mask_is_fast_on_hostile_text(text: str) -> None:
     """Hiding secrets in 700 kB of hostile text takes seconds at most."""

@@ -21,7 +21,18 @@ from .decoding import UnreadableInputError, peek_text, text_lines, whole_text
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-COLUMNS: tuple[str, ...] = ("key", "provider", "from_task", "video", "clip", "name", "prompt", "safety")
+COLUMNS: tuple[str, ...] = (
+    "key",
+    "provider",
+    "from_task",
+    "video",
+    "images",
+    "clip",
+    "name",
+    "prompt",
+    "safety",
+    "voice",
+)
 FORMATS = ("jsonl", "csv")
 
 _MAX_REASON_LENGTH = 200  # characters
@@ -157,6 +168,8 @@ def _to_row(line: int, fields: Mapping[str, Any], provider: str, providers: Coll
         problems.append(
             f"provider must be one of {', '.join(providers)}, got {printable(repr(name), limit=_MAX_NAME_LENGTH)}"
         )
+    if isinstance(images := given.get("images"), str):
+        given["images"] = [image.strip() for image in images.split(";") if image.strip()]
     try:
         request = CharacterRequest(**{name: value for name, value in given.items() if name in COLUMNS})
     except InvalidRequestError as error:
@@ -167,7 +180,9 @@ def _to_row(line: int, fields: Mapping[str, Any], provider: str, providers: Coll
 
 
 def _text_problem(value: object) -> str:
-    """Return why a text can be neither recorded nor sent, or an empty text."""
+    """Return why a text, or one of a list of texts, can be neither recorded nor sent; else an empty text."""
+    if isinstance(value, list):
+        return next(filter(None, map(_text_problem, value)), "")
     if not isinstance(value, str):
         return ""
     try:

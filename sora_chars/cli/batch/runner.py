@@ -6,7 +6,7 @@ import asyncio
 import signal
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sora_chars.cli.options import Settings
     from sora_chars.errors import ProviderError
     from sora_chars.ledger import Entry, Ledger
+    from sora_chars.models import RowFields
     from sora_chars.protocols import Provider
     from sora_chars.session.dispatcher import Dispatcher
 
@@ -50,10 +51,10 @@ class SpooledRequests:
     def __len__(self) -> int:
         return self.spool.count
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[RowFields]:
         for columns in self.spool:
             self.tally.in_flight[columns["key"]] = columns
-            yield columns
+            yield cast("RowFields", columns)
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -177,16 +178,16 @@ class BatchRun:
             self._account_error = self._account_error or batch.rejection
             self._tally.in_flight.clear()  # rows that the batch took, but was not allowed to send
 
-    async def _sent(self, ledger: Ledger) -> AsyncGenerator[dict[str, Any], None]:
+    async def _sent(self, ledger: Ledger) -> AsyncGenerator[RowFields, None]:
         """Give the rows in flight whose request was sent, and release the others."""
         for key, columns in sorted(self._tally.in_flight.items()):
             entry = await ledger.get(key)
             if entry is None or entry.state in _UNSENT:
                 self._release(key, entry)
             else:
-                yield columns
+                yield cast("RowFields", columns)
 
-    async def _settled(self, ledger: Ledger) -> AsyncGenerator[dict[str, Any], None]:
+    async def _settled(self, ledger: Ledger) -> AsyncGenerator[RowFields, None]:
         """Give each unknown row whose callback arrives before its time-out."""
         waiting = list(self._deadlines.items())
         rows = "1 row" if len(waiting) == 1 else f"{len(waiting)} rows"
@@ -203,7 +204,7 @@ class BatchRun:
                 columns = self._tally.unknown[key]
                 self._tally.forget_unknown(key)
                 self._tally.in_flight[key] = columns
-                yield columns
+                yield cast("RowFields", columns)
 
     async def _update_unknown(self, ledger: Ledger) -> None:
         """Write the rows again whose outcome became known after they were written."""

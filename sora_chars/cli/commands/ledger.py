@@ -25,6 +25,7 @@ from sora_chars.cli.render import (
     one_line,
     saved_json,
     saved_row,
+    shown_entry_json,
 )
 from sora_chars.cli.runner import run
 from sora_chars.errors import ConfigurationError, InvalidRequestError
@@ -104,7 +105,7 @@ def list_entries(
     found = run(context, _entries(location, query, wanted, limit + 1))
     shown = found[:limit]
     now = time.time()
-    payload = {"entries": [entry_json(entry) for entry in shown]}
+    payload = {"entries": [shown_entry_json(entry) for entry in shown]}
     rows = [entry_row(entry, now) for entry in shown]
     context.output.show_table(payload, rows, columns=ENTRY_COLUMNS, stacked=(1, 1), flexible="request")
     _note_count(context, len(found), limit, "entries", query=query, states=states)
@@ -165,7 +166,11 @@ def resolve(
 @ledger_options
 @click.pass_obj
 def export(context: CommandContext, /, *, output: str, location: LedgerLocation) -> None:
-    """Write every entry as a line of JSON, oldest first."""
+    """Write every entry as a line of JSON, oldest first.
+
+    The lines hold the links of the requests as they were given, with their
+    signatures. Every other command masks these.
+    """
     context.use_ledger(location)
     written = run(context, _export(location, output))
     if output != "-":
@@ -211,7 +216,7 @@ def _check_lines(context: CommandContext, problems: list[tuple[int, str]]) -> No
 
 
 def _show(context: CommandContext, entry: Entry) -> None:
-    context.output.show({"entry": entry_json(entry)}, entry_rows(entry), title="Entry")
+    context.output.show({"entry": shown_entry_json(entry)}, entry_rows(entry), title="Entry")
     if entry.state is EntryState.UNKNOWN:
         context.output.note(context.resolve_hint(entry.key, tasks=entry.provider not in GATEWAYS))
     elif entry.state is EntryState.RUNNING:

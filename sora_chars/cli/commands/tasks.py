@@ -54,6 +54,13 @@ key_option = click.option(
 @click.option("--from-task", metavar="ID", help="Finished task whose video shows the character.")
 @click.option("--video", metavar="URL_OR_PATH", help="Video that shows the character; kie uploads a local file.")
 @click.option(
+    "--image",
+    "images",
+    multiple=True,
+    metavar="URL_OR_PATH",
+    help="Image that shows the character; may be repeated, and the first one is the frontal one.",
+)
+@click.option(
     "--clip",
     metavar="START,END",
     help="Part of the video in seconds, such as 3.55,5.55. kie takes it with --from-task only.",
@@ -61,6 +68,7 @@ key_option = click.option(
 @click.option("--name", metavar="TEXT", help="Name of the character.")
 @click.option("--prompt", metavar="TEXT", help="Description of the character; kie requires it with --from-task.")
 @click.option("--safety", metavar="TEXT", help="What the character must not be used for.")
+@click.option("--voice", metavar="ID", help="The provider's id of a voice.")
 @key_option
 @provider_options
 @submit_options
@@ -74,14 +82,16 @@ def create(
     *,
     from_task: str | None,
     video: str | None,
+    images: tuple[str, ...],
     clip: str | None,
     name: str | None,
     prompt: str | None,
     safety: str | None,
+    voice: str | None,
     key: str | None,
     **common: Any,
 ) -> None:
-    """Create a character from a finished task or a video.
+    """Create a character from a finished task, a video or images.
 
     The command waits for the character and prints it. After an interrupt or a
     timeout the task keeps running: continue with `sora-chars wait`.
@@ -89,10 +99,12 @@ def create(
     request = CharacterRequest(
         from_task=from_task,
         video=video,
+        images=images or None,
         clip=clip,
         name=name,
         prompt=prompt,
         safety=safety,
+        voice=voice,
         key=new_key() if key is None else key,
     )
     _submit_and_show(context, Settings(**common), request)

@@ -14,7 +14,7 @@ from sora_chars.ledger.states import EntryState
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from sora_chars.ledger.entry import Entry, Lookup
+    from sora_chars.ledger.entry import Attempt, Entry, Lookup
     from sora_chars.ledger.notifier import ChangeNotifier
 
 _FINISHED_STATES = frozenset({EntryState.SUCCEEDED, EntryState.FAILED, EntryState.REJECTED})
@@ -37,6 +37,7 @@ class MemoryStore:
     _row_ids: dict[str, int] = attrs.field(init=False, factory=dict)  # by key
     _entries: dict[int, Entry] = attrs.field(init=False, factory=dict)  # by row id, in ascending order
     _keys: dict[tuple[str | None, ...], str] = attrs.field(init=False, factory=dict)  # by task and by token
+    _attempts: dict[str, list[Attempt]] = attrs.field(init=False, factory=dict)  # by key
     # An OrderedDict, since a dict finds its first item only after a scan over all removed ones.
     _finished: OrderedDict[int, None] = attrs.field(init=False, factory=OrderedDict)  # row ids, oldest first
 
@@ -57,14 +58,15 @@ class MemoryStore:
         self._index(self._last_row_id, entry)
         return entry
 
-    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+    async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
         """See `LedgerStore`."""
         row_id = self._row_ids.get(after.key)
         if row_id is None:
             return None
         if self._entries[row_id].version == before.version:
             self._entries[row_id] = after
-            self._keys.pop(("token", before.token_digest), None)
+            if archive:
+                self._archive(archive)
             self._index(row_id, after)
         return self._entries[row_id]
 
@@ -73,6 +75,10 @@ class MemoryStore:
         key = values[0] if by == "key" else self._keys.get((by, *values))
         row_id = None if key is None else self._row_ids.get(key)
         return None if row_id is None else self._entries[row_id]
+
+    async def attempts(self, key: str) -> Sequence[Attempt]:
+        """See `LedgerStore`."""
+        return tuple(self._attempts.get(key, ()))
 
     async def page(
         self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
@@ -104,11 +110,19 @@ class MemoryStore:
             self._finished[row_id] = None
             self._remove_oldest()
 
+    def _archive(self, attempt: Attempt) -> None:
+        stored = self._attempts.setdefault(attempt.key, [])
+        if attempt.token_digest is None or all(one.token_digest != attempt.token_digest for one in stored):
+            stored.append(attrs.evolve(attempt, number=len(stored) + 1))
+        self._keys.setdefault(("token", attempt.token_digest), attempt.key)
+        self._keys.setdefault(("task", attempt.provider, attempt.task_id), attempt.key)
+
     def _remove_oldest(self) -> None:
         """Remove the entry that finished first if there are too many."""
         if len(self._finished) > _MAX_FINISHED:
             entry = self._entries.pop(self._finished.popitem(last=False)[0])
             del self._row_ids[entry.key]
-            for name in (("token", entry.token_digest), ("task", entry.provider, entry.task_id)):
-                if self._keys.get(name) == entry.key:
-                    del self._keys[name]
+            for one in (entry, *self._attempts.pop(entry.key, ())):
+                for name in (("token", one.token_digest), ("task", one.provider, one.task_id)):
+                    if self._keys.get(name) == entry.key:
+                        del self._keys[name]

@@ -22,13 +22,14 @@ from sora_chars.ledger.states import EntryState
 
 from . import sqlite_statements as statements
 from .process_lock import ProcessLock, is_dead
+from .sqlite_files import LedgerFiles
 from .sqlite_thread import CommitThread
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from pathlib import Path
 
-    from sora_chars.ledger.entry import Entry, Lookup
+    from sora_chars.ledger.entry import Attempt, Entry, Lookup
     from sora_chars.ledger.notifier import ChangeNotifier
 
 log = logging.getLogger("sora_chars.ledger")
@@ -64,12 +65,18 @@ class SqliteStore:
 
     async def open(self, notifier: ChangeNotifier) -> None:
         """Start the threads, and create or upgrade the file."""
-        self._opened_file: tuple[int, int] | None = None  # device and inode, once the file exists
+        try:
+            # By any name the file has one set of lock files.
+            self._path = self._path.resolve()
+        except (OSError, RuntimeError) as error:  # a loop of symbolic links; RuntimeError before Python 3.13
+            raise _failure(error) from error
+        self._files = LedgerFiles(self._path)
         writer = CommitThread(
-            self._connect,
+            self._connect_writer,
             begin="BEGIN IMMEDIATE",
             jobs_per_statement=statements.ROWS_PER_STATEMENT,
-            check=self._check_file,
+            check=self._files.check,
+            committed=self._files.committed,
             name="writer",
         )
         reader = CommitThread(self._connect, begin="BEGIN", jobs_per_statement=1, name="reader")
@@ -100,14 +107,20 @@ class SqliteStore:
         """See `LedgerStore`."""
         return await self._writer.call(statements.insert, entry)
 
-    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+    async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
         """See `LedgerStore`."""
+        if archive:
+            return await self._writer.call(statements.replace_and_archive, (before, after, archive))
         spacing = self._spacing if before.state is EntryState.RUNNING and after.state is not EntryState.RUNNING else 0.0
         return await self._writer.call(statements.replace(before, after), (before, after), spacing=spacing)
 
     async def find(self, by: Lookup, *values: str) -> Entry | None:
         """See `LedgerStore`."""
         return await self._reader.call(statements.find, (by, values))
+
+    async def attempts(self, key: str) -> Sequence[Attempt]:
+        """See `LedgerStore`."""
+        return await self._reader.call(statements.attempts, key)
 
     async def page(
         self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
@@ -124,40 +137,31 @@ class SqliteStore:
         except OSError as error:
             raise _failure(error) from error
 
-    def _check_file(self) -> None:
-        """Check that the opened file is still at its path.
-
-        SQLite would go on writing to a file that was moved or deleted, and the next
-        process to open the path would never see those records.
-        """
-        if self._opened_file != self._file_at_path():
-            raise LedgerError(
-                f"The ledger could not be used: {printable(str(self._path))} is no longer the file that was opened.",
-                hint="Put that file back, or open the ledger again.",
-            )
-
-    def _file_at_path(self) -> tuple[int, int] | None:
-        with suppress(OSError):
-            found = self._path.stat()
-            return found.st_dev, found.st_ino
-        return None
+    def _connect_writer(self) -> sqlite3.Connection:
+        connection = self._connect()
+        try:
+            connection.execute("PRAGMA user_version")  # SQLite opens the files beside the ledger's when it reads
+        except sqlite3.Error:
+            connection.close()
+            raise
+        self._files.record_beside()
+        return connection
 
     def _connect(self) -> sqlite3.Connection:
-        if self._opened_file is None:
+        if self._files.opened is None:
             self._create()
         else:
-            self._check_file()
+            self._files.check_place()
         self._check_permissions()
         connection = sqlite3.connect(self._path, timeout=self._lock_timeout, isolation_level=None)
         try:
             self._use_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA secure_delete = FAST")  # overwrites what entries no longer hold
         except sqlite3.Error:
             connection.close()
             raise
-        if self._opened_file is None:
-            # After the first write: overlay file systems then replace a lower layer's file by a copy.
-            self._opened_file = self._file_at_path()
+        self._files.record()
         return connection
 
     def _create(self) -> None:
@@ -217,5 +221,5 @@ class SqliteStore:
             delay = max(self._poll_interval, _POLL_REST_FACTOR * (time.monotonic() - began))
 
 
-def _failure(error: OSError) -> LedgerError:
+def _failure(error: OSError | RuntimeError) -> LedgerError:
     return LedgerError(f"The ledger could not be used: {printable(error)}.")

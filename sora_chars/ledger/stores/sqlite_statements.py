@@ -13,12 +13,22 @@ from itertools import chain, compress
 from typing import TYPE_CHECKING, TypeVar
 
 from sora_chars.errors import LedgerError
-from sora_chars.ledger.entry import COLUMNS, INDEXED_COLUMNS, TRANSITION_COLUMNS, column_getter, from_row, to_row
+from sora_chars.ledger.entry import (
+    ATTEMPT_COLUMNS,
+    COLUMNS,
+    OCCASIONAL_COLUMNS,
+    TRANSITION_COLUMNS,
+    column_getter,
+    from_attempt_row,
+    from_row,
+    to_attempt_row,
+    to_row,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from sora_chars.ledger.entry import Entry, Lookup
+    from sora_chars.ledger.entry import Attempt, Entry, Lookup
 
     from .sqlite_thread import Work
 
@@ -57,6 +67,28 @@ UPGRADES = (
         '"passing":', '"transient":'
     ) WHERE error_json IS NOT NULL;
     """,
+    """
+    CREATE TABLE attempts (
+        key TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        token_digest TEXT,
+        task_id TEXT,
+        provider TEXT NOT NULL,
+        state TEXT NOT NULL,
+        request_json TEXT NOT NULL,
+        result_json TEXT,
+        error_json TEXT,
+        credits REAL,
+        ended_at REAL NOT NULL,
+        PRIMARY KEY (key, number)
+    );
+    CREATE INDEX attempts_token ON attempts (token_digest) WHERE token_digest IS NOT NULL;
+    CREATE INDEX attempts_task ON attempts (provider, task_id) WHERE task_id IS NOT NULL;
+    CREATE INDEX entries_state ON entries (state);
+    CREATE TABLE search_progress (indexed_to INTEGER NOT NULL);
+    INSERT INTO search_progress VALUES (0);
+    CREATE TABLE search_later (row_id INTEGER PRIMARY KEY);
+    """,
 )
 """Each script upgrades the file by one version; `user_version` counts those that have run."""
 
@@ -66,12 +98,22 @@ _FIND: dict[Lookup, str] = {
     "task": f"{_SELECT} provider = ? AND task_id = ? LIMIT 1",
     "token": f"{_SELECT} token_digest = ? LIMIT 1",
 }
+_FIND_BY_ATTEMPT: dict[Lookup, str] = {
+    "task": f"{_SELECT} key = (SELECT key FROM attempts WHERE provider = ? AND task_id = ? LIMIT 1)",  # noqa: S608 # our own names
+    "token": f"{_SELECT} key = (SELECT key FROM attempts WHERE token_digest = ? LIMIT 1)",  # noqa: S608 # our own names
+}
+_ARCHIVE = (
+    f"INSERT INTO attempts ({', '.join(ATTEMPT_COLUMNS)})"  # noqa: S608 # our own names
+    f" SELECT {', '.join(f':{name}' for name in ATTEMPT_COLUMNS)}"
+    " WHERE NOT EXISTS (SELECT 1 FROM attempts WHERE key = :key AND token_digest = :token_digest)"
+).replace(":number", "(SELECT coalesce(max(number), 0) + 1 FROM attempts WHERE key = :key)")
+_ATTEMPTS = f"SELECT {', '.join(ATTEMPT_COLUMNS)} FROM attempts WHERE key = ? ORDER BY number"  # noqa: S608 # our own names
 _PAGE = (
     f"SELECT row_id, {', '.join(COLUMNS)} FROM entries"  # noqa: S608 # our own names
     " WHERE state IN (SELECT value FROM json_each(?)) AND row_id"
 )
 _PAGES = {False: f"{_PAGE} > ? ORDER BY row_id LIMIT ?", True: f"{_PAGE} < ? ORDER BY row_id DESC LIMIT ?"}
-_VERSIONS = "SELECT json_group_object(key, version) FROM entries WHERE key IN (SELECT value FROM json_each(?))"
+VERSIONS = "SELECT json_group_object(key, version) FROM entries WHERE key IN (SELECT value FROM json_each(?))"
 ROWS_PER_STATEMENT = 16 if sqlite3.sqlite_version_info >= (3, 33) else 1  # 3.33 introduced UPDATE FROM
 """Rows per statement: each statement releases and re-acquires the GIL twice."""
 
@@ -119,13 +161,13 @@ def replace(before: Entry, after: Entry) -> Work:
     It takes pairs of the version before and the version after, and returns the stored
     entry of every pair.
     """
-    return _replace_function(after.token_digest != before.token_digest, after.task_id != before.task_id)
+    return _replace_function(*(getattr(after, name) != getattr(before, name) for name in OCCASIONAL_COLUMNS))
 
 
 @cache
-def _replace_function(*indexed: bool) -> Work:
-    """Return the function for changes of those indexed columns that are marked."""
-    columns = (*TRANSITION_COLUMNS, *compress(INDEXED_COLUMNS, indexed))
+def _replace_function(*changed: bool) -> Work:
+    """Return the function for changes of those occasional columns that are marked."""
+    columns = (*TRANSITION_COLUMNS, *compress(OCCASIONAL_COLUMNS, changed))
     values = column_getter(columns)
 
     def update(cursor: sqlite3.Cursor, pairs: Sequence[tuple[Entry, Entry]]) -> bool:
@@ -144,6 +186,25 @@ def _replace_function(*indexed: bool) -> Work:
         return stored
 
     return work
+
+
+@_one_by_one
+def replace_and_archive(cursor: sqlite3.Cursor, change: tuple[Entry, Entry, Attempt]) -> Entry | None:
+    """Replace an entry, and store an earlier attempt of it in the same transaction."""
+    before, after, attempt = change
+    cursor.execute("SAVEPOINT archive")  # this job may run without a transaction around it
+    stored: Entry | None
+    [stored] = replace(before, after)(cursor, [(before, after)])
+    if stored is after:
+        cursor.execute(_ARCHIVE, dict(zip(ATTEMPT_COLUMNS, to_attempt_row(attempt), strict=True)))
+    cursor.execute("RELEASE archive")
+    return stored
+
+
+@_one_by_one
+def attempts(cursor: sqlite3.Cursor, key: str) -> list[Attempt]:
+    """Read the earlier attempts of an entry."""
+    return [from_attempt_row(row) for row in cursor.execute(_ATTEMPTS, (key,))]
 
 
 def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -182,6 +243,8 @@ def _placeholders(columns: int, rows: int) -> str:
 
 def _find_one(cursor: sqlite3.Cursor, by: Lookup, *values: str) -> Entry | None:
     row = cursor.execute(_FIND[by], values).fetchone()
+    if row is None and by in _FIND_BY_ATTEMPT:
+        row = cursor.execute(_FIND_BY_ATTEMPT[by], values).fetchone()
     return None if row is None else from_row(row)
 
 
@@ -215,5 +278,5 @@ def versions(cursor: sqlite3.Cursor, last: tuple[Collection[str], dict[str, int]
     if data_version == last_data_version and last_versions.keys() >= set(keys):
         return last_versions, last_data_version
     # One JSON object: fetching a row per key would release the GIL for each.
-    found: str = cursor.execute(_VERSIONS, (json.dumps(list(keys)),)).fetchone()[0]
+    found: str = cursor.execute(VERSIONS, (json.dumps(list(keys)),)).fetchone()[0]
     return json.loads(found), data_version

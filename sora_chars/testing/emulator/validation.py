@@ -83,6 +83,13 @@ def _single_url(value: object) -> str | None:
     return None if is_url(urls[0]) else "must hold http or https URLs"
 
 
+def _image_urls(value: object) -> str | None:
+    urls = cast("list[object]", value) if isinstance(value, list) else []
+    if not 1 <= len(urls) <= 2:  # noqa: PLR2004 - pages disagree about one or two
+        return "must be an array of 1 or 2 URLs"
+    return None if all(map(is_url, urls)) else "must hold http or https URLs"
+
+
 def _texts(max_items: int) -> Callable[[object], str | None]:
     def check(value: object) -> str | None:
         items = cast("list[object]", value) if isinstance(value, list) else [None]
@@ -140,7 +147,7 @@ OMNI_RULES = Rules(
     ("descriptions", "image_urls"),
     {
         "descriptions": _nonempty_text(),
-        "image_urls": _single_url,
+        "image_urls": _image_urls,
         "audio_ids": _texts(100),
         "character_name": _nonempty_text(),
     },

@@ -68,7 +68,7 @@ def test_unknown_command_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "kind", "text"),
     [
-        (("create", "--clip", "1,3"), "InvalidRequestError", "from_task and video"),
+        (("create", "--clip", "1,3"), "InvalidRequestError", "from_task, video and images"),
         ((*REQUEST, "--key", ""), "InvalidRequestError", "key"),
         ((*REQUEST, "--base-url", "nowhere"), "ConfigurationError", "base_url"),
         ((*REQUEST, "--callback-url", "http://127.0.0.1:1/"), "UsageError", "--listen"),

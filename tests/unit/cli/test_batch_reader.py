@@ -110,8 +110,8 @@ def test_lines_are_counted_through_quoted_line_breaks() -> None:
     ("fields", "text"),
     [
         (7, "row must be a JSON object"),
-        ({}, "exactly one of from_task and video must be given, got neither"),
-        (REQUEST | {"video": "a.mp4"}, "exactly one of from_task and video must be given, got both"),
+        ({}, "exactly one of from_task, video and images must be given, got none"),
+        (REQUEST | {"video": "a.mp4"}, "exactly one of from_task, video and images must be given, got from_task and"),
         (REQUEST | {"clip": "soon"}, "clip must be"),
         (REQUEST | {"clip": 3}, "clip must be a Clip"),
         (REQUEST | {"prompt": 3}, "prompt must be text, got int"),
@@ -120,6 +120,8 @@ def test_lines_are_counted_through_quoted_line_breaks() -> None:
         (REQUEST | {"provider": "kay"}, "provider must be one of kie, kkiai, got 'kay'"),
         (REQUEST | {"provider": ["kie"]}, "provider must be one of kie, kkiai, got ['kie']"),
         (REQUEST | {"prompt": "\ud83d"}, "prompt must be valid Unicode"),
+        ({"images": ["\ud83d"]}, "images must be valid Unicode"),
+        ({"images": ["a.png"] * 5}, "images must hold 1 to 4 images, got 5"),
         (REQUEST | {"prompt": "a\0b"}, "prompt must not contain a NUL character"),
         (REQUEST | {"promt": "x", "\x1b": "y"}, r"'\x1b', 'promt': unknown column, expected one of key, provider,"),
     ],
@@ -154,9 +156,9 @@ def test_invalid_json(content: bytes, text: str) -> None:
     [
         (
             b"clip;from task\n",
-            "line 1: the first line must name different columns out of key, provider, from_task, video, clip, ",
+            "line 1: the first line must name different columns out of key, provider, from_task, video, images, clip, ",
         ),
-        (b"clip,,clip\n1,2,3", "name, prompt, safety, got 'clip'; the rows were not read"),
+        (b"clip,,clip\n1,2,3", "name, prompt, safety, voice, got 'clip'; the rows were not read"),
         (b'"clip\n', "line 1: invalid CSV: unexpected end of data"),
         (b'\n\nclip,from_task\n"1,3"x,t1\n', "line 4: invalid CSV: ',' expected after '\"'"),
         (b"from_task,prompt\nt1,\xff\n", "line 2: the file is not valid UTF-8; select its encoding"),
@@ -220,3 +222,17 @@ def test_both_formats_give_the_same_requests(written: list[dict[str, str]]) -> N
         assert row.provider == columns.get("provider", "kie")
         assert row.request == CharacterRequest(**fields)
         assert row.key == columns.get("key", row.key)
+
+
+@pytest.mark.parametrize(
+    ("content", "file_format"),
+    [
+        (b'{"images": ["a.png", "https://a.example/b.png"], "voice": "v1"}', "jsonl"),
+        (b'{"images": "a.png; https://a.example/b.png;", "voice": "v1"}', "jsonl"),
+        (b"images,voice\na.png;https://a.example/b.png,v1\n", "csv"),
+    ],
+)
+def test_images_of_a_row(content: bytes, file_format: str) -> None:
+    """A row names its images as a list or, in one cell, separated by semicolons."""
+    (row,) = good(content, file_format)
+    assert (row.request.images, row.request.voice) == (("a.png", "https://a.example/b.png"), "v1")

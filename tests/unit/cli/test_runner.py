@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ from sora_chars.errors import (
     WatcherStoppedError,
 )
 
-TASK = {"provider": "kie", "task_id": "t"}
+TASK: dict[str, Any] = {"provider": "kie", "task_id": "t"}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pytest
 
-from sora_chars.errors import ProviderError, RateLimitedError, RequestRejectedError
+from sora_chars.errors import KeyConflictError, ProviderError, RateLimitedError, RequestRejectedError
 from sora_chars.ids import token_digest
 from sora_chars.ledger import EntryState, open_ledger
 from sora_chars.ledger.serialize import (
@@ -22,7 +22,7 @@ from sora_chars.ledger.serialize import (
     to_snapshot,
 )
 from sora_chars.ledger.transitions import end_state
-from sora_chars.models import Character, CharacterRequest, Clip, OmniCharacterRequest, TaskFailure, TaskSnapshot
+from sora_chars.models import Character, CharacterRequest, Clip, TaskFailure, TaskSnapshot
 from tests.support.recorded_requests import REQUESTS, record_request
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ async def test_requests_round_trip(ledger: Ledger, request_: Request) -> None:
     [
         (CharacterRequest(video="dogs/rex.mp4", clip=Clip(0, 2)), "video"),
         (CharacterRequest(video=Path("dogs/rex.mp4")), "video"),
-        (OmniCharacterRequest(image=Path("dogs/rex.png"), descriptions="a dog"), "image"),
     ],
 )
 def test_local_paths_become_absolute(request_: Request, field: str, tmp_path: Path, monkeypatch: Any) -> None:
@@ -65,6 +64,39 @@ def test_local_paths_become_absolute(request_: Request, field: str, tmp_path: Pa
     monkeypatch.chdir(tmp_path)
     _, record = to_record(request_)
     assert record[field] == str(tmp_path / getattr(request_, field))
+
+
+def test_local_images_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paths among the images are recorded as absolute, and the URLs as they are."""
+    monkeypatch.chdir(tmp_path)
+    _, record = to_record(CharacterRequest(images=["https://a.invalid/a.png", "b.png"]))
+    assert record == {"images": ["https://a.invalid/a.png", str(tmp_path / "b.png")]}
+
+
+OMNI: dict[str, Any] = {
+    "image": "https://a.invalid/dog.png",
+    "descriptions": "a dog",
+    "name": "rex",
+    "audio_ids": ["a1", "a2"],
+}
+
+
+async def test_reads_requests_of_kind_omni(ledger: Ledger) -> None:
+    """An entry of kind "omni", which earlier versions recorded, is a request with one image."""
+    entry = await ledger.register(key="k-1", provider="kie", kind="omni", request=OMNI)
+    current = CharacterRequest(images=[OMNI["image"]], prompt="a dog", name="rex", voice="a1,a2", key="k-1")
+    assert to_request(entry) == current
+    kind, record = to_record(current)
+    assert await ledger.register(key="k-1", provider="kie", kind=kind, request=record) == entry
+    with pytest.raises(KeyConflictError):
+        await ledger.register(key="k-1", provider="kie", kind=kind, request=record | {"prompt": "a cat"})
+
+
+async def test_reads_omni_requests_without_options(ledger: Ledger) -> None:
+    """The name and the audio ids of such an entry are optional."""
+    request = {"image": "https://a.invalid/dog.png", "descriptions": "a dog", "audio_ids": []}
+    entry = await ledger.register(key="k-1", provider="kie", kind="omni", request=request)
+    assert to_request(entry) == CharacterRequest(images=[OMNI["image"]], prompt="a dog", key="k-1")
 
 
 def test_record_omits_the_key_and_unset_fields() -> None:

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sora_chars import CharacterRequest, ConfigurationError, Kie, OmniCharacterRequest, TaskRequest
+from sora_chars import CharacterRequest, ConfigurationError, Kie, TaskRequest
 from sora_chars.providers.kie_codec import character_task
+from sora_chars.providers.kie_omni import omni_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 MB = 1024 * 1024
+IMAGES: dict[str, Any] = {"images": ["https://a/b.png"]}
 
 
-def rejected_fields(request: CharacterRequest | OmniCharacterRequest) -> list[str]:
+def rejected_fields(request: CharacterRequest) -> list[str]:
     """Return the fields that kie.ai cannot accept."""
     return [line.partition(" must ")[0] for line in Kie("key").check(request)]
 
@@ -151,8 +153,25 @@ def test_local_video_container(tmp_path: Path, make_clip: Callable[..., Path]) -
     assert rejected_fields(CharacterRequest(video=make_clip(name="clip.bin"))) == []
 
 
+@pytest.mark.parametrize("start", [b"\0\0\0\x14ftypqt  \0\0\2\0qt  ", b"\0\0\0\x08free", b"\0\0\0\x08wide"])
+def test_local_videos_of_phones_and_cameras(tmp_path: Path, make_clip: Callable[..., Path], start: bytes) -> None:
+    """A MOV, which one page of kie.ai lists and another omits, and an MP4 behind padding are accepted."""
+    path = tmp_path / "iphone.mov"
+    path.write_bytes(start + make_clip().read_bytes())
+    assert rejected_fields(CharacterRequest(video=path)) == []
+
+
+def test_rejected_container_names_the_disagreement(tmp_path: Path) -> None:
+    """The message lists every allowed container, and says that the provider's pages disagree about MOV."""
+    path = tmp_path / "dog.mkv"
+    path.write_bytes(b"\x1a\x45\xdf\xa3")
+    (problem,) = Kie("key").check(CharacterRequest(video=path))
+    assert problem.startswith("video must be an MP4, MOV, WebM or AVI file (of kie.ai's pages, some omit MOV), got ")
+
+
 @pytest.mark.parametrize(
-    ("size", "rejected"), [(0, ["image"]), (1, []), (20 * MB, []), (20 * MB + 1, ["image"]), (None, ["image"])]
+    ("size", "rejected"),
+    [(0, ["images[0]"]), (1, []), (20 * MB, []), (20 * MB + 1, ["images[0]"]), (None, ["images[0]"])],
 )
 def test_local_image_limits(tmp_path: Path, size: int | None, rejected: list[str]) -> None:
     """A local image exists and has 1 byte to 20 MB."""
@@ -160,7 +179,7 @@ def test_local_image_limits(tmp_path: Path, size: int | None, rejected: list[str
     if size is not None:
         with path.open("wb") as file:
             file.truncate(size)
-    assert rejected_fields(OmniCharacterRequest(image=path, descriptions="A face")) == rejected
+    assert rejected_fields(CharacterRequest(images=[path], prompt="A face")) == rejected
 
 
 @pytest.mark.parametrize("path", ["nowhere.mp4", "", ".", "x" * 5000])
@@ -183,11 +202,41 @@ def test_unreadable_file(make_clip: Callable[..., Path], monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("descriptions", "rejected"), [("A face", []), ("", ["descriptions"]), (" ", ["descriptions"])]
+    ("fields", "rejected"),
+    [
+        ({"prompt": "A face"}, []),
+        ({"prompt": "A face", "name": "rex", "voice": "a1,a2"}, []),
+        ({}, ["prompt"]),
+        ({"prompt": " "}, ["prompt"]),
+        ({"prompt": "A face", "images": ["https://a/b.png"] * 2}, []),
+        ({"prompt": "A face", "images": ["https://a/b.png"] * 3}, ["images"]),
+        ({"prompt": "A face", "clip": "1,3", "safety": "x"}, ["clip", "safety"]),
+    ],
 )
-def test_omni_needs_description(descriptions: str, rejected: list[str]) -> None:
-    """The description of an omni character is required and not empty."""
-    assert rejected_fields(OmniCharacterRequest(image="https://a/b.png", descriptions=descriptions)) == rejected
+def test_image_limits(fields: dict[str, Any], rejected: list[str]) -> None:
+    """A character from images needs a description and 1 or 2 images; it has no clip and no safety instruction."""
+    assert rejected_fields(CharacterRequest(**IMAGES | fields)) == rejected
+
+
+def test_image_body() -> None:
+    """The images keep their order, and the voice becomes a list of audio ids."""
+    urls = ["https://a/front.png", "https://a/side.png"]
+    request = CharacterRequest(images=urls, prompt="A face", name="rex", voice="a1, a2,")
+    assert omni_body(request, urls) == {
+        "descriptions": "A face",
+        "image_urls": urls,
+        "audio_ids": ["a1", "a2"],
+        "character_name": "rex",
+    }
+    assert omni_body(CharacterRequest(images=urls[:1], prompt="A face"), urls[:1]) == {
+        "descriptions": "A face",
+        "image_urls": urls[:1],
+    }
+
+
+def test_only_images_have_a_voice() -> None:
+    """A voice is refused where the route has none."""
+    assert rejected_fields(CharacterRequest(video="https://a/b.mp4", voice="a1")) == ["voice"]
 
 
 def test_task_requests_are_not_checked() -> None:

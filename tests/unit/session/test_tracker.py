@@ -24,7 +24,7 @@ from tests.support.fake_providers import FakeProvider
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Sequence
 
-    from sora_chars.ledger import Entry
+    from sora_chars.ledger import Attempt, Entry
     from sora_chars.ledger.entry import Lookup
     from sora_chars.ledger.notifier import ChangeNotifier
 
@@ -76,14 +76,18 @@ class ProcessStore:
         """See `LedgerStore`."""
         return await self.database.entries.insert(entry)
 
-    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+    async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
         """See `LedgerStore`."""
         await asyncio.sleep(self.takes)
-        kept = await self.database.entries.replace(before, after)
+        kept = await self.database.entries.replace(before, after, archive=archive)
         for name, notifier in self.database.notifiers.items():
             if name != self.owner:
                 notifier.notify(after.key, after.version)
         return kept
+
+    async def attempts(self, key: str) -> Sequence[Attempt]:
+        """See `LedgerStore`."""
+        return await self.database.entries.attempts(key)
 
     async def find(self, by: Lookup, *values: str) -> Entry | None:
         """See `LedgerStore`."""

@@ -18,7 +18,7 @@ from sora_chars.session.writer import LedgerWriter
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from sora_chars.ledger import Entry
+    from sora_chars.ledger import Attempt, Entry
 
 pytestmark = pytest.mark.looptime
 
@@ -39,13 +39,13 @@ class FailingStore(MemoryStore):
     faults: float = 0
     takes: float = 0.0
 
-    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+    async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
         """See `LedgerStore`."""
         await asyncio.sleep(self.takes)
         if self.faults:
             self.faults -= 1
             raise LedgerError("the disk is full")
-        return await super().replace(before, after)
+        return await super().replace(before, after, archive=archive)
 
 
 @pytest.fixture

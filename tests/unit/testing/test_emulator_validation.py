@@ -95,7 +95,7 @@ def test_accepts_values_at_the_limit(name: str, field: str, value: object) -> No
         ("video", "character_id_list", "a", "must be an array of at most 5 strings"),
         ("video", "character_id_list", ["a"] * 6, "must be an array of at most 5 strings"),
         ("video", "character_id_list", [""], "must be an array of at most 5 strings"),
-        ("omni", "image_urls", [URL, URL], "must be an array of exactly 1 URL"),
+        ("omni", "image_urls", [URL] * 3, "must be an array of 1 or 2 URLs"),
         ("task", "input", [], "must be an object"),
         ("task", "model", "", "must not be empty"),
         ("task", "callBackUrl", "localhost", "must be an http or https URL"),
