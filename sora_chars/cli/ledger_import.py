@@ -14,6 +14,7 @@ from sora_chars.errors import SoraCharsError, printable
 from sora_chars.ledger import Entry, EntryState
 from sora_chars.ledger.entry import to_json
 from sora_chars.ledger.serialize import to_request, to_snapshot
+from sora_chars.redaction import mask
 from sora_chars.responses import parse_json
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def copy_checked(lines: Iterable[bytes], copy: IO[bytes]) -> list[tuple[int, str
         try:
             read_entry(line)
         except ValueError as error:
-            problems.append((number, printable(error)))
+            problems.append((number, mask(printable(error))))
         copy.write(line.rstrip(b"\r\n") + b"\n")
     return problems
 

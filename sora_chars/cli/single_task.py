@@ -102,10 +102,11 @@ class _Submission:
                 return handle
 
     async def _submit(self, request: CharacterRequest | TaskRequest) -> TaskHandle[Any]:
+        dispatcher = dispatcher_of(self.session)
         try:
-            handle: TaskHandle[Any] = await self.session.submit(request)
+            handle: TaskHandle[Any] = await dispatcher.submit(request, None, deadline=self.deadline)
         except asyncio.CancelledError:
-            if dispatcher_of(self.session).responses_awaited:
+            if dispatcher.responses_awaited:
                 seconds = self.settings.shutdown_seconds([self.session.providers[0].name])
                 self.context.output.note(
                     f"Interrupted. The request was sent; waiting up to {seconds:g} s for its response. "

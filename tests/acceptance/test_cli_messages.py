@@ -74,7 +74,7 @@ def test_task_that_could_not_be_polled(cli: Cli) -> None:
     """If no poll has succeeded, the error does not claim that the task runs."""
     error = error_of(cli("wait", "t-1", *NOWHERE, "--timeout", "0.5", "--json"), 5)
 
-    assert error["message"] == "Task t-1 could not be polled at kie before the wait for it timed out."
+    assert error["message"] == "Task t-1 at kie could not be polled before the wait for it timed out."
 
 
 def test_recorded_task_that_is_not_shown(cli: Cli, at: tuple[str, ...], emulator: Emulator) -> None:
@@ -83,7 +83,7 @@ def test_recorded_task_that_is_not_shown(cli: Cli, at: tuple[str, ...], emulator
     assert cli("create", *at, *FROM_TASK, "--key", "dog", "--timeout", "0.3").returncode == 5
     error = error_of(cli("wait", "dog", *at, "--timeout", "0.5", "--json"), 5)
 
-    assert " was not found at kie before the wait for it timed out." in error["message"]
+    assert " at kie was not found before the wait for it timed out." in error["message"]
     assert error["hint"].startswith("Continue with: sora-chars wait ")
 
 

@@ -17,6 +17,7 @@ from sora_chars.errors import (
     ProviderError,
     SessionClosedError,
     SoraCharsError,
+    WaitTimeoutError,
     printable,
 )
 from sora_chars.ledger import EntryState
@@ -37,7 +38,7 @@ _HINT = (
 )
 _ROW_START = b'{"key": '
 _MAX_ROW_BYTES = 1 << 20
-_PENDING = (LedgerError, SessionClosedError)  # nothing was sent
+_PENDING = (LedgerError, SessionClosedError, WaitTimeoutError)  # nothing was sent
 _ERROR_TYPES = {EntryState.FAILED: "TaskFailedError", EntryState.UNKNOWN: "SubmissionUnknownError"}
 
 

@@ -377,5 +377,5 @@ async def test_timeout_without_a_poll_claims_nothing(
     fake.task.missing_since = missing_since
     handle = fake.handle()
     assert (handle.is_missing, handle.from_ledger) == (missing_since is not None, False)
-    with pytest.raises(WaitTimeoutError, match=f"Task t1 {known} at fake before the wait for it timed out"):
+    with pytest.raises(WaitTimeoutError, match=f"Task t1 at fake {known} before the wait for it timed out"):
         await handle.result(0)
