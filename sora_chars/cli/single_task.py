@@ -121,7 +121,7 @@ class _Submission:
         try:
             entry = await ledger.get(key)
             if entry and entry.state is EntryState.UNKNOWN:
-                self.line.update(f"outcome unknown; waiting up to {self.remaining:.0f} s for the callback of key {key}")
+                self.line.update(f"outcome unknown: waiting for its callback, up to {self.remaining:.0f} s")
                 entry = await ledger.changed(entry, timeout=self.remaining)
         except LedgerError:
             return False

@@ -60,7 +60,7 @@ def test_callback_settles_a_lost_answer(start_cli: Start, at: tuple[str, ...], s
     sora_emulator.fault("lost_response", on="create")
     sora_emulator.fault("stuck")
     process = start_cli("create", *at, *FROM_TASK, "--key", "dog", "--timeout", "60")
-    wait_for_line(process, "s for the callback of key dog")
+    wait_for_line(process, "outcome unknown: waiting for its callback, up to ")
     (task_id,) = sora_emulator.tasks
     sora_emulator.finish(task_id)
     out, err = process.communicate(timeout=30)
@@ -76,7 +76,7 @@ def test_lost_answer_without_a_callback(cli: Cli, at: tuple[str, ...], sora_emul
     for _ in range(2):
         ended = cli("create", *at, *FROM_TASK, "--key", "dog", "--timeout", "1.5")
         assert ended.returncode == 6
-        assert "outcome unknown; waiting up to " in ended.stderr
+        assert "outcome unknown: waiting for its callback, up to 1 s" in ended.stderr
         assert "sora-chars ledger resolve dog --task-id ID | --never-sent | --give-up\n" in ended.stderr
     assert sora_emulator.counts.creates == 1
 
@@ -88,7 +88,7 @@ def test_interrupted_while_waiting_for_the_callback(
     sora_emulator.fault("lost_response", on="create")
     sora_emulator.fault("stuck")
     process = start_cli("create", *at, *FROM_TASK, "--key", "dog")
-    wait_for_line(process, "s for the callback of key dog")
+    wait_for_line(process, "outcome unknown: waiting for its callback, up to ")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
 

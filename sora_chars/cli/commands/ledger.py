@@ -221,6 +221,8 @@ def _show(context: CommandContext, entry: Entry) -> None:
         context.output.note(context.resolve_hint(entry.key, tasks=entry.provider not in GATEWAYS))
     elif entry.state is EntryState.RUNNING:
         context.output.note(f"Wait for it with: {context.command('wait', entry.key)}")
+    elif entry.state is EntryState.REJECTED and entry.may_have_been_paid:
+        context.output.note("The rejection does not prove that nothing was paid. The key is not sent again by itself.")
     elif entry.state in {EntryState.PENDING, EntryState.REJECTED}:
         context.output.note("Nothing was paid. The same request with this key will be sent.")
 

@@ -16,6 +16,7 @@ from sora_chars.cli.runner import UNKNOWN, exit_status, run
 from sora_chars.errors import MissingCharacterError, SoraCharsError, TaskFailedError, WaitTimeoutError
 from sora_chars.ledger import EntryState
 from sora_chars.models import Character
+from sora_chars.providers.kkiai import GATEWAYS
 from sora_chars.session.session import CharacterSession
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Recovery:
     running: int = 0
     unknown: list[str] = attrs.field(factory=list)
     skipped: Counter[str] = attrs.field(factory=Counter)
+    _unknown_tasks: bool = False  # whether the provider of an unknown key has tasks
     _statuses: set[int] = attrs.field(factory=lambda: {0})
 
     @property
@@ -64,6 +66,7 @@ class Recovery:
         async for entry in session.ledger.entries(states={EntryState.UNKNOWN, EntryState.RUNNING}):
             if entry.state is EntryState.UNKNOWN:
                 self.unknown.append(entry.key)
+                self._unknown_tasks = self._unknown_tasks or entry.provider not in GATEWAYS
             elif entry.provider not in names:
                 self.skipped[entry.provider] += 1
 
@@ -103,7 +106,7 @@ class Recovery:
         if self.unknown:
             more = ", ..." if len(self.unknown) > _MAX_NAMED_KEYS else ""
             output.note(f"Outcome unknown: {len(self.unknown)} ({', '.join(self.unknown[:_MAX_NAMED_KEYS])}{more})")
-            output.note(self.context.resolve_hint("KEY"))
+            output.note(self.context.resolve_hint("KEY", tasks=self._unknown_tasks))
 
 
 @click.command()

@@ -33,6 +33,7 @@ from sora_chars.errors import InvalidRequestError, NoAnswerError
 from sora_chars.ids import new_key
 from sora_chars.ledger import EntryState
 from sora_chars.models import Character, CharacterRequest, TaskRequest
+from sora_chars.providers.kkiai import GATEWAYS
 from sora_chars.session.session import CharacterSession
 
 if TYPE_CHECKING:
@@ -238,7 +239,8 @@ async def _find(context: CommandContext, session: CharacterSession, task: str) -
         return session.resume(task)
     context.key = entry.key
     if entry.task_id is None:
-        hint = context.resolve_hint(entry.key) if entry.state is EntryState.UNKNOWN else ""
+        tasks = entry.provider not in GATEWAYS
+        hint = context.resolve_hint(entry.key, tasks=tasks) if entry.state is EntryState.UNKNOWN else ""
         raise InvalidRequestError(f"Key {entry.key} has no task to wait for: its state is {entry.state}.", hint=hint)
     return session.resume(entry.task_id, provider=entry.provider, key=entry.key)
 
