@@ -12,6 +12,7 @@ import logging
 import math
 import re
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -33,9 +34,11 @@ from sora_chars.providers.kie_callback import verify
 from sora_chars.session.session import dispatcher_of
 
 from .adapters import ACCEPTED, AsgiApp, aiohttp_app
+from .confirmations import Confirmations
+from .inflate import inflated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from aiohttp import web
 
@@ -86,6 +89,7 @@ class CallbackReceiver:
     max_events: int = attrs.field(default=1024, kw_only=True)
     clock: Callable[[], float] = attrs.field(default=time.time, kw_only=True, repr=False)
     _events: dict[str, CallbackEvent] = attrs.field(factory=dict, init=False, repr=False)
+    _confirmations: Confirmations = attrs.field(factory=Confirmations, init=False, repr=False)
     _waiters: dict[str, set[Waiter]] = attrs.field(factory=dict, init=False, repr=False)
     _closed: asyncio.Future[None] | None = attrs.field(default=None, init=False, repr=False)
 
@@ -175,7 +179,7 @@ class CallbackReceiver:
         """
         try:
             entry, digest = await self._find_entry(method, path)
-            await self._accept(await self._read(entry, headers, body), entry, digest)
+            await self._admit(await self._read(entry, headers, body), entry, digest)
         except InvalidCallbackError as error:
             log.warning("callback.rejected", extra={"status": error.status, "reason": error.message})
             return error.status, {"code": error.status, "msg": error.message}
@@ -200,8 +204,6 @@ class CallbackReceiver:
             raise _rejection(503, "the ledger is unavailable") from error
 
     async def _read(self, entry: Entry, headers: Mapping[str, str], body: Body) -> CallbackEvent:
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise _rejection(415, "the content type must be application/json")
         content = await self._read_body(headers, body)
         return verify(
             headers,
@@ -214,15 +216,14 @@ class CallbackReceiver:
 
     async def _read_body(self, headers: Mapping[str, str], body: Body) -> bytes:
         if isinstance(body, bytes):
-            self._check_size(len(body))
-            return body
+            body = _once(body)
         length = headers.get("content-length", "")
         if re.fullmatch("[0-9]{1,18}", length):
             self._check_size(int(length))
         content = bytearray()
         try:
             async with asyncio.timeout(self.body_timeout):
-                async for chunk in body:
+                async for chunk in inflated(body, headers.get("content-encoding", "")):
                     content += chunk
                     self._check_size(len(content))
         except TimeoutError as error:
@@ -240,6 +241,14 @@ class CallbackReceiver:
             dispatcher_of(self.session)
         except (SessionClosedError, WrongLoopError) as error:
             raise _rejection(503, "the session is not open here") from error
+
+    async def _admit(self, event: CallbackEvent, entry: Entry, digest: str) -> None:
+        """Accept an event, after others of its entry if the provider must confirm that the task is the entry's."""
+        accept = partial(self._accept, event, entry, digest)
+        if event.task_id == entry.task_id or (entry.task_id and digest == entry.token_digest):
+            await accept()
+        else:  # a token without a task, or of an earlier attempt
+            await self._confirmations.run(entry.key, event.task_id, accept)
 
     async def _accept(self, event: CallbackEvent, entry: Entry, digest: str) -> None:
         """Wake the waiters of `expect` and have the task polled."""
@@ -263,6 +272,10 @@ class CallbackReceiver:
         self._events[event.task_id] = event
         if len(self._events) > self.max_events:
             del self._events[next(iter(self._events))]
+
+
+async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body
 
 
 def _rejection(status: int, reason: str) -> InvalidCallbackError:

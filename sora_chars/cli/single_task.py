@@ -92,7 +92,7 @@ class _Submission:
         while True:
             try:
                 handle = await self._submit(request)
-            except SubmissionUnknownError as error:
+            except SubmissionUnknownError:
                 self.context.is_unknown = True
                 if not (self.settings.listen and await self._is_settled(str(request.key))):
                     raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import uuid
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,12 @@ if TYPE_CHECKING:
 DOCUMENTED_LIMITS = Limits(creates=(20, 10.0), polls=(10, 1.0))
 """The limits of an account: 20 creates in 10 seconds and 10 polls in 1 second. Source: kie.ai docs."""
 
+log = logging.getLogger("sora_chars.providers")
+
+_UPLOAD_LIFETIME = (
+    "kie.ai keeps an upload for 24 hours, 3 days or 14 days, by three of its pages, and says that a character is "
+    "valid only while the file is; to keep the character longer, pass the URL of a file of yours"
+)
 _MIB = 1024 * 1024
 _MAX_VIDEO_BYTES = 10 * _MIB
 _MAX_IMAGE_BYTES = 20 * _MIB
@@ -133,7 +140,9 @@ class Kie(HTTPProvider):
             body: dict[str, Any] = {"model": request.model, "input": dict(request.input)}
         else:
             video = request.video
-            body = codec.character_task(request, video_url=None if video is None else await self._url_of(video))
+            body = codec.character_task(
+                request, video_url=None if video is None else await self._url_of(video, request.key)
+            )
         if callback_url:
             body["callBackUrl"] = callback_url
         task_id = await self._transport.request(
@@ -165,7 +174,7 @@ class Kie(HTTPProvider):
     async def upload(self, path: str | os.PathLike[str]) -> str:
         """Upload a local file, for the input of a `TaskRequest`, free of charge; return its public URL.
 
-        kie.ai deletes the file after 3 days. Source: kie.ai docs, File Upload API.
+        The file is temporary: kie.ai's pages state lifetimes of 24 hours, 3 days and 14 days.
 
         Raises:
             OSError: The file cannot be read.
@@ -202,7 +211,7 @@ class Kie(HTTPProvider):
         images: Sequence[Source],
         on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
-        body = omni_body(request, [await self._url_of(image) for image in images])
+        body = omni_body(request, [await self._url_of(image, request.key) for image in images])
         character = await self._transport.request(
             "POST",
             self._api("omni/character/create"),
@@ -215,8 +224,13 @@ class Kie(HTTPProvider):
             task_id=character.id, provider=self.name, state=SUCCESS, character=character, raw=character.raw
         )
 
-    async def _url_of(self, source: Source) -> str:
-        return str(source) if is_url(source) else await self.upload(source)
+    async def _url_of(self, source: Source, key: str | None) -> str:
+        if is_url(source):
+            return str(source)
+        url = await self.upload(source)
+        facts = {"provider": self.name, "key": key, "file": printable(source), "why": _UPLOAD_LIFETIME}
+        log.warning("upload.temporary", extra=facts)
+        return url
 
 
 class _UploadBody(io.BytesIO):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from sora_chars.errors import (
     LedgerError,
     MissingCharacterError,
     SubmissionUnknownError,
+    UnreadableEntryError,
     WaitTimeoutError,
     printable,
 )
@@ -41,7 +42,7 @@ from .tracker import TaskTracker
 from .writer import LedgerWriter, log_second_task
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from sora_chars.ledger import Entry, Ledger
     from sora_chars.models import Request
@@ -153,6 +154,18 @@ class Dispatcher:
         handle: TaskHandle[Any] = await self.carry_through(submission, deadline=deadline)
         return handle
 
+    async def recover_all(self) -> AsyncGenerator[TaskHandle[Any], None]:
+        """Yield live handles of the tasks that are running. The ledger writes each page of entries together."""
+        states = {EntryState.SENDING, EntryState.RUNNING}
+        async with aclosing(self.ledger.pages(states=states)) as pages:
+            async for page in pages:
+                outcomes = await asyncio.gather(*map(self.recover, page), return_exceptions=True)
+                if failures := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
+                    raise failures[0]
+                for outcome in outcomes:
+                    if isinstance(outcome, TaskHandle):
+                        yield outcome
+
     async def recover(self, entry: Entry) -> TaskHandle[Any] | None:
         """Return a live handle if the entry's task is running at a provider of this session. Log what is not."""
         entry = await mark_orphaned(self.ledger, entry)
@@ -161,7 +174,11 @@ class Dispatcher:
             log.warning("recovery.unknown", extra=facts)
         elif entry.state is EntryState.RUNNING:
             if any(provider.name == entry.provider for provider in self.providers):
-                return await self.handle(entry)
+                try:
+                    return await self.handle(entry)
+                except UnreadableEntryError as error:
+                    log.error("recovery.unreadable", extra=facts | {"error": printable(error)})  # noqa: TRY400 # one line
+                    return None
             log.warning("recovery.no_provider", extra=facts)
         return None
 

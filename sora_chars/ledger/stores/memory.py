@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sora_chars.ledger.states import EntryState
+from sora_chars.ledger.states import ENDED
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from sora_chars.ledger.entry import Attempt, Entry, Lookup
     from sora_chars.ledger.notifier import ChangeNotifier
+    from sora_chars.ledger.states import EntryState
 
-_FINISHED_STATES = frozenset({EntryState.SUCCEEDED, EntryState.FAILED, EntryState.REJECTED})
 _MAX_FINISHED = 10_000  # entries
 
 
@@ -81,7 +81,13 @@ class MemoryStore:
         return tuple(self._attempts.get(key, ()))
 
     async def page(
-        self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
+        self,
+        states: Collection[EntryState],
+        *,
+        query: str | None = None,  # noqa: ARG002 # the caller filters
+        after: int | None,
+        newest_first: bool,
+        size: int,
     ) -> Sequence[tuple[int, Entry]]:
         """See `LedgerStore`. The entry of the row id `after` may have been removed."""
         row_ids = list(self._entries)
@@ -106,7 +112,7 @@ class MemoryStore:
         self._keys["token", entry.token_digest] = entry.key
         self._keys["task", entry.provider, entry.task_id] = entry.key
         self._finished.pop(row_id, None)
-        if entry.state in _FINISHED_STATES:
+        if entry.state in ENDED:
             self._finished[row_id] = None
             self._remove_oldest()
 
