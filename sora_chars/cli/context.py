@@ -10,7 +10,8 @@ import attrs
 from .output import Output
 
 if TYPE_CHECKING:
-    from .options import LedgerLocation, Settings
+    from .ledger_location import LedgerLocation
+    from .options import Settings
 
 
 @attrs.define(eq=False)

@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 import click
 from click.core import ParameterSource
-from platformdirs import user_data_path
 
 from sora_chars.errors import ConfigurationError
-from sora_chars.ledger import open_ledger
 from sora_chars.polling.strategies import AdaptiveInterval, FixedInterval
 from sora_chars.providers.kie import Kie
 from sora_chars.providers.kkiai import GATEWAYS, Kkiai
@@ -22,11 +20,11 @@ from sora_chars.redaction import mask
 from sora_chars.responses import parse_json
 
 from .context import CommandContext
+from .ledger_location import LedgerLocation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from sora_chars.ledger import Ledger
     from sora_chars.models import UploadProgress
     from sora_chars.protocols import PollingStrategy, Provider
 
@@ -36,7 +34,6 @@ _DEFAULT_TIMEOUT = 1800.0  # seconds
 _KIE_RESPONSE_TIMEOUT = 60.0  # seconds
 _GATEWAY_RESPONSE_TIMEOUT = 300.0  # seconds
 _WEBHOOK_VARIABLE = "KIE_WEBHOOK_HMAC_KEY"
-_DATABASE_SCHEMES = ("postgresql:", "postgres:")
 
 C = TypeVar("C", bound="Callable[..., Any]")
 
@@ -69,73 +66,6 @@ def json_input(text: str) -> Any:
         raise click.BadParameter(f"{text[1:]} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise click.BadParameter(f"The input is not valid JSON: {error}.") from error
-
-
-@attrs.frozen
-class LedgerLocation:
-    """The ledger of a command: `url`, or a file in the user's data folder.
-
-    `str(location)` contains no password.
-
-    Attributes:
-        url: A path or URL as the user gave it; None selects the default file.
-        explicit: Whether `url` was given by `--ledger`, not by the environment.
-    """
-
-    url: str | None = attrs.field(default=None, repr=False)
-    explicit: bool = False
-
-    @property
-    def args(self) -> tuple[str, ...]:
-        """The arguments that select this ledger in another command. None can select a ledger in memory."""
-        return ("--ledger", str(self)) if self.explicit and not self.in_memory else ()
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether the ledger ends with the command."""
-        return self.url == "memory:"
-
-    def open(self) -> Ledger:
-        """Return the ledger, and create the user's data folder if it is needed.
-
-        Raises:
-            ConfigurationError: The URL's scheme is unknown, or the folder cannot be
-                created.
-        """
-        if self.url is None:
-            folder = _default_file().parent
-            try:
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            except OSError as error:
-                raise ConfigurationError(
-                    f"The ledger's folder {folder} cannot be created: {os.strerror(error.errno or 0)}.",
-                    hint="Choose another location with --ledger.",
-                ) from error
-        return self._ledger()
-
-    def open_existing(self) -> Ledger:
-        """Return the ledger without creating one.
-
-        Raises:
-            ConfigurationError: The URL's scheme is unknown, or the file does not exist.
-        """
-        ledger = self._ledger()
-        path = str(self).removeprefix("sqlite:///")
-        if not path.startswith((*_DATABASE_SCHEMES, "memory:")) and not Path(path).exists():
-            raise ConfigurationError(f"No ledger exists at {path}.", hint="`sora-chars create` creates one.")
-        return ledger
-
-    def _ledger(self) -> Ledger:
-        return open_ledger(_default_file() if self.url is None else self.url)
-
-    def __str__(self) -> str:
-        if self.url is None:
-            return str(_default_file())
-        return "postgresql://..." if self.url.startswith(_DATABASE_SCHEMES) else self.url
-
-
-def _default_file() -> Path:
-    return user_data_path("sora-chars", appauthor=False) / "ledger.db"
 
 
 @attrs.frozen(kw_only=True)
@@ -358,6 +288,26 @@ def output_options(command: C) -> C:
             help="Show debug messages on stderr; secrets are masked.",
         ),
     )
+
+
+def create_options(command: C) -> C:
+    """Add the options that all commands share which send paid requests."""
+    return provider_options(submit_options(_wait_and_output_options(command)))
+
+
+def task_options(command: C) -> C:
+    """Add the options that all commands share which wait for recorded tasks."""
+    return provider_options(_wait_and_output_options(command))
+
+
+def _wait_and_output_options(command: C) -> C:
+    """Add the options for waiting, for the ledger and for the output."""
+    return wait_options(ledger_options(output_options(command)))
+
+
+def query_options(command: C) -> C:
+    """Add the options that all commands share which send one free request."""
+    return provider_options(response_options(output_options(command)))
 
 
 def _add(command: C, *options: Callable[[C], C]) -> C:

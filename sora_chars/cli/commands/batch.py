@@ -16,15 +16,7 @@ from sora_chars.cli.batch.reader import FORMATS, guess_format, read_rows
 from sora_chars.cli.batch.runner import BatchRun
 from sora_chars.cli.batch.spool import fill, open_spool
 from sora_chars.cli.batch.writer import open_output
-from sora_chars.cli.options import (
-    PROVIDERS,
-    Settings,
-    ledger_options,
-    output_options,
-    provider_options,
-    submit_options,
-    wait_options,
-)
+from sora_chars.cli.options import PROVIDERS, Settings, create_options
 from sora_chars.cli.runner import run
 from sora_chars.errors import InvalidRequestError
 
@@ -124,11 +116,7 @@ class FileOptions:
     help="After the first Ctrl-C nothing more is sent; wait for the running tasks, or leave them running. "
     "A second Ctrl-C leaves them running.",
 )
-@provider_options
-@submit_options
-@wait_options
-@ledger_options
-@output_options
+@create_options
 @click.pass_obj
 def batch(
     context: CommandContext,
@@ -149,13 +137,14 @@ def batch(
 
     FILE is JSONL, a JSON array, or CSV whose first line names the columns, as
     spreadsheets and pandas write it; - is stdin. The columns are from_task and
-    clip, or video, and optionally key, provider, name, prompt and safety. kie needs
-    a prompt with from_task and takes no clip with video; kkiai always needs a clip.
-    All rows are checked before anything is sent.
+    clip, video, or images, and optionally key, provider, name, prompt, safety and
+    voice. kie needs a prompt with from_task and takes no clip with video; kkiai
+    always needs a clip. All rows are checked before anything is sent.
 
-    Each row of OUT has key, status (succeeded, failed, rejected, unknown or
-    running), provider, task_id and, if known, character, error and credits. If a
-    key occurs more than once, its last row counts.
+    Each row of OUT has key, status (succeeded, failed, rejected, unknown, pending
+    or running), provider, task_id and, if known, character, error and credits. A
+    pending row was not sent, or its provider did nothing for now. If a key occurs
+    more than once, its last row counts.
 
     To continue after an interruption, run the same command again. Nothing is paid
     twice: a row is recorded in the ledger under its key, or under a hash of its

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from sora_chars.cli.context import CommandContext
     from sora_chars.cli.ledger_import import ImportCounts
-    from sora_chars.cli.options import LedgerLocation
+    from sora_chars.cli.ledger_location import LedgerLocation
     from sora_chars.ledger import Entry
 
 DIFFERENT = 1  # exit status

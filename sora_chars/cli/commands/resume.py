@@ -10,7 +10,7 @@ import attrs
 import click
 from rich.text import Text
 
-from sora_chars.cli.options import Settings, ledger_options, output_options, provider_options, wait_options
+from sora_chars.cli.options import Settings, task_options
 from sora_chars.cli.render import character_json, error_json, one_line, task_json
 from sora_chars.cli.runner import UNKNOWN, exit_status, run
 from sora_chars.errors import MissingCharacterError, SoraCharsError, TaskFailedError, WaitTimeoutError
@@ -110,10 +110,7 @@ class Recovery:
 
 
 @click.command()
-@provider_options
-@wait_options
-@ledger_options
-@output_options
+@task_options
 @click.pass_obj
 def resume(context: CommandContext, /, **common: Any) -> int:
     """Wait for every task that is recorded as running.

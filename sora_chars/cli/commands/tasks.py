@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sora_chars.cli.options import (
-    Settings,
-    json_input,
-    ledger_options,
-    output_options,
-    provider_options,
-    response_options,
-    submit_options,
-    wait_options,
-)
+from sora_chars.cli.options import Settings, create_options, json_input, query_options, task_options
 from sora_chars.cli.render import (
     MODEL_COLUMNS,
     character_json,
@@ -71,11 +62,7 @@ key_option = click.option(
 @click.option("--safety", metavar="TEXT", help="What the character must not be used for.")
 @click.option("--voice", metavar="ID", help="The provider's id of a voice.")
 @key_option
-@provider_options
-@submit_options
-@wait_options
-@ledger_options
-@output_options
+@create_options
 @click.pass_obj
 def create(
     context: CommandContext,
@@ -117,11 +104,7 @@ def create(
     "--input", "inputs", type=json_input, default="{}", metavar="JSON|@FILE", help="Input of the model.  [default: {}]"
 )
 @key_option
-@provider_options
-@submit_options
-@wait_options
-@ledger_options
-@output_options
+@create_options
 @click.pass_obj
 def run(context: CommandContext, /, *, model: str, inputs: Any, key: str | None, **common: Any) -> None:
     """Run a task of any model of kie.ai's job API.
@@ -134,10 +117,7 @@ def run(context: CommandContext, /, *, model: str, inputs: Any, key: str | None,
 
 @click.command()
 @click.argument("task", metavar="TASK_ID|KEY")
-@provider_options
-@wait_options
-@ledger_options
-@output_options
+@task_options
 @click.pass_obj
 def wait(context: CommandContext, /, *, task: str, **common: Any) -> None:
     """Wait for a task that was created earlier.
@@ -152,9 +132,7 @@ def wait(context: CommandContext, /, *, task: str, **common: Any) -> None:
 
 @click.command()
 @click.argument("task_id")
-@provider_options
-@response_options
-@output_options
+@query_options
 @click.pass_obj
 def status(context: CommandContext, /, *, task_id: str, **common: Any) -> None:
     """Fetch the current state of a task.
@@ -165,9 +143,7 @@ def status(context: CommandContext, /, *, task_id: str, **common: Any) -> None:
 
 
 @click.command()
-@provider_options
-@response_options
-@output_options
+@query_options
 @click.pass_obj
 def credit(context: CommandContext, /, **common: Any) -> None:
     """Show the credits left in the account."""
@@ -179,9 +155,7 @@ def credit(context: CommandContext, /, **common: Any) -> None:
 
 @click.command()
 @click.argument("query", default="")
-@provider_options
-@response_options
-@output_options
+@query_options
 @click.pass_obj
 def models(context: CommandContext, /, *, query: str, **common: Any) -> None:
     """List the models that the provider offers now.

@@ -392,16 +392,3 @@ async def test_earlier_cost_counts() -> None:
         for _ in range(2):
             assert len(await session.create_all(requests, budget=6)) == 3
     assert len(provider.posts) == 3
-
-
-async def test_answers_of_the_ledger_are_not_measured() -> None:
-    """A batch that is run again has no rate, and no task of it is running."""
-    requests = [make_request(key=str(number)) for number in range(3)]
-    async with session_of(BatchProvider()) as session:
-        async with session.create_many(requests) as first:
-            assert first.tasks_running == 0
-            async for _ in first:
-                assert first.progress.rate > 0
-        async with session.create_many(requests) as second:
-            handles = [outcome async for outcome in second]
-            assert (len(handles), second.progress.rate) == (3, 0.0)

@@ -15,7 +15,7 @@ import pytest
 from sora_chars.cli import app, single_task
 from sora_chars.cli.commands import tasks
 from sora_chars.cli.context import CommandContext
-from sora_chars.cli.options import LedgerLocation
+from sora_chars.cli.ledger_location import LedgerLocation
 from sora_chars.cli.output import Output
 from sora_chars.errors import LedgerError, MissingCharacterError
 from sora_chars.models import UploadProgress

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sora_chars.cli.context import CommandContext
-from sora_chars.cli.options import LedgerLocation
+from sora_chars.cli.ledger_location import LedgerLocation
 
 
 @pytest.mark.parametrize("explicit", [True, False])

@@ -8,7 +8,8 @@ import click
 import pytest
 
 from sora_chars.cli import options
-from sora_chars.cli.options import LedgerLocation, Settings
+from sora_chars.cli.ledger_location import LedgerLocation
+from sora_chars.cli.options import Settings
 from sora_chars.errors import ConfigurationError
 
 DATABASE = "postgresql://me:secret@db/chars"
