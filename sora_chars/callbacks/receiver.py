@@ -94,7 +94,9 @@ class CallbackReceiver:
     _closed: asyncio.Future[None] | None = attrs.field(default=None, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        if self.hmac_key is not None:
+        if self.hmac_key is None:
+            log.warning("callback.unsigned")
+        else:
             self.hmac_key = self.hmac_key.strip()  # a key that was read from a file may end in a line break
             if not self.hmac_key:
                 raise ConfigurationError(

@@ -133,6 +133,17 @@ class Ledger:
             return await self._restore(known, stored)
         return stored
 
+    async def insert(self, entry: Entry) -> Entry:
+        """Store an entry of another ledger as it is, unless its key is recorded; return the stored entry of the key.
+
+        Args:
+            entry: The entry, in any state.
+        """
+        self._check_open()
+        texts = {"task_id": entry.task_id, "token_digest": entry.token_digest, "owner": entry.owner}
+        check_storable(key=entry.key, provider=entry.provider, kind=entry.kind, **texts)
+        return await self._store.insert(entry)
+
     async def transition(
         self,
         entry: Entry,

@@ -67,6 +67,7 @@ class MemoryStore:
         self._last_row_id += 1
         self._row_ids[entry.key] = self._last_row_id
         self._entries[self._last_row_id] = entry
+        self._index(self._last_row_id, entry)
         return entry
 
     async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
@@ -78,12 +79,7 @@ class MemoryStore:
             self._entries[row_id] = after
             if archive:
                 self._archive(archive)
-            self._keys["token", after.token_digest] = after.key
-            self._set_task(after)
-            self._finished.pop(row_id, None)
-            if after.state in ENDED:
-                self._finished[row_id] = None
-                self._remove_oldest()
+            self._index(row_id, after)
         return self._entries[row_id]
 
     async def find(self, by: Lookup, *values: str) -> Entry | None:
@@ -129,6 +125,15 @@ class MemoryStore:
     async def is_dead(self, owner: str) -> bool:  # noqa: ARG002 # `Ledger` answers for the present owner
         """Return True: every other owner is a former name of this process."""
         return True
+
+    def _index(self, row_id: int, entry: Entry) -> None:
+        """Make an entry findable by its task and its token, and count it if it has finished."""
+        self._keys["token", entry.token_digest] = entry.key
+        self._set_task(entry)
+        self._finished.pop(row_id, None)
+        if entry.state in ENDED:
+            self._finished[row_id] = None
+            self._remove_oldest()
 
     def _set_task(self, entry: Entry) -> None:
         """Find the entry by its task from now on. Few tasks have several entries."""
