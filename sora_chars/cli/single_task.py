@@ -13,6 +13,7 @@ from sora_chars.session import resolving
 from sora_chars.session.session import CharacterSession, dispatcher_of
 
 from .callback_server import serve_callbacks
+from .repeated_requests import repeated_requests_shown
 
 if TYPE_CHECKING:
     from sora_chars.ledger import Entry
@@ -42,7 +43,7 @@ async def submit_and_wait(
         is_retry: Send the request again if it failed or was rejected.
     """
     timeout = settings.wait_timeout
-    with context.output.status_line() as line:
+    with context.output.status_line() as line, repeated_requests_shown(line):
         deadline = asyncio.get_running_loop().time() + timeout
         provider = settings.make_provider(lambda progress: line.update(_upload_status(progress)))
         context.has_tasks = not provider.synchronous
