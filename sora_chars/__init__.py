@@ -38,6 +38,7 @@ _MODULES = {
         "SubmissionUnknownError",
         "TaskFailedError",
         "TaskNotFoundError",
+        "UnreadableEntryError",
         "UsageCapError",
         "WaitTimeoutError",
         "WatcherStoppedError",

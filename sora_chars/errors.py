@@ -20,6 +20,7 @@
     │   ├── BlockedError               a firewall, a proxy or a redirect in front of the provider rejected the request
     │   └── NoAnswerError              no response, or none that the provider itself wrote
     ├── LedgerError              the ledger could not be read or written
+    │   └── UnreadableEntryError       a newer version or another program wrote the entry
     ├── KeyConflictError         the key belongs to another request; nothing was sent
     ├── StaleEntryError          another process changed the entry first
     ├── InvalidTransitionError   the ledger's states do not allow this transition: a bug
@@ -241,6 +242,11 @@ class LedgerError(SoraCharsError):
     """
 
     snapshot: Any = None
+
+
+@attrs.define(eq=False, slots=False, kw_only=True, repr=False)
+class UnreadableEntryError(LedgerError):
+    """An entry of the ledger cannot be read: a newer version of this package or another program wrote it."""
 
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sora_chars.errors import SoraCharsError, WaitTimeoutError, printable
+from sora_chars.errors import SoraCharsError, UnreadableEntryError, WaitTimeoutError, printable
 from sora_chars.ledger import Entry
 from sora_chars.ledger.serialize import to_snapshot
 from sora_chars.redaction import mask
@@ -155,8 +155,11 @@ def _masked(text: str | None) -> str | None:
 
 def entry_row(entry: Entry, now: float) -> Cells:
     """Return the cells of `ENTRY_COLUMNS`."""
-    request = entry.request
-    values = [request.get(name) for name in ("model", "name", "from_task", "video", "image", "clip", "prompt")]
+    try:
+        request = entry.request
+        values = [request.get(name) for name in ("model", "name", "from_task", "video", "image", "clip", "prompt")]
+    except (AttributeError, UnreadableEntryError):
+        values = ["(unreadable)"]
     cells = (entry.key, entry.state, _age(entry.created_at, now), entry.provider, _credits(entry.credits))
     return (*map(one_line, cells), one_line(mask("  ".join(filter(None, values)))))
 

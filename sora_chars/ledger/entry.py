@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from sora_chars.errors import InvalidTransitionError, KeyConflictError, LedgerError, printable
+from sora_chars.errors import InvalidTransitionError, KeyConflictError, LedgerError, UnreadableEntryError, printable
 from sora_chars.redaction import mask, masked_repr, seal
 
 from .states import EntryState, check_transition
@@ -47,6 +47,27 @@ def current_form(kind: str, request: dict[str, Any]) -> tuple[str, dict[str, Any
         "voice": ",".join(request.get("audio_ids", ())) or None,
     }
     return "character", {name: value for name, value in fields.items() if value is not None}
+
+
+def parse(key: str, text: str) -> Any:
+    """Parse the JSON text of an entry.
+
+    Raises:
+        UnreadableEntryError: It is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise unreadable(key, error) from error
+
+
+def unreadable(key: str, error: Exception) -> UnreadableEntryError:
+    """Return the error for an entry that another program has written."""
+    return UnreadableEntryError(
+        f"The ledger's entry of key {key} cannot be read ({type(error).__name__}: {printable(error)}).",
+        hint="A newer version of sora-chars or another program wrote it. Update sora-chars, or correct the entry.",
+        key=key,
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -96,17 +117,17 @@ class Entry:
     @property
     def request(self) -> Any:
         """The recorded request."""
-        return json.loads(self.request_json)
+        return parse(self.key, self.request_json)
 
     @property
     def result(self) -> Any:
         """The recorded result, or None."""
-        return None if self.result_json is None else json.loads(self.result_json)
+        return None if self.result_json is None else parse(self.key, self.result_json)
 
     @property
     def error(self) -> Any:
         """The recorded reason why the request was rejected, failed or is unknown, or None."""
-        return None if self.error_json is None else json.loads(self.error_json)
+        return None if self.error_json is None else parse(self.key, self.error_json)
 
     @property
     def may_have_been_paid(self) -> bool:
@@ -190,11 +211,18 @@ class Entry:
             version=self.version + 1,
         )
 
+    def texts(self) -> list[str]:
+        """Return the text that a search finds: the key, the task id, and the values of request and result."""
+        return [self.key, self.task_id or "", *_texts(self.request), *_texts(self.result)]
+
     def mentions(self, query: str) -> bool:
-        """Search the key, the task id, and the values of request and result, ignoring case."""
+        """Search the text of this entry, ignoring case."""
         wanted = query.casefold()
-        texts = (self.key, self.task_id, *_texts(self.request), *_texts(self.result))
-        return any(wanted in text.casefold() for text in texts if text)
+        try:
+            texts = self.texts()
+        except UnreadableEntryError:
+            texts = [self.key, self.task_id or ""]
+        return any(wanted in text.casefold() for text in texts)
 
     def _request_summary(self) -> str:
         return f"{self.kind} at {self.provider} {printable(mask(self.request_json), limit=_MAX_SHOWN_CHARACTERS)}"
@@ -233,7 +261,7 @@ class Attempt:
     @property
     def error(self) -> Any:
         """The recorded reason why the attempt was rejected, failed or is unknown, or None."""
-        return None if self.error_json is None else json.loads(self.error_json)
+        return None if self.error_json is None else parse(self.key, self.error_json)
 
     @classmethod
     def of(cls, entry: Entry, *, at: float) -> Attempt:
@@ -264,7 +292,11 @@ to_attempt_row = column_getter(ATTEMPT_COLUMNS)
 def from_row(row: Sequence[Any]) -> Entry:
     """Build an entry from a row in the order of `COLUMNS`."""
     values = dict(zip(COLUMNS, row, strict=True))
-    values["state"] = EntryState(values["state"])
+    try:
+        values["state"] = EntryState(values["state"])
+    except ValueError:  # a newer version of this package has written the row
+        values["error_json"] = to_json({"message": f"this version does not know its state {values['state']}"})
+        values["state"] = EntryState.UNKNOWN
     return Entry(**values)
 
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from sora_chars.errors import LedgerError, StaleEntryError, WrongLoopError
+from sora_chars.logs import event_logger
 
 from .entry import Attempt, Entry, Lookup, check_storable, to_json
 from .notifier import ChangeNotifier
 from .states import RESTARTS, EntryState, check_transition
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from .stores.protocol import LedgerStore
 
-log = logging.getLogger("sora_chars.ledger")
+log = event_logger("sora_chars.ledger")
 
 _PAGE_SIZE = 200  # entries
 _MAX_KNOWN = 5000  # unfinished entries that are remembered; each takes half a kilobyte
@@ -263,20 +264,38 @@ class Ledger:
             states: Yield only entries in these states.
             newest_first: Reverse the order.
             query: Yield only entries whose key, task id, request or result contains this
-                text, ignoring case.
+                text, ignoring case. The first search of many new entries indexes them,
+                which takes a while. In an SQLite file, text shorter than three characters
+                is searched for in every entry.
             limit: Yield at most this many entries.
         """
-        remaining = limit
+        count = 0
+        async with aclosing(self.pages(states=states, newest_first=newest_first, query=query)) as pages:
+            while limit is None or count < limit:
+                page = await anext(pages, None)
+                if page is None:
+                    return
+                for entry in page if limit is None else page[: limit - count]:
+                    yield entry
+                count += len(page)
+
+    async def pages(
+        self,
+        *,
+        states: Collection[EntryState] = tuple(EntryState),
+        newest_first: bool = False,
+        query: str | None = None,
+    ) -> AsyncGenerator[list[Entry], None]:
+        """Iterate over lists of up to 200 entries; see `entries`."""
         last_row_id: int | None = None
-        while remaining is None or remaining > 0:
+        while True:
             self._check_open()
-            page = await self._store.page(states, after=last_row_id, newest_first=newest_first, size=_PAGE_SIZE)
-            found = [entry for _, entry in page if query is None or entry.mentions(query)]
-            for entry in found[:remaining]:
-                yield entry
+            page = await self._store.page(
+                states, query=query, after=last_row_id, newest_first=newest_first, size=_PAGE_SIZE
+            )
+            yield [entry for _, entry in page if query is None or entry.mentions(query)]
             if len(page) < _PAGE_SIZE:
                 return
-            remaining = None if remaining is None else remaining - len(found)
             last_row_id = page[-1][0]
 
     async def changed(self, entry: Entry, *, timeout: float | None = None) -> Entry:

@@ -29,7 +29,7 @@ from sora_chars.models import (
 )
 from sora_chars.redaction import hide_tokens, mask
 
-from .entry import current_form
+from .entry import current_form, unreadable
 
 if TYPE_CHECKING:
     from .entry import Entry
@@ -67,9 +67,16 @@ def _absolute(source: Source) -> str:
 
 
 def to_request(entry: Entry) -> Request:
-    """Return the request of an entry."""
-    kind, fields = current_form(entry.kind, entry.request)
-    return KINDS[kind](**fields, key=entry.key)
+    """Return the request of an entry.
+
+    Raises:
+        UnreadableEntryError: Its kind or a field is not one that this version has.
+    """
+    try:
+        kind, fields = current_form(entry.kind, entry.request)
+        return KINDS[kind](**fields, key=entry.key)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise unreadable(entry.key, error) from error
 
 
 def to_result(snapshot: TaskSnapshot) -> dict[str, Any]:
@@ -93,13 +100,20 @@ def _facts(value: TaskSnapshot | Character | TaskFailure) -> dict[str, Any]:
 
 
 def to_snapshot(entry: Entry) -> TaskSnapshot:
-    """Return the finished snapshot of an entry that succeeded or failed."""
-    facts = dict(entry.result)
-    if character := facts.get("character"):
-        facts["character"] = Character(**character)
-    if failure := facts.get("failure"):
-        facts["failure"] = TaskFailure(**({"code": None} | failure))
-    return TaskSnapshot(**facts)
+    """Return the finished snapshot of an entry that succeeded or failed.
+
+    Raises:
+        UnreadableEntryError: A field is not one that this version has.
+    """
+    try:
+        facts = dict(entry.result)
+        if character := facts.get("character"):
+            facts["character"] = Character(**character)
+        if failure := facts.get("failure"):
+            facts["failure"] = TaskFailure(**({"code": None} | failure))
+        return TaskSnapshot(**facts)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise unreadable(entry.key, error) from error
 
 
 def echoes_other_token(snapshot: TaskSnapshot, digest: str | None) -> bool:

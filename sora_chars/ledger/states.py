@@ -53,6 +53,9 @@ RESTARTS: dict[EntryState, frozenset[EntryState]] = {
 }
 """What `Ledger.restart` allows. The attempt that ends is kept."""
 
+ENDED = frozenset({EntryState.SUCCEEDED, EntryState.FAILED, EntryState.REJECTED})
+"""The states in which a request is not under way. Only a user has it sent again."""
+
 
 def check_transition(
     key: str, state: EntryState, to: EntryState, table: Mapping[EntryState, Collection[EntryState]] = TRANSITIONS

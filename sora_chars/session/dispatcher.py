@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from sora_chars.errors import (
     InvalidRequestError,
     LedgerError,
     MissingCharacterError,
+    UnreadableEntryError,
     WaitTimeoutError,
     printable,
 )
@@ -29,6 +30,7 @@ from sora_chars.ledger import EntryState
 from sora_chars.ledger.queries import finished_tasks
 from sora_chars.ledger.serialize import echoes_other_token, to_record, to_request
 from sora_chars.ledger.transitions import mark_orphaned
+from sora_chars.logs import event_logger
 from sora_chars.models import Character, TaskRequest, TaskSnapshot
 from sora_chars.polling.handle import HandleContext, TaskHandle
 from sora_chars.polling.watched_task import wait_until_done
@@ -40,7 +42,7 @@ from .tracker import TaskTracker
 from .writer import LedgerWriter, log_second_task
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from sora_chars.ledger import Entry, Ledger
     from sora_chars.models import Request
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
 
     from .pictures import Pictures
 
-log = logging.getLogger("sora_chars.session")
+log = event_logger("sora_chars.session")
 
 _MAX_OBSERVED = 2000  # finished tasks of the ledger from which a polling strategy learns
 _REGISTER_CONCURRENCY = 64  # keeps thousands of requests from continuing in one iteration of the event loop
@@ -146,6 +148,18 @@ class Dispatcher:
         handle: TaskHandle[Any] = await self.carry_through(submission, deadline=deadline)
         return handle
 
+    async def recover_all(self) -> AsyncGenerator[TaskHandle[Any], None]:
+        """Yield live handles of the tasks that are running. The ledger writes each page of entries together."""
+        states = {EntryState.SENDING, EntryState.RUNNING}
+        async with aclosing(self.ledger.pages(states=states)) as pages:
+            async for page in pages:
+                outcomes = await asyncio.gather(*map(self.recover, page), return_exceptions=True)
+                if failures := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
+                    raise failures[0]
+                for outcome in outcomes:
+                    if isinstance(outcome, TaskHandle):
+                        yield outcome
+
     async def recover(self, entry: Entry) -> TaskHandle[Any] | None:
         """Return a live handle if the entry's task is running at a provider of this session. Log what is not."""
         entry = await mark_orphaned(self.ledger, entry)
@@ -154,7 +168,11 @@ class Dispatcher:
             log.warning("recovery.unknown", extra=facts)
         elif entry.state is EntryState.RUNNING:
             if any(provider.name == entry.provider for provider in self.providers):
-                return await self.handle(entry)
+                try:
+                    return await self.handle(entry)
+                except UnreadableEntryError as error:
+                    log.error("recovery.unreadable", extra=facts | {"error": printable(error)})  # noqa: TRY400 # one line
+                    return None
             log.warning("recovery.no_provider", extra=facts)
         return None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from sora_chars.errors import LedgerError, SessionClosedError, WrongLoopError
-from sora_chars.ledger import EntryState, Ledger, open_ledger, queries
+from sora_chars.ledger import Ledger, open_ledger, queries
 from sora_chars.models import Character, CharacterRequest, TaskRequest, TaskSnapshot, as_request
 from sora_chars.polling.strategies import AdaptiveInterval
 from sora_chars.polling.watcher import TaskWatcher
@@ -297,14 +297,13 @@ class CharacterSession:
 
         A request that a dead process was sending becomes `unknown`, and is
         never sent again automatically. Entries of providers that this session
-        lacks are left alone.
+        lacks, and entries that cannot be read, are logged and left alone.
 
         Raises: LedgerError.
         """
         with self._in_use() as dispatcher:
-            async for entry in self.ledger.entries(states={EntryState.SENDING, EntryState.RUNNING}):
-                if handle := await dispatcher.recover(entry):
-                    yield handle
+            async for handle in dispatcher.recover_all():
+                yield handle
 
     async def retry(
         self, key: str, request: Request | None = None, /, **changes: Unpack[CharacterFields]

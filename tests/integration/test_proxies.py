@@ -195,7 +195,7 @@ async def test_proxy_of_the_environment_is_logged_once(
         await kie.credit()
         await kie.upload(make_clip())
     assert len(proxy.heads) == 2
-    (record,) = [record for record in caplog.records if record.msg == "proxy.of_environment"]
+    (record,) = [record for record in caplog.records if vars(record).get("event") == "proxy.of_environment"]
     facts: dict[str, Any] = vars(record)
     assert (facts["provider"], facts["variable"]) == ("kie", "HTTP_PROXY")
     assert facts["proxy"] == proxy.url.replace("://", "://***@")

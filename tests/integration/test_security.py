@@ -315,8 +315,8 @@ async def test_hostile_ids_in_ledger(ledger_url: str, tmp_path: Path) -> None:
             assert await ledger.by_task("kie", text) is None
         victim = tmp_path / "victim.lock"
         victim.touch()
-        for owner in (*HOSTILE, "\x00", "/../victim", "x/../../victim"):
-            assert await ledger.is_dead(owner)
+        owners = (*HOSTILE, "\x00", "/../victim", "x/../../victim")
+        assert all(await asyncio.gather(*map(ledger.is_dead, owners)))
         assert victim.exists()
     assert {path.name for path in tmp_path.iterdir()} <= {"victim.lock", "characters.db"}
 

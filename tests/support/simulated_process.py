@@ -102,11 +102,17 @@ class SimulatedStore:
         return await self.world.entries.find(by, *values)
 
     async def page(
-        self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
+        self,
+        states: Collection[EntryState],
+        *,
+        query: str | None = None,
+        after: int | None,
+        newest_first: bool,
+        size: int,
     ) -> Sequence[tuple[int, Entry]]:
         """See `LedgerStore`."""
         await self._read()
-        return await self.world.entries.page(states, after=after, newest_first=newest_first, size=size)
+        return await self.world.entries.page(states, query=query, after=after, newest_first=newest_first, size=size)
 
     async def is_dead(self, owner: str) -> bool:
         """See `LedgerStore`."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sora_chars.ledger.states import EntryState
+from sora_chars.ledger.states import ENDED, EntryState
+from sora_chars.logs import event_logger
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from sora_chars.ledger.entry import Attempt, Entry, Lookup
     from sora_chars.ledger.notifier import ChangeNotifier
 
-_FINISHED_STATES = frozenset({EntryState.SUCCEEDED, EntryState.FAILED, EntryState.REJECTED})
+log = event_logger("sora_chars.ledger")
+
 _MAX_FINISHED = 10_000  # entries
+_MAX_SHOWN = 50  # entries in a log record
 
 
 @attrs.define(eq=False, repr=False)
@@ -46,7 +49,15 @@ class MemoryStore:
         self.owner = uuid.uuid4().hex
 
     async def aclose(self) -> None:
-        """Keep the entries for the next opening."""
+        """Keep the entries for the next opening, and log what would be lost with the process."""
+        left = [
+            entry
+            for entry in self._entries.values()
+            if entry.may_have_been_paid and entry.state is not EntryState.SUCCEEDED
+        ]
+        if left:
+            shown = "; ".join(f"key {entry.key}: {entry.task_id or entry.state}" for entry in left[:_MAX_SHOWN])
+            log.warning("ledger.left_unfinished", extra={"entries": len(left), "tasks": shown})
 
     async def insert(self, entry: Entry) -> Entry:
         """See `LedgerStore`."""
@@ -69,7 +80,7 @@ class MemoryStore:
             self._keys["token", after.token_digest] = after.key
             self._keys["task", after.provider, after.task_id] = after.key
             self._finished.pop(row_id, None)
-            if after.state in _FINISHED_STATES:
+            if after.state in ENDED:
                 self._finished[row_id] = None
                 self._remove_oldest()
         return self._entries[row_id]
@@ -85,7 +96,13 @@ class MemoryStore:
         return tuple(self._attempts.get(key, ()))
 
     async def page(
-        self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
+        self,
+        states: Collection[EntryState],
+        *,
+        query: str | None = None,  # noqa: ARG002 # the caller filters
+        after: int | None,
+        newest_first: bool,
+        size: int,
     ) -> Sequence[tuple[int, Entry]]:
         """See `LedgerStore`. The entry of the row id `after` may have been removed."""
         row_ids = list(self._entries)

@@ -15,11 +15,21 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.errors import LockNotAvailable, QueryCanceled
+from psycopg.errors import (
+    FeatureNotSupported,
+    InsufficientPrivilege,
+    LockNotAvailable,
+    QueryCanceled,
+    UndefinedFile,
+    UndefinedObject,
+)
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from sora_chars.errors import ConfigurationError, LedgerError, printable
 from sora_chars.ledger.entry import from_attempt_row, from_row, to_attempt_row, to_row
+from sora_chars.ledger.search import like, searchable_text
+from sora_chars.ledger.states import ENDED
+from sora_chars.logs import event_logger
 from sora_chars.ratelimit.distributed import Lease
 
 from . import postgres_quota
@@ -34,6 +44,10 @@ if TYPE_CHECKING:
     from sora_chars.ledger.states import EntryState
     from sora_chars.ratelimit.distributed import CapacityRequest, QuotaStore
 
+log = event_logger("sora_chars.ledger")
+
+_MANY_ENTRIES = 20_000  # are worth a message before they are indexed
+_INDEXED_GROUP = 500  # entries that one statement indexes
 _MAX_CONNECTIONS = 10  # in the pool
 _CHECKS_PER_GRACE = 20  # of the lock of an owner that may be dead
 _MAX_ROW_ID = 2**63 - 1
@@ -141,13 +155,41 @@ class PostgresStore:
         return [from_attempt_row(row) for row in await self._execute(statements.ATTEMPTS, (key,))]
 
     async def page(
-        self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
+        self,
+        states: Collection[EntryState],
+        *,
+        query: str | None = None,
+        after: int | None,
+        newest_first: bool,
+        size: int,
     ) -> Sequence[tuple[int, Entry]]:
         """See `LedgerStore`."""
-        start = _MAX_ROW_ID if newest_first else 0
-        parameters = ([state.value for state in states], start if after is None else after, size)
-        rows = await self._execute(statements.PAGES[newest_first], parameters)
+        wanted = [state.value for state in states]
+        start = (_MAX_ROW_ID if newest_first else 0) if after is None else after
+        if query:
+            if after is None:
+                await self._index_new_entries()
+            values = (wanted, like(query), start, size)
+            rows = await self._execute(statements.SEARCHES[newest_first], values)
+        else:
+            rows = await self._execute(statements.PAGES[newest_first], (wanted, start, size, size))
         return [(row[0], from_row(row[1:])) for row in rows]
+
+    async def _index_new_entries(self) -> None:
+        """Store the text by which entries are found that have ended since the last search."""
+        ended = [state.value for state in ENDED]
+        [(count,)] = await self._execute(statements.COUNT_UNINDEXED, (ended,))
+        began = time.monotonic()
+        if count >= _MANY_ENTRIES:
+            log.warning("ledger.indexing", extra={"entries": count})
+        last = 0
+        while rows := await self._execute(statements.UNINDEXED, (ended, last, _INDEXED_GROUP)):
+            entries = [from_row(row[1:]) for row in rows]
+            values = ([row[0] for row in rows], [entry.version for entry in entries], [*map(searchable_text, entries)])
+            await self._execute(statements.SET_SEARCH_TEXTS, values)
+            last = rows[-1][0]
+        if count >= _MANY_ENTRIES:
+            log.warning("ledger.indexed", extra={"entries": count, "seconds": round(time.monotonic() - began, 1)})
 
     async def is_dead(self, owner: str) -> bool:
         """See `LedgerStore`. The process holds an advisory lock while it is connected.
@@ -157,6 +199,8 @@ class PostgresStore:
         connected again. An owner that closed its ledger has recorded that, and one that was
         found dead is recorded in the same way; both are dead at once.
         """
+        if not owner.isprintable():  # no owner has such a name, and PostgreSQL may reject it
+            return True
         deadline = time.monotonic() + self._owner_grace
         is_free, connections, has_left = await self._presence(owner)
         while is_free and not has_left:
@@ -252,10 +296,40 @@ async def _upgrade(connection: Connection) -> None:
                 f" {len(statements.UPGRADES)}.",
                 hint="Open it with a newer version of sora-chars.",
             )
+        began = time.monotonic()
+        entries = 0
+        if 0 < version < len(statements.UPGRADES):
+            entries = await _count_entries(connection)
+            log.warning("ledger.upgrading", extra={"from": version, "to": len(statements.UPGRADES), "entries": entries})
         for script in statements.UPGRADES[version:]:
             await connection.execute(script)
+        await _create_search_index(connection)
+        if entries:
+            log.warning("ledger.upgraded", extra={"seconds": round(time.monotonic() - began, 1)})
         await connection.execute(statements.FORGET_PROCESSES)
         await connection.execute("INSERT INTO sora_chars_ledger VALUES (%s)", (len(statements.UPGRADES),))
+
+
+async def _count_entries(connection: Connection) -> int:
+    row = await (await connection.execute("SELECT count(*) FROM sora_chars_entries")).fetchone()
+    assert row is not None  # noqa: S101 # the statement returns one row
+    count: int = row[0]
+    return count
+
+
+async def _create_search_index(connection: Connection) -> None:
+    """Create the index of texts, unless it exists or the database lacks the extension for it.
+
+    Then the database searches every text, and the next opening tries again.
+    """
+    row = await (await connection.execute("SELECT to_regclass(%s)", (statements.SEARCH_INDEX,))).fetchone()
+    if row != (None,):
+        return
+    try:
+        async with connection.transaction():
+            await connection.execute(statements.CREATE_SEARCH_INDEX)
+    except (FeatureNotSupported, InsufficientPrivilege, UndefinedFile, UndefinedObject) as error:
+        log.info("ledger.no_search_index", extra={"error": printable(error)})
 
 
 def _is_broken(error: psycopg.Error) -> bool:

@@ -96,8 +96,9 @@ INSERT = (
 
 
 def _update(columns: Sequence[str]) -> str:
+    assignments = ", ".join(f"{name} = %s" for name in columns)
     return (
-        f"WITH updated AS (UPDATE sora_chars_entries SET {', '.join(f'{name} = %s' for name in columns)}"  # noqa: S608 # our own names
+        f"WITH updated AS (UPDATE sora_chars_entries SET {assignments}, search_text = NULL"  # noqa: S608 # our own names
         " WHERE key = %s AND version = %s RETURNING key, version)"
     )
 
@@ -129,8 +130,38 @@ FIND_BY_ATTEMPT: dict[Lookup, str] = {
     "token": f"{_SELECT} key = (SELECT key FROM sora_chars_attempts WHERE token_digest = %s LIMIT 1)",  # noqa: S608 # our own names
 }
 ATTEMPTS = f"SELECT {', '.join(ATTEMPT_COLUMNS)} FROM sora_chars_attempts WHERE key = %s ORDER BY number"  # noqa: S608 # our own names
-_PAGE = f"SELECT row_id, {', '.join(COLUMNS)} FROM sora_chars_entries WHERE state = ANY(%s) AND row_id"  # noqa: S608 # our own names
-PAGES = {False: f"{_PAGE} > %s ORDER BY row_id LIMIT %s", True: f"{_PAGE} < %s ORDER BY row_id DESC LIMIT %s"}
+_ROW = f"row_id, {', '.join(COLUMNS)}"
+_ORDERS = {False: "row_id > %s ORDER BY row_id LIMIT %s", True: "row_id < %s ORDER BY row_id DESC LIMIT %s"}
+_STATE_ORDERS = {
+    False: "state <= wanted AND (state, row_id) > (wanted, %s) ORDER BY state, row_id LIMIT %s",
+    True: "state >= wanted AND (state, row_id) < (wanted, %s) ORDER BY state DESC, row_id DESC LIMIT %s",
+}
+"""The rows of one state. With `state = wanted` the planner might read all rows in the order of the primary key."""
+PAGES = {
+    newest_first: f"SELECT {_ROW} FROM unnest(%s::text[]) AS wanted, LATERAL"  # noqa: S608 # our own names
+    f" (SELECT * FROM sora_chars_entries WHERE {order}) AS entries{_ORDERS[newest_first].partition('%s')[2]}"
+    for newest_first, order in _STATE_ORDERS.items()
+}
+SEARCHES = {
+    newest_first: f"SELECT {_ROW} FROM sora_chars_entries"  # noqa: S608 # our own names
+    f" WHERE state = ANY(%s) AND (search_text LIKE %s OR search_text IS NULL) AND {order}"
+    for newest_first, order in _ORDERS.items()
+}
+UNINDEXED = (
+    f"SELECT {_ROW} FROM sora_chars_entries WHERE search_text IS NULL AND state = ANY(%s)"  # noqa: S608 # our own names
+    " AND row_id > %s ORDER BY row_id LIMIT %s"
+)
+COUNT_UNINDEXED = "SELECT count(*) FROM sora_chars_entries WHERE search_text IS NULL AND state = ANY(%s)"
+SET_SEARCH_TEXTS = (
+    "UPDATE sora_chars_entries AS stored SET search_text = new.text"
+    " FROM unnest(%s::bigint[], %s::integer[], %s::text[]) AS new (row_id, version, text)"
+    " WHERE stored.row_id = new.row_id AND stored.version = new.version RETURNING stored.row_id"
+)
+SEARCH_INDEX = "sora_chars_entries_search"
+CREATE_SEARCH_INDEX: LiteralString = """
+CREATE EXTENSION IF NOT EXISTS pg_trgm;
+CREATE INDEX sora_chars_entries_search ON sora_chars_entries USING gin (search_text gin_trgm_ops);
+"""
 ARRIVE = (
     "INSERT INTO sora_chars_processes AS stored VALUES (%s, 1, NULL)"
     " ON CONFLICT (owner) DO UPDATE SET connections = stored.connections + 1, left_at = NULL"

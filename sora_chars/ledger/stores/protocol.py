@@ -65,12 +65,19 @@ class LedgerStore(Protocol):
         ...
 
     async def page(
-        self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
+        self,
+        states: Collection[EntryState],
+        *,
+        query: str | None = None,
+        after: int | None,
+        newest_first: bool,
+        size: int,
     ) -> Sequence[tuple[int, Entry]]:
         """Return a page of up to `size` entries in `states`, with their row ids.
 
         The order is that of insertion, or its reverse. The page begins after the row id
-        `after`, or with the first entry of the order.
+        `after`, or with the first entry of the order. With a query it holds the entries
+        that mention it, and perhaps others. A shorter page is the last one.
         """
         ...
 

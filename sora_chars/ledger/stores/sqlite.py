@@ -8,8 +8,6 @@ another process's write lock.
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import os
 import sqlite3
 import threading
@@ -18,11 +16,15 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sora_chars.errors import LedgerError, printable
-from sora_chars.ledger.states import EntryState
+from sora_chars.ledger.search import TRIGRAM, fold
+from sora_chars.ledger.states import ENDED, EntryState
+from sora_chars.logs import event_logger
 
+from . import sqlite_search
 from . import sqlite_statements as statements
 from .process_lock import ProcessLock, is_dead
 from .sqlite_files import LedgerFiles
+from .sqlite_search import Search
 from .sqlite_thread import CommitThread
 
 if TYPE_CHECKING:
@@ -32,9 +34,10 @@ if TYPE_CHECKING:
     from sora_chars.ledger.entry import Attempt, Entry, Lookup
     from sora_chars.ledger.notifier import ChangeNotifier
 
-log = logging.getLogger("sora_chars.ledger")
+log = event_logger("sora_chars.ledger")
 
 _MAX_ROW_ID = 2**63 - 1
+_MANY_ENTRIES = 20_000  # are worth a message before they are indexed
 _LOCK_RETRY_INTERVAL = 0.01  # seconds
 _POLL_REST_FACTOR = 20  # pause after a poll, in multiples of its duration, to keep the reader free
 _creating = threading.Lock()  # held until a new file is closed: no other thread may connect to it before
@@ -109,7 +112,7 @@ class SqliteStore:
 
     async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
         """See `LedgerStore`."""
-        if archive:
+        if archive or before.state in ENDED:
             return await self._writer.call(statements.replace_and_archive, (before, after, archive))
         spacing = self._spacing if before.state is EntryState.RUNNING and after.state is not EntryState.RUNNING else 0.0
         return await self._writer.call(statements.replace(before, after), (before, after), spacing=spacing)
@@ -123,12 +126,33 @@ class SqliteStore:
         return await self._reader.call(statements.attempts, key)
 
     async def page(
-        self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
+        self,
+        states: Collection[EntryState],
+        *,
+        query: str | None = None,
+        after: int | None,
+        newest_first: bool,
+        size: int,
     ) -> Sequence[tuple[int, Entry]]:
         """See `LedgerStore`."""
-        start = _MAX_ROW_ID if newest_first else -1
-        parameters = (json.dumps([*states]), start if after is None else after, size)
-        return await self._reader.call(statements.page, (newest_first, parameters))
+        start = (_MAX_ROW_ID if newest_first else -1) if after is None else after
+        wanted = frozenset(state.value for state in states)
+        if query and len(fold(query)) >= TRIGRAM and sqlite_search.has_trigrams():
+            if after is None:
+                await self._index_new_entries()
+            return await self._reader.call(sqlite_search.search, Search(query, wanted, newest_first, start, size))
+        return await self._reader.call(statements.page, (wanted, newest_first, start, size))
+
+    async def _index_new_entries(self) -> None:
+        """Index the entries that have ended since the last search, in short transactions."""
+        count: int = await self._reader.call(sqlite_search.waiting, None)
+        began = time.monotonic()
+        if count >= _MANY_ENTRIES:
+            log.warning("ledger.indexing", extra={"entries": count})
+        while await self._writer.call(sqlite_search.index_group, None):
+            pass
+        if count >= _MANY_ENTRIES:
+            log.warning("ledger.indexed", extra={"entries": count, "seconds": round(time.monotonic() - began, 1)})
 
     async def is_dead(self, owner: str) -> bool:
         """Try to lock the process's lock file."""

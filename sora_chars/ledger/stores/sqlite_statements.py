@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from functools import cache
 from itertools import chain, compress
 from typing import TYPE_CHECKING, TypeVar
@@ -24,6 +25,10 @@ from sora_chars.ledger.entry import (
     to_attempt_row,
     to_row,
 )
+from sora_chars.ledger.states import EntryState
+from sora_chars.logs import event_logger
+
+from .sqlite_search import NOTE_CHANGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -34,6 +39,8 @@ if TYPE_CHECKING:
 
 A = TypeVar("A")
 T = TypeVar("T")
+
+log = event_logger("sora_chars.ledger")
 
 UPGRADES = (
     """
@@ -108,11 +115,6 @@ _ARCHIVE = (
     " WHERE NOT EXISTS (SELECT 1 FROM attempts WHERE key = :key AND token_digest = :token_digest)"
 ).replace(":number", "(SELECT coalesce(max(number), 0) + 1 FROM attempts WHERE key = :key)")
 _ATTEMPTS = f"SELECT {', '.join(ATTEMPT_COLUMNS)} FROM attempts WHERE key = ? ORDER BY number"  # noqa: S608 # our own names
-_PAGE = (
-    f"SELECT row_id, {', '.join(COLUMNS)} FROM entries"  # noqa: S608 # our own names
-    " WHERE state IN (SELECT value FROM json_each(?)) AND row_id"
-)
-_PAGES = {False: f"{_PAGE} > ? ORDER BY row_id LIMIT ?", True: f"{_PAGE} < ? ORDER BY row_id DESC LIMIT ?"}
 VERSIONS = "SELECT json_group_object(key, version) FROM entries WHERE key IN (SELECT value FROM json_each(?))"
 ROWS_PER_STATEMENT = 16 if sqlite3.sqlite_version_info >= (3, 33) else 1  # 3.33 introduced UPDATE FROM
 """Rows per statement: each statement releases and re-acquires the GIL twice."""
@@ -136,11 +138,18 @@ def upgrade(cursor: sqlite3.Cursor, _nothing: None) -> None:
             f"The ledger has schema version {version}, but this package supports versions up to {len(UPGRADES)}.",
             hint="Open it with a newer version of sora-chars.",
         )
+    began = time.monotonic()
+    entries = 0
+    if 0 < version < len(UPGRADES):
+        entries = cursor.execute("SELECT count(*) FROM entries").fetchone()[0]
+        log.warning("ledger.upgrading", extra={"from": version, "to": len(UPGRADES), "entries": entries})
     for script in UPGRADES[version:]:
         for statement in script.split(";"):  # executescript would commit
             cursor.execute(statement)
     cursor.execute(f"PRAGMA user_version = {len(UPGRADES)}")
     cursor.execute("COMMIT")
+    if entries:
+        log.warning("ledger.upgraded", extra={"seconds": round(time.monotonic() - began, 1)})
 
 
 def insert(cursor: sqlite3.Cursor, entries: Sequence[Entry]) -> Sequence[Entry]:
@@ -189,14 +198,16 @@ def _replace_function(*changed: bool) -> Work:
 
 
 @_one_by_one
-def replace_and_archive(cursor: sqlite3.Cursor, change: tuple[Entry, Entry, Attempt]) -> Entry | None:
-    """Replace an entry, and store an earlier attempt of it in the same transaction."""
+def replace_and_archive(cursor: sqlite3.Cursor, change: tuple[Entry, Entry, Attempt | None]) -> Entry | None:
+    """Replace an entry, and store an earlier attempt of it, if there is one, in the same transaction."""
     before, after, attempt = change
     cursor.execute("SAVEPOINT archive")  # this job may run without a transaction around it
     stored: Entry | None
     [stored] = replace(before, after)(cursor, [(before, after)])
     if stored is after:
-        cursor.execute(_ARCHIVE, dict(zip(ATTEMPT_COLUMNS, to_attempt_row(attempt), strict=True)))
+        cursor.execute(NOTE_CHANGE, (after.key,))
+        if attempt:
+            cursor.execute(_ARCHIVE, dict(zip(ATTEMPT_COLUMNS, to_attempt_row(attempt), strict=True)))
     cursor.execute("RELEASE archive")
     return stored
 
@@ -255,14 +266,39 @@ def find(cursor: sqlite3.Cursor, lookup: tuple[Lookup, Sequence[str]]) -> Entry 
 
 
 @_one_by_one
-def page(cursor: sqlite3.Cursor, arguments: tuple[bool, Sequence[object]]) -> list[tuple[int, Entry]]:
+def page(cursor: sqlite3.Cursor, arguments: tuple[Collection[str], bool, int, int]) -> list[tuple[int, Entry]]:
     """Read a page of row ids and entries.
 
-    The arguments are whether the newest entry comes first, and the parameters of the
-    statement: the states as a JSON list, the row id to begin after, and the size.
+    The arguments are the states, whether the newest entry comes first, the row id to begin
+    after, and the size.
     """
-    newest_first, values = arguments
-    return [(row[0], from_row(row[1:])) for row in cursor.execute(_PAGES[newest_first], values)]
+    states, newest_first, after, size = arguments
+    if len(states) == len(EntryState):
+        rows = cursor.execute(_page_statement(0, newest_first=newest_first), (after, size))
+    elif states:
+        values = [*chain.from_iterable((state, after, size) for state in states), size]
+        rows = cursor.execute(_page_statement(len(states), newest_first=newest_first), values)
+    else:
+        return []
+    return [(row[0], from_row(row[1:])) for row in rows]
+
+
+@cache
+def _page_statement(states: int, *, newest_first: bool) -> str:
+    """Build the statement of a page. Its parameters are the state, the row id and the size for each state; the size.
+
+    Each state is read in the order of its index. 0 stands for all states, without a
+    parameter for the state and the second size.
+    """
+    limits = f"row_id {'<' if newest_first else '>'} ? ORDER BY row_id {'DESC' if newest_first else 'ASC'} LIMIT ?"
+    if states == 0:
+        return f"SELECT row_id, {', '.join(COLUMNS)} FROM entries WHERE {limits}"  # noqa: S608 # our own names
+    one = f"SELECT row_id FROM (SELECT row_id FROM entries WHERE state = ? AND {limits})"  # noqa: S608 # our own names
+    order = limits.partition("?")[2]
+    return (
+        f"SELECT row_id, {', '.join(COLUMNS)} FROM entries"  # noqa: S608 # our own names
+        f" WHERE row_id IN ({' UNION ALL '.join([one] * states)}){order}"
+    )
 
 
 @_one_by_one
