@@ -212,8 +212,8 @@ class Entry:
         )
 
     def texts(self) -> list[str]:
-        """Return the text that a search finds: the key, the task id, and the values of request and result."""
-        return [self.key, self.task_id or "", *_texts(self.request), *_texts(self.result)]
+        """Return the text that a search finds: the key, the task id, and the values of request and result, masked."""
+        return [self.key, self.task_id or "", *map(mask, _texts(self.request)), *map(mask, _texts(self.result))]
 
     def mentions(self, query: str) -> bool:
         """Search the text of this entry, ignoring case."""

@@ -12,6 +12,7 @@ import attrs
 
 from sora_chars.errors import LedgerError, StaleEntryError, WrongLoopError
 from sora_chars.logs import event_logger
+from sora_chars.redaction import mask
 
 from .entry import Attempt, Entry, Lookup, check_storable, to_json
 from .notifier import ChangeNotifier
@@ -305,6 +306,7 @@ class Ledger:
         query: str | None = None,
     ) -> AsyncGenerator[list[Entry], None]:
         """Iterate over lists of up to 200 entries; see `entries`."""
+        query = query and mask(query)  # as the text that is searched
         last_row_id: int | None = None
         while True:
             self._check_open()
