@@ -28,6 +28,7 @@ PARTS = {
     "C": {"callbacks": "callbacks"},
     "D": {"cards": "cards", "limits": "limits"},
     "E": {"presence": "presence"},
+    "F": {"growth": "growth"},
     "L": {"records": "ledger"},
 }
 """The modules of each part, by the name of their results; each has a function `figures(quick=)`."""

@@ -8,7 +8,6 @@ waiters share.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from collections import deque
 from collections.abc import AsyncIterable, Mapping, Sized
@@ -28,6 +27,7 @@ from sora_chars.errors import (
 )
 from sora_chars.ids import new_key
 from sora_chars.ledger import EntryState
+from sora_chars.logs import event_logger
 from sora_chars.models import Character, as_request
 from sora_chars.ratelimit.window import flow
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from .options import BatchOptions, Rows
     from .progress import Progress
 
-log = logging.getLogger("sora_chars.batch")
+log = event_logger("sora_chars.batch")
 
 _EXHAUSTED = object()
 # Every later request would fail too.

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 from platformdirs import user_data_path
 
-from sora_chars.errors import ConfigurationError
+from sora_chars.errors import ConfigurationError, printable
 from sora_chars.ledger import open_ledger
 from sora_chars.polling.strategies import AdaptiveInterval, FixedInterval
 from sora_chars.providers.kie import Kie
@@ -46,7 +46,7 @@ def seconds(text: str) -> float:
     except ValueError:
         number = math.nan
     if not 0 < number < math.inf:
-        raise click.BadParameter(f"{text!r} is not a number of seconds above 0.")
+        raise click.BadParameter(f"{printable(text, limit=60)!r} is not a number of seconds above 0.")
     return number
 
 
@@ -55,7 +55,7 @@ def host_and_port(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
-        raise click.BadParameter(f"{text!r} is not HOST:PORT, such as 127.0.0.1:8090.")
+        raise click.BadParameter(f"{printable(text, limit=60)!r} is not HOST:PORT, such as 127.0.0.1:8090.")
     return host, int(port)
 
 
@@ -64,7 +64,7 @@ def json_input(text: str) -> Any:
     try:
         return parse_json(Path(text[1:]).read_bytes() if text.startswith("@") else text)
     except OSError as error:
-        raise click.BadParameter(f"{text[1:]} cannot be read: {error.strerror}.") from error
+        raise click.BadParameter(f"{printable(text[1:])} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise click.BadParameter(f"The input is not valid JSON: {error}.") from error
 

@@ -209,11 +209,11 @@ class RecordHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record."""
         facts = {name: value for name, value in vars(record).items() if name not in _STANDARD}
-        if record.msg == "exchange":
+        if getattr(record, "event", "") == "exchange":
             print_line(self._console, one_line("> {method} {url} {sent}".format(**facts)))
             print_line(self._console, one_line("< {status} in {milliseconds} ms {answer}".format(**facts)))
         else:
-            print_line(self._console, one_line(" ".join([record.msg, *(f"{name}={facts[name]}" for name in facts)])))
+            print_line(self._console, one_line(record.getMessage()))
 
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}

@@ -76,7 +76,7 @@ class OrphanHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the attributes of the last record about a submission."""
-        if record.msg.startswith(_SUBMISSION_EVENTS):
+        if getattr(record, "event", "").startswith(_SUBMISSION_EVENTS):
             self.facts = vars(record)
 
 
@@ -111,7 +111,7 @@ def _logging(context: CommandContext) -> Generator[OrphanHandler]:
     session = logging.getLogger("sora_chars.session")
     handler = RecordHandler(context.output.err)
     orphan = OrphanHandler()
-    handler.addFilter(lambda record: context.verbose or not record.msg.startswith(_REPORTED_EVENTS))
+    handler.addFilter(lambda record: context.verbose or not getattr(record, "event", "").startswith(_REPORTED_EVENTS))
     level = package.level
     package.setLevel(logging.DEBUG if context.verbose else logging.WARNING)
     package.addHandler(handler)

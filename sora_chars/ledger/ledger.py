@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
 from contextlib import aclosing
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sora_chars.errors import LedgerError, StaleEntryError, WrongLoopError
+from sora_chars.logs import event_logger
 
 from .entry import Attempt, Entry, Lookup, check_storable, to_json
 from .notifier import ChangeNotifier
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from .stores.protocol import LedgerStore
 
-log = logging.getLogger("sora_chars.ledger")
+log = event_logger("sora_chars.ledger")
 
 _PAGE_SIZE = 200  # entries
 _MAX_KNOWN = 5000  # unfinished entries that are remembered; each takes half a kilobyte
@@ -237,6 +237,13 @@ class Ledger:
     async def by_task(self, provider: str, task_id: str) -> Entry | None:
         """Return an entry of a task, which may be that of an earlier attempt, or None."""
         return await self._find("task", provider, task_id)
+
+    async def all_by_task(self, provider: str, task_id: str) -> list[Entry]:
+        """Return every entry whose present task is this one. A provider may return one task for two creates."""
+        self._check_open()
+        if not (provider.isprintable() and task_id.isprintable()):
+            return []
+        return [*await self._store.all_by_task(provider, task_id)]
 
     async def by_token(self, token_digest: str) -> Entry | None:
         """Return the entry of which a request, perhaps an earlier one, has a token with this digest, or None."""

@@ -30,6 +30,7 @@ from sora_chars.ledger import EntryState
 from sora_chars.ledger.queries import finished_tasks
 from sora_chars.ledger.serialize import echoes_other_token, to_record, to_request
 from sora_chars.ledger.transitions import mark_orphaned
+from sora_chars.logs import event_logger
 from sora_chars.models import Character, TaskRequest, TaskSnapshot
 from sora_chars.polling.handle import HandleContext, TaskHandle
 from sora_chars.polling.watched_task import wait_until_done
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
     from .pictures import Pictures
 
-log = logging.getLogger("sora_chars.session")
+log = event_logger("sora_chars.session")
 
 _MAX_OBSERVED = 2000  # finished tasks of the ledger from which a polling strategy learns
 _REGISTER_CONCURRENCY = 64  # keeps thousands of requests from continuing in one iteration of the event loop
@@ -207,6 +208,7 @@ class Dispatcher:
         """Return a live handle of an entry that is running or has ended; `snapshot` is from its submission."""
         request = request or to_request(entry)
         provider = self.provider(entry.provider)
+        self.writer.remember(entry)
         task = await self._tracker.join(provider, entry, snapshot)
         return TaskHandle(
             task_id=task.task_id,

@@ -91,6 +91,11 @@ class SimulatedStore:
         """See `LedgerStore`."""
         return await self._write(partial(self._replace, before, after, archive))
 
+    async def all_by_task(self, provider: str, task_id: str) -> Sequence[Entry]:
+        """See `LedgerStore`."""
+        await self._read()
+        return await self.world.entries.all_by_task(provider, task_id)
+
     async def attempts(self, key: str) -> Sequence[Attempt]:
         """See `LedgerStore`."""
         await self._read()

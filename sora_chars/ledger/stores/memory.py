@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sora_chars.ledger.states import ENDED
+from sora_chars.ledger.states import ENDED, EntryState
+from sora_chars.logs import event_logger
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from sora_chars.ledger.entry import Attempt, Entry, Lookup
     from sora_chars.ledger.notifier import ChangeNotifier
-    from sora_chars.ledger.states import EntryState
+
+log = event_logger("sora_chars.ledger")
 
 _MAX_FINISHED = 10_000  # entries
+_MAX_SHOWN = 50  # entries in a log record
 
 
 @attrs.define(eq=False, repr=False)
@@ -38,6 +41,7 @@ class MemoryStore:
     _entries: dict[int, Entry] = attrs.field(init=False, factory=dict)  # by row id, in ascending order
     _keys: dict[tuple[str | None, ...], str] = attrs.field(init=False, factory=dict)  # by task and by token
     _attempts: dict[str, list[Attempt]] = attrs.field(init=False, factory=dict)  # by key
+    _shared_tasks: dict[tuple[str | None, ...], dict[str, None]] = attrs.field(init=False, factory=dict)  # keys
     # An OrderedDict, since a dict finds its first item only after a scan over all removed ones.
     _finished: OrderedDict[int, None] = attrs.field(init=False, factory=OrderedDict)  # row ids, oldest first
 
@@ -46,7 +50,15 @@ class MemoryStore:
         self.owner = uuid.uuid4().hex
 
     async def aclose(self) -> None:
-        """Keep the entries for the next opening."""
+        """Keep the entries for the next opening, and log what would be lost with the process."""
+        left = [
+            entry
+            for entry in self._entries.values()
+            if entry.may_have_been_paid and entry.state is not EntryState.SUCCEEDED
+        ]
+        if left:
+            shown = "; ".join(f"key {entry.key}: {entry.task_id or entry.state}" for entry in left[:_MAX_SHOWN])
+            log.warning("ledger.left_unfinished", extra={"entries": len(left), "tasks": shown})
 
     async def insert(self, entry: Entry) -> Entry:
         """See `LedgerStore`."""
@@ -67,7 +79,7 @@ class MemoryStore:
             if archive:
                 self._archive(archive)
             self._keys["token", after.token_digest] = after.key
-            self._keys["task", after.provider, after.task_id] = after.key
+            self._set_task(after)
             self._finished.pop(row_id, None)
             if after.state in ENDED:
                 self._finished[row_id] = None
@@ -79,6 +91,13 @@ class MemoryStore:
         key = values[0] if by == "key" else self._keys.get((by, *values))
         row_id = None if key is None else self._row_ids.get(key)
         return None if row_id is None else self._entries[row_id]
+
+    async def all_by_task(self, provider: str, task_id: str) -> Sequence[Entry]:
+        """See `LedgerStore`."""
+        key = self._keys.get(("task", provider, task_id))
+        keys = self._shared_tasks.get((provider, task_id), () if key is None else (key,))
+        entries = [self._entries[self._row_ids[key]] for key in keys if key in self._row_ids]
+        return [entry for entry in entries if (entry.provider, entry.task_id) == (provider, task_id)]
 
     async def attempts(self, key: str) -> Sequence[Attempt]:
         """See `LedgerStore`."""
@@ -110,6 +129,14 @@ class MemoryStore:
     async def is_dead(self, owner: str) -> bool:  # noqa: ARG002 # `Ledger` answers for the present owner
         """Return True: every other owner is a former name of this process."""
         return True
+
+    def _set_task(self, entry: Entry) -> None:
+        """Find the entry by its task from now on. Few tasks have several entries."""
+        name = ("task", entry.provider, entry.task_id)
+        other = self._keys.get(name, entry.key)
+        if entry.task_id and other != entry.key:
+            self._shared_tasks.setdefault(name[1:], {other: None})[entry.key] = None
+        self._keys[name] = entry.key
 
     def _archive(self, attempt: Attempt) -> None:
         stored = self._attempts.setdefault(attempt.key, [])

@@ -8,7 +8,6 @@ so connect directly to the server.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ from sora_chars.errors import ConfigurationError, LedgerError, printable
 from sora_chars.ledger.entry import from_attempt_row, from_row, to_attempt_row, to_row
 from sora_chars.ledger.search import like, searchable_text
 from sora_chars.ledger.states import ENDED
+from sora_chars.logs import event_logger
 from sora_chars.ratelimit.distributed import Lease
 
 from . import postgres_quota
@@ -44,11 +44,12 @@ if TYPE_CHECKING:
     from sora_chars.ledger.states import EntryState
     from sora_chars.ratelimit.distributed import CapacityRequest, QuotaStore
 
-log = logging.getLogger("sora_chars.ledger")
+log = event_logger("sora_chars.ledger")
 
 _MANY_ENTRIES = 20_000  # are worth a message before they are indexed
 _INDEXED_GROUP = 500  # entries that one statement indexes
 _MAX_CONNECTIONS = 10  # in the pool
+_UNPREPARED = frozenset(statements.SEARCHES.values())  # a plan for any query may not use the index
 _CHECKS_PER_GRACE = 20  # of the lock of an owner that may be dead
 _MAX_ROW_ID = 2**63 - 1
 
@@ -150,6 +151,10 @@ class PostgresStore:
             rows = await self._execute(statements.FIND_BY_ATTEMPT[by], values)
         return from_row(rows[0]) if rows else None
 
+    async def all_by_task(self, provider: str, task_id: str) -> Sequence[Entry]:
+        """See `LedgerStore`."""
+        return [from_row(row) for row in await self._execute(statements.ALL_BY_TASK, (provider, task_id))]
+
     async def attempts(self, key: str) -> Sequence[Attempt]:
         """See `LedgerStore`."""
         return [from_attempt_row(row) for row in await self._execute(statements.ATTEMPTS, (key,))]
@@ -189,6 +194,7 @@ class PostgresStore:
             await self._execute(statements.SET_SEARCH_TEXTS, values)
             last = rows[-1][0]
         if count >= _MANY_ENTRIES:
+            await self._execute(statements.ANALYZE, ())
             log.warning("ledger.indexed", extra={"entries": count, "seconds": round(time.monotonic() - began, 1)})
 
     async def is_dead(self, owner: str) -> bool:
@@ -268,8 +274,9 @@ class PostgresStore:
         timeout = max(since, self._returned_at) + self._connect_timeout - time.monotonic()
         async with self._pool.connection(timeout) as connection:
             try:
-                cursor = await connection.execute(statement.encode(), values)
-                return await cursor.fetchall()
+                prepare = False if statement in _UNPREPARED else None
+                cursor = await connection.execute(statement.encode(), values, prepare=prepare)
+                return await cursor.fetchall() if cursor.description else []
             finally:
                 self._returned_at = time.monotonic()
 

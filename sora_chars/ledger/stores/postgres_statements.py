@@ -125,6 +125,7 @@ FIND: dict[Lookup, str] = {
     "task": f"{_SELECT} provider = %s AND task_id = %s LIMIT 1",
     "token": f"{_SELECT} token_digest = %s LIMIT 1",
 }
+ALL_BY_TASK = f"{_SELECT} provider = %s AND task_id = %s ORDER BY row_id"  # our own names
 FIND_BY_ATTEMPT: dict[Lookup, str] = {
     "task": f"{_SELECT} key = (SELECT key FROM sora_chars_attempts WHERE provider = %s AND task_id = %s LIMIT 1)",  # noqa: S608 # our own names
     "token": f"{_SELECT} key = (SELECT key FROM sora_chars_attempts WHERE token_digest = %s LIMIT 1)",  # noqa: S608 # our own names
@@ -157,6 +158,8 @@ SET_SEARCH_TEXTS = (
     " FROM unnest(%s::bigint[], %s::integer[], %s::text[]) AS new (row_id, version, text)"
     " WHERE stored.row_id = new.row_id AND stored.version = new.version RETURNING stored.row_id"
 )
+ANALYZE = "ANALYZE sora_chars_entries"
+"""Until then the planner expects no text. Autovacuum does the same some time later."""
 SEARCH_INDEX = "sora_chars_entries_search"
 CREATE_SEARCH_INDEX: LiteralString = """
 CREATE EXTENSION IF NOT EXISTS pg_trgm;

@@ -60,6 +60,10 @@ class LedgerStore(Protocol):
         """
         ...
 
+    async def all_by_task(self, provider: str, task_id: str) -> Sequence[Entry]:
+        """Return every entry with this task, not counting earlier attempts."""
+        ...
+
     async def attempts(self, key: str) -> Sequence[Attempt]:
         """Return the earlier attempts of an entry, in their order."""
         ...

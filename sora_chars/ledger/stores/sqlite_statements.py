@@ -7,7 +7,6 @@ returns one result per item.
 from __future__ import annotations
 
 import json
-import logging
 import sqlite3
 import time
 from functools import cache
@@ -27,6 +26,7 @@ from sora_chars.ledger.entry import (
     to_row,
 )
 from sora_chars.ledger.states import EntryState
+from sora_chars.logs import event_logger
 
 from .sqlite_search import NOTE_CHANGE
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 A = TypeVar("A")
 T = TypeVar("T")
 
-log = logging.getLogger("sora_chars.ledger")
+log = event_logger("sora_chars.ledger")
 
 UPGRADES = (
     """
@@ -105,6 +105,7 @@ _FIND: dict[Lookup, str] = {
     "task": f"{_SELECT} provider = ? AND task_id = ? LIMIT 1",
     "token": f"{_SELECT} token_digest = ? LIMIT 1",
 }
+ALL_BY_TASK = f"{_SELECT} provider = ? AND task_id = ? ORDER BY row_id"  # our own names
 _FIND_BY_ATTEMPT: dict[Lookup, str] = {
     "task": f"{_SELECT} key = (SELECT key FROM attempts WHERE provider = ? AND task_id = ? LIMIT 1)",  # noqa: S608 # our own names
     "token": f"{_SELECT} key = (SELECT key FROM attempts WHERE token_digest = ? LIMIT 1)",  # noqa: S608 # our own names
@@ -210,6 +211,12 @@ def replace_and_archive(cursor: sqlite3.Cursor, change: tuple[Entry, Entry, Atte
             cursor.execute(_ARCHIVE, dict(zip(ATTEMPT_COLUMNS, to_attempt_row(attempt), strict=True)))
     cursor.execute("RELEASE archive")
     return stored
+
+
+@_one_by_one
+def all_by_task(cursor: sqlite3.Cursor, names: tuple[str, str]) -> list[Entry]:
+    """Read every entry of a provider with one task."""
+    return [from_row(row) for row in cursor.execute(ALL_BY_TASK, names)]
 
 
 @_one_by_one

@@ -27,6 +27,7 @@ from sora_chars.models import TaskRequest
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.session import CharacterSession
 from tests.support.fake_providers import BatchProvider, make_request
+from tests.support.log_events import event_of
 
 if TYPE_CHECKING:
     from sora_chars.models import Request
@@ -92,7 +93,7 @@ async def test_failures_do_not_stop_batch(caplog: pytest.LogCaptureFixture) -> N
     with pytest.raises(TaskFailedError, match="too dark"):
         outcomes[0].unwrap()
     (logged,) = (record for record in caplog.records if record.name == "sora_chars.batch")
-    assert (logged.message, vars(logged)["key"], logged.exc_info) == ("batch.broken", "f", logged.exc_info)
+    assert (event_of(logged), vars(logged)["key"], logged.exc_info) == ("batch.broken", "f", logged.exc_info)
     assert logged.exc_info
     assert logged.exc_info[0] is ZeroDivisionError
 

@@ -57,7 +57,7 @@ def test_exit_status(error: SoraCharsError, status: int) -> None:
 def test_only_submissions_are_orphans() -> None:
     """Other records of a session do not describe an interrupted request."""
     orphan = runner.OrphanHandler()
-    orphan.emit(logging.makeLogRecord({"msg": "submission.failed", "error": "no"}))
-    orphan.emit(logging.makeLogRecord({"msg": "ledger.write_failed", "error": "disk full"}))
+    orphan.emit(logging.makeLogRecord({"event": "submission.failed", "error": "no"}))
+    orphan.emit(logging.makeLogRecord({"event": "ledger.write_failed", "error": "disk full"}))
 
     assert orphan.facts["error"] == "no"
