@@ -17,7 +17,6 @@ import random
 import signal
 import sys
 import tempfile
-import time
 from collections import Counter
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
 INTERVAL = (0.3, 1.1)  # seconds between two faults
 STOPPED = (0.05, 6.0)  # seconds between SIGSTOP and SIGCONT; longer than the grace period of some owners
-START = 3.0  # seconds until the first fault
+KEYS_PER_FAULT = 2  # by which the window of keys moves
 ROUNDS = 12  # of the last session, until nothing is left to decide
 ENDED = (EntryState.SUCCEEDED, EntryState.FAILED)
 
@@ -69,11 +68,6 @@ class Plan:
         random.Random(self.seed).shuffle(faults)
         return faults
 
-    @property
-    def seconds(self) -> float:
-        """How long the faults take."""
-        return START + len(self.faults()) * sum(INTERVAL) / 2
-
 
 @attrs.define(eq=False)
 class Driver:
@@ -94,23 +88,26 @@ class Driver:
                 group.create_task(self._keep_running())
             await self._inject()
             await asyncio.gather(*self._resuming)
+            (self.swarm.folder / "ended").touch()
 
     async def _keep_running(self) -> None:
-        while time.time() < self.swarm.ends_at - 1:
+        while not self.swarm.ended:
             with (self.swarm.folder / "workers.log").open("ab") as log:
-                worker = await asyncio.create_subprocess_exec("nice", *self.swarm.command(), stderr=log)
+                worker = await asyncio.create_subprocess_exec(*self.swarm.command(), stderr=log)
             self._workers[worker.pid] = worker
             try:
                 self.done[f"exit {await worker.wait()}"] += 1
             finally:
                 del self._workers[worker.pid]
+                if worker.returncode is None:
+                    worker.kill()
 
     async def _inject(self) -> None:
-        await asyncio.sleep(START)
-        for fault in self.plan.faults():
+        for number, fault in enumerate(self.plan.faults()):
+            self.swarm.move(number * KEYS_PER_FAULT)
             await asyncio.sleep(self.rng.uniform(*INTERVAL))
+            pid = await self._victim()
             self.done[fault] += 1
-            pid = self.rng.choice([*self._workers])
             self.swarm.record(fault=fault, worker=pid)
             match fault:
                 case "kill":
@@ -120,6 +117,12 @@ class Driver:
                     self._resuming.add(asyncio.create_task(self._resume(pid)))
                 case _:
                     self.backends += await self._terminate()
+
+    async def _victim(self) -> int:
+        """Wait until a worker makes calls, and return the process id of one that does."""
+        while not (ready := [pid for pid in self._workers if self.swarm.ready(pid).exists()]):
+            await asyncio.sleep(0.1)
+        return self.rng.choice(ready)
 
     async def _resume(self, pid: int) -> None:
         await asyncio.sleep(self.rng.uniform(*STOPPED) ** 2 / STOPPED[1])  # mostly short
@@ -199,15 +202,8 @@ async def run(plan: Plan, ledger: str, folder: Path) -> tuple[Driver, CountingSe
     """Run a swarm on a ledger."""
     rng = random.Random(plan.seed)
     async with CountingServer(folder, rng).running() as server:
-        now = time.time()
-        swarm = Swarm(
-            url=server.url,
-            ledger=ledger,
-            folder=folder,
-            began_at=now,
-            ends_at=now + plan.seconds + 3,
-            grace=plan.grace,
-        )
+        swarm = Swarm(url=server.url, ledger=ledger, folder=folder, grace=plan.grace)
+        swarm.move(0)
         driver = Driver(swarm, plan, random.Random(plan.seed + 1))
         await driver.run()
         server.calm = True

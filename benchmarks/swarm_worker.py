@@ -33,7 +33,6 @@ API_KEY = "benchmark-key-of-no-account"
 TIMEOUT = 1.2  # seconds of a create; some answers of the server come later
 HUNG = 90.0  # seconds after which a call counts as hung
 WINDOW = 30  # keys that are in use at the same time
-KEYS_PER_SECOND = 4.0
 CONCURRENCY = 4  # calls at once in a process
 UNSETTLED = (EntryState.UNKNOWN, EntryState.REJECTED, EntryState.FAILED)
 
@@ -45,17 +44,14 @@ class Swarm:
     Attributes:
         url: The counting server.
         ledger: The path of an SQLite file, or the URL of a PostgreSQL database.
-        folder: Holds the markers of keys that are being sent, the locks of keys, and the log.
-        began_at: When the swarm began, in epoch seconds.
-        ends_at: When the workers end by themselves, in epoch seconds.
+        folder: Holds the markers of keys that are being sent, the locks of keys, the log, and the files `first-key`,
+            which moves the window of keys, `ended`, and `ready.PID` of each worker.
         grace: Seconds for which the lock of a process must be free on PostgreSQL before it counts as dead.
     """
 
     url: str
     ledger: str
     folder: Path
-    began_at: float
-    ends_at: float
     grace: float
 
     def command(self) -> list[str]:
@@ -65,9 +61,8 @@ class Swarm:
     @classmethod
     def parse(cls, words: list[str]) -> Swarm:
         """Return the options of a command line."""
-        url, ledger, folder, *numbers = words
-        began_at, ends_at, grace = map(float, numbers)
-        return cls(url=url, ledger=ledger, folder=Path(folder), began_at=began_at, ends_at=ends_at, grace=grace)
+        url, ledger, folder, grace = words
+        return cls(url=url, ledger=ledger, folder=Path(folder), grace=float(grace))
 
     def open(self, *, timeout: float = TIMEOUT) -> CharacterSession:
         """Return a session on the shared ledger."""
@@ -79,8 +74,22 @@ class Swarm:
 
     def keys(self) -> list[str]:
         """Return the keys that are in use now."""
-        first = int((min(time.time(), self.ends_at) - self.began_at) * KEYS_PER_SECOND)
+        first = int((self.folder / "first-key").read_text())
         return [f"key-{number:05}" for number in range(first, first + WINDOW)]
+
+    def move(self, first: int) -> None:
+        """Move the window of keys."""
+        (self.folder / "new").write_text(f"{first}")
+        (self.folder / "new").replace(self.folder / "first-key")
+
+    @property
+    def ended(self) -> bool:
+        """Whether the workers end."""
+        return (self.folder / "ended").exists()
+
+    def ready(self, pid: int) -> Path:
+        """Return the file that shows that a worker makes calls."""
+        return self.folder / f"ready.{pid}"
 
     def record(self, **facts: object) -> None:
         """Append a line to the log that all processes share."""
@@ -249,13 +258,14 @@ async def work(swarm: Swarm) -> None:
     """Make calls until the swarm ends."""
 
     async def repeat(session: CharacterSession) -> None:
-        while time.time() < swarm.ends_at:
+        while not swarm.ended:
             await call(swarm, session)
-            await asyncio.sleep(random.uniform(0, 0.4))
+            await asyncio.sleep(random.uniform(0, 0.6))
 
-    while time.time() < swarm.ends_at:
+    while not swarm.ended:
         with suppress(LedgerError):  # its connections may be terminated while it opens
             async with swarm.open() as session, asyncio.TaskGroup() as group:
+                swarm.ready(os.getpid()).touch()
                 for _ in range(CONCURRENCY):
                     group.create_task(repeat(session))
 
