@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from sora_chars import Entry, TaskSnapshot
+    from sora_chars.ledger import Attempt
     from sora_chars.models import Request
 
 KEY = "benchmark-key-of-no-account"
@@ -108,12 +109,12 @@ class KillingStore(SqliteStore):
         self._killer.reach(f"after {entry.state}")
         return stored
 
-    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+    async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
         """Replace an entry."""
         self._killer.reach(f"before {after.state}")
         if after.state is EntryState.SENDING:
             self._killer.record(after.key, sending=True)
-        stored = await super().replace(before, after)
+        stored = await super().replace(before, after, archive=archive)
         self._killer.reach(f"after {after.state}")
         if before.state is EntryState.SENDING or stored is not after:
             self._killer.record(after.key, sending=False)

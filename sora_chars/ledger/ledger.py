@@ -208,12 +208,14 @@ class Ledger:
         return changed
 
     async def restart(self, entry: Entry, to: EntryState, *, request: Mapping[str, Any] | None = None) -> Entry:
-        """Keep the present attempt of an entry, and begin another one without task, result, error and cost.
+        """Begin another attempt of an entry, without task, result, error and cost.
+
+        The present attempt is kept, unless it was only recorded by mistake.
 
         Args:
             entry: The entry as last read.
             to: `pending` to send the request again, or `unknown` to take back what a
-                person resolved; then the callback's token stays the same.
+                person resolved by mistake; then the callback's token stays the same.
             request: The request of the new attempt. None keeps the present one.
 
         Raises:
@@ -236,7 +238,8 @@ class Ledger:
             updated_at=now,
             version=entry.version + 1,
         )
-        stored = await self._store.replace(entry, changed, archive=Attempt.of(entry, at=now))
+        archive = None if to is EntryState.UNKNOWN else Attempt.of(entry, at=now)
+        stored = await self._store.replace(entry, changed, archive=archive)
         if stored is not changed:
             raise _not_replaced(entry, to, stored)
         self._notifier.changed_here(entry.key, changed.version)
