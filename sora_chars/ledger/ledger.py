@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+import weakref
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,8 @@ class Ledger:
             raise LedgerError("This ledger is already open.")
         self._notifier = ChangeNotifier()
         await self._store.open(self._notifier)
+        self._finalizer = weakref.finalize(self, self._store.abandon)
+        self._finalizer.atexit = False
         self._opened_in = asyncio.get_running_loop(), os.getpid()
         return self
 
@@ -96,6 +99,7 @@ class Ledger:
         if self._opened_in:
             self._check_open()
             self._opened_in = None
+            self._finalizer.detach()
             await self._store.aclose()
 
     async def register(self, *, key: str, provider: str, kind: str, request: Mapping[str, Any]) -> Entry:

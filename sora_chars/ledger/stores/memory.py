@@ -49,6 +49,9 @@ class MemoryStore:
     async def aclose(self) -> None:
         """Keep the entries for the next opening."""
 
+    def abandon(self) -> None:
+        """Keep the entries for the next opening."""
+
     async def insert(self, entry: Entry) -> Entry:
         """See `LedgerStore`."""
         if (row_id := self._row_ids.get(entry.key)) is not None:
