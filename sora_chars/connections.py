@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from .errors import ConfigurationError
+from .kinds import KINDS
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
@@ -37,7 +38,7 @@ def open_clients(http: aiohttp.ClientSession | None) -> dict[Kind, aiohttp.Clien
     guard.on_connection_reuseconn.append(_note_reuse)
     guard.on_request_headers_sent.append(_before_first_byte)
     paid = _client(connector, [*traces, guard], owner=False)
-    return {"create": paid, "poll": plain, "other": plain}
+    return {kind: paid if kind == "create" else plain for kind in KINDS}
 
 
 def _client(

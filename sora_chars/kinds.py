@@ -6,3 +6,5 @@ from typing import Literal
 
 Kind = Literal["create", "poll", "other"]
 """Kind of a request. Only a create costs money."""
+
+KINDS: tuple[Kind, ...] = ("create", "poll", "other")

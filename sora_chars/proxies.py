@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -11,9 +10,10 @@ import aiohttp
 import attrs
 
 from .errors import ConfigurationError, printable
+from .logs import event_logger
 from .redaction import mask
 
-log = logging.getLogger("sora_chars.transport")
+log = event_logger("sora_chars.transport")
 
 _FIRST_SERVER_ERROR = 500
 _PROXY = re.compile(r"https?://([^\s/?#]*@)?[^\s/?#@]+/?", re.IGNORECASE)

@@ -31,6 +31,7 @@ from .errors import (
     WrongLoopError,
     printable,
 )
+from .logs import event_logger
 from .proxies import Proxies, clean_proxy, is_rejected_by_proxy, proxies_of
 from .ratelimit.window import Account, Limits, account
 from .redaction import HIDDEN, hide_secret, mask, secret_pattern
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-log = logging.getLogger("sora_chars.transport")
+log = event_logger("sora_chars.transport")
 
 _TRIES: Mapping[Kind, int] = {"create": 8, "poll": 2, "other": 4}
 _TIMEOUTS: Mapping[Kind, float] = {"create": 60.0, "poll": 30.0, "other": 300.0}
@@ -329,8 +330,13 @@ def _log_retry(details: Any) -> None:
     error = details["exception"]
     wait = details["wait"]
     if isinstance(error, ProviderError) and wait >= NOTICEABLE:
-        facts = {"provider": transport.provider, "kind": call.kind, "wait": wait, "error": printable(error)}
-        log.info("%s: sending again in %.1f s: %s", transport.provider, wait, facts["error"], extra=facts)
+        facts = {
+            "provider": transport.provider,
+            "kind": call.kind,
+            "seconds": round(wait, 1),
+            "error": printable(error),
+        }
+        log.info("request.repeated", extra=facts)
 
 
 def _retrying(tries: int) -> Callable[[Transport, _Call], Awaitable[Any]]:

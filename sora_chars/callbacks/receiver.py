@@ -8,7 +8,6 @@ and, with a key, by its signature.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import re
 import time
@@ -29,6 +28,7 @@ from sora_chars.errors import (
     printable,
 )
 from sora_chars.ids import is_token, token_digest
+from sora_chars.logs import event_logger
 from sora_chars.polling.watched_task import wake
 from sora_chars.providers.kie_callback import verify
 from sora_chars.session.session import dispatcher_of
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     Waiter = asyncio.Future[CallbackEvent | None]
 
-log = logging.getLogger("sora_chars.callbacks")
+log = event_logger("sora_chars.callbacks")
 
 
 @attrs.define(eq=False)
@@ -94,7 +94,9 @@ class CallbackReceiver:
     _closed: asyncio.Future[None] | None = attrs.field(default=None, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        if self.hmac_key is not None:
+        if self.hmac_key is None:
+            log.warning("callback.unsigned")
+        else:
             self.hmac_key = self.hmac_key.strip()  # a key that was read from a file may end in a line break
             if not self.hmac_key:
                 raise ConfigurationError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
 import weakref
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sora_chars.errors import LedgerError, StaleEntryError, WrongLoopError
+from sora_chars.logs import event_logger
 
 from .entry import Attempt, Entry, Lookup, check_storable, to_json
 from .notifier import ChangeNotifier
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from .stores.protocol import LedgerStore
 
-log = logging.getLogger("sora_chars.ledger")
+log = event_logger("sora_chars.ledger")
 
 _PAGE_SIZE = 200  # entries
 _MAX_KNOWN = 5000  # unfinished entries that are remembered; each takes half a kilobyte
@@ -136,6 +136,17 @@ class Ledger:
         if known and stored.version < known.version:
             return await self._restore(known, stored)
         return stored
+
+    async def insert(self, entry: Entry) -> Entry:
+        """Store an entry of another ledger as it is, unless its key is recorded; return the stored entry of the key.
+
+        Args:
+            entry: The entry, in any state.
+        """
+        self._check_open()
+        texts = {"task_id": entry.task_id, "token_digest": entry.token_digest, "owner": entry.owner}
+        check_storable(key=entry.key, provider=entry.provider, kind=entry.kind, **texts)
+        return await self._store.insert(entry)
 
     async def transition(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sora_chars.errors import InvalidRequestError, UnreadableEntryError, printable
+from sora_chars.logs import event_logger
 from sora_chars.models import Character, Clip
 from sora_chars.redaction import masked_repr
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .ledger import Ledger
 
 
-log = logging.getLogger("sora_chars.ledger")
+log = event_logger("sora_chars.ledger")
 
 
 @attrs.frozen(kw_only=True)

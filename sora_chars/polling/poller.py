@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import random
 from functools import partial
@@ -19,6 +18,7 @@ from sora_chars.errors import (
     WatcherStoppedError,
     printable,
 )
+from sora_chars.logs import event_logger
 
 from .due_queue import TICK, DueQueue
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .callback_health import CallbackHealth
     from .watched_task import WatchedTask
 
-log = logging.getLogger("sora_chars.watcher")
+log = event_logger("sora_chars.watcher")
 
 FALLBACK_INTERVAL = 30.0
 """Seconds between our own polls of a task that another process polls, in case that process hangs."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import logging
 import uuid
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 from sora_chars.errors import printable
+from sora_chars.logs import event_logger
 from sora_chars.models import (
     SUCCESS,
     CharacterRequest,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 DOCUMENTED_LIMITS = Limits(creates=(20, 10.0), polls=(10, 1.0))
 """The limits of an account: 20 creates in 10 seconds and 10 polls in 1 second. Source: kie.ai docs."""
 
-log = logging.getLogger("sora_chars.providers")
+log = event_logger("sora_chars.providers")
 
 _UPLOAD_LIFETIME = (
     "kie.ai keeps an upload for 24 hours, 3 days or 14 days, by three of its pages, and says that a character is "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import logging
 import os
 import re
 import socket
@@ -26,6 +25,7 @@ from yarl import URL
 
 from sora_chars.connections import MAX_HEADER_BYTES
 from sora_chars.errors import printable
+from sora_chars.logs import event_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     Address = IPv4Address | IPv6Address
 
-log = logging.getLogger("sora_chars.pictures")
+log = event_logger("sora_chars.pictures")
 
 _MAX_REDIRECTS = 3
 _QUOTED = re.compile(r"[!-~]+")  # a link with other characters is quoted before it is sent

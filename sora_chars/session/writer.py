@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +11,7 @@ import attrs
 from sora_chars.errors import LedgerError, MissingCharacterError, StaleEntryError, printable
 from sora_chars.ledger import EntryState
 from sora_chars.ledger.transitions import SENDABLE, Answer, end_state, without_character
+from sora_chars.logs import event_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-log = logging.getLogger("sora_chars.session")
+log = event_logger("sora_chars.session")
 
 _FIRST_RETRY, _LONGEST_RETRY = 0.25, 10.0  # seconds between two attempts at a write
 _MAX_CACHED = 5000  # running entries; each takes half a kilobyte, and saves a query when its task ends

@@ -22,6 +22,7 @@ from starlette.routing import Mount
 from sora_chars import CallbackReceiver, CharacterSession, FixedInterval, Kie
 from sora_chars.testing import Emulator
 from sora_chars.testing.emulator.callbacks import sign
+from tests.support.log_events import event_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -225,8 +226,8 @@ async def test_sender_disconnects(stage: Stage, caplog: pytest.LogCaptureFixture
     writer.write_eof()
     await reader.read()
     writer.close()
-    await stage.emulator.until(lambda: [r for r in caplog.records if r.message == "callback.rejected"])
-    (line,) = [r for r in caplog.records if r.message == "callback.rejected"]
+    await stage.emulator.until(lambda: [r for r in caplog.records if event_of(r) == "callback.rejected"])
+    (line,) = [r for r in caplog.records if event_of(r) == "callback.rejected"]
     assert line.__dict__["reason"] == "Callback rejected: the connection ended within the body."
     assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
 

@@ -14,6 +14,7 @@ from sora_chars.ledger.stores import postgres_listener
 from sora_chars.ledger.stores import postgres_statements as statements
 from sora_chars.ledger.stores.postgres import PostgresStore
 from sora_chars.ledger.stores.postgres_listener import lock_id
+from tests.support.log_events import event_of
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -112,7 +113,7 @@ async def test_stopped_server(
         assert await quick.get("k-1") == pending
         await until_alive(other, owner)
         await until_notified(other, quick, "k-after")
-    lost = [record.levelno for record in caplog.records if record.getMessage() == "ledger.listener_lost"]
+    lost = [record.levelno for record in caplog.records if event_of(record) == "ledger.listener_lost"]
     assert lost == [logging.WARNING] * 2
 
 

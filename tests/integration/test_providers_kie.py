@@ -127,7 +127,7 @@ async def test_upload_warns_of_its_lifetime(
     clip = make_clip()
     await session.submit(video="https://videos.example/dog.mp4", key="k-1")
     await session.submit(video=clip, key="k-2")
-    (record,) = [record for record in caplog.records if record.msg == "upload.temporary"]
+    (record,) = [record for record in caplog.records if vars(record).get("event") == "upload.temporary"]
     facts: dict[str, Any] = vars(record)
     assert (record.levelname, facts["key"], facts["file"]) == ("WARNING", "k-2", str(clip))
     assert "24 hours, 3 days or 14 days" in facts["why"]

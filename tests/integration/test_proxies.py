@@ -16,7 +16,7 @@ from sora_chars.testing import Emulator
 from tests.support.forward_proxy import ForwardProxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
 PASSWORD = "proxy-CANARY-0123456789"
@@ -182,15 +182,20 @@ async def test_netrc_does_not_replace_the_api_key(
 
 
 async def test_proxy_of_the_environment_is_logged_once(
-    emulator: Emulator, proxy: ForwardProxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    emulator: Emulator,
+    proxy: ForwardProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    make_clip: Callable[..., Path],
 ) -> None:
     """The log states at level INFO that a proxy of the environment is used, once and without its password."""
     caplog.set_level(logging.INFO, "sora_chars")
     monkeypatch.setenv("HTTP_PROXY", with_password(proxy.url))
     async with Kie("key", base_url=emulator.url, upload_url=emulator.url.replace("127.0.0.1", "localhost")) as kie:
         await kie.credit()
-        await kie.models()
-    (record,) = [record for record in caplog.records if record.msg == "proxy.of_environment"]
+        await kie.upload(make_clip())
+    assert len(proxy.heads) == 2
+    (record,) = [record for record in caplog.records if vars(record).get("event") == "proxy.of_environment"]
     facts: dict[str, Any] = vars(record)
     assert (facts["provider"], facts["variable"]) == ("kie", "HTTP_PROXY")
     assert facts["proxy"] == proxy.url.replace("://", "://***@")

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import sora_chars
-from sora_chars import MissingCharacterError, NoAnswerError, SoraCharsError
+from sora_chars import (
+    CharacterRequest,
+    CharacterSession,
+    InvalidRequestError,
+    Kie,
+    Kkiai,
+    MissingCharacterError,
+    NoAnswerError,
+    SoraCharsError,
+    open_ledger,
+)
+from sora_chars.models import as_request
 from sora_chars.providers import kie_codec
 from sora_chars.providers.kie_callback import verify
 from sora_chars.providers.kkiai import read_character
@@ -60,6 +71,40 @@ def test_messages_are_printable(reader: str, body: str, status: int) -> None:
     except SoraCharsError as error:
         shown = str(error)
     assert shown.isprintable()
+
+
+LONG = "A" * 3_000_000
+CALLS: dict[str, Callable[[], object]] = {
+    "video": lambda: CharacterRequest(video=f"data:video/mp4;base64,{LONG}"),
+    "video of another scheme": lambda: CharacterRequest(video=f"ftp://a.invalid/{LONG}"),
+    "invalid link": lambda: CharacterRequest(video=f"https://a b/{LONG}"),
+    "path": lambda: _check(CharacterRequest(video=LONG)),
+    "path of an image": lambda: _check(CharacterRequest(images=(LONG,), prompt="A dog")),
+    "from_task": lambda: CharacterRequest(from_task=f"a/{LONG}"),
+    "clip": lambda: CharacterRequest(video="https://a.invalid/b", clip=LONG),
+    "key": lambda: CharacterRequest(from_task="t", key=LONG),
+    "field": lambda: as_request(None, {LONG: 1}),
+    "field of a stranger": lambda: CharacterRequest.from_untrusted({LONG: 1}),
+    "base_url": lambda: Kie("key", base_url=LONG),
+    "proxy": lambda: Kie("key", proxy=LONG),
+    "gateway": lambda: Kkiai.gateway(LONG),
+    "ledger": lambda: open_ledger(f"other://{LONG}"),
+    "session": lambda: CharacterSession(LONG),  # type: ignore[arg-type] # wrong on purpose
+}
+
+
+def _check(request: CharacterRequest) -> None:
+    raise InvalidRequestError("not sent", problems=tuple(Kie("key").check(request)))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_messages_are_bounded(call: str) -> None:
+    """A message that repeats what a caller passed is short, however long that was."""
+    with pytest.raises(SoraCharsError) as caught:
+        CALLS[call]()
+    problems = getattr(caught.value, "problems", ())
+    assert len(str(caught.value)) < 2000
+    assert all(len(problem) < 1000 for problem in problems)
 
 
 @pytest.mark.parametrize("task_id", ["a\nb", "\x1b[2J", "\x00", "\u2028", "x" * 201])

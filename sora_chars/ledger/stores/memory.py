@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sora_chars.ledger.states import ENDED
+from sora_chars.ledger.states import ENDED, EntryState
+from sora_chars.logs import event_logger
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from sora_chars.ledger.entry import Attempt, Entry, Lookup
     from sora_chars.ledger.notifier import ChangeNotifier
-    from sora_chars.ledger.states import EntryState
+
+log = event_logger("sora_chars.ledger")
 
 _MAX_FINISHED = 10_000  # entries
+_MAX_SHOWN = 50  # entries in a log record
 
 
 @attrs.define(eq=False, repr=False)
@@ -47,7 +50,15 @@ class MemoryStore:
         self.owner = uuid.uuid4().hex
 
     async def aclose(self) -> None:
-        """Keep the entries for the next opening."""
+        """Keep the entries for the next opening, and log what would be lost with the process."""
+        left = [
+            entry
+            for entry in self._entries.values()
+            if entry.may_have_been_paid and entry.state is not EntryState.SUCCEEDED
+        ]
+        if left:
+            shown = "; ".join(f"key {entry.key}: {entry.task_id or entry.state}" for entry in left[:_MAX_SHOWN])
+            log.warning("ledger.left_unfinished", extra={"entries": len(left), "tasks": shown})
 
     def abandon(self) -> None:
         """Keep the entries for the next opening."""
@@ -59,6 +70,7 @@ class MemoryStore:
         self._last_row_id += 1
         self._row_ids[entry.key] = self._last_row_id
         self._entries[self._last_row_id] = entry
+        self._index(self._last_row_id, entry)
         return entry
 
     async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
@@ -70,12 +82,7 @@ class MemoryStore:
             self._entries[row_id] = after
             if archive:
                 self._archive(archive)
-            self._keys["token", after.token_digest] = after.key
-            self._set_task(after)
-            self._finished.pop(row_id, None)
-            if after.state in ENDED:
-                self._finished[row_id] = None
-                self._remove_oldest()
+            self._index(row_id, after)
         return self._entries[row_id]
 
     async def find(self, by: Lookup, *values: str) -> Entry | None:
@@ -121,6 +128,15 @@ class MemoryStore:
     async def is_dead(self, owner: str) -> bool:  # noqa: ARG002 # `Ledger` answers for the present owner
         """Return True: every other owner is a former name of this process."""
         return True
+
+    def _index(self, row_id: int, entry: Entry) -> None:
+        """Make an entry findable by its task and its token, and count it if it has finished."""
+        self._keys["token", entry.token_digest] = entry.key
+        self._set_task(entry)
+        self._finished.pop(row_id, None)
+        if entry.state in ENDED:
+            self._finished[row_id] = None
+            self._remove_oldest()
 
     def _set_task(self, entry: Entry) -> None:
         """Find the entry by its task from now on. Few tasks have several entries."""

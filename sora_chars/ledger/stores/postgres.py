@@ -8,7 +8,6 @@ so connect directly to the server.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import uuid
 from functools import partial
@@ -31,6 +30,7 @@ from sora_chars.errors import ConfigurationError, LedgerError, printable
 from sora_chars.ledger.entry import from_attempt_row, from_row, to_attempt_row, to_row
 from sora_chars.ledger.search import like, searchable_text
 from sora_chars.ledger.states import ENDED
+from sora_chars.logs import event_logger
 from sora_chars.ratelimit.distributed import Lease
 
 from . import postgres_quota
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from sora_chars.ledger.states import EntryState
     from sora_chars.ratelimit.distributed import CapacityRequest, QuotaStore
 
-log = logging.getLogger("sora_chars.ledger")
+log = event_logger("sora_chars.ledger")
 
 _MANY_ENTRIES = 20_000  # are worth a message before they are indexed
 _INDEXED_GROUP = 500  # entries that one statement indexes

@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import logging
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
 from sora_chars.errors import LedgerError, printable
+from sora_chars.logs import event_logger
 
 from . import postgres_statements as statements
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
-log = logging.getLogger("sora_chars.ledger")
+log = event_logger("sora_chars.ledger")
 
 OWNER_GRACE = 15.0
 """Seconds for which a lock must be free before its owner counts as dead. A process whose

@@ -8,7 +8,6 @@ another process's write lock.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sqlite3
 import threading
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 from sora_chars.errors import LedgerError, printable
 from sora_chars.ledger.search import TRIGRAM, fold
 from sora_chars.ledger.states import ENDED, EntryState
+from sora_chars.logs import event_logger
 
 from . import sqlite_search
 from . import sqlite_statements as statements
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sora_chars.ledger.entry import Attempt, Entry, Lookup
     from sora_chars.ledger.notifier import ChangeNotifier
 
-log = logging.getLogger("sora_chars.ledger")
+log = event_logger("sora_chars.ledger")
 
 _MAX_ROW_ID = 2**63 - 1
 _MANY_ENTRIES = 20_000  # are worth a message before they are indexed

@@ -7,7 +7,6 @@ returns one result per item.
 from __future__ import annotations
 
 import json
-import logging
 import sqlite3
 import time
 from functools import cache
@@ -27,6 +26,7 @@ from sora_chars.ledger.entry import (
     to_row,
 )
 from sora_chars.ledger.states import EntryState
+from sora_chars.logs import event_logger
 
 from .sqlite_search import NOTE_CHANGE
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 A = TypeVar("A")
 T = TypeVar("T")
 
-log = logging.getLogger("sora_chars.ledger")
+log = event_logger("sora_chars.ledger")
 
 UPGRADES = (
     """

@@ -23,6 +23,7 @@ from sora_chars import (
     WaitTimeoutError,
 )
 from sora_chars.protocols import Provider
+from tests.support.log_events import event_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, MutableMapping
@@ -238,7 +239,7 @@ async def test_rejection_log(session: CharacterSession, fake: Fake, caplog: pyte
     headers = JSON | {"x-webhook-signature": "the-signature", "x-webhook-timestamp": "1"}
     status, payload = await receiver.handle("POST", fake.paths[0], headers, chunks(content("t1", "the-body")))
     (record,) = caplog.records
-    assert (status, record.message, record.levelname) == (401, "callback.rejected", "WARNING")
+    assert (status, event_of(record), record.levelname) == (401, "callback.rejected", "WARNING")
     assert record.__dict__["status"] == 401
     assert record.__dict__["reason"] == payload["msg"]
     shown = f"{record.__dict__} {payload} {receiver!r}"

@@ -21,6 +21,7 @@ from sora_chars.models import CharacterRequest, TaskFailure, TaskRequest
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.session import CharacterSession
 from tests.support.fake_providers import FakeProvider
+from tests.support.log_events import events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -178,7 +179,7 @@ async def test_the_first_token_stays_valid(
     provider.fault = None
     handle = await session.retry("mine")
     assert await callback(session, provider.posts[0], "t1") == 200
-    assert "second_task" in caplog.text
+    assert "submission.second_task" in events(caplog.records)
     assert await callback(session, provider.posts[1], "t1") == 401
     assert (await handle).id == "ch_1"
 
@@ -195,7 +196,7 @@ async def test_the_first_token_settles_a_lost_second_attempt(
     assert await callback(session, provider.posts[0], "t1") == 200
     assert (await session.create(**REQUEST)).id == "ch_1"
     assert len(provider.posts) == 2
-    assert "second_task" not in caplog.text
+    assert "submission.second_task" not in events(caplog.records)
 
 
 async def test_a_repeated_callback_of_a_failed_attempt_is_no_second_task(
@@ -205,4 +206,4 @@ async def test_a_repeated_callback_of_a_failed_attempt_is_no_second_task(
     await fail(session, provider)
     await (await session.retry("mine"))
     assert await callback(session, provider.posts[0], "t1") == 200
-    assert "second_task" not in caplog.text
+    assert "submission.second_task" not in events(caplog.records)

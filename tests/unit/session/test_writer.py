@@ -14,6 +14,7 @@ from sora_chars.ledger import EntryState, Ledger
 from sora_chars.ledger.stores.memory import MemoryStore
 from sora_chars.models import Character, TaskSnapshot
 from sora_chars.session.writer import LedgerWriter
+from tests.support.log_events import events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -73,7 +74,7 @@ async def put(ledger: Ledger, *states: EntryState, task_id: str | None = None, d
 
 def names(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Return the names of the logged events."""
-    return [record.message for record in caplog.records]
+    return events(caplog.records)
 
 
 @pytest.mark.parametrize(
