@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import weakref
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,8 @@ class Ledger:
             raise LedgerError("This ledger is already open.")
         self._notifier = ChangeNotifier()
         await self._store.open(self._notifier)
+        self._finalizer = weakref.finalize(self, self._store.abandon)
+        self._finalizer.atexit = False
         self._opened_in = asyncio.get_running_loop(), os.getpid()
         return self
 
@@ -97,6 +100,7 @@ class Ledger:
         if self._opened_in:
             self._check_open()
             self._opened_in = None
+            self._finalizer.detach()
             await self._store.aclose()
 
     async def register(self, *, key: str, provider: str, kind: str, request: Mapping[str, Any]) -> Entry:

@@ -60,6 +60,9 @@ class MemoryStore:
             shown = "; ".join(f"key {entry.key}: {entry.task_id or entry.state}" for entry in left[:_MAX_SHOWN])
             log.warning("ledger.left_unfinished", extra={"entries": len(left), "tasks": shown})
 
+    def abandon(self) -> None:
+        """Keep the entries for the next opening."""
+
     async def insert(self, entry: Entry) -> Entry:
         """See `LedgerStore`."""
         if (row_id := self._row_ids.get(entry.key)) is not None:
@@ -79,18 +82,9 @@ class MemoryStore:
             self._entries[row_id] = after
             if archive:
                 self._archive(archive)
-<<<<<<< HEAD
-            self._index(row_id, after)
-=======
-            self._keys["token", after.token_digest] = after.key
             if archive is None and before.task_id and not after.task_id:  # the task was recorded by mistake
                 self._keys.pop(("task", before.provider, before.task_id), None)
-            self._set_task(after)
-            self._finished.pop(row_id, None)
-            if after.state in ENDED:
-                self._finished[row_id] = None
-                self._remove_oldest()
->>>>>>> f636c8027710b3019b2289744287fbc1b2d179d0
+            self._index(row_id, after)
         return self._entries[row_id]
 
     async def find(self, by: Lookup, *values: str) -> Entry | None:
