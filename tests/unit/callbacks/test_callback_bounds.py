@@ -186,7 +186,9 @@ async def test_inflates_bodies(
 
 
 @pytest.mark.parametrize(
-    "body", [gzip.compress(BODY)[:-9], gzip.compress(BODY)[:20] + b"junk" * 9, b"\x1f\x8bx", b"\x1f\x8b" + bytes(30)]
+    "body",
+    [gzip.compress(BODY)[:-9], gzip.compress(BODY)[:20] + b"junk" * 9, b"\x1f\x8bx", b"\x1f\x8b" + bytes(30)],
+    ids=["cut", "junk", "start", "zeros"],
 )
 async def test_damaged_body(receiver: CallbackReceiver, losing: Losing, body: bytes) -> None:
     """A body that cannot be inflated is rejected with 400."""
