@@ -38,11 +38,14 @@ from .errors import (
 from .ratelimit.window import Account, Kind, Limits, account
 from .redaction import HIDDEN, mask
 from .responses import Response
+from .signing import sign_request
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable, Generator, Mapping
+    from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
+
+    from .signing import Sign
 
 T = TypeVar("T")
 
@@ -118,7 +121,7 @@ class _Call:
     """One request and how it is sent.
 
     `failure` is the error of its first attempt. `may_have_left` is whether bytes of a create may have left this
-    process in the present attempt.
+    process in the present attempt. `secrets` are those of its signature.
     """
 
     method: str
@@ -131,6 +134,7 @@ class _Call:
     options: dict[str, Any]
     failure: ProviderError | None = None
     may_have_left: bool = False
+    secrets: Sequence[str] = ()
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -140,7 +144,8 @@ class Transport:
     Attributes:
         provider: The provider's name, for errors and log messages.
         base_url: The address that requests go to.
-        api_key: Sent as a Bearer token.
+        api_key: Sent as a Bearer token, unless there is `sign`.
+        sign: Returns the headers that authenticate a request.
         limits: How many requests the account may send.
         http: An aiohttp session to use; the transport never closes it.
         proxy: The URL of an HTTP proxy.
@@ -153,6 +158,7 @@ class Transport:
     provider: str
     base_url: str
     api_key: str = attrs.field(repr=False)
+    sign: Sign | None = attrs.field(default=None, repr=False)
     limits: Limits = attrs.field(factory=Limits)
     http: aiohttp.ClientSession | None = attrs.field(default=None, repr=False)
     proxy: str | None = attrs.field(default=None, repr=False)
@@ -259,7 +265,9 @@ class Transport:
                     while answer is None:
                         with suppress(ReusedConnectionError):
                             async with http.request(call.method, call.url, **self._request_options(call)) as response:
-                                answer = Response(response.status, response.headers, await self._read_body(response))
+                                answer = Response(
+                                    response.status, response.headers, await self._read_body(response, call)
+                                )
                 except _SEND_ERRORS as error:
                     self._log(call, started, error=error)
                     failure = _no_answer(error, self.provider, call)
@@ -285,7 +293,7 @@ class Transport:
         elif not isinstance(error, NoAnswerError):
             self.account.cooldown.on_success(sent=sent)
         error.provider = self.provider
-        error.message = self._hide(error.message)
+        error.message = self._hide(error.message, call.secrets)
         error.harmless |= call.kind != "create"
 
     def _usable(self, kind: Kind) -> aiohttp.ClientSession:
@@ -295,7 +303,7 @@ class Transport:
 
     def _request_options(self, call: _Call) -> dict[str, Any]:
         options: dict[str, Any] = {
-            "headers": {"Authorization": f"Bearer {self.api_key}", "User-Agent": "sora-chars"},
+            "headers": {"User-Agent": "sora-chars"},
             "timeout": _client_timeout(call.timeout),
             "allow_redirects": False,  # the key goes to the host it was meant for
             "proxy": self.proxy or getattr(self.http, "_default_proxy", None),  # aiohttp has no property for it
@@ -310,20 +318,28 @@ class Transport:
             options["server_hostname"] = URL(call.url).raw_host
             options["headers"]["Connection"] = "close"
             options["trace_request_ctx"] = call
+        if self.sign is None:
+            options["headers"]["Authorization"] = f"Bearer {self.api_key}"
+        else:
+            call.secrets = sign_request(self.sign, call.method, call.url, options)
         return options
 
-    async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read_body(self, response: aiohttp.ClientResponse, call: _Call) -> bytes:
         body = bytearray()
         while chunk := await response.content.readany():
             body += chunk
             if len(body) > _MAX_BODY_BYTES:
                 raise aiohttp.ClientPayloadError(f"the response is larger than {_MAX_BODY_BYTES} bytes")
-        if len(self.api_key) < _MIN_KEY_IN_BODY:  # a test's key
-            return bytes(body)
-        return bytes(body.replace(self.api_key.encode(), HIDDEN.encode()))
+        for secret in (self.api_key, *call.secrets):
+            if len(secret) >= _MIN_KEY_IN_BODY:  # a shorter one is a test's key
+                body = body.replace(secret.encode(), HIDDEN.encode())
+        return bytes(body)
 
-    def _hide(self, text: str) -> str:
-        return text.replace(self.api_key, HIDDEN) if len(self.api_key) >= _MIN_KEY_IN_TEXT else text
+    def _hide(self, text: str, secrets: Sequence[str] = ()) -> str:
+        for secret in (self.api_key, *secrets):
+            if len(secret) >= _MIN_KEY_IN_TEXT:
+                text = text.replace(secret, HIDDEN)
+        return text
 
     def _log(
         self, call: _Call, started: float, *, answer: Response | None = None, error: Exception | None = None
@@ -339,7 +355,7 @@ class Transport:
                 "url": mask(call.url),
                 "sent": mask(json.dumps(call.options.get("json") or call.options.get("params") or {})),
                 "status": answer.status if answer else type(error).__name__,
-                "answer": mask(self._hide(shown)),
+                "answer": mask(self._hide(shown, call.secrets)),
                 "milliseconds": round((time.perf_counter() - started) * 1000),
             },
         )

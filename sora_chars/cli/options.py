@@ -18,6 +18,7 @@ from sora_chars.ledger import open_ledger
 from sora_chars.polling.strategies import AdaptiveInterval, FixedInterval
 from sora_chars.providers.kie import Kie
 from sora_chars.providers.kkiai import GATEWAYS, Kkiai
+from sora_chars.providers.kling import Kling
 from sora_chars.responses import parse_json
 
 from .context import CommandContext
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from sora_chars.models import UploadProgress
     from sora_chars.protocols import PollingStrategy, Provider
 
-PROVIDERS = ("kie", *GATEWAYS)
+PROVIDERS = ("kie", "kling", *GATEWAYS)
+_CALLING_BACK = ("kie", "kling")
 SHUTDOWN_TIMEOUT = 8.0  # seconds for the response to a paid request after a signal; service managers kill after 10
 
 _DEFAULT_TIMEOUT = 1800.0  # seconds
@@ -162,8 +164,9 @@ class Settings:
     def __attrs_post_init__(self) -> None:
         if (self.callback_url is None) != (self.listen is None):
             raise click.UsageError("--callback-url and --listen require each other.")
-        if self.provider != "kie" and self.callback_url:
-            raise click.UsageError(f"--callback-url: {self.provider} sends no callbacks; only kie does.")
+        if self.provider not in _CALLING_BACK and self.callback_url:
+            names = " and ".join(_CALLING_BACK)
+            raise click.UsageError(f"--callback-url: {self.provider} sends no callbacks; only {names} do.")
 
     @property
     def polling(self) -> PollingStrategy:
@@ -190,6 +193,8 @@ class Settings:
         if self.provider == "kie":
             options |= {"upload_url": self.upload_url, "callback_url": self.callback_url, "on_upload": on_upload}
             return Kie(**_given(options))
+        if self.provider == "kling":
+            return Kling(**_given(options | {"callback_url": self.callback_url}))
         # The character is the response to the only request, so `--timeout` limits that request.
         return Kkiai.gateway(self.provider, **_given(options | {"timeout": self.timeout}))
 
