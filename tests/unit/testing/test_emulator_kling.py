@@ -129,7 +129,7 @@ def forged(header: object) -> str:
         ("Bearer a.b.x", 1000),
         (token(iss=""), 1002),
         (token(exp="soon"), 1002),
-        (token(nbf=time.time() + 60), 1003),
+        (token(nbf=time.time() + 86400), 1003),
         (token(exp=time.time() - 1), 1004),
     ],
 )
