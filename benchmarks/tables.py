@@ -317,6 +317,7 @@ TITLES = {
     "cards": "D. Fault scenarios",
     "limits": "D. Limits, counted by a strict server",
     "presence": "E. Cost of the import",
+    "growth": "F. A ledger that grows (milliseconds unless the name has another unit)",
     "records": "L. Cost of a ledger record",
 }
 RENDERERS: dict[str, Callable[[Any], str]] = {

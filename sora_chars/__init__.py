@@ -16,6 +16,7 @@ _MODULES = {
     "callbacks.receiver": ("CallbackReceiver",),
     "errors": (
         "AuthenticationError",
+        "BlockedError",
         "ConfigurationError",
         "InsufficientCreditsError",
         "InvalidCallbackError",
@@ -37,12 +38,13 @@ _MODULES = {
         "SubmissionUnknownError",
         "TaskFailedError",
         "TaskNotFoundError",
+        "UnreadableEntryError",
         "UsageCapError",
         "WaitTimeoutError",
         "WatcherStoppedError",
         "WrongLoopError",
     ),
-    "ledger": ("Entry", "EntryState", "Ledger", "LedgerStore", "open_ledger"),
+    "ledger": ("Attempt", "Entry", "EntryState", "Ledger", "LedgerStore", "open_ledger"),
     "ledger.queries": ("SavedCharacter",),
     "models": (
         "Character",

@@ -4,6 +4,7 @@ from .batch.progress import Progress
 from .callbacks.receiver import CallbackReceiver
 from .errors import (
     AuthenticationError,
+    BlockedError,
     ConfigurationError,
     InsufficientCreditsError,
     InvalidCallbackError,
@@ -25,12 +26,13 @@ from .errors import (
     SubmissionUnknownError,
     TaskFailedError,
     TaskNotFoundError,
+    UnreadableEntryError,
     UsageCapError,
     WaitTimeoutError,
     WatcherStoppedError,
     WrongLoopError,
 )
-from .ledger import Entry, EntryState, Ledger, LedgerStore, open_ledger
+from .ledger import Attempt, Entry, EntryState, Ledger, LedgerStore, open_ledger
 from .ledger.queries import SavedCharacter
 from .models import (
     Character,
@@ -62,8 +64,10 @@ __version__: str
 __all__ = [
     "GATEWAYS",
     "AdaptiveInterval",
+    "Attempt",
     "AuthenticationError",
     "Batch",
+    "BlockedError",
     "CallbackEvent",
     "CallbackReceiver",
     "Character",
@@ -117,6 +121,7 @@ __all__ = [
     "TaskRequest",
     "TaskSnapshot",
     "TaskWatcher",
+    "UnreadableEntryError",
     "UploadProgress",
     "UsageCapError",
     "WaitTimeoutError",

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from .errors import ConfigurationError
+from .kinds import KINDS
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
-    from typing import Literal
 
-    Kind = Literal["create", "poll", "other"]
+    from .kinds import Kind
+
+MAX_HEADER_BYTES = 256 * 1024
+"""The maximum length of a header in an answer. An answer beyond it is lost, and aiohttp allows 8 kB by default."""
 
 
 def open_clients(http: aiohttp.ClientSession | None) -> dict[Kind, aiohttp.ClientSession]:
@@ -35,14 +38,19 @@ def open_clients(http: aiohttp.ClientSession | None) -> dict[Kind, aiohttp.Clien
     guard.on_connection_reuseconn.append(_note_reuse)
     guard.on_request_headers_sent.append(_before_first_byte)
     paid = _client(connector, [*traces, guard], owner=False)
-    return {"create": paid, "poll": plain, "other": plain}
+    return {kind: paid if kind == "create" else plain for kind in KINDS}
 
 
 def _client(
     connector: aiohttp.BaseConnector, traces: list[aiohttp.TraceConfig], *, owner: bool
 ) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        connector=connector, connector_owner=owner, trace_configs=traces, cookie_jar=aiohttp.DummyCookieJar()
+        connector=connector,
+        connector_owner=owner,
+        trace_configs=traces,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        max_line_size=MAX_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES,
     )
 
 

@@ -17,29 +17,36 @@
     │   ├── RateLimitedError           too many requests; nothing was done
     │   ├── ServiceUnavailableError    the provider failed or is in maintenance
     │   ├── TaskNotFoundError          the provider knows no such task
+    │   ├── BlockedError               a firewall, a proxy or a redirect in front of the provider rejected the request
     │   └── NoAnswerError              no response, or none that the provider itself wrote
     ├── LedgerError              the ledger could not be read or written
+    │   └── UnreadableEntryError       a newer version or another program wrote the entry
     ├── KeyConflictError         the key belongs to another request; nothing was sent
     ├── StaleEntryError          another process changed the entry first
     ├── InvalidTransitionError   the ledger's states do not allow this transition: a bug
     ├── SubmissionUnknownError   a paid request was sent and its outcome is unknown
     ├── TaskFailedError          the task ended without a result
     ├── MissingCharacterError    the task succeeded and its result holds no character id
-    ├── WaitTimeoutError         the wait ended, the task keeps running (also a TimeoutError)
+    ├── WaitTimeoutError         the wait timed out (also a TimeoutError)
     ├── WatcherStoppedError      the task is no longer polled
     └── InvalidCallbackError     an incoming callback is forged, stale, too large or junk
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
+from .redaction import mask
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 _MAX_MESSAGE_LENGTH = 500  # characters
+
+Charged = Literal["no", "maybe", "yes"]
+"""Whether the request that an error belongs to was charged, as far as this process knows."""
 
 
 def printable(text: object, *, limit: int = _MAX_MESSAGE_LENGTH) -> str:
@@ -50,6 +57,10 @@ def printable(text: object, *, limit: int = _MAX_MESSAGE_LENGTH) -> str:
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
+def _mask_all(lines: Iterable[str]) -> tuple[str, ...]:
+    return tuple(map(mask, lines))
+
+
 def _rebuild(kind: type[SoraCharsError], facts: dict[str, Any]) -> SoraCharsError:
     return kind(**facts)
 
@@ -58,13 +69,40 @@ def _rebuild(kind: type[SoraCharsError], facts: dict[str, Any]) -> SoraCharsErro
 class SoraCharsError(Exception):
     """Base class of all errors of this package.
 
+    An error that leaves `create`, `submit` or a handle carries all facts that are known
+    of its request.
+
     Attributes:
-        message: What happened.
+        message: What happened. The secret parts of links are masked.
         hint: What to do about it; empty if there is no advice.
+        key: Idempotency key of the request.
+        provider: Name of the provider.
+        task_id: The provider's id of the task.
+        request_id: The provider's id of the HTTP request, for its support.
+        retry_after: Seconds after which the provider allows the next request.
+        charged: Whether the request under `key` was charged: "no", "maybe" or "yes".
+            "yes" means that its task exists; a provider may refund a failed task.
     """
 
-    message: str = attrs.field(kw_only=False)
-    hint: str = ""
+    message: str = attrs.field(kw_only=False, converter=mask)
+    hint: str = attrs.field(default="", converter=mask)
+    key: str | None = None
+    provider: str | None = None
+    task_id: str | None = None
+    request_id: str | None = None
+    retry_after: float | None = None
+    charged: Charged = "no"
+
+    @property
+    def may_have_been_paid(self) -> bool:
+        """Whether the request may have been charged, so sending another one may pay twice."""
+        return self.charged != "no"
+
+    def add_facts(self, **facts: str | None) -> None:
+        """Set the facts that the error does not have yet, such as `key` and `task_id`."""
+        for name, value in facts.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
 
     def __str__(self) -> str:
         if not self.hint:
@@ -92,7 +130,7 @@ class InvalidRequestError(SoraCharsError, ValueError):
         problems: One line for each broken rule: the field, the rule and the value.
     """
 
-    problems: tuple[str, ...] = ()
+    problems: tuple[str, ...] = attrs.field(default=(), converter=_mask_all)
 
 
 class SessionClosedError(SoraCharsError):
@@ -107,22 +145,20 @@ class WrongLoopError(SoraCharsError):
 class ProviderError(SoraCharsError):
     """The provider rejected a request, failed, or could not be reached.
 
+    An error that rejects a paid request has `charged` "maybe" if the response does not
+    prove that the provider did nothing. The same key is then sent again only by
+    `CharacterSession.retry`.
+
     Attributes:
-        provider: Name of the provider.
         status: HTTP status of the response.
         code: The provider's own code. kie.ai sends it inside responses of HTTP status 200.
-        request_id: The provider's id of the request, for its support.
-        retry_after: Seconds after which the provider allows the next request.
         transient: True if the same GET request may succeed later.
         harmless: True if the provider did nothing, so sending even a paid request again
             is safe.
     """
 
-    provider: str | None = None
     status: int | None = None
     code: str | int | None = None
-    request_id: str | None = None
-    retry_after: float | None = None
     transient: bool = False
     harmless: bool = False
 
@@ -174,6 +210,18 @@ class TaskNotFoundError(ProviderError):
 
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
+class BlockedError(ProviderError):
+    """A firewall, a proxy or a redirect in front of the provider rejected the request. The provider did nothing.
+
+    Attributes:
+        location: The target of a redirect, without its query.
+    """
+
+    transient: bool = True
+    location: str | None = None
+
+
+@attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class NoAnswerError(ProviderError):
     """No response came, or one that the provider did not write, such as a proxy's HTML page or status 504.
 
@@ -187,15 +235,18 @@ class NoAnswerError(ProviderError):
 class LedgerError(SoraCharsError):
     """The ledger could not be read or written. A request that cannot be recorded first is not sent.
 
+    `task_id` is set if the provider had created the task before the ledger failed.
+
     Attributes:
-        key: Idempotency key of the request.
-        task_id: Id of the task, if the provider had created it before the ledger failed.
         snapshot: The provider's response about that task, as a `TaskSnapshot`.
     """
 
-    key: str | None = None
-    task_id: str | None = None
     snapshot: Any = None
+
+
+@attrs.define(eq=False, slots=False, kw_only=True, repr=False)
+class UnreadableEntryError(LedgerError):
+    """An entry of the ledger cannot be read: a newer version of this package or another program wrote it."""
 
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
@@ -203,12 +254,10 @@ class KeyConflictError(SoraCharsError):
     """The idempotency key belongs to another request. Nothing was sent.
 
     Attributes:
-        key: The idempotency key.
         first: The request that the ledger holds under this key.
         second: The request that was given now.
     """
 
-    key: str
     first: Any = None
     second: Any = None
 
@@ -229,12 +278,10 @@ class InvalidTransitionError(SoraCharsError):
     """The ledger's states do not allow this transition: a bug in the code that requested it.
 
     Attributes:
-        key: Idempotency key of the entry.
         state: Current state of the entry.
         to: State that was requested.
     """
 
-    key: str
     state: str
     to: str
 
@@ -244,14 +291,9 @@ class SubmissionUnknownError(SoraCharsError):
     """A paid request was sent and its outcome is unknown. It is never sent again automatically.
 
     If the request was sent by this call, `__cause__` is the `NoAnswerError` that ended it.
-
-    Attributes:
-        provider: Name of the provider that the request was sent to.
-        key: Idempotency key of the request.
     """
 
-    provider: str
-    key: str
+    charged: Charged = "maybe"
 
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
@@ -259,16 +301,13 @@ class TaskFailedError(SoraCharsError):
     """The task ended without a result.
 
     Attributes:
-        provider: Name of the provider.
-        task_id: Id of the task.
         code: The provider's code of the failure.
         snapshot: The last `TaskSnapshot` of the task.
     """
 
-    provider: str
-    task_id: str
     code: str | None = None
     snapshot: Any = None
+    charged: Charged = "maybe"
 
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
@@ -276,23 +315,21 @@ class MissingCharacterError(SoraCharsError):
     """The task succeeded and its result holds no character id.
 
     Attributes:
-        provider: Name of the provider.
-        task_id: Id of the task; None if the provider has no tasks.
         payload: The result, as the provider sent it.
     """
 
-    provider: str
-    task_id: str | None
     payload: Any = None
+    charged: Charged = "yes"
 
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class WaitTimeoutError(SoraCharsError, TimeoutError):
-    """The wait timed out. The task keeps running.
+    """The wait timed out.
 
     Attributes:
-        handle: The live `TaskHandle`, which can be awaited again, now or in another
-            process; None if a callback was awaited.
+        handle: The live `TaskHandle` of a task that keeps running; it can be awaited
+            again, now or in another process. None if nothing was sent, and if a
+            callback was awaited.
     """
 
     handle: Any = None
@@ -300,13 +337,9 @@ class WaitTimeoutError(SoraCharsError, TimeoutError):
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class WatcherStoppedError(SoraCharsError):
-    """The watcher stopped or crashed, so the task is no longer polled. The task itself keeps running.
+    """The watcher stopped or crashed, so the task is no longer polled. The task itself keeps running."""
 
-    Attributes:
-        task_id: Id of the task.
-    """
-
-    task_id: str
+    charged: Charged = "yes"
 
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)

@@ -10,15 +10,11 @@ import asyncio
 import json
 import logging
 import math
-import os
 import random
-import re
 import time
 import warnings
 from contextlib import nullcontext, suppress
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 import aiohttp
 import attrs
@@ -35,65 +31,35 @@ from .errors import (
     WrongLoopError,
     printable,
 )
-from .ratelimit.window import Account, Kind, Limits, account
-from .redaction import HIDDEN, mask
+from .logs import event_logger
+from .proxies import Proxies, clean_proxy, is_rejected_by_proxy, proxies_of
+from .ratelimit.window import Account, Limits, account
+from .redaction import HIDDEN, hide_secret, mask, secret_pattern
 from .responses import Response
 from .signing import sign_request
+from .timeouts import NOTICEABLE, client_timeout, create_timeout, time_limit
 
 if TYPE_CHECKING:
+    import re
     import ssl
     from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from .kinds import Kind
     from .signing import Sign
 
 T = TypeVar("T")
 
-log = logging.getLogger("sora_chars.transport")
+log = event_logger("sora_chars.transport")
 
 _TRIES: Mapping[Kind, int] = {"create": 8, "poll": 2, "other": 4}
 _TIMEOUTS: Mapping[Kind, float] = {"create": 60.0, "poll": 30.0, "other": 300.0}
 
-_CONNECT_TIMEOUT = 15.0  # seconds
 _SEND_ERRORS = (aiohttp.ClientError, TimeoutError, OSError, TypeError, ValueError)
 _PERMANENT_ERRORS = (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError)
 _MIN_KEY_IN_BODY = 16  # characters; a shorter key is a test's, and may be a word of the protocol
 _MIN_KEY_IN_TEXT = 4  # characters
 _MAX_BODY_BYTES = 16 * 1024 * 1024
-
-
-def resolve_key(api_key: str | None, *, variable: str, provider: str) -> str:
-    """Return the API key that was passed, or else the one in the environment.
-
-    Raises:
-        ConfigurationError: There is no key, or it cannot be sent in a header.
-    """
-    key: object = os.environ.get(variable, "") if api_key is None else api_key
-    if not isinstance(key, str):
-        raise ConfigurationError(f"api_key must be text, got {type(key).__name__}.")
-    key = key.strip()
-    if not key:
-        raise ConfigurationError(f"{provider} needs an API key.", hint=f"Set {variable}, or pass api_key=.")
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ConfigurationError(
-            f"The API key of {provider} contains characters that no key has (spaces, line breaks)."
-        )
-    return key
-
-
-def clean_url(url: str, *, field: str) -> str:
-    """Return a base URL without trailing slashes.
-
-    Raises:
-        ConfigurationError: It is not an http(s) URL with a host, or contains a user, a query or a fragment.
-    """
-    try:
-        good = re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url) and urlsplit(url).port != 0
-    except ValueError:  # an invalid port, or an unclosed bracket
-        good = False
-    if not good:
-        raise ConfigurationError(f"{field}: must be like https://host[:port][/path], got {printable(url)!r}.")
-    return url.rstrip("/")
 
 
 def _delays() -> Generator[float, Any, None]:
@@ -104,12 +70,6 @@ def _delays() -> Generator[float, Any, None]:
         wait = random.uniform(ceiling / 2, ceiling)  # noqa: S311 # jitter, no secret
         error = yield max(wait, error.retry_after or 0.0)
         ceiling = min(ceiling * 2, 30.0)
-
-
-@lru_cache
-def _client_timeout(seconds: float) -> aiohttp.ClientTimeout:
-    """Return the time-outs of a request. Connecting gets less time: without a connection nothing was sent."""
-    return aiohttp.ClientTimeout(total=seconds, connect=min(_CONNECT_TIMEOUT, seconds / 2))
 
 
 def _final(error: Exception) -> bool:
@@ -148,7 +108,7 @@ class Transport:
         sign: Returns the headers that authenticate a request.
         limits: How many requests the account may send.
         http: An aiohttp session to use; the transport never closes it.
-        proxy: The URL of an HTTP proxy.
+        proxy: The URL of an HTTP proxy. Defaults to that of the environment; see `Proxies`.
         ssl: As aiohttp's option of that name.
         timeout: Seconds for a create, from sending to the end of its response.
         connections: The maximum number of requests in flight.
@@ -166,6 +126,8 @@ class Transport:
     timeout: float = _TIMEOUTS["create"]
     connections: int = attrs.field(default=100, validator=attrs.validators.ge(1))
     account: Account = attrs.field(init=False, repr=False)
+    _key_pattern: re.Pattern[bytes] = attrs.field(init=False, repr=False)
+    _proxies: Proxies = attrs.field(init=False, repr=False)
     _users: int = attrs.field(default=0, init=False)
     _open: dict[Kind, aiohttp.ClientSession] | None = attrs.field(default=None, init=False, repr=False)
     _loop: asyncio.AbstractEventLoop | None = attrs.field(default=None, init=False, repr=False)
@@ -180,6 +142,8 @@ class Transport:
         if not (isinstance(timeout, int | float) and 0 < timeout < math.inf):
             given = printable(repr(timeout), limit=60)
             raise ConfigurationError(f"timeout must be a number of seconds above 0, got {given}.")
+        clean_proxy(self.proxy, field="proxy")
+        self._key_pattern = secret_pattern(self.api_key)
         self.account = account(self.base_url, self.api_key, self.limits)
         self._slots = asyncio.Semaphore(self.connections)
 
@@ -193,6 +157,8 @@ class Transport:
         if not self._users:
             self._loop = asyncio.get_running_loop()
             self._slots = asyncio.Semaphore(self.connections)
+            self._proxies = proxies_of(self.provider, self.proxy, self.http)
+            self._proxies.find(self.base_url)  # a wrong one is reported before anything is sent
             self._open = open_clients(self.http)
         self._users += 1
 
@@ -262,12 +228,14 @@ class Transport:
                 failure: ProviderError
                 answer: Response | None = None
                 try:
-                    while answer is None:
-                        with suppress(ReusedConnectionError):
-                            async with http.request(call.method, call.url, **self._request_options(call)) as response:
-                                answer = Response(
-                                    response.status, response.headers, await self._read_body(response, call)
-                                )
+                    async with time_limit(call.timeout) if call.kind == "create" else nullcontext():
+                        while answer is None:
+                            with suppress(ReusedConnectionError):
+                                async with http.request(
+                                    call.method, call.url, **self._request_options(call)
+                                ) as response:
+                                    body = await self._read_body(response, call)
+                                    answer = Response(response.status, response.headers, body)
                 except _SEND_ERRORS as error:
                     self._log(call, started, error=error)
                     failure = _no_answer(error, self.provider, call)
@@ -304,9 +272,9 @@ class Transport:
     def _request_options(self, call: _Call) -> dict[str, Any]:
         options: dict[str, Any] = {
             "headers": {"User-Agent": "sora-chars"},
-            "timeout": _client_timeout(call.timeout),
+            "timeout": client_timeout(call.timeout),
             "allow_redirects": False,  # the key goes to the host it was meant for
-            "proxy": self.proxy or getattr(self.http, "_default_proxy", None),  # aiohttp has no property for it
+            "proxy": self._proxies.find(call.url),
             "ssl": self.ssl,
             "data": call.body() if call.body else None,
             **call.options,
@@ -318,6 +286,7 @@ class Transport:
             options["server_hostname"] = URL(call.url).raw_host
             options["headers"]["Connection"] = "close"
             options["trace_request_ctx"] = call
+            options["timeout"] = create_timeout(call.timeout)
         if self.sign is None:
             options["headers"]["Authorization"] = f"Bearer {self.api_key}"
         else:
@@ -330,10 +299,11 @@ class Transport:
             body += chunk
             if len(body) > _MAX_BODY_BYTES:
                 raise aiohttp.ClientPayloadError(f"the response is larger than {_MAX_BODY_BYTES} bytes")
-        for secret in (self.api_key, *call.secrets):
-            if len(secret) >= _MIN_KEY_IN_BODY:  # a shorter one is a test's key
-                body = body.replace(secret.encode(), HIDDEN.encode())
-        return bytes(body)
+        for secret in call.secrets:
+            body = body.replace(secret.encode(), HIDDEN.encode())
+        if len(self.api_key) < _MIN_KEY_IN_BODY:  # a test's key
+            return bytes(body)
+        return hide_secret(bytes(body), self.api_key.encode(), self._key_pattern)
 
     def _hide(self, text: str, secrets: Sequence[str] = ()) -> str:
         for secret in (self.api_key, *secrets):
@@ -368,9 +338,26 @@ class Transport:
             )
 
 
+def _log_retry(details: Any) -> None:
+    """Log why and when a request is sent again, once a wait is long enough to be noticed."""
+    transport, call = details["args"]
+    error = details["exception"]
+    wait = details["wait"]
+    if isinstance(error, ProviderError) and wait >= NOTICEABLE:
+        facts = {
+            "provider": transport.provider,
+            "kind": call.kind,
+            "seconds": round(wait, 1),
+            "error": printable(error),
+        }
+        log.info("request.repeated", extra=facts)
+
+
 def _retrying(tries: int) -> Callable[[Transport, _Call], Awaitable[Any]]:
     """Return `Transport._attempt` with at most `tries` attempts, by what `backoff` and `python-backoff` share."""
-    retry = backoff.on_exception(_delays, ProviderError, max_tries=tries, giveup=_final, jitter=None, logger=None)
+    retry = backoff.on_exception(
+        _delays, ProviderError, max_tries=tries, giveup=_final, jitter=None, logger=None, on_backoff=_log_retry
+    )
     with warnings.catch_warnings():
         # backoff 2.2.1 calls this function when it decorates; Python 3.14 and 3.15 warn about it, 3.16 removes it.
         warnings.filterwarnings("ignore", r"'asyncio\.iscoroutinefunction' is deprecated", DeprecationWarning)
@@ -392,6 +379,8 @@ def _no_answer(error: Exception, provider: str, call: _Call) -> NoAnswerError:
     )
     return NoAnswerError(
         f"{provider} gave no answer to {call.method} {mask(call.url)}: {reason}.",
+        hint="Check the proxy: proxy=, or HTTPS_PROXY and NO_PROXY." if is_rejected_by_proxy(error) else "",
         harmless=call.kind != "create" or not call.may_have_left,
-        transient=not isinstance(error, _PERMANENT_ERRORS) and not is_bug,
+        transient=not (isinstance(error, _PERMANENT_ERRORS) or is_bug)
+        and (call.kind == "poll" or not is_rejected_by_proxy(error)),  # a poll waits for the network's return
     )

@@ -33,8 +33,12 @@ settings.load_profile("reproducible")
 
 
 def pytest_configure() -> None:
-    """Keep plugins from creating an event loop that is never closed, as they do before Python 3.14."""
+    """Keep plugins from creating an event loop that is never closed, as they do before Python 3.14.
+
+    The tests' servers are on loopback, so no proxy of the environment may apply, also in child processes.
+    """
     asyncio.set_event_loop(None)
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
 
 
 def _needs_postgres(item: pytest.Item) -> bool:

@@ -8,7 +8,6 @@ waiters share.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from collections import deque
 from collections.abc import AsyncIterable, Mapping, Sized
@@ -20,6 +19,7 @@ import attrs
 
 from sora_chars.errors import (
     AuthenticationError,
+    BlockedError,
     InsufficientCreditsError,
     SessionClosedError,
     SoraCharsError,
@@ -27,6 +27,7 @@ from sora_chars.errors import (
 )
 from sora_chars.ids import new_key
 from sora_chars.ledger import EntryState
+from sora_chars.logs import event_logger
 from sora_chars.models import Character, as_request
 from sora_chars.ratelimit.window import flow
 
@@ -46,10 +47,11 @@ if TYPE_CHECKING:
     from .options import BatchOptions, Rows
     from .progress import Progress
 
-log = logging.getLogger("sora_chars.batch")
+log = event_logger("sora_chars.batch")
 
 _EXHAUSTED = object()
-_ACCOUNT_ERRORS = (AuthenticationError, InsufficientCreditsError, UsageCapError)  # every later request would fail too
+# Every later request would fail too.
+_ACCOUNT_ERRORS = (AuthenticationError, InsufficientCreditsError, UsageCapError, BlockedError)
 
 
 @attrs.define(eq=False)
@@ -94,13 +96,13 @@ class Batch:
     Attributes:
         stopped: Why submitting ended before the last request; None if it did not.
 
-            - "account": a provider rejected the API key, or its credits or its usage
-              cap are exhausted.
+            - "account": a provider rejected the API key, its credits or its usage cap
+              are exhausted, or something in front of it rejects the requests.
             - "budget": the budget allows no further request.
             - "price": there is a budget, but neither the caller nor the provider
               states what a task costs.
             - "closed": the session was closed.
-        rejection: Latest error of the provider that rejected the account.
+        rejection: Latest error of that kind.
     """
 
     _options: BatchOptions = attrs.field(alias="options")
@@ -128,6 +130,11 @@ class Batch:
         self._entered()
         eta = self._newest.eta if self._newest else None
         return self._counter.progress(asyncio.get_running_loop().time(), newest_eta=eta.median if eta else None)
+
+    @property
+    def tasks_running(self) -> int:
+        """Number of tasks that were created and have not ended. Requests that wait to be sent do not count."""
+        return len(self._in_flight) - len(self._submitting)
 
     async def updates(self) -> AsyncGenerator[Progress, None]:
         """Yield the progress now, after changes, and at the end.
@@ -238,7 +245,7 @@ class Batch:
             is_affordable = await self._wait_for_budget(item)
         except Exception as error:  # noqa: BLE001 # the border: the caller's row or price function may raise anything
             self._counter.count_registered(now)
-            self._emit(Outcome(index=index, request=row, state=EntryState.REJECTED, error=error), began=now)
+            self._emit(Outcome(index=index, request=row, state=EntryState.REJECTED, error=error), began=None)
             return
         if is_affordable:
             item.began = asyncio.get_running_loop().time()
@@ -306,9 +313,9 @@ class Batch:
             self.stopped = "account"
             self.rejection = outcome.error
         self._budget.record_cost(item.cost, outcome.credits, outcome.state)
-        self._emit(outcome, began=item.began)
+        self._emit(outcome, began=None if item.handle and item.handle.from_ledger else item.began)
 
-    def _emit(self, outcome: Outcome, *, began: float) -> None:
+    def _emit(self, outcome: Outcome, *, began: float | None) -> None:
         if outcome.error and not isinstance(outcome.error, SoraCharsError):
             log.error("batch.broken", exc_info=outcome.error, extra={"index": outcome.index, "key": outcome.key})
         now = asyncio.get_running_loop().time()

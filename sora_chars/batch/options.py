@@ -37,6 +37,7 @@ class BatchKeywords(TypedDict, total=False):
     budget: float | None
     price: Price | None
     timeout: float | None
+    retry_failed: bool
 
 
 @attrs.frozen(kw_only=True)

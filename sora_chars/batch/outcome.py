@@ -14,6 +14,7 @@ from sora_chars.errors import (
     TaskFailedError,
 )
 from sora_chars.ledger import EntryState
+from sora_chars.redaction import masked_repr
 
 if TYPE_CHECKING:
     from sora_chars.models import Character, TaskSnapshot
@@ -45,7 +46,7 @@ class Outcome:
     """
 
     index: int
-    request: Any
+    request: Any = attrs.field(repr=masked_repr)
     state: EntryState
     key: str | None = None
     provider: str | None = None

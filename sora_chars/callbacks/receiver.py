@@ -8,10 +8,10 @@ and, with a key, by its signature.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import re
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -28,14 +28,17 @@ from sora_chars.errors import (
     printable,
 )
 from sora_chars.ids import is_token, token_digest
+from sora_chars.logs import event_logger
 from sora_chars.polling.watched_task import wake
 from sora_chars.providers.kie_callback import verify
 from sora_chars.session.session import dispatcher_of
 
 from .adapters import ACCEPTED, AsgiApp, aiohttp_app
+from .confirmations import Confirmations
+from .inflate import inflated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from aiohttp import web
 
@@ -47,7 +50,7 @@ if TYPE_CHECKING:
 
     Waiter = asyncio.Future[CallbackEvent | None]
 
-log = logging.getLogger("sora_chars.callbacks")
+log = event_logger("sora_chars.callbacks")
 
 
 @attrs.define(eq=False)
@@ -86,11 +89,14 @@ class CallbackReceiver:
     max_events: int = attrs.field(default=1024, kw_only=True)
     clock: Callable[[], float] = attrs.field(default=time.time, kw_only=True, repr=False)
     _events: dict[str, CallbackEvent] = attrs.field(factory=dict, init=False, repr=False)
+    _confirmations: Confirmations = attrs.field(factory=Confirmations, init=False, repr=False)
     _waiters: dict[str, set[Waiter]] = attrs.field(factory=dict, init=False, repr=False)
     _closed: asyncio.Future[None] | None = attrs.field(default=None, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        if self.hmac_key is not None:
+        if self.hmac_key is None:
+            log.warning("callback.unsigned")
+        else:
             self.hmac_key = self.hmac_key.strip()  # a key that was read from a file may end in a line break
             if not self.hmac_key:
                 raise ConfigurationError(
@@ -172,23 +178,24 @@ class CallbackReceiver:
             body: The body, as a whole or as an async iterable of its chunks.
         """
         try:
-            entry = await self._find_entry(method, path)
-            await self._accept(await self._read(entry, headers, body), entry)
+            entry, digest = await self._find_entry(method, path)
+            await self._admit(await self._read(entry, headers, body), entry, digest)
         except InvalidCallbackError as error:
             log.warning("callback.rejected", extra={"status": error.status, "reason": error.message})
             return error.status, {"code": error.status, "msg": error.message}
         return 200, ACCEPTED.copy()
 
-    async def _find_entry(self, method: str, path: str) -> Entry:
-        """Return the entry whose token ends the path."""
+    async def _find_entry(self, method: str, path: str) -> tuple[Entry, str]:
+        """Return the entry of the token that ends the path, and the token's digest."""
         if method != "POST":
             raise _rejection(405, "the method must be POST")
         self._check_session()
         token = path.rstrip("/").rpartition("/")[2]  # proxies and mounts may change the segments before it
-        entry = await self._query_ledger(token_digest(token)) if is_token(token) else None
+        digest = token_digest(token)
+        entry = await self._query_ledger(digest) if is_token(token) else None
         if entry is None:
             raise _rejection(401, "its token is unknown")
-        return entry
+        return entry, digest
 
     async def _query_ledger(self, digest: str) -> Entry | None:
         try:
@@ -197,8 +204,6 @@ class CallbackReceiver:
             raise _rejection(503, "the ledger is unavailable") from error
 
     async def _read(self, entry: Entry, headers: Mapping[str, str], body: Body) -> CallbackEvent:
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise _rejection(415, "the content type must be application/json")
         content = await self._read_body(headers, body)
         now = self.clock()
         for provider in self.session.providers:
@@ -216,15 +221,14 @@ class CallbackReceiver:
 
     async def _read_body(self, headers: Mapping[str, str], body: Body) -> bytes:
         if isinstance(body, bytes):
-            self._check_size(len(body))
-            return body
+            body = _once(body)
         length = headers.get("content-length", "")
         if re.fullmatch("[0-9]{1,18}", length):
             self._check_size(int(length))
         content = bytearray()
         try:
             async with asyncio.timeout(self.body_timeout):
-                async for chunk in body:
+                async for chunk in inflated(body, headers.get("content-encoding", "")):
                     content += chunk
                     self._check_size(len(content))
         except TimeoutError as error:
@@ -243,20 +247,28 @@ class CallbackReceiver:
         except (SessionClosedError, WrongLoopError) as error:
             raise _rejection(503, "the session is not open here") from error
 
-    async def _accept(self, event: CallbackEvent, entry: Entry) -> None:
+    async def _admit(self, event: CallbackEvent, entry: Entry, digest: str) -> None:
+        """Accept an event, after others of its entry if the provider must confirm that the task is the entry's."""
+        accept = partial(self._accept, event, entry, digest)
+        if event.task_id == entry.task_id or (entry.task_id and digest == entry.token_digest):
+            await accept()
+        else:  # a token without a task, or of an earlier attempt
+            await self._confirmations.run(entry.key, event.task_id, accept)
+
+    async def _accept(self, event: CallbackEvent, entry: Entry, digest: str) -> None:
         """Wake the waiters of `expect` and have the task polled."""
         self._check_session()  # the session may have been closed while the body arrived
-        if entry.task_id is None and entry.token_digest:
+        if entry.task_id is None:
             # createTask may have been answered while the body arrived.
-            entry = await self._query_ledger(entry.token_digest) or entry
-        if entry.task_id not in {None, event.task_id}:
+            entry = await self._query_ledger(digest) or entry
+        if entry.task_id not in {None, event.task_id} and digest == entry.token_digest:
             raise _rejection(401, "its token belongs to another task")
         self._keep(event)
         for waiter in self._waiters.get(event.task_id, ()):
             wake(waiter, event)
         self.session.watcher.callback_health.record_success()
         try:
-            await dispatcher_of(self.session).handle_callback(entry, event.task_id)
+            await dispatcher_of(self.session).handle_callback(entry, event.task_id, digest)
         except (SessionClosedError, ConfigurationError, LedgerError, ProviderError, MissingCharacterError) as error:
             raise _rejection(503, "it cannot be confirmed now") from error
 
@@ -265,6 +277,10 @@ class CallbackReceiver:
         self._events[event.task_id] = event
         if len(self._events) > self.max_events:
             del self._events[next(iter(self._events))]
+
+
+async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body
 
 
 def _rejection(status: int, reason: str) -> InvalidCallbackError:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from sora_chars.session.session import CharacterSession
 
+_GRACE = 0.5  # seconds for requests in progress at the end, and for the rest of a rejected body
+
 
 @asynccontextmanager
 async def serve_callbacks(
@@ -33,7 +35,8 @@ async def serve_callbacks(
         return
     with listener:
         logging.getLogger("aiohttp.server").addHandler(logging.NullHandler())  # or malformed requests print tracebacks
-        runner = web.AppRunner(CallbackReceiver(session, hmac_key).aiohttp_app(), access_log=None)
+        app = CallbackReceiver(session, hmac_key).aiohttp_app()
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE, lingering_time=_GRACE)
         await runner.setup()
         try:
             await web.SockSite(runner, listener).start()

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sora_chars.errors import SoraCharsError, WaitTimeoutError, printable
+from sora_chars.errors import SoraCharsError, UnreadableEntryError, WaitTimeoutError, printable
 from sora_chars.ledger import Entry
 from sora_chars.ledger.serialize import to_snapshot
+from sora_chars.redaction import mask
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -124,30 +125,43 @@ def model_rows(models: Iterable[ModelInfo]) -> list[tuple[str, str, str]]:
 
 def saved_json(saved: SavedCharacter) -> dict[str, Any]:
     """Return the object of a recorded character: that of `create`, and what it was created from."""
-    origin = {name: getattr(saved, name) for name in ("source", "prompt", "credits", "created_at")}
-    return character_json(saved.character, key=saved.key) | {"clip": saved.clip and str(saved.clip)} | origin
+    origin = {name: getattr(saved, name) for name in ("prompt", "credits", "created_at")}
+    made_from = {"clip": saved.clip and str(saved.clip), "source": mask(saved.source)}
+    return character_json(saved.character, key=saved.key) | made_from | origin
 
 
 def saved_row(saved: SavedCharacter, now: float) -> Cells:
     """Return the cells of `CHARACTER_COLUMNS`; the id replaces the mention of a character without a user name."""
     character = saved.character
     clip = str(saved.clip or "")
-    cells = (character.mention or character.id, saved.key, saved.source, clip, character.provider)
+    cells = (character.mention or character.id, saved.key, mask(saved.source), clip, character.provider)
     return (*map(one_line, cells), _credits(saved.credits), _age(saved.created_at, now))
 
 
 def entry_json(entry: Entry) -> dict[str, Any]:
-    """Return the whole entry. Times are epoch seconds."""
+    """Return the whole entry. Times are epoch seconds. It holds links as they were requested: for `ledger export`."""
     names = [field.name.removesuffix("_json") for field in attrs.fields(Entry)]
     return {name: getattr(entry, name) for name in names}
 
 
+def shown_entry_json(entry: Entry) -> dict[str, Any]:
+    """Return the whole entry without the secret parts of the links that were requested."""
+    return entry_json(attrs.evolve(entry, request_json=mask(entry.request_json), error_json=_masked(entry.error_json)))
+
+
+def _masked(text: str | None) -> str | None:
+    return None if text is None else mask(text)
+
+
 def entry_row(entry: Entry, now: float) -> Cells:
     """Return the cells of `ENTRY_COLUMNS`."""
-    request = entry.request
-    values = [request.get(name) for name in ("model", "name", "from_task", "video", "image", "clip", "prompt")]
+    try:
+        request = entry.request
+        values = [request.get(name) for name in ("model", "name", "from_task", "video", "image", "clip", "prompt")]
+    except (AttributeError, UnreadableEntryError):
+        values = ["(unreadable)"]
     cells = (entry.key, entry.state, _age(entry.created_at, now), entry.provider, _credits(entry.credits))
-    return (*map(one_line, cells), one_line("  ".join(filter(None, values))))
+    return (*map(one_line, cells), one_line(mask("  ".join(filter(None, values)))))
 
 
 def entry_rows(entry: Entry) -> Rows:
@@ -160,7 +174,7 @@ def entry_rows(entry: Entry) -> Rows:
         {
             "key": entry.key,
             "state": entry.state,
-            "error": " ".join(str(error[name]) for name in ("code", "message") if error.get(name)) or None,
+            "error": mask(" ".join(str(error[name]) for name in ("code", "message") if error.get(name))) or None,
             "id": character.id if character else None,
             "mention": character.mention if character else None,
             "permalink": character.permalink if character else None,
@@ -170,7 +184,7 @@ def entry_rows(entry: Entry) -> Rows:
             "credits": _credits(entry.credits) or None,
             "created": _local_time(entry.created_at),
             "updated": _local_time(entry.updated_at),
-            "request": json.dumps(entry.request, ensure_ascii=False),
+            "request": mask(json.dumps(entry.request, ensure_ascii=False)),
         }
     )
 

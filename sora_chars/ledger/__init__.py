@@ -5,9 +5,10 @@ and the task id as soon as the provider returns it. After a crash, the same key 
 therefore never paid for twice.
 """
 
-from .entry import Entry
-from .ledger import Ledger, open_ledger
+from .entry import Attempt, Entry
+from .ledger import Ledger
+from .opening import open_ledger
 from .states import EntryState
 from .stores.protocol import LedgerStore
 
-__all__ = ["Entry", "EntryState", "Ledger", "LedgerStore", "open_ledger"]
+__all__ = ["Attempt", "Entry", "EntryState", "Ledger", "LedgerStore", "open_ledger"]

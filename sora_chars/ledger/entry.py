@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from sora_chars.errors import InvalidTransitionError, KeyConflictError, LedgerError, printable
+from sora_chars.errors import InvalidTransitionError, KeyConflictError, LedgerError, UnreadableEntryError, printable
+from sora_chars.redaction import mask, masked_repr, seal
 
 from .states import EntryState, check_transition
 
@@ -16,9 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 Lookup = Literal["key", "task", "token"]
-"""What an entry is found by: its key, its provider and task id, or its token's digest."""
+"""What an entry is found by: its key, its provider and task id, or its token's digest.
+
+The last two also find an entry by its earlier attempts.
+"""
 
 _OWNED_STATES = {EntryState.SENDING, EntryState.RUNNING}
+_PAID_STATES = _OWNED_STATES | {EntryState.SUCCEEDED, EntryState.UNKNOWN}
 _MAX_SHOWN_CHARACTERS = 160  # of a request or a value in an error message
 _encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"))  # json.dumps would build one per call
 
@@ -44,6 +49,27 @@ def current_form(kind: str, request: dict[str, Any]) -> tuple[str, dict[str, Any
     return "character", {name: value for name, value in fields.items() if value is not None}
 
 
+def parse(key: str, text: str) -> Any:
+    """Parse the JSON text of an entry.
+
+    Raises:
+        UnreadableEntryError: It is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise unreadable(key, error) from error
+
+
+def unreadable(key: str, error: Exception) -> UnreadableEntryError:
+    """Return the error for an entry that another program has written."""
+    return UnreadableEntryError(
+        f"The ledger's entry of key {key} cannot be read ({type(error).__name__}: {printable(error)}).",
+        hint="A newer version of sora-chars or another program wrote it. Update sora-chars, or correct the entry.",
+        key=key,
+    )
+
+
 @attrs.frozen(kw_only=True)
 class Entry:
     """A request recorded under a key, and its outcome.
@@ -56,7 +82,8 @@ class Entry:
         kind: The kind of request: "character" or "task"; "omni" in entries of earlier
             versions, which `current_form` reads.
         state: What is known of the request; see `EntryState`.
-        request_json: The request as JSON text; `request` is its value.
+        request_json: The request as JSON text; `request` is its value. Once the entry has
+            succeeded, and is never sent again, a digest replaces the secret parts of links.
         token_digest: The SHA-256 digest of the token in its callback URL, if any.
         task_id: The provider's id of the task, once it is known.
         owner: The process that sends the request or polls the task; None if no
@@ -81,7 +108,7 @@ class Entry:
     task_id: str | None = None
     owner: str | None = None
     result_json: str | None = attrs.field(default=None, repr=False)
-    error_json: str | None = None
+    error_json: str | None = attrs.field(default=None, repr=masked_repr)
     credits: float | None = None
     created_at: float
     updated_at: float
@@ -90,17 +117,22 @@ class Entry:
     @property
     def request(self) -> Any:
         """The recorded request."""
-        return json.loads(self.request_json)
+        return parse(self.key, self.request_json)
 
     @property
     def result(self) -> Any:
         """The recorded result, or None."""
-        return None if self.result_json is None else json.loads(self.result_json)
+        return None if self.result_json is None else parse(self.key, self.result_json)
 
     @property
     def error(self) -> Any:
         """The recorded reason why the request was rejected, failed or is unknown, or None."""
-        return None if self.error_json is None else json.loads(self.error_json)
+        return None if self.error_json is None else parse(self.key, self.error_json)
+
+    @property
+    def may_have_been_paid(self) -> bool:
+        """Whether this attempt may have been charged. A request is sent without being retried only if not."""
+        return self.state in _PAID_STATES or (self.error or {}).get("charged", "no") != "no"
 
     def check_same_request(self, other: Entry) -> None:
         """Compare provider, kind and request with those of another entry.
@@ -109,16 +141,19 @@ class Entry:
             KeyConflictError: They differ.
         """
         same = self.request_json == other.request_json and self.kind == other.kind
-        if self.kind != other.kind:
-            same = current_form(self.kind, self.request) == current_form(other.kind, other.request)
+        if not same:
+            forms = (current_form(entry.kind, json.loads(seal(entry.request_json))) for entry in (self, other))
+            same = next(forms) == next(forms)
         if self.provider != other.provider or not same:
+            shown = self._request_summary()
+            given = other._request_summary()
             raise KeyConflictError(
-                f"Key {self.key} already belongs to another request. "
-                f"Recorded: {self._request_summary()}. Given: {other._request_summary()}.",
+                f"Key {self.key} already belongs to another request. Recorded: {shown}. Given: {given}."
+                f"{' They differ in a part that is not shown.' if shown == given else ''}",
                 hint="A key identifies one request. Use a new key for a different request.",
                 key=self.key,
-                first=self.request,
-                second=other.request,
+                first=json.loads(mask(self.request_json)),
+                second=json.loads(mask(other.request_json)),
             )
 
     def transitioned(
@@ -164,7 +199,7 @@ class Entry:
             provider=self.provider,
             kind=self.kind,
             state=to,
-            request_json=self.request_json,
+            request_json=seal(self.request_json) if to is EntryState.SUCCEEDED else self.request_json,
             token_digest=token_digest or self.token_digest,
             task_id=task,
             owner=owner if to in _OWNED_STATES else None,
@@ -176,38 +211,100 @@ class Entry:
             version=self.version + 1,
         )
 
+    def texts(self) -> list[str]:
+        """Return the text that a search finds: the key, the task id, and the values of request and result."""
+        return [self.key, self.task_id or "", *_texts(self.request), *_texts(self.result)]
+
     def mentions(self, query: str) -> bool:
-        """Search the key, the task id, and the values of request and result, ignoring case."""
+        """Search the text of this entry, ignoring case."""
         wanted = query.casefold()
-        texts = (self.key, self.task_id, *_texts(self.request), *_texts(self.result))
-        return any(wanted in text.casefold() for text in texts if text)
+        try:
+            texts = self.texts()
+        except UnreadableEntryError:
+            texts = [self.key, self.task_id or ""]
+        return any(wanted in text.casefold() for text in texts)
 
     def _request_summary(self) -> str:
-        return f"{self.kind} at {self.provider} {printable(self.request_json, limit=_MAX_SHOWN_CHARACTERS)}"
+        return f"{self.kind} at {self.provider} {printable(mask(self.request_json), limit=_MAX_SHOWN_CHARACTERS)}"
+
+
+@attrs.frozen(kw_only=True)
+class Attempt:
+    """An earlier request of an entry, which a later one has replaced.
+
+    Attributes:
+        key: The idempotency key of the entry.
+        number: Counts the attempts of an entry from 1; 0 before the attempt is stored.
+        token_digest: The digest of the token in its callback URL, if any.
+        task_id: The provider's id of its task, if there is one.
+        provider: The name of the provider that the request was sent to.
+        state: The state in which the attempt ended.
+        request_json: The request as JSON text.
+        result_json: The result as JSON text, if there is one.
+        error_json: Why the request was rejected, has failed or is unknown, as JSON text.
+        credits: What the task cost, as the provider counts it.
+        ended_at: When the next attempt replaced this one, in epoch seconds.
+    """
+
+    key: str
+    number: int = 0
+    token_digest: str | None = attrs.field(default=None, repr=False)
+    task_id: str | None = None
+    provider: str
+    state: EntryState
+    request_json: str = attrs.field(repr=False)
+    result_json: str | None = attrs.field(default=None, repr=False)
+    error_json: str | None = None
+    credits: float | None = None
+    ended_at: float
+
+    @property
+    def error(self) -> Any:
+        """The recorded reason why the attempt was rejected, failed or is unknown, or None."""
+        return None if self.error_json is None else parse(self.key, self.error_json)
+
+    @classmethod
+    def of(cls, entry: Entry, *, at: float) -> Attempt:
+        """Return the present attempt of an entry, which ends at `at`."""
+        copied = {name: getattr(entry, name) for name in ATTEMPT_COLUMNS if hasattr(entry, name)}
+        return cls(**copied, ended_at=at)
 
 
 COLUMNS = tuple(field.name for field in attrs.fields(Entry))
+ATTEMPT_COLUMNS = tuple(field.name for field in attrs.fields(Attempt))
 TRANSITION_COLUMNS = ("state", "owner", "result_json", "error_json", "credits", "updated_at", "version")
 """The columns that every transition writes."""
-INDEXED_COLUMNS = ("token_digest", "task_id")
-"""The columns that a transition may also write. Each has an index, which costs time to update."""
+OCCASIONAL_COLUMNS = ("token_digest", "task_id", "request_json")
+"""The columns that a transition may also write. Two have an index, which costs time to update; the last is long."""
 
 
-def column_getter(columns: Sequence[str]) -> Callable[[Entry], tuple[Any, ...]]:
-    """Return a function that reads two or more columns of an entry as plain values."""
+def column_getter(columns: Sequence[str]) -> Callable[[Entry | Attempt], tuple[Any, ...]]:
+    """Return a function that reads two or more columns of an entry, or an attempt, as plain values."""
     # For every value that is not exactly a `str`, sqlite3 searches its adapters. For an
     # `EntryState` that would take 1 us per entry.
     return attrgetter(*("state._value_" if name == "state" else name for name in columns))
 
 
 to_row = column_getter(COLUMNS)
+to_attempt_row = column_getter(ATTEMPT_COLUMNS)
 
 
 def from_row(row: Sequence[Any]) -> Entry:
     """Build an entry from a row in the order of `COLUMNS`."""
     values = dict(zip(COLUMNS, row, strict=True))
-    values["state"] = EntryState(values["state"])
+    try:
+        values["state"] = EntryState(values["state"])
+    except ValueError:  # a newer version of this package has written the row
+        values["error_json"] = to_json({"message": f"this version does not know its state {values['state']}"})
+        values["state"] = EntryState.UNKNOWN
     return Entry(**values)
+
+
+def from_attempt_row(row: Sequence[Any]) -> Attempt:
+    """Build an attempt from a row in the order of `ATTEMPT_COLUMNS`."""
+    values = dict(zip(ATTEMPT_COLUMNS, row, strict=True))
+    values["state"] = EntryState(values["state"])
+    return Attempt(**values)
 
 
 def check_storable(**texts: str | None) -> None:

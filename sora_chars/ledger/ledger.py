@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from pathlib import Path
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from sora_chars.errors import ConfigurationError, LedgerError, StaleEntryError, WrongLoopError
+import attrs
 
-from .entry import Entry, Lookup, check_storable, to_json
+from sora_chars.errors import LedgerError, StaleEntryError, WrongLoopError
+from sora_chars.logs import event_logger
+
+from .entry import Attempt, Entry, Lookup, check_storable, to_json
 from .notifier import ChangeNotifier
-from .states import EntryState
-from .stores.memory import MemoryStore
+from .states import RESTARTS, EntryState, check_transition
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
 
     from .stores.protocol import LedgerStore
 
+log = event_logger("sora_chars.ledger")
+
 _PAGE_SIZE = 200  # entries
+_MAX_KNOWN = 5000  # unfinished entries that are remembered; each takes half a kilobyte
 
 
 class Ledger:
@@ -51,6 +56,7 @@ class Ledger:
         self._store = store
         self._clock = clock
         self._notifier = ChangeNotifier()
+        self._known: dict[str, Entry] = {}  # unfinished entries as this process wrote them last, by key
         self._opened_in: tuple[asyncio.AbstractEventLoop, int] | None = None
 
     @property
@@ -122,7 +128,21 @@ class Ledger:
         stored = await self._store.insert(new)
         if stored is not new:
             stored.check_same_request(new)
+        known = self._known.get(key)
+        if known and stored.version < known.version:
+            return await self._restore(known, stored)
         return stored
+
+    async def insert(self, entry: Entry) -> Entry:
+        """Store an entry of another ledger as it is, unless its key is recorded; return the stored entry of the key.
+
+        Args:
+            entry: The entry, in any state.
+        """
+        self._check_open()
+        texts = {"task_id": entry.task_id, "token_digest": entry.token_digest, "owner": entry.owner}
+        check_storable(key=entry.key, provider=entry.provider, kind=entry.kind, **texts)
+        return await self._store.insert(entry)
 
     async def transition(
         self,
@@ -135,6 +155,7 @@ class Ledger:
         error: Any = None,
         credits: float | None = None,  # noqa: A002 # the provider's word
         claim: bool = True,
+        archive: Attempt | None = None,
     ) -> Entry:
         """Change the state of an entry and return the new version.
 
@@ -150,6 +171,9 @@ class Ledger:
             credits: What the task cost. None keeps the recorded value.
             claim: Make this process the owner of an entry that is sending or running.
                 Without an owner, any process may take the entry over.
+            archive: The attempt that ends with this transition, stored together with it.
+                A token digest that is replaced is always kept in such an attempt, so that
+                it still finds the entry.
 
         Raises:
             StaleEntryError: Another transition came first; `error.entry` is the present
@@ -170,7 +194,48 @@ class Ledger:
             error=error,
             credits=credits,
         )
-        stored = await self._store.replace(entry, changed)
+        if archive is None and entry.token_digest not in {None, changed.token_digest}:
+            archive = Attempt.of(entry, at=changed.updated_at)
+        stored = await self._store.replace(entry, changed, archive=archive)
+        if stored is not changed:
+            lost = stored is None or stored.version < entry.version
+            if not lost or to is EntryState.SENDING:  # another process may have sent it before it was lost
+                raise _not_replaced(entry, to, stored)
+            changed = await self._restore(changed, stored)
+        self._remember(changed)
+        self._notifier.changed_here(entry.key, changed.version)
+        return changed
+
+    async def restart(self, entry: Entry, to: EntryState, *, request: Mapping[str, Any] | None = None) -> Entry:
+        """Keep the present attempt of an entry, and begin another one without task, result, error and cost.
+
+        Args:
+            entry: The entry as last read.
+            to: `pending` to send the request again, or `unknown` to take back what a
+                person resolved; then the callback's token stays the same.
+            request: The request of the new attempt. None keeps the present one.
+
+        Raises:
+            StaleEntryError: Another transition came first.
+            InvalidTransitionError: The entry may not restart from its state.
+        """
+        self._check_open()
+        check_transition(entry.key, entry.state, to, RESTARTS)
+        now = self._clock()
+        changed = attrs.evolve(
+            entry,
+            state=to,
+            request_json=entry.request_json if request is None else to_json(request),
+            token_digest=entry.token_digest if to is EntryState.UNKNOWN else None,
+            task_id=None,
+            owner=None,
+            result_json=None,
+            error_json=None,
+            credits=None,
+            updated_at=now,
+            version=entry.version + 1,
+        )
+        stored = await self._store.replace(entry, changed, archive=Attempt.of(entry, at=now))
         if stored is not changed:
             raise _not_replaced(entry, to, stored)
         self._notifier.changed_here(entry.key, changed.version)
@@ -181,12 +246,24 @@ class Ledger:
         return await self._find("key", key)
 
     async def by_task(self, provider: str, task_id: str) -> Entry | None:
-        """Return an entry of a task, or None."""
+        """Return an entry of a task, which may be that of an earlier attempt, or None."""
         return await self._find("task", provider, task_id)
 
+    async def all_by_task(self, provider: str, task_id: str) -> list[Entry]:
+        """Return every entry whose present task is this one. A provider may return one task for two creates."""
+        self._check_open()
+        if not (provider.isprintable() and task_id.isprintable()):
+            return []
+        return [*await self._store.all_by_task(provider, task_id)]
+
     async def by_token(self, token_digest: str) -> Entry | None:
-        """Return the entry whose callback token has this digest, or None."""
+        """Return the entry of which a request, perhaps an earlier one, has a token with this digest, or None."""
         return await self._find("token", token_digest)
+
+    async def attempts(self, key: str) -> list[Attempt]:
+        """Return the earlier attempts of a key, the first one first."""
+        self._check_open()
+        return [*await self._store.attempts(key)] if key.isprintable() else []
 
     async def entries(
         self,
@@ -205,20 +282,38 @@ class Ledger:
             states: Yield only entries in these states.
             newest_first: Reverse the order.
             query: Yield only entries whose key, task id, request or result contains this
-                text, ignoring case.
+                text, ignoring case. The first search of many new entries indexes them,
+                which takes a while. In an SQLite file, text shorter than three characters
+                is searched for in every entry.
             limit: Yield at most this many entries.
         """
-        remaining = limit
+        count = 0
+        async with aclosing(self.pages(states=states, newest_first=newest_first, query=query)) as pages:
+            while limit is None or count < limit:
+                page = await anext(pages, None)
+                if page is None:
+                    return
+                for entry in page if limit is None else page[: limit - count]:
+                    yield entry
+                count += len(page)
+
+    async def pages(
+        self,
+        *,
+        states: Collection[EntryState] = tuple(EntryState),
+        newest_first: bool = False,
+        query: str | None = None,
+    ) -> AsyncGenerator[list[Entry], None]:
+        """Iterate over lists of up to 200 entries; see `entries`."""
         last_row_id: int | None = None
-        while remaining is None or remaining > 0:
+        while True:
             self._check_open()
-            page = await self._store.page(states, after=last_row_id, newest_first=newest_first, size=_PAGE_SIZE)
-            found = [entry for _, entry in page if query is None or entry.mentions(query)]
-            for entry in found[:remaining]:
-                yield entry
+            page = await self._store.page(
+                states, query=query, after=last_row_id, newest_first=newest_first, size=_PAGE_SIZE
+            )
+            yield [entry for _, entry in page if query is None or entry.mentions(query)]
             if len(page) < _PAGE_SIZE:
                 return
-            remaining = None if remaining is None else remaining - len(found)
             last_row_id = page[-1][0]
 
     async def changed(self, entry: Entry, *, timeout: float | None = None) -> Entry:
@@ -248,10 +343,30 @@ class Ledger:
     async def is_dead(self, owner: str) -> bool:
         """True if the process that owns entries under this name has ended.
 
-        An ended process never comes back under the same name. No clock is involved.
+        An ended process never comes back under the same name. No wall clock is involved.
+        With PostgreSQL the call takes 15 seconds if the process ended without closing its
+        ledger, because a living one that lost its connection looks the same until then.
         """
         self._check_open()
         return owner != self.owner and await self._store.is_dead(owner)
+
+    async def _restore(self, known: Entry, stored: Entry | None) -> Entry:
+        """Put back an entry that the ledger has lost, or has in an earlier version."""
+        kept = await (self._store.replace(stored, known) if stored else self._store.insert(known))
+        if kept is not known:
+            raise _not_replaced(known, known.state, kept)
+        facts = {"key": known.key, "state": known.state.value, "task_id": known.task_id}
+        log.error("ledger.entry_restored", extra=facts)
+        return known
+
+    def _remember(self, entry: Entry) -> None:
+        """Remember an entry until it has ended, in case the ledger loses it."""
+        if entry.owner or entry.state is EntryState.UNKNOWN or entry.state is EntryState.RUNNING:
+            self._known[entry.key] = entry
+            if len(self._known) > _MAX_KNOWN:
+                del self._known[next(iter(self._known))]
+        else:
+            self._known.pop(entry.key, None)
 
     async def _find(self, by: Lookup, *values: str) -> Entry | None:
         self._check_open()
@@ -278,68 +393,3 @@ def _not_replaced(entry: Entry, to: EntryState, stored: Entry | None) -> LedgerE
         f"Entry {entry.key} was changed first: it is {stored.state} now and did not go from {entry.state} to {to}.",
         entry=stored,
     )
-
-
-def open_ledger(url: str | os.PathLike[str], *, clock: Callable[[], float] = time.time) -> Ledger:
-    """Make the ledger at `url`; `async with` opens it.
-
-    Processes of one machine may share an SQLite file. Processes of several machines may
-    share a PostgreSQL database; there they also share the rate limits of an account.
-
-        async with open_ledger("characters.db") as ledger:
-            entry = await ledger.get("dog-1")
-
-    Args:
-        url: One of these:
-
-            - `memory:`. It keeps all unfinished entries and the last 10,000 finished ones.
-            - `sqlite:///relative/path`, `sqlite:////absolute/path`, or the path of an
-              SQLite file.
-            - `postgresql://...`, with the extra `postgres`.
-        clock: Returns the present time in epoch seconds.
-
-    Raises:
-        ConfigurationError: The URL is invalid, or its kind of ledger needs a package or
-            module that is not installed.
-    """
-    return Ledger(_store(url) if isinstance(url, str) else _sqlite(os.fspath(url)), clock=clock)
-
-
-def _store(url: str) -> LedgerStore:
-    scheme, colon, rest = url.partition(":")
-    if not colon or len(scheme) == 1:  # "C:\..." is a path
-        return _sqlite(url)
-    match scheme:
-        case "memory" if not rest:
-            return MemoryStore()
-        case "sqlite" if rest.startswith("///") and rest != "///":
-            return _sqlite(rest[3:])
-        case "postgresql" | "postgres":
-            return _postgres(url)
-        case _:
-            raise ConfigurationError(
-                f"ledger: this {scheme}: URL is not supported.",  # the rest may contain a password
-                hint="Use memory:, sqlite:///PATH, postgresql://... or the path of an SQLite file.",
-            )
-
-
-def _sqlite(path: str) -> LedgerStore:
-    try:
-        from .stores.sqlite import SqliteStore  # noqa: PLC0415 # sqlite3 and fcntl are not on every system
-    except ImportError as error:
-        raise ConfigurationError(
-            f"ledger: an SQLite file needs a module that this system does not have ({error}).",
-            hint="Use memory: or postgresql://... instead.",
-        ) from error
-    return SqliteStore(Path(path))
-
-
-def _postgres(url: str) -> LedgerStore:
-    try:
-        from .stores.postgres import PostgresStore  # noqa: PLC0415 # an extra
-    except ImportError as error:
-        raise ConfigurationError(
-            f"ledger: PostgreSQL needs a package that is not installed ({error}).",
-            hint='Run: pip install "sora-chars[postgres]"',
-        ) from error
-    return PostgresStore(url)

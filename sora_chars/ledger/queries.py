@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sora_chars.errors import InvalidRequestError, printable
+from sora_chars.errors import InvalidRequestError, UnreadableEntryError, printable
+from sora_chars.logs import event_logger
 from sora_chars.models import Character, Clip
+from sora_chars.redaction import masked_repr
 
-from .entry import current_form
+from .entry import current_form, unreadable
 from .serialize import to_snapshot
 from .states import EntryState
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
     from .entry import Entry
     from .ledger import Ledger
+
+
+log = event_logger("sora_chars.ledger")
 
 
 @attrs.frozen(kw_only=True)
@@ -39,7 +44,7 @@ class SavedCharacter:
     """
 
     character: Character
-    source: str
+    source: str = attrs.field(repr=masked_repr)
     clip: Clip | None
     prompt: str | None
     key: str
@@ -73,7 +78,7 @@ async def characters(
     async for entry in ledger.entries(states={EntryState.SUCCEEDED}, newest_first=True, query=query):
         if left == 0:
             return
-        if saved := _saved(entry):
+        if saved := _readable(entry):
             left = None if left is None else left - 1
             yield saved
 
@@ -83,7 +88,7 @@ async def finished_tasks(ledger: Ledger, *, limit: int) -> list[TaskSnapshot]:
     found: list[TaskSnapshot] = []
     states = {EntryState.SUCCEEDED, EntryState.FAILED}
     async for entry in ledger.entries(states=states, newest_first=True, limit=limit):
-        with suppress(ValueError, TypeError, OverflowError):  # a row that another program has written
+        with suppress(UnreadableEntryError, ValueError, TypeError, OverflowError):  # from another program
             snapshot = to_snapshot(entry)
             readable = math.isfinite(snapshot.duration or 0.0) and isinstance(snapshot.model, str | None)
             if readable and snapshot.provider == entry.provider:
@@ -91,18 +96,29 @@ async def finished_tasks(ledger: Ledger, *, limit: int) -> list[TaskSnapshot]:
     return found[::-1]
 
 
+def _readable(entry: Entry) -> SavedCharacter | None:
+    try:
+        return _saved(entry)
+    except UnreadableEntryError as error:
+        log.warning("ledger.unreadable", extra={"key": entry.key, "error": printable(error)})
+        return None
+
+
 def _saved(entry: Entry) -> SavedCharacter | None:
     character = to_snapshot(entry).character
     if character is None:
         return None
-    _, request = current_form(entry.kind, entry.request)
-    images = request.get("images") or [""]
-    return SavedCharacter(
-        character=attrs.evolve(character, name=character.name or request.get("name")),
-        source=request.get("from_task") or request.get("video") or images[0],
-        clip=Clip.parse(request["clip"]) if "clip" in request else None,
-        prompt=request.get("prompt"),
-        key=entry.key,
-        credits=entry.credits,
-        created_at=entry.created_at,
-    )
+    try:
+        _, request = current_form(entry.kind, entry.request)
+        images = request.get("images") or [""]
+        return SavedCharacter(
+            character=attrs.evolve(character, name=character.name or request.get("name")),
+            source=request.get("from_task") or request.get("video") or images[0],
+            clip=Clip.parse(request["clip"]) if "clip" in request else None,
+            prompt=request.get("prompt"),
+            key=entry.key,
+            credits=entry.credits,
+            created_at=entry.created_at,
+        )
+    except (AttributeError, InvalidRequestError, TypeError, ValueError) as error:
+        raise unreadable(entry.key, error) from error

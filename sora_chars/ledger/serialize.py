@@ -27,14 +27,20 @@ from sora_chars.models import (
     TaskSnapshot,
     is_url,
 )
-from sora_chars.redaction import hide_tokens
+from sora_chars.redaction import hide_tokens, mask
 
-from .entry import current_form
+from .entry import current_form, unreadable
 
 if TYPE_CHECKING:
     from .entry import Entry
 
 KINDS: dict[str, type[Request]] = {"character": CharacterRequest, "task": TaskRequest}
+
+RETRY_HINT = (
+    "The response does not prove that nothing was charged, so this key is not sent again automatically. "
+    "To send it again, call `session.retry(key)` or add `--retry`."
+)
+"""The advice of a rejection without proof."""
 
 
 def to_record(request: Request) -> tuple[str, dict[str, Any]]:
@@ -61,16 +67,28 @@ def _absolute(source: Source) -> str:
 
 
 def to_request(entry: Entry) -> Request:
-    """Return the request of an entry."""
-    kind, fields = current_form(entry.kind, entry.request)
-    return KINDS[kind](**fields, key=entry.key)
+    """Return the request of an entry.
+
+    Raises:
+        UnreadableEntryError: Its kind or a field is not one that this version has.
+    """
+    try:
+        kind, fields = current_form(entry.kind, entry.request)
+        return KINDS[kind](**fields, key=entry.key)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise unreadable(entry.key, error) from error
 
 
 def to_result(snapshot: TaskSnapshot) -> dict[str, Any]:
-    """Return a finished snapshot as JSON, without callback tokens."""
+    """Return a finished snapshot as JSON, without callback tokens and without the secret parts of the request's links.
+
+    The links of a result stay whole: they are what was paid for.
+    """
     facts = _facts(snapshot)
     for part in facts.keys() & {"character", "failure"}:
         facts[part] = _facts(facts[part])
+    if isinstance(snapshot.raw, dict) and "param" in snapshot.raw:  # kie.ai repeats the request there
+        facts["raw"] = snapshot.raw | {"param": json.loads(mask(json.dumps(snapshot.raw["param"])))}
     text = json.dumps(facts)
     clean = hide_tokens(text)
     return facts if clean == text else json.loads(clean)
@@ -82,13 +100,20 @@ def _facts(value: TaskSnapshot | Character | TaskFailure) -> dict[str, Any]:
 
 
 def to_snapshot(entry: Entry) -> TaskSnapshot:
-    """Return the finished snapshot of an entry that succeeded or failed."""
-    facts = dict(entry.result)
-    if character := facts.get("character"):
-        facts["character"] = Character(**character)
-    if failure := facts.get("failure"):
-        facts["failure"] = TaskFailure(**({"code": None} | failure))
-    return TaskSnapshot(**facts)
+    """Return the finished snapshot of an entry that succeeded or failed.
+
+    Raises:
+        UnreadableEntryError: A field is not one that this version has.
+    """
+    try:
+        facts = dict(entry.result)
+        if character := facts.get("character"):
+            facts["character"] = Character(**character)
+        if failure := facts.get("failure"):
+            facts["failure"] = TaskFailure(**({"code": None} | failure))
+        return TaskSnapshot(**facts)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise unreadable(entry.key, error) from error
 
 
 def echoes_other_token(snapshot: TaskSnapshot, digest: str | None) -> bool:
@@ -100,8 +125,9 @@ def echoes_other_token(snapshot: TaskSnapshot, digest: str | None) -> bool:
 
 
 def to_error(error: SoraCharsError) -> dict[str, Any]:
-    """Return an error as JSON: the name of its type and its plain attributes."""
-    facts = {field.name: getattr(error, field.name) for field in attrs.fields(type(error))}
+    """Return an error as JSON: the name of its type and its plain attributes, without the key of its entry."""
+    facts = {field.name: getattr(error, field.name) for field in attrs.fields(type(error)) if field.name != "key"}
+    facts["charged"] = "" if error.charged == "no" else error.charged
     plain = {name: value for name, value in facts.items() if isinstance(value, str | int | float) and value != ""}
     return {"type": type(error).__name__, **plain}
 
@@ -112,4 +138,6 @@ def rejection(entry: Entry) -> ProviderError:
     kind = getattr(errors, facts.get("type", ""), ProviderError)
     known = {field.name for field in attrs.fields(kind)}
     made: ProviderError = kind(**{name: value for name, value in facts.items() if name in known})
+    if made.may_have_been_paid:
+        made.hint = f"Nothing was sent now. {RETRY_HINT}"
     return made

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from sora_chars.errors import InvalidTransitionError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
 
 
 class EntryState(StrEnum):
@@ -38,11 +42,27 @@ TRANSITIONS: dict[EntryState, frozenset[EntryState]] = {
     EntryState.FAILED: frozenset(),
 }
 
+RESTARTS: dict[EntryState, frozenset[EntryState]] = {
+    # a new attempt, which a person has requested
+    EntryState.REJECTED: frozenset({EntryState.PENDING}),
+    # unknown: a person has given the entry up, and takes that back
+    EntryState.FAILED: frozenset({EntryState.PENDING, EntryState.UNKNOWN}),
+    # a person has named the task or resolved it as never sent, and takes that back
+    EntryState.PENDING: frozenset({EntryState.UNKNOWN}),
+    EntryState.RUNNING: frozenset({EntryState.UNKNOWN}),
+}
+"""What `Ledger.restart` allows. The attempt that ends is kept."""
 
-def check_transition(key: str, state: EntryState, to: EntryState) -> None:
+ENDED = frozenset({EntryState.SUCCEEDED, EntryState.FAILED, EntryState.REJECTED})
+"""The states in which a request is not under way. Only a user has it sent again."""
+
+
+def check_transition(
+    key: str, state: EntryState, to: EntryState, table: Mapping[EntryState, Collection[EntryState]] = TRANSITIONS
+) -> None:
     """Raise `InvalidTransitionError` unless an entry may go from `state` to `to`."""
-    if to not in TRANSITIONS[state]:
-        allowed = ", ".join(sorted(TRANSITIONS[state])) or "no other state"
+    if to not in table.get(state, ()):
+        allowed = ", ".join(sorted(table.get(state, ()))) or "no other state"
         raise InvalidTransitionError(
             f"Entry {key} cannot go from {state} to {to}; from {state} it may go to {allowed}.",
             key=key,

@@ -14,17 +14,27 @@ from sora_chars.errors import InvalidRequestError, MissingCharacterError, StaleE
 from sora_chars.ids import is_id
 from sora_chars.models import FAIL, SUCCESS, TaskFailure, TaskSnapshot
 
+from .entry import Attempt, to_json
 from .queries import find
 from .serialize import to_result
 from .states import EntryState
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .entry import Entry
     from .ledger import Ledger
 
 SENDABLE = frozenset({EntryState.PENDING, EntryState.REJECTED})
 """States from which a request may be sent: nothing was paid under the key."""
 
+_GIVEN_UP = "given_up"  # the code of the failure
+_RETRY_HINTS = {
+    EntryState.UNKNOWN: "Find out what became of it, and resolve it first.",
+    EntryState.RUNNING: "Wait for its task.",
+    EntryState.SENDING: "Wait for the process that sends it.",
+    EntryState.SUCCEEDED: "Use a new key for another character.",
+}
 _WITHOUT_TASK = SENDABLE | {EntryState.SENDING, EntryState.UNKNOWN}
 
 
@@ -98,7 +108,7 @@ def end_state(snapshot: TaskSnapshot, kind: str) -> tuple[EntryState, dict[str, 
 
 def without_character(error: MissingCharacterError) -> TaskSnapshot:
     """Return the success that held no character as a snapshot."""
-    return TaskSnapshot(task_id=error.task_id or "", provider=error.provider, state=SUCCESS, result=error.payload)
+    return TaskSnapshot(task_id=error.task_id or "", provider=error.provider or "", state=SUCCESS, result=error.payload)
 
 
 async def mark_orphaned(ledger: Ledger, entry: Entry) -> Entry:
@@ -127,8 +137,45 @@ async def claim(ledger: Ledger, entry: Entry) -> Entry:
     return entry
 
 
+async def retry(ledger: Ledger, entry: Entry, request: Mapping[str, Any]) -> Entry:
+    """Begin another attempt of a request that failed or was rejected, and return the entry as `pending`.
+
+    If another process has begun one, that one counts.
+
+    Args:
+        ledger: The ledger that holds the entry.
+        entry: The entry as last read.
+        request: The request of the new attempt, as JSON.
+
+    Raises:
+        InvalidRequestError: The present attempt has neither failed nor been rejected.
+    """
+    if entry.state is EntryState.PENDING and to_json(request) == entry.request_json:
+        return entry
+    if entry.state not in {EntryState.FAILED, EntryState.REJECTED}:
+        raise InvalidRequestError(
+            f"key: {entry.key} is {entry.state}; only a failed or rejected request can be sent again.",
+            hint=_RETRY_HINTS.get(entry.state, ""),
+            key=entry.key,
+            provider=entry.provider,
+            task_id=entry.task_id,
+            charged="maybe" if entry.may_have_been_paid else "no",
+        )
+    try:
+        return await ledger.restart(entry, EntryState.PENDING, request=request)
+    except StaleEntryError as error:
+        moved: Entry = error.entry
+        return moved
+
+
 async def resolve(
-    ledger: Ledger, key: str, *, task_id: str | None = None, never_sent: bool = False, give_up: bool = False
+    ledger: Ledger,
+    key: str,
+    *,
+    task_id: str | None = None,
+    never_sent: bool = False,
+    give_up: bool = False,
+    undo: bool = False,
 ) -> Entry:
     """Record what a person found out about an entry whose outcome is unknown. Send nothing.
 
@@ -137,26 +184,44 @@ async def resolve(
         key: The idempotency key of the entry.
         task_id: The task that the request created.
         never_sent: The request did not arrive, so it may be sent when it is requested again.
-        give_up: The entry counts as failed for good. This is also possible for a running task.
+        give_up: The entry counts as failed. This is also possible for a running task.
+        undo: The last resolution was wrong. Possible until the request is sent again or the task has ended.
 
     Raises:
-        InvalidRequestError: Not exactly one of the three was given, the ledger has no such entry, or the entry leaves
+        InvalidRequestError: Not exactly one of the four was given, the ledger has no such entry, or the entry leaves
             nothing to resolve.
         StaleEntryError: Another process moved the entry first.
     """
-    if (task_id is not None) + never_sent + give_up != 1:
-        raise InvalidRequestError("resolve: give exactly one of task_id, never_sent and give_up.")
+    if (task_id is not None) + never_sent + give_up + undo != 1:
+        raise InvalidRequestError("resolve: give exactly one of task_id, never_sent, give_up and undo.")
+    if undo:
+        return await _undo(ledger, await find(ledger, key))
     entry = await _resolvable(ledger, key, running=give_up)
+    archive = Attempt.of(entry, at=entry.updated_at)
     if task_id is not None:
         task_id = await _unrecorded(ledger, entry, task_id.strip())
-        return await ledger.transition(entry, EntryState.RUNNING, task_id=task_id, claim=False)
+        return await ledger.transition(entry, EntryState.RUNNING, task_id=task_id, claim=False, archive=archive)
     if never_sent:
-        return await ledger.transition(entry, EntryState.PENDING)
-    failure = TaskFailure("given_up", "given up by the user")
+        return await ledger.transition(entry, EntryState.PENDING, archive=archive)
+    failure = TaskFailure(_GIVEN_UP, "given up by the user")
     given_up = TaskSnapshot(task_id=entry.task_id or "", provider=entry.provider, state=FAIL, failure=failure)
     to, facts = end_state(given_up, entry.kind)
     facts["task_id"] = entry.task_id
-    return await ledger.transition(entry, to, **facts)
+    return await ledger.transition(entry, to, **facts, archive=archive)
+
+
+async def _undo(ledger: Ledger, entry: Entry) -> Entry:
+    """Return an entry to the state that a person has resolved."""
+    attempts = await ledger.attempts(entry.key)
+    before = next((one for one in attempts if one.token_digest == entry.token_digest), None)
+    ended = entry.state is EntryState.FAILED and entry.error.get("code") != _GIVEN_UP
+    was_resolved = before is not None and before.state in {EntryState.UNKNOWN, EntryState.RUNNING}
+    if not was_resolved or ended or entry.state not in {EntryState.PENDING, EntryState.RUNNING, EntryState.FAILED}:
+        raise InvalidRequestError(f"key: {entry.key} is {entry.state}, and no resolution of it can be taken back.")
+    entry = await ledger.restart(entry, EntryState.UNKNOWN)
+    if before and before.task_id:
+        return await ledger.transition(entry, EntryState.RUNNING, task_id=before.task_id, claim=False)
+    return entry
 
 
 async def _resolvable(ledger: Ledger, key: str, *, running: bool) -> Entry:

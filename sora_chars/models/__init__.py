@@ -16,6 +16,7 @@ from .requests import (
     as_request,
     raise_if_invalid,
     seconds_problems,
+    with_changes,
 )
 from .sources import Source, is_url, path_of
 from .tasks import FAIL, SUCCESS, Character, Eta, ModelInfo, TaskFailure, TaskSnapshot, TaskStatus, UploadProgress
@@ -46,4 +47,5 @@ __all__ = [
     "path_of",
     "raise_if_invalid",
     "seconds_problems",
+    "with_changes",
 ]

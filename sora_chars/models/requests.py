@@ -14,6 +14,7 @@ import attrs
 
 from sora_chars.errors import InvalidRequestError, printable
 from sora_chars.ids import strip_blanks
+from sora_chars.redaction import masked_repr
 
 from .sources import Source, is_url, path_of, source_problems, to_source, to_sources
 
@@ -225,8 +226,10 @@ class CharacterRequest:
     """
 
     from_task: str | None = attrs.field(default=None, converter=strip_blanks)
-    video: Source | None = attrs.field(default=None, converter=attrs.converters.optional(to_source))
-    images: tuple[Source, ...] | None = attrs.field(default=None, converter=attrs.converters.optional(to_sources))
+    video: Source | None = attrs.field(default=None, converter=attrs.converters.optional(to_source), repr=masked_repr)
+    images: tuple[Source, ...] | None = attrs.field(
+        default=None, converter=attrs.converters.optional(to_sources), repr=masked_repr
+    )
     clip: Clip | None = attrs.field(default=None, converter=_to_clip)
     name: str | None = None
     prompt: str | None = None
@@ -332,7 +335,7 @@ class TaskRequest:
     """
 
     model: str
-    input: Mapping[str, Any] = attrs.field(factory=dict)
+    input: Mapping[str, Any] = attrs.field(factory=dict, repr=masked_repr)
     key: str | None = attrs.field(default=None, converter=strip_blanks)
 
     def __attrs_post_init__(self) -> None:
@@ -368,3 +371,15 @@ def as_request(request: Request | None, fields: Mapping[str, Any]) -> Request:
             f"request must be a CharacterRequest or a TaskRequest, or be given as fields; got {given}."
         )
     return request
+
+
+def with_changes(request: Request, changes: Mapping[str, Any]) -> Request:
+    """Return a request in which some fields have other values.
+
+    Raises:
+        InvalidRequestError: A field is unknown or invalid.
+    """
+    allowed = [field.name for field in attrs.fields(type(request)) if field.name != "key"]
+    raise_if_invalid(_unknown_fields(changes, allowed), what="The request")
+    made: Request = attrs.evolve(request, **changes)
+    return made

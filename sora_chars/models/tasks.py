@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import attrs
 
 from sora_chars.errors import TaskFailedError, printable
+from sora_chars.redaction import masked_repr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from sora_chars.errors import Charged
 
 SUCCESS = "success"
 FAIL = "fail"
@@ -64,7 +67,7 @@ class TaskFailure:
     """The reason for a failed task: the provider's code, in digits or as a word, and its message."""
 
     code: str | None
-    message: str
+    message: str = attrs.field(repr=masked_repr)
 
 
 @attrs.frozen(kw_only=True)
@@ -143,7 +146,14 @@ class TaskSnapshot:
             task_id=self.task_id,
             code=failure.code,
             snapshot=attrs.evolve(self, raw=None),  # `raw` may repeat the secret callback URL
+            charged=_charged(self.credits),
         )
+
+
+def _charged(amount: float | None) -> Charged:
+    if amount is None:
+        return "maybe"
+    return "yes" if amount else "no"
 
 
 @attrs.frozen(kw_only=True)

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import attrs
 
-from sora_chars.errors import MissingCharacterError, SessionClosedError, WaitTimeoutError, WrongLoopError, printable
+from sora_chars.errors import (
+    MissingCharacterError,
+    ProviderError,
+    SessionClosedError,
+    SoraCharsError,
+    TaskNotFoundError,
+    WaitTimeoutError,
+    WrongLoopError,
+    printable,
+)
 from sora_chars.models import Character, TaskSnapshot
 
 if TYPE_CHECKING:
@@ -33,12 +43,16 @@ class HandleContext:
         provider: The provider that runs the task.
         watcher: The watcher that polls the task.
         timeout: Seconds that a wait lasts by default.
+        from_ledger: Whether the ledger held the end of the task before it was requested.
+        key: The idempotency key, if one is recorded for the task.
     """
 
     task: WatchedTask
     provider: Provider
     watcher: TaskWatcher
     timeout: float
+    key: str | None = None
+    from_ledger: bool = False
 
 
 @attrs.define(eq=False, kw_only=True, repr=False)
@@ -91,6 +105,16 @@ class TaskHandle(Generic[R]):
         return self._attached().task.snapshot
 
     @property
+    def from_ledger(self) -> bool:
+        """Whether the ledger held the end of the task before it was requested."""
+        return self._attached().from_ledger
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the provider answered the last poll that it has no such task, or does not show it yet."""
+        return self._attached().task.missing_since is not None
+
+    @property
     def eta(self) -> Eta | None:
         """The range of seconds that are left. None if too little is known of the model, and at the end."""
         context = self._attached()
@@ -125,7 +149,7 @@ class TaskHandle(Generic[R]):
             await context.task.wait(context.timeout if timeout is None else timeout)
             if not future.done():
                 self._raise_timeout()
-        return self._unwrap(future.result())  # a call of `outcome` would add a frame to the error of each waiter
+        return self._unwrap(future)
 
     def outcome(self) -> R:
         """Return what `result` returns, without waiting.
@@ -137,7 +161,7 @@ class TaskHandle(Generic[R]):
         future = self._attached().task.future
         if not future.done():
             self._raise_timeout()
-        return self._unwrap(future.result())
+        return self._unwrap(future)
 
     def add_done_callback(self, callback: Callable[[TaskHandle[R]], object]) -> None:
         """Schedule `callback` to be called with this handle once the wait has ended.
@@ -177,7 +201,8 @@ class TaskHandle(Generic[R]):
                 yield snapshot
         finally:
             task.listeners = tuple(other for other in task.listeners if other is not queue)
-        task.future.result()
+        with self._facts_added():
+            task.future.result()
 
     async def refresh(self) -> TaskSnapshot:
         """Poll the task once, now, and show the snapshot to all waiters.
@@ -203,7 +228,22 @@ class TaskHandle(Generic[R]):
         """Pickle the ids only."""
         return _rebuild, (self.task_id, self.provider, self.key, self.name, self.wants)
 
-    def _unwrap(self, snapshot: TaskSnapshot) -> R:
+    @contextmanager
+    def _facts_added(self) -> Generator[None]:
+        """Complete an error that ended the wait with the facts of the task."""
+        try:
+            yield
+        except SoraCharsError as error:
+            error.add_facts(key=self._attached().key, provider=self.provider, task_id=self.task_id or None)
+            if isinstance(error, ProviderError):  # a poll failed, not the create
+                error.charged = "maybe" if isinstance(error, TaskNotFoundError) else "yes"
+            raise
+
+    def _unwrap(self, future: asyncio.Future[TaskSnapshot]) -> R:
+        with self._facts_added():
+            return self._outcome_of(future.result())
+
+    def _outcome_of(self, snapshot: TaskSnapshot) -> R:
         outcome = snapshot.outcome()
         if self.wants is TaskSnapshot:
             outcome = snapshot
@@ -226,10 +266,19 @@ class TaskHandle(Generic[R]):
             self._raise_timeout()
 
     def _raise_timeout(self) -> NoReturn:
+        is_shown = self.snapshot is not None
+        ended = "still runs, but the wait for it timed out"
+        if not is_shown:
+            known = "was not found" if self.is_missing else "could not be polled"
+            ended = f"{known} before the wait for it timed out"
         raise WaitTimeoutError(
-            f"Task {self.task_id} at {self.provider} still runs, but the wait for it timed out.",
+            f"Task {self.task_id} at {self.provider} {ended}.",
             hint="Await the handle again, or resume the task by its id: nothing is lost.",
             handle=self,
+            key=self._attached().key,
+            provider=self.provider,
+            task_id=self.task_id,
+            charged="yes" if is_shown else "maybe",
         ) from None
 
     def _attached(self) -> HandleContext:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import random
 from functools import partial
@@ -19,6 +18,7 @@ from sora_chars.errors import (
     WatcherStoppedError,
     printable,
 )
+from sora_chars.logs import event_logger
 
 from .due_queue import TICK, DueQueue
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .callback_health import CallbackHealth
     from .watched_task import WatchedTask
 
-log = logging.getLogger("sora_chars.watcher")
+log = event_logger("sora_chars.watcher")
 
 FALLBACK_INTERVAL = 30.0
 """Seconds between our own polls of a task that another process polls, in case that process hangs."""
@@ -41,6 +41,7 @@ _WAKE_UPS_PER_SECOND = 64
 _STRETCH = 5.0  # interval multiplier while callbacks are healthy
 _FAULT_DELAYS = (1.0, 30.0)  # seconds; shortest and longest
 _NOT_FOUND_DELAYS = (1.0, 5.0)  # seconds; shortest and longest
+_NUDGE_INTERVAL = 1.0  # seconds between the polls of one task that callbacks cause
 _FIRST_STALE_DELAY = 0.25  # seconds; doubles while polls after a callback do not show the end yet
 
 
@@ -102,6 +103,10 @@ class ProviderPoller:
         factor = _STRETCH if stretch and task.expects_callback and self.callback_health.is_healthy else 1.0
         self._enqueue(task, _round_up(now + delay * factor) if delay >= _ROUNDED_FROM else now + delay)
 
+    def nudge_delay(self, task: WatchedTask) -> float:
+        """Return the seconds until a callback may cause the next poll of a task: none unless another one just did."""
+        return max(0.0, task.nudged_at + _NUDGE_INTERVAL - asyncio.get_running_loop().time())
+
     def unstretch(self) -> None:
         """Move every stretched poll back to the time at which it would be due without callbacks."""
         for task in self.tasks.values():
@@ -127,7 +132,8 @@ class ProviderPoller:
             self._end(task, snapshot)
             return
         delay = self._next_delay(task, snapshot, age, nudged=nudged)
-        self.schedule(task, delay, stretch=snapshot.retry_after is None and not task.stale_polls)
+        stretch = snapshot.retry_after is None and not (task.stale_polls or task.nudged)
+        self.schedule(task, delay, stretch=stretch)
 
     def fail(self, task: WatchedTask, error: BaseException) -> None:
         """End a wait because of a bug in a provider or a polling strategy."""
@@ -200,6 +206,8 @@ class ProviderPoller:
         outcome: TaskSnapshot | MissingCharacterError | None = None
         nudged = task.nudged
         task.nudged = False
+        if nudged and task.woken_by == "callback":
+            task.nudged_at = asyncio.get_running_loop().time()
         try:
             try:
                 seen = task.snapshot
@@ -237,7 +245,7 @@ class ProviderPoller:
         """Return the seconds until the next poll of a task that still runs."""
         delay = self.options.polling.delay(snapshot, age)
         if task.nudged:
-            return 0.0
+            return min(delay, self.nudge_delay(task))
         if snapshot.retry_after is not None:
             return snapshot.retry_after
         if task.polled_elsewhere and not nudged:
@@ -271,7 +279,9 @@ class ProviderPoller:
         jitter = random.uniform(0.75, 1.25)  # noqa: S311 # no secret
         delay = min(min(max(elapsed, shortest), longest) * jitter, budget - elapsed)
         delay = max(delay, error.retry_after or 0.0)
-        self.schedule(task, 0.0 if task.nudged and not error.retry_after else delay)
+        if task.nudged and not error.retry_after:
+            delay = min(delay, self.nudge_delay(task))
+        self.schedule(task, delay)
 
     def _end(self, task: WatchedTask, outcome: TaskSnapshot | SoraCharsError) -> None:
         self.tasks.pop(task.task_id, None)

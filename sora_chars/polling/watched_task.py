@@ -47,6 +47,7 @@ class WatchedTask:
         heap_id: The id of the task's valid heap entry. All others are stale.
         polling: Whether a poll is in flight.
         nudged: Whether a nudge has come since the last poll began.
+        nudged_at: When the last poll began that a callback caused.
         stale_polls: Polls since a callback that did not show the end yet.
         faulty_since: When the uninterrupted run of transient faults began.
         missing_since: When the provider began to answer that it has no such task.
@@ -68,6 +69,7 @@ class WatchedTask:
     heap_id: int = 0
     polling: bool = False
     nudged: bool = False
+    nudged_at: float = -math.inf
     stale_polls: int = 0
     faulty_since: float | None = None
     missing_since: float | None = None

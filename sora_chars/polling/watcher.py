@@ -112,11 +112,14 @@ class TaskWatcher:
         if poller is None or task is None:
             return False
         # A poll in flight may have been too early: another one follows it.
+        delay = poller.nudge_delay(task)
         if not (task.polling or task.nudged):
-            poller.schedule(task, 0.0)
+            now = asyncio.get_running_loop().time()
+            poller.schedule(task, min(delay, max(0.0, task.due - now)))
+        if not (delay or task.nudged):  # or a stream of callbacks would renew the short delays again and again
+            task.stale_polls = 0
         task.nudged = True
         task.woken_by = by
-        task.stale_polls = 0
         return True
 
     def take_over(self, provider: str, task: WatchedTask) -> None:

@@ -1,16 +1,26 @@
-"""The base class of providers that send their requests through a `Transport`."""
+"""What providers over a `Transport` share: the base class, the check of options, and the pages in front of them."""
 
 from __future__ import annotations
 
+import os
+import re
+from http import HTTPStatus
 from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
 
+from sora_chars.errors import BlockedError, ConfigurationError, printable
 from sora_chars.protocols import Provider
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from sora_chars.responses import Response
     from sora_chars.transport import Transport
+
+# A provider that read the request answers in its own format. With these statuses, a page in another format was
+# written by a firewall, a proxy or a web server in front of it, which did not pass the request on.
+_BLOCKED = frozenset({400, 403, 405, 406, 407, 410, 411, 412, 413, 414, 415, 417, 421, 426, 428, 431, 451, 511})
 
 
 class HTTPProvider(Provider):
@@ -32,3 +42,68 @@ class HTTPProvider(Provider):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._transport.leave()
+
+
+def resolve_key(api_key: str | None, *, variable: str, provider: str) -> str:
+    """Return the API key that was passed, or else the one in the environment.
+
+    Raises:
+        ConfigurationError: There is no key, or it cannot be sent in a header.
+    """
+    key: object = os.environ.get(variable, "") if api_key is None else api_key
+    if not isinstance(key, str):
+        raise ConfigurationError(f"api_key must be text, got {type(key).__name__}.")
+    key = key.strip()
+    if not key:
+        raise ConfigurationError(f"{provider} needs an API key.", hint=f"Set {variable}, or pass api_key=.")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ConfigurationError(
+            f"The API key of {provider} contains characters that no key has (spaces, line breaks)."
+        )
+    return key
+
+
+def clean_url(url: str, *, field: str) -> str:
+    """Return a base URL without trailing slashes.
+
+    Raises:
+        ConfigurationError: It is not an http(s) URL with a host, or contains a user, a query or a fragment.
+    """
+    try:
+        good = re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url) and urlsplit(url).port != 0
+    except ValueError:  # an invalid port, or an unclosed bracket
+        good = False
+    if not good:
+        raise ConfigurationError(f"{field}: must be like https://host[:port][/path], got {printable(url)!r}.")
+    return url.rstrip("/")
+
+
+def blocked(response: Response, provider: str) -> BlockedError | None:
+    """Return the error for a response that is not in the provider's format, if it proves that nothing was done."""
+    status = response.status
+    location = response.headers.get("Location")
+    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
+        target = None if location is None else _without_query(urljoin(f"https://{provider}", location))
+        where = f" redirects to {printable(target, limit=200)}" if target else " is a redirect without a target"
+        return BlockedError(
+            f"{provider} was not reached: HTTP {status}{where}.",
+            hint="Set base_url to the address that serves the API. A login page of the network redirects too.",
+            provider=provider,
+            status=status,
+            location=target,
+        )
+    if status not in _BLOCKED:
+        return None
+    shown = printable(response.body[:1000].decode(errors="replace"), limit=200) or "an empty body"
+    return BlockedError(
+        f"{provider} was not reached: something in front of it answered HTTP {status}: {shown}",
+        hint="A firewall, a proxy or a filter rejected the request. Check base_url and the network.",
+        provider=provider,
+        status=status,
+        retry_after=response.retry_after,
+    )
+
+
+def _without_query(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
+from sora_chars.errors import printable
+from sora_chars.logs import event_logger
 from sora_chars.models import (
     SUCCESS,
     CharacterRequest,
@@ -25,10 +27,10 @@ from sora_chars.models import (
     path_of,
 )
 from sora_chars.ratelimit.window import Limits
-from sora_chars.transport import Transport, clean_url, resolve_key
+from sora_chars.transport import Transport
 
 from . import kie_codec as codec
-from .base import HTTPProvider
+from .base import HTTPProvider, clean_url, resolve_key
 from .kie_omni import omni_body, omni_problems
 
 if TYPE_CHECKING:
@@ -42,6 +44,12 @@ if TYPE_CHECKING:
 DOCUMENTED_LIMITS = Limits(creates=(20, 10.0), polls=(10, 1.0))
 """The limits of an account: 20 creates in 10 seconds and 10 polls in 1 second. Source: kie.ai docs."""
 
+log = event_logger("sora_chars.providers")
+
+_UPLOAD_LIFETIME = (
+    "kie.ai keeps an upload for 24 hours, 3 days or 14 days, by three of its pages, and says that a character is "
+    "valid only while the file is; to keep the character longer, pass the URL of a file of yours"
+)
 _MIB = 1024 * 1024
 _MAX_VIDEO_BYTES = 10 * _MIB
 _MAX_IMAGE_BYTES = 20 * _MIB
@@ -55,7 +63,7 @@ class Kie(HTTPProvider):
 
     Args:
         api_key: The API key. Defaults to the environment variable KIE_API_KEY.
-        base_url: Base URL of the API.
+        base_url: Base URL of the API. A trailing "/api/v1" is removed.
         upload_url: Base URL of the upload service.
         callback_url: Public URL under which a `CallbackReceiver` is mounted. Without it,
             tasks are only polled.
@@ -65,7 +73,8 @@ class Kie(HTTPProvider):
         on_upload: Called with the progress of the upload of a local file.
         timeout: Seconds for a create, from sending to the end of its response.
         http: An aiohttp session of yours, which is not closed here.
-        proxy: URL of an HTTP proxy.
+        proxy: URL of an HTTP proxy. Defaults to HTTPS_PROXY or HTTP_PROXY of the
+            environment, except for the hosts of NO_PROXY.
         ssl: Certificate verification, as in aiohttp.
 
     Raises:
@@ -90,7 +99,7 @@ class Kie(HTTPProvider):
         super().__init__(
             Transport(
                 provider=name,
-                base_url=clean_url(base_url, field="base_url"),
+                base_url=clean_url(base_url, field="base_url").removesuffix("/api/v1"),
                 api_key=resolve_key(api_key, variable="KIE_API_KEY", provider=name),
                 limits=limits or Limits(),
                 http=http,
@@ -137,7 +146,9 @@ class Kie(HTTPProvider):
             body: dict[str, Any] = {"model": request.model, "input": dict(request.input)}
         else:
             video = request.video
-            body = codec.character_task(request, video_url=None if video is None else await self._url_of(video))
+            body = codec.character_task(
+                request, video_url=None if video is None else await self._url_of(video, request.key)
+            )
         if callback_url:
             body["callBackUrl"] = callback_url
         task_id = await self._transport.request(
@@ -169,7 +180,7 @@ class Kie(HTTPProvider):
     async def upload(self, path: str | os.PathLike[str]) -> str:
         """Upload a local file, for the input of a `TaskRequest`, free of charge; return its public URL.
 
-        kie.ai deletes the file after 3 days. Source: kie.ai docs, File Upload API.
+        The file is temporary: kie.ai's pages state lifetimes of 24 hours, 3 days and 14 days.
 
         Raises:
             OSError: The file cannot be read.
@@ -206,7 +217,7 @@ class Kie(HTTPProvider):
         images: Sequence[Source],
         on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
-        body = omni_body(request, [await self._url_of(image) for image in images])
+        body = omni_body(request, [await self._url_of(image, request.key) for image in images])
         character = await self._transport.request(
             "POST",
             self._api("omni/character/create"),
@@ -219,8 +230,13 @@ class Kie(HTTPProvider):
             task_id=character.id, provider=self.name, state=SUCCESS, character=character, raw=character.raw
         )
 
-    async def _url_of(self, source: Source) -> str:
-        return str(source) if is_url(source) else await self.upload(source)
+    async def _url_of(self, source: Source, key: str | None) -> str:
+        if is_url(source):
+            return str(source)
+        url = await self.upload(source)
+        facts = {"provider": self.name, "key": key, "file": printable(source), "why": _UPLOAD_LIFETIME}
+        log.warning("upload.temporary", extra=facts)
+        return url
 
 
 class _UploadBody(io.BytesIO):
@@ -241,32 +257,37 @@ class _UploadBody(io.BytesIO):
 
 def _file_problems(field: str, path: Path, limit: int) -> list[str]:
     """Check that a local file exists, is readable and has 1 to `limit` bytes."""
+    shown = printable(path)  # a data URL of megabytes is taken for a path, too
     try:
         if not path.is_file():
-            return [f"{field} must be an http(s) URL or an existing file, got {path}"]
+            return [f"{field} must be an http(s) URL or an existing file, got {shown}"]
         with path.open("rb"):  # fails if the file may not be read
             size = path.stat().st_size
     except OSError as error:
-        return [f"{field} must be a readable file, got {path}: {error.strerror}"]
+        return [f"{field} must be a readable file, got {shown}: {error.strerror}"]
     if not 0 < size <= limit:
-        return [f"{field} must have 1 byte to {limit // _MIB} MB, got {size} bytes ({path})"]
+        return [f"{field} must have 1 byte to {limit // _MIB} MB, got {size} bytes ({shown})"]
     return []
 
 
 def _video_problems(path: Path) -> list[str]:
-    """Check a local video against the limits of sora-2-characters. Source: kie.ai docs."""
+    """Check a local video against the limits of sora-2-characters.
+
+    Source: kie.ai docs; its form lists MOV too, and where two of its pages disagree, both are allowed.
+    """
     problems = _file_problems("video", path, _MAX_VIDEO_BYTES)
     if problems:
         return problems
     from .media import probe  # noqa: PLC0415 # most requests name a URL or a task
 
     facts = probe(path)
+    shown = printable(path)
     if facts.container is None:
-        problems.append(f"video must be an MP4, WebM or AVI file, got {path}")
+        problems.append(f"video must be an MP4, MOV, WebM or AVI file (of kie.ai's pages, some omit MOV), got {shown}")
     shortest = _MIN_VIDEO_SECONDS - _DURATION_TOLERANCE
     longest = _MAX_VIDEO_SECONDS + _DURATION_TOLERANCE
     if facts.duration is not None and not shortest <= facts.duration <= longest:
         problems.append(
-            f"video must run {_MIN_VIDEO_SECONDS} to {_MAX_VIDEO_SECONDS} seconds, got {facts.duration:.2f} ({path})"
+            f"video must run {_MIN_VIDEO_SECONDS} to {_MAX_VIDEO_SECONDS} seconds, got {facts.duration:.2f} ({shown})"
         )
     return problems

@@ -22,6 +22,7 @@ import attrs
 
 from sora_chars.errors import InvalidCallbackError, MissingCharacterError, printable
 from sora_chars.ids import is_id
+from sora_chars.redaction import masked_repr
 from sora_chars.responses import parse_json
 
 from .kie_codec import read_snapshot
@@ -47,7 +48,7 @@ class CallbackEvent:
     task_id: str
     provider: str
     code: int | None
-    message: str
+    message: str = attrs.field(repr=masked_repr)
     raw: Mapping[str, Any] = attrs.field(repr=False)
 
     @cached_property

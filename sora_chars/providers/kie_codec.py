@@ -24,12 +24,14 @@ from sora_chars.errors import (
 )
 from sora_chars.ids import is_id
 from sora_chars.models import FAIL, SUCCESS, Character, CharacterRequest, ModelInfo, TaskFailure, TaskSnapshot
-from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
+from sora_chars.responses import GATEWAY_FAULTS, parse_json
 
-from .kie_envelope import Envelope, read_data, read_envelope, unreadable
+from .kie_envelope import Envelope, json_object, read_data, read_envelope, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sora_chars.responses import Response
 
 FROM_TASK_MODEL = "sora-2-characters-pro"
 FROM_VIDEO_MODEL = "sora-2-characters"
@@ -111,27 +113,24 @@ def read_task_id(response: Response) -> str:
             gateway, such as 504, or a gateway wrote a JSON error of its own.
         ProviderError: The request was rejected.
     """
-    match _json_or_none(response):
+    match json_object(response):
         case {"data": {"taskId": str(task_id)}} if is_id(task_id):
             return task_id
         case _:
             pass
     envelope = read_envelope(response)
-    match envelope:
-        case Envelope(code=code) if code == 0 or code in _SUCCESS_CODES or code in GATEWAY_FAULTS:
-            raise unreadable(response, "no task id")
-        case _:
-            error = envelope.error()
-            if isinstance(error, ServiceUnavailableError) and not (envelope.has_code or error.harmless):
-                raise unreadable(response, "not written by kie.ai")
-            raise error
+    if envelope.code == 0 or envelope.code in _SUCCESS_CODES:
+        raise unreadable(response, "no task id")
+    raise _create_error(envelope)
 
 
-def _json_or_none(response: Response) -> Any:
-    try:
-        return parse_json(response.body)
-    except ValueError:
-        return None
+def _create_error(envelope: Envelope) -> ProviderError:
+    """Return the error for a create without an id: unknown if kie.ai may not have written the response."""
+    error = envelope.error()
+    in_doubt = isinstance(error, ServiceUnavailableError) and not (envelope.has_code or error.harmless)
+    if in_doubt or envelope.code in GATEWAY_FAULTS:
+        return unreadable(envelope.response, "not written by kie.ai")
+    return error
 
 
 def read_record(response: Response, *, task_id: str, provider: str, seen: TaskSnapshot | None = None) -> TaskSnapshot:
@@ -170,7 +169,7 @@ def _no_record(envelope: Envelope, task_id: str) -> ProviderError:
     if envelope.code == HTTPStatus.OK:
         return TaskNotFoundError(f"kie.ai has no record of task {printable(task_id)}.", status=status)
     error = envelope.error()
-    if envelope.code == HTTPStatus.NOT_FOUND:
+    if envelope.code == HTTPStatus.NOT_FOUND and envelope.has_code:
         return TaskNotFoundError(error.message, status=status, code=envelope.code)
     return error
 
@@ -346,7 +345,7 @@ def read_omni(response: Response, *, provider: str) -> Character:
     """
     envelope = read_envelope(response)
     match envelope:
-        case Envelope(code=0 | 200, data={"characterId": str(id_)}) if is_id(id_):
+        case Envelope(data={"characterId": str(id_)}) if is_id(id_):
             return Character(id=id_, provider=provider, raw=envelope.data)
         case Envelope(code=0 | 200):
             raise MissingCharacterError(
@@ -356,10 +355,8 @@ def read_omni(response: Response, *, provider: str) -> Character:
                 task_id=None,
                 payload=envelope.data,
             )
-        case Envelope(code=code) if code in GATEWAY_FAULTS:
-            raise unreadable(response, "no result in time")
         case _:
-            raise envelope.error()
+            raise _create_error(envelope)
 
 
 def read_upload(response: Response) -> str:

@@ -30,6 +30,8 @@ from sora_chars.errors import (
 )
 from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
 
+from .base import blocked
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -79,6 +81,9 @@ class Envelope:
             retry_after=self.response.retry_after,
         )
         error.harmless |= self.code == _MAINTENANCE
+        error.transient |= not self.has_code  # a login page or a proxy's text ends no wait
+        if isinstance(error, ServiceUnavailableError) and not error.harmless:
+            error.charged = "maybe"  # a server that failed may have made the task before
         return error
 
 
@@ -102,16 +107,14 @@ def read_envelope(response: Response) -> Envelope:
 
     Raises:
         NoAnswerError: The body is not an envelope, or comes from a proxy.
+        BlockedError: The body is not an envelope, and the HTTP status proves that kie.ai did nothing.
         ProviderError: The body is not an envelope, and the HTTP status alone names the error (401, 404, 429).
     """
-    try:
-        body = parse_json(response.body)
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
+    body = json_object(response)
+    if body is None:
         if response.status in {401, 404, 429}:
-            raise Envelope(response.status, "", None, response).error()
-        raise unreadable(response)
+            raise Envelope(response.status, "", None, response, has_code=False).error()
+        raise blocked(response, "kie.ai") or unreadable(response)
     code = body.get("code")
     if response.status in GATEWAY_FAULTS and code != response.status:  # an equal code proves that kie.ai wrote it
         raise unreadable(response)
@@ -119,6 +122,15 @@ def read_envelope(response: Response) -> Envelope:
     if isinstance(code, int) and not isinstance(code, bool):
         return Envelope(code, message, body.get("data"), response)
     return Envelope(response.status, message, body.get("data"), response, has_code=False)
+
+
+def json_object(response: Response) -> dict[str, Any] | None:
+    """Return the JSON object in a response, or None."""
+    try:
+        body = parse_json(response.body)
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
 
 
 def unreadable(response: Response, why: str = "") -> NoAnswerError:

@@ -31,9 +31,9 @@ from sora_chars.ids import is_id
 from sora_chars.models import SUCCESS, Character, CharacterRequest, TaskSnapshot
 from sora_chars.ratelimit.window import Limits
 from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
-from sora_chars.transport import Transport, clean_url, resolve_key
+from sora_chars.transport import Transport
 
-from .base import HTTPProvider
+from .base import HTTPProvider, blocked, clean_url, resolve_key
 
 if TYPE_CHECKING:
     import ssl
@@ -53,6 +53,7 @@ _HINTS = {
     "cameo_permission_denied": "Use another clip. The person in this one has not permitted it.",
     "sora_content_violation": "Use another clip. This one violates the content policy.",
 }
+_REDIRECTS = range(300, 400)
 _ERRORS_BY_STATUS: Mapping[int, tuple[type[ProviderError], str]] = {
     401: (AuthenticationError, "Check the API key."),
     403: (PermissionDeniedError, "Use a key or a group that may use this model."),
@@ -104,7 +105,8 @@ class Kkiai(HTTPProvider):
         limits: Rate limits of the account. None are published, and none is the default.
         timeout: Seconds for the whole request, during which the character is created.
         http: An aiohttp session of yours, which is not closed here.
-        proxy: URL of an HTTP proxy.
+        proxy: URL of an HTTP proxy. Defaults to HTTPS_PROXY or HTTP_PROXY of the
+            environment, except for the hosts of NO_PROXY.
         ssl: Certificate verification, as in aiohttp.
 
     Raises:
@@ -235,7 +237,8 @@ def read_character(response: Response, *, provider: str) -> Character:
     match _unwrapped(body):
         case {"error": error} if error:
             raise _json_error(response, body, provider)
-        case {"id": str(id_)} as found if _is_success(response) and is_id(id_):  # an id is enough: it was paid for
+        # An id is enough, whatever the status is: it was paid for.
+        case {"id": str(id_)} as found if is_id(id_) and (_is_success(response) or not _describes_error(found)):
             return Character(
                 id=id_,
                 provider=provider,
@@ -283,10 +286,14 @@ def _text(value: Any) -> str | None:
 def _text_error(response: Response, provider: str) -> ProviderError:
     """Return the error for a body that is not JSON: an HTML page, plain text or a damaged response.
 
-    With a status from 500, or after damage, the outcome of the request is unknown.
+    With a status from 500, or after damage, the outcome of the request is unknown. The gateways also send plain text
+    for rejections; a redirect, and a page with the status of one, were written in front of them.
     """
     text = printable(re.sub(r"<[^>]{0,500}>", " ", response.body[:4000].decode(errors="replace")), limit=200)
     is_page = response.body.lstrip().startswith(b"<")
+    rejection = blocked(response, provider)
+    if rejection and (is_page or not text or rejection.status in _REDIRECTS):
+        return rejection
     if response.status == HTTPStatus.NOT_FOUND or (_is_success(response) and is_page):
         return ModelUnavailableError(
             f"{provider} does not serve characters any more: it answered HTTP {response.status} with {text!r}.",
@@ -319,6 +326,8 @@ def _json_error(response: Response, body: Any, provider: str) -> ProviderError:
     codes = _codes(body)
     kind, hint = _classify(response.status, message, set(codes))
     found = _REQUEST_ID.search(message)
+    if kind is ServiceUnavailableError and not (found or _is_own(body)):
+        kind = NoAnswerError
     return kind(
         f"{provider} answered HTTP {response.status}: {printable(message)}",
         hint=next((advice for code, advice in _HINTS.items() if code in codes or code in message), hint),
@@ -326,7 +335,18 @@ def _json_error(response: Response, body: Any, provider: str) -> ProviderError:
         code=codes[0] if codes else None,
         request_id=found.group(1) if found else None,
         retry_after=response.retry_after,
+        charged="maybe" if kind is ServiceUnavailableError else "no",
     )
+
+
+def _describes_error(body: Any) -> bool:
+    """Return whether a body has members of an error, beside which an id may be that of the HTTP request."""
+    return bool(body.keys() & {"code", "type", "message", "msg", "detail", "description"})
+
+
+def _is_own(body: Any) -> bool:
+    """Return whether an error has the provider's own shape. Frameworks and gateways in front of it write others."""
+    return isinstance(body, dict) and (isinstance(body.get("error"), dict) or _text(body.get("code")) is not None)
 
 
 def _classify(status: int, message: str, codes: set[str]) -> tuple[type[ProviderError], str]:

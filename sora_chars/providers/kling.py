@@ -18,10 +18,10 @@ from sora_chars.errors import ConfigurationError, NoAnswerError, ProviderError, 
 from sora_chars.models import CharacterRequest, is_url, path_of
 from sora_chars.ratelimit.window import Limits
 from sora_chars.signing import jwt_signer
-from sora_chars.transport import Transport, clean_url, resolve_key
+from sora_chars.transport import Transport
 
 from . import kling_codec as codec
-from .base import HTTPProvider
+from .base import HTTPProvider, clean_url, resolve_key
 from .kling_callback import read_callback, webhook_key
 from .local_files import request_problems
 

@@ -24,6 +24,8 @@ from sora_chars.errors import (
 )
 from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
 
+from .base import blocked
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -137,22 +139,15 @@ def read_envelope(response: Response, *, paid: bool = False) -> Envelope:
 
 def _foreign(response: Response, body: Any, *, paid: bool) -> ProviderError:
     """Return the error for a response without Kling's code, which a proxy or a gateway wrote."""
-    status = response.status
-    if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in GATEWAY_FAULTS:
-        text = body.get("message") if isinstance(body, dict) else None
-        shown = text if isinstance(text, str) else response.body[:1000].decode(errors="replace")
-        error = Envelope(None, printable(shown, limit=200), None, None, response).error(paid=paid)
-        error.transient |= not paid  # a login page of the network ends no wait
-        return error
-    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
-        target = printable(response.headers.get("Location", "").partition("?")[0], limit=200)
-        return RequestRejectedError(
-            f"Kling was not reached: HTTP {status} redirects to {target or 'no address'}.",
-            hint="Set base_url to the address that serves the API. A login page of the network redirects too.",
-            status=status,
-            transient=not paid,
-        )
-    return unreadable(response)
+    if rejection := blocked(response, "Kling"):
+        return rejection
+    if response.status not in _ERRORS_BY_STATUS:
+        return unreadable(response)
+    text = body.get("message") if isinstance(body, dict) else None
+    shown = text if isinstance(text, str) else response.body[:1000].decode(errors="replace")
+    error = Envelope(None, printable(shown, limit=200), None, None, response).error()
+    error.transient |= not paid  # a login page of the network ends no wait
+    return error
 
 
 def read_data(response: Response) -> Any:

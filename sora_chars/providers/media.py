@@ -25,6 +25,9 @@ _ISO_BRANDS = frozenset(
     (b"mp41", b"mp42", b"avc1", b"dash", b"M4V ", b"MSNV", b"isom", *(b"iso%x" % n for n in range(1, 13)))
 )
 
+# ISO/IEC 14496-12 wants `ftyp` "as early as possible", and writers put padding or media before it.
+_FIRST_BOXES = frozenset((b"ftyp", b"free", b"skip", b"wide", b"uuid", b"mdat", b"moov", b"pnot"))
+
 _EBML = b"\x1a\x45\xdf\xa3"
 _DOC_TYPE = b"\x42\x82"
 _SEGMENT = b"\x18\x53\x80\x67"
@@ -41,13 +44,13 @@ class MediaFacts:
     """What the headers of a video file declare.
 
     Attributes:
-        container: Container format; None for any other. QuickTime (.mov) and plain
-            Matroska (.mkv) are None despite their close relation: providers do not list them.
+        container: Container format; None for any other. Plain Matroska (.mkv) is None
+            despite its close relation to WebM: providers do not list it.
         duration: Seconds of the longest track; None when the headers do not say.
         size: Size of the file in bytes.
     """
 
-    container: Literal["mp4", "webm", "avi"] | None
+    container: Literal["mp4", "mov", "webm", "avi"] | None
     duration: float | None
     size: int
 
@@ -67,10 +70,10 @@ def probe(path: Path) -> MediaFacts:
 def read_facts(file: BinaryIO, size: int) -> MediaFacts:
     """Read the facts of a seekable file of `size` bytes; junk and truncated files give facts too."""
     head = _read(file, 0, 12)
-    if head[4:8] == b"ftyp":
+    if head[4:8] in _FIRST_BOXES:
         boxes = _Tree(file, size, _box_header)
-        if _is_mp4(boxes.find(b"ftyp")):
-            return MediaFacts(container="mp4", duration=_mp4_duration(boxes), size=size)
+        if container := _movie_container(boxes):
+            return MediaFacts(container=container, duration=_mp4_duration(boxes), size=size)
     elif head.startswith(_EBML):
         elements = _Tree(file, size, _element_header)
         if elements.find(_EBML, _DOC_TYPE).rstrip(b"\0") == b"webm":
@@ -165,9 +168,13 @@ def _chunk_header(head: bytes) -> _Header | None:
     return _Header(tag, 8, size)
 
 
-def _is_mp4(ftyp: bytes) -> bool:
+def _movie_container(boxes: _Tree) -> Literal["mp4", "mov"] | None:
+    """Tell the two families by the major brand. QuickTime files from before ISO/IEC 14496-12 have no brands."""
+    ftyp = boxes.find(b"ftyp")
     brands = [ftyp[at : at + 4] for at in (0, *range(8, len(ftyp), 4))]  # bytes 4 to 8 are the minor version
-    return brands[0] != b"qt  " and not _ISO_BRANDS.isdisjoint(brands)
+    if brands[0] == b"qt  " or (not ftyp and boxes.find(b"moov")):
+        return "mov"
+    return None if _ISO_BRANDS.isdisjoint(brands) else "mp4"
 
 
 def _mp4_duration(boxes: _Tree) -> float | None:

@@ -14,7 +14,6 @@ must have expired.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 
 from sora_chars.errors import LedgerError, printable
+from sora_chars.logs import event_logger
 
 from .window import MAX_TRANSIT_TIME
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from .window import Account, Window
 
-log = logging.getLogger("sora_chars.sharing")
+log = event_logger("sora_chars.sharing")
 
 _LEASE_DURATION = 5.0  # seconds
 _RENEWAL_INTERVAL = 1.0  # seconds

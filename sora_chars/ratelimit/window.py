@@ -20,7 +20,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import attrs
 
@@ -30,10 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Self
 
-T = TypeVar("T")
+    from sora_chars.kinds import Kind
 
-Kind = Literal["create", "poll", "other"]
-"""Kind of a request. Only a create costs money."""
+T = TypeVar("T")
 
 flow: ContextVar[object] = ContextVar("sora_chars_flow", default=None)
 """Flow of the requests sent in this context, such as a batch.

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack
+import math
+from contextlib import AsyncExitStack, aclosing
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,24 +21,29 @@ from sora_chars.errors import (
     InvalidRequestError,
     LedgerError,
     MissingCharacterError,
+    SubmissionUnknownError,
+    UnreadableEntryError,
+    WaitTimeoutError,
     printable,
 )
 from sora_chars.ids import is_id, new_key
 from sora_chars.ledger import EntryState
-from sora_chars.ledger.queries import find, finished_tasks
+from sora_chars.ledger.queries import finished_tasks
 from sora_chars.ledger.serialize import echoes_other_token, to_record, to_request
-from sora_chars.ledger.transitions import mark_orphaned, resolve
-from sora_chars.models import Character, TaskRequest, TaskSnapshot, raise_if_invalid, seconds_problems
+from sora_chars.ledger.transitions import mark_orphaned
+from sora_chars.logs import event_logger
+from sora_chars.models import Character, TaskRequest, TaskSnapshot
 from sora_chars.polling.handle import HandleContext, TaskHandle
 from sora_chars.polling.watched_task import wait_until_done
 from sora_chars.protocols import PollingStrategy
+from sora_chars.timeouts import submit_deadline
 
 from .submission import Submission, not_sent
 from .tracker import TaskTracker
-from .writer import LedgerWriter
+from .writer import LedgerWriter, log_second_task
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from sora_chars.ledger import Entry, Ledger
     from sora_chars.models import Request
@@ -46,8 +53,9 @@ if TYPE_CHECKING:
 
     from .pictures import Pictures
 
-log = logging.getLogger("sora_chars.session")
+log = event_logger("sora_chars.session")
 
+_ENDED = {EntryState.SUCCEEDED, EntryState.FAILED}
 _MAX_OBSERVED = 2000  # finished tasks of the ledger from which a polling strategy learns
 _REGISTER_CONCURRENCY = 64  # keeps thousands of requests from continuing in one iteration of the event loop
 
@@ -86,6 +94,11 @@ class Dispatcher:
         on_finished = (self.writer.record_result, self._on_finished)
         self._tracker = TaskTracker(self.ledger, self.watcher, on_finished)
 
+    @property
+    def responses_awaited(self) -> int:
+        """How many requests were sent and have no recorded outcome yet."""
+        return sum(submission.sent for submission in self._submissions.values())
+
     async def open(self) -> None:
         """Open the ledger and the providers, share their limits, and train the polling strategy."""
         async with AsyncExitStack() as stack:
@@ -114,20 +127,45 @@ class Dispatcher:
     async def register(self, request: Request, provider: str | None) -> Submission:
         """Record a request, or find it on record."""
         async with self._registering:
-            chosen = self._choose(request, provider)
+            chosen = self.choose(request, provider)
             kind, record = to_record(request)
             key = request.key or new_key()
             try:
                 entry = await self.ledger.register(key=key, provider=chosen.name, kind=kind, request=record)
             except LedgerError as error:
                 raise not_sent(error, key) from error
-            return self.submission(chosen, request, entry, on_recorded=self._handle_of)
+            return self.submission(chosen, request, entry, on_recorded=self.handle_of)
 
-    async def submit(self, request: Request, provider: str | None) -> TaskHandle[Any]:
-        """Register a request, send it unless it was sent before, and return a live handle."""
-        submission = await self.register(request, provider)
-        handle: TaskHandle[Any] = await self.carry_through(submission)
+    async def submit(self, request: Request, provider: str | None, *, deadline: float = math.inf) -> TaskHandle[Any]:
+        """Register a request, send it unless it was sent before, and return a live handle.
+
+        Raises:
+            WaitTimeoutError: `deadline`, a loop time, passed before the request was sent.
+        """
+        try:
+            async with asyncio.timeout_at(None if deadline == math.inf else deadline):
+                submission = await self.register(request, provider)
+        except TimeoutError as error:
+            raise WaitTimeoutError(
+                "The request was not recorded in the ledger within the time-out.",
+                hint="Nothing was sent. Call again with the same key.",
+                key=request.key,
+                provider=provider,
+            ) from error
+        handle: TaskHandle[Any] = await self.carry_through(submission, deadline=deadline)
         return handle
+
+    async def recover_all(self) -> AsyncGenerator[TaskHandle[Any], None]:
+        """Yield live handles of the tasks that are running. The ledger writes each page of entries together."""
+        states = {EntryState.SENDING, EntryState.RUNNING}
+        async with aclosing(self.ledger.pages(states=states)) as pages:
+            async for page in pages:
+                outcomes = await asyncio.gather(*map(self.recover, page), return_exceptions=True)
+                if failures := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
+                    raise failures[0]
+                for outcome in outcomes:
+                    if isinstance(outcome, TaskHandle):
+                        yield outcome
 
     async def recover(self, entry: Entry) -> TaskHandle[Any] | None:
         """Return a live handle if the entry's task is running at a provider of this session. Log what is not."""
@@ -137,14 +175,19 @@ class Dispatcher:
             log.warning("recovery.unknown", extra=facts)
         elif entry.state is EntryState.RUNNING:
             if any(provider.name == entry.provider for provider in self.providers):
-                return await self.handle(entry)
+                try:
+                    return await self.handle(entry)
+                except UnreadableEntryError as error:
+                    log.error("recovery.unreadable", extra=facts | {"error": printable(error)})  # noqa: TRY400 # one line
+                    return None
             log.warning("recovery.no_provider", extra=facts)
         return None
 
-    async def handle_callback(self, entry: Entry, task_id: str) -> None:
-        """Poll the task that a callback names. The callback carries the token of `entry`.
+    async def handle_callback(self, entry: Entry, task_id: str, digest: str | None) -> None:
+        """Poll the task that a callback names. The callback carries a token of `entry`, which has this digest.
 
         A callback whose create was never answered names the task; the entry records it once the provider confirms it.
+        The token may be that of an earlier attempt.
 
         Raises:
             InvalidCallbackError: The task was requested under another token.
@@ -157,12 +200,14 @@ class Dispatcher:
         provider = self.provider(entry.provider)
         if entry.task_id is None and entry.state is not EntryState.FAILED:
             snapshot = await provider.fetch(task_id)  # the sender's claim alone must not count as paid
-            if echoes_other_token(snapshot, entry.token_digest):
+            if echoes_other_token(snapshot, digest):
                 raise InvalidCallbackError("Callback rejected: its token belongs to another task.", status=401)
             entry = await self.writer.record_answer(entry, EntryState.RUNNING, task_id=task_id)
         if entry.state is EntryState.RUNNING and entry.task_id == task_id:
             await self._tracker.join(provider, entry)
             self.watcher.nudge(entry.provider, task_id)
+        elif entry.task_id != task_id and all(one.task_id != task_id for one in await self.ledger.attempts(entry.key)):
+            log_second_task(entry, task_id)
 
     async def handle(
         self, entry: Entry, *, request: Request | None = None, snapshot: TaskSnapshot | None = None
@@ -170,6 +215,7 @@ class Dispatcher:
         """Return a live handle of an entry that is running or has ended; `snapshot` is from its submission."""
         request = request or to_request(entry)
         provider = self.provider(entry.provider)
+        self.writer.remember(entry)
         task = await self._tracker.join(provider, entry, snapshot)
         return TaskHandle(
             task_id=task.task_id,
@@ -177,7 +223,7 @@ class Dispatcher:
             key=entry.key,
             name=None if isinstance(request, TaskRequest) else request.name,
             wants=TaskSnapshot if isinstance(request, TaskRequest) else Character,
-            context=self.context(provider, task),
+            context=self.context(provider, task, entry.key, from_ledger=snapshot is None and entry.state in _ENDED),
         )
 
     def resume(self, task: str | TaskHandle[Any], provider: str | None, key: str | None) -> TaskHandle[Any]:
@@ -188,21 +234,17 @@ class Dispatcher:
             if not is_id(task):
                 raise InvalidRequestError(f"task_id: must be the id of a task, got {printable(repr(given), limit=60)}.")
             task = TaskHandle(task_id=task, provider=self.provider(provider).name, key=key or new_key())
+        else:
+            key = task.key
         owner = self.provider(task.provider)
         watched = self.watcher.watch(owner, task.task_id, on_finished=self._tracker.on_finished)
-        return task.attach(self.context(owner, watched))
+        return task.attach(self.context(owner, watched, key))
 
-    async def resolve(self, key: str, *, task_id: str | None, never_sent: bool, give_up: bool) -> Entry:
-        """Record what a person found out about a request; see `CharacterSession.resolve`."""
-        if task_id is not None:
-            entry = await find(self.ledger, key)
-            if self.provider(entry.provider).synchronous:
-                raise InvalidRequestError(f"task_id: {entry.provider} has no tasks; use never_sent or give_up.")
-        return await resolve(self.ledger, key, task_id=task_id, never_sent=never_sent, give_up=give_up)
-
-    def context(self, provider: Provider, task: WatchedTask) -> HandleContext:
+    def context(
+        self, provider: Provider, task: WatchedTask, key: str | None, *, from_ledger: bool = False
+    ) -> HandleContext:
         """Return what a live handle needs of this session."""
-        return HandleContext(task, provider, self.watcher, self.timeout)
+        return HandleContext(task, provider, self.watcher, self.timeout, key, from_ledger)
 
     def provider(self, name: str | None) -> Provider:
         """Return the provider of that name; for None the first one that has tasks, else the first.
@@ -239,13 +281,23 @@ class Dispatcher:
             claims_task=claims_task,
         )
 
-    async def carry_through(self, submission: Submission) -> Any:
-        """Run a submission in an asyncio task of its own: once it has sent, no caller's cancellation stops it."""
+    async def carry_through(self, submission: Submission, *, deadline: float = math.inf) -> Any:
+        """Run a submission in an asyncio task of its own: once it has sent, no caller's cancellation stops it.
+
+        Until then it ends at `deadline`, a loop time.
+        """
         if self.closing:
             raise submission.interrupted()
-        asyncio_task = asyncio.create_task(submission.run(), name=f"sora_chars submit {submission.entry.key}")
+        context = copy_context()
+        context.run(submit_deadline.set, deadline)
+        asyncio_task = asyncio.create_task(
+            submission.run(), name=f"sora_chars submit {submission.entry.key}", context=context
+        )
         self._submissions[asyncio_task] = submission
         asyncio_task.add_done_callback(self._submissions.pop)
+        if deadline < math.inf:
+            timer = asyncio_task.get_loop().call_at(deadline, submission.expire, asyncio_task)
+            asyncio_task.add_done_callback(lambda _: timer.cancel())
         try:
             await wait_until_done(asyncio_task)
         except asyncio.CancelledError:
@@ -271,12 +323,19 @@ class Dispatcher:
             return self.writer.start(self.pictures.save(snapshot.character))
         return None
 
-    async def _handle_of(self, submission: Submission, snapshot: TaskSnapshot | None) -> TaskHandle[Any]:
+    async def handle_of(self, submission: Submission, snapshot: TaskSnapshot | None) -> TaskHandle[Any]:
+        """Return the live handle of a submission that is on record."""
         if snapshot:
             self._save_picture(snapshot)  # of a synchronous provider
         return await self.handle(submission.entry, request=submission.request, snapshot=snapshot)
 
-    def _choose(self, request: Request, name: str | None) -> Provider:
+    def choose(self, request: Request, name: str | None) -> Provider:
+        """Return the provider of that name, or else the first, that can serve the request.
+
+        Raises:
+            InvalidRequestError: None can; the error lists the reasons of each.
+            ConfigurationError: The session has no such provider.
+        """
         reasons: list[str] = []
         for provider in self.providers if name is None else (self.provider(name),):
             problems = provider.check(request)
@@ -299,39 +358,6 @@ class Dispatcher:
             await asyncio.gather(*late, return_exceptions=True)
 
 
-def check_options(providers: Sequence[object], polling: object, *, timeout: object, shutdown_timeout: object) -> None:
-    """Check the options of a session before anything is sent.
-
-    Raises:
-        ConfigurationError: An option is invalid; the message lists all that are.
-    """
-    problems = [
-        f"providers must be passed one by one, such as CharacterSession(Kie(), Kkiai()), got {printable(repr(one))}"
-        for one in providers
-        if isinstance(one, type) or not isinstance(getattr(one, "name", None), str)
-    ]
-    names = [getattr(one, "name", None) for one in providers]
-    if not problems and (not names or len(set(names)) < len(names)):
-        problems.append(f"providers: one or more with different names are needed, got {names}")
-    if not (polling is None or (callable(getattr(polling, "delay", None)) and not isinstance(polling, type))):
-        problems.append(f"polling must be a polling strategy, such as FixedInterval(5), got {printable(repr(polling))}")
-    problems += seconds_problems("timeout", timeout) + seconds_problems("shutdown_timeout", shutdown_timeout)
-    if problems:
-        raise ConfigurationError(f"{'; '.join(problems)}.")
-
-
-def seconds_to_wait(timeout: float | None, default: float) -> float:
-    """Return the time-out of a call, or the session's for None.
-
-    Raises:
-        InvalidRequestError: It is not a number of seconds, 0 or more.
-    """
-    if timeout is None:
-        return default
-    raise_if_invalid(seconds_problems("timeout", timeout), what="The request")
-    return timeout
-
-
 async def _train(polling: PollingStrategy, ledger: Ledger) -> None:
     """Pass the finished tasks of a ledger to a polling strategy that learns."""
     learns = getattr(type(polling), "observe_finished", None) is not PollingStrategy.observe_finished
@@ -347,7 +373,8 @@ def _log_orphan(submission: Submission, asyncio_task: asyncio.Task[Any]) -> None
         level = logging.ERROR if submission.sent else logging.INFO
         log.log(level, "submission.cancelled", extra=facts | {"sent": submission.sent})
     elif error := asyncio_task.exception():
-        log.error("submission.failed", extra=facts | {"error": printable(error)})
+        is_unknown = isinstance(error, SubmissionUnknownError)
+        log.error("submission.failed", extra=facts | {"error": printable(error), "unknown": is_unknown})
     else:
         log_outlived(submission.entry)
 

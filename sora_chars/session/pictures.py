@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import logging
 import os
 import re
 import socket
@@ -18,12 +17,15 @@ from http import HTTPStatus
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urljoin
 
 import aiohttp
 import attrs
 from yarl import URL
 
+from sora_chars.connections import MAX_HEADER_BYTES
 from sora_chars.errors import printable
+from sora_chars.logs import event_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,9 +37,10 @@ if TYPE_CHECKING:
 
     Address = IPv4Address | IPv6Address
 
-log = logging.getLogger("sora_chars.pictures")
+log = event_logger("sora_chars.pictures")
 
 _MAX_REDIRECTS = 3
+_QUOTED = re.compile(r"[!-~]+")  # a link with other characters is quoted before it is sent
 _TYPES = re.compile(
     rb"(?P<png>\x89PNG\r\n\x1a\n)|(?P<jpg>\xff\xd8\xff)|(?P<webp>RIFF.{4}WEBP)|(?P<gif>GIF8[79]a)", re.DOTALL
 )
@@ -84,7 +87,7 @@ class Pictures:
         try:
             async with asyncio.timeout(self.timeout):
                 async with self._client() as client:
-                    data = await self._download(client, URL(character.picture_url))
+                    data = await self._download(client, _url(character.picture_url))
                 return await asyncio.to_thread(_write, self.folder / _file_name(character, data), data)
         except (_RejectedError, aiohttp.ClientError, OSError, ValueError) as error:
             facts = {"provider": character.provider, "character": printable(character.id), "why": _why(error)}
@@ -98,6 +101,8 @@ class Pictures:
             headers={"Accept-Encoding": "identity"},
             auto_decompress=False,  # a decompression bomb stays small, and is not a picture
             timeout=aiohttp.ClientTimeout(),
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
         )
 
     async def _download(self, client: aiohttp.ClientSession, url: URL) -> bytes:
@@ -106,7 +111,7 @@ class Pictures:
             async with client.get(url, allow_redirects=False) as response:
                 if response.status not in {301, 302, 303, 307, 308}:
                     return await self._read(response)
-                url = url.join(URL(response.headers.get("Location", "")))
+                url = _url(urljoin(str(url), response.headers.get("Location", "")))
         raise _RejectedError(f"more than {_MAX_REDIRECTS} redirects")
 
     def _check(self, url: URL) -> None:
@@ -145,6 +150,11 @@ class _PublicResolver(aiohttp.ThreadedResolver):
         if not public:
             raise _RejectedError("a name without a public address")
         return public
+
+
+def _url(link: str) -> URL:
+    """Return the URL of a link as it was given: a change of its quoting would break a signature."""
+    return URL(link, encoded=_QUOTED.fullmatch(link) is not None)
 
 
 def _file_name(character: Character, data: bytes) -> str:

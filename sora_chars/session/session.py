@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from sora_chars.errors import LedgerError, SessionClosedError, WrongLoopError
-from sora_chars.ledger import EntryState, Ledger, open_ledger, queries
+from sora_chars.ledger import Ledger, open_ledger, queries
 from sora_chars.models import Character, CharacterRequest, TaskRequest, TaskSnapshot, as_request
 from sora_chars.polling.strategies import AdaptiveInterval
 from sora_chars.polling.watcher import TaskWatcher
 
-from . import stepping
-from .dispatcher import Dispatcher, check_options, log_outlived, seconds_to_wait
+from . import resolving, stepping
+from .dispatcher import Dispatcher, log_outlived
+from .options import check_options, seconds_to_wait
 
 if TYPE_CHECKING:
     import os
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from sora_chars.batch.batch import Batch
-    from sora_chars.batch.budget import Price
     from sora_chars.batch.options import BatchKeywords, Rows
     from sora_chars.batch.outcome import Outcome
     from sora_chars.ledger import Entry
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sora_chars.protocols import PollingStrategy, Provider
 
     from .pictures import Pictures
+    from .resolving import Decision
     from .stepping import Step
 
 
@@ -149,8 +150,7 @@ class CharacterSession:
 
         Args:
             request: What to make; or give the fields of a `CharacterRequest`.
-            provider: Name of the provider. Defaults to the first that accepts
-                the request.
+            provider: Name of the provider. Defaults to the first that accepts the request.
             **fields: The fields of a `CharacterRequest`.
 
         Raises:
@@ -193,9 +193,9 @@ class CharacterSession:
 
         Args:
             request: What to make; or give the fields of a `CharacterRequest`.
-            provider: Name of the provider. Defaults to the first that accepts
-                the request.
-            timeout: Seconds for submitting and waiting together. A request that is being sent is not given up.
+            provider: Name of the provider. Defaults to the first that accepts the request.
+            timeout: Seconds for submitting and waiting together. Only while a request is being sent, which ends
+                with the provider's own time-out, does it take longer.
             **fields: The fields of a `CharacterRequest`.
 
         Returns:
@@ -207,7 +207,7 @@ class CharacterSession:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds_to_wait(timeout, self.timeout)
         with self._in_use() as dispatcher:
-            handle = await dispatcher.submit(as_request(request, fields), provider)
+            handle = await dispatcher.submit(as_request(request, fields), provider, deadline=deadline)
         try:
             outcome: Character | TaskSnapshot = await handle.result(max(0.0, deadline - loop.time()))
         except asyncio.CancelledError:
@@ -215,16 +215,7 @@ class CharacterSession:
             raise
         return outcome
 
-    def create_many(
-        self,
-        requests: Rows,
-        *,
-        concurrency: int = 100,
-        provider: str | None = None,
-        budget: float | None = None,
-        price: Price | None = None,
-        timeout: float | None = None,
-    ) -> Batch:
+    def create_many(self, requests: Rows, **options: Unpack[BatchKeywords]) -> Batch:
         """Create many characters.
 
             async with session.create_many(requests, concurrency=50) as batch:
@@ -241,33 +232,22 @@ class CharacterSession:
             requests: Any iterable or async iterable of requests, or of
                 mappings with a `CharacterRequest`'s fields and `provider`. It
                 may be endless; it is read as slots become free.
-            concurrency: The maximum number of tasks in flight, and of unread outcomes.
+            concurrency: The maximum number of tasks in flight, and of unread outcomes. Defaults to 100.
             provider: Name of the provider for requests that name none.
             budget: Credits that all requests may cost together, whenever they were paid.
             price: Credits that one request costs, or a function of it. Without
                 it, requests are sent one at a time until the provider reports
                 a cost; then each is expected to cost as much as the highest.
             timeout: Seconds to wait for each task once it was sent.
+            retry_failed: Send keys again whose request failed or was rejected, as `retry` does.
 
         Raises:
             InvalidRequestError: `requests` is not iterable, or an option is invalid.
             ConfigurationError: The session has no such provider.
         """
-        from sora_chars.batch.batch import Batch  # noqa: PLC0415 # few need batches
-        from sora_chars.batch.options import BatchOptions, submit_concurrency  # noqa: PLC0415 # few need batches
+        from .batches import new_batch  # noqa: PLC0415 # few need batches
 
-        dispatcher = dispatcher_of(self)
-        serving = self.providers if provider is None else (dispatcher.provider(provider),)
-        options = BatchOptions(
-            requests=requests,
-            start=lambda request, name: self.submit(request, provider=name or provider),
-            concurrency=concurrency,
-            submit_concurrency=max(map(submit_concurrency, serving)),
-            timeout=self.timeout if timeout is None else timeout,
-            budget=budget,
-            price=price,
-        )
-        return Batch(options=options)
+        return new_batch(self, dispatcher_of(self), requests, **options)
 
     async def create_all(self, requests: Rows, **options: Unpack[BatchKeywords]) -> list[Outcome]:
         """Run `create_many` and return all outcomes in the order of the requests.
@@ -284,8 +264,7 @@ class CharacterSession:
         """Return a live handle of a task by its id, or by a handle that was pickled. Nothing is paid.
 
         Raises:
-            InvalidRequestError: The id is empty or not printable.
-            ConfigurationError: There is no such provider.
+            SoraCharsError: The id is empty or not printable, or there is no such provider.
         """
         return dispatcher_of(self).resume(task, provider, key)
 
@@ -318,33 +297,54 @@ class CharacterSession:
 
         A request that a dead process was sending becomes `unknown`, and is
         never sent again automatically. Entries of providers that this session
-        lacks are left alone.
+        lacks, and entries that cannot be read, are logged and left alone.
 
-        Raises:
-            LedgerError: The ledger could not be read or written.
+        Raises: LedgerError.
         """
         with self._in_use() as dispatcher:
-            async for entry in self.ledger.entries(states={EntryState.SENDING, EntryState.RUNNING}):
-                if handle := await dispatcher.recover(entry):
-                    yield handle
+            async for handle in dispatcher.recover_all():
+                yield handle
 
-    async def resolve(
-        self, key: str, *, task_id: str | None = None, never_sent: bool = False, give_up: bool = False
-    ) -> Entry:
-        """Record what you found out about a request whose outcome is unknown. Nothing is sent or paid.
+    async def retry(
+        self, key: str, request: Request | None = None, /, **changes: Unpack[CharacterFields]
+    ) -> TaskHandle[Any]:
+        """Send a failed or rejected request again, knowingly, and return the handle of its new task.
+
+            handle = await session.retry("order-17", prompt="A friendly dog, without a leash")
+
+        The entry keeps each earlier attempt, with its cost; see `Ledger.attempts`. Two calls at once send one request.
+
+        Args:
+            key: The idempotency key.
+            request: The request of the new attempt. Defaults to the recorded one.
+            **changes: Fields of the recorded request to replace.
+
+        Raises:
+            InvalidRequestError: There is no such key, or its request has neither failed nor been rejected.
+            SoraCharsError: What `submit` raises.
+        """
+        with self._in_use() as dispatcher:
+            return await resolving.retry(dispatcher, key, request, changes)
+
+    async def resolve(self, key: str, **decision: Unpack[Decision]) -> Entry:
+        """Record what you found out about a request whose outcome is unknown. Nothing is paid.
 
         Args:
             key: The idempotency key of the request.
-            task_id: The task that the request created; `recover` watches it then.
+            task_id: The task that the request created. It is fetched first; `recover` watches it afterwards.
             never_sent: The request did not arrive. It is sent when it is requested again.
-            give_up: The request counts as failed for good.
+            give_up: The request counts as failed.
+            undo: The last resolution was wrong. Possible until the request is sent again or the task has ended.
+            unchecked: Record `task_id` although the provider cannot show it now.
 
         Raises:
-            InvalidRequestError: Not exactly one was given, or there is no such key or nothing to resolve.
+            InvalidRequestError: Not exactly one of the four was given, there is no such key or nothing to resolve, or
+                the provider has no such task.
+            ProviderError: The task could not be fetched.
             StaleEntryError: Another process moved the entry first.
         """
         with self._in_use() as dispatcher:
-            return await dispatcher.resolve(key, task_id=task_id, never_sent=never_sent, give_up=give_up)
+            return await resolving.resolve(dispatcher, key, **decision)
 
     async def entry(self, key: str) -> Entry | None:
         """Return what the ledger records under a key, or None."""

@@ -15,18 +15,19 @@ from sora_chars.errors import (
     NoAnswerError,
     ProviderError,
     SessionClosedError,
+    SoraCharsError,
     StaleEntryError,
     SubmissionUnknownError,
+    WaitTimeoutError,
 )
 from sora_chars.ids import new_token, token_digest
 from sora_chars.ledger import EntryState
-from sora_chars.ledger.serialize import rejection, to_error
+from sora_chars.ledger.serialize import RETRY_HINT, rejection, to_error
 from sora_chars.ledger.transitions import end_state, mark_orphaned, without_character
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from sora_chars.errors import SoraCharsError
     from sora_chars.ledger import Entry, Ledger
     from sora_chars.models import Request, TaskSnapshot
     from sora_chars.protocols import Provider
@@ -52,6 +53,7 @@ class Submission:
         on_recorded: Awaited with the first snapshot once the task is on record; its result is the result of `run`.
         claims_task: Whether this process polls the task from then on.
         sent: Whether the request may have left this process.
+        expired: Whether the caller's deadline has passed. Nothing is sent from then on.
     """
 
     provider: Provider
@@ -63,6 +65,9 @@ class Submission:
     on_recorded: Callable[[Submission, TaskSnapshot | None], Awaitable[Any]]
     claims_task: bool = True
     sent: bool = False
+    expired: bool = False
+    _recording: bool = attrs.field(default=False, init=False)
+    _last_fault: ProviderError | None = attrs.field(default=None, init=False)
 
     async def run(self) -> Any:
         """Send the request unless the ledger shows that it was sent. Afterwards `entry` is running or has ended.
@@ -80,7 +85,8 @@ class Submission:
         try:
             while snapshot is None:
                 self.entry = await mark_orphaned(self.ledger, self.entry)
-                if waited and self.entry.state is EntryState.REJECTED:
+                is_rejected = self.entry.state is EntryState.REJECTED
+                if is_rejected and (waited or self.entry.may_have_been_paid):
                     raise rejection(self.entry)
                 match self.entry.state:
                     case EntryState.PENDING | EntryState.REJECTED:
@@ -96,13 +102,28 @@ class Submission:
             if self.sent or error.key:
                 raise
             raise not_sent(error, self.entry.key) from error  # the entry could not be read
+        except SoraCharsError as error:
+            error.add_facts(key=self.entry.key, provider=self.provider.name)
+            raise
         return await self.on_recorded(self, snapshot)
 
+    def expire(self, asyncio_task: asyncio.Task[Any]) -> None:
+        """Stop the submission, because its caller's deadline has passed. A request that was sent is carried through."""
+        self.expired = True
+        if self._recording or not self.sent:
+            asyncio_task.cancel()
+
     def interrupted(self) -> SoraCharsError:
-        """Return the error for a caller whose session was closed before the submission ended."""
+        """Return the error for a caller whose session was closed, or whose deadline passed, before the end."""
+        if self.expired:
+            return self._timed_out()
         if self.sent:
             return self._unknown("the session was closed before an answer arrived.")
-        return SessionClosedError("The session was closed before this request was sent. Nothing was sent.")
+        return SessionClosedError(
+            "The session was closed before this request was sent. Nothing was sent.",
+            key=self.entry.key,
+            provider=self.provider.name,
+        )
 
     async def _send(self) -> TaskSnapshot | None:
         """Send the request and record the answer. None if another process, or a callback, recorded more already."""
@@ -141,7 +162,7 @@ class Submission:
     @asynccontextmanager
     async def _sending(self, digest: str) -> AsyncGenerator[None, None]:
         """Surround the paid request: from here on it may arrive, and no caller's end cancels it."""
-        self.sent = True
+        self.sent = self._recording = True
         try:
             self.entry = await self.writer.mark_sending(self.entry, digest)
         except BaseException as error:
@@ -149,11 +170,15 @@ class Submission:
             if isinstance(error, LedgerError):
                 raise not_sent(error, self.entry.key) from error
             raise
+        finally:
+            self._recording = False
         try:
             yield
         except ProviderError as error:
             if error.harmless:
                 await self._revert(error)
+                if self.expired:
+                    raise self._timed_out() from error
             raise
 
     async def _revert(self, reason: ProviderError) -> None:
@@ -162,6 +187,7 @@ class Submission:
         If this write fails, stop: a retry would be indistinguishable from the first attempt.
         """
         self.sent = False
+        self._last_fault = reason
         try:
             self.entry = await self.writer.record_answer(self.entry, EntryState.PENDING, error=to_error(reason))
         except LedgerError as error:
@@ -179,6 +205,8 @@ class Submission:
         is_retryable = error.harmless and error.transient
         if not is_retryable and (self.sent or self.entry.state is EntryState.PENDING):
             await self._note(EntryState.REJECTED, error=to_error(error))
+            if error.may_have_been_paid:
+                error.hint = f"{error.hint} {RETRY_HINT}".strip()
         raise error
 
     async def _note(self, to: EntryState, **facts: Any) -> None:
@@ -200,8 +228,10 @@ class Submission:
             f"{error.message}",
             hint=f"Keep this id. The write is repeated until the session closes. {error.hint}".rstrip(),
             key=key,
+            provider=self.provider.name,
             task_id=task_id,
             snapshot=snapshot,
+            charged="yes",
         )
 
     async def _wait_for_sender(self) -> None:
@@ -214,6 +244,22 @@ class Submission:
                 raise self._unknown(f"another process has been sending it for {self.timeout:g} s.")
             wait = min(_OWNER_CHECK_INTERVAL, deadline - loop.time())
             self.entry = await mark_orphaned(self.ledger, await self.ledger.changed(before, timeout=wait))
+
+    def _timed_out(self) -> WaitTimeoutError:
+        fault = f": {self._last_fault.message}" if self._last_fault else ""
+        message = f"Key {self.entry.key} was not sent to {self.provider.name} within the time-out{fault}"
+        hint = "Nothing was sent. Call again with the same key and a longer time-out."
+        if self.entry.state is EntryState.SENDING and not self.sent:
+            message = f"Another process was still sending key {self.entry.key} at the time-out."
+            hint = "Call again with the same key: it returns the task of that process."
+        return WaitTimeoutError(
+            message,
+            hint=hint,
+            key=self.entry.key,
+            provider=self.provider.name,
+            retry_after=self._last_fault.retry_after if self._last_fault else None,
+            charged="maybe" if self.entry.may_have_been_paid else "no",
+        )
 
     def _unknown(self, why: str) -> SubmissionUnknownError:
         return SubmissionUnknownError(

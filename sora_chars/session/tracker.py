@@ -6,7 +6,6 @@ One process owns the task and polls it. The others are notified when it ends, an
 from __future__ import annotations
 
 import asyncio
-import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from sora_chars.errors import LedgerError, SessionClosedError, printable
 from sora_chars.ledger import EntryState
 from sora_chars.ledger.serialize import to_snapshot
 from sora_chars.ledger.transitions import claim
+from sora_chars.logs import event_logger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sora_chars.polling.watcher import TaskWatcher
     from sora_chars.protocols import Provider
 
-log = logging.getLogger("sora_chars.session")
+log = event_logger("sora_chars.session")
 
 
 @attrs.define(eq=False, repr=False)

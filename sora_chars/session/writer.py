@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +11,7 @@ import attrs
 from sora_chars.errors import LedgerError, MissingCharacterError, StaleEntryError, printable
 from sora_chars.ledger import EntryState
 from sora_chars.ledger.transitions import SENDABLE, Answer, end_state, without_character
+from sora_chars.logs import event_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-log = logging.getLogger("sora_chars.session")
+log = event_logger("sora_chars.session")
 
 _FIRST_RETRY, _LONGEST_RETRY = 0.25, 10.0  # seconds between two attempts at a write
 _MAX_CACHED = 5000  # running entries; each takes half a kilobyte, and saves a query when its task ends
@@ -35,7 +35,8 @@ class LedgerWriter:
     """
 
     ledger: Ledger
-    _running: dict[tuple[str, str], Entry] = attrs.field(factory=dict)  # by provider and task id
+    # By provider and task id. None: several entries have this task, so the ledger is queried when it ends.
+    _running: dict[tuple[str, str], Entry | None] = attrs.field(factory=dict)
     _in_progress: set[asyncio.Task[Any]] = attrs.field(factory=set)
     _closing: asyncio.Event = attrs.field(factory=asyncio.Event)
 
@@ -46,7 +47,9 @@ class LedgerWriter:
             StaleEntryError: Another process moved the entry first. Nothing may be sent.
             LedgerError: The write failed. Nothing may be sent; the write is reverted in case the database kept it.
         """
-        if entry.state not in SENDABLE:  # another process declared this one dead after its last attempt
+        if (
+            entry.state not in SENDABLE or entry.may_have_been_paid
+        ):  # another process declared this one dead after its last attempt
             raise StaleEntryError(f"Entry {entry.key} is {entry.state} by now.", entry=entry)
         try:
             return await self.ledger.transition(entry, EntryState.SENDING, token_digest=token_digest)
@@ -86,20 +89,20 @@ class LedgerWriter:
                 self._repeat_later(error, partial(self.record_answer, answer.sent, to, repeated=True, **facts), names)
             raise
         if answer.is_second_task(entry):
-            names = {"key": entry.key, "task_id": answer.task_id, "recorded": entry.task_id}
-            log.error("submission.second_task", extra=names)
-        self._remember(entry)
+            log_second_task(entry, answer.task_id)
+        self.remember(entry)
         return entry
 
     async def record_result(self, outcome: TaskSnapshot | MissingCharacterError, *, repeated: bool = False) -> None:
-        """Record how a task ended, if the ledger has a running entry for it. A failed write is repeated later."""
+        """Record how a task ended in each running entry that has it. A failed write is repeated later."""
         snapshot = without_character(outcome) if isinstance(outcome, MissingCharacterError) else outcome
         known = self._running.pop((snapshot.provider, snapshot.task_id), None)
         try:
-            entry = known or await self.ledger.by_task(snapshot.provider, snapshot.task_id)
-            if entry and entry.state is EntryState.RUNNING:
-                to, facts = end_state(snapshot, entry.kind)
-                await self.record_answer(entry, to, repeated=True, **facts)
+            entries = [known] if known else await self.ledger.all_by_task(snapshot.provider, snapshot.task_id)
+            for entry in entries:
+                if entry.state is EntryState.RUNNING:
+                    to, facts = end_state(snapshot, entry.kind)
+                    await self.record_answer(entry, to, repeated=True, **facts)
         except (LedgerError, asyncio.CancelledError) as error:
             if repeated:
                 raise
@@ -107,6 +110,15 @@ class LedgerWriter:
             self._repeat_later(error, partial(self.record_result, snapshot, repeated=True), names)
             if isinstance(error, asyncio.CancelledError):
                 raise
+
+    def remember(self, entry: Entry) -> None:
+        """Remember a running entry until its task ends, or that several entries have this task."""
+        if entry.state is EntryState.RUNNING and entry.task_id:
+            name = entry.provider, entry.task_id
+            other = self._running.get(name, entry)
+            self._running[name] = entry if other and other.key == entry.key else None
+            if len(self._running) > _MAX_CACHED:
+                del self._running[next(iter(self._running))]
 
     def revert(self, key: str, token_digest: str) -> None:
         """Schedule the return of an entry to `pending`, whose request was not sent; the digest names the request."""
@@ -130,12 +142,6 @@ class LedgerWriter:
         self._in_progress.discard(asyncio_task)
         if not asyncio_task.cancelled():
             asyncio_task.exception()  # retrieved, because its caller may be gone
-
-    def _remember(self, entry: Entry) -> None:
-        if entry.state is EntryState.RUNNING and entry.task_id:
-            self._running[entry.provider, entry.task_id] = entry
-            if len(self._running) > _MAX_CACHED:
-                del self._running[next(iter(self._running))]
 
     async def _revert(self, key: str, token_digest: str) -> None:
         entry = await self.ledger.get(key)
@@ -183,3 +189,9 @@ class LedgerWriter:
 
 def _log_failure(error: LedgerError, names: dict[str, Any]) -> None:
     log.error("ledger.write_failed", extra=names | {"error": printable(error)})
+
+
+def log_second_task(entry: Entry, task_id: str | None) -> None:
+    """Log that a key has a second task, which the ledger does not keep."""
+    names = {"key": entry.key, "task_id": task_id, "recorded": entry.task_id}
+    log.error("submission.second_task", extra=names)

@@ -35,16 +35,21 @@ def sora_emulator(sora_emulator_factory: Callable[..., Emulator]) -> Emulator:
 
 
 @pytest.fixture
-def sora_emulator_factory() -> Generator[Callable[..., Emulator]]:
+def sora_emulator_factory(monkeypatch: pytest.MonkeyPatch) -> Generator[Callable[..., Emulator]]:
     """A function that starts an emulator and takes the options of `Emulator`.
 
-    All emulators that it started are closed after the test.
+    All emulators that it started are closed after the test. During the test, NO_PROXY contains
+    127.0.0.1, since a proxy of the environment could not reach them.
 
         def test_reports_missing_credits(sora_emulator_factory):
             emulator = sora_emulator_factory(credits=0.0)
     """
+    from urllib.request import getproxies_environment  # noqa: PLC0415 - as below
+
     from .emulator.server import Emulator  # noqa: PLC0415 - every pytest run imports this module, few need the server
 
+    excepted = getproxies_environment().get("no", "")
+    monkeypatch.setenv("no_proxy", excepted if excepted == "*" else f"{excepted},127.0.0.1")
     with ExitStack() as running:
 
         def start(**settings: Any) -> Emulator:

@@ -297,7 +297,7 @@ def test_signed_callback_ends_the_wait(
 
     assert ended.returncode == 0
     assert ", via callback" in ended.stdout
-    assert "callback.rejected status=401" in ended.stderr
+    assert "A callback was rejected (status=401" in ended.stderr
     assert "hook-secret" not in ended.stderr
     assert emulator.counts.polls == 1
 

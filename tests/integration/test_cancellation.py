@@ -59,7 +59,7 @@ async def test_cancelled_create_sends_nothing_or_logs_the_task_id(
             creating.cancel()
             await asyncio.wait([creating])
             assert creating.cancelled()
-        logged = [(event["message"], event.get("task_id"), event["key"]) for event in events(caplog)]
+        logged = [(event["event"], event.get("task_id"), event["key"]) for event in events(caplog)]
         new = set(emulator.tasks) - made
         if new:
             assert logged == [("submission.outlived_its_caller", new.pop(), f"key {number}")]

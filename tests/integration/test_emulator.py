@@ -179,7 +179,7 @@ async def test_checks_uploaded_clips(client: Client) -> None:
     wrong = {"base64Data": "AAAA", "uploadPath": "x", "fileName": "a.txt"}
     url = (await client.send("POST", "/api/file-base64-upload", wrong)).data["downloadUrl"]
     response = await client.create("sora-2-characters", {"character_file_url": [url]})
-    assert response.json["msg"] == "character_file_url must be an mp4, webm or avi video"
+    assert response.json["msg"] == "character_file_url must be an mp4, mov, webm or avi video"
     for size, code in ((10 * 1024 * 1024, 200), (10 * 1024 * 1024 + 1, 422)):
         form = aiohttp.FormData({"uploadPath": "x"})
         form.add_field("file", io.BytesIO(b"\0" * size), filename="clip.mp4")

@@ -95,13 +95,13 @@ async def test_task_ids_belong_to_a_provider(ledger_url: str) -> None:
 
 
 async def test_replaced_token(ledger_url: str) -> None:
-    """An entry that is sent again with a new token is not found by the old one."""
+    """An entry that is sent again with a new token is found by the old one, too."""
     async with open_ledger(ledger_url) as ledger:
         sending = await ledger.transition(await register(ledger), EntryState.SENDING, token_digest="d-1")
         again = await ledger.transition(
             await ledger.transition(sending, EntryState.PENDING), EntryState.SENDING, token_digest="d-2"
         )
-        assert [await ledger.by_token("d-1"), await ledger.by_token("d-2")] == [None, again]
+        assert [await ledger.by_token("d-1"), await ledger.by_token("d-2")] == [again, again]
 
 
 async def test_repeated_request_returns_its_entry(ledger_url: str) -> None:
@@ -293,3 +293,16 @@ async def test_entries_survive_closing(ledger_url: str) -> None:
     async with ledger:
         assert await ledger.get("k-1") == run
         assert await ledger.by_task("kie", "task-k-1") == run
+
+
+async def test_entries_with_one_task(ledger_url: str) -> None:
+    """All entries with one task are found, in the order of registration, and no other entry."""
+    async with open_ledger(ledger_url) as ledger:
+        for key in ("k-1", "k-2", "k-3"):
+            sending = await ledger.transition(await register(ledger, key), EntryState.SENDING)
+            task_id = "t-2" if key == "k-2" else "t-1"
+            await ledger.transition(sending, EntryState.RUNNING, task_id=task_id)
+        found = {task: [entry.key for entry in await ledger.all_by_task("kie", task)] for task in ("t-1", "t-2")}
+        assert found == {"t-1": ["k-1", "k-3"], "t-2": ["k-2"]}
+        for provider, task in (("kkiai", "t-1"), ("kie", "t-3"), ("kie", "\x00")):
+            assert await ledger.all_by_task(provider, task) == []

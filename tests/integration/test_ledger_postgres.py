@@ -10,8 +10,11 @@ import psycopg
 import pytest
 
 from sora_chars import Entry, EntryState, Ledger, LedgerError, open_ledger
-from sora_chars.ledger.stores import postgres as module
+from sora_chars.ledger.stores import postgres_listener
+from sora_chars.ledger.stores import postgres_statements as statements
 from sora_chars.ledger.stores.postgres import PostgresStore
+from sora_chars.ledger.stores.postgres_listener import lock_id
+from tests.support.log_events import event_of
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -110,7 +113,7 @@ async def test_stopped_server(
         assert await quick.get("k-1") == pending
         await until_alive(other, owner)
         await until_notified(other, quick, "k-after")
-    lost = [record.levelno for record in caplog.records if record.getMessage() == "ledger.listener_lost"]
+    lost = [record.levelno for record in caplog.records if event_of(record) == "ledger.listener_lost"]
     assert lost == [logging.WARNING] * 2
 
 
@@ -125,7 +128,7 @@ async def test_keepalives(postgres_url: str) -> None:
     """Every connection is given up 25 seconds after its server stops responding."""
     store = PostgresStore(postgres_url)
     async with Ledger(store), store._pool.connection() as connection:
-        for each in (store._listener, connection):
+        for each in (store._listener.connection, connection):
             options = {name: int(value) for name, value in each.info.get_parameters().items() if value.isdigit()}
             seconds = options["keepalives_idle"] + options["keepalives_interval"] * options["keepalives_count"]
             assert (seconds, options["tcp_user_timeout"]) == (25, 25_000)
@@ -185,9 +188,9 @@ async def test_rejects_a_newer_schema(postgres_url: str, monkeypatch: pytest.Mon
     """Opening tables of a newer schema version raises every time."""
     async with open_ledger(postgres_url):
         pass
-    monkeypatch.setattr(module, "UPGRADES", ())
+    monkeypatch.setattr(statements, "UPGRADES", ())
     for _ in range(2):
-        with pytest.raises(LedgerError, match=r"schema version 4, but this package supports versions up to 0"):
+        with pytest.raises(LedgerError, match=r"schema version 5, but this package supports versions up to 0"):
             await open_ledger(postgres_url).open()
 
 
@@ -195,11 +198,11 @@ async def test_upgrades_an_older_schema(postgres_url: str, monkeypatch: pytest.M
     """Five concurrent openings run the missing upgrade scripts once; if one fails, none takes effect."""
     async with open_ledger(postgres_url) as ledger:
         first = await register(ledger)
-    scripts = (*module.UPGRADES, "CREATE TABLE more (a int); INSERT INTO more VALUES (1)")
-    monkeypatch.setattr(module, "UPGRADES", (*scripts, "CREATE TABLE last (a int); NONSENSE"))
+    scripts = (*statements.UPGRADES, "CREATE TABLE more (a int); INSERT INTO more VALUES (1)")
+    monkeypatch.setattr(statements, "UPGRADES", (*scripts, "CREATE TABLE last (a int); NONSENSE"))
     with pytest.raises(LedgerError, match="NONSENSE"):
         await open_ledger(postgres_url).open()
-    monkeypatch.setattr(module, "UPGRADES", scripts)
+    monkeypatch.setattr(statements, "UPGRADES", scripts)
     ledgers = [open_ledger(postgres_url) for _ in range(5)]
     await asyncio.gather(*(ledger.open() for ledger in ledgers))
     assert [await ledger.get("k-1") for ledger in ledgers] == [first] * 5
@@ -212,7 +215,7 @@ async def test_cancelled_opening(postgres_url: str) -> None:
     """Cancelling an opening that waits for an upgrade closes its connection; the ledger can be opened later."""
     ledger = open_ledger(postgres_url)
     async with await psycopg.AsyncConnection.connect(postgres_url) as other:
-        await other.execute("SELECT pg_advisory_xact_lock(%s)", (module._lock_id("upgrade"),))
+        await other.execute("SELECT pg_advisory_xact_lock(%s)", (lock_id("upgrade"),))
         opening = asyncio.create_task(ledger.open())
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         async with asyncio.timeout(10):
@@ -239,7 +242,7 @@ async def test_lock_timeout(postgres_url: str) -> None:
 
 async def test_listener_fault(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the listener connects and then fails, it is closed and opening raises."""
-    monkeypatch.setattr(module, "_SERVER_KEEPALIVES", "NONSENSE")
+    monkeypatch.setattr(postgres_listener, "_SERVER_KEEPALIVES", "NONSENSE")
     with pytest.raises(LedgerError, match="NONSENSE"):
         await open_ledger(postgres_url).open()
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sora_chars import EntryState, WrongLoopError, open_ledger
+from sora_chars.ledger.stores import postgres
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
@@ -103,8 +104,9 @@ async def test_concurrent_processes(shared_url: str) -> None:
     assert sorted(won) == sorted(f"k-{number}" for number in range(500))
 
 
-async def test_killed_process_is_dead(shared_url: str) -> None:
+async def test_killed_process_is_dead(shared_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An entry names its owner, which is alive while it runs or is stopped, and dead once it is killed."""
+    monkeypatch.setattr(postgres, "OWNER_GRACE", 1.0)
     async with open_ledger(shared_url) as ledger, run_script(OWNER, shared_url) as process:
         owner = await line(process)
         entry = await ledger.get("k-1")

@@ -18,6 +18,7 @@ import pytest
 from sora_chars import EntryState, Ledger, LedgerError, open_ledger
 from sora_chars.ledger.stores import sqlite_statements as statements
 from sora_chars.ledger.stores.sqlite import SqliteStore
+from tests.support.log_events import events
 from tests.support.sqlite_ledger import connect, register, run_in
 
 if TYPE_CHECKING:
@@ -268,7 +269,7 @@ async def test_upgrades_an_older_schema(path: Path, monkeypatch: pytest.MonkeyPa
             assert await ledger.get("k-1") == first
     with connect(path) as other:
         assert other.execute("SELECT a FROM more").fetchall() == [(1,)]
-        assert other.execute("PRAGMA user_version").fetchone() == (3,)
+        assert other.execute("PRAGMA user_version").fetchone() == (4,)
 
 
 async def test_lock_file_fault(path: Path) -> None:
@@ -288,7 +289,7 @@ async def test_polling_survives_a_fault(path: Path, caplog: pytest.LogCaptureFix
         with ledger._notifier.waiting(pending.key) as woken:
             with suppress(LedgerError):  # a poll in the same group fails with it
                 await run_in(store._reader, lambda cursor: cursor.connection.set_authorizer(no_pragma))
-            while "ledger.poll_failed" not in caplog.messages:  # noqa: ASYNC110 # a log line is no event
+            while "ledger.poll_failed" not in events(caplog.records):  # noqa: ASYNC110 # a log line is no event
                 await asyncio.sleep(0.001)
             await woken.wait()  # a new waiter is woken once, for changes before it
             woken.clear()

@@ -8,13 +8,17 @@ import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
 from sora_chars import CharacterSession, Entry, EntryState, KeyConflictError, Kie, Ledger, LedgerError, open_ledger
 from sora_chars.ledger.serialize import rejection, to_record, to_request
+from sora_chars.ledger.stores import postgres
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LEDGERS = Path(__file__).with_name("ledgers")
 RENAMED = {"asked": "pending", "refused": "rejected"}
@@ -89,15 +93,17 @@ def stored_version(url: str, *, write: int | None = None) -> int:
     return int(row[0])
 
 
-@pytest.fixture
-def old_url(shared_url: str) -> str:
+@pytest.fixture(params=["version_1.sqlite", "version_2.sqlite", "version_2.postgres.sql", "version_4.postgres.sql"])
+def old_url(request: pytest.FixtureRequest, make_url: Callable[[str], str]) -> str:
     """The URL of a copy of each stored ledger in turn."""
-    if shared_url.startswith("sqlite:"):
-        shutil.copyfile(LEDGERS / "version_1.sqlite", shared_url.removeprefix("sqlite:///"))
+    stored = LEDGERS / request.param
+    url = make_url("sqlite" if stored.suffix == ".sqlite" else "postgres")
+    if stored.suffix == ".sqlite":
+        shutil.copyfile(stored, url.removeprefix("sqlite:///"))
     else:
-        with psycopg.connect(shared_url) as database:
-            database.execute((LEDGERS / "version_2.postgres.sql").read_bytes())
-    return shared_url
+        with psycopg.connect(url) as database:
+            database.execute(stored.read_bytes())
+    return url
 
 
 async def test_every_entry_reads(old_url: str) -> None:
@@ -153,8 +159,18 @@ async def test_entries_can_be_sent(key: str, old_url: str) -> None:
     assert sending.token_digest == before.token_digest
 
 
-async def test_running_task_ends(old_url: str) -> None:
+async def test_a_new_token_keeps_the_old_one(old_url: str) -> None:
+    """An entry that is sent again after the upgrade is found by both of its tokens."""
+    async with open_ledger(old_url) as ledger:
+        before = await entry_of(ledger, "refused/content")
+        sending = await ledger.transition(before, EntryState.SENDING, token_digest="d-2")
+        assert [await ledger.by_token(digest) for digest in (before.token_digest or "", "d-2")] == [sending] * 2
+        assert [one.error for one in await ledger.attempts(before.key)] == [before.error]
+
+
+async def test_running_task_ends(old_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The former owner of an entry is dead, and another process can record the result of its task."""
+    monkeypatch.setattr(postgres, "OWNER_GRACE", 1.0)
     async with open_ledger(old_url) as ledger:
         before = await entry_of(ledger, "running/watched")
         assert await ledger.is_dead(before.owner or "")

@@ -21,6 +21,7 @@ from sora_chars.errors import LedgerError, SubmissionUnknownError
 from sora_chars.ledger.stores.postgres import PostgresStore
 from sora_chars.ledger.stores.sqlite import SqliteStore
 from sora_chars.testing import Emulator
+from tests.support.log_events import event_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator, Sequence
@@ -195,9 +196,9 @@ async def survive(
         assert "Nothing was sent" in str(error)
     for key, task_id in tasks.items():
         await until_recorded(session, key, task_id)
-    failed = {record.__dict__["task_id"] for record in log.records if record.message == "ledger.write_failed"}
+    failed = {record.__dict__["task_id"] for record in log.records if event_of(record) == "ledger.write_failed"}
     assert failed == set(tasks.values())
-    assert {record.levelname for record in log.records if record.message == "ledger.write_failed"} == {"ERROR"}
+    assert {record.levelname for record in log.records if event_of(record) == "ledger.write_failed"} == {"ERROR"}
     keys = [key for prefix in ("running", "sent", "ready", "new") for key in ten_keys(prefix)]
     await create_all(emulator, [session], keys)
 

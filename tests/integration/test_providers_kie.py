@@ -120,6 +120,20 @@ async def test_from_local_video(emulator: Emulator, make_clip: Callable[..., Pat
     assert {(progress.path, progress.total) for progress in reported} == {(clip, 300_000)}
 
 
+async def test_upload_warns_of_its_lifetime(
+    emulator: Emulator, session: CharacterSession, make_clip: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A character from a local file may end with the upload: a warning names key, file and times; a URL gives none."""
+    clip = make_clip()
+    await session.submit(video="https://videos.example/dog.mp4", key="k-1")
+    await session.submit(video=clip, key="k-2")
+    (record,) = [record for record in caplog.records if vars(record).get("event") == "upload.temporary"]
+    facts: dict[str, Any] = vars(record)
+    assert (record.levelname, facts["key"], facts["file"]) == ("WARNING", "k-2", str(clip))
+    assert "24 hours, 3 days or 14 days" in facts["why"]
+    assert emulator.counts.uploads == 1
+
+
 async def test_upload_names_are_unique(
     emulator: Emulator, session: CharacterSession, make_clip: Callable[..., Path]
 ) -> None:

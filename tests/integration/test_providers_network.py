@@ -125,6 +125,31 @@ async def test_echoed_key_is_hidden(start: Start) -> None:
     assert KEY not in f"{caught.value} {caught.value!r} {vars(caught.value)}"
 
 
+@pytest.mark.parametrize("spelling", ["slashes", "escapes", "utf-16"])
+async def test_escaped_key_is_hidden(start: Start, spelling: str) -> None:
+    """A key that the server repeats with JSON escapes, or in UTF-16, is in no result and in no ledger entry."""
+    key = f"{KEY}/0123456789"
+    escaped = "".join(f"\\u{ord(character):04x}" for character in key)
+    echoed = {"slashes": key.replace("/", "\\/"), "escapes": escaped, "utf-16": key}[spelling]
+    text = f'{{"id": "ch_1", "username": "rex", "error_code": "{echoed}"}}'
+    body = text.encode("utf-16" if spelling == "utf-16" else "utf-8")
+    server = await start(lambda _: web.Response(body=body, content_type="application/json"))
+    async with CharacterSession(Kkiai(key, base_url=server.url)) as session:
+        character = await session.create(from_task="a" * 32, clip="1,3", key="k")
+        entry = await session.entry("k")
+    assert entry
+    assert character.raw["error_code"] == entry.result["raw"]["error_code"] == "***"
+
+
+@pytest.mark.parametrize("size", [8_000, 100_000])
+async def test_long_headers_are_read(size: int, start: Start) -> None:
+    """A paid answer with headers beyond aiohttp's default limit of 8 kB is read."""
+    server = await start(lambda _: web.json_response(CHARACTER, headers={"Set-Cookie": "x" * size}))
+    async with CharacterSession(Kkiai(KEY, base_url=server.url)) as session:
+        assert (await session.create(**FROM_TASK)).id == CHARACTER["id"]
+    assert len(server.requests) == 1
+
+
 async def test_proxy(proxy: tuple[str, asyncio.Queue[str]]) -> None:
     """With a proxy, requests go to it and name their real host, which is not resolved here."""
     url, heads = proxy

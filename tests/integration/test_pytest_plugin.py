@@ -52,6 +52,18 @@ def test_sync_tests(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) 
     result.assert_outcomes(passed=2)
 
 
+@pytest.mark.parametrize("exceptions", ["", "a.invalid", "*"])
+def test_proxy_of_the_environment(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, exceptions: str) -> None:
+    """Where the environment names a proxy, requests to an emulator are direct all the same."""
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, exceptions)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makepyfile(SYNC_TEST)
+    pytester.runpytest_subprocess("-W", "error", "-p", "sora_chars.testing.plugin").assert_outcomes(passed=2)
+
+
 @pytest.mark.parametrize("mode", ["auto", "strict"])
 def test_async_tests(pytester: pytest.Pytester, mode: str) -> None:
     """The fixtures work in asynchronous tests in both modes of pytest-asyncio."""

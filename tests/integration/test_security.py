@@ -206,7 +206,7 @@ async def test_flood_of_connections(
         before = memory()
         await floods(http, 600, 3_000)
         assert memory() - before < 200_000
-    assert statuses == {200, 400, 401, 405, 415}
+    assert statuses == {200, 400, 401, 405}
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["token", "no token"])
@@ -315,8 +315,8 @@ async def test_hostile_ids_in_ledger(ledger_url: str, tmp_path: Path) -> None:
             assert await ledger.by_task("kie", text) is None
         victim = tmp_path / "victim.lock"
         victim.touch()
-        for owner in (*HOSTILE, "\x00", "/../victim", "x/../../victim"):
-            assert await ledger.is_dead(owner)
+        owners = (*HOSTILE, "\x00", "/../victim", "x/../../victim")
+        assert all(await asyncio.gather(*map(ledger.is_dead, owners)))
         assert victim.exists()
     assert {path.name for path in tmp_path.iterdir()} <= {"victim.lock", "characters.db"}
 

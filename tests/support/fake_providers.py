@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from sora_chars.ledger import Entry, EntryState
+    from sora_chars.ledger import Attempt, Entry, EntryState
     from sora_chars.ledger.entry import Lookup
     from sora_chars.models import Request
     from sora_chars.ratelimit.window import Account, Window
@@ -289,10 +289,10 @@ class FaultyStore(MemoryStore):
         self._check(self.full, entry)
         return await super().insert(entry)
 
-    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+    async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
         """See `LedgerStore`."""
         self._check(self.full, after)
-        kept = await super().replace(before, after)
+        kept = await super().replace(before, after, archive=archive)
         self._check(self.mute, after)
         return kept
 

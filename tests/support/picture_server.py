@@ -118,7 +118,7 @@ async def save_rejected(pictures: Pictures, character: Character, records: list[
     assert await pictures.save(character) is None
     (record,) = [record for record in records if record.name == "sora_chars.pictures"]
     facts: dict[str, Any] = vars(record)
-    assert (record.msg, facts["provider"]) == ("picture.not_saved", "kkiai")
+    assert (facts["event"], facts["provider"]) == ("picture.not_saved", "kkiai")
     assert str(facts["character"]) in character.id
     assert SECRET not in str(facts)
     assert files(pictures) == before

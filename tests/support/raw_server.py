@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -11,7 +12,7 @@ from sora_chars.testing.emulator.transmission import close_by_reset
 from sora_chars.transport import Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     Step = Callable[["Connection"], Awaitable[None]]
 KEY = "sk-SECRET-0123456789"
@@ -65,6 +66,18 @@ class RawServer:
             pass  # the client has disconnected
         finally:
             writer.close()
+
+
+@asynccontextmanager
+async def serving_raw(*steps: Step) -> AsyncGenerator[RawServer]:
+    """Give a raw server on loopback."""
+    raw = RawServer(list(steps))
+    server = await asyncio.start_server(raw.serve, "127.0.0.1", 0)
+    raw.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield raw
+    finally:
+        server.close()
 
 
 def http(body: bytes, *, status: str = "200 OK", headers: str = "") -> bytes:

@@ -23,7 +23,7 @@ from sora_chars.errors import (
     SoraCharsError,
     TaskNotFoundError,
 )
-from sora_chars.ledger import Entry, EntryState, Ledger
+from sora_chars.ledger import Attempt, Entry, EntryState, Ledger
 from sora_chars.models import FAIL, SUCCESS, Character, TaskFailure, TaskSnapshot
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.polling.watcher import TaskWatcher
@@ -87,9 +87,19 @@ class SimulatedStore:
         """See `LedgerStore`."""
         return await self._write(partial(self._insert, entry))
 
-    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+    async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
         """See `LedgerStore`."""
-        return await self._write(partial(self._replace, before, after))
+        return await self._write(partial(self._replace, before, after, archive))
+
+    async def all_by_task(self, provider: str, task_id: str) -> Sequence[Entry]:
+        """See `LedgerStore`."""
+        await self._read()
+        return await self.world.entries.all_by_task(provider, task_id)
+
+    async def attempts(self, key: str) -> Sequence[Attempt]:
+        """See `LedgerStore`."""
+        await self._read()
+        return await self.world.entries.attempts(key)
 
     async def find(self, by: Lookup, *values: str) -> Entry | None:
         """See `LedgerStore`."""
@@ -97,11 +107,17 @@ class SimulatedStore:
         return await self.world.entries.find(by, *values)
 
     async def page(
-        self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
+        self,
+        states: Collection[EntryState],
+        *,
+        query: str | None = None,
+        after: int | None,
+        newest_first: bool,
+        size: int,
     ) -> Sequence[tuple[int, Entry]]:
         """See `LedgerStore`."""
         await self._read()
-        return await self.world.entries.page(states, after=after, newest_first=newest_first, size=size)
+        return await self.world.entries.page(states, query=query, after=after, newest_first=newest_first, size=size)
 
     async def is_dead(self, owner: str) -> bool:
         """See `LedgerStore`."""
@@ -128,8 +144,8 @@ class SimulatedStore:
     async def _insert(self, entry: Entry) -> Entry:
         return self.world.kept.setdefault(entry.key, await self.world.entries.insert(entry))
 
-    async def _replace(self, before: Entry, after: Entry) -> Entry | None:
-        kept = await self.world.entries.replace(before, after)
+    async def _replace(self, before: Entry, after: Entry, archive: Attempt | None) -> Entry | None:
+        kept = await self.world.entries.replace(before, after, archive=archive)
         if kept is after:
             self.world.moved(after)
             for name, notifier in self.world.notifiers.items():

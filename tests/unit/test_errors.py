@@ -43,6 +43,8 @@ FACTS: dict[str, Any] = {
     "entry": "an entry",
     "state": "running",
     "to": "pending",
+    "charged": "maybe",
+    "location": "https://portal.invalid/login",
 }
 ALL = sorted(
     (kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, SoraCharsError)),
@@ -148,4 +150,6 @@ def test_attributes_are_documented(kind: type[SoraCharsError]) -> None:
     own = set(vars(kind).get("__annotations__", {}))
     if kind is not errors.ProviderError:
         own -= {"transient", "harmless"}  # other defaults for attributes of ProviderError
+    if kind is not SoraCharsError:
+        own -= {"charged"}
     assert own == set(re.findall(r"^    (\w+): ", inspect.getdoc(kind) or "", re.MULTILINE))

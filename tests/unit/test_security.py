@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import sora_chars
-from sora_chars import MissingCharacterError, NoAnswerError, SoraCharsError
+from sora_chars import (
+    CharacterRequest,
+    CharacterSession,
+    InvalidRequestError,
+    Kie,
+    Kkiai,
+    MissingCharacterError,
+    NoAnswerError,
+    SoraCharsError,
+    open_ledger,
+)
+from sora_chars.models import as_request
 from sora_chars.providers import kie_codec
 from sora_chars.providers.kie_callback import verify
 from sora_chars.providers.kkiai import read_character
@@ -62,6 +73,40 @@ def test_messages_are_printable(reader: str, body: str, status: int) -> None:
     assert shown.isprintable()
 
 
+LONG = "A" * 3_000_000
+CALLS: dict[str, Callable[[], object]] = {
+    "video": lambda: CharacterRequest(video=f"data:video/mp4;base64,{LONG}"),
+    "video of another scheme": lambda: CharacterRequest(video=f"ftp://a.invalid/{LONG}"),
+    "invalid link": lambda: CharacterRequest(video=f"https://a b/{LONG}"),
+    "path": lambda: _check(CharacterRequest(video=LONG)),
+    "path of an image": lambda: _check(CharacterRequest(images=(LONG,), prompt="A dog")),
+    "from_task": lambda: CharacterRequest(from_task=f"a/{LONG}"),
+    "clip": lambda: CharacterRequest(video="https://a.invalid/b", clip=LONG),
+    "key": lambda: CharacterRequest(from_task="t", key=LONG),
+    "field": lambda: as_request(None, {LONG: 1}),
+    "field of a stranger": lambda: CharacterRequest.from_untrusted({LONG: 1}),
+    "base_url": lambda: Kie("key", base_url=LONG),
+    "proxy": lambda: Kie("key", proxy=LONG),
+    "gateway": lambda: Kkiai.gateway(LONG),
+    "ledger": lambda: open_ledger(f"other://{LONG}"),
+    "session": lambda: CharacterSession(LONG),  # type: ignore[arg-type] # wrong on purpose
+}
+
+
+def _check(request: CharacterRequest) -> None:
+    raise InvalidRequestError("not sent", problems=tuple(Kie("key").check(request)))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_messages_are_bounded(call: str) -> None:
+    """A message that repeats what a caller passed is short, however long that was."""
+    with pytest.raises(SoraCharsError) as caught:
+        CALLS[call]()
+    problems = getattr(caught.value, "problems", ())
+    assert len(str(caught.value)) < 2000
+    assert all(len(problem) < 1000 for problem in problems)
+
+
 @pytest.mark.parametrize("task_id", ["a\nb", "\x1b[2J", "\x00", "\u2028", "x" * 201])
 def test_task_id_must_be_storable(task_id: str) -> None:
     """A task id that would break a log line or a database column leaves the outcome unknown."""
@@ -83,8 +128,16 @@ def test_character_id_must_be_storable(reader: str, name: str) -> None:
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize(
     "text",
-    ["http://" * 100_000, "callBackUrl" + "\\" * 700_000, "callBackUrl:" * 50_000, "http://a?" * 80_000],
-    ids=["links", "backslashes", "callbacks", "queries"],
+    [
+        "http://" * 100_000,
+        "callBackUrl" + "\\" * 700_000,
+        "callBackUrl:" * 50_000,
+        "http://a?" * 80_000,
+        "http://" + "a@" * 350_000,
+        ":" + "\\" * 700_000,
+        "http://a?" + ("'" * 1000 + "a") * 700,
+    ],
+    ids=["links", "backslashes", "callbacks", "queries", "users", "slashes", "quotes"],
 )
 def test_mask_is_fast_on_hostile_text(text: str) -> None:
     """Hiding secrets in 700 kB of hostile text takes seconds at most."""

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from sora_chars import responses
 from sora_chars.errors import ConfigurationError, NoAnswerError, RateLimitedError
+from sora_chars.providers.base import clean_url, resolve_key
 from sora_chars.ratelimit.window import Limits
 from sora_chars.responses import Response, parse_json
-from sora_chars.transport import Transport, _delays, clean_url, resolve_key
+from sora_chars.transport import Transport, _delays
 
 
 @pytest.fixture(params=["orjson", "the standard library's"])

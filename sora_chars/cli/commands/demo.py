@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 import socket
 import sys
 import time
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+from urllib.request import getproxies_environment
 
 import aiohttp
 import attrs
@@ -27,7 +29,7 @@ from sora_chars.providers.kkiai import Kkiai
 from sora_chars.session.session import CharacterSession
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 
     from sora_chars.cli.context import CommandContext
     from sora_chars.models import Character
@@ -123,6 +125,7 @@ async def _run_scenarios(context: CommandContext) -> list[ScenarioResult]:
     hmac_key = secrets.token_urlsafe(16)
     results: list[ScenarioResult] = []
     async with AsyncExitStack() as stack:
+        stack.enter_context(_no_proxy("127.0.0.1"))
         with context.output.status_line() as line:
             line.update("Starting the emulator")
             url = await stack.enter_async_context(_emulator(hmac_key))
@@ -137,6 +140,20 @@ async def _run_scenarios(context: CommandContext) -> list[ScenarioResult]:
             results.append(result)
             _print(context, result.row())
     return results
+
+
+@contextmanager
+def _no_proxy(host: str) -> Generator[None]:
+    """Except a host from the proxy of the environment, which could not reach it."""
+    before = os.environ.get("no_proxy")
+    excepted = getproxies_environment().get("no", "")
+    os.environ["no_proxy"] = excepted if excepted == "*" else f"{excepted},{host}"
+    try:
+        yield
+    finally:
+        del os.environ["no_proxy"]
+        if before is not None:
+            os.environ["no_proxy"] = before
 
 
 def _print(context: CommandContext, text: Text) -> None:

@@ -140,14 +140,19 @@ def emulate(context: CommandContext, /, *, faults: Sequence[tuple[str, dict[str,
 
 async def _serve(context: CommandContext, emulator: Emulator) -> None:
     try:
-        await emulator.start()
+        await _start(emulator)
         if context.output.as_json:
             context.output.show_json({"url": emulator.url})
         else:
             click.echo(_GREETING.format(url=emulator.url))
         await asyncio.Event().wait()
+    finally:
+        await emulator.aclose()
+
+
+async def _start(emulator: Emulator) -> None:
+    try:
+        await emulator.start()
     except OSError as error:
         hint = "Choose another --port; 0 selects a free one."
         raise ConfigurationError(f"The emulator cannot listen: {error}.", hint=hint) from error
-    finally:
-        await emulator.aclose()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from sora_chars.cli.ledger_import import copy_checked, insert_entries
 from sora_chars.cli.options import ledger_options, output_options
 from sora_chars.cli.render import (
     CHARACTER_COLUMNS,
@@ -19,8 +22,10 @@ from sora_chars.cli.render import (
     entry_json,
     entry_row,
     entry_rows,
+    one_line,
     saved_json,
     saved_row,
+    shown_entry_json,
 )
 from sora_chars.cli.runner import run
 from sora_chars.errors import ConfigurationError, InvalidRequestError
@@ -28,11 +33,15 @@ from sora_chars.ledger import EntryState, queries, transitions
 from sora_chars.providers.kkiai import GATEWAYS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator
+    from collections.abc import Collection, Generator, Iterable
 
     from sora_chars.cli.context import CommandContext
-    from sora_chars.cli.options import LedgerLocation
+    from sora_chars.cli.ledger_import import ImportCounts
+    from sora_chars.cli.ledger_location import LedgerLocation
     from sora_chars.ledger import Entry
+
+DIFFERENT = 1  # exit status
+_MAX_PROBLEMS = 20  # that are shown
 
 limit_option = click.option(
     "--limit", type=click.IntRange(1), default=50, show_default=True, metavar="N", help="Show at most this many."
@@ -58,12 +67,12 @@ def characters(context: CommandContext, /, *, query: str, limit: int, location: 
     payload = {"characters": [saved_json(saved) for saved in shown]}
     rows = [saved_row(saved, now) for saved in shown]
     context.output.show_table(payload, rows, columns=CHARACTER_COLUMNS, stacked=(1, 1, 2))
-    _note_count(context, len(found), limit, "characters")
+    _note_count(context, len(found), limit, "characters", query=query)
 
 
 @click.group()
 def ledger() -> None:
-    """List, export and resolve the recorded requests.
+    """List, export, import and resolve the recorded requests.
 
     The ledger records each request before it is sent, and its outcome. These
     commands send nothing and need no API key.
@@ -96,10 +105,10 @@ def list_entries(
     found = run(context, _entries(location, query, wanted, limit + 1))
     shown = found[:limit]
     now = time.time()
-    payload = {"entries": [entry_json(entry) for entry in shown]}
+    payload = {"entries": [shown_entry_json(entry) for entry in shown]}
     rows = [entry_row(entry, now) for entry in shown]
     context.output.show_table(payload, rows, columns=ENTRY_COLUMNS, stacked=(1, 1), flexible="request")
-    _note_count(context, len(found), limit, "entries")
+    _note_count(context, len(found), limit, "entries", query=query, states=states)
 
 
 @ledger.command()
@@ -157,28 +166,76 @@ def resolve(
 @ledger_options
 @click.pass_obj
 def export(context: CommandContext, /, *, output: str, location: LedgerLocation) -> None:
-    """Write every entry as a line of JSON, oldest first."""
+    """Write every entry as a line of JSON, oldest first.
+
+    The lines hold the links of the requests as they were given, with their
+    signatures. Every other command masks these.
+    """
     context.use_ledger(location)
     written = run(context, _export(location, output))
     if output != "-":
         context.output.note(f"{written} entries written to {output}")
 
 
+@ledger.command("import")
+@click.argument("file")
+@ledger_options
+@output_options
+@click.pass_obj
+def import_entries(context: CommandContext, /, *, file: str, location: LedgerLocation) -> int:
+    """Add the entries of an export that the ledger lacks.
+
+    FILE is what `sora-chars ledger export` wrote; - is stdin. All lines are checked
+    before anything is written. An entry whose key is recorded is never changed: if
+    it differs, its key is reported, and the exit status is 1.
+    """
+    context.use_ledger(location)
+    with tempfile.TemporaryFile() as copy:
+        with _open(file) as lines:
+            _check_lines(context, copy_checked(lines, copy))
+        copy.seek(0)
+        counts = run(context, _import(location, copy))
+    for line in counts.examples:
+        context.output.note(line)
+    numbers = {name: getattr(counts, name) for name in ("inserted", "skipped", "different")}
+    rows = [(name, str(number)) for name, number in numbers.items()]
+    context.output.show({"import": numbers}, [*rows, ("ledger", context.ledger_name)], title="Import")
+    return DIFFERENT if counts.different else 0
+
+
+def _check_lines(context: CommandContext, problems: list[tuple[int, str]]) -> None:
+    """Raise `InvalidRequestError` if there are broken lines, after printing the first ones."""
+    if not problems:
+        return
+    texts = [f"line {number}: {problem}" for number, problem in problems[:_MAX_PROBLEMS]]
+    texts += [f"and {len(problems) - _MAX_PROBLEMS} more"] if len(problems) > _MAX_PROBLEMS else []
+    for text in texts:
+        context.output.note(text)
+    count = "1 line is" if len(problems) == 1 else f"{len(problems)} lines are"
+    raise InvalidRequestError(f"{count} broken. Nothing was written.", problems=tuple(texts))
+
+
 def _show(context: CommandContext, entry: Entry) -> None:
-    context.output.show({"entry": entry_json(entry)}, entry_rows(entry), title="Entry")
+    context.output.show({"entry": shown_entry_json(entry)}, entry_rows(entry), title="Entry")
     if entry.state is EntryState.UNKNOWN:
         context.output.note(context.resolve_hint(entry.key, tasks=entry.provider not in GATEWAYS))
     elif entry.state is EntryState.RUNNING:
         context.output.note(f"Wait for it with: {context.command('wait', entry.key)}")
+    elif entry.state is EntryState.REJECTED and entry.may_have_been_paid:
+        context.output.note("The rejection does not prove that nothing was paid. The key is not sent again by itself.")
     elif entry.state in {EntryState.PENDING, EntryState.REJECTED}:
         context.output.note("Nothing was paid. The same request with this key will be sent.")
 
 
-def _note_count(context: CommandContext, found: int, limit: int, what: str) -> None:
+def _note_count(
+    context: CommandContext, found: int, limit: int, what: str, *, query: str, states: Collection[str] = ()
+) -> None:
     if found > limit:
         context.output.note(f"Showing the newest {limit}. For more, use --limit {2 * limit}")
     elif not found:
-        context.output.note(f"No {what} found in {context.ledger_name}")
+        state = f" {' or '.join(states)}" if states else ""
+        match = f" match {one_line(query)!r}" if query else ""
+        context.output.note(f"No{state} {what} in {context.ledger_name}{match}")
 
 
 async def _characters(location: LedgerLocation, query: str, limit: int) -> list[queries.SavedCharacter]:
@@ -208,6 +265,25 @@ async def _resolve(
                 hint="Use --never-sent if no character was created; otherwise, or if you cannot find out, --give-up.",
             )
         return await transitions.resolve(ledger, key, task_id=task_id, never_sent=never_sent, give_up=give_up)
+
+
+async def _import(location: LedgerLocation, lines: Iterable[bytes]) -> ImportCounts:
+    async with location.open() as ledger:
+        return await insert_entries(ledger, lines)
+
+
+@contextmanager
+def _open(file: str) -> Generator[Iterable[bytes]]:
+    if file == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        with Path(file).open("rb") as lines:
+            yield lines
+    except OSError as error:
+        raise click.BadParameter(
+            f"{file} cannot be read: {os.strerror(error.errno or 0)}.", param_hint="FILE"
+        ) from error
 
 
 async def _export(location: LedgerLocation, output: str) -> int:

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sora_chars.ledger.states import EntryState
+from sora_chars.ledger.states import ENDED, EntryState
+from sora_chars.logs import event_logger
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from sora_chars.ledger.entry import Entry, Lookup
+    from sora_chars.ledger.entry import Attempt, Entry, Lookup
     from sora_chars.ledger.notifier import ChangeNotifier
 
-_FINISHED_STATES = frozenset({EntryState.SUCCEEDED, EntryState.FAILED, EntryState.REJECTED})
+log = event_logger("sora_chars.ledger")
+
 _MAX_FINISHED = 10_000  # entries
+_MAX_SHOWN = 50  # entries in a log record
 
 
 @attrs.define(eq=False, repr=False)
@@ -37,6 +40,8 @@ class MemoryStore:
     _row_ids: dict[str, int] = attrs.field(init=False, factory=dict)  # by key
     _entries: dict[int, Entry] = attrs.field(init=False, factory=dict)  # by row id, in ascending order
     _keys: dict[tuple[str | None, ...], str] = attrs.field(init=False, factory=dict)  # by task and by token
+    _attempts: dict[str, list[Attempt]] = attrs.field(init=False, factory=dict)  # by key
+    _shared_tasks: dict[tuple[str | None, ...], dict[str, None]] = attrs.field(init=False, factory=dict)  # keys
     # An OrderedDict, since a dict finds its first item only after a scan over all removed ones.
     _finished: OrderedDict[int, None] = attrs.field(init=False, factory=OrderedDict)  # row ids, oldest first
 
@@ -45,7 +50,15 @@ class MemoryStore:
         self.owner = uuid.uuid4().hex
 
     async def aclose(self) -> None:
-        """Keep the entries for the next opening."""
+        """Keep the entries for the next opening, and log what would be lost with the process."""
+        left = [
+            entry
+            for entry in self._entries.values()
+            if entry.may_have_been_paid and entry.state is not EntryState.SUCCEEDED
+        ]
+        if left:
+            shown = "; ".join(f"key {entry.key}: {entry.task_id or entry.state}" for entry in left[:_MAX_SHOWN])
+            log.warning("ledger.left_unfinished", extra={"entries": len(left), "tasks": shown})
 
     async def insert(self, entry: Entry) -> Entry:
         """See `LedgerStore`."""
@@ -54,22 +67,19 @@ class MemoryStore:
         self._last_row_id += 1
         self._row_ids[entry.key] = self._last_row_id
         self._entries[self._last_row_id] = entry
+        self._index(self._last_row_id, entry)
         return entry
 
-    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+    async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
         """See `LedgerStore`."""
         row_id = self._row_ids.get(after.key)
         if row_id is None:
             return None
         if self._entries[row_id].version == before.version:
             self._entries[row_id] = after
-            self._keys.pop(("token", before.token_digest), None)
-            self._keys["token", after.token_digest] = after.key
-            self._keys["task", after.provider, after.task_id] = after.key
-            self._finished.pop(row_id, None)
-            if after.state in _FINISHED_STATES:
-                self._finished[row_id] = None
-                self._remove_oldest()
+            if archive:
+                self._archive(archive)
+            self._index(row_id, after)
         return self._entries[row_id]
 
     async def find(self, by: Lookup, *values: str) -> Entry | None:
@@ -78,8 +88,25 @@ class MemoryStore:
         row_id = None if key is None else self._row_ids.get(key)
         return None if row_id is None else self._entries[row_id]
 
+    async def all_by_task(self, provider: str, task_id: str) -> Sequence[Entry]:
+        """See `LedgerStore`."""
+        key = self._keys.get(("task", provider, task_id))
+        keys = self._shared_tasks.get((provider, task_id), () if key is None else (key,))
+        entries = [self._entries[self._row_ids[key]] for key in keys if key in self._row_ids]
+        return [entry for entry in entries if (entry.provider, entry.task_id) == (provider, task_id)]
+
+    async def attempts(self, key: str) -> Sequence[Attempt]:
+        """See `LedgerStore`."""
+        return tuple(self._attempts.get(key, ()))
+
     async def page(
-        self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
+        self,
+        states: Collection[EntryState],
+        *,
+        query: str | None = None,  # noqa: ARG002 # the caller filters
+        after: int | None,
+        newest_first: bool,
+        size: int,
     ) -> Sequence[tuple[int, Entry]]:
         """See `LedgerStore`. The entry of the row id `after` may have been removed."""
         row_ids = list(self._entries)
@@ -99,11 +126,36 @@ class MemoryStore:
         """Return True: every other owner is a former name of this process."""
         return True
 
+    def _index(self, row_id: int, entry: Entry) -> None:
+        """Make an entry findable by its task and its token, and count it if it has finished."""
+        self._keys["token", entry.token_digest] = entry.key
+        self._set_task(entry)
+        self._finished.pop(row_id, None)
+        if entry.state in ENDED:
+            self._finished[row_id] = None
+            self._remove_oldest()
+
+    def _set_task(self, entry: Entry) -> None:
+        """Find the entry by its task from now on. Few tasks have several entries."""
+        name = ("task", entry.provider, entry.task_id)
+        other = self._keys.get(name, entry.key)
+        if entry.task_id and other != entry.key:
+            self._shared_tasks.setdefault(name[1:], {other: None})[entry.key] = None
+        self._keys[name] = entry.key
+
+    def _archive(self, attempt: Attempt) -> None:
+        stored = self._attempts.setdefault(attempt.key, [])
+        if attempt.token_digest is None or all(one.token_digest != attempt.token_digest for one in stored):
+            stored.append(attrs.evolve(attempt, number=len(stored) + 1))
+        self._keys.setdefault(("token", attempt.token_digest), attempt.key)
+        self._keys.setdefault(("task", attempt.provider, attempt.task_id), attempt.key)
+
     def _remove_oldest(self) -> None:
         """Remove the entry that finished first if there are too many."""
         if len(self._finished) > _MAX_FINISHED:
             entry = self._entries.pop(self._finished.popitem(last=False)[0])
             del self._row_ids[entry.key]
-            for name in (("token", entry.token_digest), ("task", entry.provider, entry.task_id)):
-                if self._keys.get(name) == entry.key:
-                    del self._keys[name]
+            for one in (entry, *self._attempts.pop(entry.key, ())):
+                for name in (("token", one.token_digest), ("task", one.provider, one.task_id)):
+                    if self._keys.get(name) == entry.key:
+                        del self._keys[name]

@@ -1,115 +1,57 @@
 """A store in a PostgreSQL database, which the processes of several machines may share.
 
-Statements use a pool of connections. One more connection, the listener, stays open. It
-holds the advisory lock that shows other processes that this one is alive, and receives
-their notifications of changed entries. A pooler in transaction mode, as PgBouncer has,
-supports neither, so connect directly to the server.
+Statements use a pool of connections. One more connection stays open; see
+`postgres_listener`. A pooler in transaction mode, as PgBouncer has, does not support it,
+so connect directly to the server.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
-import logging
 import time
 import uuid
-from typing import TYPE_CHECKING, Any, LiteralString
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.errors import LockNotAvailable, QueryCanceled
+from psycopg.errors import (
+    FeatureNotSupported,
+    InsufficientPrivilege,
+    LockNotAvailable,
+    QueryCanceled,
+    UndefinedFile,
+    UndefinedObject,
+)
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from sora_chars.errors import ConfigurationError, LedgerError, printable
-from sora_chars.ledger.entry import COLUMNS, INDEXED_COLUMNS, TRANSITION_COLUMNS, column_getter, from_row, to_row
+from sora_chars.ledger.entry import from_attempt_row, from_row, to_attempt_row, to_row
+from sora_chars.ledger.search import like, searchable_text
+from sora_chars.ledger.states import ENDED
+from sora_chars.logs import event_logger
 from sora_chars.ratelimit.distributed import Lease
 
 from . import postgres_quota
+from . import postgres_statements as statements
+from .postgres_listener import KEEPALIVES, OWNER_GRACE, Connection, Listener, lock_id
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from sora_chars.ledger.entry import Entry, Lookup
+    from sora_chars.ledger.entry import Attempt, Entry, Lookup
     from sora_chars.ledger.notifier import ChangeNotifier
     from sora_chars.ledger.states import EntryState
     from sora_chars.ratelimit.distributed import CapacityRequest, QuotaStore
 
-    Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+log = event_logger("sora_chars.ledger")
 
-log = logging.getLogger("sora_chars.ledger")
-
-UPGRADES: tuple[LiteralString, ...] = (
-    """
-    CREATE TABLE sora_chars_entries (
-        place bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-        key text NOT NULL UNIQUE,
-        provider text NOT NULL,
-        kind text NOT NULL,
-        state text NOT NULL,
-        request_json text NOT NULL,
-        token_digest text,
-        task_id text,
-        holder text,
-        result_json text,
-        error_json text,
-        credits double precision,
-        created_at double precision NOT NULL,
-        updated_at double precision NOT NULL,
-        version integer NOT NULL
-    );
-    CREATE INDEX ON sora_chars_entries (task_id) WHERE task_id IS NOT NULL;
-    CREATE INDEX ON sora_chars_entries (token_digest) WHERE token_digest IS NOT NULL;
-    """,
-    postgres_quota.TABLES,
-    """
-    ALTER TABLE sora_chars_entries RENAME COLUMN place TO row_id;
-    ALTER TABLE sora_chars_entries RENAME COLUMN holder TO owner;
-    UPDATE sora_chars_entries SET state = 'pending' WHERE state = 'asked';
-    UPDATE sora_chars_entries SET state = 'rejected' WHERE state = 'refused';
-    UPDATE sora_chars_entries SET error_json = replace(
-        replace(error_json, '"type":"RequestRefusedError"', '"type":"RequestRejectedError"'),
-        '"passing":', '"transient":'
-    ) WHERE error_json IS NOT NULL;
-    """,
-    postgres_quota.RENAMES,
-)
-"""Each script upgrades the tables by one version, which the table `sora_chars_ledger` holds."""
-
-_CHANNEL = "sora_chars_ledger"
+_MANY_ENTRIES = 20_000  # are worth a message before they are indexed
+_INDEXED_GROUP = 500  # entries that one statement indexes
 _MAX_CONNECTIONS = 10  # in the pool
-_MIN_LISTENER_TIMEOUT = 2  # seconds to connect; libpq's own minimum
-_UPDATED_COLUMNS = (*TRANSITION_COLUMNS, *INDEXED_COLUMNS)
-_to_updated = column_getter(_UPDATED_COLUMNS)
-_INSERT = (
-    f"INSERT INTO sora_chars_entries ({', '.join(COLUMNS)}) VALUES ({', '.join(['%s'] * len(COLUMNS))})"  # noqa: S608 # our own names
-    " ON CONFLICT (key) DO NOTHING RETURNING key"
-)
-_REPLACE = (
-    f"WITH updated AS (UPDATE sora_chars_entries SET {', '.join(f'{name} = %s' for name in _UPDATED_COLUMNS)}"  # noqa: S608 # our own names
-    " WHERE key = %s AND version = %s RETURNING key, version)"
-    f" SELECT pg_notify('{_CHANNEL}', version || ' ' || key) FROM updated"
-)
-_SELECT = f"SELECT {', '.join(COLUMNS)} FROM sora_chars_entries WHERE"  # noqa: S608 # our own names
-_FIND: dict[Lookup, str] = {
-    "key": f"{_SELECT} key = %s",
-    "task": f"{_SELECT} provider = %s AND task_id = %s LIMIT 1",
-    "token": f"{_SELECT} token_digest = %s LIMIT 1",
-}
-_PAGE = f"SELECT row_id, {', '.join(COLUMNS)} FROM sora_chars_entries WHERE state = ANY(%s) AND row_id"  # noqa: S608 # our own names
-_PAGES = {False: f"{_PAGE} > %s ORDER BY row_id LIMIT %s", True: f"{_PAGE} < %s ORDER BY row_id DESC LIMIT %s"}
+_UNPREPARED = frozenset(statements.SEARCHES.values())  # a plan for any query may not use the index
+_CHECKS_PER_GRACE = 20  # of the lock of an owner that may be dead
 _MAX_ROW_ID = 2**63 - 1
-
-_KEEPALIVES: dict[str, Any] = {
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 25_000,
-}
-_SERVER_KEEPALIVES = "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
-"""A machine that loses its power closes no connection. With these settings client and
-server notice it within 25 seconds; with the usual defaults it takes two hours."""
 
 
 _SETTINGS = """
@@ -120,7 +62,6 @@ SELECT set_config('lock_timeout', %s, false),
 """With `synchronous_commit = off`, which may be the default of a server, a role or a
 database, a crash of the server loses commits that it has confirmed."""
 _STATEMENT_MILLISECONDS = 15_000  # for the work of a statement, besides its wait for locks
-_POOLER_ROUNDS = 3  # other clients of a pooler may take the process that this check expects
 
 
 class PostgresStore:
@@ -133,12 +74,21 @@ class PostgresStore:
         url: The URL of the database.
         connect_timeout: Seconds to wait for a connection.
         lock_timeout: Seconds to wait for a lock that another process holds.
+        owner_grace: Seconds for which the lock of another process must be free before that
+            process counts as dead. None stands for 15 seconds.
 
     Raises:
         ConfigurationError: The URL is not valid.
     """
 
-    def __init__(self, url: str, *, connect_timeout: float = 5.0, lock_timeout: float = 15.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        connect_timeout: float = 5.0,
+        lock_timeout: float = 15.0,
+        owner_grace: float | None = None,
+    ) -> None:
         try:
             conninfo_to_dict(url)
         except psycopg.ProgrammingError:  # its message contains the URL with the password
@@ -146,16 +96,20 @@ class PostgresStore:
         self._url = url
         self._connect_timeout = connect_timeout
         self._lock_timeout = lock_timeout
-        self._listener_timeout = max(_MIN_LISTENER_TIMEOUT, round(connect_timeout))
+        self._owner_grace = OWNER_GRACE if owner_grace is None else owner_grace
         self.owner = ""
 
     async def open(self, notifier: ChangeNotifier) -> None:
         """Take a new name, connect, and create or upgrade the tables."""
         self.owner = uuid.uuid4().hex
-        self._listener = await self._open_listener()
+        self._listener = Listener(self._url, owner=self.owner, connect_timeout=self._connect_timeout)
+        try:
+            await self._listener.open(_upgrade)
+        except psycopg.Error as error:
+            raise _failure(error) from error
         self._pool = AsyncConnectionPool(
             self._url,
-            kwargs={"autocommit": True, **_KEEPALIVES},
+            kwargs={"autocommit": True, **KEEPALIVES},
             min_size=0,
             max_size=_MAX_CONNECTIONS,
             open=False,
@@ -166,46 +120,110 @@ class PostgresStore:
         await self._pool.open()
         self._pool_permits = asyncio.Semaphore(_MAX_CONNECTIONS)
         self._returned_at = time.monotonic()  # when a statement last returned its connection
-        self._listening = asyncio.create_task(self._listen(notifier), name="sora_chars ledger listener")
+        self._listening = asyncio.create_task(self._listener.run(notifier), name="sora_chars ledger listener")
 
     async def aclose(self) -> None:
         """Close all connections."""
         self._listening.cancel()
         await asyncio.wait((self._listening,))
-        await self._listener.close()
+        await self._listener.aclose()
         await self._pool.close()
 
     async def insert(self, entry: Entry) -> Entry:
         """See `LedgerStore`."""
-        return entry if await self._execute(_INSERT, to_row(entry)) else await self._stored(entry) or entry
+        return entry if await self._execute(statements.INSERT, to_row(entry)) else await self._stored(entry) or entry
 
-    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+    async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
         """See `LedgerStore`. The same statement notifies the other processes."""
-        values = (*_to_updated(after), after.key, before.version)
-        return after if await self._execute(_REPLACE, values) else await self._stored(after)
+        statement = statements.REPLACE
+        values = (*statements.to_updated(after), after.key, before.version)
+        if archive or after.request_json != before.request_json:
+            statement = statements.REPLACE_AND_ARCHIVE if archive else statements.REPLACE_WITH_REQUEST
+            values = (*statements.to_updated_with_request(after), after.key, before.version)
+        if archive:
+            values += to_attempt_row(archive)
+        return after if await self._execute(statement, values) else await self._stored(after)
 
     async def find(self, by: Lookup, *values: str) -> Entry | None:
         """See `LedgerStore`."""
-        rows = await self._execute(_FIND[by], values)
+        rows = await self._execute(statements.FIND[by], values)
+        if not rows and by in statements.FIND_BY_ATTEMPT:
+            rows = await self._execute(statements.FIND_BY_ATTEMPT[by], values)
         return from_row(rows[0]) if rows else None
 
+    async def all_by_task(self, provider: str, task_id: str) -> Sequence[Entry]:
+        """See `LedgerStore`."""
+        return [from_row(row) for row in await self._execute(statements.ALL_BY_TASK, (provider, task_id))]
+
+    async def attempts(self, key: str) -> Sequence[Attempt]:
+        """See `LedgerStore`."""
+        return [from_attempt_row(row) for row in await self._execute(statements.ATTEMPTS, (key,))]
+
     async def page(
-        self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
+        self,
+        states: Collection[EntryState],
+        *,
+        query: str | None = None,
+        after: int | None,
+        newest_first: bool,
+        size: int,
     ) -> Sequence[tuple[int, Entry]]:
         """See `LedgerStore`."""
-        start = _MAX_ROW_ID if newest_first else 0
-        parameters = ([state.value for state in states], start if after is None else after, size)
-        rows = await self._execute(_PAGES[newest_first], parameters)
+        wanted = [state.value for state in states]
+        start = (_MAX_ROW_ID if newest_first else 0) if after is None else after
+        if query:
+            if after is None:
+                await self._index_new_entries()
+            values = (wanted, like(query), start, size)
+            rows = await self._execute(statements.SEARCHES[newest_first], values)
+        else:
+            rows = await self._execute(statements.PAGES[newest_first], (wanted, start, size, size))
         return [(row[0], from_row(row[1:])) for row in rows]
 
-    async def is_dead(self, owner: str) -> bool:
-        """Try to take the process's advisory lock for one statement.
+    async def _index_new_entries(self) -> None:
+        """Store the text by which entries are found that have ended since the last search."""
+        ended = [state.value for state in ENDED]
+        [(count,)] = await self._execute(statements.COUNT_UNINDEXED, (ended,))
+        began = time.monotonic()
+        if count >= _MANY_ENTRIES:
+            log.warning("ledger.indexing", extra={"entries": count})
+        last = 0
+        while rows := await self._execute(statements.UNINDEXED, (ended, last, _INDEXED_GROUP)):
+            entries = [from_row(row[1:]) for row in rows]
+            values = ([row[0] for row in rows], [entry.version for entry in entries], [*map(searchable_text, entries)])
+            await self._execute(statements.SET_SEARCH_TEXTS, values)
+            last = rows[-1][0]
+        if count >= _MANY_ENTRIES:
+            await self._execute(statements.ANALYZE, ())
+            log.warning("ledger.indexed", extra={"entries": count, "seconds": round(time.monotonic() - began, 1)})
 
-        The lock is shared: two processes that check at once must not take each other for
-        the owner.
+    async def is_dead(self, owner: str) -> bool:
+        """See `LedgerStore`. The process holds an advisory lock while it is connected.
+
+        A lock is free for a moment whenever its connection breaks, so this method waits
+        until the lock has been free for the whole grace period and its owner has not
+        connected again. An owner that closed its ledger has recorded that, and one that was
+        found dead is recorded in the same way; both are dead at once.
         """
-        rows = await self._execute("SELECT pg_try_advisory_xact_lock_shared(%s)", (_lock_id(owner),))
-        return bool(rows[0][0])
+        if not owner.isprintable():  # no owner has such a name, and PostgreSQL may reject it
+            return True
+        deadline = time.monotonic() + self._owner_grace
+        is_free, connections, has_left = await self._presence(owner)
+        while is_free and not has_left:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return bool(await self._execute(statements.FOUND_DEAD, (owner, connections)))
+            await asyncio.sleep(min(self._owner_grace / _CHECKS_PER_GRACE, remaining))
+            before = connections
+            is_free, connections, has_left = await self._presence(owner)
+            if connections != before:
+                return False
+        return is_free
+
+    async def _presence(self, owner: str) -> tuple[bool, int, bool]:
+        """Return whether an owner's lock is free, how often it has connected, and whether it has left."""
+        [(is_free, connections, has_left)] = await self._execute(statements.PRESENCE, (lock_id(owner), owner))
+        return is_free, connections, has_left
 
     @property
     def quota_store(self) -> QuotaStore:
@@ -256,8 +274,9 @@ class PostgresStore:
         timeout = max(since, self._returned_at) + self._connect_timeout - time.monotonic()
         async with self._pool.connection(timeout) as connection:
             try:
-                cursor = await connection.execute(statement.encode(), values)
-                return await cursor.fetchall()
+                prepare = False if statement in _UNPREPARED else None
+                cursor = await connection.execute(statement.encode(), values, prepare=prepare)
+                return await cursor.fetchall() if cursor.description else []
             finally:
                 self._returned_at = time.monotonic()
 
@@ -265,83 +284,6 @@ class PostgresStore:
         lock_timeout = round(self._lock_timeout * 1000)
         values = (str(lock_timeout), str(lock_timeout + _STATEMENT_MILLISECONDS))
         await connection.execute(_SETTINGS.encode(), values)
-
-    async def _open_listener(self) -> Connection:
-        """Connect the listener and upgrade the tables with it."""
-        try:
-            listener = await self._connect_listener()
-            try:
-                await self._check_direct(listener)
-                await _upgrade(listener)
-            except BaseException:
-                await listener.close()
-                raise
-        except psycopg.Error as error:
-            raise _failure(error) from error
-        return listener
-
-    async def _check_direct(self, listener: Connection) -> None:
-        """Raise unless each connection has a server process of its own, for as long as it is open.
-
-        A transaction pooler gives a client the server process of an idle one: a second
-        connection in a transaction takes that of the listener, or the listener gets another.
-
-        Raises:
-            LedgerError: A transaction pooler stands between this process and the database.
-        """
-        is_proxied = await _process_id(listener) != listener.info.backend_pid
-        async with await psycopg.AsyncConnection.connect(self._url, connect_timeout=self._listener_timeout) as second:
-            for _ in range(_POOLER_ROUNDS if is_proxied else 1):
-                before = await _process_id(listener)
-                taken = await _process_id(second)  # opens a transaction, which keeps the process
-                after = await _process_id(listener)
-                await second.rollback()
-                if before != after or taken in {before, after}:  # pragma: no cover # where PgBouncer is not installed
-                    raise LedgerError(
-                        "The ledger's database is behind a connection pooler in transaction mode, where notifications "
-                        "and advisory locks are lost. Nothing was changed.",
-                        hint="Connect to the database itself, or to the pooler in session mode.",
-                    )
-
-    async def _connect_listener(self) -> Connection:
-        """Connect the listener.
-
-        It listens before it locks: after a reconnect the server may still hold the lock for
-        the old connection, for as long as that one hangs.
-        """
-        listener = await psycopg.AsyncConnection.connect(
-            self._url, autocommit=True, connect_timeout=self._listener_timeout, **_KEEPALIVES
-        )
-        try:
-            await listener.execute(_SERVER_KEEPALIVES)
-            await listener.execute(f"LISTEN {_CHANNEL}".encode())
-            await listener.execute("SELECT pg_advisory_lock(%s)", (_lock_id(self.owner),))
-        except BaseException:
-            await listener.close()
-            raise
-        return listener
-
-    async def _listen(self, notifier: ChangeNotifier) -> None:
-        """Notify the subscribers of changed entries.
-
-        After a reconnect it notifies those of every entry, since changes may have been missed.
-        """
-        while True:
-            try:
-                async for notice in self._listener.notifies():  # pragma: no branch # it ends by an error only
-                    version, _, key = notice.payload.partition(" ")
-                    notifier.notify(key, int(version))
-            except psycopg.Error as error:
-                log.warning("ledger.listener_lost", extra={"error": printable(error)})
-                await self._listener.close()
-                self._listener = await self._reconnect_listener()
-                notifier.notify_all()
-
-    async def _reconnect_listener(self) -> Connection:
-        while True:
-            await asyncio.sleep(self._connect_timeout / 10)
-            with contextlib.suppress(psycopg.Error):
-                return await self._connect_listener()
 
 
 async def _upgrade(connection: Connection) -> None:
@@ -351,31 +293,50 @@ async def _upgrade(connection: Connection) -> None:
         LedgerError: A newer version of this package has upgraded the database.
     """
     async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_lock_id("upgrade"),))
+        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (lock_id("upgrade"),))
         await connection.execute("CREATE TABLE IF NOT EXISTS sora_chars_ledger (version integer NOT NULL)")
         row = await (await connection.execute("DELETE FROM sora_chars_ledger RETURNING version")).fetchone()
         version: int = row[0] if row else 0
-        if version > len(UPGRADES):
+        if version > len(statements.UPGRADES):
             raise LedgerError(
-                f"The ledger has schema version {version}, but this package supports versions up to {len(UPGRADES)}.",
+                f"The ledger has schema version {version}, but this package supports versions up to"
+                f" {len(statements.UPGRADES)}.",
                 hint="Open it with a newer version of sora-chars.",
             )
-        for script in UPGRADES[version:]:
+        began = time.monotonic()
+        entries = 0
+        if 0 < version < len(statements.UPGRADES):
+            entries = await _count_entries(connection)
+            log.warning("ledger.upgrading", extra={"from": version, "to": len(statements.UPGRADES), "entries": entries})
+        for script in statements.UPGRADES[version:]:
             await connection.execute(script)
-        await connection.execute("INSERT INTO sora_chars_ledger VALUES (%s)", (len(UPGRADES),))
+        await _create_search_index(connection)
+        if entries:
+            log.warning("ledger.upgraded", extra={"seconds": round(time.monotonic() - began, 1)})
+        await connection.execute(statements.FORGET_PROCESSES)
+        await connection.execute("INSERT INTO sora_chars_ledger VALUES (%s)", (len(statements.UPGRADES),))
 
 
-def _lock_id(name: str) -> int:
-    """The number of the advisory lock with this name."""
-    return int.from_bytes(hashlib.sha256(f"sora_chars {name}".encode()).digest()[:8], signed=True)
-
-
-async def _process_id(connection: Connection) -> int:
-    """Return the id of the server process that runs the statements of a connection."""
-    row = await (await connection.execute("SELECT pg_backend_pid()")).fetchone()
+async def _count_entries(connection: Connection) -> int:
+    row = await (await connection.execute("SELECT count(*) FROM sora_chars_entries")).fetchone()
     assert row is not None  # noqa: S101 # the statement returns one row
-    process: int = row[0]
-    return process
+    count: int = row[0]
+    return count
+
+
+async def _create_search_index(connection: Connection) -> None:
+    """Create the index of texts, unless it exists or the database lacks the extension for it.
+
+    Then the database searches every text, and the next opening tries again.
+    """
+    row = await (await connection.execute("SELECT to_regclass(%s)", (statements.SEARCH_INDEX,))).fetchone()
+    if row != (None,):
+        return
+    try:
+        async with connection.transaction():
+            await connection.execute(statements.CREATE_SEARCH_INDEX)
+    except (FeatureNotSupported, InsufficientPrivilege, UndefinedFile, UndefinedObject) as error:
+        log.info("ledger.no_search_index", extra={"error": printable(error)})
 
 
 def _is_broken(error: psycopg.Error) -> bool:

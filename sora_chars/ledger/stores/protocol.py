@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from sora_chars.ledger.entry import Entry, Lookup
+    from sora_chars.ledger.entry import Attempt, Entry, Lookup
     from sora_chars.ledger.notifier import ChangeNotifier
     from sora_chars.ledger.states import EntryState
     from sora_chars.ratelimit.distributed import QuotaStore
@@ -42,27 +42,52 @@ class LedgerStore(Protocol):
         """Store the entry unless its key exists; return the stored entry of the key."""
         ...
 
-    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+    async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
         """Replace `before` by `after` if the stored version is that of `before`.
+
+        `archive` is stored in the same transaction, under the next number of its key. An
+        attempt whose token digest the key already has is not stored again.
 
         Returns `after` if so, else the stored entry, or None if there is none.
         """
         ...
 
     async def find(self, by: Lookup, *values: str) -> Entry | None:
-        """Find an entry by its key, by provider and task id, or by its token's digest."""
+        """Find an entry by its key, by provider and task id, or by its token's digest.
+
+        An entry whose present values match comes before one with an earlier attempt that
+        matches.
+        """
+        ...
+
+    async def all_by_task(self, provider: str, task_id: str) -> Sequence[Entry]:
+        """Return every entry with this task, not counting earlier attempts."""
+        ...
+
+    async def attempts(self, key: str) -> Sequence[Attempt]:
+        """Return the earlier attempts of an entry, in their order."""
         ...
 
     async def page(
-        self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
+        self,
+        states: Collection[EntryState],
+        *,
+        query: str | None = None,
+        after: int | None,
+        newest_first: bool,
+        size: int,
     ) -> Sequence[tuple[int, Entry]]:
         """Return a page of up to `size` entries in `states`, with their row ids.
 
         The order is that of insertion, or its reverse. The page begins after the row id
-        `after`, or with the first entry of the order.
+        `after`, or with the first entry of the order. With a query it holds the entries
+        that mention it, and perhaps others. A shorter page is the last one.
         """
         ...
 
     async def is_dead(self, owner: str) -> bool:
-        """True if the process with this name has ended."""
+        """True if the process with this name has ended.
+
+        A store that cannot tell at once waits until it can.
+        """
         ...

@@ -8,8 +8,6 @@ another process's write lock.
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import os
 import sqlite3
 import threading
@@ -18,22 +16,28 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sora_chars.errors import LedgerError, printable
-from sora_chars.ledger.states import EntryState
+from sora_chars.ledger.search import TRIGRAM, fold
+from sora_chars.ledger.states import ENDED, EntryState
+from sora_chars.logs import event_logger
 
+from . import sqlite_search
 from . import sqlite_statements as statements
 from .process_lock import ProcessLock, is_dead
+from .sqlite_files import LedgerFiles
+from .sqlite_search import Search
 from .sqlite_thread import CommitThread
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from pathlib import Path
 
-    from sora_chars.ledger.entry import Entry, Lookup
+    from sora_chars.ledger.entry import Attempt, Entry, Lookup
     from sora_chars.ledger.notifier import ChangeNotifier
 
-log = logging.getLogger("sora_chars.ledger")
+log = event_logger("sora_chars.ledger")
 
 _MAX_ROW_ID = 2**63 - 1
+_MANY_ENTRIES = 20_000  # are worth a message before they are indexed
 _LOCK_RETRY_INTERVAL = 0.01  # seconds
 _POLL_REST_FACTOR = 20  # pause after a poll, in multiples of its duration, to keep the reader free
 _creating = threading.Lock()  # held until a new file is closed: no other thread may connect to it before
@@ -64,12 +68,18 @@ class SqliteStore:
 
     async def open(self, notifier: ChangeNotifier) -> None:
         """Start the threads, and create or upgrade the file."""
-        self._opened_file: tuple[int, int] | None = None  # device and inode, once the file exists
+        try:
+            # By any name the file has one set of lock files.
+            self._path = self._path.resolve()
+        except (OSError, RuntimeError) as error:  # a loop of symbolic links; RuntimeError before Python 3.13
+            raise _failure(error) from error
+        self._files = LedgerFiles(self._path)
         writer = CommitThread(
-            self._connect,
+            self._connect_writer,
             begin="BEGIN IMMEDIATE",
             jobs_per_statement=statements.ROWS_PER_STATEMENT,
-            check=self._check_file,
+            check=self._files.check,
+            committed=self._files.committed,
             name="writer",
         )
         reader = CommitThread(self._connect, begin="BEGIN", jobs_per_statement=1, name="reader")
@@ -100,8 +110,10 @@ class SqliteStore:
         """See `LedgerStore`."""
         return await self._writer.call(statements.insert, entry)
 
-    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+    async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
         """See `LedgerStore`."""
+        if archive or before.state in ENDED:
+            return await self._writer.call(statements.replace_and_archive, (before, after, archive))
         spacing = self._spacing if before.state is EntryState.RUNNING and after.state is not EntryState.RUNNING else 0.0
         return await self._writer.call(statements.replace(before, after), (before, after), spacing=spacing)
 
@@ -109,13 +121,42 @@ class SqliteStore:
         """See `LedgerStore`."""
         return await self._reader.call(statements.find, (by, values))
 
+    async def all_by_task(self, provider: str, task_id: str) -> Sequence[Entry]:
+        """See `LedgerStore`."""
+        return await self._reader.call(statements.all_by_task, (provider, task_id))
+
+    async def attempts(self, key: str) -> Sequence[Attempt]:
+        """See `LedgerStore`."""
+        return await self._reader.call(statements.attempts, key)
+
     async def page(
-        self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
+        self,
+        states: Collection[EntryState],
+        *,
+        query: str | None = None,
+        after: int | None,
+        newest_first: bool,
+        size: int,
     ) -> Sequence[tuple[int, Entry]]:
         """See `LedgerStore`."""
-        start = _MAX_ROW_ID if newest_first else -1
-        parameters = (json.dumps([*states]), start if after is None else after, size)
-        return await self._reader.call(statements.page, (newest_first, parameters))
+        start = (_MAX_ROW_ID if newest_first else -1) if after is None else after
+        wanted = frozenset(state.value for state in states)
+        if query and len(fold(query)) >= TRIGRAM and sqlite_search.has_trigrams():
+            if after is None:
+                await self._index_new_entries()
+            return await self._reader.call(sqlite_search.search, Search(query, wanted, newest_first, start, size))
+        return await self._reader.call(statements.page, (wanted, newest_first, start, size))
+
+    async def _index_new_entries(self) -> None:
+        """Index the entries that have ended since the last search, in short transactions."""
+        count: int = await self._reader.call(sqlite_search.waiting, None)
+        began = time.monotonic()
+        if count >= _MANY_ENTRIES:
+            log.warning("ledger.indexing", extra={"entries": count})
+        while await self._writer.call(sqlite_search.index_group, None):
+            pass
+        if count >= _MANY_ENTRIES:
+            log.warning("ledger.indexed", extra={"entries": count, "seconds": round(time.monotonic() - began, 1)})
 
     async def is_dead(self, owner: str) -> bool:
         """Try to lock the process's lock file."""
@@ -124,40 +165,31 @@ class SqliteStore:
         except OSError as error:
             raise _failure(error) from error
 
-    def _check_file(self) -> None:
-        """Check that the opened file is still at its path.
-
-        SQLite would go on writing to a file that was moved or deleted, and the next
-        process to open the path would never see those records.
-        """
-        if self._opened_file != self._file_at_path():
-            raise LedgerError(
-                f"The ledger could not be used: {printable(str(self._path))} is no longer the file that was opened.",
-                hint="Put that file back, or open the ledger again.",
-            )
-
-    def _file_at_path(self) -> tuple[int, int] | None:
-        with suppress(OSError):
-            found = self._path.stat()
-            return found.st_dev, found.st_ino
-        return None
+    def _connect_writer(self) -> sqlite3.Connection:
+        connection = self._connect()
+        try:
+            connection.execute("PRAGMA user_version")  # SQLite opens the files beside the ledger's when it reads
+        except sqlite3.Error:
+            connection.close()
+            raise
+        self._files.record_beside()
+        return connection
 
     def _connect(self) -> sqlite3.Connection:
-        if self._opened_file is None:
+        if self._files.opened is None:
             self._create()
         else:
-            self._check_file()
+            self._files.check_place()
         self._check_permissions()
         connection = sqlite3.connect(self._path, timeout=self._lock_timeout, isolation_level=None)
         try:
             self._use_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA secure_delete = FAST")  # overwrites what entries no longer hold
         except sqlite3.Error:
             connection.close()
             raise
-        if self._opened_file is None:
-            # After the first write: overlay file systems then replace a lower layer's file by a copy.
-            self._opened_file = self._file_at_path()
+        self._files.record()
         return connection
 
     def _create(self) -> None:
@@ -217,5 +249,5 @@ class SqliteStore:
             delay = max(self._poll_interval, _POLL_REST_FACTOR * (time.monotonic() - began))
 
 
-def _failure(error: OSError) -> LedgerError:
+def _failure(error: OSError | RuntimeError) -> LedgerError:
     return LedgerError(f"The ledger could not be used: {printable(error)}.")

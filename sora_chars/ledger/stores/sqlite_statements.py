@@ -8,22 +8,39 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from functools import cache
 from itertools import chain, compress
 from typing import TYPE_CHECKING, TypeVar
 
 from sora_chars.errors import LedgerError
-from sora_chars.ledger.entry import COLUMNS, INDEXED_COLUMNS, TRANSITION_COLUMNS, column_getter, from_row, to_row
+from sora_chars.ledger.entry import (
+    ATTEMPT_COLUMNS,
+    COLUMNS,
+    OCCASIONAL_COLUMNS,
+    TRANSITION_COLUMNS,
+    column_getter,
+    from_attempt_row,
+    from_row,
+    to_attempt_row,
+    to_row,
+)
+from sora_chars.ledger.states import EntryState
+from sora_chars.logs import event_logger
+
+from .sqlite_search import NOTE_CHANGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from sora_chars.ledger.entry import Entry, Lookup
+    from sora_chars.ledger.entry import Attempt, Entry, Lookup
 
     from .sqlite_thread import Work
 
 A = TypeVar("A")
 T = TypeVar("T")
+
+log = event_logger("sora_chars.ledger")
 
 UPGRADES = (
     """
@@ -57,6 +74,28 @@ UPGRADES = (
         '"passing":', '"transient":'
     ) WHERE error_json IS NOT NULL;
     """,
+    """
+    CREATE TABLE attempts (
+        key TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        token_digest TEXT,
+        task_id TEXT,
+        provider TEXT NOT NULL,
+        state TEXT NOT NULL,
+        request_json TEXT NOT NULL,
+        result_json TEXT,
+        error_json TEXT,
+        credits REAL,
+        ended_at REAL NOT NULL,
+        PRIMARY KEY (key, number)
+    );
+    CREATE INDEX attempts_token ON attempts (token_digest) WHERE token_digest IS NOT NULL;
+    CREATE INDEX attempts_task ON attempts (provider, task_id) WHERE task_id IS NOT NULL;
+    CREATE INDEX entries_state ON entries (state);
+    CREATE TABLE search_progress (indexed_to INTEGER NOT NULL);
+    INSERT INTO search_progress VALUES (0);
+    CREATE TABLE search_later (row_id INTEGER PRIMARY KEY);
+    """,
 )
 """Each script upgrades the file by one version; `user_version` counts those that have run."""
 
@@ -66,12 +105,18 @@ _FIND: dict[Lookup, str] = {
     "task": f"{_SELECT} provider = ? AND task_id = ? LIMIT 1",
     "token": f"{_SELECT} token_digest = ? LIMIT 1",
 }
-_PAGE = (
-    f"SELECT row_id, {', '.join(COLUMNS)} FROM entries"  # noqa: S608 # our own names
-    " WHERE state IN (SELECT value FROM json_each(?)) AND row_id"
-)
-_PAGES = {False: f"{_PAGE} > ? ORDER BY row_id LIMIT ?", True: f"{_PAGE} < ? ORDER BY row_id DESC LIMIT ?"}
-_VERSIONS = "SELECT json_group_object(key, version) FROM entries WHERE key IN (SELECT value FROM json_each(?))"
+ALL_BY_TASK = f"{_SELECT} provider = ? AND task_id = ? ORDER BY row_id"  # our own names
+_FIND_BY_ATTEMPT: dict[Lookup, str] = {
+    "task": f"{_SELECT} key = (SELECT key FROM attempts WHERE provider = ? AND task_id = ? LIMIT 1)",  # noqa: S608 # our own names
+    "token": f"{_SELECT} key = (SELECT key FROM attempts WHERE token_digest = ? LIMIT 1)",  # noqa: S608 # our own names
+}
+_ARCHIVE = (
+    f"INSERT INTO attempts ({', '.join(ATTEMPT_COLUMNS)})"  # noqa: S608 # our own names
+    f" SELECT {', '.join(f':{name}' for name in ATTEMPT_COLUMNS)}"
+    " WHERE NOT EXISTS (SELECT 1 FROM attempts WHERE key = :key AND token_digest = :token_digest)"
+).replace(":number", "(SELECT coalesce(max(number), 0) + 1 FROM attempts WHERE key = :key)")
+_ATTEMPTS = f"SELECT {', '.join(ATTEMPT_COLUMNS)} FROM attempts WHERE key = ? ORDER BY number"  # noqa: S608 # our own names
+VERSIONS = "SELECT json_group_object(key, version) FROM entries WHERE key IN (SELECT value FROM json_each(?))"
 ROWS_PER_STATEMENT = 16 if sqlite3.sqlite_version_info >= (3, 33) else 1  # 3.33 introduced UPDATE FROM
 """Rows per statement: each statement releases and re-acquires the GIL twice."""
 
@@ -94,11 +139,18 @@ def upgrade(cursor: sqlite3.Cursor, _nothing: None) -> None:
             f"The ledger has schema version {version}, but this package supports versions up to {len(UPGRADES)}.",
             hint="Open it with a newer version of sora-chars.",
         )
+    began = time.monotonic()
+    entries = 0
+    if 0 < version < len(UPGRADES):
+        entries = cursor.execute("SELECT count(*) FROM entries").fetchone()[0]
+        log.warning("ledger.upgrading", extra={"from": version, "to": len(UPGRADES), "entries": entries})
     for script in UPGRADES[version:]:
         for statement in script.split(";"):  # executescript would commit
             cursor.execute(statement)
     cursor.execute(f"PRAGMA user_version = {len(UPGRADES)}")
     cursor.execute("COMMIT")
+    if entries:
+        log.warning("ledger.upgraded", extra={"seconds": round(time.monotonic() - began, 1)})
 
 
 def insert(cursor: sqlite3.Cursor, entries: Sequence[Entry]) -> Sequence[Entry]:
@@ -119,13 +171,13 @@ def replace(before: Entry, after: Entry) -> Work:
     It takes pairs of the version before and the version after, and returns the stored
     entry of every pair.
     """
-    return _replace_function(after.token_digest != before.token_digest, after.task_id != before.task_id)
+    return _replace_function(*(getattr(after, name) != getattr(before, name) for name in OCCASIONAL_COLUMNS))
 
 
 @cache
-def _replace_function(*indexed: bool) -> Work:
-    """Return the function for changes of those indexed columns that are marked."""
-    columns = (*TRANSITION_COLUMNS, *compress(INDEXED_COLUMNS, indexed))
+def _replace_function(*changed: bool) -> Work:
+    """Return the function for changes of those occasional columns that are marked."""
+    columns = (*TRANSITION_COLUMNS, *compress(OCCASIONAL_COLUMNS, changed))
     values = column_getter(columns)
 
     def update(cursor: sqlite3.Cursor, pairs: Sequence[tuple[Entry, Entry]]) -> bool:
@@ -144,6 +196,33 @@ def _replace_function(*indexed: bool) -> Work:
         return stored
 
     return work
+
+
+@_one_by_one
+def replace_and_archive(cursor: sqlite3.Cursor, change: tuple[Entry, Entry, Attempt | None]) -> Entry | None:
+    """Replace an entry, and store an earlier attempt of it, if there is one, in the same transaction."""
+    before, after, attempt = change
+    cursor.execute("SAVEPOINT archive")  # this job may run without a transaction around it
+    stored: Entry | None
+    [stored] = replace(before, after)(cursor, [(before, after)])
+    if stored is after:
+        cursor.execute(NOTE_CHANGE, (after.key,))
+        if attempt:
+            cursor.execute(_ARCHIVE, dict(zip(ATTEMPT_COLUMNS, to_attempt_row(attempt), strict=True)))
+    cursor.execute("RELEASE archive")
+    return stored
+
+
+@_one_by_one
+def all_by_task(cursor: sqlite3.Cursor, names: tuple[str, str]) -> list[Entry]:
+    """Read every entry of a provider with one task."""
+    return [from_row(row) for row in cursor.execute(ALL_BY_TASK, names)]
+
+
+@_one_by_one
+def attempts(cursor: sqlite3.Cursor, key: str) -> list[Attempt]:
+    """Read the earlier attempts of an entry."""
+    return [from_attempt_row(row) for row in cursor.execute(_ATTEMPTS, (key,))]
 
 
 def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -182,6 +261,8 @@ def _placeholders(columns: int, rows: int) -> str:
 
 def _find_one(cursor: sqlite3.Cursor, by: Lookup, *values: str) -> Entry | None:
     row = cursor.execute(_FIND[by], values).fetchone()
+    if row is None and by in _FIND_BY_ATTEMPT:
+        row = cursor.execute(_FIND_BY_ATTEMPT[by], values).fetchone()
     return None if row is None else from_row(row)
 
 
@@ -192,14 +273,39 @@ def find(cursor: sqlite3.Cursor, lookup: tuple[Lookup, Sequence[str]]) -> Entry 
 
 
 @_one_by_one
-def page(cursor: sqlite3.Cursor, arguments: tuple[bool, Sequence[object]]) -> list[tuple[int, Entry]]:
+def page(cursor: sqlite3.Cursor, arguments: tuple[Collection[str], bool, int, int]) -> list[tuple[int, Entry]]:
     """Read a page of row ids and entries.
 
-    The arguments are whether the newest entry comes first, and the parameters of the
-    statement: the states as a JSON list, the row id to begin after, and the size.
+    The arguments are the states, whether the newest entry comes first, the row id to begin
+    after, and the size.
     """
-    newest_first, values = arguments
-    return [(row[0], from_row(row[1:])) for row in cursor.execute(_PAGES[newest_first], values)]
+    states, newest_first, after, size = arguments
+    if len(states) == len(EntryState):
+        rows = cursor.execute(_page_statement(0, newest_first=newest_first), (after, size))
+    elif states:
+        values = [*chain.from_iterable((state, after, size) for state in states), size]
+        rows = cursor.execute(_page_statement(len(states), newest_first=newest_first), values)
+    else:
+        return []
+    return [(row[0], from_row(row[1:])) for row in rows]
+
+
+@cache
+def _page_statement(states: int, *, newest_first: bool) -> str:
+    """Build the statement of a page. Its parameters are the state, the row id and the size for each state; the size.
+
+    Each state is read in the order of its index. 0 stands for all states, without a
+    parameter for the state and the second size.
+    """
+    limits = f"row_id {'<' if newest_first else '>'} ? ORDER BY row_id {'DESC' if newest_first else 'ASC'} LIMIT ?"
+    if states == 0:
+        return f"SELECT row_id, {', '.join(COLUMNS)} FROM entries WHERE {limits}"  # noqa: S608 # our own names
+    one = f"SELECT row_id FROM (SELECT row_id FROM entries WHERE state = ? AND {limits})"  # noqa: S608 # our own names
+    order = limits.partition("?")[2]
+    return (
+        f"SELECT row_id, {', '.join(COLUMNS)} FROM entries"  # noqa: S608 # our own names
+        f" WHERE row_id IN ({' UNION ALL '.join([one] * states)}){order}"
+    )
 
 
 @_one_by_one
@@ -215,5 +321,5 @@ def versions(cursor: sqlite3.Cursor, last: tuple[Collection[str], dict[str, int]
     if data_version == last_data_version and last_versions.keys() >= set(keys):
         return last_versions, last_data_version
     # One JSON object: fetching a row per key would release the GIL for each.
-    found: str = cursor.execute(_VERSIONS, (json.dumps(list(keys)),)).fetchone()[0]
+    found: str = cursor.execute(VERSIONS, (json.dumps(list(keys)),)).fetchone()[0]
     return json.loads(found), data_version

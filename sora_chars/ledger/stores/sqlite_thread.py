@@ -54,6 +54,7 @@ class CommitThread(threading.Thread):
             statement. They need no `begin`, since SQLite commits a single statement by
             itself.
         check: Runs before every group, and raises to fail it.
+        committed: Gets the results of every group that was committed.
         name: What the thread does, for its name.
     """
 
@@ -64,6 +65,7 @@ class CommitThread(threading.Thread):
         begin: str,
         jobs_per_statement: int,
         check: Callable[[], object] = lambda: None,
+        committed: Callable[[list[Any]], object] = lambda _: None,
         name: str,
     ) -> None:
         super().__init__(name=f"sora_chars ledger {name}", daemon=True)
@@ -71,6 +73,7 @@ class CommitThread(threading.Thread):
         self._begin = begin
         self._jobs_per_statement = jobs_per_statement
         self._check = check
+        self._committed = committed
         self._connection: sqlite3.Connection | None = None
         self._pending: list[Job] = []
         self._hand_over_at = math.inf  # loop time at which the pending jobs are handed over; 0 for at once
@@ -161,6 +164,7 @@ class CommitThread(threading.Thread):
                     results += work(cursor, [item for _, item, _ in same])
                 if not single:
                     cursor.execute("COMMIT")
+                self._committed(results)
         except Exception as error:  # noqa: BLE001 # without the thread every caller would wait for ever
             self._disconnect()
             return [_failure(error) for _ in jobs]

@@ -34,7 +34,7 @@ MODELS: Mapping[str, str] = {
 """The default job models, and what each makes."""
 MODEL_GONE = "The model name you specified is not supported. Please verify that you are using a valid model name."
 MAX_CLIP_BYTES = 10 * 1024 * 1024
-CLIP_TYPES = {"video/mp4", "video/webm", "video/avi", "video/x-msvideo", "video/vnd.avi"}
+CLIP_TYPES = {"video/mp4", "video/webm", "video/avi", "video/x-msvideo", "video/vnd.avi", "video/quicktime"}
 
 
 async def json_object(request: web.Request) -> dict[str, object]:
@@ -144,7 +144,7 @@ def _source_problem(state: EmulatorState, inputs: Mapping[str, object]) -> tuple
     urls = inputs.get("character_file_url")
     file = state.files.find(cast("list[object]", urls)[0]) if urls else None
     if file is not None and file.mime not in CLIP_TYPES:
-        return 422, "character_file_url must be an mp4, webm or avi video"
+        return 422, "character_file_url must be an mp4, mov, webm or avi video"
     if file is not None and len(file.content) > MAX_CLIP_BYTES:
         return 422, "character_file_url must be at most 10MB"
     return None

@@ -27,6 +27,7 @@ from sora_chars.models import TaskRequest
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.session import CharacterSession
 from tests.support.fake_providers import BatchProvider, make_request
+from tests.support.log_events import event_of
 
 if TYPE_CHECKING:
     from sora_chars.models import Request
@@ -92,7 +93,7 @@ async def test_failures_do_not_stop_batch(caplog: pytest.LogCaptureFixture) -> N
     with pytest.raises(TaskFailedError, match="too dark"):
         outcomes[0].unwrap()
     (logged,) = (record for record in caplog.records if record.name == "sora_chars.batch")
-    assert (logged.message, vars(logged)["key"], logged.exc_info) == ("batch.broken", "f", logged.exc_info)
+    assert (event_of(logged), vars(logged)["key"], logged.exc_info) == ("batch.broken", "f", logged.exc_info)
     assert logged.exc_info
     assert logged.exc_info[0] is ZeroDivisionError
 
@@ -194,3 +195,16 @@ async def test_timeout() -> None:
         requests = [make_request("ends 30.7"), make_request("ends 29.7")]  # sent at 1 s, and seen at 32 s and 31 s
         assert [outcome.state for outcome in await session.create_all(requests)] == ["running", "succeeded"]
         assert [outcome.state for outcome in await session.create_all(requests, timeout=math.inf)] == ["succeeded"] * 2
+
+
+async def test_answers_of_the_ledger_are_not_measured() -> None:
+    """A batch that is run again has no rate, and no task of it is running."""
+    requests = [make_request(key=str(number)) for number in range(3)]
+    async with session_of(BatchProvider()) as session:
+        async with session.create_many(requests) as first:
+            assert first.tasks_running == 0
+            async for _ in first:
+                assert first.progress.rate > 0
+        async with session.create_many(requests) as second:
+            handles = [outcome async for outcome in second]
+            assert (len(handles), second.progress.rate) == (3, 0.0)

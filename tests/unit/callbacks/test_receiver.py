@@ -23,6 +23,7 @@ from sora_chars import (
     WaitTimeoutError,
 )
 from sora_chars.protocols import Provider
+from tests.support.log_events import event_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, MutableMapping
@@ -177,28 +178,30 @@ async def test_only_post(receiver: CallbackReceiver, fake: Fake, method: str) ->
         ("/", JSON, 401),
         ("", JSON, 401),
         ("/hooks/\udcff", JSON, 401),
-        (None, {}, 415),
-        (None, {"content-type": "text/plain"}, 415),
-        (None, {"content-type": "application/jsonp"}, 415),
         (None, JSON | {"content-length": "1001"}, 413),
     ],
-    ids=range(9),
+    ids=range(6),
 )
 async def test_rejected_before_reading(
     receiver: CallbackReceiver, fake: Fake, path: str | None, headers: dict[str, str], status: int
 ) -> None:
-    """A wrong token, type or declared length is rejected without reading the body."""
+    """A wrong token or declared length is rejected without reading the body."""
     await start(receiver.session)
     response = await receiver.handle("POST", fake.paths[0] if path is None else path, headers, Unread())
     assert (response[0], response[1]["code"]) == (status, status)
 
 
-@pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8", "application/json ;v=1"])
-async def test_content_type(receiver: CallbackReceiver, session: CharacterSession, fake: Fake, kind: str) -> None:
-    """The content type may have parameters and any case."""
+@pytest.mark.parametrize(
+    "headers", [{}, {"content-type": "text/plain"}, {"content-type": "application/json; charset=utf-8"}]
+)
+async def test_any_content_type(
+    receiver: CallbackReceiver, session: CharacterSession, fake: Fake, headers: dict[str, str]
+) -> None:
+    """JSON is read whatever its content type: the token has authenticated the sender."""
     await start(session)
-    status, _ = await receiver.handle("POST", fake.paths[0], {"content-type": kind}, chunks(content()))
-    assert status == 200
+    assert (await receiver.handle("POST", fake.paths[0], headers, chunks(content())))[0] == 200
+    status, _ = await receiver.handle("POST", fake.paths[0], headers, chunks(b"taskId=t1&state=success"))
+    assert status == 400
 
 
 @pytest.mark.parametrize("length", ["", "7", "1e9", "9" * 5000])
@@ -241,7 +244,7 @@ async def test_rejection_log(session: CharacterSession, fake: Fake, caplog: pyte
     headers = JSON | {"x-webhook-signature": "the-signature", "x-webhook-timestamp": "1"}
     status, payload = await receiver.handle("POST", fake.paths[0], headers, chunks(content("t1", "the-body")))
     (record,) = caplog.records
-    assert (status, record.message, record.levelname) == (401, "callback.rejected", "WARNING")
+    assert (status, event_of(record), record.levelname) == (401, "callback.rejected", "WARNING")
     assert record.__dict__["status"] == 401
     assert record.__dict__["reason"] == payload["msg"]
     shown = f"{record.__dict__} {payload} {receiver!r}"

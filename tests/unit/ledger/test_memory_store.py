@@ -145,3 +145,13 @@ async def test_removal_leaves_nothing_behind(ledger: Ledger) -> None:
         if number > 10:
             sizes.add(tuple(len(table) for table in (store._entries, store._row_ids, store._finished, store._keys)))
     assert len(sizes) == 1
+
+
+async def test_closing_logs_unfinished_tasks(caplog: pytest.LogCaptureFixture) -> None:
+    """What the process takes with it is logged with keys and task ids, and only what may have been paid."""
+    async with open_ledger("memory:") as opened:
+        for number, states in enumerate(((), DONE, RUNNING, (*RUNNING[:1], EntryState.UNKNOWN)), 1):
+            await put(opened, number, *states)
+    [record] = caplog.records
+    assert "key k-3: t-3; key k-4: unknown" in record.getMessage()
+    assert vars(record)["entries"] == 2

@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 import pytest
 
+from sora_chars.errors import NoAnswerError
 from sora_chars.models import TaskSnapshot
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.polling.watcher import TaskWatcher
@@ -54,6 +55,29 @@ async def test_a_nudge_during_a_poll_adds_another() -> None:
         watcher.nudge("fake", "t1")
         await task.future
     assert provider.polls == [0, 4]
+
+
+async def test_nudges_cause_one_poll_a_second() -> None:
+    """The first callback polls at once; those that follow wait for the rest of a second, and add one poll together."""
+    provider = PolledProvider(script(NEW))
+    async with every(100.0) as watcher:
+        watcher.watch(provider, "t1", snapshot=NEW)
+        for _ in range(100):
+            watcher.nudge("fake", "t1")
+            await asyncio.sleep(0.05)
+    assert len(provider.polls) <= 8
+    assert provider.polls[:3] == [0, 0.25, 0.75]
+
+
+async def test_nudges_during_faults_cause_one_poll_a_second() -> None:
+    """Polls that callbacks cause do not come faster while they fail."""
+    provider = PolledProvider(script(NoAnswerError("down")))
+    async with every(100.0) as watcher:
+        watcher.watch(provider, "t1", snapshot=NEW)
+        for _ in range(100):
+            watcher.nudge("fake", "t1")
+            await asyncio.sleep(0.05)
+    assert len(provider.polls) <= 6
 
 
 async def test_a_nudge_of_an_unwatched_task_returns_false() -> None:

@@ -25,6 +25,7 @@ from sora_chars.models import TaskSnapshot
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.polling.watcher import TaskWatcher
 from tests.support.fake_providers import PolledProvider, now, script
+from tests.support.log_events import event_of
 
 if TYPE_CHECKING:
     from sora_chars.polling.watched_task import WatchedTask
@@ -204,7 +205,7 @@ async def test_a_failed_poller_ends_every_wait(
             assert error.__cause__ is (broken if isinstance(broken, RuntimeError) else None)
         provider.broken = None
         assert (await watcher.watch(provider, "t3").future).finished
-    assert [(record.message, record.levelno) for record in caplog.records] == [("watcher.died", logging.ERROR)]
+    assert [(event_of(record), record.levelno) for record in caplog.records] == [("watcher.died", logging.ERROR)]
 
 
 async def test_closing_cancels_polls_of_a_failed_poller() -> None:

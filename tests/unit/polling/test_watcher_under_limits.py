@@ -13,6 +13,7 @@ from sora_chars.models import Eta, TaskSnapshot
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.polling.watcher import TaskWatcher
 from sora_chars.protocols import Provider
+from tests.support.log_events import events
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,7 +165,7 @@ async def test_a_bug_in_a_strategy_is_logged(caplog: pytest.LogCaptureFixture) -
     provider = Narrow(ended={"7"})
     async with aclosing(TaskWatcher(polling=Favourites(1.0))) as watcher:
         assert (await watcher.watch(provider, "7", snapshot=snapshot("7")).future).finished
-    assert [record.message for record in caplog.records] == ["polling_strategy.failed"]
+    assert events(caplog.records) == ["polling_strategy.failed"]
     assert "ValueError: 7" in caplog.text
 
 

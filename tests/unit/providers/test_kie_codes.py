@@ -8,6 +8,7 @@ import pytest
 
 from sora_chars import (
     AuthenticationError,
+    BlockedError,
     InsufficientCreditsError,
     ModelUnavailableError,
     NoAnswerError,
@@ -93,7 +94,20 @@ def test_codes(code: int, message: str, kind: type[ProviderError], form: str) ->
         (200, b"", NoAnswerError),
         (200, [], NoAnswerError),
         (200, b'{"code":200,"msg":"succ', NoAnswerError),
-        (403, HTML, NoAnswerError),
+        (301, b"", BlockedError),
+        (400, HTML, BlockedError),
+        (403, HTML, BlockedError),
+        (405, b"", BlockedError),
+        (411, HTML, BlockedError),
+        (413, HTML, BlockedError),
+        (414, HTML, BlockedError),
+        (415, HTML, BlockedError),
+        (421, HTML, BlockedError),
+        (426, b"", BlockedError),
+        (431, b"", BlockedError),
+        (451, b"no", BlockedError),
+        (408, HTML, NoAnswerError),
+        (500, HTML, NoAnswerError),
         (502, HTML, NoAnswerError),
         (504, b"", NoAnswerError),
         (524, {"error": "timeout"}, NoAnswerError),
@@ -155,3 +169,49 @@ def test_no_message() -> None:
     """An envelope without text gives a message all the same."""
     with pytest.raises(RequestRejectedError, match="answered 422: no message"):
         codec.read_task_id(make_response({"code": 422}))
+
+
+@pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 405, 413, 429, 451, 500, 502, 503])
+@pytest.mark.parametrize("body", [HTML, b"", b"404 page not found", {"message": "Not Found"}])
+def test_a_page_ends_no_wait(status: int, body: object) -> None:
+    """A poll's response that kie.ai did not write is a transient error, and means nothing about the task."""
+    with pytest.raises(ProviderError) as caught:
+        codec.read_record(make_response(body, status=status), task_id="t", provider="kie")
+    assert caught.value.transient
+    assert not isinstance(caught.value, TaskNotFoundError)
+
+
+@pytest.mark.parametrize(("code", "text"), [(401, "bad key"), (402, "no credits"), (403, "no"), (433, "cap")])
+def test_an_envelope_ends_the_wait(code: int, text: str) -> None:
+    """kie.ai's own rejection of a poll is no transient error."""
+    with pytest.raises(ProviderError) as caught:
+        codec.read_record(make_response({"code": code, "msg": text}), task_id="t", provider="kie")
+    assert not caught.value.transient
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "charged"),
+    [
+        (500, "Internal error, please try again later", "maybe"),
+        (501, "generation failed", "maybe"),
+        (599, "", "maybe"),
+        (500, "prompt is required", "no"),
+        (500, "Credits insufficient", "no"),
+        (402, "no credits", "no"),
+        (422, "invalid", "no"),
+        (429, "too many", "no"),
+        (455, "maintenance", "no"),
+        (505, "disabled", "no"),
+    ],
+)
+def test_what_a_rejection_proves(code: int, message: str, charged: str) -> None:
+    """kie.ai's own server faults prove nothing, unless their text names a parameter or money."""
+    with pytest.raises(ProviderError) as caught:
+        codec.read_task_id(make_response({"code": code, "msg": message}))
+    assert caught.value.charged == charged
+
+
+def test_an_id_of_the_omni_route_counts_whatever_the_code_is() -> None:
+    """A character id is never thrown away."""
+    response = make_response({"code": 500, "msg": "late", "data": {"characterId": "ch_9"}})
+    assert codec.read_omni(response, provider="kie").id == "ch_9"

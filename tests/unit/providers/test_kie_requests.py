@@ -153,6 +153,22 @@ def test_local_video_container(tmp_path: Path, make_clip: Callable[..., Path]) -
     assert rejected_fields(CharacterRequest(video=make_clip(name="clip.bin"))) == []
 
 
+@pytest.mark.parametrize("start", [b"\0\0\0\x14ftypqt  \0\0\2\0qt  ", b"\0\0\0\x08free", b"\0\0\0\x08wide"])
+def test_local_videos_of_phones_and_cameras(tmp_path: Path, make_clip: Callable[..., Path], start: bytes) -> None:
+    """A MOV, which one page of kie.ai lists and another omits, and an MP4 behind padding are accepted."""
+    path = tmp_path / "iphone.mov"
+    path.write_bytes(start + make_clip().read_bytes())
+    assert rejected_fields(CharacterRequest(video=path)) == []
+
+
+def test_rejected_container_names_the_disagreement(tmp_path: Path) -> None:
+    """The message lists every allowed container, and says that the provider's pages disagree about MOV."""
+    path = tmp_path / "dog.mkv"
+    path.write_bytes(b"\x1a\x45\xdf\xa3")
+    (problem,) = Kie("key").check(CharacterRequest(video=path))
+    assert problem.startswith("video must be an MP4, MOV, WebM or AVI file (of kie.ai's pages, some omit MOV), got ")
+
+
 @pytest.mark.parametrize(
     ("size", "rejected"),
     [(0, ["images[0]"]), (1, []), (20 * MB, []), (20 * MB + 1, ["images[0]"]), (None, ["images[0]"])],

@@ -10,6 +10,7 @@ import pytest
 from sora_chars import (
     GATEWAYS,
     AuthenticationError,
+    BlockedError,
     Character,
     CharacterRequest,
     ConfigurationError,
@@ -209,7 +210,6 @@ def test_error_shapes(body: object, status: int, code: str | None) -> None:
         ({"other": "m8"}, '{"other": "m8"}'),
         ([1, 2], "[1, 2]"),
         (b"plain text", "plain text"),
-        (b"", ""),
     ],
 )
 def test_message_precedence(body: object, shown: str) -> None:
@@ -250,7 +250,7 @@ def error(code: str = "", message: str = "no", type_: str = "new_api_error") -> 
         (400, error("sora_content_violation"), RequestRejectedError),
         (500, error("do_request_failed"), ServiceUnavailableError),
         (503, error(), ServiceUnavailableError),
-        (302, b"", RequestRejectedError),
+        (302, b"", BlockedError),
         (408, error(), NoAnswerError),
         (502, error(), NoAnswerError),
         (504, b"", NoAnswerError),
@@ -372,3 +372,30 @@ def test_missing_key(name: str, variable: str, monkeypatch: pytest.MonkeyPatch) 
         Kkiai.gateway(name)
     monkeypatch.setenv(variable, "from-the-environment")
     assert Kkiai.gateway(name)._transport.api_key == "from-the-environment"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "charged"),
+    [
+        (500, {"error": {"code": "do_request_failed", "message": "upstream"}}, ServiceUnavailableError, "maybe"),
+        (503, {"code": "overloaded", "message": "busy"}, ServiceUnavailableError, "maybe"),
+        (500, {"timestamp": 1, "path": "/sora", "status": 500, "error": "Internal Server Error"}, NoAnswerError, "no"),
+        (500, {"message": "Internal server error"}, NoAnswerError, "no"),
+        (599, {"detail": "proxy"}, NoAnswerError, "no"),
+        (400, {"error": {"message": "bad clip"}}, RequestRejectedError, "no"),
+        (413, PAGE, BlockedError, "no"),
+        (451, b"", BlockedError, "no"),
+    ],
+)
+def test_what_a_rejection_proves(status: int, body: object, kind: type[ProviderError], charged: str) -> None:
+    """The gateway's own server fault is a rejection without proof; what another wrote leaves the create unknown."""
+    error = read_error(body, status=status)
+    assert (type(error), error.charged) == (kind, charged)
+
+
+@pytest.mark.parametrize("status", [302, 404, 500, 502])
+def test_an_id_counts_whatever_the_status_is(status: int) -> None:
+    """A character id is never thrown away, unless it stands beside an error."""
+    assert read_character(make_response(GOOD, status=status), provider="kkiai").id == GOOD["id"]
+    with pytest.raises(ProviderError):
+        read_character(make_response({"id": "req-1", "message": "no"}, status=status), provider="kkiai")

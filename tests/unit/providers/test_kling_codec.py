@@ -9,6 +9,7 @@ import pytest
 
 from sora_chars import (
     AuthenticationError,
+    BlockedError,
     InsufficientCreditsError,
     MissingCharacterError,
     ModelUnavailableError,
@@ -213,10 +214,11 @@ def test_duplicate_create() -> None:
         (200, b'{"error":"x"}', NoAnswerError, NoAnswerError),
         (200, b'{"code":"0","data":{"task_id":"1"}}', NoAnswerError, NoAnswerError),
         (200, b'{"code":true}', NoAnswerError, NoAnswerError),
-        (302, HTML, RequestRejectedError, RequestRejectedError),
-        (400, HTML, RequestRejectedError, RequestRejectedError),
+        (302, HTML, BlockedError, BlockedError),
+        (400, HTML, BlockedError, BlockedError),
+        (402, HTML, InsufficientCreditsError, InsufficientCreditsError),
         (401, b'{"message":"no"}', AuthenticationError, AuthenticationError),
-        (403, HTML, PermissionDeniedError, PermissionDeniedError),
+        (403, HTML, BlockedError, BlockedError),
         (404, HTML, ModelUnavailableError, ModelUnavailableError),
         (408, HTML, NoAnswerError, NoAnswerError),
         (429, HTML, RateLimitedError, RateLimitedError),

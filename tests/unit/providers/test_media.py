@@ -137,6 +137,15 @@ COMPLETE = {
     "mp4, times of 64 bits": mp4(mvhd(UNKNOWN_32, scale=1_717_986_918, version=1)),
     "mp4, fragmented": mp4(mvhd(0), mvex(mehd(2500))) + box(b"moof") + box(b"mdat", MEDIA),
     "mp4, fragmented, 64 bits": mp4(mvhd(0), mvex(mehd(2500, version=1))),
+    "mp4, padding first": box(b"free", bytes(8)) + mp4(mvhd(2500)),
+    "mp4, several boxes first": box(b"uuid", bytes(16)) + box(b"skip") + mp4(mvhd(2500)),
+    "mp4, media first": box(b"mdat", MEDIA) + mp4(mvhd(2500)),
+    "mov": ftyp(b"qt  ", b"qt  ") + box(b"wide") + box(b"mdat", MEDIA) + box(b"moov", mvhd(2500)),
+    "mov, also an iso brand": ftyp(b"qt  ", b"qt  ", b"isom") + box(b"moov", mvhd(2500)),
+    "mov, padding first": box(b"wide") + ftyp(b"qt  ") + box(b"moov", mvhd(2500)),
+    "mov, no brands": box(b"moov", mvhd(2500)) + box(b"mdat", MEDIA),
+    "mov, no brands and moov last": box(b"wide") + box(b"mdat", MEDIA) + box(b"moov", mvhd(2500)) + box(b"free"),
+    "mov, no brands and a preview": box(b"pnot", bytes(12)) + box(b"moov", mvhd(2500)) + box(b"free"),
     "webm": webm(element(SCALE, b"\x0f\x42\x40"), duration(2500)),
     "webm, own scale": webm(element(SCALE, b"\x03\xe8"), duration(2_500_000)),
     "webm, default scale": webm(duration(2500)),
@@ -188,11 +197,11 @@ UNKNOWN = {
 FOREIGN = {
     "empty": b"",
     "text": b"this is no video, but it is text",
-    "quicktime": ftyp(b"qt  ", b"qt  ", b"isom") + box(b"moov", mvhd(2500)),
+    "padding": box(b"free", bytes(100)),
+    "photo behind padding": box(b"free", bytes(8)) + ftyp(b"heic", b"mif1", b"heic"),
     "photo": ftyp(b"heic", b"mif1", b"heic"),
     "no brand": box(b"ftyp"),
     "minor version is no brand": box(b"ftyp", b"heic", b"isom"),
-    "no ftyp": box(b"moov", mvhd(2500)),
     "matroska": webm_head(b"matroska") + element(SEGMENT, element(INFO, duration(2500))),
     "untyped ebml": element(EBML) + element(SEGMENT, element(INFO, duration(2500))),
     "wave": chunk(b"RIFF", b"WAVE", chunk(b"LIST", b"hdrl", avih(50_000, 50))),
@@ -224,7 +233,7 @@ def test_unknown_duration(name: str, data: bytes) -> None:
 
 @pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN.keys())
 def test_other_formats(data: bytes) -> None:
-    """A file that is not MP4, WebM or AVI has no container, however closely related its format is."""
+    """A file that is not MP4, MOV, WebM or AVI has no container, however closely related its format is."""
     assert facts(data) == MediaFacts(container=None, duration=None, size=len(data))
 
 

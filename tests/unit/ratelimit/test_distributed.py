@@ -16,6 +16,7 @@ import pytest
 from sora_chars.errors import LedgerError
 from sora_chars.ratelimit.distributed import CapacityRequest, Lease, QuotaClient, shared
 from sora_chars.ratelimit.window import Account, Limits
+from tests.support.log_events import event_of, events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -244,7 +245,7 @@ async def test_outage_never_exceeds_limit(outage: float, caplog: pytest.LogCaptu
         if outage > 50:
             assert sent >= 12 + (outage - 25) * COUNT / SECONDS * 0.8
         assert loop.time() - outage < 110 / COUNT * SECONDS + 30
-    assert outage < 6 or "limits.alone" in caplog.messages
+    assert outage < 6 or "limits.alone" in events(caplog.records)
 
 
 @pytest.mark.looptime
@@ -262,7 +263,7 @@ async def test_process_without_database_uses_fair_share(caplog: pytest.LogCaptur
         await asyncio.sleep(GRACE + 4)
         limits = [process.window.shares[0].limit(asyncio.get_running_loop().time()) for process in (busy, idle)]
         assert limits == [(COUNT // 3, SECONDS)] * 2
-    alone = [record for record in caplog.records if record.getMessage() == "limits.alone"]
+    alone = [record for record in caplog.records if event_of(record) == "limits.alone"]
     assert [vars(record)["processes"] for record in alone] == [3, 3, 3]
 
 

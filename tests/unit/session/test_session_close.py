@@ -38,14 +38,14 @@ async def cancel_after(seconds: float, session: CharacterSession) -> None:
 
 def events(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     """Return the name, level and facts of each event that the session logged."""
-    facts = ("levelname", "message", "provider", "key", "task_id", "sent", "error")
+    facts = ("levelname", "event", "provider", "key", "task_id", "sent", "error")
     own = [vars(record) for record in caplog.records if record.name == "sora_chars.session"]
     return [{name: record[name] for name in facts if name in record} for record in own]
 
 
 FACTS = {"provider": "fake", "key": "mine"}
-OUTLIVED = FACTS | {"levelname": "WARNING", "message": "submission.outlived_its_caller", "task_id": "t1"}
-CANCELLED = FACTS | {"message": "submission.cancelled"}
+OUTLIVED = FACTS | {"levelname": "WARNING", "event": "submission.outlived_its_caller", "task_id": "t1"}
+CANCELLED = FACTS | {"event": "submission.cancelled"}
 
 
 async def test_cancelling_before_sending_sends_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -82,7 +82,7 @@ async def test_failure_without_a_caller_is_logged(caplog: pytest.LogCaptureFixtu
         await cancel_after(15, session)
     [event] = events(caplog)
     assert "reset" in event.pop("error")
-    assert event == FACTS | {"levelname": "ERROR", "message": "submission.failed"}
+    assert event == FACTS | {"levelname": "ERROR", "event": "submission.failed"}
 
 
 async def test_closing_waits_for_sent_requests(caplog: pytest.LogCaptureFixture) -> None:

@@ -23,6 +23,7 @@ from sora_chars.ledger import EntryState, Ledger
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.session import CharacterSession
 from tests.support.fake_providers import FakeProvider, FaultyStore, entry_of, state_of
+from tests.support.log_events import event_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -365,7 +366,7 @@ async def test_unrecorded_task_id_is_raised_and_logged(store: FaultyStore, caplo
         assert (caught.value.key, caught.value.task_id) == ("mine", "t1")
         assert caught.value.snapshot == provider.snapshot("t1", "waiting")
         (line,) = [record for record in caplog.records if record.levelno == logging.ERROR]
-        assert (line.message, line.__dict__["key"], line.__dict__["task_id"]) == ("ledger.write_failed", "mine", "t1")
+        assert (event_of(line), line.__dict__["key"], line.__dict__["task_id"]) == ("ledger.write_failed", "mine", "t1")
         store.full.clear()
         assert await next_state_of(session) is EntryState.RUNNING
         assert (await session.submit(**REQUEST)).task_id == "t1"

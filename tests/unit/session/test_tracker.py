@@ -20,11 +20,12 @@ from sora_chars.polling.watcher import TaskWatcher
 from sora_chars.session.tracker import TaskTracker
 from sora_chars.session.writer import LedgerWriter
 from tests.support.fake_providers import FakeProvider
+from tests.support.log_events import events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Sequence
 
-    from sora_chars.ledger import Entry
+    from sora_chars.ledger import Attempt, Entry
     from sora_chars.ledger.entry import Lookup
     from sora_chars.ledger.notifier import ChangeNotifier
 
@@ -76,14 +77,22 @@ class ProcessStore:
         """See `LedgerStore`."""
         return await self.database.entries.insert(entry)
 
-    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+    async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
         """See `LedgerStore`."""
         await asyncio.sleep(self.takes)
-        kept = await self.database.entries.replace(before, after)
+        kept = await self.database.entries.replace(before, after, archive=archive)
         for name, notifier in self.database.notifiers.items():
             if name != self.owner:
                 notifier.notify(after.key, after.version)
         return kept
+
+    async def all_by_task(self, provider: str, task_id: str) -> Sequence[Entry]:
+        """See `LedgerStore`."""
+        return await self.database.entries.all_by_task(provider, task_id)
+
+    async def attempts(self, key: str) -> Sequence[Attempt]:
+        """See `LedgerStore`."""
+        return await self.database.entries.attempts(key)
 
     async def find(self, by: Lookup, *values: str) -> Entry | None:
         """See `LedgerStore`."""
@@ -92,10 +101,16 @@ class ProcessStore:
         return await self.database.entries.find(by, *values)
 
     async def page(
-        self, states: Collection[EntryState], *, after: int | None, newest_first: bool, size: int
+        self,
+        states: Collection[EntryState],
+        *,
+        query: str | None = None,
+        after: int | None,
+        newest_first: bool,
+        size: int,
     ) -> Sequence[tuple[int, Entry]]:
         """See `LedgerStore`."""
-        return await self.database.entries.page(states, after=after, newest_first=newest_first, size=size)
+        return await self.database.entries.page(states, query=query, after=after, newest_first=newest_first, size=size)
 
     async def is_dead(self, owner: str) -> bool:
         """See `LedgerStore`."""
@@ -237,7 +252,7 @@ async def test_survives_a_failed_catch_up(database: Database, caplog: pytest.Log
         entry = await record_running(first.ledger)
         second.store.unreadable = True
         task = await second.tracker.join(second.provider, entry)
-        assert "tracker.failed" in caplog.messages
+        assert "tracker.failed" in events(caplog.records)
         second.store.unreadable = False
         assert (await task.future, second.provider.polls) == (DONE, [FALLBACK_INTERVAL])
 
@@ -356,7 +371,7 @@ async def test_owner_checks_survive_a_fault(database: Database, caplog: pytest.L
             task = await second.tracker.join(second.provider, await record_running(first.ledger))
             second.store.faults = 2
         await asyncio.sleep(5.0)
-        assert [record.message for record in caplog.records] == ["tracker.failed"] * 2
+        assert events(caplog.records) == ["tracker.failed"] * 2
         assert (task.polled_elsewhere, await owner_of(second.ledger)) == (False, "b")
 
 
@@ -369,7 +384,7 @@ async def test_join_survives_a_fault(database: Database, caplog: pytest.LogCaptu
         task = await second.tracker.join(second.provider, entry)
         assert task.polled_elsewhere
         await asyncio.sleep(2.0)
-        assert [record.message for record in caplog.records] == ["tracker.failed"]
+        assert events(caplog.records) == ["tracker.failed"]
         assert (task.polled_elsewhere, await owner_of(second.ledger)) == (False, "b")
 
 

@@ -23,6 +23,7 @@ from sora_chars.ledger import EntryState, Ledger
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.session import CharacterSession
 from tests.support.fake_providers import FakeProvider, FaultyStore, entry_of
+from tests.support.log_events import event_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -163,7 +164,7 @@ async def test_callback_before_the_response(
 
 async def test_resolve_with_a_task_id(session: CharacterSession, provider: FakeProvider, unknown: Entry) -> None:
     """The named task is recorded without an owner, and recovery finds its end."""
-    entry = await session.resolve(unknown.key, task_id="t7")
+    entry = await session.resolve(unknown.key, task_id="t7", unchecked=True)
     assert (entry.state, entry.task_id, entry.owner) == (EntryState.RUNNING, "t7", None)
     assert provider.polls == []
     (handle,) = [handle async for handle in session.recover()]
@@ -242,7 +243,7 @@ async def test_recover(session: CharacterSession, store: FaultyStore, caplog: py
     assert await recovered(session) == ["t7"]
     states = {entry.key: str(entry.state) async for entry in session.ledger.entries()}
     assert states == {"sending": "unknown", "running": "running", "foreign": "running", "pending": "pending"}
-    logged = [(line.message, line.__dict__["key"]) for line in caplog.records if line.name == "sora_chars.session"]
+    logged = [(event_of(line), line.__dict__["key"]) for line in caplog.records if line.name == "sora_chars.session"]
     assert logged == [
         ("recovery.no_provider", "foreign"),
         ("recovery.unknown", "sending"),
@@ -299,5 +300,7 @@ async def test_logs_lost_writes_on_closing(store: FaultyStore, caplog: pytest.Lo
         with pytest.raises(LedgerError):
             await session.submit(**REQUEST)
         await asyncio.sleep(100)
-    logged = [(line.message, line.__dict__["task_id"]) for line in caplog.records if line.name == "sora_chars.session"]
+    logged = [
+        (event_of(line), line.__dict__["task_id"]) for line in caplog.records if line.name == "sora_chars.session"
+    ]
     assert logged == [("ledger.write_failed", "t1"), ("ledger.write_lost", "t1")]

@@ -14,11 +14,12 @@ from sora_chars.ledger import EntryState, Ledger
 from sora_chars.ledger.stores.memory import MemoryStore
 from sora_chars.models import Character, TaskSnapshot
 from sora_chars.session.writer import LedgerWriter
+from tests.support.log_events import events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from sora_chars.ledger import Entry
+    from sora_chars.ledger import Attempt, Entry
 
 pytestmark = pytest.mark.looptime
 
@@ -39,13 +40,13 @@ class FailingStore(MemoryStore):
     faults: float = 0
     takes: float = 0.0
 
-    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+    async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
         """See `LedgerStore`."""
         await asyncio.sleep(self.takes)
         if self.faults:
             self.faults -= 1
             raise LedgerError("the disk is full")
-        return await super().replace(before, after)
+        return await super().replace(before, after, archive=archive)
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ async def put(ledger: Ledger, *states: EntryState, task_id: str | None = None, d
 
 def names(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Return the names of the logged events."""
-    return [record.message for record in caplog.records]
+    return events(caplog.records)
 
 
 @pytest.mark.parametrize(
@@ -285,13 +286,13 @@ async def test_results_of_recorded_tasks_need_no_query(
     """The entry of a recorded task is cached, unless too many were recorded since."""
     monkeypatch.setattr("sora_chars.session.writer._MAX_CACHED", cached)
     queries: list[str] = []
-    by_task = ledger.by_task
+    by_task = ledger.all_by_task
 
-    async def recording(provider: str, task_id: str) -> Entry | None:
+    async def recording(provider: str, task_id: str) -> list[Entry]:
         queries.append(task_id)
         return await by_task(provider, task_id)
 
-    monkeypatch.setattr(ledger, "by_task", recording)
+    monkeypatch.setattr(ledger, "all_by_task", recording)
     writer = LedgerWriter(ledger)
     await writer.record_answer(await put(ledger, SENDING), RUNNING, task_id="t1")
     await writer.record_result(DONE)

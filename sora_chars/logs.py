@@ -1,0 +1,67 @@
+"""The package's log records: a message that is readable by itself, and its facts as attributes.
+
+Every record has the attribute `event`, a stable name such as "submission.failed", and one
+attribute for each fact. The message is the event's sentence with the facts behind it, so
+Python's stock formatters show the key and the task id too.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping
+
+SENTENCES: Mapping[str, str] = {
+    "batch.broken": "A row of the batch raised an unexpected error",
+    "batch.left": "The batch was left while tasks were in flight; they continue",
+    "callback.rejected": "A callback was rejected",
+    "callback.unsigned": "Callbacks are verified by their token only, since there is no signing key",
+    "exchange": "Request and response",
+    "ledger.entry_restored": "The ledger had lost an entry, which was written again",
+    "ledger.indexed": "The search index is complete",
+    "ledger.indexing": "The search index is being built; this can take minutes",
+    "ledger.left_unfinished": "The ledger in memory was closed with unfinished tasks; keep their ids",
+    "ledger.listener_lost": "The connection that listens for changes was lost; it is opened again",
+    "ledger.no_search_index": "The database allows no search index, so searches read all entries",
+    "ledger.poll_failed": "The ledger could not be read; it is read again",
+    "ledger.unreadable": "An entry cannot be read and is skipped",
+    "ledger.upgraded": "The ledger was upgraded to this version",
+    "ledger.upgrading": "The ledger is being upgraded to this version; this can take minutes",
+    "ledger.write_failed": "A write to the ledger failed; it is repeated until the session closes",
+    "ledger.write_lost": "The session closed before the ledger could be written; keep these facts",
+    "ledger.written_late": "A write to the ledger that had failed has succeeded",
+    "limits.alone": "The shared rate limits cannot be reached; this process uses its own share",
+    "picture.not_saved": "A profile picture could not be saved",
+    "polling_strategy.failed": "The polling strategy raised an error, which changes no result",
+    "proxy.of_environment": "Requests go through the proxy that the environment names",
+    "recovery.no_provider": "A running task is left alone, since the session lacks its provider",
+    "recovery.unknown": "The outcome of a request is unknown; it is not sent again automatically",
+    "recovery.unreadable": "An entry cannot be read and is left alone",
+    "request.repeated": "The request is sent again after a wait",
+    "submission.cancelled": "The submission was cancelled with its caller",
+    "submission.failed": "A submission failed after its caller was cancelled",
+    "submission.outlived_its_caller": "The task keeps running although its caller was cancelled",
+    "submission.second_task": "A key has a second task, which the ledger does not record",
+    "tracker.failed": "The owners of tasks could not be checked; they are checked again",
+    "upload.temporary": "The uploaded file is temporary, and a character made from it may end with it",
+    "watcher.died": "The poller of a provider has ended; its waits end with an error",
+}
+"""The sentence of each event."""
+
+
+class EventLogger(logging.LoggerAdapter[logging.Logger]):
+    """Logs events by name: `log.warning("callback.rejected", extra={"status": 401})`."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[str, MutableMapping[str, Any]]:
+        """Return the message of an event, and its facts as `extra`."""
+        facts = kwargs.get("extra") or {}
+        shown = ", ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
+        kwargs["extra"] = {**facts, "event": msg}
+        return f"{SENTENCES[msg]} ({shown})" if shown else SENTENCES[msg], kwargs
+
+
+def event_logger(name: str) -> EventLogger:
+    """Return the logger of a part of the package, such as "sora_chars.session"."""
+    return EventLogger(logging.getLogger(name))

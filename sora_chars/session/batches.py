@@ -1,0 +1,54 @@
+"""A batch whose requests a session submits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sora_chars.batch.batch import Batch
+from sora_chars.batch.options import BatchOptions, submit_concurrency
+from sora_chars.ledger import EntryState
+
+if TYPE_CHECKING:
+    from sora_chars.batch.budget import Price
+    from sora_chars.batch.options import Rows
+    from sora_chars.models import Request
+    from sora_chars.polling.handle import TaskHandle
+
+    from .dispatcher import Dispatcher
+    from .session import CharacterSession
+
+_FAILED = {EntryState.FAILED, EntryState.REJECTED}
+
+
+def new_batch(
+    session: CharacterSession,
+    dispatcher: Dispatcher,
+    requests: Rows,
+    *,
+    concurrency: int = 100,
+    provider: str | None = None,
+    budget: float | None = None,
+    price: Price | None = None,
+    timeout: float | None = None,
+    retry_failed: bool = False,
+) -> Batch:
+    """Return the batch of `CharacterSession.create_many`."""
+
+    async def start(request: Request, name: str | None) -> TaskHandle[Any]:
+        entry = await session.entry(request.key) if retry_failed and request.key else None
+        if entry and entry.state in _FAILED:
+            return await session.retry(entry.key, request)
+        return await session.submit(request, provider=name or provider)
+
+    serving = session.providers if provider is None else (dispatcher.provider(provider),)
+    return Batch(
+        options=BatchOptions(
+            requests=requests,
+            start=start,
+            concurrency=concurrency,
+            submit_concurrency=max(map(submit_concurrency, serving)),
+            timeout=session.timeout if timeout is None else timeout,
+            budget=budget,
+            price=price,
+        )
+    )

@@ -1,0 +1,44 @@
+"""The options of a session and of its calls, checked before anything is sent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sora_chars.errors import ConfigurationError, printable
+from sora_chars.models import raise_if_invalid, seconds_problems
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def check_options(providers: Sequence[object], polling: object, *, timeout: object, shutdown_timeout: object) -> None:
+    """Check the options of a session before anything is sent.
+
+    Raises:
+        ConfigurationError: An option is invalid; the message lists all that are.
+    """
+    problems = [
+        f"providers must be passed one by one, such as CharacterSession(Kie(), Kkiai()), got {printable(repr(one))}"
+        for one in providers
+        if isinstance(one, type) or not isinstance(getattr(one, "name", None), str)
+    ]
+    names = [getattr(one, "name", None) for one in providers]
+    if not problems and (not names or len(set(names)) < len(names)):
+        problems.append(f"providers: one or more with different names are needed, got {names}")
+    if not (polling is None or (callable(getattr(polling, "delay", None)) and not isinstance(polling, type))):
+        problems.append(f"polling must be a polling strategy, such as FixedInterval(5), got {printable(repr(polling))}")
+    problems += seconds_problems("timeout", timeout) + seconds_problems("shutdown_timeout", shutdown_timeout)
+    if problems:
+        raise ConfigurationError(f"{'; '.join(problems)}.")
+
+
+def seconds_to_wait(timeout: float | None, default: float) -> float:
+    """Return the time-out of a call, or the session's for None.
+
+    Raises:
+        InvalidRequestError: It is not a number of seconds, 0 or more.
+    """
+    if timeout is None:
+        return default
+    raise_if_invalid(seconds_problems("timeout", timeout), what="The request")
+    return timeout

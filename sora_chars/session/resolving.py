@@ -1,0 +1,92 @@
+"""What a person decides about a key: to send it again, or what became of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import attrs
+
+from sora_chars.errors import InvalidRequestError, MissingCharacterError, TaskNotFoundError, printable
+from sora_chars.ledger import transitions
+from sora_chars.ledger.queries import find
+from sora_chars.ledger.serialize import echoes_other_token, to_record, to_request
+from sora_chars.models import with_changes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sora_chars.ledger import Entry
+    from sora_chars.models import Request, TaskSnapshot
+    from sora_chars.polling.handle import TaskHandle
+    from sora_chars.protocols import Provider
+
+    from .dispatcher import Dispatcher
+
+
+async def retry(
+    dispatcher: Dispatcher, key: str, request: Request | None, changes: Mapping[str, Any]
+) -> TaskHandle[Any]:
+    """Send another attempt of a request that failed or was rejected, and return a live handle."""
+    entry = await transitions.mark_orphaned(dispatcher.ledger, await find(dispatcher.ledger, key))
+    request = attrs.evolve(request or with_changes(to_request(entry), changes), key=entry.key)
+    chosen = dispatcher.choose(request, entry.provider)
+    kind, record = to_record(request)
+    if kind != entry.kind:
+        raise InvalidRequestError(f"request: must be of kind {entry.kind} as the entry {key} is, got {kind}.")
+    entry = await transitions.retry(dispatcher.ledger, entry, record)
+    handle: TaskHandle[Any] = await dispatcher.carry_through(
+        dispatcher.submission(chosen, request, entry, on_recorded=dispatcher.handle_of)
+    )
+    return handle
+
+
+class Decision(TypedDict, total=False):
+    """The keyword arguments of `CharacterSession.resolve`."""
+
+    task_id: str | None
+    never_sent: bool
+    give_up: bool
+    undo: bool
+    unchecked: bool
+
+
+async def resolve(
+    dispatcher: Dispatcher, key: str, *, task_id: str | None = None, unchecked: bool = False, **options: bool
+) -> Entry:
+    """Record what a person found out about a request; see `CharacterSession.resolve`."""
+    snapshot: TaskSnapshot | None = None
+    if task_id is not None:
+        entry = await find(dispatcher.ledger, key)
+        provider = dispatcher.provider(entry.provider)
+        if provider.synchronous:
+            raise InvalidRequestError(f"task_id: {entry.provider} has no tasks; use never_sent or give_up.")
+        if not unchecked:
+            snapshot = await _confirmed(provider, entry, task_id.strip())
+    entry = await transitions.resolve(dispatcher.ledger, key, task_id=task_id, **options)
+    if snapshot and snapshot.finished:
+        await dispatcher.writer.record_result(snapshot)
+        entry = await find(dispatcher.ledger, key)
+    return entry
+
+
+async def _confirmed(provider: Provider, entry: Entry, task_id: str) -> TaskSnapshot | None:
+    """Return the task that a person names, if the provider shows it and it does not belong to another request."""
+    try:
+        snapshot = await provider.fetch(task_id)
+    except TaskNotFoundError as error:
+        raise InvalidRequestError(
+            f"task_id: {provider.name} has no task {printable(task_id, limit=60)}.",
+            hint="Check the id. To record it although the provider does not show it, pass unchecked=True.",
+            key=entry.key,
+            provider=provider.name,
+        ) from error
+    except MissingCharacterError:
+        return None
+    if echoes_other_token(snapshot, entry.token_digest):
+        raise InvalidRequestError(
+            f"task_id: task {printable(task_id, limit=60)} was made by another request than {entry.key}.",
+            hint="Its record at the provider names another callback URL.",
+            key=entry.key,
+            provider=provider.name,
+        )
+    return snapshot

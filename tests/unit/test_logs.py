@@ -1,0 +1,40 @@
+"""Log records: a readable message, and the facts as attributes."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sora_chars
+from sora_chars.logs import SENTENCES, event_logger
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def test_the_message_names_the_facts(caplog: pytest.LogCaptureFixture) -> None:
+    """The stock formatter shows key and task id, and the record has each fact as an attribute."""
+    facts = {"provider": "kie", "key": "order-17", "task_id": "t-1", "error": None}
+    event_logger("sora_chars.session").warning("submission.outlived_its_caller", extra=facts)
+    [record] = caplog.records
+    assert logging.Formatter().format(record) == (
+        "The task keeps running although its caller was cancelled (provider=kie, key=order-17, task_id=t-1)"
+    )
+    assert {name: vars(record)[name] for name in facts} == facts
+    assert vars(record)["event"] == "submission.outlived_its_caller"
+
+
+def test_a_message_without_facts(caplog: pytest.LogCaptureFixture) -> None:
+    """An event without facts is its sentence."""
+    event_logger("sora_chars.watcher").error("polling_strategy.failed")
+    assert caplog.messages == [SENTENCES["polling_strategy.failed"]]
+
+
+def test_every_event_has_a_sentence() -> None:
+    """The package logs the events that have a sentence, and no others."""
+    folder = Path(sora_chars.__file__).parent
+    source = "\n".join(path.read_text() for path in folder.rglob("*.py") if "testing" not in path.parts)
+    used = re.findall(r'log\.(?:debug|info|warning|error|exception|log)\(\s*(?:level, )?"([\w.]+)"', source)
+    assert set(used) == SENTENCES.keys()
