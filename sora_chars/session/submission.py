@@ -133,6 +133,7 @@ class Submission:
         try:
             snapshot = await self.provider.submit(
                 self.request,
+                key=self.entry.key,
                 callback_url=f"{base}/{token}" if base else None,
                 on_send=partial(self._sending, token_digest(token)),
             )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sora_chars.protocols import Provider
 
 _SUFFIXES = {".csv": "csv", ".tsv": "csv", ".json": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-_NO_CALLBACKS: dict[str, Any] = {"callback_url": None, "listen": None}  # only kie sends callbacks
+_NO_CALLBACKS: dict[str, Any] = {"callback_url": None, "listen": None}  # of the rows' own providers
 
 
 def delimiter_character(text: str) -> str:

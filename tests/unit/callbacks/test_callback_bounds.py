@@ -41,10 +41,15 @@ class Losing(Provider):
         self.ends_at = 0.7
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        request: Request,
+        *,
+        key: str,
+        callback_url: str | None,
+        on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
         """Make the task and lose the answer."""
-        del request
+        del request, key
         async with on_send():
             self.path = str(callback_url).removeprefix("https://host.example")
         raise NoAnswerError("lost", harmless=False)
