@@ -120,7 +120,7 @@ class Driver:
 
     async def _victim(self) -> int:
         """Wait until a worker makes calls, and return the process id of one that does."""
-        while not (ready := [pid for pid in self._workers if self.swarm.ready(pid).exists()]):
+        while not (ready := [pid for pid in self._workers if self.swarm.ready(pid).exists()]):  # noqa: ASYNC110 # files
             await asyncio.sleep(0.1)
         return self.rng.choice(ready)
 

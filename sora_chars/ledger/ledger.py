@@ -9,15 +9,13 @@ import weakref
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
 from sora_chars.errors import LedgerError, StaleEntryError, WrongLoopError
 from sora_chars.logs import event_logger
 from sora_chars.redaction import mask
 
 from .entry import Attempt, Entry, Lookup, check_storable, to_json
 from .notifier import ChangeNotifier
-from .states import RESTARTS, EntryState, check_transition
+from .states import EntryState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
@@ -227,21 +225,8 @@ class Ledger:
             InvalidTransitionError: The entry may not restart from its state.
         """
         self._check_open()
-        check_transition(entry.key, entry.state, to, RESTARTS)
         now = self._clock()
-        changed = attrs.evolve(
-            entry,
-            state=to,
-            request_json=entry.request_json if request is None else to_json(request),
-            token_digest=entry.token_digest if to is EntryState.UNKNOWN else None,
-            task_id=None,
-            owner=None,
-            result_json=None,
-            error_json=None,
-            credits=None,
-            updated_at=now,
-            version=entry.version + 1,
-        )
+        changed = entry.restarted(to, at=now, request=request)
         archive = None if to is EntryState.UNKNOWN else Attempt.of(entry, at=now)
         stored = await self._store.replace(entry, changed, archive=archive)
         if stored is not changed:

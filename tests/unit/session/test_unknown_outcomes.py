@@ -311,8 +311,8 @@ async def test_a_provider_that_returns_no_snapshot(returned: object) -> None:
     """What a provider of the user's own returns by mistake leaves the key unknown, with an error that names it."""
 
     class Wrong(FakeProvider):
-        async def submit(self, request: Any, *, callback_url: str | None, on_send: Any) -> Any:
-            await super().submit(request, callback_url=callback_url, on_send=on_send)
+        async def submit(self, request: Any, **options: Any) -> Any:
+            await super().submit(request, **options)
             return returned
 
     async with CharacterSession(Wrong(before=0, after=0)) as session:
