@@ -134,8 +134,10 @@ def test_a_forked_child_releases_nothing(shared_url: str) -> None:
         ledger = runner.run(open_and_send(shared_url))
         child = os.fork()
         if child == 0:
-            ledger._store.abandon()
-            os._exit(0)
+            try:
+                ledger._store.abandon()
+            finally:
+                os._exit(0)
         os.waitpid(child, 0)
         other = open_ledger(shared_url)
         runner.run(other.open())
