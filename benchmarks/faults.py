@@ -131,7 +131,12 @@ class KillingKie(Kie):
         self._killer = killer
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        request: Request,
+        *,
+        key: str,
+        callback_url: str | None,
+        on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
         """Submit the request."""
 
@@ -141,7 +146,7 @@ class KillingKie(Kie):
                 yield
             self._killer.reach("response read")
 
-        return await super().submit(request, callback_url=callback_url, on_send=observed)
+        return await super().submit(request, key=key, callback_url=callback_url, on_send=observed)
 
 
 def tracing(killer: ProcessKiller) -> aiohttp.TraceConfig:

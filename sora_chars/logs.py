@@ -17,6 +17,7 @@ SENTENCES: Mapping[str, str] = {
     "batch.broken": "A row of the batch raised an unexpected error",
     "batch.left": "The batch was left while tasks were in flight; they continue",
     "callback.rejected": "A callback was rejected",
+    "callback.unsigned": "Callbacks are verified by their token only, since there is no signing key",
     "exchange": "Request and response",
     "ledger.entry_restored": "The ledger had lost an entry, which was written again",
     "ledger.indexed": "The search index is complete",

@@ -131,6 +131,11 @@ class Batch:
         eta = self._newest.eta if self._newest else None
         return self._counter.progress(asyncio.get_running_loop().time(), newest_eta=eta.median if eta else None)
 
+    @property
+    def tasks_running(self) -> int:
+        """Number of tasks that were created and have not ended. Requests that wait to be sent do not count."""
+        return len(self._in_flight) - len(self._submitting)
+
     async def updates(self) -> AsyncGenerator[Progress, None]:
         """Yield the progress now, after changes, and at the end.
 
@@ -240,7 +245,7 @@ class Batch:
             is_affordable = await self._wait_for_budget(item)
         except Exception as error:  # noqa: BLE001 # the border: the caller's row or price function may raise anything
             self._counter.count_registered(now)
-            self._emit(Outcome(index=index, request=row, state=EntryState.REJECTED, error=error), began=now)
+            self._emit(Outcome(index=index, request=row, state=EntryState.REJECTED, error=error), began=None)
             return
         if is_affordable:
             item.began = asyncio.get_running_loop().time()
@@ -308,9 +313,9 @@ class Batch:
             self.stopped = "account"
             self.rejection = outcome.error
         self._budget.record_cost(item.cost, outcome.credits, outcome.state)
-        self._emit(outcome, began=item.began)
+        self._emit(outcome, began=None if item.handle and item.handle.from_ledger else item.began)
 
-    def _emit(self, outcome: Outcome, *, began: float) -> None:
+    def _emit(self, outcome: Outcome, *, began: float | None) -> None:
         if outcome.error and not isinstance(outcome.error, SoraCharsError):
             log.error("batch.broken", exc_info=outcome.error, extra={"index": outcome.index, "key": outcome.key})
         now = asyncio.get_running_loop().time()

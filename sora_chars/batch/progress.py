@@ -28,7 +28,8 @@ class Progress:
         unknown: Requests that were sent and whose outcome is unknown.
         remaining: Requests not registered yet; None while their number is unknown.
         credits: Credits that the ended tasks cost, as reported by the provider.
-        rate: Ended requests per second, over the last minute.
+        rate: Ended requests per second, over the last minute. Requests whose end the
+            ledger held already do not count.
         eta: Seconds until the last request ends; None if there is no estimate.
     """
 
@@ -66,7 +67,8 @@ class ProgressCounter:
     registered: int = 0
     ended: Counter[EntryState] = attrs.field(factory=Counter)
     credits: float = 0.0
-    _total_duration: float = 0.0  # of all ended requests
+    _measured: int = 0  # requests whose duration is known
+    _total_duration: float = 0.0  # of all of them
     _last_registered: float = 0.0
     _recent: deque[list[int]] = attrs.field(factory=deque)  # [second, outcomes in it]
 
@@ -75,10 +77,21 @@ class ProgressCounter:
         self.registered += 1
         self._last_registered = now
 
-    def count_ended(self, state: EntryState, cost: float | None, *, began: float, now: float) -> None:
-        """Count an outcome of a request that was registered at `began`."""
+    def count_ended(self, state: EntryState, cost: float | None, *, began: float | None, now: float) -> None:
+        """Count an outcome.
+
+        Args:
+            state: How the request ended.
+            cost: The credits that it cost, if known.
+            began: When it was registered; None if it took no time, because it was
+                invalid or the ledger held its end already.
+            now: Loop time.
+        """
         self.ended[state] += 1
         self.credits += cost or 0.0
+        if began is None:
+            return
+        self._measured += 1
         self._total_duration += now - began
         if not self._recent or self._recent[-1][0] != int(now):
             self._recent.append([int(now), 0])
@@ -125,9 +138,9 @@ class ProgressCounter:
             return 0.0
         if remaining is None or (remaining and not rate):
             return None
-        if newest_eta is None and ended:
+        if newest_eta is None and self._measured:
             age = 0.0 if remaining else now - self._last_registered
-            newest_eta = self._total_duration / ended - age
+            newest_eta = self._total_duration / self._measured - age
         if newest_eta is not None and newest_eta > 0:
             return newest_eta + (remaining / rate if remaining else 0.0)
         return in_flight / rate if rate else None  # the newest task takes longer than average

@@ -18,6 +18,7 @@ from sora_chars.errors import (
     ProviderError,
     SoraCharsError,
     SubmissionUnknownError,
+    TaskNotFoundError,
     WatcherStoppedError,
     printable,
 )
@@ -26,7 +27,8 @@ from sora_chars.redaction import mask
 from .context import CommandContext
 from .output import Output
 from .render import error_json
-from .runner import BUG, USAGE, CommandInterruptedError, exit_status
+from .runner import BUG, OUTPUT, USAGE, CommandInterruptedError, exit_status
+from .streams import StdoutError, discard_stdout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +41,7 @@ COMMANDS = {
     "demo": ("demo", "Create three characters locally; no account is needed."),
     "durations": ("durations", "Show how long the tasks of each model take."),
     "emulate": ("emulate", "Serve an emulator of the providers on this machine."),
-    "ledger": ("ledger", "List, export and resolve the recorded requests."),
+    "ledger": ("ledger", "List, export, import and resolve the recorded requests."),
     "models": ("tasks", "List the models that the provider offers now."),
     "resume": ("resume", "Wait for every task that is recorded as running."),
     "run": ("tasks", "Run a task of any model of kie.ai's job API."),
@@ -94,20 +96,24 @@ def cli() -> None:
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status.
 
-    0: success. 1: the demo found a fault, or the reader of stdout went away.
-    2: bad usage, or a request that was rejected before it was sent. 3: rejected
-    by the provider. 4: the task failed. 5: still running when the timeout
-    expired. 6: the outcome is unknown, or is not in the ledger. 130 and 143:
-    interrupted. 70: a bug.
+    0: success. 1: the demo found a fault, imported entries differ from recorded
+    ones, or stdout could not be written. 2: bad usage, or a request that was
+    rejected before it was sent. 3: the provider rejected the request, failed or
+    could not be reached. 4: the task failed. 5: not ended when the timeout expired,
+    or rows of a batch were not sent. 6: the outcome is unknown, or is not in the
+    ledger. 129, 130 and 143: ended by SIGHUP, Ctrl-C or SIGTERM. 70: a bug.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for names that the locale's encoding lacks
     context = CommandContext(Output(as_json="--json" in arguments))  # usage errors precede the parsing of --json
+    status = 0
     try:
-        return _status(context, arguments)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python reports the pipe again at exit
-        return 1
+        status = _status(context, arguments)
+        sys.stdout.flush()
+    except (BrokenPipeError, StdoutError) as error:
+        discard_stdout()
+        return status or _fail_output(context, error)
+    return status
 
 
 def _status(context: CommandContext, arguments: Sequence[str]) -> int:
@@ -119,9 +125,22 @@ def _status(context: CommandContext, arguments: Sequence[str]) -> int:
         return _fail(context, CommandInterruptedError("Interrupted."))
     except SoraCharsError as error:
         return _fail(context, error)
+    except (BrokenPipeError, StdoutError):
+        raise
     except Exception as error:  # noqa: BLE001 # the border: a traceback is shown with -v only
         return _fail_bug(context, error)
     return status or 0
+
+
+def _fail_output(context: CommandContext, error: OSError) -> int:
+    """Report on stderr that stdout cannot be written, unless its reader went away, and return the status."""
+    if not isinstance(error, BrokenPipeError):
+        context.output.as_json = False
+        message = f"stdout cannot be written: {os.strerror(error.errno or 0)}."
+        hint = "What was paid is in the ledger." if context.key and not context.ledger_in_memory else ""
+        payload = error_json(SoraCharsError(message, hint=hint), task_id=context.task_id, key=context.key)
+        context.output.show_error(payload)
+    return OUTPUT
 
 
 def _fail_usage(context: CommandContext, error: click.ClickException) -> int:
@@ -150,13 +169,20 @@ def _hint(context: CommandContext, error: SoraCharsError) -> str:
         case LedgerError(key=str(key), task_id=str(task_id)):
             return context.unrecorded_hint(key, task_id)
         case LedgerError() if context.ledger_name:
-            return f"{error.hint} The ledger is {context.ledger_name}; choose another with --ledger.".strip()
-        case ProviderError() | WatcherStoppedError() if context.task_id:
-            return f"{error.hint} The task may still be running: {context.command('wait', context.task_id)}".strip()
+            other = "--ledger selects another one, which knows no key of this one."
+            return f"{error.hint} The ledger is {context.ledger_name}; {other}".strip()
+        case ProviderError() | WatcherStoppedError() if _may_run(context, error):
+            wait = context.command("wait", context.task_id or "")
+            return f"{error.hint} The task may still be running: {wait}".strip()
         case ConfigurationError():
             return error.hint.replace(", or pass api_key=", "")
         case _:
             return error.hint
+
+
+def _may_run(context: CommandContext, error: SoraCharsError) -> bool:
+    """Return whether there is a task: it was created, or at least the provider does not deny it."""
+    return bool(context.task_id) and not (isinstance(error, TaskNotFoundError) and context.key is None)
 
 
 def _fail_bug(context: CommandContext, error: Exception) -> int:

@@ -10,7 +10,8 @@ import attrs
 from .output import Output
 
 if TYPE_CHECKING:
-    from .options import LedgerLocation, Settings
+    from .ledger_location import LedgerLocation
+    from .options import Settings
 
 
 @attrs.define(eq=False)
@@ -22,12 +23,14 @@ class CommandContext:
         verbose: Whether to show exchanges with the provider, and tracebacks.
         key: The idempotency key, set just before a paid request is sent.
         task_id: The id of the task that was created.
+        is_unknown: Whether the outcome of the paid request is unknown.
         has_tasks: False if the provider answers with the character itself;
             `task_id` is then the id of that character.
         provider_args: Arguments that select the same provider in other commands.
         ledger_args: Arguments that select the same ledger in other commands.
         ledger_name: The ledger as shown to the user, without its password; empty
             in commands without a ledger.
+        ledger_in_memory: Whether the ledger ends with the command.
         resume_command: The command that continues this one after an interrupt.
     """
 
@@ -35,10 +38,12 @@ class CommandContext:
     verbose: bool = False
     key: str | None = None
     task_id: str | None = None
+    is_unknown: bool = False
     has_tasks: bool = True
     provider_args: tuple[str, ...] = ()
     ledger_args: tuple[str, ...] = ()
     ledger_name: str = ""
+    ledger_in_memory: bool = False
     resume_command: str | None = None
 
     def use(self, settings: Settings) -> None:
@@ -50,6 +55,7 @@ class CommandContext:
         """Remember the ledger, which suggested commands repeat."""
         self.ledger_args = location.args
         self.ledger_name = str(location)
+        self.ledger_in_memory = location.in_memory
 
     def command(self, *words: str) -> str:
         """Return a command for the same provider and the same ledger."""
@@ -66,6 +72,11 @@ class CommandContext:
             key: The entry's idempotency key.
             tasks: Whether the entry's provider has tasks.
         """
+        if self.ledger_in_memory:
+            return (
+                "The request may have been accepted and charged. Its record ends with this command, so the same "
+                "request would be sent again: check the provider's website first."
+            )
         choice = "--task-id ID | --never-sent | --give-up" if tasks else "--never-sent | --give-up"
         return (
             "The request may have been accepted and charged, so it is not sent again automatically. "
@@ -74,9 +85,11 @@ class CommandContext:
 
     def unrecorded_hint(self, key: str, task_id: str) -> str:
         """Return what to do about a task that exists but could not be recorded."""
+        outcome = ("--task-id", task_id, "--unchecked") if self.has_tasks else ("--give-up",)
+        later = f" When the ledger is writable again, run: {self.resolve_command(key, *outcome)}"
+        if self.ledger_in_memory:
+            later = ""
         if not self.has_tasks:
-            resolve = self.resolve_command(key, "--give-up")
-            return f"Keep this id: it is the id of the character. When the ledger is writable again, run: {resolve}"
-        wait = shlex.join(["sora-chars", "wait", task_id, *self.provider_args, "--ledger", "memory:"])
-        resolve = self.resolve_command(key, "--task-id", task_id)
-        return f"Keep this id. Continue with: {wait}; when the ledger is writable again, run: {resolve}"
+            return f"Keep this id: it is the id of the character.{later}"
+        status = shlex.join(["sora-chars", "status", task_id, *self.provider_args])
+        return f"Keep this id. This shows the task without a ledger: {status}{later and '.'}{later}"

@@ -11,30 +11,31 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 import click
 from click.core import ParameterSource
-from platformdirs import user_data_path
 
 from sora_chars.errors import ConfigurationError, printable
-from sora_chars.ledger import open_ledger
 from sora_chars.polling.strategies import AdaptiveInterval, FixedInterval
 from sora_chars.providers.kie import Kie
 from sora_chars.providers.kkiai import GATEWAYS, Kkiai
+from sora_chars.providers.kling import Kling
 from sora_chars.redaction import mask
 from sora_chars.responses import parse_json
 
 from .context import CommandContext
+from .ledger_location import LedgerLocation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-    from sora_chars.ledger import Ledger
     from sora_chars.models import UploadProgress
     from sora_chars.protocols import PollingStrategy, Provider
 
-PROVIDERS = ("kie", *GATEWAYS)
-SHUTDOWN_TIMEOUT = 8.0  # seconds for the response to a paid request after a signal; service managers kill after 10
+PROVIDERS = ("kie", "kling", *GATEWAYS)
+_CALLING_BACK = ("kie", "kling")
 
 _DEFAULT_TIMEOUT = 1800.0  # seconds
-_DATABASE_SCHEMES = ("postgresql:", "postgres:")
+_RESPONSE_TIMEOUT = 60.0  # seconds
+_GATEWAY_RESPONSE_TIMEOUT = 300.0  # seconds
+_WEBHOOK_VARIABLE = "KIE_WEBHOOK_HMAC_KEY"
 
 C = TypeVar("C", bound="Callable[..., Any]")
 
@@ -69,68 +70,6 @@ def json_input(text: str) -> Any:
         raise click.BadParameter(f"The input is not valid JSON: {error}.") from error
 
 
-@attrs.frozen
-class LedgerLocation:
-    """The ledger of a command: `url`, or a file in the user's data folder.
-
-    `str(location)` contains no password.
-
-    Attributes:
-        url: A path or URL as the user gave it; None selects the default file.
-        explicit: Whether `url` was given by `--ledger`, not by the environment.
-    """
-
-    url: str | None = attrs.field(default=None, repr=False)
-    explicit: bool = False
-
-    @property
-    def args(self) -> tuple[str, ...]:
-        """The arguments that select this ledger in another command."""
-        return ("--ledger", str(self)) if self.explicit else ()
-
-    def open(self) -> Ledger:
-        """Return the ledger, and create the user's data folder if it is needed.
-
-        Raises:
-            ConfigurationError: The URL's scheme is unknown, or the folder cannot be
-                created.
-        """
-        if self.url is None:
-            folder = _default_file().parent
-            try:
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            except OSError as error:
-                raise ConfigurationError(
-                    f"The ledger's folder {folder} cannot be created: {os.strerror(error.errno or 0)}.",
-                    hint="Choose another location with --ledger.",
-                ) from error
-        return self._ledger()
-
-    def open_existing(self) -> Ledger:
-        """Return the ledger without creating one.
-
-        Raises:
-            ConfigurationError: The URL's scheme is unknown, or the file does not exist.
-        """
-        ledger = self._ledger()
-        path = str(self).removeprefix("sqlite:///")
-        if not path.startswith((*_DATABASE_SCHEMES, "memory:")) and not Path(path).exists():
-            raise ConfigurationError(f"No ledger exists at {path}.", hint="`sora-chars create` creates one.")
-        return ledger
-
-    def _ledger(self) -> Ledger:
-        return open_ledger(_default_file() if self.url is None else self.url)
-
-    def __str__(self) -> str:
-        if self.url is None:
-            return str(_default_file())
-        return "postgresql://..." if self.url.startswith(_DATABASE_SCHEMES) else self.url
-
-
-def _default_file() -> Path:
-    return user_data_path("sora-chars", appauthor=False) / "ledger.db"
-
-
 @attrs.frozen(kw_only=True)
 class Settings:
     """The shared options of a command, as click parsed them.
@@ -144,11 +83,14 @@ class Settings:
         poll: Seconds between two polls; None selects adaptive polling.
         callback_url: The public URL that the provider sends callbacks to.
         listen: The host and port at which callbacks are received.
-        webhook_key: The key that callbacks must be signed with.
+        webhook_key: The key that callbacks must be signed with; None does not check
+            signatures.
+        shutdown_timeout: Seconds that a signal leaves for responses, if they were given.
         location: The ledger.
 
     Raises:
         click.UsageError: Two options require or exclude each other.
+        ConfigurationError: The key is empty.
     """
 
     provider: str
@@ -160,13 +102,20 @@ class Settings:
     callback_url: str | None = None
     listen: tuple[str, int] | None = None
     webhook_key: str | None = attrs.field(default=None, repr=False)
+    shutdown_timeout: float | None = None
     location: LedgerLocation = attrs.field(factory=LedgerLocation)
 
     def __attrs_post_init__(self) -> None:
         if (self.callback_url is None) != (self.listen is None):
             raise click.UsageError("--callback-url and --listen require each other.")
-        if self.provider != "kie" and self.callback_url:
-            raise click.UsageError(f"--callback-url: {self.provider} sends no callbacks; only kie does.")
+        if self.provider not in _CALLING_BACK and self.callback_url:
+            names = " and ".join(_CALLING_BACK)
+            raise click.UsageError(f"--callback-url: {self.provider} sends no callbacks; only {names} do.")
+        if self.webhook_key is not None and not self.webhook_key.strip():
+            raise ConfigurationError(
+                f"--webhook-key and {_WEBHOOK_VARIABLE} must not be empty.",
+                hint="Unset them if the account has no webhookHmacKey.",
+            )
 
     @property
     def polling(self) -> PollingStrategy:
@@ -181,8 +130,19 @@ class Settings:
     @property
     def provider_args(self) -> tuple[str, ...]:
         """The arguments that select the same provider in another command, without the password of a proxy."""
-        options = {"--base-url": self.base_url, "--proxy": self.proxy and mask(self.proxy)}
+        options = {
+            "--provider": None if self.provider == "kie" else self.provider,
+            "--base-url": self.base_url,
+            "--proxy": self.proxy and mask(self.proxy),
+        }
         return tuple(word for name, value in _given(options).items() for word in (name, value))
+
+    def shutdown_seconds(self, providers: Iterable[str]) -> float:
+        """Return how long a signal leaves for responses: by default as long as the slowest provider may take."""
+        if self.shutdown_timeout is not None:
+            return self.shutdown_timeout
+        gateway = self.timeout or _GATEWAY_RESPONSE_TIMEOUT
+        return max(_RESPONSE_TIMEOUT if name == "kie" else gateway for name in providers)
 
     def make_provider(self, on_upload: Callable[[UploadProgress], None] | None = None) -> Provider:
         """Return the provider, with its API key from the environment.
@@ -193,9 +153,11 @@ class Settings:
         options: dict[str, Any] = {"base_url": self.base_url, "proxy": self.proxy}
         if self.provider == "kie":
             options |= {"upload_url": self.upload_url, "callback_url": self.callback_url, "on_upload": on_upload}
-            return Kie(**_given(options))
+            return Kie(timeout=_RESPONSE_TIMEOUT, **_given(options))
+        if self.provider == "kling":
+            return Kling(timeout=_RESPONSE_TIMEOUT, **_given(options | {"callback_url": self.callback_url}))
         # The character is the response to the only request, so `--timeout` limits that request.
-        return Kkiai.gateway(self.provider, **_given(options | {"timeout": self.timeout}))
+        return Kkiai.gateway(self.provider, timeout=self.timeout or _GATEWAY_RESPONSE_TIMEOUT, **_given(options))
 
     def open_listener(self) -> socket.socket | None:
         """Return a listening socket for callbacks, or None without `--listen`.
@@ -229,6 +191,14 @@ def provider_options(command: C) -> C:
             metavar="NAME",
             help=f"One of {', '.join(PROVIDERS)}.",
         ),
+        address_options,
+    )
+
+
+def address_options(command: C) -> C:
+    """Add the options for how a provider is reached."""
+    return _add(
+        command,
         click.option("--base-url", metavar="URL", help="Address of the provider, such as an emulator's."),
         click.option(
             "--proxy", metavar="URL", help="HTTP proxy.  [default: HTTPS_PROXY or HTTP_PROXY, except for NO_PROXY]"
@@ -245,10 +215,16 @@ def submit_options(command: C) -> C:
         click.option("--listen", type=host_and_port, metavar="HOST:PORT", help="Receive callbacks here while waiting."),
         click.option(
             "--webhook-key",
-            envvar="KIE_WEBHOOK_HMAC_KEY",
-            show_envvar=True,
             metavar="KEY",
-            help="The account's webhookHmacKey; unsigned callbacks are then rejected.",
+            callback=_webhook_key,
+            help=f"The account's webhookHmacKey; unsigned callbacks are then rejected.  [env var: {_WEBHOOK_VARIABLE}]",
+        ),
+        click.option(
+            "--shutdown-timeout",
+            type=seconds,
+            metavar="SECONDS",
+            help="Seconds that Ctrl-C, SIGTERM and SIGHUP leave for the responses to requests that were sent.  "
+            "[default: what the provider may take: 60; gateways: their --timeout]",
         ),
     )
 
@@ -327,10 +303,36 @@ def output_options(command: C) -> C:
     )
 
 
+def create_options(command: C) -> C:
+    """Add the options that all commands share which send paid requests."""
+    return provider_options(submit_options(_wait_and_output_options(command)))
+
+
+def task_options(command: C) -> C:
+    """Add the options that all commands share which wait for recorded tasks."""
+    return provider_options(_wait_and_output_options(command))
+
+
+def _wait_and_output_options(command: C) -> C:
+    """Add the options for waiting, for the ledger and for the output."""
+    return wait_options(ledger_options(output_options(command)))
+
+
+def query_options(command: C) -> C:
+    """Add the options that all commands share which send one free request."""
+    return provider_options(response_options(output_options(command)))
+
+
 def _add(command: C, *options: Callable[[C], C]) -> C:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _webhook_key(context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """Read the key from the environment where it is used; click would ignore an empty variable."""
+    listens = context.params.get("listen") is not None
+    return os.environ.get(_WEBHOOK_VARIABLE) if value is None and listens else value
 
 
 def _ledger_location(context: click.Context, parameter: click.Parameter, value: str | None) -> LedgerLocation:

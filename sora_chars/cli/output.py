@@ -20,6 +20,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from .render import Rows, one_line
+from .streams import StdoutError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -101,10 +102,20 @@ class Output:
         click.echo(json.dumps(payload))
 
     def show_error(self, payload: Mapping[str, Any]) -> None:
-        """Show an error object: as JSON on stdout, otherwise as a few lines on stderr."""
+        """Show an error object: as JSON on stdout, otherwise as a few lines on stderr.
+
+        If stdout is full, the lines are written to stderr with JSON too.
+
+        Raises:
+            BrokenPipeError: The reader of stdout has closed it.
+        """
         if self.as_json:
-            self.show_json(payload)
-            return
+            try:
+                self.show_json(payload)
+            except StdoutError:
+                self.as_json = False
+            else:
+                return
         facts = payload["error"]
         self.err.print(Text.assemble(("Error: ", "bold red"), one_line(facts["message"])), soft_wrap=True)
         for name in ("hint", "task_id", "key"):

@@ -36,6 +36,9 @@ T = TypeVar("T")
 _SUBMISSION_EVENTS = "submission."
 _REPORTED_EVENTS = (_SUBMISSION_EVENTS, "recovery.")  # the error or the summary of the command reports these
 
+_SIGHUP: int | None = getattr(signal, "SIGHUP", None)  # Windows has none
+
+OUTPUT = 1
 USAGE = 2
 STILL_RUNNING = 5
 UNKNOWN = 6
@@ -81,16 +84,21 @@ class OrphanHandler(logging.Handler):
 
 
 def run(
-    context: CommandContext, work: Coroutine[Any, Any, T], *, on_signal: Callable[[int], object] = lambda _: None
+    context: CommandContext,
+    work: Coroutine[Any, Any, T],
+    *,
+    on_signal: Callable[[int], object] = lambda _: None,
+    waits_on_interrupt: bool = False,
 ) -> T:
     """Run a coroutine in a new event loop.
 
-    SIGINT and SIGTERM cancel the coroutine, which then closes its session.
+    SIGINT, SIGTERM and SIGHUP cancel the coroutine, which then closes its session.
 
     Args:
         context: The context of the command.
         work: The coroutine.
         on_signal: Called with the number of each signal, before the cancellation.
+        waits_on_interrupt: Whether the coroutine goes on after the first SIGINT.
 
     Raises:
         CommandInterruptedError: A signal ended the coroutine; the message reports
@@ -98,7 +106,7 @@ def run(
     """
     with _logging(context) as orphan:
         try:
-            return asyncio.run(_interruptible(work, on_signal))
+            return asyncio.run(_interruptible(work, on_signal, waits_on_interrupt=waits_on_interrupt))
         except CommandInterruptedError as error:
             _describe_interrupt(error, context, orphan.facts)
             raise
@@ -112,6 +120,7 @@ def _logging(context: CommandContext) -> Generator[OrphanHandler]:
     handler = RecordHandler(context.output.err)
     orphan = OrphanHandler()
     handler.addFilter(lambda record: context.verbose or not getattr(record, "event", "").startswith(_REPORTED_EVENTS))
+    handler.setLevel(logging.DEBUG if context.verbose else logging.WARNING)
     level = package.level
     package.setLevel(logging.DEBUG if context.verbose else logging.WARNING)
     package.addHandler(handler)
@@ -124,23 +133,35 @@ def _logging(context: CommandContext) -> Generator[OrphanHandler]:
         session.removeHandler(orphan)
 
 
-async def _interruptible(work: Coroutine[Any, Any, T], on_signal: Callable[[int], object]) -> T:
+async def _interruptible(
+    work: Coroutine[Any, Any, T], on_signal: Callable[[int], object], *, waits_on_interrupt: bool
+) -> T:
     loop = asyncio.get_running_loop()
     asyncio_task = loop.create_task(work)
     signals: list[int] = []
 
     def cancel(number: int) -> None:
+        is_closing = signals and not (waits_on_interrupt and signals == [signal.SIGINT])
+        if number == _SIGHUP and is_closing:  # kernel, shell and service manager may each send one
+            return
         signals.append(number)
         on_signal(number)
         asyncio_task.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _signals():
         with suppress(NotImplementedError):  # on Windows, asyncio.run() itself cancels on SIGINT
             loop.add_signal_handler(number, cancel, number)
     await asyncio.wait((asyncio_task,))
     if signals and asyncio_task.cancelled():
         raise CommandInterruptedError("Interrupted.", number=signals[0])
     return asyncio_task.result()
+
+
+def _signals() -> list[int]:
+    """Return the signals that end a command. SIGHUP does not if `nohup` started the process."""
+    if _SIGHUP is None or signal.getsignal(_SIGHUP) is signal.SIG_IGN:
+        return [signal.SIGINT, signal.SIGTERM]
+    return [signal.SIGINT, signal.SIGTERM, _SIGHUP]
 
 
 def _describe_interrupt(error: CommandInterruptedError, context: CommandContext, orphan: dict[str, Any]) -> None:
@@ -157,13 +178,13 @@ def _describe_interrupt(error: CommandInterruptedError, context: CommandContext,
     elif context.task_id:
         error.message = f"Interrupted. Task {context.task_id} keeps running."
         error.hint = f"Continue with: {context.command('wait', context.task_id)}"
+    elif orphan.get("unknown") or orphan.get("sent") or context.is_unknown:
+        error.message = "Interrupted. No response arrived, so the outcome of the request is unknown."
+        error.hint = context.resolve_hint(context.key or "", tasks=context.has_tasks)
     elif "error" in orphan:
         error.message = f"Interrupted. The request failed: {orphan['error']}"
-    elif orphan.get("sent"):
-        error.message = "Interrupted before the response arrived. The outcome of the request is unknown."
-        error.hint = context.resolve_hint(context.key or "", tasks=context.has_tasks)
     elif context.resume_command:
-        error.message = "Interrupted. All tasks keep running."
+        error.message = "Interrupted. The tasks that have not ended keep running."
         error.hint = f"Continue with: {context.resume_command}"
     elif context.key:
-        error.message = "Interrupted. No paid request was sent."
+        error.message = "Interrupted. This command sent no paid request."

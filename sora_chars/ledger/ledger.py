@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import weakref
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
 from sora_chars.errors import LedgerError, StaleEntryError, WrongLoopError
 from sora_chars.logs import event_logger
+from sora_chars.redaction import mask
 
 from .entry import Attempt, Entry, Lookup, check_storable, to_json
 from .notifier import ChangeNotifier
-from .states import RESTARTS, EntryState, check_transition
+from .states import EntryState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
@@ -88,6 +88,8 @@ class Ledger:
             raise LedgerError("This ledger is already open.")
         self._notifier = ChangeNotifier()
         await self._store.open(self._notifier)
+        self._finalizer = weakref.finalize(self, self._store.abandon)
+        self._finalizer.atexit = False
         self._opened_in = asyncio.get_running_loop(), os.getpid()
         return self
 
@@ -96,6 +98,7 @@ class Ledger:
         if self._opened_in:
             self._check_open()
             self._opened_in = None
+            self._finalizer.detach()
             await self._store.aclose()
 
     async def register(self, *, key: str, provider: str, kind: str, request: Mapping[str, Any]) -> Entry:
@@ -132,6 +135,17 @@ class Ledger:
         if known and stored.version < known.version:
             return await self._restore(known, stored)
         return stored
+
+    async def insert(self, entry: Entry) -> Entry:
+        """Store an entry of another ledger as it is, unless its key is recorded; return the stored entry of the key.
+
+        Args:
+            entry: The entry, in any state.
+        """
+        self._check_open()
+        texts = {"task_id": entry.task_id, "token_digest": entry.token_digest, "owner": entry.owner}
+        check_storable(key=entry.key, provider=entry.provider, kind=entry.kind, **texts)
+        return await self._store.insert(entry)
 
     async def transition(
         self,
@@ -211,21 +225,8 @@ class Ledger:
             InvalidTransitionError: The entry may not restart from its state.
         """
         self._check_open()
-        check_transition(entry.key, entry.state, to, RESTARTS)
         now = self._clock()
-        changed = attrs.evolve(
-            entry,
-            state=to,
-            request_json=entry.request_json if request is None else to_json(request),
-            token_digest=entry.token_digest if to is EntryState.UNKNOWN else None,
-            task_id=None,
-            owner=None,
-            result_json=None,
-            error_json=None,
-            credits=None,
-            updated_at=now,
-            version=entry.version + 1,
-        )
+        changed = entry.restarted(to, at=now, request=request)
         archive = None if to is EntryState.UNKNOWN else Attempt.of(entry, at=now)
         stored = await self._store.replace(entry, changed, archive=archive)
         if stored is not changed:
@@ -297,6 +298,7 @@ class Ledger:
         query: str | None = None,
     ) -> AsyncGenerator[list[Entry], None]:
         """Iterate over lists of up to 200 entries; see `entries`."""
+        query = query and mask(query)  # as the text that is searched
         last_row_id: int | None = None
         while True:
             self._check_open()

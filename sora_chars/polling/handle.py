@@ -43,6 +43,7 @@ class HandleContext:
         provider: The provider that runs the task.
         watcher: The watcher that polls the task.
         timeout: Seconds that a wait lasts by default.
+        from_ledger: Whether the ledger held the end of the task before it was requested.
         key: The idempotency key, if one is recorded for the task.
     """
 
@@ -51,6 +52,7 @@ class HandleContext:
     watcher: TaskWatcher
     timeout: float
     key: str | None = None
+    from_ledger: bool = False
 
 
 @attrs.define(eq=False, kw_only=True, repr=False)
@@ -101,6 +103,16 @@ class TaskHandle(Generic[R]):
     def snapshot(self) -> TaskSnapshot | None:
         """The task as the last poll showed it. None before the first poll of a resumed task."""
         return self._attached().task.snapshot
+
+    @property
+    def from_ledger(self) -> bool:
+        """Whether the ledger held the end of the task before it was requested."""
+        return self._attached().from_ledger
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the provider answered the last poll that it has no such task, or does not show it yet."""
+        return self._attached().task.missing_since is not None
 
     @property
     def eta(self) -> Eta | None:
@@ -254,10 +266,11 @@ class TaskHandle(Generic[R]):
             self._raise_timeout()
 
     def _raise_timeout(self) -> NoReturn:
-        is_shown = self._attached().task.snapshot is not None
-        ended = (
-            "still runs, but the wait for it timed out" if is_shown else "was not shown by a poll before the time-out"
-        )
+        is_shown = self.snapshot is not None
+        ended = "still runs, but the wait for it timed out"
+        if not is_shown:
+            known = "was not found" if self.is_missing else "could not be polled"
+            ended = f"{known} before the wait for it timed out"
         raise WaitTimeoutError(
             f"Task {self.task_id} at {self.provider} {ended}.",
             hint="Await the handle again, or resume the task by its id: nothing is lost.",

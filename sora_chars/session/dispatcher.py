@@ -21,6 +21,7 @@ from sora_chars.errors import (
     InvalidRequestError,
     LedgerError,
     MissingCharacterError,
+    SubmissionUnknownError,
     UnreadableEntryError,
     WaitTimeoutError,
     printable,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 log = event_logger("sora_chars.session")
 
+_ENDED = {EntryState.SUCCEEDED, EntryState.FAILED}
 _MAX_OBSERVED = 2000  # finished tasks of the ledger from which a polling strategy learns
 _REGISTER_CONCURRENCY = 64  # keeps thousands of requests from continuing in one iteration of the event loop
 
@@ -91,6 +93,11 @@ class Dispatcher:
         self.writer = LedgerWriter(self.ledger)
         on_finished = (self.writer.record_result, self._on_finished)
         self._tracker = TaskTracker(self.ledger, self.watcher, on_finished)
+
+    @property
+    def responses_awaited(self) -> int:
+        """How many requests were sent and have no recorded outcome yet."""
+        return sum(submission.sent for submission in self._submissions.values())
 
     async def open(self) -> None:
         """Open the ledger and the providers, share their limits, and train the polling strategy."""
@@ -216,7 +223,7 @@ class Dispatcher:
             key=entry.key,
             name=None if isinstance(request, TaskRequest) else request.name,
             wants=TaskSnapshot if isinstance(request, TaskRequest) else Character,
-            context=self.context(provider, task, entry.key),
+            context=self.context(provider, task, entry.key, from_ledger=snapshot is None and entry.state in _ENDED),
         )
 
     def resume(self, task: str | TaskHandle[Any], provider: str | None, key: str | None) -> TaskHandle[Any]:
@@ -233,9 +240,11 @@ class Dispatcher:
         watched = self.watcher.watch(owner, task.task_id, on_finished=self._tracker.on_finished)
         return task.attach(self.context(owner, watched, key))
 
-    def context(self, provider: Provider, task: WatchedTask, key: str | None) -> HandleContext:
+    def context(
+        self, provider: Provider, task: WatchedTask, key: str | None, *, from_ledger: bool = False
+    ) -> HandleContext:
         """Return what a live handle needs of this session."""
-        return HandleContext(task, provider, self.watcher, self.timeout, key)
+        return HandleContext(task, provider, self.watcher, self.timeout, key, from_ledger)
 
     def provider(self, name: str | None) -> Provider:
         """Return the provider of that name; for None the first one that has tasks, else the first.
@@ -364,7 +373,8 @@ def _log_orphan(submission: Submission, asyncio_task: asyncio.Task[Any]) -> None
         level = logging.ERROR if submission.sent else logging.INFO
         log.log(level, "submission.cancelled", extra=facts | {"sent": submission.sent})
     elif error := asyncio_task.exception():
-        log.error("submission.failed", extra=facts | {"error": printable(error)})
+        is_unknown = isinstance(error, SubmissionUnknownError)
+        log.error("submission.failed", extra=facts | {"error": printable(error), "unknown": is_unknown})
     else:
         log_outlived(submission.entry)
 

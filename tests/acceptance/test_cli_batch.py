@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Pipe = Callable[..., subprocess.CompletedProcess[bytes]]
 
 NOWHERE = ("--base-url", "http://127.0.0.1:1")
-AGAIN = "To continue, run the same command again. Nothing is paid twice.\n"
+AGAIN = "To continue, {}. Nothing is paid twice.\n"
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_json_summary(pipe: Pipe, at: tuple[str, ...]) -> None:
     row, last = map(json.loads, done.stdout.splitlines())
     assert (done.returncode, done.stderr, row["status"]) == (0, b"", "succeeded")
     assert last["summary"].pop("seconds") > 0
-    zeros = dict.fromkeys(("failed", "rejected", "unknown", "running", "not_sent", "repeated"), 0)
+    zeros = dict.fromkeys(("failed", "rejected", "unknown", "pending", "running", "not_sent", "repeated"), 0)
     assert last == {"summary": {"rows": 1, "succeeded": 1, "credits": 0.0625} | zeros}
 
 
@@ -244,7 +244,7 @@ def test_timeout_leaves_a_row_running(cli: Cli, emulator: Emulator, command: Com
     assert late.returncode == 5
     (row,) = rows(out).values()
     assert (row["status"], row["error"]["type"]) == ("running", "WaitTimeoutError")
-    assert late.stderr.endswith(AGAIN)
+    assert late.stderr.endswith(AGAIN.format("run the same command again"))
     emulator.finish(row["task_id"])
     assert cli(*batch).returncode == 0
     assert (states(out), emulator.counts.creates) == ({"succeeded": 1}, 1)
@@ -259,7 +259,7 @@ def test_budget_is_kept(cli: Cli, emulator: Emulator, command: Command, out: Pat
 
     assert (poor.returncode, same.returncode, emulator.counts.creates) == (5, 5, 3)
     assert "succeeded: 3\nnot sent: 5\ncredits: 0.1875\n" in poor.stderr
-    assert poor.stderr.endswith(f"The budget of 0.2 credits allows no more rows.\n{AGAIN}")
+    assert poor.stderr.endswith(f"allows no more rows.\n{AGAIN.format('run the command again with a larger --budget')}")
     assert cli(*batch, "--budget", "0.5").returncode == 0
     assert (states(out), emulator.counts.creates) == ({"succeeded": 8}, 8)
 
@@ -285,7 +285,9 @@ def test_account_error_stops_the_batch(
     assert (first.returncode, states(out), rejected <= 5) == (5, {"rejected": rejected}, True)
     assert sum(emulator.request_counts.values()) == rejected
     assert f"rejected: {rejected}\nnot sent: {20 - rejected}\n" in first.stderr
-    assert first.stderr.endswith(f"No more rows are sent. {text}\n{AGAIN}")
+    assert first.stderr.endswith(
+        f"No more rows are sent. {text}\n{AGAIN.format('correct that and run the same command again')}"
+    )
     fault.remove()
     assert cli(*batch).returncode == 0
     assert (states(out), emulator.counts.creates) == ({"succeeded": 20}, 20)
@@ -295,7 +297,7 @@ def test_budget_needs_a_price(cli: Cli, emulator: Emulator, command: Command, ou
     """The cost of a kkiai row is not reported, so the batch stops after the first row and asks for `--price`."""
     poor = cli(*command(*map(kkiai, range(3))), "--budget", "5")
     assert (poor.returncode, emulator.counts.characters, states(out)) == (5, 1, {"succeeded": 1})
-    assert f"Give --price.\n{AGAIN}" in poor.stderr
+    assert f"a row is unknown.\n{AGAIN.format('run the command again with --price')}" in poor.stderr
 
 
 def test_callbacks_end_waits(cli: Cli, emulator: Emulator, command: Command, free_port: int) -> None:

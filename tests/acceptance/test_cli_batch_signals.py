@@ -112,7 +112,7 @@ def test_leaving_writes_running_rows(
 
     for number, text in zip(numbers, ("waiting for 4 running", "")[-len(numbers) :], strict=True):
         process.send_signal(number)
-        wait_for_line(process, text or "Stopping. Running tasks keep running;")
+        wait_for_line(process, text or "Stopping. Nothing more is sent. Tasks that run keep running.")
     status, err = end(process)
 
     assert status == 128 + numbers[0]
@@ -132,9 +132,10 @@ def test_second_signal_leaves_an_unknown_row(
     process = start_cli(*command, "--concurrency", "1")
     wait_for(sora_emulator, lambda: sora_emulator.counts.creates)
 
-    for number in (signal.SIGTERM, signal.SIGTERM):
-        process.send_signal(number)
-        wait_for_line(process, "Stopping.")
+    process.send_signal(signal.SIGTERM)
+    wait_for_line(process, "Waiting up to 60 s for the response to 1 request; Ctrl-C ends that wait, and the outcome")
+    process.send_signal(signal.SIGTERM)
+    wait_for_line(process, "Stopping now. The outcome of 1 request is unknown.")
     status, err = end(process)
 
     assert (status, states()) == (143, {"unknown": 1})
@@ -155,7 +156,7 @@ def test_interrupted_upload(
     status, err = end(process)
 
     assert status == 130
-    assert "Interrupted. Nothing more is sent; waiting for 0 running." in err
+    assert "Interrupted. Nothing more is sent, and nothing is running." in err
     assert "rows: 1\nnot sent: 1\n" in err
     assert (tmp_path / "out.jsonl").read_text() == ""
 

@@ -237,7 +237,7 @@ def test_interrupted_resume_suggests_a_command(
 
     assert process.returncode == 130
     error = json.loads(out)["error"]
-    assert error["message"] == "Interrupted. All tasks keep running."
+    assert error["message"] == "Interrupted. The tasks that have not ended keep running."
     assert error["hint"] == f"Continue with: sora-chars resume --base-url {emulator.url} --ledger {ledger[1]}"
 
 
@@ -263,7 +263,7 @@ def test_characters_are_listed_and_searched(keyless: Cli, own: Path) -> None:
     mention, key, *cells, _age = plain.stdout.rstrip("\n").split("\t")
     assert [mention, key, *cells] == ["@user.0", "dog-0", ORIGIN, "1,3", "kie", "1.5"]
     assert (one.stdout.count("\n"), one.stderr) == (1, "Showing the newest 1. For more, use --limit 2\n")
-    assert (none.stdout, none.stderr) == ("", f"No characters found in {own}\n")
+    assert (none.stdout, none.stderr) == ("", f"No characters in {own} match 'cat'\n")
     assert "\x1b" not in keyless("ledger", "ls").stdout
     assert "\x1b" not in keyless("ledger", "show", "dog-1").stdout
 
@@ -311,7 +311,7 @@ def test_resolve(cli: Cli, at: tuple[str, ...], emulator: Emulator, own: Path) -
         await start_sending(ledger, "once", provider="laozhang")
 
     record(own, add_entries)
-    made = cli("ledger", "resolve", "made", "--task-id", task_id)
+    made = cli("ledger", "resolve", "made", "--task-id", task_id, "--unchecked")
     lost = read(cli("ledger", "resolve", "lost", "--never-sent", "--json"))["entry"]
     gateway = read(cli("ledger", "resolve", "once", "--task-id", "x", "--json"), 2)["error"]
     unclear = read(cli("ledger", "resolve", "once", "--json"), 2)["error"]
@@ -361,7 +361,7 @@ def test_nothing_is_sent_without_a_ledger(
     foreign = cli("create", *at, *FROM_TASK, "--json")
 
     assert absent["type"] == "LedgerError"
-    assert absent["hint"] == f"The ledger is {path}; choose another with --ledger."
+    assert absent["hint"] == f"The ledger is {path}; --ledger selects another one, which knows no key of this one."
     assert blocked["message"].endswith("cannot be created: Not a directory.")
     assert json.loads(foreign.stdout)["error"]["type"] == "ConfigurationError"
     assert "secret" not in foreign.stdout + foreign.stderr
@@ -377,5 +377,8 @@ def test_password_is_not_shown(cli: Cli, cli_environment: dict[str, str]) -> Non
 
     for ended in (typed, named):
         assert ended.returncode == 2
-        assert "The ledger is postgresql://...; choose another with --ledger." in ended.stderr
+        assert (
+            "The ledger is postgresql://...; --ledger selects another one, which knows no key of this one."
+            in ended.stderr
+        )
         assert "secret" not in ended.stdout + ended.stderr

@@ -71,7 +71,7 @@ def test_interrupt_waits_for_the_response(start_cli: Start, sora_emulator: Emula
 
     (task_id,) = sora_emulator.tasks
     assert (ended, out) == (130, "")
-    assert "waiting for its response" in err
+    assert "Interrupted. The request was sent; waiting up to 60 s for its response. Ctrl-C ends that wait" in err
     assert f"Continue with: sora-chars wait {task_id}" in err
     assert "Traceback" not in err
 
@@ -84,13 +84,13 @@ def test_second_interrupt_names_the_key(start_cli: Start, sora_emulator: Emulato
     process.send_signal(signal.SIGINT)
     assert process.stderr
     line = ""
-    while "waiting for its response" not in line:
+    while "for its response" not in line:
         line = process.stderr.readline()
 
     ended, out, err = end(process)
 
     assert (ended, out) == (130, "")
-    assert "Interrupted before the response arrived." in err
+    assert "Interrupted. No response arrived, so the outcome of the request is unknown." in err
     assert "sora-chars ledger resolve dog-1 --task-id ID | --never-sent | --give-up\n" in err
     assert err.endswith("  key: dog-1\n")
     assert "Traceback" not in err
@@ -106,7 +106,7 @@ def test_interrupted_upload(start_cli: Start, sora_emulator: Emulator, make_clip
     ended, out, _ = end(process)
 
     assert ended == 130
-    assert error_in(out)["message"] == "Interrupted. No paid request was sent."
+    assert error_in(out)["message"] == "Interrupted. This command sent no paid request."
     assert CREATE not in sora_emulator.request_counts
 
 

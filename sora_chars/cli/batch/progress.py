@@ -7,6 +7,7 @@ import time
 from collections import Counter, deque
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -19,13 +20,13 @@ from rich.text import Text
 from sora_chars.cli.render import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from sora_chars.batch.batch import Batch
     from sora_chars.batch.progress import Progress
     from sora_chars.cli.output import Output
 
-STATUSES = ("succeeded", "failed", "rejected", "unknown", "running")
+STATUSES = ("succeeded", "failed", "rejected", "unknown", "pending", "running")
 
 _STYLES = {"succeeded": "green", "failed": "red", "rejected": "red", "unknown": "yellow", "running": "cyan"}
 _LINE_INTERVAL = 10.0  # seconds between two lines, unless another 10 % of the rows have ended
@@ -41,25 +42,42 @@ class Tally:
 
     Attributes:
         total: The number of rows.
-        statuses: How many written rows have each status.
+        statuses: How many rows have each status, by their last written row.
         in_flight: The columns of the rows that have been started and not written, by key.
+        sent: How many of the rows in flight were sent. The others wait, for example for
+            the rate limits.
         credits: What the written rows cost.
-        unknown_keys: The first keys whose outcome is unknown.
+        unknown: The columns of the rows whose outcome is unknown, by key.
+        keeps_columns: Whether `unknown` keeps the columns, not only the keys.
     """
 
     total: int
     statuses: Counter[str] = attrs.field(factory=Counter)
     in_flight: dict[str, dict[str, Any]] = attrs.field(factory=dict)
+    sent: int = 0
     credits: float = 0.0
-    unknown_keys: list[str] = attrs.field(factory=list)
+    unknown: dict[str, dict[str, Any]] = attrs.field(factory=dict)
+    keeps_columns: bool = False
 
     def add(self, row: dict[str, Any]) -> None:
         """Count a row that was written."""
-        self.in_flight.pop(row["key"], None)
+        key = row["key"]
+        columns = self.in_flight.pop(key, {})
+        self.forget_unknown(key)
         self.statuses[row["status"]] += 1
         self.credits += row.get("credits", 0.0)
-        if row["status"] == "unknown" and len(self.unknown_keys) < _MAX_UNKNOWN_KEYS:
-            self.unknown_keys.append(row["key"])
+        if row["status"] == "unknown":
+            self.unknown[key] = columns if self.keeps_columns else {}
+
+    def forget_unknown(self, key: str) -> None:
+        """Count a row no longer, if its outcome was unknown."""
+        if self.unknown.pop(key, None) is not None:
+            self.statuses["unknown"] -= 1
+
+    @property
+    def unknown_keys(self) -> list[str]:
+        """The first keys whose outcome is unknown."""
+        return list(islice(self.unknown, _MAX_UNKNOWN_KEYS))
 
     @property
     def ended(self) -> int:
@@ -68,9 +86,9 @@ class Tally:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The number of rows with each status. Rows in flight count as running."""
+        """The number of rows with each status. Rows in flight that were sent count as running."""
         counts = {status: self.statuses[status] for status in STATUSES}
-        counts["running"] += len(self.in_flight)
+        counts["running"] += min(self.sent, len(self.in_flight))
         return counts | {"not sent": self.total - sum(counts.values())}
 
 
@@ -83,12 +101,14 @@ class BatchDisplay:
         tally: The counts to show.
         budget: The budget in credits, if any.
         rows_to_stdout: Whether the rows of the batch are written to stdout.
+        responses_awaited: Returns how many requests were sent and not answered yet.
     """
 
     output: Output
     tally: Tally
     budget: float | None = None
     rows_to_stdout: bool = False
+    responses_awaited: Callable[[], int] = int
     _errors: deque[Text] = attrs.field(factory=lambda: deque[Text](maxlen=_MAX_ERRORS))
     _live: Live | None = None
     _printed_at: float = attrs.field(factory=time.monotonic)
@@ -111,7 +131,7 @@ class BatchDisplay:
             with suppress(asyncio.CancelledError):
                 await ticker
             if self._live:
-                self.show(batch.progress)
+                self._show_now(batch)
                 self._live.stop()
 
     @property
@@ -124,8 +144,12 @@ class BatchDisplay:
 
     async def _tick(self, batch: Batch) -> None:
         while True:
-            self.show(batch.progress)
+            self._show_now(batch)
             await asyncio.sleep(_LIVE_REFRESH if self._live else _LINE_REFRESH)
+
+    def _show_now(self, batch: Batch) -> None:
+        self.tally.sent = batch.tasks_running + self.responses_awaited()
+        self.show(batch.progress)
 
     def show(self, progress: Progress) -> None:
         """Refresh the live display, or print a line if it is due."""

@@ -1,10 +1,10 @@
-"""Reads the rows of `sora-chars batch` from JSONL or CSV, and checks each of them."""
+"""Reads the rows of `sora-chars batch` from JSONL, a JSON array or CSV, and checks each of them."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
+import re
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import attrs
@@ -15,8 +15,11 @@ from sora_chars.ledger.serialize import to_record
 from sora_chars.models import CharacterRequest
 from sora_chars.responses import parse_json
 
+from .csv_rows import read_csv
+from .decoding import UnreadableInputError, peek_text, text_lines, whole_text
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
 COLUMNS: tuple[str, ...] = (
     "key",
@@ -32,10 +35,10 @@ COLUMNS: tuple[str, ...] = (
 )
 FORMATS = ("jsonl", "csv")
 
-_MAX_LINE_BYTES = 1 << 20
 _MAX_REASON_LENGTH = 200  # characters
 _MAX_NAME_LENGTH = 60  # characters
-_BOM = b"\xef\xbb\xbf"
+_BETWEEN_ROWS = re.compile(r"[\s\[,]*")  # of a JSON array that was decoded already
+_DECODER = json.JSONDecoder()
 
 
 def _record(row: Row) -> str:
@@ -75,13 +78,19 @@ class Problem:
         return f"line {self.line}: {'; '.join(self.texts)}"
 
 
-def guess_format(head: bytes) -> str:
-    """Return the format of a file that begins with `head`: JSONL if a bracket comes first, otherwise CSV."""
-    return "jsonl" if head.removeprefix(_BOM).lstrip().startswith((b"{", b"[")) else "csv"
+def guess_format(stream: BinaryIO, encoding: str | None) -> str:
+    """Return the format by the first bytes: JSON if a bracket comes first, otherwise CSV."""
+    return "jsonl" if peek_text(stream, encoding).lstrip().startswith(("{", "[")) else "csv"
 
 
 def read_rows(
-    stream: BinaryIO, file_format: str, *, provider: str, providers: Collection[str]
+    stream: BinaryIO,
+    file_format: str,
+    *,
+    provider: str,
+    providers: Collection[str],
+    encoding: str | None = None,
+    delimiter: str | None = None,
 ) -> Iterator[Row | Problem]:
     """Read one row at a time. Invalid content is yielded as a `Problem` and never raises.
 
@@ -90,98 +99,67 @@ def read_rows(
         file_format: One of `FORMATS`.
         provider: The provider of rows that name none.
         providers: The names that a row may use.
+        encoding: The encoding of the file; None selects UTF-16 or UTF-8 by its first bytes.
+        delimiter: What separates two cells of CSV; None selects it by the first line.
     """
-    for line, fields in _read_csv(stream) if file_format == "csv" else _read_jsonl(stream):
-        if isinstance(fields, str):
-            yield Problem(line, (fields,))
-        else:
-            yield _to_row(line, fields, provider, providers)
-
-
-def _read_jsonl(stream: BinaryIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Yield the line number of each row, and its fields or a description of its problem."""
-    for line, content in enumerate(_lines(stream), 1):
-        if len(content) > _MAX_LINE_BYTES:
-            yield line, f"the line is longer than {_MAX_LINE_BYTES} bytes; the rest of the file was not read"
-            return
-        if content.strip():
-            yield line, _from_json(content)
-
-
-def _from_json(content: bytes) -> dict[str, Any] | str:
     try:
-        fields = parse_json(content.decode())
-    except UnicodeDecodeError as error:
-        return f"invalid UTF-8: {error.reason} at byte {error.start + 1}"
-    except json.JSONDecodeError as error:
-        return f"invalid JSON: {error.msg} at column {error.colno}"
+        for line, fields in _read_fields(stream, file_format, encoding, delimiter):
+            yield Problem(line, (fields,)) if isinstance(fields, str) else _to_row(line, fields, provider, providers)
+    except UnreadableInputError as error:
+        yield Problem(error.line, (str(error),))
+
+
+def _read_fields(
+    stream: BinaryIO, file_format: str, encoding: str | None, delimiter: str | None
+) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    """Yield the line number of each row, and its fields or a description of its problem."""
+    if file_format == "csv":
+        return read_csv(text_lines(stream, encoding), COLUMNS, delimiter)
+    if peek_text(stream, encoding).lstrip().startswith("["):
+        return _read_array(whole_text(stream, encoding))
+    return _read_jsonl(text_lines(stream, encoding))
+
+
+def _read_jsonl(lines: Iterator[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    for line, text in enumerate(lines, 1):
+        if text.strip():
+            try:
+                yield line, _fields(parse_json(text))
+            except ValueError as error:
+                yield line, _invalid_json(error)
+
+
+def _read_array(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yield the objects of an array, each with the line at which it begins."""
+    try:
+        rows = parse_json(text)
     except ValueError as error:
-        return f"invalid JSON: {printable(error, limit=_MAX_REASON_LENGTH)}"
-    return fields if isinstance(fields, dict) else "row must be a JSON object"
+        yield getattr(error, "lineno", 1), _invalid_json(error)
+        return
+    line_end = "\n" if "\n" in text else "\r"
+    line = 1
+    position = 0
+    for row in rows:
+        start = _BETWEEN_ROWS.match(text, position).end()  # type: ignore[union-attr] # it matches an empty text too
+        line += text.count(line_end, position, start)
+        yield line, _fields(row)
+        position = _DECODER.raw_decode(text, start)[1]
+        line += text.count(line_end, start, position)
 
 
-def _read_csv(stream: BinaryIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Yield what `_read_jsonl` does. Empty cells are left out, and so are rows of empty cells."""
-    head: list[str] = []
-    for line, cells in _csv_cells(stream):
-        if isinstance(cells, str):
-            yield line, cells
-            if not head:
-                return
-        elif not any(cells):
-            continue
-        elif head and len(cells) != len(head):
-            yield line, f"the row has {len(cells)} cells, but the first line names {len(head)} columns"
-        elif head:
-            yield line, {name: cell for name, cell in zip(head, cells, strict=True) if cell}
-        else:
-            head = [cell.strip() for cell in cells]
-            if problems := _head_problems(head):
-                yield line, f"{problems}; the rows were not read"
-                return
+def _fields(value: object) -> dict[str, Any] | str:
+    return value if isinstance(value, dict) else "row must be a JSON object"
 
 
-def _csv_cells(stream: BinaryIO) -> Iterator[tuple[int, list[str] | str]]:
-    reader = csv.reader(_csv_lines(stream), strict=True)
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            yield line, f"invalid CSV: {printable(error, limit=_MAX_REASON_LENGTH)}"
-            continue
-        if cells is None:
-            return
-        yield line, cells
+def _invalid_json(error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"invalid JSON: {error.msg} at column {error.colno}"
+    return f"invalid JSON: {printable(error, limit=_MAX_REASON_LENGTH)}"
 
 
-def _csv_lines(stream: BinaryIO) -> Iterator[str]:
-    """Yield the lines as text. Invalid UTF-8 becomes surrogates, which `_text_problem` rejects."""
-    for content in _lines(stream):
-        if len(content) > _MAX_LINE_BYTES:
-            raise csv.Error(f"the line is longer than {_MAX_LINE_BYTES} bytes; the rest of the file was not read")
-        yield content.decode(errors="surrogateescape")
-
-
-def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield each line, or its beginning if it is longer than the limit."""
-    first = stream.readline(_MAX_LINE_BYTES + 1)
-    if first:
-        yield first.removeprefix(_BOM)
-    while line := stream.readline(_MAX_LINE_BYTES + 1):
-        yield line
-
-
-def _head_problems(head: list[str]) -> str:
-    wrong = sorted({name for name in head if name not in COLUMNS or head.count(name) > 1})
-    if not wrong:
-        return ""
-    names = ", ".join(printable(repr(name), limit=_MAX_NAME_LENGTH) for name in wrong)
-    return f"the first line must name different columns out of {', '.join(COLUMNS)}, got {names}"
-
-
-def _to_row(line: int, fields: dict[str, Any], provider: str, providers: Collection[str]) -> Row | Problem:
-    given = {name: value for name, value in fields.items() if value is not None}
+def _to_row(line: int, fields: Mapping[str, Any], provider: str, providers: Collection[str]) -> Row | Problem:
+    given = {name: value.strip() if isinstance(value, str) else value for name, value in fields.items()}
+    given = {name: value for name, value in given.items() if value is not None}
     problems = [f"{name} {problem}" for name, value in given.items() if (problem := _text_problem(value))]
     if unknown := [printable(repr(name), limit=_MAX_NAME_LENGTH) for name in given.keys() - set(COLUMNS)]:
         problems.append(f"{', '.join(sorted(unknown))}: unknown column, expected one of {', '.join(COLUMNS)}")
@@ -210,5 +188,5 @@ def _text_problem(value: object) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        return "must be valid Unicode, encoded as UTF-8"
+        return "must be valid Unicode, without unpaired surrogates"
     return "must not contain a NUL character" if "\0" in value else ""

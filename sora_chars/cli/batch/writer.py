@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sora_chars.cli.render import character_json, error_json
-from sora_chars.errors import ConfigurationError, SoraCharsError, printable
+from sora_chars.errors import (
+    ConfigurationError,
+    LedgerError,
+    ProviderError,
+    SessionClosedError,
+    SoraCharsError,
+    WaitTimeoutError,
+    printable,
+)
 from sora_chars.ledger import EntryState
 from sora_chars.ledger.serialize import to_snapshot
 
@@ -23,8 +32,13 @@ if TYPE_CHECKING:
 
     Write = Callable[[Mapping[str, Any]], None]
 
+_HINT = (
+    "Nothing more is sent. What was paid is in the ledger: correct --output and run the same command again. "
+    "With a ledger in memory that would pay again."
+)
 _ROW_START = b'{"key": '
 _MAX_ROW_BYTES = 1 << 20
+_PENDING = (LedgerError, SessionClosedError, WaitTimeoutError)  # nothing was sent
 _ERROR_TYPES = {EntryState.FAILED: "TaskFailedError", EntryState.UNKNOWN: "SubmissionUnknownError"}
 
 
@@ -36,7 +50,8 @@ def outcome_row(outcome: Outcome) -> dict[str, Any]:
         facts = error_json(error)["error"]
     elif error:
         facts = {"type": type(error).__name__, "message": printable(error)}
-    return _row(outcome, outcome.character, facts)
+    is_pending = outcome.state is EntryState.REJECTED and (isinstance(error, _PENDING) or _is_transient(error))
+    return _row(outcome, outcome.character, facts, status=EntryState.PENDING if is_pending else outcome.state)
 
 
 def entry_row(entry: Entry | None) -> dict[str, Any] | None:
@@ -45,13 +60,20 @@ def entry_row(entry: Entry | None) -> dict[str, Any] | None:
         return None
     character = to_snapshot(entry).character if entry.state is EntryState.SUCCEEDED else None
     facts = {"type": _ERROR_TYPES[entry.state]} if entry.state in _ERROR_TYPES else {}
-    return _row(entry, character, facts | (entry.error or {}))
+    return _row(entry, character, facts | (entry.error or {}), status=entry.state)
 
 
-def _row(source: Outcome | Entry, character: Character | None, error: Mapping[str, Any]) -> dict[str, Any]:
+def _is_transient(error: Exception | None) -> bool:
+    """Return whether the provider was not reached, or did nothing for now."""
+    return isinstance(error, ProviderError) and error.transient
+
+
+def _row(
+    source: Outcome | Entry, character: Character | None, error: Mapping[str, Any], *, status: EntryState
+) -> dict[str, Any]:
     row: dict[str, Any] = {
         "key": source.key,
-        "status": str(source.state),
+        "status": str(status),
         "provider": source.provider,
         "task_id": source.task_id,
     }
@@ -79,6 +101,7 @@ def open_output(path: str) -> Generator[Write]:
         file = Path(path).open("ab", buffering=0)  # noqa: SIM115 # closed below, outside of `_os_errors`
     with file:
         yield lambda row: _write(path, row, file)
+        _check_not_deleted(path, file)
 
 
 def _write(path: str, row: Mapping[str, Any], file: BinaryIO) -> None:
@@ -87,6 +110,15 @@ def _write(path: str, row: Mapping[str, Any], file: BinaryIO) -> None:
         while line:
             line = line[file.write(line) :]
         file.flush()
+    if path != "-":
+        _check_not_deleted(path, file)
+
+
+def _check_not_deleted(path: str, file: BinaryIO) -> None:
+    """Raise `ConfigurationError` if the file has no name any more: its rows end with the command."""
+    facts = os.fstat(file.fileno())
+    if stat.S_ISREG(facts.st_mode) and not facts.st_nlink:
+        raise ConfigurationError(f"--output {path}: the file was deleted while the rows were written.", hint=_HINT)
 
 
 @contextmanager
@@ -98,7 +130,7 @@ def _os_errors(path: str) -> Generator[None]:
     except OSError as error:
         raise ConfigurationError(
             f"--output {path}: {os.strerror(error.errno or 0)}.",
-            hint="Everything that was paid is in the ledger. Make the file writable and run the same command again.",
+            hint=_HINT,
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from contextlib import contextmanager
@@ -15,15 +16,7 @@ from sora_chars.cli.batch.reader import FORMATS, guess_format, read_rows
 from sora_chars.cli.batch.runner import BatchRun
 from sora_chars.cli.batch.spool import fill, open_spool
 from sora_chars.cli.batch.writer import open_output
-from sora_chars.cli.options import (
-    PROVIDERS,
-    Settings,
-    ledger_options,
-    output_options,
-    provider_options,
-    submit_options,
-    wait_options,
-)
+from sora_chars.cli.options import PROVIDERS, Settings, create_options
 from sora_chars.cli.runner import run
 from sora_chars.errors import InvalidRequestError
 
@@ -34,8 +27,47 @@ if TYPE_CHECKING:
     from sora_chars.cli.context import CommandContext
     from sora_chars.protocols import Provider
 
-_SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-_NO_CALLBACKS: dict[str, Any] = {"callback_url": None, "listen": None}  # only kie sends callbacks
+_SUFFIXES = {".csv": "csv", ".tsv": "csv", ".json": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_NO_CALLBACKS: dict[str, Any] = {"callback_url": None, "listen": None}  # of the rows' own providers
+
+
+def delimiter_character(text: str) -> str:
+    """Parse a delimiter of CSV: one character, or the word "tab"."""
+    character = "\t" if text in {"tab", "\\t"} else text
+    if len(character) != 1 or character.isalnum() or character in "\"'\r\n ":
+        raise click.BadParameter(f"{text!r} is not one character such as ; or the word tab.")
+    return character
+
+
+def text_encoding(text: str) -> str:
+    """Parse the name of an encoding that Python knows."""
+    try:
+        io.TextIOWrapper(io.BytesIO(), encoding=text)
+    except (LookupError, ValueError) as error:
+        raise click.BadParameter(f"{text!r} is not the name of an encoding, such as cp1252.") from error
+    return text
+
+
+@attrs.frozen
+class FileOptions:
+    """How the input file is read.
+
+    Attributes:
+        file: Its path; "-" is stdin.
+        file_format: Its format, if it was given.
+        encoding: Its encoding, if it was given.
+        delimiter: The delimiter of its cells, if it was given.
+    """
+
+    file: str
+    file_format: str | None
+    encoding: str | None
+    delimiter: str | None
+
+    def format_of(self, stream: BinaryIO) -> str:
+        """Return the format that was given, or that of the file's suffix, or that of its first bytes."""
+        by_suffix = _SUFFIXES.get(Path(self.file).suffix.lower())
+        return self.file_format or by_suffix or guess_format(stream, self.encoding)
 
 
 @click.command()
@@ -45,7 +77,19 @@ _NO_CALLBACKS: dict[str, Any] = {"callback_url": None, "listen": None}  # only k
     "--format",
     "file_format",
     type=click.Choice(FORMATS),
-    help="Format of FILE.  [default: by its suffix or its first bytes]",
+    help="Format of FILE; jsonl includes a JSON array.  [default: by its suffix or its first bytes]",
+)
+@click.option(
+    "--encoding",
+    type=text_encoding,
+    metavar="NAME",
+    help="Encoding of FILE, such as cp1252.  [default: UTF-8, or UTF-16 with a byte order mark]",
+)
+@click.option(
+    "--delimiter",
+    type=delimiter_character,
+    metavar="CHAR",
+    help="What separates the cells of a CSV file; tab is the tab character.  [default: by the first line]",
 )
 @click.option(
     "--concurrency",
@@ -65,6 +109,9 @@ _NO_CALLBACKS: dict[str, Any] = {"callback_url": None, "listen": None}  # only k
     "--price", type=float, metavar="CREDITS", help="Expected cost of a row.  [default: the highest cost so far]"
 )
 @click.option(
+    "--retry-failed", is_flag=True, help="Send rows again that failed or were rejected earlier; each is paid again."
+)
+@click.option(
     "--on-interrupt",
     type=click.Choice(["wait", "leave"]),
     default="wait",
@@ -72,11 +119,7 @@ _NO_CALLBACKS: dict[str, Any] = {"callback_url": None, "listen": None}  # only k
     help="After the first Ctrl-C nothing more is sent; wait for the running tasks, or leave them running. "
     "A second Ctrl-C leaves them running.",
 )
-@provider_options
-@submit_options
-@wait_options
-@ledger_options
-@output_options
+@create_options
 @click.pass_obj
 def batch(
     context: CommandContext,
@@ -85,22 +128,27 @@ def batch(
     file: str,
     output: str,
     file_format: str | None,
+    encoding: str | None,
+    delimiter: str | None,
     concurrency: int,
     budget: float | None,
     price: float | None,
     on_interrupt: str,
+    retry_failed: bool,
     **common: Any,
 ) -> int:
     """Create a character for each row of a JSONL or CSV file.
 
-    FILE is JSONL, or CSV whose first line names the columns; - is stdin. The
-    columns are from_task and clip, or video, and optionally key, provider, name,
-    prompt and safety. kie needs a prompt with from_task and takes no clip with
-    video; kkiai always needs a clip. All rows are checked before anything is sent.
+    FILE is JSONL, a JSON array, or CSV whose first line names the columns, as
+    spreadsheets and pandas write it; - is stdin. The columns are from_task and
+    clip, video, or images, and optionally key, provider, name, prompt, safety and
+    voice. kie needs a prompt with from_task and takes no clip with video; kkiai
+    always needs a clip. All rows are checked before anything is sent.
 
-    Each row of OUT has key, status (succeeded, failed, rejected, unknown or
-    running), provider, task_id and, if known, character, error and credits. If a
-    key occurs more than once, its last row counts.
+    Each row of OUT has key, status (succeeded, failed, rejected, unknown, pending
+    or running), provider, task_id and, if known, character, error and credits. A
+    pending row was not sent, or its provider did nothing for now. If a key occurs
+    more than once, its last row counts.
 
     To continue after an interruption, run the same command again. Nothing is paid
     twice: a row is recorded in the ledger under its key, or under a hash of its
@@ -109,7 +157,8 @@ def batch(
     settings = Settings(**common)
     context.use(settings)
     with open_spool() as spool:
-        providers = _check(context, settings, spool, file=file, file_format=file_format)
+        file_options = FileOptions(file, file_format, encoding, delimiter)
+        providers = _check(context, settings, spool, file_options)
         _check_distinct(file, output)
         with open_output(output) as write:
             batch_run = BatchRun(
@@ -121,16 +170,21 @@ def batch(
                 concurrency=concurrency,
                 budget=budget,
                 price=price,
+                retry_failed=retry_failed,
                 wait_on_interrupt=on_interrupt == "wait",
+                shutdown_timeout=settings.shutdown_seconds(providers or [settings.provider]),
             )
-            run(context, batch_run.run(list(providers.values())), on_signal=batch_run.interrupted)
+            run(
+                context,
+                batch_run.run(list(providers.values())),
+                on_signal=batch_run.interrupted,
+                waits_on_interrupt=batch_run.wait_on_interrupt,
+            )
         batch_run.print_summary()
         return batch_run.status
 
 
-def _check(
-    context: CommandContext, settings: Settings, spool: Spool, *, file: str, file_format: str | None
-) -> dict[str, Provider]:
+def _check(context: CommandContext, settings: Settings, spool: Spool, options: FileOptions) -> dict[str, Provider]:
     """Read all rows into the spool, and return the providers that they use.
 
     Raises:
@@ -145,9 +199,14 @@ def _check(
             providers[name] = own.make_provider()
         return providers[name]
 
-    with _open(file) as stream:
+    with _open(options.file) as stream:
         rows = read_rows(
-            stream, file_format or _detect_format(file, stream), provider=settings.provider, providers=PROVIDERS
+            stream,
+            options.format_of(stream),
+            provider=settings.provider,
+            providers=PROVIDERS,
+            encoding=options.encoding,
+            delimiter=options.delimiter,
         )
         problems = fill(spool, rows, provider)
     if problems.count:
@@ -170,12 +229,6 @@ def _open(file: str) -> Generator[BinaryIO]:
         raise click.BadParameter(
             f"{file} cannot be read: {os.strerror(error.errno or 0)}.", param_hint="FILE"
         ) from error
-
-
-def _detect_format(file: str, stream: BinaryIO) -> str:
-    """Return the format by the file's suffix, or else by its first bytes."""
-    peek = getattr(stream, "peek", bytes)
-    return _SUFFIXES.get(Path(file).suffix.lower()) or guess_format(peek())
 
 
 def _check_distinct(file: str, output: str) -> None:

@@ -19,7 +19,7 @@ from sora_chars.polling.strategies import AdaptiveInterval
 
 if TYPE_CHECKING:
     from sora_chars.cli.context import CommandContext
-    from sora_chars.cli.options import LedgerLocation
+    from sora_chars.cli.ledger_location import LedgerLocation
     from sora_chars.cli.render import Cells
     from sora_chars.polling.durations import DurationStats
 

@@ -1,39 +1,48 @@
-"""`sora-chars ledger` and `sora-chars characters`: the recorded requests. They need no API key and no network."""
+"""`sora-chars ledger` and `sora-chars characters`: the recorded requests, which need no API key and no network."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from sora_chars.cli.options import ledger_options, output_options
+from sora_chars.cli.ledger_import import copy_checked, insert_entries
+from sora_chars.cli.options import Settings, address_options, ledger_options, output_options
 from sora_chars.cli.render import (
     CHARACTER_COLUMNS,
     ENTRY_COLUMNS,
     entry_json,
     entry_row,
     entry_rows,
+    one_line,
     saved_json,
     saved_row,
     shown_entry_json,
 )
 from sora_chars.cli.runner import run
-from sora_chars.errors import ConfigurationError, InvalidRequestError
+from sora_chars.errors import ConfigurationError, InvalidRequestError, ProviderError
 from sora_chars.ledger import EntryState, queries, transitions
 from sora_chars.providers.kkiai import GATEWAYS
+from sora_chars.session.session import CharacterSession
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator
+    from collections.abc import Collection, Generator, Iterable
 
     from sora_chars.cli.context import CommandContext
-    from sora_chars.cli.options import LedgerLocation
+    from sora_chars.cli.ledger_import import ImportCounts
+    from sora_chars.cli.ledger_location import LedgerLocation
     from sora_chars.ledger import Entry
+
+DIFFERENT = 1  # exit status
+_MAX_PROBLEMS = 20  # that are shown
 
 limit_option = click.option(
     "--limit", type=click.IntRange(1), default=50, show_default=True, metavar="N", help="Show at most this many."
@@ -59,12 +68,12 @@ def characters(context: CommandContext, /, *, query: str, limit: int, location: 
     payload = {"characters": [saved_json(saved) for saved in shown]}
     rows = [saved_row(saved, now) for saved in shown]
     context.output.show_table(payload, rows, columns=CHARACTER_COLUMNS, stacked=(1, 1, 2))
-    _note_count(context, len(found), limit, "characters")
+    _note_count(context, len(found), limit, "characters", query=query)
 
 
 @click.group()
 def ledger() -> None:
-    """List, export and resolve the recorded requests.
+    """List, export, import and resolve the recorded requests.
 
     The ledger records each request before it is sent, and its outcome. These
     commands send nothing and need no API key.
@@ -100,7 +109,7 @@ def list_entries(
     payload = {"entries": [shown_entry_json(entry) for entry in shown]}
     rows = [entry_row(entry, now) for entry in shown]
     context.output.show_table(payload, rows, columns=ENTRY_COLUMNS, stacked=(1, 1), flexible="request")
-    _note_count(context, len(found), limit, "entries")
+    _note_count(context, len(found), limit, "entries", query=query, states=states)
 
 
 @ledger.command()
@@ -115,18 +124,21 @@ def show(context: CommandContext, /, *, key: str, location: LedgerLocation) -> N
 
 
 class ResolveCommand(click.Command):
-    """A command whose usage shows the three options of which exactly one is required."""
+    """A command whose usage shows the four options of which exactly one is required."""
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """Return the pieces of the usage line."""
-        return [*super().collect_usage_pieces(ctx), "(--task-id ID | --never-sent | --give-up)"]
+        return [*super().collect_usage_pieces(ctx), "(--task-id ID | --never-sent | --give-up | --undo)"]
 
 
 @ledger.command(cls=ResolveCommand)
-@click.argument("key")
+@click.argument("keys", metavar="KEY...", nargs=-1, required=True)
 @click.option("--task-id", metavar="ID", help="The request created this task, as the provider's site shows.")
+@click.option("--unchecked", is_flag=True, help="Record --task-id without fetching the task. Needs no API key.")
 @click.option("--never-sent", is_flag=True, help="The provider never received the request; it may be sent again.")
-@click.option("--give-up", is_flag=True, help="Record the request as failed. This is final.")
+@click.option("--give-up", is_flag=True, help="Record the request as failed.")
+@click.option("--undo", is_flag=True, help="Take the last resolution back, unless the task has ended.")
+@address_options
 @ledger_options
 @output_options
 @click.pass_obj
@@ -134,21 +146,33 @@ def resolve(
     context: CommandContext,
     /,
     *,
-    key: str,
+    keys: tuple[str, ...],
     task_id: str | None,
-    never_sent: bool,
-    give_up: bool,
+    unchecked: bool,
+    base_url: str | None,
+    proxy: str | None,
     location: LedgerLocation,
+    **others: bool,
 ) -> None:
-    """Record the outcome of a request that is unknown.
+    """Record the outcome of requests that is unknown.
 
-    Nothing is sent. Check the provider's website first.
+    No request is sent again. Check the provider's website first. The task that
+    --task-id names is fetched from the provider before it is recorded.
     """
     context.use_ledger(location)
-    if (task_id is not None) + never_sent + give_up != 1:
-        raise click.UsageError("Give exactly one of --task-id ID, --never-sent and --give-up.")
-    entry = run(context, _resolve(location, key, task_id=task_id, never_sent=never_sent, give_up=give_up))
-    _show(context, entry)
+    if (task_id is not None) + sum(others.values()) != 1:
+        raise click.UsageError("Give exactly one of --task-id ID, --never-sent, --give-up and --undo.")
+    if task_id is not None and len(keys) > 1:
+        raise click.UsageError("--task-id names the task of one key.")
+    if unchecked and task_id is None:
+        raise click.UsageError("--unchecked requires --task-id.")
+    for key in keys:
+        if task_id is None:
+            entry = run(context, _resolve(location, key, **others))
+        else:
+            address = {"base_url": base_url, "proxy": proxy}
+            entry = run(context, _resolve_task(location, key, task_id, address, unchecked=unchecked))
+        _show(context, entry)
 
 
 @ledger.command()
@@ -169,21 +193,65 @@ def export(context: CommandContext, /, *, output: str, location: LedgerLocation)
         context.output.note(f"{written} entries written to {output}")
 
 
+@ledger.command("import")
+@click.argument("file")
+@ledger_options
+@output_options
+@click.pass_obj
+def import_entries(context: CommandContext, /, *, file: str, location: LedgerLocation) -> int:
+    """Add the entries of an export that the ledger lacks.
+
+    FILE is what `sora-chars ledger export` wrote; - is stdin. All lines are checked
+    before anything is written. An entry whose key is recorded is never changed: if
+    it differs, its key is reported, and the exit status is 1.
+    """
+    context.use_ledger(location)
+    with tempfile.TemporaryFile() as copy:
+        with _open(file) as lines:
+            _check_lines(context, copy_checked(lines, copy))
+        copy.seek(0)
+        counts = run(context, _import(location, copy))
+    for line in counts.examples:
+        context.output.note(line)
+    numbers = {name: getattr(counts, name) for name in ("inserted", "skipped", "different")}
+    rows = [(name, str(number)) for name, number in numbers.items()]
+    context.output.show({"import": numbers}, [*rows, ("ledger", context.ledger_name)], title="Import")
+    return DIFFERENT if counts.different else 0
+
+
+def _check_lines(context: CommandContext, problems: list[tuple[int, str]]) -> None:
+    """Raise `InvalidRequestError` if there are broken lines, after printing the first ones."""
+    if not problems:
+        return
+    texts = [f"line {number}: {problem}" for number, problem in problems[:_MAX_PROBLEMS]]
+    texts += [f"and {len(problems) - _MAX_PROBLEMS} more"] if len(problems) > _MAX_PROBLEMS else []
+    for text in texts:
+        context.output.note(text)
+    count = "1 line is" if len(problems) == 1 else f"{len(problems)} lines are"
+    raise InvalidRequestError(f"{count} broken. Nothing was written.", problems=tuple(texts))
+
+
 def _show(context: CommandContext, entry: Entry) -> None:
     context.output.show({"entry": shown_entry_json(entry)}, entry_rows(entry), title="Entry")
     if entry.state is EntryState.UNKNOWN:
         context.output.note(context.resolve_hint(entry.key, tasks=entry.provider not in GATEWAYS))
     elif entry.state is EntryState.RUNNING:
         context.output.note(f"Wait for it with: {context.command('wait', entry.key)}")
+    elif entry.state is EntryState.REJECTED and entry.may_have_been_paid:
+        context.output.note("The rejection does not prove that nothing was paid. The key is not sent again by itself.")
     elif entry.state in {EntryState.PENDING, EntryState.REJECTED}:
         context.output.note("Nothing was paid. The same request with this key will be sent.")
 
 
-def _note_count(context: CommandContext, found: int, limit: int, what: str) -> None:
+def _note_count(
+    context: CommandContext, found: int, limit: int, what: str, *, query: str, states: Collection[str] = ()
+) -> None:
     if found > limit:
         context.output.note(f"Showing the newest {limit}. For more, use --limit {2 * limit}")
     elif not found:
-        context.output.note(f"No {what} found in {context.ledger_name}")
+        state = f" {' or '.join(states)}" if states else ""
+        match = f" match {one_line(query)!r}" if query else ""
+        context.output.note(f"No{state} {what} in {context.ledger_name}{match}")
 
 
 async def _characters(location: LedgerLocation, query: str, limit: int) -> list[queries.SavedCharacter]:
@@ -202,17 +270,51 @@ async def _find(location: LedgerLocation, key: str) -> Entry:
         return await queries.find(ledger, key)
 
 
-async def _resolve(
-    location: LedgerLocation, key: str, *, task_id: str | None, never_sent: bool, give_up: bool
+async def _resolve(location: LedgerLocation, key: str, **decision: bool) -> Entry:
+    async with location.open_existing() as ledger:
+        return await transitions.resolve(ledger, key, task_id=None, **decision)
+
+
+async def _resolve_task(
+    location: LedgerLocation, key: str, task_id: str, address: dict[str, str | None], *, unchecked: bool
 ) -> Entry:
+    """Record a task, and fetch it first from the provider of the entry."""
     async with location.open_existing() as ledger:
         entry = await queries.find(ledger, key)
-        if task_id is not None and entry.provider in GATEWAYS:
+        if entry.provider in GATEWAYS:
             raise InvalidRequestError(
                 f"--task-id: {entry.provider} has no tasks.",
                 hint="Use --never-sent if no character was created; otherwise, or if you cannot find out, --give-up.",
             )
-        return await transitions.resolve(ledger, key, task_id=task_id, never_sent=never_sent, give_up=give_up)
+        if unchecked:
+            return await transitions.resolve(ledger, key, task_id=task_id)
+        settings = Settings(provider=entry.provider, base_url=address["base_url"], proxy=address["proxy"], timeout=None)
+        try:
+            async with CharacterSession(settings.make_provider(), ledger=ledger) as session:
+                return await session.resolve(key, task_id=task_id)
+        except (ProviderError, InvalidRequestError) as error:
+            if error.hint:
+                error.hint = error.hint.replace("pass unchecked=True", "add --unchecked")
+            raise
+
+
+async def _import(location: LedgerLocation, lines: Iterable[bytes]) -> ImportCounts:
+    async with location.open() as ledger:
+        return await insert_entries(ledger, lines)
+
+
+@contextmanager
+def _open(file: str) -> Generator[Iterable[bytes]]:
+    if file == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        with Path(file).open("rb") as lines:
+            yield lines
+    except OSError as error:
+        raise click.BadParameter(
+            f"{file} cannot be read: {os.strerror(error.errno or 0)}.", param_hint="FILE"
+        ) from error
 
 
 async def _export(location: LedgerLocation, output: str) -> int:

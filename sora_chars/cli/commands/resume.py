@@ -10,12 +10,13 @@ import attrs
 import click
 from rich.text import Text
 
-from sora_chars.cli.options import Settings, ledger_options, output_options, provider_options, wait_options
+from sora_chars.cli.options import Settings, task_options
 from sora_chars.cli.render import character_json, error_json, one_line, task_json
 from sora_chars.cli.runner import UNKNOWN, exit_status, run
-from sora_chars.errors import SoraCharsError, WaitTimeoutError
+from sora_chars.errors import MissingCharacterError, SoraCharsError, TaskFailedError, WaitTimeoutError
 from sora_chars.ledger import EntryState
 from sora_chars.models import Character
+from sora_chars.providers.kkiai import GATEWAYS
 from sora_chars.session.session import CharacterSession
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Recovery:
         context: The context of the command.
         succeeded: How many tasks have succeeded.
         failed: How many tasks have failed.
-        running: How many tasks are running.
+        running: How many tasks are recorded as running.
         unknown: The keys whose outcome is unknown.
         skipped: How many tasks are running at each other provider.
     """
@@ -46,6 +47,7 @@ class Recovery:
     running: int = 0
     unknown: list[str] = attrs.field(factory=list)
     skipped: Counter[str] = attrs.field(factory=Counter)
+    _unknown_tasks: bool = False  # whether the provider of an unknown key has tasks
     _statuses: set[int] = attrs.field(factory=lambda: {0})
 
     @property
@@ -64,6 +66,7 @@ class Recovery:
         async for entry in session.ledger.entries(states={EntryState.UNKNOWN, EntryState.RUNNING}):
             if entry.state is EntryState.UNKNOWN:
                 self.unknown.append(entry.key)
+                self._unknown_tasks = self._unknown_tasks or entry.provider not in GATEWAYS
             elif entry.provider not in names:
                 self.skipped[entry.provider] += 1
 
@@ -75,9 +78,11 @@ class Recovery:
             return
         except SoraCharsError as error:
             self._statuses.add(exit_status(error))
-            self.failed += 1
             payload = error_json(error, task_id=handle.task_id, key=handle.key)
             line.print_result(payload, _result_line("FAIL", "red", handle, error))
+            if not isinstance(error, TaskFailedError | MissingCharacterError):
+                return  # the wait failed, not the task
+            self.failed += 1
         else:
             self.succeeded += 1
             payload = _outcome_json(outcome, handle.key)
@@ -101,14 +106,11 @@ class Recovery:
         if self.unknown:
             more = ", ..." if len(self.unknown) > _MAX_NAMED_KEYS else ""
             output.note(f"Outcome unknown: {len(self.unknown)} ({', '.join(self.unknown[:_MAX_NAMED_KEYS])}{more})")
-            output.note(self.context.resolve_hint("KEY"))
+            output.note(self.context.resolve_hint("KEY", tasks=self._unknown_tasks))
 
 
 @click.command()
-@provider_options
-@wait_options
-@ledger_options
-@output_options
+@task_options
 @click.pass_obj
 def resume(context: CommandContext, /, **common: Any) -> int:
     """Wait for every task that is recorded as running.

@@ -8,18 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sora_chars.cli.callback_server import serve_callbacks
-from sora_chars.cli.options import (
-    SHUTDOWN_TIMEOUT,
-    Settings,
-    json_input,
-    ledger_options,
-    output_options,
-    provider_options,
-    response_options,
-    submit_options,
-    wait_options,
-)
+from sora_chars.cli.options import Settings, create_options, json_input, query_options, task_options
 from sora_chars.cli.render import (
     MODEL_COLUMNS,
     character_json,
@@ -30,29 +19,31 @@ from sora_chars.cli.render import (
     task_rows,
 )
 from sora_chars.cli.runner import run as run_command
-from sora_chars.errors import InvalidRequestError, NoAnswerError, WaitTimeoutError
+from sora_chars.cli.single_task import submit_and_wait, wait_for
+from sora_chars.errors import InvalidRequestError, NoAnswerError
 from sora_chars.ids import new_key
 from sora_chars.ledger import EntryState
 from sora_chars.models import Character, CharacterRequest, TaskRequest
+from sora_chars.providers.kkiai import GATEWAYS
 from sora_chars.session.session import CharacterSession
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from sora_chars.cli.context import CommandContext
-    from sora_chars.cli.output import StatusLine
-    from sora_chars.ledger import Entry
-    from sora_chars.models import TaskSnapshot, UploadProgress
+    from sora_chars.models import TaskSnapshot
     from sora_chars.polling.handle import TaskHandle
     from sora_chars.protocols import Provider
-
-_UNSENT = {EntryState.PENDING, EntryState.REJECTED}
-_ENDED = {EntryState.SUCCEEDED, EntryState.FAILED}
 
 key_option = click.option(
     "--key",
     metavar="KEY",
     help="Idempotency key: the same request with the same key is never paid twice.  [default: a new UUID]",
+)
+
+
+retry_option = click.option(
+    "--retry", "is_retry", is_flag=True, help="Send a --key again that failed or was rejected; this is paid."
 )
 
 
@@ -76,11 +67,8 @@ key_option = click.option(
 @click.option("--safety", metavar="TEXT", help="What the character must not be used for.")
 @click.option("--voice", metavar="ID", help="The provider's id of a voice.")
 @key_option
-@provider_options
-@submit_options
-@wait_options
-@ledger_options
-@output_options
+@retry_option
+@create_options
 @click.pass_obj
 def create(
     context: CommandContext,
@@ -95,6 +83,7 @@ def create(
     safety: str | None,
     voice: str | None,
     key: str | None,
+    is_retry: bool,
     **common: Any,
 ) -> None:
     """Create a character from a finished task, a video or images.
@@ -113,7 +102,7 @@ def create(
         voice=voice,
         key=new_key() if key is None else key,
     )
-    _submit_and_show(context, Settings(**common), request)
+    _submit_and_show(context, Settings(**common), request, is_retry=is_retry)
 
 
 @click.command()
@@ -122,27 +111,21 @@ def create(
     "--input", "inputs", type=json_input, default="{}", metavar="JSON|@FILE", help="Input of the model.  [default: {}]"
 )
 @key_option
-@provider_options
-@submit_options
-@wait_options
-@ledger_options
-@output_options
+@retry_option
+@create_options
 @click.pass_obj
-def run(context: CommandContext, /, *, model: str, inputs: Any, key: str | None, **common: Any) -> None:
+def run(context: CommandContext, /, *, model: str, inputs: Any, key: str | None, is_retry: bool, **common: Any) -> None:
     """Run a task of any model of kie.ai's job API.
 
     The command waits for the task and prints its result.
     """
     request = TaskRequest(model=model, input=inputs, key=new_key() if key is None else key)
-    _submit_and_show(context, Settings(**common), request)
+    _submit_and_show(context, Settings(**common), request, is_retry=is_retry)
 
 
 @click.command()
 @click.argument("task", metavar="TASK_ID|KEY")
-@provider_options
-@wait_options
-@ledger_options
-@output_options
+@task_options
 @click.pass_obj
 def wait(context: CommandContext, /, *, task: str, **common: Any) -> None:
     """Wait for a task that was created earlier.
@@ -157,9 +140,7 @@ def wait(context: CommandContext, /, *, task: str, **common: Any) -> None:
 
 @click.command()
 @click.argument("task_id")
-@provider_options
-@response_options
-@output_options
+@query_options
 @click.pass_obj
 def status(context: CommandContext, /, *, task_id: str, **common: Any) -> None:
     """Fetch the current state of a task.
@@ -170,9 +151,7 @@ def status(context: CommandContext, /, *, task_id: str, **common: Any) -> None:
 
 
 @click.command()
-@provider_options
-@response_options
-@output_options
+@query_options
 @click.pass_obj
 def credit(context: CommandContext, /, **common: Any) -> None:
     """Show the credits left in the account."""
@@ -184,9 +163,7 @@ def credit(context: CommandContext, /, **common: Any) -> None:
 
 @click.command()
 @click.argument("query", default="")
-@provider_options
-@response_options
-@output_options
+@query_options
 @click.pass_obj
 def models(context: CommandContext, /, *, query: str, **common: Any) -> None:
     """List the models that the provider offers now.
@@ -201,9 +178,11 @@ def models(context: CommandContext, /, *, query: str, **common: Any) -> None:
     context.output.note(f"{len(found)} of {len(offered)} models")
 
 
-def _submit_and_show(context: CommandContext, settings: Settings, request: CharacterRequest | TaskRequest) -> None:
+def _submit_and_show(
+    context: CommandContext, settings: Settings, request: CharacterRequest | TaskRequest, *, is_retry: bool
+) -> None:
     context.use(settings)
-    outcome, time_taken = run_command(context, _submit_and_wait(context, settings, request))
+    outcome, time_taken = run_command(context, submit_and_wait(context, settings, request, is_retry=is_retry))
     _show(context, outcome, key=request.key, time_taken=time_taken)
 
 
@@ -221,53 +200,6 @@ def _show(
         context.output.show(task_json(outcome), task_rows(outcome, time_taken=time_taken), title="Task")
 
 
-async def _submit_and_wait(
-    context: CommandContext, settings: Settings, request: CharacterRequest | TaskRequest
-) -> tuple[Any, str]:
-    """Return the outcome of a new task, and the time it took as text."""
-    timeout = settings.wait_timeout
-    with context.output.status_line() as line:
-        deadline = asyncio.get_running_loop().time() + timeout
-        provider = settings.make_provider(lambda progress: line.update(_upload_status(progress)))
-        context.has_tasks = not provider.synchronous
-        listener = settings.open_listener()
-        async with (
-            CharacterSession(
-                provider,
-                ledger=settings.location.open(),
-                polling=settings.polling,
-                timeout=timeout,
-                shutdown_timeout=SHUTDOWN_TIMEOUT,
-            ) as session,
-            serve_callbacks(session, listener, settings.webhook_key),
-        ):
-            entry = await session.entry(str(request.key))
-            line.update(_first_status(provider, entry))
-            handle = await _submit(context, session, request)
-            if entry and entry.state in _ENDED:
-                return await handle.result(), "none, read from the ledger"
-            if provider.synchronous:
-                return await handle.result(), line.elapsed
-            remaining = max(0.0, deadline - asyncio.get_running_loop().time())
-            return await _wait(context, line, handle, remaining)
-
-
-async def _submit(
-    context: CommandContext, session: CharacterSession, request: CharacterRequest | TaskRequest
-) -> TaskHandle[Any]:
-    context.key = request.key
-    try:
-        handle: TaskHandle[Any] = await session.submit(request)
-    except asyncio.CancelledError:
-        context.output.note(
-            "Interrupted. If the request was sent, waiting for its response: "
-            f"up to {SHUTDOWN_TIMEOUT:g} s, or until the next Ctrl-C."
-        )
-        raise
-    context.task_id = handle.task_id
-    return handle
-
-
 async def _find_and_wait(context: CommandContext, settings: Settings, task: str) -> tuple[Any, str]:
     """Return the outcome of an existing task, and the time that the command waited as text.
 
@@ -279,8 +211,8 @@ async def _find_and_wait(context: CommandContext, settings: Settings, task: str)
         async with CharacterSession(provider, ledger=settings.location.open(), polling=settings.polling) as session:
             handle = await _find(context, session, task)
             context.task_id = handle.task_id
-            line.update(f"{provider.name} task {handle.task_id}: waiting for the first poll")
-            return await _wait(context, line, handle, settings.wait_timeout)
+            line.update(f"{provider.name} task {handle.task_id}: not polled yet")
+            return await wait_for(context, line, handle, settings.wait_timeout)
 
 
 async def _find(context: CommandContext, session: CharacterSession, task: str) -> TaskHandle[Any]:
@@ -291,19 +223,10 @@ async def _find(context: CommandContext, session: CharacterSession, task: str) -
         return session.resume(task)
     context.key = entry.key
     if entry.task_id is None:
-        hint = context.resolve_hint(entry.key) if entry.state is EntryState.UNKNOWN else ""
+        tasks = entry.provider not in GATEWAYS
+        hint = context.resolve_hint(entry.key, tasks=tasks) if entry.state is EntryState.UNKNOWN else ""
         raise InvalidRequestError(f"Key {entry.key} has no task to wait for: its state is {entry.state}.", hint=hint)
     return session.resume(entry.task_id, provider=entry.provider, key=entry.key)
-
-
-async def _wait(context: CommandContext, line: StatusLine, handle: TaskHandle[Any], timeout: float) -> tuple[Any, str]:
-    try:
-        async for snapshot in handle.updates(timeout):
-            line.update(f"{handle.provider} task {handle.task_id}: {snapshot.state}, via {handle.woken_by}")
-    except WaitTimeoutError as error:
-        error.hint = f"Continue with: {context.command('wait', handle.task_id)}"
-        raise
-    return await handle.result(0), f"{line.elapsed}, via {handle.woken_by}"
 
 
 async def _fetch_task(settings: Settings, task_id: str) -> Character | TaskSnapshot:
@@ -338,15 +261,3 @@ async def _provider(settings: Settings) -> AsyncGenerator[Provider]:
         except TimeoutError:
             message = f"{provider.name} did not respond within {timeout:g} seconds."
             raise NoAnswerError(message, provider=provider.name) from None
-
-
-def _first_status(provider: Provider, entry: Entry | None) -> str:
-    if entry is None or entry.state in _UNSENT:
-        return f"{provider.name}: {'creating the character' if provider.synchronous else 'preparing the request'}"
-    return f"{provider.name}: key {entry.key} is already recorded as {entry.state}"
-
-
-def _upload_status(progress: UploadProgress) -> str:
-    """Return the status of an upload in steps of 10 %, so a file prints at most eleven lines."""
-    tenths = progress.sent * 10 // progress.total
-    return f"uploading {progress.path.name}: {tenths}0 % of {progress.total / 1e6:.1f} MB"

@@ -60,6 +60,9 @@ class MemoryStore:
             shown = "; ".join(f"key {entry.key}: {entry.task_id or entry.state}" for entry in left[:_MAX_SHOWN])
             log.warning("ledger.left_unfinished", extra={"entries": len(left), "tasks": shown})
 
+    def abandon(self) -> None:
+        """Keep the entries for the next opening."""
+
     async def insert(self, entry: Entry) -> Entry:
         """See `LedgerStore`."""
         if (row_id := self._row_ids.get(entry.key)) is not None:
@@ -67,6 +70,7 @@ class MemoryStore:
         self._last_row_id += 1
         self._row_ids[entry.key] = self._last_row_id
         self._entries[self._last_row_id] = entry
+        self._index(self._last_row_id, entry)
         return entry
 
     async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
@@ -78,14 +82,9 @@ class MemoryStore:
             self._entries[row_id] = after
             if archive:
                 self._archive(archive)
-            self._keys["token", after.token_digest] = after.key
             if archive is None and before.task_id and not after.task_id:  # the task was recorded by mistake
                 self._keys.pop(("task", before.provider, before.task_id), None)
-            self._set_task(after)
-            self._finished.pop(row_id, None)
-            if after.state in ENDED:
-                self._finished[row_id] = None
-                self._remove_oldest()
+            self._index(row_id, after)
         return self._entries[row_id]
 
     async def find(self, by: Lookup, *values: str) -> Entry | None:
@@ -131,6 +130,15 @@ class MemoryStore:
     async def is_dead(self, owner: str) -> bool:  # noqa: ARG002 # `Ledger` answers for the present owner
         """Return True: every other owner is a former name of this process."""
         return True
+
+    def _index(self, row_id: int, entry: Entry) -> None:
+        """Make an entry findable by its task and its token, and count it if it has finished."""
+        self._keys["token", entry.token_digest] = entry.key
+        self._set_task(entry)
+        self._finished.pop(row_id, None)
+        if entry.state in ENDED:
+            self._finished[row_id] = None
+            self._remove_oldest()
 
     def _set_task(self, entry: Entry) -> None:
         """Find the entry by its task from now on. Few tasks have several entries."""

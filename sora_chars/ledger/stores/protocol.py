@@ -38,6 +38,10 @@ class LedgerStore(Protocol):
         """Finish the calls in progress and close the store."""
         ...
 
+    def abandon(self) -> None:
+        """Release what an open store holds, without its event loop, and warn that it was not closed."""
+        ...
+
     async def insert(self, entry: Entry) -> Entry:
         """Store the entry unless its key exists; return the stored entry of the key."""
         ...

@@ -195,3 +195,16 @@ async def test_timeout() -> None:
         requests = [make_request("ends 30.7"), make_request("ends 29.7")]  # sent at 1 s, and seen at 32 s and 31 s
         assert [outcome.state for outcome in await session.create_all(requests)] == ["running", "succeeded"]
         assert [outcome.state for outcome in await session.create_all(requests, timeout=math.inf)] == ["succeeded"] * 2
+
+
+async def test_answers_of_the_ledger_are_not_measured() -> None:
+    """A batch that is run again has no rate, and no task of it is running."""
+    requests = [make_request(key=str(number)) for number in range(3)]
+    async with session_of(BatchProvider()) as session:
+        async with session.create_many(requests) as first:
+            assert first.tasks_running == 0
+            async for _ in first:
+                assert first.progress.rate > 0
+        async with session.create_many(requests) as second:
+            handles = [outcome async for outcome in second]
+            assert (len(handles), second.progress.rate) == (3, 0.0)

@@ -105,3 +105,16 @@ def test_remaining_is_never_negative() -> None:
     counter.count_registered(0.0)
     counter.count_registered(0.0)
     assert counter.progress(1.0).remaining == 0
+
+
+def test_answers_of_the_ledger_have_no_rate() -> None:
+    """Requests whose end was recorded already take no time: only the others count in rate and ETA."""
+    counter = ProgressCounter(began=0.0, total=100)
+    for _ in range(50):
+        counter.count_registered(0.0)
+        counter.count_ended(EntryState.SUCCEEDED, None, began=None, now=0.0)
+    assert (counter.progress(1.0).rate, counter.progress(1.0).eta) == (0.0, None)
+    counter.count_registered(1.0)
+    counter.count_ended(EntryState.SUCCEEDED, None, began=1.0, now=10.0)
+    seen = counter.progress(10.0)
+    assert (seen.succeeded, seen.rate, seen.eta) == (51, 0.1, 9.0 + 49 / 0.1)

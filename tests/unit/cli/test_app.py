@@ -12,16 +12,18 @@ from typing import Any
 import click
 import pytest
 
-from sora_chars.cli import app
+from sora_chars.cli import app, single_task
 from sora_chars.cli.commands import tasks
 from sora_chars.cli.context import CommandContext
-from sora_chars.cli.options import LedgerLocation
+from sora_chars.cli.ledger_location import LedgerLocation
 from sora_chars.cli.output import Output
 from sora_chars.errors import LedgerError, MissingCharacterError
 from sora_chars.models import UploadProgress
 
 REQUEST = ("create", "--from-task", "t", "--clip", "1,3", "--prompt", "A dog")
-WAIT = "Keep this id. Continue with: sora-chars wait t-1 --base-url http://x --ledger memory:; when"
+STATUS = (
+    "Keep this id. This shows the task without a ledger: sora-chars status t-1 --base-url http://x. When the ledger"
+)
 CHARACTER = "Keep this id: it is the id of the character. When"
 
 
@@ -130,7 +132,8 @@ def test_missing_character_names_the_key(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(
-    ("has_tasks", "begin", "resolve"), [(True, WAIT, ["--task-id", "t-1"]), (False, CHARACTER, ["--give-up"])]
+    ("has_tasks", "begin", "resolve"),
+    [(True, STATUS, ["--task-id", "t-1", "--unchecked"]), (False, CHARACTER, ["--give-up"])],
 )
 def test_unrecorded_task_is_named(
     capsys: pytest.CaptureFixture[str],
@@ -185,7 +188,7 @@ def test_upload_status_has_steps_of_ten_percent() -> None:
     """A file of any size has at most eleven statuses."""
     progress = UploadProgress(Path("/videos/clip.mp4"), 350_000, 1_000_000)
 
-    assert tasks._upload_status(progress) == "uploading clip.mp4: 30 % of 1.0 MB"
+    assert single_task._upload_status(progress) == "uploading clip.mp4: 30 % of 1.0 MB"
 
 
 def test_resolve_shows_its_alternatives(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,9 +34,10 @@ NOTHING = Progress(
 
 @attrs.define(eq=False)
 class FakeBatch:
-    """A batch that has a progress only, and counts how often it is read."""
+    """A batch that has a progress and ten running tasks, and counts how often the progress is read."""
 
     progress_: Progress = NOTHING
+    tasks_running: int = 10
     reads: int = 0
     read_twice: asyncio.Event = attrs.field(factory=asyncio.Event)
 
@@ -61,16 +62,17 @@ def text(of: Console) -> str:
 
 @pytest.fixture
 def tally() -> Tally:
-    """Return the tally of sixty rows: thirty written, ten in flight."""
-    tally = Tally(60, credits=1.875)
+    """Return the tally of sixty rows: thirty written, ten in flight and sent."""
+    tally = Tally(60, credits=1.875, sent=10)
     tally.statuses.update({"succeeded": 26, "failed": 2, "unknown": 1, "running": 1})
     tally.in_flight = {str(n): {} for n in range(10)}
     return tally
 
 
 def test_every_row_is_counted_once(tally: Tally) -> None:
-    """Rows in flight count as running, and so do rows that were written as running."""
-    assert tally.counts == {"succeeded": 26, "failed": 2, "rejected": 0, "unknown": 1, "running": 11, "not sent": 20}
+    """Rows in flight that were sent count as running, and so do rows that were written as running."""
+    counts = {"succeeded": 26, "failed": 2, "rejected": 0, "unknown": 1, "pending": 0, "running": 11, "not sent": 20}
+    assert tally.counts == counts
     tally.add({"key": "3", "status": "succeeded", "credits": 0.5})
     tally.add({"key": "4", "status": "unknown"})
     assert (tally.counts["succeeded"], tally.counts["running"], tally.credits) == (27, 9, 2.375)

@@ -9,7 +9,16 @@ import pytest
 
 from sora_chars.batch.outcome import Outcome
 from sora_chars.cli.batch.writer import entry_row, open_output, outcome_row
-from sora_chars.errors import ConfigurationError
+from sora_chars.errors import (
+    ConfigurationError,
+    KeyConflictError,
+    LedgerError,
+    NoAnswerError,
+    RateLimitedError,
+    RequestRejectedError,
+    SessionClosedError,
+    SoraCharsError,
+)
 from sora_chars.ledger import Entry, EntryState
 
 if TYPE_CHECKING:
@@ -126,3 +135,42 @@ def test_row_of_an_unexpected_error() -> None:
     """An exception of any type becomes its type and one line of text."""
     row = outcome_row(Outcome(index=0, request=None, state=EntryState.UNKNOWN, key="k", error=KeyError("a\nb")))
     assert row["error"] == {"type": "KeyError", "message": "'a\\nb'"}
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (NoAnswerError("unreachable", harmless=True), "pending"),
+        (RateLimitedError("busy"), "pending"),
+        (LedgerError("full"), "pending"),
+        (SessionClosedError("closed"), "pending"),
+        (RequestRejectedError("bad"), "rejected"),
+        (KeyConflictError("used", key="k"), "rejected"),
+    ],
+)
+def test_only_a_rejection_is_rejected(error: SoraCharsError, status: str) -> None:
+    """A row whose provider could not be reached, or did nothing for now, is pending, as in the ledger."""
+    row = outcome_row(Outcome(index=0, request=None, state=EntryState.REJECTED, key="k", error=error))
+    assert row["status"] == status
+
+
+def test_deleted_file_is_an_error(tmp_path: Path) -> None:
+    """The next row, and the end of the batch, report that the rows are lost."""
+    path = tmp_path / "out.jsonl"
+    opened = open_output(str(path))
+    write = opened.__enter__()
+    write(ROW)
+    path.unlink()
+    with pytest.raises(ConfigurationError, match="was deleted while the rows were written"):
+        write(ROW)
+    with pytest.raises(ConfigurationError, match="was deleted while the rows were written"):
+        opened.__exit__(None, None, None)
+
+
+def test_file_may_be_renamed(tmp_path: Path) -> None:
+    """A renamed file still has its rows."""
+    path = tmp_path / "out.jsonl"
+    with open_output(str(path)) as write:
+        path.rename(tmp_path / "other.jsonl")
+        write(ROW)
+    assert (tmp_path / "other.jsonl").read_bytes() == LINE

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 import pytest
 
 from sora_chars.cli import options
-from sora_chars.cli.options import LedgerLocation, Settings
+from sora_chars.cli.ledger_location import LedgerLocation
+from sora_chars.cli.options import Settings
+from sora_chars.errors import ConfigurationError
 
 DATABASE = "postgresql://me:secret@db/chars"
 
@@ -62,6 +66,7 @@ def test_rejects_unreadable_input(text: str) -> None:
         (LedgerLocation(), ()),
         (LedgerLocation("a.db"), ()),
         (LedgerLocation("a.db", explicit=True), ("--ledger", "a.db")),
+        (LedgerLocation("memory:", explicit=True), ()),
         (LedgerLocation(DATABASE, explicit=True), ("--ledger", "postgresql://...")),
     ],
 )
@@ -69,3 +74,48 @@ def test_ledger_arguments_hold_no_password(location: LedgerLocation, args: tuple
     """Suggested commands repeat `--ledger` if it was given, without the password of a URL."""
     assert location.args == args
     assert "secret" not in repr(location) + str(location)
+
+
+def settings(**more: Any) -> Settings:
+    """Return the settings of a command without options."""
+    values: dict[str, Any] = {"provider": "kie", "base_url": None, "timeout": None} | more
+    return Settings(**values)
+
+
+@pytest.mark.parametrize(
+    ("given", "providers", "expected"),
+    [
+        ({}, ["kie"], 60.0),
+        ({}, ["kkiai"], 300.0),
+        ({}, ["kie", "yunwu"], 300.0),
+        ({"timeout": 900.0}, ["kie"], 60.0),
+        ({"timeout": 900.0}, ["kkiai"], 900.0),
+        ({"shutdown_timeout": 8.0}, ["kie", "kkiai"], 8.0),
+    ],
+)
+def test_shutdown_lasts_as_long_as_a_response_may_take(
+    given: dict[str, float], providers: list[str], expected: float
+) -> None:
+    """The default depends on the slowest provider; an option replaces it."""
+    assert settings(**given).shutdown_seconds(providers) == expected
+
+
+@pytest.mark.parametrize("key", ["", " ", "\n"])
+def test_rejects_an_empty_key(key: str) -> None:
+    """An empty key would turn the check of signatures off."""
+    with pytest.raises(ConfigurationError, match="--webhook-key and KIE_WEBHOOK_HMAC_KEY must not be empty"):
+        settings(webhook_key=key)
+
+
+@pytest.mark.parametrize(
+    ("given", "args"),
+    [
+        ({}, ()),
+        ({"base_url": "http://x"}, ("--base-url", "http://x")),
+        ({"provider": "kkiai"}, ("--provider", "kkiai")),
+        ({"provider": "kkiai", "base_url": "http://x"}, ("--provider", "kkiai", "--base-url", "http://x")),
+    ],
+)
+def test_provider_arguments(given: dict[str, str], args: tuple[str, ...]) -> None:
+    """Suggested commands repeat the provider and its address."""
+    assert settings(**given).provider_args == args

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import signal
 from typing import Any
 
 import pytest
 
 from sora_chars.cli import runner
+from sora_chars.cli.context import CommandContext
 from sora_chars.errors import (
     ConfigurationError,
     InvalidRequestError,
@@ -61,3 +63,36 @@ def test_only_submissions_are_orphans() -> None:
     orphan.emit(logging.makeLogRecord({"event": "ledger.write_failed", "error": "disk full"}))
 
     assert orphan.facts["error"] == "no"
+
+
+@pytest.mark.parametrize(("handler", "expected"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])
+def test_ignored_hangup_stays_ignored(handler: signal.Handlers, expected: bool) -> None:  # noqa: FBT001 # pytest gives it
+    """`nohup` starts a process that ignores SIGHUP."""
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        assert (signal.SIGHUP in runner._signals()) is expected
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_system_without_hangup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has no SIGHUP."""
+    monkeypatch.setattr(runner, "_SIGHUP", None)
+    assert runner._signals() == [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"error": "unknown", "unknown": True}, "Interrupted. No response arrived, so the outcome"),
+        ({"sent": True}, "Interrupted. No response arrived, so the outcome"),
+        ({"error": "401", "unknown": False}, "Interrupted. The request failed: 401"),
+        ({"sent": False}, "Interrupted. This command sent no paid request."),
+    ],
+)
+def test_interrupt_states_what_is_known(facts: dict[str, object], message: str) -> None:
+    """The message depends on how far the paid request came."""
+    context = CommandContext(key="k")
+    error = runner.CommandInterruptedError("Interrupted.")
+    runner._describe_interrupt(error, context, facts)
+    assert error.message.startswith(message)

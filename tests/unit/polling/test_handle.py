@@ -366,3 +366,16 @@ def test_rejects_a_done_callback_in_another_loop(other_loop: FakeWatcher) -> Non
 
     with pytest.raises(WrongLoopError, match="another event loop"):
         run_in_another_loop(add())
+
+
+@pytest.mark.parametrize(("missing_since", "known"), [(None, "could not be polled"), (0.0, "was not found")])
+async def test_timeout_without_a_poll_claims_nothing(
+    fake: FakeWatcher, missing_since: float | None, known: str
+) -> None:
+    """A task that no poll has shown is not reported as running."""
+    fake.task.snapshot = None
+    fake.task.missing_since = missing_since
+    handle = fake.handle()
+    assert (handle.is_missing, handle.from_ledger) == (missing_since is not None, False)
+    with pytest.raises(WaitTimeoutError, match=f"Task t1 at fake {known} before the wait for it timed out"):
+        await handle.result(0)
