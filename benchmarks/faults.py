@@ -5,6 +5,8 @@ They kill themselves with SIGKILL, at a named step or at a random time, and are 
 until every key has succeeded or is unknown. Then the tasks of the emulator and the entries
 of the ledger are counted. Finally the unknown entries are resolved from the server's tasks,
 and the remaining keys are created. Usage: python benchmarks/faults.py [--quick]
+
+With --swarm it runs the processes of `swarm.py` instead, which share keys, on both stores.
 """
 
 from __future__ import annotations
@@ -473,5 +475,9 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["worker"]:
         asyncio.run(work(WorkerOptions.parse(sys.argv[2:])))
+    elif "--swarm" in sys.argv:
+        import swarm  # the workers above start faster without it
+
+        swarm.main()
     else:
         main()

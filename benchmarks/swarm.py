@@ -4,7 +4,7 @@ Workers create, cancel, advance, recover, resolve and retry on one ledger; see `
 `swarm_server.py` loses answers and counts tasks by key. This process sends SIGKILL and SIGSTOP with SIGCONT at random,
 starts another worker for each killed one, and terminates connections of PostgreSQL. At the end a last session recovers
 and resolves every key, and the tasks are compared with the entries. The exit status is 1 if a task was paid twice or
-lost. Usage: python benchmarks/swarm.py [--quick] [--stores sqlite,postgres] [--terminate 60]
+lost. Usage: python benchmarks/faults.py --swarm [--quick] [--stores sqlite,postgres] [--terminate 60]
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ class Driver:
                 self.done[f"exit {await worker.wait()}"] += 1
             finally:
                 del self._workers[worker.pid]
+                self.swarm.ready(worker.pid).unlink(missing_ok=True)
                 if worker.returncode is None:
                     worker.kill()
 
@@ -111,6 +112,7 @@ class Driver:
             self.swarm.record(fault=fault, worker=pid)
             match fault:
                 case "kill":
+                    self.swarm.ready(pid).unlink()
                     os.kill(pid, signal.SIGKILL)
                 case "stop":
                     os.kill(pid, signal.SIGSTOP)
@@ -127,7 +129,8 @@ class Driver:
     async def _resume(self, pid: int) -> None:
         await asyncio.sleep(self.rng.uniform(*STOPPED) ** 2 / STOPPED[1])  # mostly short
         if pid in self._workers:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # it was killed just now
+                os.kill(pid, signal.SIGCONT)
 
     async def _terminate(self) -> int:
         """Terminate one connection of the workers, or every tenth time all of them, and return their number."""
