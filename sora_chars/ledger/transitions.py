@@ -141,7 +141,7 @@ async def claim(ledger: Ledger, entry: Entry) -> Entry:
 async def retry(ledger: Ledger, entry: Entry, request: Mapping[str, Any]) -> Entry:
     """Begin another attempt of a request that failed or was rejected, and return the entry as `pending`.
 
-    If another process has begun one, that one counts.
+    If another process has begun one of the same request, that one counts.
 
     Args:
         ledger: The ledger that holds the entry.
@@ -150,6 +150,7 @@ async def retry(ledger: Ledger, entry: Entry, request: Mapping[str, Any]) -> Ent
 
     Raises:
         InvalidRequestError: The present attempt has neither failed nor been rejected.
+        KeyConflictError: Another process has begun an attempt of another request.
     """
     if entry.state is EntryState.PENDING and to_json(request) == entry.request_json:
         return entry
@@ -166,6 +167,7 @@ async def retry(ledger: Ledger, entry: Entry, request: Mapping[str, Any]) -> Ent
         return await ledger.restart(entry, EntryState.PENDING, request=request)
     except StaleEntryError as error:
         moved: Entry = error.entry
+        moved.check_same_request(attrs.evolve(entry, request_json=to_json(request)))
         return moved
 
 

@@ -199,6 +199,8 @@ class Dispatcher:
             return
         provider = self.provider(entry.provider)
         if entry.task_id is None and entry.state is not EntryState.FAILED:
+            if any(one.task_id == task_id for one in await self.ledger.attempts(entry.key)):
+                return  # a late callback of an earlier attempt, which has ended
             snapshot = await provider.fetch(task_id)  # the sender's claim alone must not count as paid
             if echoes_other_token(snapshot, digest):
                 raise InvalidCallbackError("Callback rejected: its token belongs to another task.", status=401)

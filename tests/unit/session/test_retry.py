@@ -10,13 +10,15 @@ import pytest
 from sora_chars.callbacks.receiver import CallbackReceiver
 from sora_chars.errors import (
     InvalidRequestError,
+    KeyConflictError,
     NoAnswerError,
     RequestRejectedError,
     ServiceUnavailableError,
     SubmissionUnknownError,
     TaskFailedError,
 )
-from sora_chars.ledger import EntryState
+from sora_chars.ledger import EntryState, transitions
+from sora_chars.ledger.queries import find
 from sora_chars.models import CharacterRequest, TaskFailure, TaskRequest
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.session import CharacterSession
@@ -103,6 +105,16 @@ async def test_two_retries_at_once_send_one_request(session: CharacterSession, p
     handles = await asyncio.gather(*(session.retry("mine") for _ in range(5)))
     assert {handle.task_id for handle in handles} == {"t2"}
     assert len(provider.posts) == 2
+
+
+async def test_two_retries_at_once_with_other_requests(session: CharacterSession, provider: FakeProvider) -> None:
+    """Of two concurrent retries with different prompts, one raises an error, and the other's prompt is on record."""
+    await fail(session, provider)
+    failed = await find(session.ledger, "mine")
+    await session.retry("mine", prompt="a cat")
+    with pytest.raises(KeyConflictError, match=r"Recorded: .*a cat.* Given: .*a cow"):
+        await transitions.retry(session.ledger, failed, {**failed.request, "prompt": "a cow"})
+    assert (await transitions.retry(session.ledger, failed, {**failed.request, "prompt": "a cat"})).task_id == "t2"
 
 
 async def test_retry_with_a_whole_request(session: CharacterSession, provider: FakeProvider) -> None:
@@ -206,4 +218,19 @@ async def test_a_repeated_callback_of_a_failed_attempt_is_no_second_task(
     await fail(session, provider)
     await (await session.retry("mine"))
     assert await callback(session, provider.posts[0], "t1") == 200
+    assert "submission.second_task" not in events(caplog.records)
+
+
+@pytest.mark.parametrize("delays", [{"before": 10.0}, {"after": 10.0}], ids=["waiting", "sending"])
+async def test_a_callback_of_a_failed_task_does_not_become_the_next_attempt(
+    session: CharacterSession, provider: FakeProvider, caplog: pytest.LogCaptureFixture, delays: dict[str, float]
+) -> None:
+    """A late callback of a failed task that arrives before the next attempt has a task changes nothing."""
+    await fail(session, provider)
+    provider.before, provider.after = delays.get("before", 0.0), delays.get("after", 0.0)
+    retrying = asyncio.create_task(session.retry("mine"))
+    await asyncio.sleep(5)
+    assert await callback(session, provider.posts[0], "t1") == 200
+    handle = await retrying
+    assert (handle.task_id, (await handle).id) == ("t2", "ch_1")
     assert "submission.second_task" not in events(caplog.records)
