@@ -6,7 +6,7 @@ import os
 import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from sora_chars.errors import BlockedError, ConfigurationError, printable
 from sora_chars.protocols import Provider
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # A provider that read the request answers in its own format. With these statuses, a page in another format was
 # written by a firewall, a proxy or a web server in front of it, which did not pass the request on.
 _BLOCKED = frozenset({400, 403, 405, 406, 407, 410, 411, 412, 413, 414, 415, 417, 421, 426, 428, 431, 451, 511})
+REDIRECTS = range(HTTPStatus.MULTIPLE_CHOICES, HTTPStatus.BAD_REQUEST)
+"""The statuses of redirects, which are not followed."""
 
 
 class HTTPProvider(Provider):
@@ -82,8 +84,8 @@ def blocked(response: Response, provider: str) -> BlockedError | None:
     """Return the error for a response that is not in the provider's format, if it proves that nothing was done."""
     status = response.status
     location = response.headers.get("Location")
-    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
-        target = None if location is None else _without_query(urljoin(f"https://{provider}", location))
+    if status in REDIRECTS:
+        target = None if location is None else _without_secrets(location)
         where = f" redirects to {printable(target, limit=200)}" if target else " is a redirect without a target"
         return BlockedError(
             f"{provider} was not reached: HTTP {status}{where}.",
@@ -104,6 +106,10 @@ def blocked(response: Response, provider: str) -> BlockedError | None:
     )
 
 
-def _without_query(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+def _without_secrets(location: str) -> str:
+    """Return the target of a redirect, which may be a path, without its user, query and fragment."""
+    try:
+        parts = urlsplit(location)
+    except ValueError:  # such as an unclosed bracket
+        return re.split(r"[?#]", location)[0].rpartition("@")[2]
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -30,14 +30,14 @@ from sora_chars.errors import (
 )
 from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
 
-from .base import blocked
+from .base import REDIRECTS, blocked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _MAINTENANCE = 455
-# The error and the hint for each code. Other codes become ServiceUnavailableError from
-# 500 on, and RequestRejectedError below.
+# The error and the hint for each code. Other codes become RequestRejectedError from 400
+# to 499. Beyond that range they prove nothing and become ServiceUnavailableError.
 _ERRORS: Mapping[int, tuple[type[ProviderError], str]] = {
     401: (AuthenticationError, "Check KIE_API_KEY."),
     402: (InsufficientCreditsError, "Top up the kie.ai account."),
@@ -99,7 +99,8 @@ def _classify(code: int, text: str) -> tuple[type[ProviderError], str]:
         return RequestRejectedError, ""
     if code >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return _ERRORS.get(code, (ServiceUnavailableError, ""))
-    return _ERRORS.get(code, (RequestRejectedError, ""))
+    is_rejection = code >= HTTPStatus.BAD_REQUEST
+    return _ERRORS.get(code, (RequestRejectedError if is_rejection else ServiceUnavailableError, ""))
 
 
 def read_envelope(response: Response) -> Envelope:
@@ -121,6 +122,8 @@ def read_envelope(response: Response) -> Envelope:
     message = str(body.get("msg") or body.get("message") or "")
     if isinstance(code, int) and not isinstance(code, bool):
         return Envelope(code, message, body.get("data"), response)
+    if response.status in REDIRECTS:
+        raise blocked(response, "kie.ai") or unreadable(response)
     return Envelope(response.status, message, body.get("data"), response, has_code=False)
 
 

@@ -33,7 +33,7 @@ from sora_chars.ratelimit.window import Limits
 from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
 from sora_chars.transport import Transport
 
-from .base import HTTPProvider, blocked, clean_url, resolve_key
+from .base import REDIRECTS, HTTPProvider, blocked, clean_url, resolve_key
 
 if TYPE_CHECKING:
     import ssl
@@ -47,13 +47,14 @@ if TYPE_CHECKING:
 _MIN_CLIP_SECONDS = 1
 _MAX_CLIP_SECONDS = 3
 _QUOTA_CODES = {"insufficient_user_quota", "pre_consume_token_quota_failed", "insufficient_quota"}
+# The gateway had sent the request on when it failed, whatever the status is.
+_UNPROVEN_CODES = {"do_request_failed", "bad_response_body", "read_response_body_failed"}
 _SOURCE_TASK_CODES = {"get_origin_task_failed", "task_not_exist"}
 _REQUEST_ID = re.compile(r"\(request id: ([^)\s]+)\)")
 _HINTS = {
     "cameo_permission_denied": "Use another clip. The person in this one has not permitted it.",
     "sora_content_violation": "Use another clip. This one violates the content policy.",
 }
-_REDIRECTS = range(300, 400)
 _ERRORS_BY_STATUS: Mapping[int, tuple[type[ProviderError], str]] = {
     401: (AuthenticationError, "Check the API key."),
     403: (PermissionDeniedError, "Use a key or a group that may use this model."),
@@ -292,7 +293,7 @@ def _text_error(response: Response, provider: str) -> ProviderError:
     text = printable(re.sub(r"<[^>]{0,500}>", " ", response.body[:4000].decode(errors="replace")), limit=200)
     is_page = response.body.lstrip().startswith(b"<")
     rejection = blocked(response, provider)
-    if rejection and (is_page or not text or rejection.status in _REDIRECTS):
+    if rejection and (is_page or not text or rejection.status in REDIRECTS):
         return rejection
     if response.status == HTTPStatus.NOT_FOUND or (_is_success(response) and is_page):
         return ModelUnavailableError(
@@ -360,6 +361,6 @@ def _classify(status: int, message: str, codes: set[str]) -> tuple[type[Provider
         return RequestRejectedError, hint
     if "model_not_found" in codes or status == HTTPStatus.NOT_FOUND or message.startswith("Invalid URL"):
         return ModelUnavailableError, "Try another gateway. This one no longer serves the route or the model."
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR or codes & _UNPROVEN_CODES:
         return ServiceUnavailableError, ""
     return _ERRORS_BY_STATUS.get(status, (RequestRejectedError, ""))

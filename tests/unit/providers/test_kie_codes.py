@@ -181,6 +181,24 @@ def test_a_page_ends_no_wait(status: int, body: object) -> None:
     assert not isinstance(caught.value, TaskNotFoundError)
 
 
+@pytest.mark.parametrize("body", [HTML, b"", {"message": "Found"}])
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        ("https://user:pw@login.example/in?token=secret#secret", "https://login.example/in"),
+        ("/login?next=secret", "/login"),
+        ("http://user:pw@[::1/in?token=secret", "[::1/in"),
+        ("http://ex\u2100mple.com/in#secret", "http://ex\u2100mple.com/in"),
+    ],
+)
+def test_a_redirect_shows_its_target(body: object, location: str, shown: str) -> None:
+    """A redirect is a rejection that shows where it leads, also if that is no URL."""
+    with pytest.raises(BlockedError) as caught:
+        codec.read_task_id(make_response(body, status=302, headers={"Location": location}))
+    assert (caught.value.location, caught.value.charged) == (shown, "no")
+    assert f"redirects to {shown}." in caught.value.message
+
+
 @pytest.mark.parametrize(("code", "text"), [(401, "bad key"), (402, "no credits"), (403, "no"), (433, "cap")])
 def test_an_envelope_ends_the_wait(code: int, text: str) -> None:
     """kie.ai's own rejection of a poll is no transient error."""
@@ -202,10 +220,13 @@ def test_an_envelope_ends_the_wait(code: int, text: str) -> None:
         (429, "too many", "no"),
         (455, "maintenance", "no"),
         (505, "disabled", "no"),
+        (-1, "system busy", "maybe"),
+        (1, "", "maybe"),
+        (302, "", "maybe"),
     ],
 )
 def test_what_a_rejection_proves(code: int, message: str, charged: str) -> None:
-    """kie.ai's own server faults prove nothing, unless their text names a parameter or money."""
+    """kie.ai's server faults and unknown codes prove nothing, unless their text names a parameter or money."""
     with pytest.raises(ProviderError) as caught:
         codec.read_task_id(make_response({"code": code, "msg": message}))
     assert caught.value.charged == charged
