@@ -92,7 +92,7 @@ async def test_invalid_request_is_not_sent(emulator: Emulator, session: Characte
         ("kkiai_error", {"shape": 3}, ServiceUnavailableError),
         ("kkiai_error", {"shape": 4}, ServiceUnavailableError),
         ("kkiai_error", {"shape": 5}, ModelUnavailableError),
-        ("kkiai_error", {"shape": 6}, RequestRejectedError),
+        ("kkiai_error", {"shape": 6}, ServiceUnavailableError),
         ("kkiai_error", {"shape": 7}, SubmissionUnknownError),
         ("kkiai_error", {"shape": 7, "status": 400}, RequestRejectedError),
         ("quota", {}, InsufficientCreditsError),

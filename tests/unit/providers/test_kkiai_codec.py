@@ -249,6 +249,8 @@ def error(code: str = "", message: str = "no", type_: str = "new_api_error") -> 
         (400, error("cameo_permission_denied"), RequestRejectedError),
         (400, error("sora_content_violation"), RequestRejectedError),
         (500, error("do_request_failed"), ServiceUnavailableError),
+        (400, error("do_request_failed"), ServiceUnavailableError),
+        (200, {"code": "do_request_failed", "message": "deadline exceeded"}, ServiceUnavailableError),
         (503, error(), ServiceUnavailableError),
         (302, b"", BlockedError),
         (408, error(), NoAnswerError),
