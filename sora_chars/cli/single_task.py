@@ -102,10 +102,12 @@ class _Submission:
             SubmissionUnknownError: The outcome is unknown, and no callback is received or came in time.
         """
         self.context.key = request.key
+        is_retry = self.is_retry
         while True:
             try:
-                handle = await self._submit(request)
+                handle = await self._submit(request, is_retry=is_retry)
             except SubmissionUnknownError:
+                is_retry = False  # it was sent
                 self.context.is_unknown = True
                 if not (self.settings.listen and await self._is_settled(str(request.key))):
                     raise
@@ -114,12 +116,12 @@ class _Submission:
                 self.context.task_id = handle.task_id
                 return handle
 
-    async def _submit(self, request: CharacterRequest | TaskRequest) -> TaskHandle[Any]:
+    async def _submit(self, request: CharacterRequest | TaskRequest, *, is_retry: bool) -> TaskHandle[Any]:
         dispatcher = dispatcher_of(self.session)
         try:
             handle: TaskHandle[Any] = await (
                 resolving.retry(dispatcher, str(request.key), request, {}, deadline=self.deadline)
-                if self.is_retry
+                if is_retry
                 else dispatcher.submit(request, None, deadline=self.deadline)
             )
         except asyncio.CancelledError:

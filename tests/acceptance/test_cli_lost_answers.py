@@ -69,6 +69,23 @@ def test_callback_settles_a_lost_answer(start_cli: Start, at: tuple[str, ...], s
     assert f"task: {task_id}\n" in out
 
 
+def test_callback_settles_the_lost_answer_of_a_retry(
+    cli: Cli, start_cli: Start, at: tuple[str, ...], sora_emulator: Emulator
+) -> None:
+    """`--retry` sends one request, also if its answer is lost and its callback names the task."""
+    create = ("create", *at, *FROM_TASK, "--key", "dog", "--timeout", "60")
+    sora_emulator.fault("fail_task", on="create")
+    assert cli(*create).returncode == 4
+    sora_emulator.fault("lost_response", on="create")
+    sora_emulator.fault("stuck")
+    process = start_cli(*create, "--retry")
+    wait_for_line(process, "outcome unknown: waiting for its callback, up to ")
+    sora_emulator.finish([*sora_emulator.tasks][-1])
+    _, err = process.communicate(timeout=30)
+
+    assert (process.returncode, sora_emulator.counts.creates) == (0, 2), err
+
+
 def test_lost_answer_without_a_callback(cli: Cli, at: tuple[str, ...], sora_emulator: Emulator) -> None:
     """At its time-out the command ends with status 6; the same command waits again, and sends nothing."""
     sora_emulator.fault("lost_response", on="create")
