@@ -312,7 +312,9 @@ class Batch:
         if isinstance(outcome.error, _ACCOUNT_ERRORS):
             self.stopped = "account"
             self.rejection = outcome.error
-        self._budget.record_cost(item.cost, outcome.credits, outcome.state)
+        is_unproven = isinstance(outcome.error, SoraCharsError) and outcome.error.may_have_been_paid
+        state = EntryState.UNKNOWN if is_unproven and outcome.state is EntryState.REJECTED else outcome.state
+        self._budget.record_cost(item.cost, outcome.credits, state)
         self._emit(outcome, began=None if item.handle and item.handle.from_ledger else item.began)
 
     def _emit(self, outcome: Outcome, *, began: float | None) -> None:

@@ -17,6 +17,7 @@ from sora_chars.errors import (
     LedgerError,
     MissingCharacterError,
     RequestRejectedError,
+    ServiceUnavailableError,
     SessionClosedError,
     SubmissionUnknownError,
     TaskFailedError,
@@ -208,3 +209,13 @@ async def test_answers_of_the_ledger_are_not_measured() -> None:
         async with session.create_many(requests) as second:
             handles = [outcome async for outcome in second]
             assert (len(handles), second.progress.rate) == (3, 0.0)
+
+
+async def test_a_rejection_without_proof_counts_against_the_budget() -> None:
+    """A rejected request that may have been charged uses its expected cost; one that was not charged is free."""
+    unproven = ServiceUnavailableError("500", charged="maybe", transient=False)
+    for rejection, sent in ((unproven, 2), (RequestRejectedError("no cats"), 9)):
+        provider = BatchProvider(rejection=rejection)
+        async with session_of(provider) as session:
+            await session.create_all([make_request()] * 9, budget=4, price=2)
+        assert len(provider.posts) == sent
