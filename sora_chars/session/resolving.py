@@ -14,7 +14,7 @@ from sora_chars.ledger.serialize import echoes_other_token, to_record, to_reques
 from sora_chars.models import with_changes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from sora_chars.ledger import Entry
     from sora_chars.models import Request, TaskSnapshot
@@ -71,7 +71,9 @@ async def resolve(
         if provider.synchronous:
             raise InvalidRequestError(f"task_id: {entry.provider} has no tasks; use never_sent or give_up.")
         if not unchecked:
-            snapshot = await _confirmed(provider, entry, task_id.strip())
+            earlier = await dispatcher.ledger.attempts(entry.key)
+            digests = [entry.token_digest, *(attempt.token_digest for attempt in earlier)]
+            snapshot = await _confirmed(provider, entry, task_id.strip(), digests)
     entry = await transitions.resolve(dispatcher.ledger, key, task_id=task_id, **options)
     if snapshot and snapshot.finished:
         await dispatcher.writer.record_result(snapshot)
@@ -79,8 +81,17 @@ async def resolve(
     return entry
 
 
-async def _confirmed(provider: Provider, entry: Entry, task_id: str) -> TaskSnapshot | None:
-    """Return the task that a person names, if the provider shows it and it does not belong to another request."""
+async def _confirmed(
+    provider: Provider, entry: Entry, task_id: str, digests: Sequence[str | None]
+) -> TaskSnapshot | None:
+    """Return the task that a person names, if the provider shows it and it does not belong to another request.
+
+    Args:
+        provider: Where the task runs.
+        entry: The entry of the request.
+        task_id: The task.
+        digests: Those of the tokens of all attempts: an earlier one may have made the task.
+    """
     try:
         snapshot = await provider.fetch(task_id)
     except TaskNotFoundError as error:
@@ -92,7 +103,7 @@ async def _confirmed(provider: Provider, entry: Entry, task_id: str) -> TaskSnap
         ) from error
     except MissingCharacterError:
         return None
-    if echoes_other_token(snapshot, entry.token_digest):
+    if all(echoes_other_token(snapshot, digest) for digest in digests):
         raise InvalidRequestError(
             f"task_id: task {printable(task_id, limit=60)} was made by another request than {entry.key}.",
             hint="Its record at the provider names another callback URL.",

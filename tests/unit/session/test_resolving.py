@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +11,7 @@ from sora_chars.errors import (
     InvalidRequestError,
     MissingCharacterError,
     NoAnswerError,
+    ServiceUnavailableError,
     SubmissionUnknownError,
     TaskFailedError,
     TaskNotFoundError,
@@ -75,6 +77,21 @@ async def test_the_task_of_another_request_is_rejected(session: CharacterSession
     with pytest.raises(InvalidRequestError, match="another request"):
         await session.resolve("mine", task_id="t8")
     assert await state(session) is EntryState.UNKNOWN
+
+
+async def test_the_task_of_an_earlier_attempt_is_accepted(session: CharacterSession, provider: FakeProvider) -> None:
+    """A task whose record names the callback URL of an earlier attempt was made by this key."""
+    provider.fault = ServiceUnavailableError("500", charged="maybe", transient=False)
+    with pytest.raises(ServiceUnavailableError):
+        await session.submit(**REQUEST | {"key": "other"})
+    first = provider.posts[-1]
+    provider.fault = NoAnswerError("reset")
+    with pytest.raises(SubmissionUnknownError):
+        await session.retry("other")
+    provider.seen = provider.snapshot("t8", raw={"param": json.dumps({"callBackUrl": first})})
+    assert (await session.resolve("other", task_id="t8")).state is EntryState.SUCCEEDED
+    with pytest.raises(InvalidRequestError, match="another request"):
+        await session.resolve("mine", task_id="t8")
 
 
 async def test_a_finished_task_ends_the_key_at_once(session: CharacterSession, provider: FakeProvider) -> None:
