@@ -258,6 +258,8 @@ def error(code: str = "", message: str = "no", type_: str = "new_api_error") -> 
         (504, b"", NoAnswerError),
         (524, PAGE, NoAnswerError),
         (408, b"timeout", NoAnswerError),
+        (101, b"", NoAnswerError),
+        (99, error(), NoAnswerError),
         (500, PAGE, NoAnswerError),
         (503, b"upstream connect error", NoAnswerError),
         (200, b'{"id":"ch_0123', NoAnswerError),
