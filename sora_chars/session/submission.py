@@ -254,7 +254,11 @@ class Submission:
     def _timed_out(self) -> WaitTimeoutError:
         fault = f": {self._last_fault.message}" if self._last_fault else ""
         message = f"Key {self.entry.key} was not sent to {self.provider.name} within the time-out{fault}"
-        hint = "Nothing was sent. Call again with the same key and a longer time-out."
+        done = "sent"
+        if self._last_fault and not isinstance(self._last_fault, NoAnswerError):  # such as a rate limit
+            message = f"{self.provider.name} accepted no request of key {self.entry.key} within the time-out{fault}"
+            done = "paid"
+        hint = f"Nothing was {done}. Call again with the same key and a longer time-out."
         if self.entry.state is EntryState.SENDING and not self.sent:
             message = f"Another process was still sending key {self.entry.key} at the time-out."
             hint = "Call again with the same key: it returns the task of that process."
@@ -268,10 +272,12 @@ class Submission:
         )
 
     def _unknown(self, why: str) -> SubmissionUnknownError:
+        has_callback = self.provider.callback_url and not self.provider.synchronous
         return SubmissionUnknownError(
             f"It is unknown whether {self.provider.name} made this character (key {self.entry.key}): {why}",
-            hint="It may exist and be charged, so this key is never sent again automatically. Its callback settles "
-            "it; otherwise check the provider's site, then call `session.resolve` or run `sora-chars ledger resolve`.",
+            hint="It may exist and be charged, so this key is never sent again automatically. "
+            f"{'Its callback settles it; otherwise check' if has_callback else 'Check'} the provider's site, then "
+            "call `session.resolve` or run `sora-chars ledger resolve`.",
             provider=self.provider.name,
             key=self.entry.key,
         )

@@ -97,11 +97,25 @@ async def test_retries_count(fault: NoAnswerError | RateLimitedError) -> None:
         assert entry.state is EntryState.PENDING
 
 
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (RateLimitedError("slow down"), "fake accepted no request of key mine .*: slow down. Nothing was paid"),
+        (NoAnswerError("no route", harmless=True), "mine was not sent to fake .*: no route. Nothing was sent"),
+    ],
+)
+async def test_the_error_states_what_was_sent(fault: ProviderError, message: str) -> None:
+    """A request that the provider answered was sent, although nothing was paid."""
+    async with opened(RetryingProvider(before=1.0, after=1.0, fault=fault)) as session:
+        with pytest.raises(WaitTimeoutError, match=message):
+            await session.create(**REQUEST, timeout=5.0)
+
+
 async def test_a_harmless_answer_after_the_deadline_ends_it() -> None:
     """A request under way at the time-out is awaited; if it did nothing, it is not sent again."""
     provider = RetryingProvider(before=1.0, after=10.0, fault=RateLimitedError("slow down"))
     async with opened(provider) as session:
-        with pytest.raises(WaitTimeoutError, match="was not sent"):
+        with pytest.raises(WaitTimeoutError, match="accepted no request"):
             await session.create(**REQUEST, timeout=5)
         assert now() == 11.0
 

@@ -319,3 +319,18 @@ async def test_a_provider_that_returns_no_snapshot(returned: object) -> None:
         with pytest.raises(SubmissionUnknownError, match=f"returned a {type(returned).__name__} in place of"):
             await session.submit(**REQUEST)
         assert (await entry_of(session)).state is EntryState.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("changes", "hint"),
+    [({}, "Its callback settles it; "), ({"callback_url": None}, "ly. Check"), ({"synchronous": True}, "ly. Check")],
+)
+async def test_the_hint_names_a_callback_that_can_come(
+    provider: FakeProvider, changes: dict[str, Any], hint: str
+) -> None:
+    """The error refers to a callback only if the provider was given its URL."""
+    for name, value in changes.items():
+        setattr(provider, name, value)
+    async with CharacterSession(provider) as session:
+        with pytest.raises(SubmissionUnknownError, match=hint):
+            await session.submit(**REQUEST)
