@@ -18,14 +18,14 @@ from sora_chars.redaction import mask
 from sora_chars.responses import parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from sora_chars.ledger import Ledger
 
 _FIELDS = {field.name.removesuffix("_json"): field for field in attrs.fields(Entry)}
 _REQUIRED = [name for name, field in _FIELDS.items() if field.default is attrs.NOTHING]
 _JSON = {"request", "result", "error"}
-_NUMBERS = {"credits", "created_at", "updated_at", "version"}
+_MAX_TIME = 253_402_300_800  # the year 10000
 _CHUNK_SIZE = 200  # entries that are inserted at the same time, so that they share commits
 _MAX_SHOWN = 20  # keys that differ
 
@@ -117,13 +117,34 @@ def _problem(name: str, value: Any) -> str:
         return "" if value in list(EntryState) else f"one of {', '.join(EntryState)}"
     if name == "request":
         return "" if isinstance(value, dict) else "a JSON object"
-    if value is None or name in _JSON:
+    if value is None or name == "result":
         return ""
-    if name == "version":
-        return "" if type(value) is int and value > 0 else "a whole number above 0"
-    if name in _NUMBERS:
-        return "" if type(value) in {int, float} and math.isfinite(value) else "a number"
-    return "" if isinstance(value, str) and value and value.isprintable() else "printable text"
+    is_valid, what = _RULES.get(name, _TEXT)
+    return "" if is_valid(value) else what
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and value.isprintable()
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MAX_TIME
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_TEXT = (_is_text, "printable text")
+_TIME = (_is_time, "epoch seconds")
+_RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "key": (lambda value: _is_text(value) and value == value.strip(), "printable text without blanks at its ends"),
+    "error": (lambda value: isinstance(value, dict), "a JSON object"),
+    "version": (lambda value: type(value) is int and value > 0, "a whole number above 0"),
+    "credits": (_is_number, "a number"),
+    "created_at": _TIME,
+    "updated_at": _TIME,
+}
 
 
 def _stored(name: str, value: Any) -> Any:
@@ -138,7 +159,7 @@ def _check_content(entry: Entry) -> None:
         raise ValueError("task_id is missing, although the state is running")
     try:
         to_request(entry)
-        if entry.state is EntryState.SUCCEEDED or entry.result is not None:
+        if entry.state in {EntryState.SUCCEEDED, EntryState.FAILED} or entry.result is not None:
             to_snapshot(entry)
     except (SoraCharsError, KeyError, TypeError, ValueError) as error:
         reason = printable(error.__cause__ or error, limit=200)

@@ -61,6 +61,12 @@ def parse(key: str, text: str) -> Any:
         raise unreadable(key, error) from error
 
 
+def _reason(key: str, text: str | None) -> dict[str, Any] | None:
+    """Return a recorded error. One that another program wrote as text becomes the message of one."""
+    reason = None if text is None else parse(key, text)
+    return reason if reason is None or isinstance(reason, dict) else {"message": str(reason)}
+
+
 def unreadable(key: str, error: Exception) -> UnreadableEntryError:
     """Return the error for an entry that another program has written."""
     return UnreadableEntryError(
@@ -127,7 +133,7 @@ class Entry:
     @property
     def error(self) -> Any:
         """The recorded reason why the request was rejected, failed or is unknown, or None."""
-        return None if self.error_json is None else parse(self.key, self.error_json)
+        return _reason(self.key, self.error_json)
 
     @property
     def may_have_been_paid(self) -> bool:
@@ -282,7 +288,7 @@ class Attempt:
     @property
     def error(self) -> Any:
         """The recorded reason why the attempt was rejected, failed or is unknown, or None."""
-        return None if self.error_json is None else parse(self.key, self.error_json)
+        return _reason(self.key, self.error_json)
 
     @classmethod
     def of(cls, entry: Entry, *, at: float) -> Attempt:

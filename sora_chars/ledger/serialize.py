@@ -135,7 +135,9 @@ def to_error(error: SoraCharsError) -> dict[str, Any]:
 def rejection(entry: Entry) -> ProviderError:
     """Return the error with which the provider rejected the request of an entry."""
     facts: dict[str, Any] = {"message": ""} | (entry.error or {})
-    kind = getattr(errors, facts.get("type", ""), ProviderError)
+    facts |= {name: str(facts[name]) for name in ("message", "hint") if name in facts}
+    named = getattr(errors, str(facts.get("type")), None)
+    kind = named if isinstance(named, type) and issubclass(named, ProviderError) else ProviderError
     known = {field.name for field in attrs.fields(kind)}
     made: ProviderError = kind(**{name: value for name, value in facts.items() if name in known})
     if made.may_have_been_paid:

@@ -54,8 +54,8 @@ def test_absent_fields_have_their_defaults() -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"key": ""}, "key must be printable text, got ''"),
-        ({"key": 7}, "key must be printable text, got 7"),
+        ({"key": ""}, "key must be printable text without blanks at its ends, got ''"),
+        ({"key": 7}, "key must be printable text without blanks at its ends, got 7"),
         ({"provider": None}, "provider is missing"),
         ({"task_id": "a\x1bb"}, r"task_id must be printable text, got 'a\x1bb'"),
         (
@@ -68,7 +68,12 @@ def test_absent_fields_have_their_defaults() -> None:
         ({"version": 0}, "version must be a whole number above 0, got 0"),
         ({"version": 1.5}, "version must be a whole number above 0, got 1.5"),
         ({"credits": "1"}, "credits must be a number, got '1'"),
-        ({"created_at": True}, "created_at must be a number, got True"),
+        ({"created_at": True}, "created_at must be epoch seconds, got True"),
+        ({"updated_at": -1.0}, "updated_at must be epoch seconds, got -1.0"),
+        ({"created_at": 1e300}, "created_at must be epoch seconds, got 1e+300"),
+        ({"key": " dog"}, "key must be printable text without blanks at its ends, got ' dog'"),
+        ({"error": "boom"}, "error must be a JSON object, got 'boom'"),
+        ({"state": "failed"}, "request or result is not one of kind character: "),
         ({"attempts": 2}, "unknown field 'attempts'; was it exported by a later version?"),
         ({"task_id": None}, "task_id is missing, although the state is running"),
         ({"state": "succeeded"}, "request or result is not one of kind character: "),

@@ -176,3 +176,21 @@ async def test_rejections_round_trip(ledger: Ledger, error: ProviderError, kind:
     assert type(restored) is kind
     names = [field.name for field in attrs.fields(ProviderError)]
     assert [getattr(restored, name) for name in names] == [getattr(error, name) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "message"),
+    [
+        ("boom", "boom"),
+        ([1], "[1]"),
+        ({"message": 5, "hint": 6}, "5"),
+        ({"type": "printable", "message": "a"}, "a"),
+        ({"type": "InvalidTransitionError", "message": "a"}, "a"),
+    ],
+)
+async def test_a_rejection_that_another_program_recorded(ledger: Ledger, recorded: Any, message: str) -> None:
+    """A recorded error of another form is a `ProviderError` with what was recorded."""
+    entry = await record_request(ledger, "k-1", EntryState.REJECTED, error=recorded)
+    assert not entry.may_have_been_paid
+    restored = rejection(entry)
+    assert (type(restored), restored.message) == (ProviderError, message)
