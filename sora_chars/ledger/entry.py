@@ -158,6 +158,7 @@ class Entry:
                 f"{' They differ in a part that is not shown.' if shown == given else ''}",
                 hint="A key identifies one request. Use a new key for a different request.",
                 key=self.key,
+                provider=self.provider,
                 first=json.loads(mask(self.request_json)),
                 second=json.loads(mask(other.request_json)),
             )

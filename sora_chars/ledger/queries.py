@@ -58,9 +58,10 @@ async def find(ledger: Ledger, key: str) -> Entry:
     Raises:
         InvalidRequestError: The ledger has no such entry.
     """
-    entry = await ledger.get(key.strip())
+    given: object = key  # callers without a type checker pass anything
+    entry = await ledger.get(given.strip()) if isinstance(given, str) else None
     if entry is None:
-        raise InvalidRequestError(f"key: the ledger has no entry {printable(key, limit=60)!r}.")
+        raise InvalidRequestError(f"key: the ledger has no entry {printable(repr(key), limit=60)}.")
     return entry
 
 

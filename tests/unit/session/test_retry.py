@@ -112,8 +112,9 @@ async def test_two_retries_at_once_with_other_requests(session: CharacterSession
     await fail(session, provider)
     failed = await find(session.ledger, "mine")
     await session.retry("mine", prompt="a cat")
-    with pytest.raises(KeyConflictError, match=r"Recorded: .*a cat.* Given: .*a cow"):
+    with pytest.raises(KeyConflictError, match=r"Recorded: .*a cat.* Given: .*a cow") as caught:
         await transitions.retry(session.ledger, failed, {**failed.request, "prompt": "a cow"})
+    assert (caught.value.key, caught.value.provider) == ("mine", "fake")
     assert (await transitions.retry(session.ledger, failed, {**failed.request, "prompt": "a cat"})).task_id == "t2"
 
 
@@ -146,8 +147,9 @@ async def test_invalid_retries(
 
 async def test_only_failures_are_retried(session: CharacterSession, provider: FakeProvider) -> None:
     """A running, succeeded or unknown key cannot be sent again, and the error states what to do."""
-    with pytest.raises(InvalidRequestError, match="no entry"):
-        await session.retry("mine")
+    for key in ("mine", None, 5):
+        with pytest.raises(InvalidRequestError, match=f"no entry {key!r}"):
+            await session.retry(key)  # type: ignore[arg-type]
     handle = await session.submit(**REQUEST)
     with pytest.raises(InvalidRequestError, match=r"is running.*Wait for its task"):
         await session.retry("mine")
