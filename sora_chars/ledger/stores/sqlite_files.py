@@ -95,8 +95,8 @@ class LedgerFiles:
         self._remembered += len(results)
         while self._remembered > _MAX_REMEMBERED and len(self._written) > 1:
             self._remembered -= len(self._written.popleft())
-        if found := _stat(self._path):
-            self._changed_at = (found.st_mtime_ns, found.st_size)
+        found = _stat(self._path)
+        self._changed_at = found and (found.st_mtime_ns, found.st_size)
 
     def _check_entries(self) -> None:
         """Check the entries that were written last, after something else wrote to the file.
