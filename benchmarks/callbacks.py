@@ -56,10 +56,15 @@ class Called(Stub):
         self._first = "success" if ended else "waiting"
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        request: Request,
+        *,
+        key: str,
+        callback_url: str | None,
+        on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
         """See `Provider.submit`."""
-        snapshot = await super().submit(request, callback_url=callback_url, on_send=on_send)
+        snapshot = await super().submit(request, key=key, callback_url=callback_url, on_send=on_send)
         self.urls[snapshot.task_id] = callback_url or ""
         return TaskSnapshot(task_id=snapshot.task_id, provider=self.name, state=self._first)
 

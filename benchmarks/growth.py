@@ -46,7 +46,7 @@ class Prompt(Provider):
     name = "kie"
     synchronous = True
 
-    async def submit(self, request: Any, *, callback_url: str | None, on_send: Any) -> TaskSnapshot:  # noqa: ARG002
+    async def submit(self, request: Any, *, key: str, callback_url: str | None, on_send: Any) -> TaskSnapshot:  # noqa: ARG002
         """See `Provider`."""
         async with on_send():
             character = Character(id=f"ch_{request.key}", provider=self.name)

@@ -56,10 +56,15 @@ class Stub(Provider):
         return []
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        request: Request,
+        *,
+        key: str,
+        callback_url: str | None,
+        on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
         """See `Provider.submit`."""
-        del callback_url
+        del key, callback_url
         async with on_send():
             return TaskSnapshot(task_id=f"{int(str(request.key)):032x}", provider=self.name, state="waiting")
 

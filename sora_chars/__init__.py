@@ -65,6 +65,7 @@ _MODULES = {
     "protocols": ("PollingStrategy", "Provider"),
     "providers.kie": ("Kie",),
     "providers.kie_callback": ("CallbackEvent",),
+    "providers.kling": ("Kling",),
     "providers.kkiai": ("GATEWAYS", "Gateway", "Kkiai"),
     "ratelimit.window": ("Limits",),
     "session.stepping": ("Step",),

@@ -54,6 +54,7 @@ from .protocols import PollingStrategy, Provider
 from .providers.kie import Kie
 from .providers.kie_callback import CallbackEvent
 from .providers.kkiai import GATEWAYS, Gateway, Kkiai
+from .providers.kling import Kling
 from .ratelimit.window import Limits
 from .session.session import CharacterSession
 from .session.stepping import Step
@@ -87,6 +88,7 @@ __all__ = [
     "KeyConflictError",
     "Kie",
     "Kkiai",
+    "Kling",
     "Ledger",
     "LedgerError",
     "LedgerStore",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from .errors import ConfigurationError
 from .ratelimit.window import UNLIMITED
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from .models import Eta, ModelInfo, Request, TaskSnapshot
+    from .models import Accepts, Eta, ModelInfo, Request, TaskSnapshot
     from .ratelimit.window import Account
+
+    Settles = Literal["lookup"]
 
 
 class Provider(Protocol):
@@ -26,7 +28,7 @@ class Provider(Protocol):
         class Studio(Provider):
             name = "studio"
 
-            async def submit(self, request, *, callback_url, on_send):
+            async def submit(self, request, *, key, callback_url, on_send):
                 async with on_send():
                     task = await studio.start(request.from_task)
                 return TaskSnapshot(task_id=task.id, provider=self.name, state="waiting")
@@ -42,12 +44,17 @@ class Provider(Protocol):
             None if there are none.
         account: The account whose rate limits the provider keeps. Processes that share
             a ledger divide these limits between them. None without known limits.
+        accepts: What the provider accepts, as data. None if it is not described.
+        settles: How a request whose response was lost can be settled: "lookup" if
+            `lookup` finds the task by the key. None if the provider cannot be asked.
     """
 
     name: str
     synchronous: bool = False
     callback_url: str | None = None
     account: Account | None = None
+    accepts: Accepts | None = None
+    settles: Settles | None = None
 
     def check(self, request: Request) -> Sequence[str]:
         """Return why this provider cannot serve a request: one line for each reason, naming the field.
@@ -59,12 +66,19 @@ class Provider(Protocol):
         return ()
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        request: Request,
+        *,
+        key: str,
+        callback_url: str | None,
+        on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
         """Start a task, and return its first snapshot.
 
         Args:
             request: A request for which `check` returned no reasons.
+            key: The idempotency key of the entry. Send it, where the provider takes an
+                id of the client, and find the task by it in `lookup`.
             callback_url: The URL to which the provider should send the callback of
                 this task.
             on_send: Returns the context manager in which to send the request that
@@ -79,6 +93,17 @@ class Provider(Protocol):
             ProviderError: The provider rejected the request.
         """
         ...
+
+    async def lookup(self, key: str) -> TaskSnapshot | None:
+        """Return the task that was requested under a key, or None if the provider shows none. Free of charge.
+
+        A task that is missing proves nothing while its request may still be on its way.
+
+        Raises:
+            ConfigurationError: The provider cannot be asked.
+            ProviderError: The provider was not reached, or rejected the question.
+        """
+        raise ConfigurationError(f"{self.name} cannot be asked for the task of a key, got {key!r}.")
 
     async def fetch(self, task_id: str) -> TaskSnapshot:
         """Poll a task once.
@@ -105,6 +130,15 @@ class Provider(Protocol):
         polled, those with the highest priority are polled first.
         """
         return UNLIMITED
+
+    async def delete(self, character_id: str) -> bool:
+        """Delete a character, and return whether it was there.
+
+        Raises:
+            ConfigurationError: The provider does not delete characters.
+            ProviderError: The provider was not reached, or rejected the request.
+        """
+        raise ConfigurationError(f"{self.name} does not delete characters, got {character_id!r}.")
 
     async def credit(self) -> float:
         """Return how many credits the account has left.

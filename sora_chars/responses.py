@@ -33,15 +33,19 @@ class Response:
         return seconds if 0 <= seconds < 24 * 3600 else None  # false for NaN too
 
 
-def parse_json(body: bytes | str) -> Any:
+def parse_json(body: bytes | str, *, exact_integers: bool = False) -> Any:
     """Read strict JSON, with orjson if it is installed. With orjson, integers beyond 64 bits become floats.
+
+    Args:
+        body: The text.
+        exact_integers: Read integers of any size exactly, without orjson.
 
     Raises:
         ValueError: The text is not JSON, for any reason (encoding, depth, NaN, a number of a million digits).
     """
     text = body if isinstance(body, str) else body.decode(json.detect_encoding(body), "surrogatepass")
     # orjson rejects surrogates, and accepts deeper nesting than the rest of the package: json decides about both.
-    if _fast and text.count("[") + text.count("{") < _MAX_FAST_DEPTH:
+    if _fast and not exact_integers and text.count("[") + text.count("{") < _MAX_FAST_DEPTH:
         with suppress(ValueError):
             return _fast(text)
     try:

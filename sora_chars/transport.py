@@ -36,15 +36,17 @@ from .proxies import Proxies, clean_proxy, is_rejected_by_proxy, proxies_of
 from .ratelimit.window import Account, Limits, account
 from .redaction import HIDDEN, hide_secret, mask, secret_pattern
 from .responses import Response
+from .signing import sign_request
 from .timeouts import NOTICEABLE, client_timeout, create_timeout, time_limit
 
 if TYPE_CHECKING:
     import re
     import ssl
-    from collections.abc import Awaitable, Callable, Generator, Mapping
+    from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from .kinds import Kind
+    from .signing import Sign
 
 T = TypeVar("T")
 
@@ -79,7 +81,7 @@ class _Call:
     """One request and how it is sent.
 
     `failure` is the error of its first attempt. `may_have_left` is whether bytes of a create may have left this
-    process in the present attempt.
+    process in the present attempt. `secrets` are those of its signature.
     """
 
     method: str
@@ -92,6 +94,7 @@ class _Call:
     options: dict[str, Any]
     failure: ProviderError | None = None
     may_have_left: bool = False
+    secrets: Sequence[str] = ()
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -101,7 +104,8 @@ class Transport:
     Attributes:
         provider: The provider's name, for errors and log messages.
         base_url: The address that requests go to.
-        api_key: Sent as a Bearer token.
+        api_key: Sent as a Bearer token, unless there is `sign`.
+        sign: Returns the headers that authenticate a request.
         limits: How many requests the account may send.
         http: An aiohttp session to use; the transport never closes it.
         proxy: The URL of an HTTP proxy. Defaults to that of the environment; see `Proxies`.
@@ -114,6 +118,7 @@ class Transport:
     provider: str
     base_url: str
     api_key: str = attrs.field(repr=False)
+    sign: Sign | None = attrs.field(default=None, repr=False)
     limits: Limits = attrs.field(factory=Limits)
     http: aiohttp.ClientSession | None = attrs.field(default=None, repr=False)
     proxy: str | None = attrs.field(default=None, repr=False)
@@ -229,7 +234,7 @@ class Transport:
                                 async with http.request(
                                     call.method, call.url, **self._request_options(call)
                                 ) as response:
-                                    body = await self._read_body(response)
+                                    body = await self._read_body(response, call)
                                     answer = Response(response.status, response.headers, body)
                 except _SEND_ERRORS as error:
                     self._log(call, started, error=error)
@@ -256,7 +261,7 @@ class Transport:
         elif not isinstance(error, NoAnswerError):
             self.account.cooldown.on_success(sent=sent)
         error.provider = self.provider
-        error.message = self._hide(error.message)
+        error.message = self._hide(error.message, call.secrets)
         error.harmless |= call.kind != "create"
 
     def _usable(self, kind: Kind) -> aiohttp.ClientSession:
@@ -266,7 +271,7 @@ class Transport:
 
     def _request_options(self, call: _Call) -> dict[str, Any]:
         options: dict[str, Any] = {
-            "headers": {"Authorization": f"Bearer {self.api_key}", "User-Agent": "sora-chars"},
+            "headers": {"User-Agent": "sora-chars"},
             "timeout": client_timeout(call.timeout),
             "allow_redirects": False,  # the key goes to the host it was meant for
             "proxy": self._proxies.find(call.url),
@@ -282,20 +287,29 @@ class Transport:
             options["headers"]["Connection"] = "close"
             options["trace_request_ctx"] = call
             options["timeout"] = create_timeout(call.timeout)
+        if self.sign is None:
+            options["headers"]["Authorization"] = f"Bearer {self.api_key}"
+        else:
+            call.secrets = sign_request(self.sign, call.method, call.url, options)
         return options
 
-    async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read_body(self, response: aiohttp.ClientResponse, call: _Call) -> bytes:
         body = bytearray()
         while chunk := await response.content.readany():
             body += chunk
             if len(body) > _MAX_BODY_BYTES:
                 raise aiohttp.ClientPayloadError(f"the response is larger than {_MAX_BODY_BYTES} bytes")
+        for secret in call.secrets:
+            body = body.replace(secret.encode(), HIDDEN.encode())
         if len(self.api_key) < _MIN_KEY_IN_BODY:  # a test's key
             return bytes(body)
         return hide_secret(bytes(body), self.api_key.encode(), self._key_pattern)
 
-    def _hide(self, text: str) -> str:
-        return text.replace(self.api_key, HIDDEN) if len(self.api_key) >= _MIN_KEY_IN_TEXT else text
+    def _hide(self, text: str, secrets: Sequence[str] = ()) -> str:
+        for secret in (self.api_key, *secrets):
+            if len(secret) >= _MIN_KEY_IN_TEXT:
+                text = text.replace(secret, HIDDEN)
+        return text
 
     def _log(
         self, call: _Call, started: float, *, answer: Response | None = None, error: Exception | None = None
@@ -311,7 +325,7 @@ class Transport:
                 "url": mask(call.url),
                 "sent": mask(json.dumps(call.options.get("json") or call.options.get("params") or {})),
                 "status": answer.status if answer else type(error).__name__,
-                "answer": mask(self._hide(shown)),
+                "answer": mask(self._hide(shown, call.secrets)),
                 "milliseconds": round((time.perf_counter() - started) * 1000),
             },
         )

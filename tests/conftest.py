@@ -58,8 +58,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def no_real_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove real API keys from the environment."""
-    monkeypatch.delenv("KIE_API_KEY", raising=False)
-    monkeypatch.delenv("KKIAI_API_KEY", raising=False)
+    for name in os.environ:
+        if name.startswith(("KIE_", "KKIAI_", "KLING_", "VIDU_")):
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture

@@ -205,10 +205,15 @@ class CallbackReceiver:
 
     async def _read(self, entry: Entry, headers: Mapping[str, str], body: Body) -> CallbackEvent:
         content = await self._read_body(headers, body)
+        now = self.clock()
+        for provider in self.session.providers:
+            if provider.name == entry.provider and (read := getattr(provider, "read_callback", None)):
+                event: CallbackEvent = read(headers, content, now=now, tolerance=self.tolerance)
+                return event
         return verify(
             headers,
             content,
-            now=self.clock(),
+            now=now,
             hmac_key=self.hmac_key,
             tolerance=self.tolerance,
             provider=entry.provider,

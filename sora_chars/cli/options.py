@@ -16,6 +16,7 @@ from sora_chars.errors import ConfigurationError, printable
 from sora_chars.polling.strategies import AdaptiveInterval, FixedInterval
 from sora_chars.providers.kie import Kie
 from sora_chars.providers.kkiai import GATEWAYS, Kkiai
+from sora_chars.providers.kling import Kling
 from sora_chars.redaction import mask
 from sora_chars.responses import parse_json
 
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
     from sora_chars.models import UploadProgress
     from sora_chars.protocols import PollingStrategy, Provider
 
-PROVIDERS = ("kie", *GATEWAYS)
+PROVIDERS = ("kie", "kling", *GATEWAYS)
+_CALLING_BACK = ("kie", "kling")
 
 _DEFAULT_TIMEOUT = 1800.0  # seconds
-_KIE_RESPONSE_TIMEOUT = 60.0  # seconds
+_RESPONSE_TIMEOUT = 60.0  # seconds
 _GATEWAY_RESPONSE_TIMEOUT = 300.0  # seconds
 _WEBHOOK_VARIABLE = "KIE_WEBHOOK_HMAC_KEY"
 
@@ -106,8 +108,9 @@ class Settings:
     def __attrs_post_init__(self) -> None:
         if (self.callback_url is None) != (self.listen is None):
             raise click.UsageError("--callback-url and --listen require each other.")
-        if self.provider != "kie" and self.callback_url:
-            raise click.UsageError(f"--callback-url: {self.provider} sends no callbacks; only kie does.")
+        if self.provider not in _CALLING_BACK and self.callback_url:
+            names = " and ".join(_CALLING_BACK)
+            raise click.UsageError(f"--callback-url: {self.provider} sends no callbacks; only {names} do.")
         if self.webhook_key is not None and not self.webhook_key.strip():
             raise ConfigurationError(
                 f"--webhook-key and {_WEBHOOK_VARIABLE} must not be empty.",
@@ -139,7 +142,7 @@ class Settings:
         if self.shutdown_timeout is not None:
             return self.shutdown_timeout
         gateway = self.timeout or _GATEWAY_RESPONSE_TIMEOUT
-        return max(_KIE_RESPONSE_TIMEOUT if name == "kie" else gateway for name in providers)
+        return max(_RESPONSE_TIMEOUT if name == "kie" else gateway for name in providers)
 
     def make_provider(self, on_upload: Callable[[UploadProgress], None] | None = None) -> Provider:
         """Return the provider, with its API key from the environment.
@@ -150,7 +153,9 @@ class Settings:
         options: dict[str, Any] = {"base_url": self.base_url, "proxy": self.proxy}
         if self.provider == "kie":
             options |= {"upload_url": self.upload_url, "callback_url": self.callback_url, "on_upload": on_upload}
-            return Kie(timeout=_KIE_RESPONSE_TIMEOUT, **_given(options))
+            return Kie(timeout=_RESPONSE_TIMEOUT, **_given(options))
+        if self.provider == "kling":
+            return Kling(timeout=_RESPONSE_TIMEOUT, **_given(options | {"callback_url": self.callback_url}))
         # The character is the response to the only request, so `--timeout` limits that request.
         return Kkiai.gateway(self.provider, timeout=self.timeout or _GATEWAY_RESPONSE_TIMEOUT, **_given(options))
 
@@ -186,6 +191,14 @@ def provider_options(command: C) -> C:
             metavar="NAME",
             help=f"One of {', '.join(PROVIDERS)}.",
         ),
+        address_options,
+    )
+
+
+def address_options(command: C) -> C:
+    """Add the options for how a provider is reached."""
+    return _add(
+        command,
         click.option("--base-url", metavar="URL", help="Address of the provider, such as an emulator's."),
         click.option(
             "--proxy", metavar="URL", help="HTTP proxy.  [default: HTTPS_PROXY or HTTP_PROXY, except for NO_PROXY]"

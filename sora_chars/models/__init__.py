@@ -4,6 +4,7 @@ A request validates its own fields when it is created. The limits of a provider 
 checked by that provider, in `Provider.check`.
 """
 
+from .accepts import Accepts, MediaRule, TextRule
 from .requests import (
     CharacterFields,
     CharacterRequest,
@@ -23,12 +24,14 @@ from .tasks import FAIL, SUCCESS, Character, Eta, ModelInfo, TaskFailure, TaskSn
 __all__ = [
     "FAIL",
     "SUCCESS",
+    "Accepts",
     "Character",
     "CharacterFields",
     "CharacterRequest",
     "Clip",
     "ClipLike",
     "Eta",
+    "MediaRule",
     "ModelInfo",
     "Request",
     "RowFields",
@@ -37,6 +40,7 @@ __all__ = [
     "TaskRequest",
     "TaskSnapshot",
     "TaskStatus",
+    "TextRule",
     "UploadProgress",
     "as_request",
     "is_url",

@@ -37,6 +37,9 @@ class Character:
         picture_url: Signed link to the profile picture. It expires within days and is
             left out of the repr.
         task_id: Id of the task that created the character; None at providers without tasks.
+        usage: How this character is named in a request at its provider: the members to put
+            into the request, and in `prompt` how the prompt mentions it. Each provider's
+            page in docs/providers.md states the source. None where `mention` is enough.
         raw: The provider's response, parsed from JSON.
     """
 
@@ -47,6 +50,7 @@ class Character:
     permalink: str | None = None
     picture_url: str | None = attrs.field(default=None, repr=False)
     task_id: str | None = None
+    usage: Mapping[str, Any] | None = None
     raw: Any = attrs.field(default=None, repr=False)
 
     @property

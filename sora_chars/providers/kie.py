@@ -131,9 +131,15 @@ class Kie(HTTPProvider):
         return codec.character_problems(request) + ([] if video is None else _video_problems(video))
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        request: Request,
+        *,
+        key: str,
+        callback_url: str | None,
+        on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
         """See `Provider.submit`. A local file is uploaded first, free of charge."""
+        del key
         if isinstance(request, CharacterRequest) and request.images is not None:
             return await self._create_omni(request, request.images, on_send)
         if isinstance(request, TaskRequest):

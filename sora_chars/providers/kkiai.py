@@ -193,10 +193,15 @@ class Kkiai(HTTPProvider):
         return problems
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        request: Request,
+        *,
+        key: str,
+        callback_url: str | None,
+        on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
         """See `Provider.submit`. It takes from 30 seconds to several minutes."""
-        del callback_url
+        del key, callback_url
         if not isinstance(request, CharacterRequest):
             raise TypeError(type(request).__name__)
         character = await self._transport.request(

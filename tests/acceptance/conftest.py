@@ -30,7 +30,9 @@ def cli_environment(tmp_path: Path) -> dict[str, str]:
     unset = {"FORCE_COLOR", "COLUMNS", "SORA_CHARS_LEDGER"}
     inherited = {name: value for name, value in os.environ.items() if name not in unset}
     inherited |= {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data")}
-    keys = {name: f"secret-{name.lower()}" for name in ("KIE_API_KEY", "KKIAI_API_KEY", "LAOZHANG_API_KEY")}
+    keys = {
+        name: f"secret-{name.lower()}" for name in ("KIE_API_KEY", "KKIAI_API_KEY", "KLING_API_KEY", "LAOZHANG_API_KEY")
+    }
     return inherited | keys | {"PYTHONWARNINGS": "error"}
 
 

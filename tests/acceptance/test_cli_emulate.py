@@ -51,7 +51,7 @@ def test_emulate_serves_until_a_signal(start_cli: Start) -> None:
 
 
 def test_printed_commands_work(start_cli: Start, cli_environment: dict[str, str], script: str) -> None:
-    """The commands that `emulate` prints create two characters."""
+    """The commands that `emulate` prints create three characters."""
     process = start_cli("emulate", *QUICK)
     assert process.stdout
     lines = [first_line(process)]
@@ -64,7 +64,7 @@ def test_printed_commands_work(start_cli: Start, cli_environment: dict[str, str]
         ["sh", "-ec", block], env=cli_environment | {"PATH": path}, capture_output=True, text=True, check=True
     )
 
-    assert re.findall(r"^provider: (\w+)$", ended.stdout, re.MULTILINE) == ["kie", "kkiai"]
+    assert re.findall(r"^provider: (\w+)$", ended.stdout, re.MULTILINE) == ["kie", "kkiai", "kling"]
     assert end(process, signal.SIGINT) == (0, "Stopped.\n")
 
 

@@ -248,10 +248,15 @@ class SlowProvider(Provider):
     posts: Counter[str | None] = attrs.field(factory=Counter)
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        request: Request,
+        *,
+        key: str,
+        callback_url: str | None,
+        on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
         """See `Provider`."""
-        del callback_url
+        del key, callback_url
         async with on_send():
             self.posts[request.key] += 1
             await asyncio.sleep(DELAY)

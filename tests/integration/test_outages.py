@@ -66,11 +66,16 @@ class Gated(Kie):
     responds: asyncio.Event
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        request: Request,
+        *,
+        key: str,
+        callback_url: str | None,
+        on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
         """See `Provider`."""
         await self.sends.wait()
-        snapshot = await super().submit(request, callback_url=callback_url, on_send=on_send)
+        snapshot = await super().submit(request, key=key, callback_url=callback_url, on_send=on_send)
         await self.responds.wait()
         return snapshot
 

@@ -161,7 +161,7 @@ async def test_other_request_type(session: CharacterSession, emulator: Emulator)
         pytest.fail("the request was about to be sent")
 
     with pytest.raises(TypeError, match="TaskRequest"):
-        await session.providers[0].submit(TaskRequest(model="m"), callback_url=None, on_send=on_send)
+        await session.providers[0].submit(TaskRequest(model="m"), key="k", callback_url=None, on_send=on_send)
     assert not emulator.requests
 
 

@@ -66,10 +66,15 @@ class FakeProvider(Provider):
         return self.problems
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        request: Request,
+        *,
+        key: str,
+        callback_url: str | None,
+        on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
         """See `Provider`."""
-        del request
+        del request, key
         await asyncio.sleep(self.before)
         if self.early:
             raise self.early
@@ -127,10 +132,15 @@ class BatchProvider(Provider):
     _ends: dict[str, tuple[str, float]] = attrs.field(factory=dict)
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        request: Request,
+        *,
+        key: str,
+        callback_url: str | None,
+        on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
         """See `Provider`."""
-        del callback_url
+        del key, callback_url
         if self.window:
             async with self.window.slot() as slot:
                 slot.mark_sent(asyncio.get_running_loop().time())
@@ -213,7 +223,12 @@ class PolledProvider(Provider):
     polls: list[float] = attrs.field(factory=list)
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        request: Request,
+        *,
+        key: str,
+        callback_url: str | None,
+        on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
         """See `Provider`."""
         raise NotImplementedError

@@ -172,7 +172,12 @@ class SimulatedProvider(Provider):
         self.synchronous = self.world.synchronous
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        request: Request,
+        *,
+        key: str,
+        callback_url: str | None,
+        on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
         """See `Provider`. A request without effect is retried once, as by the transport."""
         key = request.key or ""

@@ -40,10 +40,15 @@ class Studio(Provider):
         return [] if clip else ["clip: is required"]
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        request: Request,
+        *,
+        key: str,
+        callback_url: str | None,
+        on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
         """Start a task."""
-        del callback_url
+        del key, callback_url
         async with on_send():
             task_id = f"task-{len(self.polls)}"
             self.polls[task_id] = 0

@@ -21,22 +21,25 @@ if TYPE_CHECKING:
     from sora_chars.cli.context import CommandContext
 
 _GREETING = """\
-Emulating kie.ai and kkiai.com at {url}
+Emulating kie.ai, kkiai.com and Kling at {url}
 Dashboard of requests and tasks:  {url}/
 
 In another shell:
 
-  export KIE_API_KEY=any KKIAI_API_KEY=any
+  export KIE_API_KEY=any KKIAI_API_KEY=any KLING_API_KEY=any
   sora-chars create --base-url {url} --upload-url {url} \\
     --from-task 0123456789abcdef0123456789abcdef --clip 1,3 \\
     --prompt "A friendly cartoon dog"
   sora-chars create --provider kkiai --base-url {url} \\
     --video https://example.com/dog.mp4 --clip 1,3
+  sora-chars create --provider kling --base-url {url} \\
+    --video https://example.com/dog.mp4 --name Dog --prompt "A friendly dog"
 
 In Python:
 
   Kie("any", base_url="{url}", upload_url="{url}")
   Kkiai("any", base_url="{url}")
+  Kling("any", base_url="{url}")
 
 Press Ctrl-C to stop."""
 
@@ -119,7 +122,7 @@ def fault(text: str) -> tuple[str, dict[str, Any]]:
 def emulate(context: CommandContext, /, *, faults: Sequence[tuple[str, dict[str, Any]]], **settings: Any) -> None:
     """Serve an emulator of the providers on this machine.
 
-    It emulates kie.ai and kkiai.com until Ctrl-C. Give its address to other
+    It emulates kie.ai, kkiai.com and Kling until Ctrl-C. Give its address to other
     commands as --base-url and --upload-url; any API key is accepted. The page at
     its address shows the requests, the tasks and all kinds of faults.
     """

@@ -50,7 +50,7 @@ class LedgerStore(Protocol):
         """Replace `before` by `after` if the stored version is that of `before`.
 
         `archive` is stored in the same transaction, under the next number of its key. An
-        attempt whose token digest the key already has is not stored again.
+        attempt whose token digest and task id the key already has is not stored again.
 
         Returns `after` if so, else the stored entry, or None if there is none.
         """

@@ -19,6 +19,7 @@ class Counts:
         creates: Tasks created by createTask. A rejected create is not counted.
         characters: Characters created by kkiai.com's route.
         omni: Omni characters created.
+        elements: Tasks created by Kling's route. A rejected create is not counted.
         polls: recordInfo requests received, including those that a limit or a fault
             rejected.
         uploads: Files uploaded.
@@ -37,6 +38,7 @@ class Counts:
     creates: int = 0
     characters: int = 0
     omni: int = 0
+    elements: int = 0
     polls: int = 0
     uploads: int = 0
     other: int = 0

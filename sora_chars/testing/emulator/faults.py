@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import attrs
 
-from . import transmission
+from . import kling, transmission
 from .responses import HTML, PLAIN_JSON, Reply, encoded, kie, kkiai_error
 from .tasks import RAW_SHAPES, RESULT_SHAPES, EmulatedTask, TaskStore, never_end, set_result_shape
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-ENDPOINTS = ("create", "poll", "upload", "character", "omni", "other", "any")
+ELEMENT_ENDPOINTS = ("element", "element_poll", "element_other")
+ENDPOINTS = ("create", "poll", "upload", "character", "omni", "other", *ELEMENT_ENDPOINTS, "any")
 TARGETS = (*ENDPOINTS, "callback")
 
 
@@ -40,8 +41,8 @@ class Fault:
 
     Attributes:
         kind: Which failure it is; a key of `KINDS`.
-        on: The requests that it applies to: create, poll, upload, character, omni, other
-            or any; or "callback" for the deliveries of callbacks.
+        on: The requests that it applies to: create, poll, upload, character, omni, other,
+            element, element_poll, element_other or any; or "callback" for the deliveries of callbacks.
         times: After how many hits it is removed; None for never.
         rate: The share of the matching requests that it hits, 0.0 to 1.0.
         settings: The settings of its kind.
@@ -102,6 +103,8 @@ class FaultKind:
 
 def _rejection(fault: Fault, endpoint: str) -> Reply:
     status, code, message = fault.integer("status"), fault.integer("code"), fault.text("message")
+    if endpoint in ELEMENT_ENDPOINTS:  # a gateway's error: Kling's own is the fault kling_error
+        return Reply(code, encoded({"error": message}), PLAIN_JSON)
     if endpoint == "character":
         return kkiai_error(1, code, message=message, type="new_api_error", code=str(code))
     return kie(code, message, status=status)
@@ -133,6 +136,14 @@ def _kkiai_error(fault: Fault, _endpoint: str) -> Reply:
         type=fault.text("type"),
         code=fault.text("code"),
     )
+
+
+def _kling_error(fault: Fault, _endpoint: str) -> Reply:
+    return kling.reply(fault.integer("code"), fault.text("message"))
+
+
+def _change_element(_store: TaskStore, _task: EmulatedTask, _fault: Fault) -> None:
+    """Stand for a change that `kling.create` makes."""
 
 
 def _mark_failed(task_store: TaskStore, task: EmulatedTask, fault: Fault) -> None:
@@ -231,6 +242,20 @@ KINDS: dict[str, FaultKind] = {
         "upstream error (request id: 20261101120000abc)",
         description="kkiai.com: an error of shape 1 to 7",
     ),
+    "kling_error": FaultKind(
+        "Kling: an error by its code, 1000 to 5002",
+        ("element", "element_poll", "element_other", "any"),
+        {"code": 5000, "message": ""},
+        respond=_kling_error,
+    ),
+    "kling_stuck": FaultKind("Kling: the task never ends", ("element",), change_task=_change_element),
+    "kling_fail": FaultKind(
+        "Kling: the task fails",
+        ("element",),
+        {"message": "The video contains no person"},
+        change_task=_change_element,
+    ),
+    "kling_empty": FaultKind("Kling: the result holds no element", ("element",), change_task=_change_element),
     "quota": _kkiai(429, "insufficient_user_quota", "user quota is not enough", type="insufficient_quota"),
     "model_not_found": _kkiai(503, "model_not_found", "No available channel for this model"),
     "invalid_url": _kkiai(404, "", "Invalid URL (POST /sora/v1/characters)", type="invalid_request_error"),
@@ -279,8 +304,8 @@ class FaultRegistry:
         return None
 
     def take(self, target: str) -> list[Fault]:
-        """Return all faults that change a new task ("create") or a "callback", counted as hit."""
-        effect = "change_task" if target == "create" else "plan"
+        """Return all faults that change a new task ("create", "element") or a "callback", counted as hit."""
+        effect = "plan" if target == "callback" else "change_task"
         candidates = [fault for fault in self.active if fault.on == target and getattr(KINDS[fault.kind], effect)]
         return [fault for fault in candidates if self._hits(fault, None)]
 

@@ -1,4 +1,4 @@
-"""The emulator's server: kie.ai, its upload host and kkiai.com under one root URL."""
+"""The emulator's server: kie.ai, its upload host, kkiai.com and Kling under one root URL."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from aiohttp import web
 
-from . import control, dashboard, kie, kkiai, transmission, uploads
+from . import control, dashboard, kie, kkiai, kling, transmission, uploads
 from .callbacks import CallbackSender
 from .counters import Counts
 from .faults import BUSY, KINDS, FaultRegistry, invalid_fault, parse_header
+from .kling_callbacks import KlingCallbacks
+from .kling_tasks import KlingStore
 from .responses import Rejection, Reply, encoded, kkiai_error
 from .responses import kie as kie_reply
 from .state import EmulatorState, LoggedRequest
@@ -48,11 +50,15 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("POST", "/api/file-url-upload"): Route("upload", "kie", uploads.url_upload),
     ("POST", "/api/file-base64-upload"): Route("upload", "kie", uploads.base64_upload),
     ("POST", "/sora/v1/characters"): Route("character", "kkiai", kkiai.create_character),
+    ("POST", kling.ELEMENTS): Route("element", "kling", kling.create),
+    ("GET", kling.ELEMENTS): Route("element_other", "kling", kling.tasks),
+    ("GET", kling.ELEMENT): Route("element_poll", "kling", kling.poll),
+    ("POST", kling.DELETE): Route("element_other", "kling", kling.delete),
 }
 
 
 class Emulator(EmulatorState):
-    """A local server that behaves as kie.ai and kkiai.com are documented to.
+    """A local server that behaves as kie.ai, kkiai.com and Kling are documented to.
 
     The emulator keeps tasks, credits and files, sends callbacks, and fails on demand:
 
@@ -75,7 +81,11 @@ class Emulator(EmulatorState):
         kie_key: The API key that kie.ai's routes accept; None accepts any.
         kkiai_key: The API key that kkiai.com's route accepts; None accepts any.
         kkiai_model: The `model` that `/sora/v1/characters` requires; None forbids one.
-        hmac_key: Signs callbacks; None sends them unsigned.
+        kling_key: The API key that Kling's routes accept; None accepts any.
+        kling_secret_key: The secret key of the pair whose JWTs Kling's routes accept;
+            None accepts none.
+        kling_parallel: The tasks that may run at once on the Kling account; None for no limit.
+        hmac_key: Signs kie.ai's callbacks; None sends them unsigned.
         strict_limits: Reject requests beyond 20 creates in 10 seconds or 10 polls in 1
             second, in sliding windows.
         models: The models that exist, and what each makes: "character" or anything else.
@@ -101,6 +111,9 @@ class Emulator(EmulatorState):
         kie_key: str | None = None,
         kkiai_key: str | None = None,
         kkiai_model: str | None = None,
+        kling_key: str | None = None,
+        kling_secret_key: str | None = None,
+        kling_parallel: int | None = None,
         hmac_key: str | None = None,
         strict_limits: bool = False,
         models: Mapping[str, str] | None = None,
@@ -109,17 +122,21 @@ class Emulator(EmulatorState):
     ) -> None:
         counts = Counts()
         faults = FaultRegistry(random.Random(f"{seed} faults"))  # noqa: S311 - repeatable, not secret
+        task_store = TaskStore(speed, durations, price, credits, random.Random(seed))  # noqa: S311
         super().__init__(
             models=kie.MODELS if models is None else models,
             kkiai_model=kkiai_model,
-            task_store=TaskStore(speed, durations, price, credits, random.Random(seed)),  # noqa: S311
+            task_store=task_store,
+            kling=KlingStore(task_store.clock, task_store.draw_duration, kling_parallel),
+            kling_callbacks=KlingCallbacks(counts),
             faults=faults,
             callback_sender=CallbackSender(faults, counts, speed, hmac_key),
             counts=counts,
         )
         self._host = host
         self._port = port
-        self._keys = {"kie": kie_key, "kkiai": kkiai_key}
+        self._keys = {"kie": kie_key, "kkiai": kkiai_key, "kling": kling_key}
+        self._kling_secret_key = kling_secret_key
         self._windows = _documented_limits(speed) if strict_limits else {}
         self._runner: web.AppRunner | None = None
 
@@ -133,7 +150,7 @@ class Emulator(EmulatorState):
             OSError: The port is taken.
         """
         self._loop = asyncio.get_running_loop()
-        self.task_store.clock = self._loop.time
+        self.task_store.clock = self.kling.clock = self._loop.time
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_route("*", "/{path:.*}", self._serve)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.1)
@@ -148,6 +165,7 @@ class Emulator(EmulatorState):
         if self._runner is not None:
             await self._runner.cleanup()
         await self.callback_sender.aclose()
+        await self.kling_callbacks.aclose()
 
     async def __aenter__(self) -> Self:
         try:
@@ -211,11 +229,12 @@ class Emulator(EmulatorState):
                 await asyncio.sleep(UNTIL_INTERVAL)
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        route = ROUTES.get((request.method, request.path))
+        path = kling.ELEMENT if request.path.startswith(f"{kling.ELEMENTS}/") else request.path
+        route = ROUTES.get((request.method, path))
         if route is None:
             reply, fault = await self._handle_other(request), None
         else:
-            self.request_counts[request.method, request.path] += 1
+            self.request_counts[request.method, path] += 1
             self.counts.polls += route.endpoint == "poll"
             reply, fault = await self._handle(route, request)
         self._record(request, route, reply, fault)
@@ -261,8 +280,13 @@ class Emulator(EmulatorState):
         Raises:
             Rejection: The key is wrong, or the limit is reached.
         """
-        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+        authorization = request.headers.get("Authorization", "")
         expected = self._keys[route.provider]
+        if route.provider == "kling":
+            if rejected := kling.admit(authorization, expected, self._kling_secret_key):
+                raise Rejection(rejected)
+            return
+        scheme, _, key = authorization.partition(" ")
         if scheme != "Bearer" or not key or (expected is not None and key != expected):
             raise Rejection(_unauthorized(route))
         window = self._windows.get(route.endpoint)
@@ -281,6 +305,8 @@ class Emulator(EmulatorState):
         file = self.files.find(f"{self.url}{request.rel_url.raw_path}")
         if file is not None and request.method == "GET":
             return Reply(HTTPStatus.OK, file.content, file.mime)
+        if request.path.startswith((kling.ELEMENTS, kling.DELETE)):
+            return kling.reply(1202)
         if any(path == request.path for _, path in ROUTES):
             body = encoded({"code": 405, "msg": "Method not allowed", "data": None})
             return Reply(HTTPStatus.METHOD_NOT_ALLOWED, body)

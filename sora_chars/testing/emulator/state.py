@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .callbacks import CallbackSender
     from .counters import Counts
     from .faults import Fault, FaultRegistry
+    from .kling_callbacks import KlingCallbacks
+    from .kling_tasks import KlingStore
     from .tasks import EmulatedTask, TaskStore
 
 MAX_LOGGED_REQUESTS = 1000
@@ -43,6 +45,8 @@ class EmulatorState:
         task_store: The tasks and the credits.
         faults: The active faults.
         callback_sender: Sends the callbacks.
+        kling: Kling's tasks and elements.
+        kling_callbacks: Sends Kling's callbacks.
         counts: What the emulator received.
         files: The files that the emulator serves.
         requests: The latest requests, oldest first.
@@ -55,6 +59,8 @@ class EmulatorState:
     task_store: TaskStore
     faults: FaultRegistry
     callback_sender: CallbackSender
+    kling: KlingStore
+    kling_callbacks: KlingCallbacks
     counts: Counts
     files: FileStore = attrs.field(factory=FileStore)
     requests: deque[LoggedRequest] = attrs.field(factory=lambda: deque[LoggedRequest](maxlen=MAX_LOGGED_REQUESTS))
@@ -82,7 +88,7 @@ class EmulatorState:
 
         Args:
             kind: The failure; `sora_chars.testing.emulator.faults.KINDS` lists them all.
-            on: create, poll, callback, upload, character, omni, other or any. Defaults to
+            on: create, poll, callback, upload, character, omni, element, element_poll, other or any. Defaults to
                 the first target of the kind.
             times: After how many hits the fault ends; None for never.
             rate: The share of the matching requests that the fault hits.

@@ -41,10 +41,15 @@ class Losing(Provider):
         self.ends_at = 0.7
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        request: Request,
+        *,
+        key: str,
+        callback_url: str | None,
+        on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
         """Make the task and lose the answer."""
-        del request
+        del request, key
         async with on_send():
             self.path = str(callback_url).removeprefix("https://host.example")
         raise NoAnswerError("lost", harmless=False)
@@ -185,7 +190,11 @@ async def test_inflates_bodies(
     assert await post(receiver, losing.path, content_encoding=encoding) == 200
 
 
-@pytest.mark.parametrize("body", [gzip.compress(BODY)[:-9], gzip.compress(BODY)[:20] + b"junk" * 9, b"\x1f\x8bx"])
+@pytest.mark.parametrize(
+    "body",
+    [gzip.compress(BODY)[:-9], gzip.compress(BODY)[:20] + b"junk" * 9, b"\x1f\x8bx", b"\x1f\x8b" + bytes(30)],
+    ids=["cut", "junk", "start", "zeros"],
+)
 async def test_damaged_body(receiver: CallbackReceiver, losing: Losing, body: bytes) -> None:
     """A body that cannot be inflated is rejected with 400."""
     assert await post(receiver, losing.path, body, content_encoding="gzip") == 400

@@ -52,10 +52,15 @@ class Fake(Provider):
         self.sent = asyncio.Event()
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        request: Request,
+        *,
+        key: str,
+        callback_url: str | None,
+        on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
         """Return the first snapshot once `released` is set."""
-        del request
+        del request, key
         async with on_send():
             self.paths.append(f"/{str(callback_url).removeprefix('https://host.example/')}")
             number = len(self.paths)

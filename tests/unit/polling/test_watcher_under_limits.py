@@ -35,7 +35,12 @@ class Narrow(Provider):
     free_at: float = 0.0
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        request: Request,
+        *,
+        key: str,
+        callback_url: str | None,
+        on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
         """See `Provider`."""
         raise NotImplementedError

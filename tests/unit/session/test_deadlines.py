@@ -31,11 +31,11 @@ REQUEST: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a do
 class RetryingProvider(FakeProvider):
     """A provider whose creates are rejected without harm again and again, as by a transport that retries."""
 
-    async def submit(self, request: Any, *, callback_url: str | None, on_send: Any) -> Any:
+    async def submit(self, request: Any, *, key: str, callback_url: str | None, on_send: Any) -> Any:
         """See `Provider`."""
         while True:
             with suppress(ProviderError):
-                return await super().submit(request, callback_url=callback_url, on_send=on_send)
+                return await super().submit(request, key=key, callback_url=callback_url, on_send=on_send)
 
 
 @attrs.define(eq=False)
@@ -147,9 +147,9 @@ async def test_the_deadline_reaches_the_transport() -> None:
     seen: list[float] = []
 
     class Noting(FakeProvider):
-        async def submit(self, request: Any, *, callback_url: str | None, on_send: Any) -> Any:
+        async def submit(self, request: Any, *, key: str, callback_url: str | None, on_send: Any) -> Any:
             seen.append(submit_deadline.get())
-            return await super().submit(request, callback_url=callback_url, on_send=on_send)
+            return await super().submit(request, key=key, callback_url=callback_url, on_send=on_send)
 
     async with opened(Noting(before=0.0)) as session:
         await session.create(**REQUEST, timeout=50)

@@ -77,10 +77,15 @@ class TimedProvider(Provider):
     sent_url: str = ""
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        request: Request,
+        *,
+        key: str,
+        callback_url: str | None,
+        on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
         """See `Provider`."""
-        del request
+        del request, key
         self.sent_url = str(callback_url)
         async with on_send():
             self.created.append(asyncio.get_running_loop().time())

@@ -1,0 +1,170 @@
+"""What a provider accepts, as data: its checks, its messages and its row in the list of providers come from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+
+from .sources import Source, is_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from .requests import CharacterRequest
+
+_MIB = 1024 * 1024
+_FIELDS = ("clip", "name", "prompt", "safety", "voice")
+
+Local = Literal["no", "upload", "inline", "hosting"]
+"""What happens to a local file: refused, uploaded to the provider, sent inside the request, or hosted by the caller."""
+
+_LOCAL_NOTES: Mapping[Local, str] = {
+    "no": "URLs only",
+    "upload": "URLs or local files",
+    "inline": "URLs or local files, which are sent inside the request",
+    "hosting": "URLs, or local files by hosting=",
+}
+
+
+@attrs.frozen(kw_only=True)
+class MediaRule:
+    """The limits of the videos or images that a provider takes.
+
+    Attributes:
+        count: The lowest and the highest number of them.
+        local: What happens to local files.
+        formats: The file formats, such as "mp4".
+        max_bytes: Largest file.
+        seconds: Shortest and longest video.
+        min_pixels: Shortest side of an image.
+        ratio: Lowest and highest ratio of width to height.
+        note: What the provider demands beyond that.
+    """
+
+    count: tuple[int, int] = (1, 1)
+    local: Local = "no"
+    formats: tuple[str, ...] = ()
+    max_bytes: int | None = None
+    seconds: tuple[float, float] | None = None
+    min_pixels: int | None = None
+    ratio: tuple[float, float] | None = None
+    note: str = ""
+
+    def describe(self) -> str:
+        """Return the limits as one line, such as "1; URLs only; mp4, mov; 3 to 8 s; up to 200 MB"."""
+        low, high = self.count
+        parts = [f"{low}" if low == high else f"{low} to {high}", _LOCAL_NOTES[self.local], ", ".join(self.formats)]
+        if self.seconds:
+            parts.append(_span(self.seconds, "s"))
+        if self.max_bytes:
+            parts.append(f"up to {self.max_bytes // _MIB} MB")
+        if self.min_pixels:
+            parts.append(f"at least {self.min_pixels} pixels a side")
+        if self.ratio:
+            parts.append(f"width to height {_span(self.ratio, '')}")
+        return "; ".join(filter(None, [*parts, self.note]))
+
+
+@attrs.frozen(kw_only=True)
+class TextRule:
+    """The limit of a text field, in characters, and whether the field is required."""
+
+    max_length: int
+    required: bool = False
+
+    def describe(self) -> str:
+        """Return the limit as one line."""
+        return f"{'required' if self.required else 'optional'}, up to {self.max_length} characters"
+
+
+@attrs.frozen(kw_only=True)
+class Accepts:
+    """What a provider accepts in a `CharacterRequest`. A source or a field without a rule is refused.
+
+    Attributes:
+        video: The rule for `video`.
+        images: The rule for `images`.
+        name: The rule for `name`.
+        prompt: The rule for `prompt`.
+        safety: The rule for `safety`.
+        voice: The sources with which a `voice` may be given.
+    """
+
+    video: MediaRule | None = None
+    images: MediaRule | None = None
+    name: TextRule | None = None
+    prompt: TextRule | None = None
+    safety: TextRule | None = None
+    voice: tuple[str, ...] = ()
+
+    def problems(self, request: CharacterRequest) -> list[str]:
+        """Return why a request cannot be accepted, apart from the contents of its files."""
+        return [*self._source_problems(request), *self._field_problems(request)]
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Yield the name and the limits of each source and field that is accepted."""
+        for name in ("video", "images", "name", "prompt", "safety"):
+            if rule := getattr(self, name):
+                yield name, rule.describe()
+        if self.voice:
+            yield "voice", f"optional, with {' or '.join(self.voice)}"
+
+    def _source_problems(self, request: CharacterRequest) -> Iterator[str]:
+        taken = " or ".join(name for name in ("video", "images") if getattr(self, name))
+        if request.from_task is not None:
+            yield f"from_task must be omitted, since this provider takes {taken}"
+        if request.video is not None and self.video is None:
+            yield f"video must be omitted, since this provider takes {taken}"
+        elif request.video_path is not None and self.video is not None and self.video.local == "no":
+            yield "video must be a URL, since this provider takes no uploads"
+        elif request.video_path is not None and self.video is not None and self.video.local == "hosting":
+            yield "video must be a URL, since this provider takes no uploads; host the file, or pass hosting="
+        if request.images is not None:
+            yield from self._image_problems(request.images, taken)
+
+    def _image_problems(self, images: tuple[Source, ...], taken: str) -> Iterator[str]:
+        if self.images is None:
+            yield f"images must be omitted, since this provider takes {taken}"
+            return
+        low, high = self.images.count
+        if not low <= len(images) <= high:
+            yield f"images must hold {low} to {high} images, got {len(images)}"
+        for number, image in enumerate(images):
+            if self.images.local == "no" and not is_url(image):
+                yield f"images[{number}] must be a URL, since this provider takes no uploads"
+
+    def _field_problems(self, request: CharacterRequest) -> Iterator[str]:
+        source = "video" if request.images is None else "images"
+        for field in _FIELDS:
+            value = getattr(request, field)
+            if field == "voice" and source in self.voice:
+                continue
+            rule = getattr(self, field, None)
+            if isinstance(rule, TextRule):
+                yield from _text_problems(field, value, rule)
+            elif value is not None:
+                yield self._refusal(field, source)
+
+    def _refusal(self, field: str, source: str) -> str:
+        if field == "voice" and self.voice:
+            return f"voice must be omitted with {source}, since it is only for {' or '.join(self.voice)}"
+        if field == "clip" and self.video and self.video.seconds:
+            return (
+                "clip must be omitted, since this provider takes a whole video of "
+                f"{_span(self.video.seconds, 'seconds')}; cut the video"
+            )
+        return f"{field} must be omitted, since this provider has no such field"
+
+
+def _text_problems(field: str, value: str | None, rule: TextRule) -> Iterator[str]:
+    if value is None:
+        if rule.required:
+            yield f"{field} must be given, with 1 to {rule.max_length} characters"
+    elif not value.strip() or len(value) > rule.max_length:
+        yield f"{field} must have 1 to {rule.max_length} characters, got {len(value)}"
+
+
+def _span(bounds: tuple[float, float], unit: str) -> str:
+    low, high = bounds
+    return f"{low:g} to {high:g} {unit}".rstrip()

@@ -1,0 +1,56 @@
+"""Characters of Kling from the command line, as real processes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.images import jpeg, png
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sora_chars.testing import Emulator
+
+    Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+TEXTS = ("--name", "Rex", "--prompt", "A friendly dog", "--poll", "0.05", "--json")
+
+
+@pytest.fixture
+def create(cli: Cli, emulator: Emulator) -> Callable[..., dict[str, Any]]:
+    """A function that runs `create` at Kling and returns what it printed."""
+    emulator.task_store.durations = (0.05, 0.1)
+
+    def run(*arguments: str, status: int = 0) -> dict[str, Any]:
+        ended = cli("create", "--provider", "kling", "--base-url", emulator.url, *arguments, *TEXTS)
+        assert ended.returncode == status, (ended.stdout, ended.stderr)
+        found: dict[str, Any] = json.loads(ended.stdout)
+        return found
+
+    return run
+
+
+def test_video(create: Callable[..., dict[str, Any]], emulator: Emulator) -> None:
+    """A clip becomes a character, under the key of the command, and once."""
+    made = create("--video", "https://clips.example/rex.mp4", "--key", "order-17")
+    (task,) = emulator.kling.tasks.values()
+    assert made["character"]["id"] == str(task.element_id)
+    assert (made["task_id"], task.external_id) == (task.task_id, "order-17")
+    assert create("--video", "https://clips.example/rex.mp4", "--key", "order-17") == made
+    assert emulator.counts.elements == 1
+
+
+def test_images(create: Callable[..., dict[str, Any]], emulator: Emulator, tmp_path: Path) -> None:
+    """Several --image options are the images in their order; a missing one is refused before anything is sent."""
+    (tmp_path / "front.png").write_bytes(png(300, 300))
+    (tmp_path / "side.jpg").write_bytes(jpeg(300, 300))
+    images = ("--image", str(tmp_path / "front.png"), "--image", str(tmp_path / "side.jpg"), "--voice", "v1")
+    assert create(*images)["character"]["name"] == "Rex"
+    error = create(*images, "--image", str(tmp_path / "none.png"), status=2)["error"]
+    assert "images[2] must be an http(s) URL or an existing file" in error["message"]
+    assert emulator.counts.elements == 1

@@ -1,0 +1,419 @@
+"""The provider Kling against the emulator."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from sora_chars import (
+    AuthenticationError,
+    CallbackReceiver,
+    CharacterRequest,
+    CharacterSession,
+    ConfigurationError,
+    EntryState,
+    FixedInterval,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    Kling,
+    MissingCharacterError,
+    ModelUnavailableError,
+    NoAnswerError,
+    PermissionDeniedError,
+    RequestRejectedError,
+    SoraCharsError,
+    SubmissionUnknownError,
+    TaskFailedError,
+    TaskNotFoundError,
+    TaskRequest,
+)
+from sora_chars.testing import Emulator
+from tests.support.images import jpeg, png
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from sora_chars.testing.emulator.kling_tasks import KlingTask
+
+KEY = "kling-test-0123456789abcdef"
+SECRET_KEY = "secret-0123456789abcdef"
+WEBHOOK_SECRET = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
+IMAGES = ["https://images.example/front.png", "https://images.example/side.png"]
+VIDEO: dict[str, Any] = {"video": "https://clips.example/rex.mp4", "name": "Rex", "prompt": "A friendly dog"}
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    """Start an emulator whose tasks take some milliseconds."""
+    async with Emulator(durations=(0.02, 0.04), kling_key=KEY, kling_secret_key=SECRET_KEY) as running:
+        yield running
+
+
+def session_at(emulator: Emulator, **options: Any) -> CharacterSession:
+    """Return a session that polls every 5 ms."""
+    provider = Kling(KEY, base_url=emulator.url, **options)
+    return CharacterSession(provider, polling=FixedInterval(0.005), timeout=20)
+
+
+def only_task(emulator: Emulator) -> KlingTask:
+    """Return the only task of the account."""
+    (task,) = emulator.kling.tasks.values()
+    return task
+
+
+def local_video(make_clip: Callable[..., Path]) -> dict[str, Any]:
+    """Return a request for a local video of five seconds."""
+    return {**VIDEO, "video": make_clip(5.0)}
+
+
+async def test_character_from_a_video(emulator: Emulator) -> None:
+    """A clip becomes a character whose id has every digit, under the client's own id."""
+    async with session_at(emulator) as session:
+        character = await session.create(**VIDEO, key="order-17", voice="v1")
+    task = only_task(emulator)
+    assert (character.id, character.name, character.provider) == (str(task.element_id), "Rex", "kling")
+    assert float(character.id) != int(character.id)
+    assert (task.external_id, task.body["element_voice_id"], character.task_id) == ("order-17", "v1", task.task_id)
+
+
+async def test_character_from_images(emulator: Emulator, tmp_path: Path) -> None:
+    """Local images are sent as base64 without a prefix, in their order; links are sent as they are."""
+    front, side = tmp_path / "front.png", tmp_path / "side.jpg"
+    front.write_bytes(png(300, 400))
+    side.write_bytes(jpeg(400, 300))
+    async with session_at(emulator) as session:
+        await session.create(images=[front, IMAGES[1], side], name="Rex", prompt="A friendly dog")
+    assert only_task(emulator).body["element_image_list"] == {
+        "frontal_image": base64.b64encode(png(300, 400)).decode(),
+        "refer_images": [{"image_url": IMAGES[1]}, {"image_url": base64.b64encode(jpeg(400, 300)).decode()}],
+    }
+
+
+async def test_hosting(emulator: Emulator, make_clip: Callable[..., Path]) -> None:
+    """A local video goes to the caller's storage before anything is sent."""
+    clip = make_clip(5.0)
+    hosted: list[Path] = []
+
+    async def host(path: Path) -> str:
+        hosted.append(path)
+        return f"https://files.example/{path.name}"
+
+    async with session_at(emulator, hosting=host) as session:
+        await session.create(video=clip, name="Rex", prompt="A friendly dog")
+    assert hosted == [clip]
+    videos = only_task(emulator).body["element_video_list"]
+    assert videos == {"refer_videos": [{"video_url": "https://files.example/clip.mp4"}]}
+
+
+@pytest.mark.parametrize("url", ["clip.mp4", None])
+async def test_hosting_returns_a_url(emulator: Emulator, make_clip: Callable[..., Path], url: Any) -> None:
+    """Storage that returns no URL is an error, and nothing is sent."""
+
+    async def host(path: Path) -> Any:
+        del path
+        return url
+
+    async with session_at(emulator, hosting=host) as session:
+        with pytest.raises(ConfigurationError, match="hosting must return"):
+            await session.create(**local_video(make_clip))
+    assert not emulator.requests
+
+
+async def test_local_video_without_hosting(emulator: Emulator, make_clip: Callable[..., Path]) -> None:
+    """A local video is refused before anything is sent; a provider that is asked directly refuses it too."""
+    async with session_at(emulator) as session:
+        with pytest.raises(InvalidRequestError, match="pass hosting="):
+            await session.create(**local_video(make_clip))
+        requests = (CharacterRequest(**local_video(make_clip)), TaskRequest(model="m"))
+        for request in requests:
+            with pytest.raises(TypeError):
+                await session.providers[0].submit(request, key="k", callback_url=None, on_send=None)  # type: ignore[arg-type]
+    assert not emulator.requests
+
+
+async def test_access_and_secret_key(emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:
+    """A pair of keys signs each request with a token of its own, which no log shows."""
+    caplog.set_level(logging.DEBUG)
+    provider = Kling(access_key="access-0123456789abcdef", secret_key=SECRET_KEY, base_url=emulator.url)
+    async with CharacterSession(provider, polling=FixedInterval(0.005)) as session:
+        assert (await session.create(**VIDEO)).name == "Rex"
+    shown = str([vars(entry) for entry in caplog.records])
+    assert "exchange" in shown
+    assert "eyJ" not in shown
+    assert SECRET_KEY not in shown
+
+
+@pytest.mark.parametrize(
+    "keys", [{"api_key": "another-0123456789abcdef"}, {"access_key": "access", "secret_key": "another-secret"}]
+)
+async def test_wrong_keys(emulator: Emulator, keys: dict[str, Any]) -> None:
+    """A wrong key is rejected once."""
+    async with CharacterSession(Kling(**keys, base_url=emulator.url)) as session:
+        with pytest.raises(AuthenticationError):
+            await session.create(**VIDEO)
+    assert len(emulator.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "state"),
+    [
+        *((code, AuthenticationError, EntryState.REJECTED) for code in (1000, 1001, 1002, 1003, 1004)),
+        *((code, InsufficientCreditsError, EntryState.REJECTED) for code in (1100, 1101, 1102)),
+        (1103, PermissionDeniedError, EntryState.REJECTED),
+        *((code, RequestRejectedError, EntryState.REJECTED) for code in (1200, 1201, 1300, 1301)),
+        *((code, ModelUnavailableError, EntryState.REJECTED) for code in (1202, 1203)),
+        (1304, PermissionDeniedError, EntryState.REJECTED),
+        *((code, SubmissionUnknownError, EntryState.UNKNOWN) for code in (5000, 5001, 5002)),
+    ],
+)
+async def test_every_error_of_a_create(
+    emulator: Emulator, code: int, error: type[SoraCharsError], state: EntryState
+) -> None:
+    """Each row of the table of errors is sent once and recorded as what it is; money pauses nothing."""
+    emulator.fault("kling_error", on="element", code=code, times=None)
+    async with session_at(emulator) as session:
+        with pytest.raises(error):
+            await session.create(**VIDEO, key="order-17")
+        entry = await session.entry("order-17")
+        account = session.providers[0].account
+        assert account is not None
+        assert account.cooldown.until == 0
+    creates = [request for request in emulator.requests if request.method == "POST"]
+    assert len(creates) == 1
+    assert entry is not None
+    assert entry.state is state
+
+
+@pytest.mark.parametrize("code", [1302, 1303])
+async def test_rate_limits_are_waited_for(emulator: Emulator, code: int) -> None:
+    """Nothing was made after 1302 and 1303, so the create is sent again."""
+    emulator.fault("kling_error", on="element", code=code)
+    async with session_at(emulator) as session:
+        await session.create(**VIDEO)
+    assert emulator.counts.elements == 1
+
+
+async def test_parallel_tasks(emulator: Emulator) -> None:
+    """A full account takes the next task as soon as one has ended."""
+    emulator.kling.parallel = 1
+    async with session_at(emulator) as session:
+        outcomes = await session.create_all([CharacterRequest(**VIDEO, key=f"order-{number}") for number in range(2)])
+    assert {outcome.state for outcome in outcomes} == {EntryState.SUCCEEDED}
+    assert emulator.counts.elements == 2
+
+
+async def test_failed_task(emulator: Emulator) -> None:
+    """A failed task raises its reason."""
+    emulator.fault("kling_fail")
+    async with session_at(emulator) as session:
+        with pytest.raises(TaskFailedError, match="The video contains no person"):
+            await session.create(**VIDEO)
+
+
+async def test_success_without_an_element(emulator: Emulator) -> None:
+    """A success without an element is an error that shows the result."""
+    emulator.fault("kling_empty")
+    async with session_at(emulator) as session:
+        with pytest.raises(MissingCharacterError):
+            await session.create(**VIDEO)
+
+
+@pytest.mark.parametrize("code", [1203, 1302, 5000, 5001, 5002])
+async def test_faults_of_a_poll_end_no_wait(emulator: Emulator, code: int) -> None:
+    """A poll that fails for a time, or does not show the new task yet, is repeated."""
+    emulator.fault("kling_error", on="element_poll", code=code, times=2)
+    async with session_at(emulator) as session:
+        assert (await session.create(**VIDEO)).name == "Rex"
+    assert emulator.counts.elements == 1
+
+
+async def test_used_key(emulator: Emulator) -> None:
+    """A create whose key Kling has seen returns the task of that key, and makes nothing."""
+    async with session_at(emulator) as session:
+        first = await session.create(**VIDEO, key="order-17")
+    async with session_at(emulator) as session:  # an empty ledger: the memory of the first one is gone
+        assert await session.create(**VIDEO, key="order-17") == first
+    assert emulator.counts.elements == 1
+
+
+@pytest.mark.parametrize("code", [1203, 5000, 1000])
+async def test_used_key_that_is_not_shown(emulator: Emulator, code: int) -> None:
+    """If Kling has seen the key but does not show its task, the outcome is unknown, and never "rejected"."""
+    async with session_at(emulator) as session:
+        await session.create(**VIDEO, key="order-17")
+    emulator.fault("kling_error", on="element_poll", code=code, times=None)
+    async with session_at(emulator) as session:
+        with pytest.raises(SubmissionUnknownError):
+            await session.create(**VIDEO, key="order-17")
+        entry = await session.entry("order-17")
+    assert entry is not None
+    assert entry.state is EntryState.UNKNOWN
+
+
+@pytest.mark.parametrize("key", ["order-17", "Bestellung 17/ü"])
+async def test_lookup(emulator: Emulator, key: str) -> None:
+    """The task of any key is found, and that of another key is not."""
+    async with session_at(emulator) as session:
+        provider = session.providers[0]
+        assert await provider.lookup(key) is None
+        handle = await session.submit(**VIDEO, key=key)
+        found = await provider.lookup(key)
+        assert found is not None
+        assert found.task_id == handle.task_id
+        assert await provider.lookup(f"{key}0") is None
+
+
+async def test_delete_and_list(emulator: Emulator) -> None:
+    """The account's tasks are listed, and an element is deleted once."""
+    async with session_at(emulator) as session:
+        provider = session.providers[0]
+        assert isinstance(provider, Kling)
+        first = await session.create(**VIDEO)
+        await session.create(images=IMAGES, name="Bello", prompt="Another dog")
+        listed = await provider.tasks()
+        assert [task.character.name for task in listed if task.character] == ["Bello", "Rex"]
+        assert [await provider.delete(first.id) for _ in range(2)] == [True, False]
+
+
+async def test_long_list(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pages of the list are read."""
+    monkeypatch.setattr("sora_chars.providers.kling._MAX_PAGE_SIZE", 2)
+    async with session_at(emulator) as session:
+        provider = session.providers[0]
+        assert isinstance(provider, Kling)
+        for number in range(4):
+            await session.create(**VIDEO, key=f"order-{number}")
+        assert len(await provider.tasks()) == 4
+        monkeypatch.setattr("sora_chars.providers.kling._MAX_PAGES", 1)
+        assert len(await provider.tasks()) == 2
+
+
+async def test_task_of_another_account(emulator: Emulator) -> None:
+    """A task that Kling does not know is not found."""
+    async with session_at(emulator) as session:
+        with pytest.raises(TaskNotFoundError):
+            await session.providers[0].fetch("856528333369769993")
+
+
+async def test_lost_response(emulator: Emulator) -> None:
+    """A create whose response was lost is not sent again."""
+    emulator.fault("lost_response", on="element")
+    async with session_at(emulator) as session:
+        with pytest.raises((SubmissionUnknownError, NoAnswerError)):
+            await session.create(**VIDEO, key="order-17")
+    assert emulator.counts.elements == 1
+
+
+@pytest.mark.parametrize("form", ["record", "event"])
+@pytest.mark.parametrize("rotated", [False, True])
+async def test_callbacks(emulator: Emulator, form: Any, rotated: bool) -> None:  # noqa: FBT001
+    """A signed callback of either form ends the wait long before the next poll is due; early ones change nothing."""
+    emulator.kling_callbacks.form = form
+    emulator.kling_callbacks.secret = WEBHOOK_SECRET
+    if rotated:
+        emulator.kling_callbacks.old_secret = "whsec_" + base64.b64encode(b"an earlier secret").decode()
+    session: CharacterSession
+    app = web.Application()
+    runner = web.AppRunner(app)
+    port: list[int] = []
+
+    async def forward(request: web.Request) -> web.Response:
+        status, content = await receiver.handle("POST", request.path, request.headers, await request.read())
+        return web.json_response(content, status=status)
+
+    app.router.add_post("/{token}", forward)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    port.append(runner.addresses[0][1])
+    provider = Kling(
+        KEY,
+        base_url=emulator.url,
+        callback_url=f"http://127.0.0.1:{port[0]}",
+        webhook_secret=WEBHOOK_SECRET,
+    )
+    async with CharacterSession(provider, polling=FixedInterval(60.0), timeout=20) as session:
+        receiver = CallbackReceiver(session)
+        assert (await session.create(**VIDEO)).name == "Rex"
+    await runner.cleanup()
+    task = only_task(emulator)
+    assert task.polls <= 3
+    assert emulator.counts.callbacks_sent == 3
+
+
+async def test_callbacks_with_a_wrong_signature(emulator: Emulator) -> None:
+    """A callback that another secret signed is rejected, although its token is right."""
+    provider = Kling(
+        KEY, base_url=emulator.url, callback_url="https://hooks.example", webhook_secret="whsec_YW5vdGhlcg=="
+    )
+    async with CharacterSession(provider, polling=FixedInterval(60.0)) as session:
+        handle = await session.submit(**VIDEO)
+        path = str(only_task(emulator).callback_url).removeprefix("https://hooks.example")
+        body = b'{"task_id":"%s"}' % handle.task_id.encode()
+        headers = {"content-type": "application/json", "webhook-id": "1", "webhook-timestamp": "1"}
+        assert (await CallbackReceiver(session).handle("POST", path, headers, body))[0] == 401
+
+
+async def test_a_foreign_client(emulator: Emulator) -> None:
+    """A plain HTTP client that follows Kling's page is served."""
+    body = {
+        "element_name": "Rex",
+        "element_description": "A friendly dog",
+        "reference_type": "video_refer",
+        "element_video_list": {"refer_videos": [{"video_url": VIDEO["video"]}]},
+    }
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as client:
+        url = f"{emulator.url}/v1/general/advanced-custom-elements"
+        async with client.post(url, json=body) as response:
+            made = await response.json()
+        task_id = made["data"]["task_id"]
+        await emulator.until(lambda: emulator.kling.tasks[task_id].finished)
+        async with client.get(f"{url}/{task_id}") as response:
+            done = await response.json()
+    assert (made["code"], made["data"]["task_status"]) == (0, "submitted")
+    assert done["data"]["task_status"] == "succeed"
+    assert done["data"]["task_result"]["elements"][0]["element_type"] == "video_refer"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code"),
+    [
+        ("POST", "advanced-custom-elements", b"{", 400, 1200),
+        ("POST", "advanced-custom-elements", b"[]", 400, 1200),
+        ("POST", "advanced-custom-elements", b"{}", 400, 1201),
+        ("PUT", "advanced-custom-elements", b"{}", 404, 1202),
+        ("GET", "advanced-custom-elements/none", b"", 404, 1203),
+        ("GET", "advanced-custom-elements?pageNum=0", b"", 400, 1201),
+        ("GET", "advanced-custom-elements?pageSize=501", b"", 400, 1201),
+        ("GET", "advanced-custom-elements?pageNum=1000&pageSize=500", b"", 200, 0),
+        ("GET", "delete-advanced-elements", b"", 404, 1202),
+        ("POST", "delete-advanced-elements", b'{"element_id":5}', 400, 1201),
+    ],
+)
+async def test_invalid_requests(
+    emulator: Emulator, *, method: str, path: str, body: bytes, status: int, code: int
+) -> None:
+    """The emulator rejects what Kling's page does not describe, with the documented code."""
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    async with aiohttp.ClientSession(headers=headers) as client:
+        url = f"{emulator.url}/v1/general/{path}"
+        async with client.request(method, url, data=body) as response:
+            assert (response.status, (await response.json())["code"]) == (status, code)
+
+
+async def test_emulated_faults(emulator: Emulator) -> None:
+    """A task can be stuck, callbacks can get lost or meet nobody, and a gateway can answer in Kling's place."""
+    emulator.fault("kling_stuck")
+    emulator.fault("http_500", on="element_poll")
+    async with session_at(emulator, callback_url="http://127.0.0.1:9") as session:
+        handle = await session.submit(**VIDEO)
+        await emulator.until(lambda: only_task(emulator).callbacks == [None])
+        assert not (await handle.refresh()).finished
+        emulator.kling_callbacks.lost = True
+        await session.create(images=IMAGES, name="Bello", prompt="Another dog")
+    assert emulator.counts.callbacks_sent == 1

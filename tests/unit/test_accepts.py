@@ -1,0 +1,83 @@
+"""What a provider accepts, as data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sora_chars.models import Accepts, CharacterRequest, MediaRule, TextRule
+from sora_chars.providers.kling_codec import ACCEPTS as KLING
+
+IMAGE = "https://images.example/front.png"
+VIDEO = "https://clips.example/rex.mp4"
+
+
+def test_rows() -> None:
+    """Each source and field is described in one line, made of the same data as the checks."""
+    assert dict(KLING.rows()) == {
+        "video": (
+            "1; URLs, or local files by hosting=; mp4, mov; 3 to 8 s; up to 200 MB; "
+            "1080p, 16:9 or 9:16, of a realistic person"
+        ),
+        "images": (
+            "2 to 4; URLs or local files, which are sent inside the request; jpeg, png; up to 10 MB; "
+            "at least 300 pixels a side; width to height 0.4 to 2.5; the frontal one first"
+        ),
+        "name": "required, up to 20 characters",
+        "prompt": "required, up to 100 characters",
+        "voice": "optional, with video or images",
+    }
+
+
+def test_few_rules() -> None:
+    """A limit that a provider does not have is not described."""
+    accepts = Accepts(images=MediaRule(local="upload"), prompt=TextRule(max_length=9))
+    assert dict(accepts.rows()) == {"images": "1; URLs or local files", "prompt": "optional, up to 9 characters"}
+
+
+@pytest.mark.parametrize(
+    ("accepts", "fields", "problems"),
+    [
+        (Accepts(video=MediaRule(), prompt=TextRule(max_length=9)), {"video": VIDEO}, []),
+        (Accepts(video=MediaRule()), {"video": "a.mp4"}, ["video must be a URL, since this provider takes no uploads"]),
+        (Accepts(video=MediaRule(local="upload")), {"video": "a.mp4"}, []),
+        (
+            Accepts(video=MediaRule()),
+            {"images": [IMAGE]},
+            ["images must be omitted, since this provider takes video"],
+        ),
+        (Accepts(images=MediaRule()), {"video": VIDEO}, ["video must be omitted, since this provider takes images"]),
+        (
+            Accepts(images=MediaRule()),
+            {"images": ["a.png"]},
+            ["images[0] must be a URL, since this provider takes no uploads"],
+        ),
+        (
+            Accepts(video=MediaRule(), images=MediaRule()),
+            {"from_task": "t"},
+            ["from_task must be omitted, since this provider takes video or images"],
+        ),
+        (
+            Accepts(images=MediaRule()),
+            {"images": [IMAGE], "clip": "1,3", "voice": "v"},
+            [
+                "clip must be omitted, since this provider has no such field",
+                "voice must be omitted, since this provider has no such field",
+            ],
+        ),
+        (
+            Accepts(video=MediaRule(), images=MediaRule(), voice=("images",)),
+            {"video": VIDEO, "voice": "v"},
+            ["voice must be omitted with video, since it is only for images"],
+        ),
+        (
+            Accepts(video=MediaRule(), safety=TextRule(max_length=3)),
+            {"video": VIDEO, "safety": "none"},
+            ["safety must have 1 to 3 characters, got 4"],
+        ),
+    ],
+)
+def test_problems(accepts: Accepts, fields: dict[str, Any], problems: list[str]) -> None:
+    """A source or a field without a rule is refused, with what the provider takes instead."""
+    assert accepts.problems(CharacterRequest(**fields)) == problems
