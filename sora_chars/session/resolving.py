@@ -61,7 +61,14 @@ class Decision(TypedDict, total=False):
 
 
 async def resolve(
-    dispatcher: Dispatcher, key: str, *, task_id: str | None = None, unchecked: bool = False, **options: bool
+    dispatcher: Dispatcher,
+    key: str,
+    *,
+    task_id: str | None = None,
+    never_sent: bool = False,
+    give_up: bool = False,
+    undo: bool = False,
+    unchecked: bool = False,
 ) -> Entry:
     """Record what a person found out about a request; see `CharacterSession.resolve`."""
     snapshot: TaskSnapshot | None = None
@@ -72,7 +79,9 @@ async def resolve(
             raise InvalidRequestError(f"task_id: {entry.provider} has no tasks; use never_sent or give_up.")
         if not unchecked:
             snapshot = await _confirmed(provider, entry, task_id.strip())
-    entry = await transitions.resolve(dispatcher.ledger, key, task_id=task_id, **options)
+    entry = await transitions.resolve(
+        dispatcher.ledger, key, task_id=task_id, never_sent=never_sent, give_up=give_up, undo=undo
+    )
     if snapshot and snapshot.finished:
         await dispatcher.writer.record_result(snapshot)
         entry = await find(dispatcher.ledger, key)
