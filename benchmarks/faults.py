@@ -5,6 +5,8 @@ They kill themselves with SIGKILL, at a named step or at a random time, and are 
 until every key has succeeded or is unknown. Then the tasks of the emulator and the entries
 of the ledger are counted. Finally the unknown entries are resolved from the server's tasks,
 and the remaining keys are created. Usage: python benchmarks/faults.py [--quick]
+
+With --swarm it runs the processes of `swarm.py` instead, which share keys, on both stores.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from sora_chars import Entry, TaskSnapshot
+    from sora_chars.ledger import Attempt
     from sora_chars.models import Request
 
 KEY = "benchmark-key-of-no-account"
@@ -108,12 +111,12 @@ class KillingStore(SqliteStore):
         self._killer.reach(f"after {entry.state}")
         return stored
 
-    async def replace(self, before: Entry, after: Entry) -> Entry | None:
+    async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
         """Replace an entry."""
         self._killer.reach(f"before {after.state}")
         if after.state is EntryState.SENDING:
             self._killer.record(after.key, sending=True)
-        stored = await super().replace(before, after)
+        stored = await super().replace(before, after, archive=archive)
         self._killer.reach(f"after {after.state}")
         if before.state is EntryState.SENDING or stored is not after:
             self._killer.record(after.key, sending=False)
@@ -472,5 +475,9 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["worker"]:
         asyncio.run(work(WorkerOptions.parse(sys.argv[2:])))
+    elif "--swarm" in sys.argv:
+        import swarm  # the workers above start faster without it
+
+        swarm.main()
     else:
         main()

@@ -85,7 +85,7 @@ class CommandContext:
 
     def unrecorded_hint(self, key: str, task_id: str) -> str:
         """Return what to do about a task that exists but could not be recorded."""
-        outcome = ("--task-id", task_id) if self.has_tasks else ("--give-up",)
+        outcome = ("--task-id", task_id, "--unchecked") if self.has_tasks else ("--give-up",)
         later = f" When the ledger is writable again, run: {self.resolve_command(key, *outcome)}"
         if self.ledger_in_memory:
             later = ""

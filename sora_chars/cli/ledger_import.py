@@ -141,4 +141,5 @@ def _check_content(entry: Entry) -> None:
         if entry.state is EntryState.SUCCEEDED or entry.result is not None:
             to_snapshot(entry)
     except (SoraCharsError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"request or result is not one of kind {entry.kind}: {printable(error, limit=200)}") from error
+        reason = printable(error.__cause__ or error, limit=200)
+        raise ValueError(f"request or result is not one of kind {entry.kind}: {reason}") from error

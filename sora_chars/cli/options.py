@@ -191,6 +191,14 @@ def provider_options(command: C) -> C:
             metavar="NAME",
             help=f"One of {', '.join(PROVIDERS)}.",
         ),
+        address_options,
+    )
+
+
+def address_options(command: C) -> C:
+    """Add the options for how a provider is reached."""
+    return _add(
+        command,
         click.option("--base-url", metavar="URL", help="Address of the provider, such as an emulator's."),
         click.option(
             "--proxy", metavar="URL", help="HTTP proxy.  [default: HTTPS_PROXY or HTTP_PROXY, except for NO_PROXY]"

@@ -77,8 +77,10 @@ def error_json(error: SoraCharsError, *, task_id: str | None = None, key: str | 
         "message": error.message,
         "code": getattr(error, "code", None),
         "problems": list(getattr(error, "problems", ())) or None,
-        "task_id": getattr(error, "task_id", None) or getattr(handle, "task_id", None) or task_id,
-        "key": getattr(error, "key", None) or key,
+        "task_id": error.task_id or getattr(handle, "task_id", None) or task_id,
+        "key": error.key or key,
+        "request_id": error.request_id,
+        "charged": error.charged if error.may_have_been_paid else None,
         "hint": error.hint or None,
     }
     return {"error": {name: value for name, value in facts.items() if value is not None}}

@@ -120,6 +120,7 @@ def _logging(context: CommandContext) -> Generator[OrphanHandler]:
     handler = RecordHandler(context.output.err)
     orphan = OrphanHandler()
     handler.addFilter(lambda record: context.verbose or not getattr(record, "event", "").startswith(_REPORTED_EVENTS))
+    handler.setLevel(logging.DEBUG if context.verbose else logging.WARNING)
     level = package.level
     package.setLevel(logging.DEBUG if context.verbose else logging.WARNING)
     package.addHandler(handler)

@@ -9,9 +9,11 @@ import attrs
 
 from sora_chars.errors import LedgerError, SubmissionUnknownError, TaskNotFoundError, WaitTimeoutError
 from sora_chars.ledger import EntryState
+from sora_chars.session import resolving
 from sora_chars.session.session import CharacterSession, dispatcher_of
 
 from .callback_server import serve_callbacks
+from .repeated_requests import repeated_requests_shown
 
 if TYPE_CHECKING:
     from sora_chars.ledger import Entry
@@ -26,14 +28,22 @@ if TYPE_CHECKING:
 _UNSENT = {EntryState.PENDING, EntryState.REJECTED}
 _UNSETTLED = {EntryState.UNKNOWN, EntryState.SENDING}
 _ENDED = {EntryState.SUCCEEDED, EntryState.FAILED}
+_RETRIED = {EntryState.FAILED, EntryState.REJECTED}
 
 
 async def submit_and_wait(
-    context: CommandContext, settings: Settings, request: CharacterRequest | TaskRequest
+    context: CommandContext, settings: Settings, request: CharacterRequest | TaskRequest, *, is_retry: bool
 ) -> tuple[Any, str]:
-    """Return the outcome of a new task, and the time it took as text."""
+    """Return the outcome of a new task, and the time it took as text.
+
+    Args:
+        context: The context of the command.
+        settings: The shared options.
+        request: The request, with a key.
+        is_retry: Send the request again if it failed or was rejected.
+    """
     timeout = settings.wait_timeout
-    with context.output.status_line() as line:
+    with context.output.status_line() as line, repeated_requests_shown(line):
         deadline = asyncio.get_running_loop().time() + timeout
         provider = settings.make_provider(lambda progress: line.update(_upload_status(progress)))
         context.has_tasks = not provider.synchronous
@@ -50,9 +60,10 @@ async def submit_and_wait(
         ):
             entry = await session.entry(str(request.key))
             line.update(_first_status(provider, entry))
-            submission = _Submission(context, settings, session, line, deadline)
+            is_retry = is_retry and entry is not None and entry.state in _RETRIED
+            submission = _Submission(context, settings, session, line, deadline, is_retry)
             handle = await submission.handle(request)
-            if entry and entry.state in _ENDED:
+            if entry and entry.state in _ENDED and not is_retry:
                 return await handle.result(), "none, read from the ledger"
             if provider.synchronous:
                 return await handle.result(), line.elapsed
@@ -69,6 +80,7 @@ class _Submission:
         session: The session.
         line: The status line.
         deadline: The loop time at which `--timeout` ends.
+        is_retry: Whether an earlier attempt ended, and another one is sent.
     """
 
     context: CommandContext
@@ -76,6 +88,7 @@ class _Submission:
     session: CharacterSession
     line: StatusLine
     deadline: float
+    is_retry: bool
 
     @property
     def remaining(self) -> float:
@@ -104,7 +117,11 @@ class _Submission:
     async def _submit(self, request: CharacterRequest | TaskRequest) -> TaskHandle[Any]:
         dispatcher = dispatcher_of(self.session)
         try:
-            handle: TaskHandle[Any] = await dispatcher.submit(request, None, deadline=self.deadline)
+            handle: TaskHandle[Any] = await (
+                resolving.retry(dispatcher, str(request.key), request, {}, deadline=self.deadline)
+                if self.is_retry
+                else dispatcher.submit(request, None, deadline=self.deadline)
+            )
         except asyncio.CancelledError:
             if dispatcher.responses_awaited:
                 seconds = self.settings.shutdown_seconds([self.session.providers[0].name])

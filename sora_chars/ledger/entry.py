@@ -11,10 +11,10 @@ import attrs
 from sora_chars.errors import InvalidTransitionError, KeyConflictError, LedgerError, UnreadableEntryError, printable
 from sora_chars.redaction import mask, masked_repr, seal
 
-from .states import EntryState, check_transition
+from .states import RESTARTS, EntryState, check_transition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Lookup = Literal["key", "task", "token"]
 """What an entry is found by: its key, its provider and task id, or its token's digest.
@@ -212,8 +212,29 @@ class Entry:
         )
 
     def texts(self) -> list[str]:
-        """Return the text that a search finds: the key, the task id, and the values of request and result."""
-        return [self.key, self.task_id or "", *_texts(self.request), *_texts(self.result)]
+        """Return the text that a search finds: the key, the task id, and the values of request and result, masked."""
+        return [self.key, self.task_id or "", *map(mask, _texts(self.request)), *map(mask, _texts(self.result))]
+
+    def restarted(self, to: EntryState, *, at: float, request: Mapping[str, Any] | None) -> Entry:
+        """Return the entry at the start of another attempt, without task, result, error and cost.
+
+        Raises:
+            InvalidTransitionError: The entry may not restart from its state.
+        """
+        check_transition(self.key, self.state, to, RESTARTS)
+        return attrs.evolve(
+            self,
+            state=to,
+            request_json=self.request_json if request is None else to_json(request),
+            token_digest=self.token_digest if to is EntryState.UNKNOWN else None,
+            task_id=None,
+            owner=None,
+            result_json=None,
+            error_json=None,
+            credits=None,
+            updated_at=at,
+            version=self.version + 1,
+        )
 
     def mentions(self, query: str) -> bool:
         """Search the text of this entry, ignoring case."""

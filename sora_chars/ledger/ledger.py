@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import weakref
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
 from sora_chars.errors import LedgerError, StaleEntryError, WrongLoopError
 from sora_chars.logs import event_logger
+from sora_chars.redaction import mask
 
 from .entry import Attempt, Entry, Lookup, check_storable, to_json
 from .notifier import ChangeNotifier
-from .states import RESTARTS, EntryState, check_transition
+from .states import EntryState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
@@ -88,6 +88,8 @@ class Ledger:
             raise LedgerError("This ledger is already open.")
         self._notifier = ChangeNotifier()
         await self._store.open(self._notifier)
+        self._finalizer = weakref.finalize(self, self._store.abandon)
+        self._finalizer.atexit = False
         self._opened_in = asyncio.get_running_loop(), os.getpid()
         return self
 
@@ -96,6 +98,7 @@ class Ledger:
         if self._opened_in:
             self._check_open()
             self._opened_in = None
+            self._finalizer.detach()
             await self._store.aclose()
 
     async def register(self, *, key: str, provider: str, kind: str, request: Mapping[str, Any]) -> Entry:
@@ -207,12 +210,14 @@ class Ledger:
         return changed
 
     async def restart(self, entry: Entry, to: EntryState, *, request: Mapping[str, Any] | None = None) -> Entry:
-        """Keep the present attempt of an entry, and begin another one without task, result, error and cost.
+        """Begin another attempt of an entry, without task, result, error and cost.
+
+        The present attempt is kept, unless it was only recorded by mistake.
 
         Args:
             entry: The entry as last read.
             to: `pending` to send the request again, or `unknown` to take back what a
-                person resolved; then the callback's token stays the same.
+                person resolved by mistake; then the callback's token stays the same.
             request: The request of the new attempt. None keeps the present one.
 
         Raises:
@@ -220,22 +225,10 @@ class Ledger:
             InvalidTransitionError: The entry may not restart from its state.
         """
         self._check_open()
-        check_transition(entry.key, entry.state, to, RESTARTS)
         now = self._clock()
-        changed = attrs.evolve(
-            entry,
-            state=to,
-            request_json=entry.request_json if request is None else to_json(request),
-            token_digest=entry.token_digest if to is EntryState.UNKNOWN else None,
-            task_id=None,
-            owner=None,
-            result_json=None,
-            error_json=None,
-            credits=None,
-            updated_at=now,
-            version=entry.version + 1,
-        )
-        stored = await self._store.replace(entry, changed, archive=Attempt.of(entry, at=now))
+        changed = entry.restarted(to, at=now, request=request)
+        archive = None if to is EntryState.UNKNOWN else Attempt.of(entry, at=now)
+        stored = await self._store.replace(entry, changed, archive=archive)
         if stored is not changed:
             raise _not_replaced(entry, to, stored)
         self._notifier.changed_here(entry.key, changed.version)
@@ -305,6 +298,7 @@ class Ledger:
         query: str | None = None,
     ) -> AsyncGenerator[list[Entry], None]:
         """Iterate over lists of up to 200 entries; see `entries`."""
+        query = query and mask(query)  # as the text that is searched
         last_row_id: int | None = None
         while True:
             self._check_open()

@@ -90,7 +90,7 @@ def to_result(snapshot: TaskSnapshot) -> dict[str, Any]:
     if isinstance(snapshot.raw, dict) and "param" in snapshot.raw:  # kie.ai repeats the request there
         facts["raw"] = snapshot.raw | {"param": json.loads(mask(json.dumps(snapshot.raw["param"])))}
     text = json.dumps(facts)
-    clean = hide_tokens(text)
+    clean = mask(text) if snapshot.status == "failed" else hide_tokens(text)  # a failure may quote the request's links
     return facts if clean == text else json.loads(clean)
 
 

@@ -13,6 +13,7 @@ import attrs
 from sora_chars.errors import InvalidRequestError, MissingCharacterError, StaleEntryError, printable
 from sora_chars.ids import is_id
 from sora_chars.models import FAIL, SUCCESS, TaskFailure, TaskSnapshot
+from sora_chars.redaction import mask
 
 from .entry import Attempt, to_json
 from .queries import find
@@ -103,7 +104,7 @@ def end_state(snapshot: TaskSnapshot, kind: str) -> tuple[EntryState, dict[str, 
     if snapshot.state != FAIL and (snapshot.character or kind == "task"):
         return EntryState.SUCCEEDED, facts
     failure = snapshot.failure or TaskFailure(None, "" if snapshot.state == FAIL else "it holds no character")
-    return EntryState.FAILED, facts | {"error": {"code": failure.code, "message": printable(failure.message)}}
+    return EntryState.FAILED, facts | {"error": {"code": failure.code, "message": mask(printable(failure.message))}}
 
 
 def without_character(error: MissingCharacterError) -> TaskSnapshot:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from sora_chars.errors import ConfigurationError, printable
 from sora_chars.models import Eta
 from sora_chars.protocols import PollingStrategy
 
@@ -52,10 +53,16 @@ class FixedInterval(PollingStrategy):
     """A poll every `seconds`.
 
     Raises:
-        ValueError: `seconds` is not above 0.
+        ConfigurationError: `seconds` is not a number above 0.
     """
 
-    seconds: float = attrs.field(validator=attrs.validators.gt(0))
+    seconds: float = attrs.field()
+
+    def __attrs_post_init__(self) -> None:
+        given: object = self.seconds  # callers without a type checker pass anything
+        if not isinstance(given, int | float) or isinstance(given, bool) or not 0 < given < math.inf:
+            shown = printable(repr(given), limit=60)
+            raise ConfigurationError(f"FixedInterval: seconds must be a number above 0, got {shown}.")
 
     def delay(self, snapshot: TaskSnapshot | None, age: float) -> float:
         """See `PollingStrategy.delay`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import attrs
@@ -24,9 +25,18 @@ if TYPE_CHECKING:
 
 
 async def retry(
-    dispatcher: Dispatcher, key: str, request: Request | None, changes: Mapping[str, Any]
+    dispatcher: Dispatcher,
+    key: str,
+    request: Request | None,
+    changes: Mapping[str, Any],
+    *,
+    deadline: float = math.inf,
 ) -> TaskHandle[Any]:
-    """Send another attempt of a request that failed or was rejected, and return a live handle."""
+    """Send another attempt of a request that failed or was rejected, and return a live handle.
+
+    Raises:
+        WaitTimeoutError: `deadline`, a loop time, passed before the request was sent.
+    """
     entry = await transitions.mark_orphaned(dispatcher.ledger, await find(dispatcher.ledger, key))
     request = attrs.evolve(request or with_changes(to_request(entry), changes), key=entry.key)
     chosen = dispatcher.choose(request, entry.provider)
@@ -35,7 +45,7 @@ async def retry(
         raise InvalidRequestError(f"request: must be of kind {entry.kind} as the entry {key} is, got {kind}.")
     entry = await transitions.retry(dispatcher.ledger, entry, record)
     handle: TaskHandle[Any] = await dispatcher.carry_through(
-        dispatcher.submission(chosen, request, entry, on_recorded=dispatcher.handle_of)
+        dispatcher.submission(chosen, request, entry, on_recorded=dispatcher.handle_of), deadline=deadline
     )
     return handle
 

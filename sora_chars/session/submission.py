@@ -24,6 +24,7 @@ from sora_chars.ids import new_token, token_digest
 from sora_chars.ledger import EntryState
 from sora_chars.ledger.serialize import RETRY_HINT, rejection, to_error
 from sora_chars.ledger.transitions import end_state, mark_orphaned, without_character
+from sora_chars.models import TaskSnapshot
 
 from .settling import keys_sent
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from sora_chars.ledger import Entry, Ledger
-    from sora_chars.models import Request, TaskSnapshot
+    from sora_chars.models import Request
     from sora_chars.protocols import Provider
 
     from .settling import Settlement
@@ -156,6 +157,11 @@ class Submission:
                 why = f"{type(error).__name__} before an answer was read"
                 await self._note(EntryState.UNKNOWN, error={"message": why})
             raise
+        given: object = snapshot  # a provider of the user's own may return anything
+        if not isinstance(given, TaskSnapshot):
+            why = f"its `submit` returned a {type(given).__name__} in place of a TaskSnapshot."
+            await self._note(EntryState.UNKNOWN, error={"message": why})
+            raise self._unknown(why)
         to, facts = self._recorded_as(snapshot)
         try:
             self.entry = await self.writer.record_answer(self.entry, to, **facts)

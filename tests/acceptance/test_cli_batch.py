@@ -157,7 +157,7 @@ def test_invalid_rows_are_listed_before_sending(
     assert bad.returncode == 2
     assert lines[0].startswith("line 3: clip must span 1 to 4 seconds, got 8.0")
     assert lines[1].startswith("line 5: 'promt': unknown column, expected one of key,")
-    assert lines[1].endswith("; exactly one of from_task and video must be given, got neither")
+    assert lines[1].endswith("; exactly one of from_task, video and images must be given, got none")
     assert lines[2] == "line 7: key dog is used for a different request in line 1"
     assert lines[3].startswith("line 9: prompt ")
     assert lines[4].startswith("line 10: invalid JSON: ")
@@ -171,7 +171,7 @@ def test_first_problems_as_json(pipe: Pipe) -> None:
     done = pipe(b"key,clip\n" + b'x,"1,3"\n' * 5000, "batch", "-", "--output", "-", "--json")
     error = json.loads(done.stdout)["error"]
     assert (done.returncode, error["type"], len(error["problems"])) == (2, "InvalidRequestError", 21)
-    assert error["problems"][0] == "line 2: exactly one of from_task and video must be given, got neither"
+    assert error["problems"][0] == "line 2: exactly one of from_task, video and images must be given, got none"
     assert error["problems"][-1] == "and 4980 more"
 
 

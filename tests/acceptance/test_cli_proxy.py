@@ -55,7 +55,7 @@ async def test_proxy_of_the_environment(
     cli_environment["http_proxy"] = proxy.url.replace("://", f"://user:{PASSWORD}@")
     ended = await asyncio.to_thread(proxied, "credit", "--base-url", emulator.url, "-v")
     assert (ended.returncode, len(proxy.heads)) == (0, 1)
-    assert ended.stderr.count("proxy.of_environment provider=kie variable=HTTP_PROXY proxy=http://***@127.0.0.1") == 1
+    assert ended.stderr.count("(provider=kie, variable=HTTP_PROXY, proxy=http://***@127.0.0.1:") == 1
     assert PASSWORD not in ended.stderr
 
 

@@ -93,6 +93,20 @@ async def test_an_attempt_is_stored_once(make_ledger: Callable[[], Ledger]) -> N
         assert [one.ended_at for one in await ledger.attempts("k-1")] == [99.5]
 
 
+async def test_a_task_under_an_archived_token_is_stored(make_ledger: Callable[[], Ledger]) -> None:
+    """A request that was archived before its task was known is stored again with its task, its result and its cost."""
+    async with make_ledger() as ledger:
+        unknown = await ledger.transition(await sending(ledger), EntryState.UNKNOWN)
+        earlier = Attempt.of(unknown, at=99.5)
+        running = await ledger.transition(unknown, EntryState.RUNNING, task_id="t-1", archive=earlier)
+        ended = await ledger.transition(running, EntryState.FAILED, result={"a": 1}, credits=2.5)
+        await ledger.restart(ended, EntryState.PENDING)
+    async with make_ledger() as ledger:
+        last = attrs.evolve(Attempt.of(ended, at=CLOCK), number=2)
+        assert await ledger.attempts("k-1") == [attrs.evolve(earlier, number=1), last]
+        assert await ledger.by_task("kie", "t-1") == await ledger.get("k-1")
+
+
 async def test_attempts_without_a_token(make_ledger: Callable[[], Ledger]) -> None:
     """Attempts that have no token digest are all stored."""
     async with make_ledger() as ledger:

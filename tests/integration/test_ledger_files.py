@@ -166,7 +166,7 @@ async def test_a_lost_task_is_put_back(version: int, caplog: pytest.LogCaptureFi
         done = await ledger.transition(run, EntryState.SUCCEEDED, result={"id": "ch_1"})
         assert await ledger.get("k-1") == done
         assert (done.task_id, done.result) == ("t-k-1", {"id": "ch_1"})
-    assert [record.getMessage() for record in caplog.records] == ["ledger.entry_restored"]
+    assert [vars(record)["event"] for record in caplog.records] == ["ledger.entry_restored"]
 
 
 @pytest.mark.parametrize("version", [0, 1])

@@ -126,7 +126,7 @@ async def test_many_entries_are_logged(
             await ledger.transition(await register(ledger, f"k-{number}", "dog"), EntryState.REJECTED)
         for _ in range(2):
             assert len(await keys(ledger, "dog")) == 5
-    logged = [(record.getMessage(), record.__dict__["entries"]) for record in caplog.records]
+    logged = [(vars(record)["event"], record.__dict__["entries"]) for record in caplog.records]
     assert logged == [("ledger.indexing", 5), ("ledger.indexed", 5)]
 
 

@@ -21,6 +21,7 @@ from sora_chars import (
     Kie,
     Kkiai,
     SoraCharsError,
+    TaskFailedError,
     TaskRequest,
     open_ledger,
 )
@@ -183,3 +184,24 @@ async def test_echo_of_a_request_is_masked_in_the_result(emulator: Emulator) -> 
     assert "videos.invalid" in json.dumps(handle.snapshot.raw["param"])
     assert "videos.invalid" in json.dumps(entry.result["raw"]["param"])
     assert secrets_in(json.dumps(entry.result)) == []
+
+
+async def test_failure_that_quotes_a_link_is_stored_masked(emulator: Emulator) -> None:
+    """The reason of a failed task may quote the link that could not be read; it is stored without its secrets."""
+    emulator.fault("fail_task", message=f"cannot download {LINK}")
+    kie = Kie("any-key", base_url=emulator.url, limits=None)
+    async with CharacterSession(kie, polling=FixedInterval(0.01)) as session:
+        with pytest.raises(TaskFailedError, match=r"cannot download https://\*\*\*@videos.invalid"):
+            await session.create(video=LINK, key="k")
+        entry = await session.entry("k")
+    assert entry
+    assert entry.result["failure"]["message"] == f"cannot download {MASKED}"
+    assert secrets_in(json.dumps(entry.result), entry.error_json) == []
+
+
+async def test_search_finds_a_link_without_its_secrets(ledger_url: str) -> None:
+    """A search finds an entry by its whole link or a part of it, and never by a secret part."""
+    async with open_ledger(ledger_url) as ledger:
+        await ledger.register(key="k", provider="kie", kind="character", request={"video": LINK})
+        for query, found in ((LINK, ["k"]), ("videos.invalid/dog", ["k"]), (SIGNATURE, []), (PASSWORD, [])):
+            assert [entry.key async for entry in ledger.entries(query=query)] == found

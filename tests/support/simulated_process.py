@@ -83,6 +83,9 @@ class SimulatedStore:
         self.world.notifiers.pop(self.owner, None)
         self.world.dead.add(self.owner)
 
+    def abandon(self) -> None:
+        """See `LedgerStore`."""
+
     async def insert(self, entry: Entry) -> Entry:
         """See `LedgerStore`."""
         return await self._write(partial(self._insert, entry))

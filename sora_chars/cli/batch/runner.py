@@ -70,6 +70,7 @@ class BatchRun:
         concurrency: How many tasks may be in flight.
         budget: The most credits that all rows may cost together, if limited.
         price: The expected cost of a row in credits, if known.
+        retry_failed: Whether rows that failed or were rejected earlier are sent again.
         wait_on_interrupt: Whether the first Ctrl-C waits for the running tasks.
         shutdown_timeout: Seconds that a signal leaves for responses.
     """
@@ -82,6 +83,7 @@ class BatchRun:
     concurrency: int
     budget: float | None
     price: float | None
+    retry_failed: bool
     wait_on_interrupt: bool
     shutdown_timeout: float
     _began: float = attrs.field(factory=time.monotonic)
@@ -149,7 +151,8 @@ class BatchRun:
             self._dispatcher = dispatcher_of(session)
             with self._until_signal():
                 requests = SpooledRequests(self.spool, self._tally)
-                await self._create(session, requests, budget=self.budget, price=self.price)
+                limits = {"budget": self.budget, "price": self.price}
+                await self._create(session, requests, **limits, retry_failed=self.retry_failed)
                 if self._deadlines:
                     await self._create(session, self._settled(ledger))  # these keys are recorded: none is sent again
             if self.wait_on_interrupt and self._signals == [signal.SIGINT]:
@@ -167,9 +170,9 @@ class BatchRun:
         else:
             self.context.output.note("Interrupted. Nothing more is sent, and nothing is running.")
 
-    async def _create(self, session: CharacterSession, requests: Rows, **limits: Any) -> None:
+    async def _create(self, session: CharacterSession, requests: Rows, **options: Any) -> None:
         async with (
-            session.create_many(requests, concurrency=self.concurrency, **limits) as batch,
+            session.create_many(requests, concurrency=self.concurrency, **options) as batch,
             self._display.showing(batch),
         ):
             async for outcome in batch:

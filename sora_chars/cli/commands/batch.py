@@ -109,6 +109,9 @@ class FileOptions:
     "--price", type=float, metavar="CREDITS", help="Expected cost of a row.  [default: the highest cost so far]"
 )
 @click.option(
+    "--retry-failed", is_flag=True, help="Send rows again that failed or were rejected earlier; each is paid again."
+)
+@click.option(
     "--on-interrupt",
     type=click.Choice(["wait", "leave"]),
     default="wait",
@@ -131,6 +134,7 @@ def batch(
     budget: float | None,
     price: float | None,
     on_interrupt: str,
+    retry_failed: bool,
     **common: Any,
 ) -> int:
     """Create a character for each row of a JSONL or CSV file.
@@ -166,6 +170,7 @@ def batch(
                 concurrency=concurrency,
                 budget=budget,
                 price=price,
+                retry_failed=retry_failed,
                 wait_on_interrupt=on_interrupt == "wait",
                 shutdown_timeout=settings.shutdown_seconds(providers or [settings.provider]),
             )

@@ -1,4 +1,4 @@
-"""`sora-chars ledger` and `sora-chars characters`: the recorded requests. They need no API key and no network."""
+"""`sora-chars ledger` and `sora-chars characters`: the recorded requests, which need no API key and no network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from sora_chars.cli.ledger_import import copy_checked, insert_entries
-from sora_chars.cli.options import ledger_options, output_options
+from sora_chars.cli.options import Settings, address_options, ledger_options, output_options
 from sora_chars.cli.render import (
     CHARACTER_COLUMNS,
     ENTRY_COLUMNS,
@@ -28,9 +28,10 @@ from sora_chars.cli.render import (
     shown_entry_json,
 )
 from sora_chars.cli.runner import run
-from sora_chars.errors import ConfigurationError, InvalidRequestError
+from sora_chars.errors import ConfigurationError, InvalidRequestError, ProviderError
 from sora_chars.ledger import EntryState, queries, transitions
 from sora_chars.providers.kkiai import GATEWAYS
+from sora_chars.session.session import CharacterSession
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterable
@@ -123,18 +124,21 @@ def show(context: CommandContext, /, *, key: str, location: LedgerLocation) -> N
 
 
 class ResolveCommand(click.Command):
-    """A command whose usage shows the three options of which exactly one is required."""
+    """A command whose usage shows the four options of which exactly one is required."""
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """Return the pieces of the usage line."""
-        return [*super().collect_usage_pieces(ctx), "(--task-id ID | --never-sent | --give-up)"]
+        return [*super().collect_usage_pieces(ctx), "(--task-id ID | --never-sent | --give-up | --undo)"]
 
 
 @ledger.command(cls=ResolveCommand)
-@click.argument("key")
+@click.argument("keys", metavar="KEY...", nargs=-1, required=True)
 @click.option("--task-id", metavar="ID", help="The request created this task, as the provider's site shows.")
+@click.option("--unchecked", is_flag=True, help="Record --task-id without fetching the task. Needs no API key.")
 @click.option("--never-sent", is_flag=True, help="The provider never received the request; it may be sent again.")
-@click.option("--give-up", is_flag=True, help="Record the request as failed. This is final.")
+@click.option("--give-up", is_flag=True, help="Record the request as failed.")
+@click.option("--undo", is_flag=True, help="Take the last resolution back, unless the task has ended.")
+@address_options
 @ledger_options
 @output_options
 @click.pass_obj
@@ -142,21 +146,33 @@ def resolve(
     context: CommandContext,
     /,
     *,
-    key: str,
+    keys: tuple[str, ...],
     task_id: str | None,
-    never_sent: bool,
-    give_up: bool,
+    unchecked: bool,
+    base_url: str | None,
+    proxy: str | None,
     location: LedgerLocation,
+    **others: bool,
 ) -> None:
-    """Record the outcome of a request that is unknown.
+    """Record the outcome of requests that is unknown.
 
-    Nothing is sent. Check the provider's website first.
+    No request is sent again. Check the provider's website first. The task that
+    --task-id names is fetched from the provider before it is recorded.
     """
     context.use_ledger(location)
-    if (task_id is not None) + never_sent + give_up != 1:
-        raise click.UsageError("Give exactly one of --task-id ID, --never-sent and --give-up.")
-    entry = run(context, _resolve(location, key, task_id=task_id, never_sent=never_sent, give_up=give_up))
-    _show(context, entry)
+    if (task_id is not None) + sum(others.values()) != 1:
+        raise click.UsageError("Give exactly one of --task-id ID, --never-sent, --give-up and --undo.")
+    if task_id is not None and len(keys) > 1:
+        raise click.UsageError("--task-id names the task of one key.")
+    if unchecked and task_id is None:
+        raise click.UsageError("--unchecked requires --task-id.")
+    for key in keys:
+        if task_id is None:
+            entry = run(context, _resolve(location, key, **others))
+        else:
+            address = {"base_url": base_url, "proxy": proxy}
+            entry = run(context, _resolve_task(location, key, task_id, address, unchecked=unchecked))
+        _show(context, entry)
 
 
 @ledger.command()
@@ -254,17 +270,32 @@ async def _find(location: LedgerLocation, key: str) -> Entry:
         return await queries.find(ledger, key)
 
 
-async def _resolve(
-    location: LedgerLocation, key: str, *, task_id: str | None, never_sent: bool, give_up: bool
+async def _resolve(location: LedgerLocation, key: str, **decision: bool) -> Entry:
+    async with location.open_existing() as ledger:
+        return await transitions.resolve(ledger, key, task_id=None, **decision)
+
+
+async def _resolve_task(
+    location: LedgerLocation, key: str, task_id: str, address: dict[str, str | None], *, unchecked: bool
 ) -> Entry:
+    """Record a task, and fetch it first from the provider of the entry."""
     async with location.open_existing() as ledger:
         entry = await queries.find(ledger, key)
-        if task_id is not None and entry.provider in GATEWAYS:
+        if entry.provider in GATEWAYS:
             raise InvalidRequestError(
                 f"--task-id: {entry.provider} has no tasks.",
                 hint="Use --never-sent if no character was created; otherwise, or if you cannot find out, --give-up.",
             )
-        return await transitions.resolve(ledger, key, task_id=task_id, never_sent=never_sent, give_up=give_up)
+        if unchecked:
+            return await transitions.resolve(ledger, key, task_id=task_id)
+        settings = Settings(provider=entry.provider, base_url=address["base_url"], proxy=address["proxy"], timeout=None)
+        try:
+            async with CharacterSession(settings.make_provider(), ledger=ledger) as session:
+                return await session.resolve(key, task_id=task_id)
+        except (ProviderError, InvalidRequestError) as error:
+            if error.hint:
+                error.hint = error.hint.replace("pass unchecked=True", "add --unchecked")
+            raise
 
 
 async def _import(location: LedgerLocation, lines: Iterable[bytes]) -> ImportCounts:

@@ -42,6 +42,11 @@ key_option = click.option(
 )
 
 
+retry_option = click.option(
+    "--retry", "is_retry", is_flag=True, help="Send a --key again that failed or was rejected; this is paid."
+)
+
+
 @click.command()
 @click.option("--from-task", metavar="ID", help="Finished task whose video shows the character.")
 @click.option("--video", metavar="URL_OR_PATH", help="Video that shows the character; kie uploads a local file.")
@@ -62,6 +67,7 @@ key_option = click.option(
 @click.option("--safety", metavar="TEXT", help="What the character must not be used for.")
 @click.option("--voice", metavar="ID", help="The provider's id of a voice.")
 @key_option
+@retry_option
 @create_options
 @click.pass_obj
 def create(
@@ -77,6 +83,7 @@ def create(
     safety: str | None,
     voice: str | None,
     key: str | None,
+    is_retry: bool,
     **common: Any,
 ) -> None:
     """Create a character from a finished task, a video or images.
@@ -95,7 +102,7 @@ def create(
         voice=voice,
         key=new_key() if key is None else key,
     )
-    _submit_and_show(context, Settings(**common), request)
+    _submit_and_show(context, Settings(**common), request, is_retry=is_retry)
 
 
 @click.command()
@@ -104,15 +111,16 @@ def create(
     "--input", "inputs", type=json_input, default="{}", metavar="JSON|@FILE", help="Input of the model.  [default: {}]"
 )
 @key_option
+@retry_option
 @create_options
 @click.pass_obj
-def run(context: CommandContext, /, *, model: str, inputs: Any, key: str | None, **common: Any) -> None:
+def run(context: CommandContext, /, *, model: str, inputs: Any, key: str | None, is_retry: bool, **common: Any) -> None:
     """Run a task of any model of kie.ai's job API.
 
     The command waits for the task and prints its result.
     """
     request = TaskRequest(model=model, input=inputs, key=new_key() if key is None else key)
-    _submit_and_show(context, Settings(**common), request)
+    _submit_and_show(context, Settings(**common), request, is_retry=is_retry)
 
 
 @click.command()
@@ -170,9 +178,11 @@ def models(context: CommandContext, /, *, query: str, **common: Any) -> None:
     context.output.note(f"{len(found)} of {len(offered)} models")
 
 
-def _submit_and_show(context: CommandContext, settings: Settings, request: CharacterRequest | TaskRequest) -> None:
+def _submit_and_show(
+    context: CommandContext, settings: Settings, request: CharacterRequest | TaskRequest, *, is_retry: bool
+) -> None:
     context.use(settings)
-    outcome, time_taken = run_command(context, submit_and_wait(context, settings, request))
+    outcome, time_taken = run_command(context, submit_and_wait(context, settings, request, is_retry=is_retry))
     _show(context, outcome, key=request.key, time_taken=time_taken)
 
 

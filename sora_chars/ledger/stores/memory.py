@@ -60,6 +60,9 @@ class MemoryStore:
             shown = "; ".join(f"key {entry.key}: {entry.task_id or entry.state}" for entry in left[:_MAX_SHOWN])
             log.warning("ledger.left_unfinished", extra={"entries": len(left), "tasks": shown})
 
+    def abandon(self) -> None:
+        """Keep the entries for the next opening."""
+
     async def insert(self, entry: Entry) -> Entry:
         """See `LedgerStore`."""
         if (row_id := self._row_ids.get(entry.key)) is not None:
@@ -79,6 +82,8 @@ class MemoryStore:
             self._entries[row_id] = after
             if archive:
                 self._archive(archive)
+            if archive is None and before.task_id and not after.task_id:  # the task was recorded by mistake
+                self._keys.pop(("task", before.provider, before.task_id), None)
             self._index(row_id, after)
         return self._entries[row_id]
 
@@ -145,7 +150,8 @@ class MemoryStore:
 
     def _archive(self, attempt: Attempt) -> None:
         stored = self._attempts.setdefault(attempt.key, [])
-        if attempt.token_digest is None or all(one.token_digest != attempt.token_digest for one in stored):
+        same = [one for one in stored if (one.token_digest, one.task_id) == (attempt.token_digest, attempt.task_id)]
+        if attempt.token_digest is None or not same:
             stored.append(attrs.evolve(attempt, number=len(stored) + 1))
         self._keys.setdefault(("token", attempt.token_digest), attempt.key)
         self._keys.setdefault(("task", attempt.provider, attempt.task_id), attempt.key)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -34,6 +35,7 @@ from sora_chars.ratelimit.distributed import Lease
 
 from . import postgres_quota
 from . import postgres_statements as statements
+from .abandoned import Holding
 from .postgres_listener import KEEPALIVES, OWNER_GRACE, Connection, Listener, lock_id
 
 if TYPE_CHECKING:
@@ -118,16 +120,31 @@ class PostgresStore:
             reconnect_timeout=self._connect_timeout,
         )
         await self._pool.open()
+        self._holding = Holding(
+            "The PostgreSQL ledger", asyncio.get_running_loop(), partial(_release, self._listener, self._pool)
+        )
         self._pool_permits = asyncio.Semaphore(_MAX_CONNECTIONS)
         self._returned_at = time.monotonic()  # when a statement last returned its connection
-        self._listening = asyncio.create_task(self._listener.run(notifier), name="sora_chars ledger listener")
+        self._listening = asyncio.create_task(self._listen(notifier), name="sora_chars ledger listener")
 
     async def aclose(self) -> None:
         """Close all connections."""
+        self._holding.closed()
         self._listening.cancel()
         await asyncio.wait((self._listening,))
         await self._listener.aclose()
         await self._pool.close()
+
+    def abandon(self) -> None:
+        """See `LedgerStore`."""
+        self._holding.abandon()
+
+    async def _listen(self, notifier: ChangeNotifier) -> None:
+        """Notify the subscribers of changed entries, until the ledger is closed."""
+        try:
+            await self._listener.run(notifier)
+        finally:
+            self._holding.abandon_after_loop()  # does nothing if it is the closing that ends this
 
     async def insert(self, entry: Entry) -> Entry:
         """See `LedgerStore`."""
@@ -337,6 +354,12 @@ async def _create_search_index(connection: Connection) -> None:
             await connection.execute(statements.CREATE_SEARCH_INDEX)
     except (FeatureNotSupported, InsufficientPrivilege, UndefinedFile, UndefinedObject) as error:
         log.info("ledger.no_search_index", extra={"error": printable(error)})
+
+
+def _release(listener: Listener, pool: AsyncConnectionPool) -> None:
+    """Close the connections, which ends their server processes."""
+    for connection in (listener.connection, *pool._pool):  # noqa: SLF001 # its own closing needs the event loop
+        connection.pgconn.finish()
 
 
 def _is_broken(error: psycopg.Error) -> bool:

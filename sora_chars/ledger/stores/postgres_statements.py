@@ -112,7 +112,8 @@ REPLACE_AND_ARCHIVE = (
     f" archived AS (INSERT INTO sora_chars_attempts ({', '.join(ATTEMPT_COLUMNS)})"
     f" SELECT {', '.join(ATTEMPT_COLUMNS)} FROM attempt WHERE EXISTS (SELECT FROM updated) AND NOT EXISTS"
     " (SELECT FROM sora_chars_attempts AS stored"
-    " WHERE stored.key = attempt.key AND stored.token_digest = attempt.token_digest))"
+    " WHERE stored.key = attempt.key AND stored.token_digest = attempt.token_digest"
+    " AND stored.task_id IS NOT DISTINCT FROM attempt.task_id))"
     f"{_NOTIFY}"
 ).replace(
     "SELECT key, number,",

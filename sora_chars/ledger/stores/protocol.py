@@ -38,6 +38,10 @@ class LedgerStore(Protocol):
         """Finish the calls in progress and close the store."""
         ...
 
+    def abandon(self) -> None:
+        """Release what an open store holds, without its event loop, and warn that it was not closed."""
+        ...
+
     async def insert(self, entry: Entry) -> Entry:
         """Store the entry unless its key exists; return the stored entry of the key."""
         ...
@@ -46,7 +50,7 @@ class LedgerStore(Protocol):
         """Replace `before` by `after` if the stored version is that of `before`.
 
         `archive` is stored in the same transaction, under the next number of its key. An
-        attempt whose token digest the key already has is not stored again.
+        attempt whose token digest and task id the key already has is not stored again.
 
         Returns `after` if so, else the stored entry, or None if there is none.
         """

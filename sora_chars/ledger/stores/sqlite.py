@@ -13,6 +13,7 @@ import sqlite3
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sora_chars.errors import LedgerError, printable
@@ -22,6 +23,7 @@ from sora_chars.logs import event_logger
 
 from . import sqlite_search
 from . import sqlite_statements as statements
+from .abandoned import Holding
 from .process_lock import ProcessLock, is_dead
 from .sqlite_files import LedgerFiles
 from .sqlite_search import Search
@@ -96,15 +98,25 @@ class SqliteStore:
         self.owner = self._lock.owner
         self._writer = writer
         self._reader = reader
+        self._holding = Holding(
+            f"The ledger {printable(str(self._path))}",
+            asyncio.get_running_loop(),
+            partial(_release, writer, reader, self._lock),
+        )
         self._polling = asyncio.create_task(self._poll_changes(notifier), name="sora_chars ledger polls")
 
     async def aclose(self) -> None:
         """Commit the pending records and end the threads."""
+        self._holding.closed()
         self._polling.cancel()
         await asyncio.wait((self._polling,))
         await self._reader.stop()
         await self._writer.stop()
         self._lock.release()
+
+    def abandon(self) -> None:
+        """See `LedgerStore`."""
+        self._holding.abandon()
 
     async def insert(self, entry: Entry) -> Entry:
         """See `LedgerStore`."""
@@ -228,7 +240,13 @@ class SqliteStore:
                 return
 
     async def _poll_changes(self, notifier: ChangeNotifier) -> None:
-        """Notify the subscribers of entries that another process has changed."""
+        """Notify the subscribers of entries that another process has changed, until the ledger is closed."""
+        try:
+            await self._poll_until_cancelled(notifier)
+        finally:
+            self._holding.abandon_after_loop()  # does nothing if it is the closing that ends this
+
+    async def _poll_until_cancelled(self, notifier: ChangeNotifier) -> None:
         versions: dict[str, int] = {}
         data_version = -1
         delay = self._poll_interval
@@ -247,6 +265,14 @@ class SqliteStore:
                     notifier.notify(key, version)
             versions = now
             delay = max(self._poll_interval, _POLL_REST_FACTOR * (time.monotonic() - began))
+
+
+def _release(writer: CommitThread, reader: CommitThread, lock: ProcessLock) -> None:
+    for thread in (reader, writer):
+        thread.end()
+    for thread in (reader, writer):
+        thread.join()
+    lock.release()
 
 
 def _failure(error: OSError | RuntimeError) -> LedgerError:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from sora_chars.ledger.entry import Entry
 
+_MANY_ROWS = 1000  # for a trigram
+_RARE_PARTS = 4  # trigrams of a query that are compared, if they are rare
 GROUP_SIZE = 500  # entries that are indexed in one transaction
 _CREATE = (
     "CREATE VIRTUAL TABLE IF NOT EXISTS {}search USING"
@@ -43,6 +45,7 @@ _LATE_ROWS = (  # CROSS JOIN keeps SQLite from reading all ended entries first
 )
 _ROWS = f"SELECT row_id, {_COLUMNS} FROM entries WHERE row_id IN (SELECT value FROM json_each(?))"  # noqa: S608 # our own names
 _INDEXED = "SELECT rowid FROM search WHERE search MATCH ? AND rowid "
+_COUNT = "SELECT count(*) FROM (SELECT rowid FROM search WHERE search MATCH ? LIMIT ?)"
 _LATER = "SELECT row_id FROM search_later WHERE row_id "
 _WAITING = "SELECT max(row_id) - (SELECT indexed_to FROM search_progress) FROM entries"
 NOTE_CHANGE = (
@@ -99,9 +102,19 @@ class Search:
     after: int
     size: int
 
-    def row_ids(self, cursor: sqlite3.Cursor, after: int) -> list[int]:
+    def match(self, cursor: sqlite3.Cursor) -> str:
+        """Return the expression that the index is searched for.
+
+        SQLite reads the whole list of rows of every trigram in it. If some are rare, they
+        are enough.
+        """
+        parts = ['"{}"'.format(part.replace('"', '""')) for part in trigrams(self.query)]
+        counts = {part: cursor.execute(_COUNT, (part, _MANY_ROWS)).fetchone()[0] for part in parts}
+        rare = sorted((part for part in parts if counts[part] < _MANY_ROWS), key=counts.__getitem__)
+        return " AND ".join(rare[:_RARE_PARTS] or parts)
+
+    def row_ids(self, cursor: sqlite3.Cursor, match: str, after: int) -> list[int]:
         """Return the row ids of the next candidates, in any state."""
-        match = " AND ".join('"{}"'.format(part.replace('"', '""')) for part in trigrams(self.query))
         limits = "< ? ORDER BY 1 DESC LIMIT ?" if self.newest_first else "> ? ORDER BY 1 LIMIT ?"
         indexed = cursor.execute(_INDEXED + limits, (match, after, self.size)).fetchall()
         later = cursor.execute(_LATER + limits, (after, self.size)).fetchall()
@@ -116,8 +129,9 @@ def search(cursor: sqlite3.Cursor, searches: Sequence[Search]) -> list[list[tupl
 def _search(cursor: sqlite3.Cursor, wanted: Search) -> list[tuple[int, Entry]]:
     page: list[tuple[int, Entry]] = []
     after = wanted.after
+    match = wanted.match(cursor)
     while len(page) < wanted.size:
-        row_ids = wanted.row_ids(cursor, after)
+        row_ids = wanted.row_ids(cursor, match, after)
         rows = {row[0]: row for row in cursor.execute(_ROWS, (json.dumps(row_ids),))}
         found = [rows[row_id] for row_id in row_ids if row_id in rows]  # a row may have been deleted
         page += [(row[0], from_row(row[1:])) for row in found if row[_STATE] in wanted.states]

@@ -113,7 +113,8 @@ _FIND_BY_ATTEMPT: dict[Lookup, str] = {
 _ARCHIVE = (
     f"INSERT INTO attempts ({', '.join(ATTEMPT_COLUMNS)})"  # noqa: S608 # our own names
     f" SELECT {', '.join(f':{name}' for name in ATTEMPT_COLUMNS)}"
-    " WHERE NOT EXISTS (SELECT 1 FROM attempts WHERE key = :key AND token_digest = :token_digest)"
+    " WHERE NOT EXISTS (SELECT 1 FROM attempts WHERE key = :key AND token_digest = :token_digest"
+    " AND task_id IS :task_id)"
 ).replace(":number", "(SELECT coalesce(max(number), 0) + 1 FROM attempts WHERE key = :key)")
 _ATTEMPTS = f"SELECT {', '.join(ATTEMPT_COLUMNS)} FROM attempts WHERE key = ? ORDER BY number"  # noqa: S608 # our own names
 VERSIONS = "SELECT json_group_object(key, version) FROM entries WHERE key IN (SELECT value FROM json_each(?))"

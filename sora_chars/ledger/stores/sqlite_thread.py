@@ -127,9 +127,13 @@ class CommitThread(threading.Thread):
         """Run the remaining jobs and end the thread."""
         if self._timer:
             self._timer.cancel()
+        self.end()
+        await asyncio.to_thread(self.join)
+
+    def end(self) -> None:
+        """Have the thread run the remaining jobs and end."""
         self._hand_over()
         self._groups.put([])
-        await asyncio.to_thread(self.join)
 
     def run(self) -> None:
         """Run groups of jobs until `stop`."""

@@ -190,7 +190,11 @@ async def test_inflates_bodies(
     assert await post(receiver, losing.path, content_encoding=encoding) == 200
 
 
-@pytest.mark.parametrize("body", [gzip.compress(BODY)[:-9], gzip.compress(BODY)[:20] + b"junk" * 9, b"\x1f\x8bx"])
+@pytest.mark.parametrize(
+    "body",
+    [gzip.compress(BODY)[:-9], gzip.compress(BODY)[:20] + b"junk" * 9, b"\x1f\x8bx", b"\x1f\x8b" + bytes(30)],
+    ids=["cut", "junk", "start", "zeros"],
+)
 async def test_damaged_body(receiver: CallbackReceiver, losing: Losing, body: bytes) -> None:
     """A body that cannot be inflated is rejected with 400."""
     assert await post(receiver, losing.path, body, content_encoding="gzip") == 400

@@ -132,7 +132,8 @@ def test_missing_character_names_the_key(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(
-    ("has_tasks", "begin", "resolve"), [(True, STATUS, ["--task-id", "t-1"]), (False, CHARACTER, ["--give-up"])]
+    ("has_tasks", "begin", "resolve"),
+    [(True, STATUS, ["--task-id", "t-1", "--unchecked"]), (False, CHARACTER, ["--give-up"])],
 )
 def test_unrecorded_task_is_named(
     capsys: pytest.CaptureFixture[str],

@@ -66,6 +66,7 @@ def make(*, total: int = 2, memory: bool = False, **settings: Any) -> Run:
             concurrency=1,
             budget=5.0,
             price=None,
+            retry_failed=False,
             wait_on_interrupt=True,
             shutdown_timeout=8.0,
         )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
+from typing import Any
 
 import pytest
 
 from sora_chars import FixedInterval, SteppedInterval, TaskSnapshot
+from sora_chars.errors import ConfigurationError
 
 SNAPSHOT = TaskSnapshot(task_id="t", provider="p", state="waiting")
 
@@ -33,8 +36,8 @@ def test_fixed_delay_is_constant() -> None:
     assert {FixedInterval(0.5).delay(snapshot, age) for snapshot in (None, SNAPSHOT) for age in (0.0, 1e6)} == {0.5}
 
 
-@pytest.mark.parametrize("seconds", [0, -1])
-def test_rejects_a_delay_that_is_not_positive(seconds: float) -> None:
-    """A strategy that would poll without a delay cannot be made."""
-    with pytest.raises(ValueError, match="seconds"):
+@pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, True, "a", None])
+def test_rejects_a_delay_that_is_not_positive(seconds: Any) -> None:
+    """A strategy that would poll without a delay cannot be made, and the error names what was given."""
+    with pytest.raises(ConfigurationError, match=f"seconds must be a number above 0, got {seconds!r}"):
         FixedInterval(seconds)

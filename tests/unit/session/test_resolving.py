@@ -130,3 +130,26 @@ async def test_what_cannot_be_taken_back(session: CharacterSession, provider: Fa
         await session.create(**REQUEST)
     with pytest.raises(InvalidRequestError, match="exactly one of"):
         await session.resolve("mine", undo=True, give_up=True)
+
+
+async def test_a_retry_keeps_the_task_that_a_person_named(session: CharacterSession, provider: FakeProvider) -> None:
+    """If the named task fails and the key is tried again, the task stays on record with its cost."""
+    provider.seen = provider.snapshot("t7", "fail", failure=TaskFailure("501", "no"), credits=3.0)
+    await session.resolve("mine", task_id="t7")
+    provider.seen = None
+    await session.retry("mine")
+    attempts = await session.ledger.attempts("mine")
+    assert [(one.state, one.task_id, one.credits) for one in attempts] == [
+        (EntryState.UNKNOWN, None, None),
+        (EntryState.FAILED, "t7", 3.0),
+    ]
+    found = await session.ledger.by_task("fake", "t7")
+    assert found
+    assert found.key == "mine"
+
+
+async def test_a_task_that_was_taken_back_is_free(session: CharacterSession) -> None:
+    """A task id that was recorded under a wrong key can be recorded under another one."""
+    await session.resolve("mine", task_id="t8")
+    await session.resolve("mine", undo=True)
+    assert await session.ledger.by_task("fake", "t8") is None

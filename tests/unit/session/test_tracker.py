@@ -73,6 +73,9 @@ class ProcessStore:
         """See `LedgerStore`."""
         self.database.dead.add(self.owner)
 
+    def abandon(self) -> None:
+        """See `LedgerStore`."""
+
     async def insert(self, entry: Entry) -> Entry:
         """See `LedgerStore`."""
         return await self.database.entries.insert(entry)

@@ -304,3 +304,18 @@ async def test_logs_lost_writes_on_closing(store: FaultyStore, caplog: pytest.Lo
         (event_of(line), line.__dict__["task_id"]) for line in caplog.records if line.name == "sora_chars.session"
     ]
     assert logged == [("ledger.write_failed", "t1"), ("ledger.write_lost", "t1")]
+
+
+@pytest.mark.parametrize("returned", [{"taskId": "t1"}, None, "t1"])
+async def test_a_provider_that_returns_no_snapshot(returned: object) -> None:
+    """What a provider of the user's own returns by mistake leaves the key unknown, with an error that names it."""
+
+    class Wrong(FakeProvider):
+        async def submit(self, request: Any, **options: Any) -> Any:
+            await super().submit(request, **options)
+            return returned
+
+    async with CharacterSession(Wrong(before=0, after=0)) as session:
+        with pytest.raises(SubmissionUnknownError, match=f"returned a {type(returned).__name__} in place of"):
+            await session.submit(**REQUEST)
+        assert (await entry_of(session)).state is EntryState.UNKNOWN
