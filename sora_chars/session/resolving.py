@@ -58,6 +58,7 @@ class Decision(TypedDict, total=False):
     give_up: bool
     undo: bool
     unchecked: bool
+    version: int | None
 
 
 async def resolve(
@@ -69,6 +70,7 @@ async def resolve(
     give_up: bool = False,
     undo: bool = False,
     unchecked: bool = False,
+    version: int | None = None,
 ) -> Entry:
     """Record what a person found out about a request; see `CharacterSession.resolve`."""
     snapshot: TaskSnapshot | None = None
@@ -80,7 +82,7 @@ async def resolve(
         if not unchecked:
             snapshot = await _confirmed(provider, entry, task_id.strip())
     entry = await transitions.resolve(
-        dispatcher.ledger, key, task_id=task_id, never_sent=never_sent, give_up=give_up, undo=undo
+        dispatcher.ledger, key, task_id=task_id, never_sent=never_sent, give_up=give_up, undo=undo, version=version
     )
     if snapshot and snapshot.finished:
         await dispatcher.writer.record_result(snapshot)
