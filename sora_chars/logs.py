@@ -44,6 +44,7 @@ SENTENCES: Mapping[str, str] = {
     "submission.failed": "A submission failed after its caller was cancelled",
     "submission.outlived_its_caller": "The task keeps running although its caller was cancelled",
     "submission.second_task": "A key has a second task, which the ledger does not record",
+    "submission.settled": "The provider was asked and showed the task of a request whose response was lost",
     "tracker.failed": "The owners of tasks could not be checked; they are checked again",
     "upload.temporary": "The uploaded file is temporary, and a character made from it may end with it",
     "watcher.died": "The poller of a provider has ended; its waits end with an error",

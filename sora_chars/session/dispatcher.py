@@ -38,6 +38,7 @@ from sora_chars.polling.watched_task import wait_until_done
 from sora_chars.protocols import PollingStrategy
 from sora_chars.timeouts import submit_deadline
 
+from .settling import Settlement
 from .submission import Submission, not_sent
 from .tracker import TaskTracker
 from .writer import LedgerWriter, log_second_task
@@ -158,6 +159,8 @@ class Dispatcher:
     async def recover_all(self) -> AsyncGenerator[TaskHandle[Any], None]:
         """Yield live handles of the tasks that are running. The ledger writes each page of entries together."""
         states = {EntryState.SENDING, EntryState.RUNNING}
+        if any(provider.settles for provider in self.providers):
+            states.add(EntryState.UNKNOWN)
         async with aclosing(self.ledger.pages(states=states)) as pages:
             async for page in pages:
                 outcomes = await asyncio.gather(*map(self.recover, page), return_exceptions=True)
@@ -170,6 +173,10 @@ class Dispatcher:
     async def recover(self, entry: Entry) -> TaskHandle[Any] | None:
         """Return a live handle if the entry's task is running at a provider of this session. Log what is not."""
         entry = await mark_orphaned(self.ledger, entry)
+        if entry.state is EntryState.UNKNOWN:
+            for provider in self.providers:
+                if provider.name == entry.provider and (settlement := self.settlement(provider)):
+                    entry = await settlement.ask(entry)
         facts = {"provider": entry.provider, "key": entry.key}
         if entry.state is EntryState.UNKNOWN:
             log.warning("recovery.unknown", extra=facts)
@@ -281,7 +288,14 @@ class Dispatcher:
             timeout=self.timeout,
             on_recorded=on_recorded,
             claims_task=claims_task,
+            settlement=self.settlement(provider, claims_task=claims_task),
         )
+
+    def settlement(self, provider: Provider, *, claims_task: bool = True) -> Settlement | None:
+        """Return what asks a provider for the task of a lost response; None if it cannot be asked."""
+        if provider.settles is None:
+            return None
+        return Settlement(provider, self.ledger, self.writer, self.closed, claims_task)
 
     async def carry_through(self, submission: Submission, *, deadline: float = math.inf) -> Any:
         """Run a submission in an asyncio task of its own: once it has sent, no caller's cancellation stops it.

@@ -26,6 +26,8 @@ from sora_chars.ledger.serialize import RETRY_HINT, rejection, to_error
 from sora_chars.ledger.transitions import end_state, mark_orphaned, without_character
 from sora_chars.models import TaskSnapshot
 
+from .settling import keys_sent
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from sora_chars.models import Request
     from sora_chars.protocols import Provider
 
+    from .settling import Settlement
     from .writer import LedgerWriter
 
 _OWNER_CHECK_INTERVAL = 1.0  # seconds between checks that the process which sends the same key is alive
@@ -53,6 +56,7 @@ class Submission:
         timeout: Seconds to wait for another process that is sending the same key.
         on_recorded: Awaited with the first snapshot once the task is on record; its result is the result of `run`.
         claims_task: Whether this process polls the task from then on.
+        settlement: Asks the provider what became of the request, where it can be asked.
         sent: Whether the request may have left this process.
         expired: Whether the caller's deadline has passed. Nothing is sent from then on.
     """
@@ -65,6 +69,7 @@ class Submission:
     timeout: float
     on_recorded: Callable[[Submission, TaskSnapshot | None], Awaitable[Any]]
     claims_task: bool = True
+    settlement: Settlement | None = None
     sent: bool = False
     expired: bool = False
     _recording: bool = attrs.field(default=False, init=False)
@@ -96,7 +101,7 @@ class Submission:
                         await self._wait_for_sender()
                         waited = True
                     case EntryState.UNKNOWN:
-                        raise self._unknown(str((self.entry.error or {}).get("message", "")))
+                        await self._settle(str((self.entry.error or {}).get("message", "")))
                     case _:
                         break
         except LedgerError as error:
@@ -133,7 +138,7 @@ class Submission:
         try:
             snapshot = await self.provider.submit(
                 self.request,
-                key=self.entry.key,
+                key=(await keys_sent(self.ledger, self.entry))[0] if self.settlement else self.entry.key,
                 callback_url=f"{base}/{token}" if base else None,
                 on_send=partial(self._sending, token_digest(token)),
             )
@@ -206,14 +211,27 @@ class Submission:
                 raise error
             await self._note(EntryState.UNKNOWN, error=to_error(error))
             if self.entry.state in {EntryState.SENDING, EntryState.UNKNOWN}:
-                raise self._unknown(error.message) from error
-            return  # the task's callback arrived first
+                await self._settle(error.message, cause=error)
+            return  # the provider has named the task, or its callback arrived first
         is_retryable = error.harmless and error.transient
         if not is_retryable and (self.sent or self.entry.state is EntryState.PENDING):
             await self._note(EntryState.REJECTED, error=to_error(error))
             if error.may_have_been_paid:
                 error.hint = f"{error.hint} {RETRY_HINT}".strip()
         raise error
+
+    async def _settle(self, why: str, *, cause: ProviderError | None = None) -> None:
+        """Ask the provider what became of the request, where it can be asked.
+
+        Raises:
+            SubmissionUnknownError: The outcome is still unknown.
+        """
+        if self.settlement and self.entry.state is EntryState.UNKNOWN:
+            self.entry = await self.settlement.settle(self.entry)
+            if self.entry.state is not EntryState.UNKNOWN:
+                return
+            why = f"{why.rstrip('.')}. {self.settlement.outcome}"
+        raise self._unknown(why) from cause
 
     async def _note(self, to: EntryState, **facts: Any) -> None:
         """Record an answer that may also be recorded later."""

@@ -23,7 +23,6 @@ from sora_chars import (
     Kling,
     MissingCharacterError,
     ModelUnavailableError,
-    NoAnswerError,
     PermissionDeniedError,
     RequestRejectedError,
     SoraCharsError,
@@ -179,7 +178,7 @@ async def test_every_error_of_a_create(
     emulator.fault("kling_error", on="element", code=code, times=None)
     async with session_at(emulator) as session:
         with pytest.raises(error):
-            await session.create(**VIDEO, key="order-17")
+            await session.create(**VIDEO, key="order-17", timeout=1.5)
         entry = await session.entry("order-17")
         account = session.providers[0].account
         assert account is not None
@@ -250,7 +249,7 @@ async def test_used_key_that_is_not_shown(emulator: Emulator, code: int) -> None
     emulator.fault("kling_error", on="element_poll", code=code, times=None)
     async with session_at(emulator) as session:
         with pytest.raises(SubmissionUnknownError):
-            await session.create(**VIDEO, key="order-17")
+            await session.create(**VIDEO, key="order-17", timeout=1.5)
         entry = await session.entry("order-17")
     assert entry is not None
     assert entry.state is EntryState.UNKNOWN
@@ -301,13 +300,40 @@ async def test_task_of_another_account(emulator: Emulator) -> None:
             await session.providers[0].fetch("856528333369769993")
 
 
-async def test_lost_response(emulator: Emulator) -> None:
-    """A create whose response was lost is not sent again."""
-    emulator.fault("lost_response", on="element")
+@pytest.mark.parametrize("fault", ["lost_response", "truncated", "junk_json"])
+async def test_lost_responses(emulator: Emulator, fault: str) -> None:
+    """10 creates whose responses are lost become 10 characters, without callbacks and without a person."""
+    emulator.fault(fault, on="element", times=10)
     async with session_at(emulator) as session:
-        with pytest.raises((SubmissionUnknownError, NoAnswerError)):
-            await session.create(**VIDEO, key="order-17")
+        requests = [CharacterRequest(**VIDEO, key=f"Order {number}") for number in range(10)]
+        outcomes = await session.create_all(requests)
+    assert [outcome.state for outcome in outcomes] == [EntryState.SUCCEEDED] * 10
+    ids = {outcome.character.id for outcome in outcomes if outcome.character}
+    assert ids == {str(task.element_id) for task in emulator.kling.tasks.values()}
+    assert emulator.counts.elements == 10
+
+
+async def test_lost_responses_of_requests_that_never_arrived(emulator: Emulator) -> None:
+    """A create that may have arrived and is not shown stays unknown; the same key is settled once it is shown."""
+    emulator.fault("lost_response", on="element")
+    hidden = emulator.fault("kling_error", on="element_poll", code=1203, times=None)
+    async with session_at(emulator) as session:
+        with pytest.raises(SubmissionUnknownError, match="it shows no task of this key"):
+            await session.create(**VIDEO, key="order-17", timeout=2.5)
+        hidden.remove()
+        assert (await session.create(**VIDEO, key="order-17")).name == "Rex"
     assert emulator.counts.elements == 1
+
+
+async def test_failed_task_is_retried(emulator: Emulator) -> None:
+    """A new attempt of a failed key is a new task under another id, and a lost response of it is found."""
+    emulator.fault("kling_fail")
+    async with session_at(emulator) as session:
+        with pytest.raises(TaskFailedError):
+            await session.create(**VIDEO, key="order-17")
+        emulator.fault("lost_response", on="element")
+        assert (await (await session.retry("order-17"))).name == "Rex"
+    assert emulator.counts.elements == 2
 
 
 @pytest.mark.parametrize("form", ["record", "event"])
