@@ -33,12 +33,16 @@ def new_batch(
     retry_failed: bool = False,
 ) -> Batch:
     """Return the batch of `CharacterSession.create_many`."""
+    seen: set[str] = set()  # a key that fails in this batch is not sent again for another row
 
     async def start(request: Request, name: str | None) -> TaskHandle[Any]:
-        entry = await session.entry(request.key) if retry_failed and request.key else None
-        if entry and entry.state in _FAILED:
-            return await session.retry(entry.key, request)
-        return await session.submit(request, provider=name or provider)
+        name = name or provider
+        if retry_failed and request.key and request.key not in seen:
+            seen.add(request.key)
+            entry = await session.entry(request.key)
+            if entry and entry.state in _FAILED and name in {None, entry.provider}:
+                return await session.retry(entry.key, request)
+        return await session.submit(request, provider=name)
 
     serving = session.providers if provider is None else (dispatcher.provider(provider),)
     return Batch(

@@ -202,12 +202,11 @@ class Dispatcher:
             ConfigurationError: The session has no such provider.
             LedgerError: The ledger could not be read or written.
         """
-        if self.watcher.nudge(entry.provider, task_id):
+        is_late = task_id != entry.task_id and task_id in {one.task_id for one in await self.ledger.attempts(entry.key)}
+        if is_late or self.watcher.nudge(entry.provider, task_id):  # late: an earlier attempt has ended with the task
             return
         provider = self.provider(entry.provider)
         if entry.task_id is None and entry.state is not EntryState.FAILED:
-            if any(one.task_id == task_id for one in await self.ledger.attempts(entry.key)):
-                return  # a late callback of an earlier attempt, which has ended
             snapshot = await provider.fetch(task_id)  # the sender's claim alone must not count as paid
             if echoes_other_token(snapshot, digest):
                 raise InvalidCallbackError("Callback rejected: its token belongs to another task.", status=401)
@@ -215,7 +214,7 @@ class Dispatcher:
         if entry.state is EntryState.RUNNING and entry.task_id == task_id:
             await self._tracker.join(provider, entry)
             self.watcher.nudge(entry.provider, task_id)
-        elif entry.task_id != task_id and all(one.task_id != task_id for one in await self.ledger.attempts(entry.key)):
+        elif entry.task_id != task_id:
             log_second_task(entry, task_id)
 
     async def handle(

@@ -176,6 +176,24 @@ async def test_batch_retries_failed_keys(session: CharacterSession, provider: Fa
     assert len(provider.posts) == 3
 
 
+async def test_a_batch_retries_a_key_once(session: CharacterSession, provider: FakeProvider) -> None:
+    """Of several rows with one key, only the first sends it again; a row of another provider does not."""
+    await fail(session, provider)
+    provider.seen = provider.snapshot("t2", "fail", failure=TaskFailure("501", "generation failed"))
+    await session.create_all([REQUEST] * 3, retry_failed=True, concurrency=1)
+    assert len(provider.posts) == 2
+
+
+async def test_a_batch_retries_at_the_provider_of_the_row(provider: FakeProvider) -> None:
+    """A row that names another provider than the ledger is no retry, but a conflict."""
+    async with CharacterSession(provider, FakeProvider("other"), polling=FixedInterval(10.0)) as session:
+        await fail(session, provider)
+        row: Any = REQUEST | {"provider": "other"}
+        [outcome] = await session.create_all([row], retry_failed=True)
+    assert isinstance(outcome.error, KeyConflictError)
+    assert len(provider.posts) == 1
+
+
 async def callback(session: CharacterSession, url: str, task_id: str) -> int:
     """Deliver a callback, and return the status of the response."""
     body = b'{"code":200,"msg":"ok","data":{"taskId":"%b","state":"success"}}' % task_id.encode()
