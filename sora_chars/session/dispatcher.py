@@ -134,7 +134,7 @@ class Dispatcher:
             try:
                 entry = await self.ledger.register(key=key, provider=chosen.name, kind=kind, request=record)
             except LedgerError as error:
-                raise not_sent(error, key) from error
+                raise not_sent(error, key, chosen.name) from error
             return self.submission(chosen, request, entry, on_recorded=self.handle_of)
 
     async def submit(self, request: Request, provider: str | None, *, deadline: float = math.inf) -> TaskHandle[Any]:

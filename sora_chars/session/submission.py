@@ -107,7 +107,7 @@ class Submission:
         except LedgerError as error:
             if self.sent or error.key:
                 raise
-            raise not_sent(error, self.entry.key) from error  # the entry could not be read
+            raise not_sent(error, self.entry.key, self.provider.name) from error  # the entry could not be read
         except SoraCharsError as error:
             error.add_facts(key=self.entry.key, provider=self.provider.name)
             raise
@@ -179,7 +179,7 @@ class Submission:
         except BaseException as error:
             self.sent = False
             if isinstance(error, LedgerError):
-                raise not_sent(error, self.entry.key) from error
+                raise not_sent(error, self.entry.key, self.provider.name) from error
             raise
         finally:
             self._recording = False
@@ -202,7 +202,7 @@ class Submission:
         try:
             self.entry = await self.writer.record_answer(self.entry, EntryState.PENDING, error=to_error(reason))
         except LedgerError as error:
-            raise not_sent(error, self.entry.key) from error
+            raise not_sent(error, self.entry.key, self.provider.name) from error
 
     async def _failed(self, error: ProviderError) -> None:
         """Record why there is no task, and raise. Return if another process has recorded a task."""
@@ -301,7 +301,7 @@ class Submission:
         )
 
 
-def not_sent(error: LedgerError, key: str) -> LedgerError:
+def not_sent(error: LedgerError, key: str, provider: str) -> LedgerError:
     """Return the error for a caller whose request was not sent, because it could not be recorded first."""
     hint = f"Nothing was sent, because the request could not be recorded first. {error.hint}".rstrip()
-    return LedgerError(error.message, hint=hint, key=key)
+    return LedgerError(error.message, hint=hint, key=key, provider=provider)

@@ -89,7 +89,7 @@ async def test_failures_do_not_stop_batch(caplog: pytest.LogCaptureFixture) -> N
     )  # fmt: skip
     assert tuple((outcome.state, type(outcome.error)) for outcome in outcomes) == kinds
     assert [outcome.key for outcome in outcomes if outcome.key in set("abcdefg")] == ["a", "b", "c", "e", "f", "b"]
-    assert [outcome.provider for outcome in outcomes] == ["fake"] * 5 + [None, None, None, None, "fake"]
+    assert [outcome.provider for outcome in outcomes] == ["fake"] * 5 + [None, None, None, "fake", "fake"]
     assert (outcomes[6].request, outcomes[6].key, outcomes[0].credits) == ({"prompt": "no source"}, None, 2.0)
     with pytest.raises(TaskFailedError, match="too dark"):
         outcomes[0].unwrap()

@@ -327,7 +327,8 @@ async def test_nothing_is_sent_without_an_entry(store: FaultyStore) -> None:
     async with session_of(provider, store) as session:
         with pytest.raises(LedgerError, match=r"The disk is full\. Nothing was sent.* Empty it\.") as caught:
             await session.submit(**REQUEST)
-    assert (caught.value.key, caught.value.task_id, provider.posts) == ("mine", None, [])
+    error = caught.value
+    assert (error.key, error.provider, error.task_id, provider.posts) == ("mine", "fake", None, [])
 
 
 @pytest.mark.parametrize("written", [False, True])
