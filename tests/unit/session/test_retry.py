@@ -180,7 +180,8 @@ async def test_a_batch_retries_a_key_once(session: CharacterSession, provider: F
     """Of several rows with one key, only the first sends it again; a row of another provider does not."""
     await fail(session, provider)
     provider.seen = provider.snapshot("t2", "fail", failure=TaskFailure("501", "generation failed"))
-    await session.create_all([REQUEST] * 3, retry_failed=True, concurrency=1)
+    rows: Any = [REQUEST] * 3
+    await session.create_all(rows, retry_failed=True, concurrency=1)
     assert len(provider.posts) == 2
 
 
