@@ -116,6 +116,7 @@ class _Submission:
 
     async def _submit(self, request: CharacterRequest | TaskRequest) -> TaskHandle[Any]:
         dispatcher = dispatcher_of(self.session)
+        self.context.stop_waiting = dispatcher.stop_waiting
         try:
             handle: TaskHandle[Any] = await (
                 resolving.retry(dispatcher, str(request.key), request, {}, deadline=self.deadline)
