@@ -84,12 +84,12 @@ async def test_character_from_a_video(emulator: Emulator) -> None:
 async def test_character_from_images(emulator: Emulator, tmp_path: Path) -> None:
     """Local images are sent as base64 without a prefix, in their order; links are sent as they are."""
     front, side = tmp_path / "front.png", tmp_path / "side.jpg"
-    front.write_bytes(png(300, 400))
+    front.write_bytes(png(300, 400, size=2_000_000))
     side.write_bytes(jpeg(400, 300))
     async with session_at(emulator) as session:
         await session.create(images=[front, IMAGES[1], side], name="Rex", prompt="A friendly dog")
     assert only_task(emulator).body["element_image_list"] == {
-        "frontal_image": base64.b64encode(png(300, 400)).decode(),
+        "frontal_image": base64.b64encode(png(300, 400, size=2_000_000)).decode(),
         "refer_images": [{"image_url": IMAGES[1]}, {"image_url": base64.b64encode(jpeg(400, 300)).decode()}],
     }
 
