@@ -78,6 +78,7 @@ class Driver:
     rng: random.Random
     done: Counter[str] = attrs.field(factory=Counter)
     backends: int = 0
+    crashes: int = 0
     _workers: dict[int, Process] = attrs.field(factory=dict)
     _resuming: set[asyncio.Task[None]] = attrs.field(factory=set)
 
@@ -96,7 +97,10 @@ class Driver:
                 worker = await asyncio.create_subprocess_exec(*self.swarm.command(), stderr=log)
             self._workers[worker.pid] = worker
             try:
-                self.done[f"exit {await worker.wait()}"] += 1
+                if await worker.wait() not in {0, -signal.SIGKILL}:
+                    self.crashes += 1
+                    if self.crashes > self.plan.workers:
+                        raise RuntimeError(f"the workers crash: see {self.swarm.folder / 'workers.log'}")
             finally:
                 del self._workers[worker.pid]
                 self.swarm.ready(worker.pid).unlink(missing_ok=True)
@@ -237,6 +241,7 @@ def rows(driver: Driver, server: CountingServer, count: Count, folder: Path) -> 
         "processes killed": driver.done["kill"],
         "processes stopped and continued": driver.done["stop"],
         "connections terminated": driver.backends,
+        "workers that crashed": driver.crashes,
         "calls that ended": ended,
         "calls that raised an error of the package": errors.total(),
         "calls that raised anything else, or hung": len(unexpected),
@@ -271,6 +276,8 @@ def figures(plan: Plan, stores: Iterable[str], folder: Path) -> dict[str, tuple[
         print(f"{store}: {dict(errors)} {dict(driver.done)} {dict(server.fates)}", *count.unknown, sep="\n", flush=True)
         wrong = [f"paid twice: {one}" for one in server.twice] + [f"lost: {one}" for one in count.lost]
         wrong += [f"contradiction: {one}" for one in count.contradictions] + unexpected
+        if driver.crashes:
+            wrong.append((own / "workers.log").read_text()[-2000:])
         outcomes[store] = rows(driver, server, count, own), wrong
     return outcomes
 

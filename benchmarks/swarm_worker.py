@@ -122,10 +122,15 @@ class MarkingKie(Kie):
     folder: Path
 
     async def submit(
-        self, request: Request, *, callback_url: str | None, on_send: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        request: Request,
+        *,
+        key: str,
+        callback_url: str | None,
+        on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
         """Submit the request."""
-        marker = self.folder / f"{getattr(request, 'prompt', '')}.{uuid.uuid4().hex}.{os.getpid()}"
+        marker = self.folder / f"{key}.{uuid.uuid4().hex}.{os.getpid()}"
 
         @asynccontextmanager
         async def marked() -> AsyncGenerator[None, None]:
@@ -134,7 +139,7 @@ class MarkingKie(Kie):
                 yield
 
         try:
-            return await super().submit(request, callback_url=callback_url, on_send=marked)
+            return await super().submit(request, key=key, callback_url=callback_url, on_send=marked)
         finally:
             marker.unlink(missing_ok=True)
 

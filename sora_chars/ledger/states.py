@@ -43,8 +43,9 @@ TRANSITIONS: dict[EntryState, frozenset[EntryState]] = {
 }
 
 RESTARTS: dict[EntryState, frozenset[EntryState]] = {
-    # a new attempt, which a person has requested
-    EntryState.REJECTED: frozenset({EntryState.PENDING}),
+    # pending: a new attempt, which a person has requested
+    # unknown: the rejection proves nothing, and a person knows more
+    EntryState.REJECTED: frozenset({EntryState.PENDING, EntryState.UNKNOWN}),
     # unknown: a person has given the entry up, and takes that back
     EntryState.FAILED: frozenset({EntryState.PENDING, EntryState.UNKNOWN}),
     # a person has named the task or resolved it as never sent, and takes that back

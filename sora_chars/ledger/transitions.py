@@ -177,6 +177,7 @@ async def resolve(
     never_sent: bool = False,
     give_up: bool = False,
     undo: bool = False,
+    version: int | None = None,
 ) -> Entry:
     """Record what a person found out about an entry whose outcome is unknown. Send nothing.
 
@@ -187,6 +188,7 @@ async def resolve(
         never_sent: The request did not arrive, so it may be sent when it is requested again.
         give_up: The entry counts as failed. This is also possible for a running task.
         undo: The last resolution was wrong. Possible until the request is sent again or the task has ended.
+        version: The version of the entry on which the decision was made, if it may have changed since.
 
     Raises:
         InvalidRequestError: Not exactly one of the four was given, the ledger has no such entry, or the entry leaves
@@ -195,12 +197,18 @@ async def resolve(
     """
     if (task_id is not None) + never_sent + give_up + undo != 1:
         raise InvalidRequestError("resolve: give exactly one of task_id, never_sent, give_up and undo.")
+    entry = await mark_orphaned(ledger, await find(ledger, key))
+    if version is not None and entry.version != version:
+        raise StaleEntryError(f"Entry {key} was changed first: it is {entry.state} now.", entry=entry, key=key)
     if undo:
-        return await _undo(ledger, await find(ledger, key))
-    entry = await _resolvable(ledger, key, running=give_up)
-    archive = Attempt.of(entry, at=entry.updated_at)
+        return await _undo(ledger, entry)
+    _check_resolvable(entry, running=give_up)
     if task_id is not None:
         task_id = await _unrecorded(ledger, entry, task_id.strip())
+    if entry.state is EntryState.REJECTED:
+        entry = await ledger.restart(entry, EntryState.UNKNOWN)
+    archive = Attempt.of(entry, at=entry.updated_at)
+    if task_id is not None:
         return await ledger.transition(entry, EntryState.RUNNING, task_id=task_id, claim=False, archive=archive)
     if never_sent:
         return await ledger.transition(entry, EntryState.PENDING, archive=archive)
@@ -225,16 +233,15 @@ async def _undo(ledger: Ledger, entry: Entry) -> Entry:
     return entry
 
 
-async def _resolvable(ledger: Ledger, key: str, *, running: bool) -> Entry:
-    entry = await mark_orphaned(ledger, await find(ledger, key))
-    allowed = {EntryState.UNKNOWN, EntryState.RUNNING} if running else {EntryState.UNKNOWN}
+def _check_resolvable(entry: Entry, *, running: bool) -> None:
+    """Raise unless the outcome is unknown: also that of a rejection which proves nothing."""
+    is_unproven = entry.state is EntryState.REJECTED and entry.may_have_been_paid
     if entry.state is EntryState.SENDING:
         raise InvalidRequestError(
-            f"key: {key} is being sent by a living process.", hint="Wait for it, or end that process first."
+            f"key: {entry.key} is being sent by a living process.", hint="Wait for it, or end that process first."
         )
-    if entry.state not in allowed:
-        raise InvalidRequestError(f"key: {key} is {entry.state}, so there is nothing to resolve.")
-    return entry
+    if not (entry.state is EntryState.UNKNOWN or is_unproven or (running and entry.state is EntryState.RUNNING)):
+        raise InvalidRequestError(f"key: {entry.key} is {entry.state}, so there is nothing to resolve.")
 
 
 async def _unrecorded(ledger: Ledger, entry: Entry, task_id: str) -> str:

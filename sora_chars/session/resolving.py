@@ -58,10 +58,19 @@ class Decision(TypedDict, total=False):
     give_up: bool
     undo: bool
     unchecked: bool
+    version: int | None
 
 
 async def resolve(
-    dispatcher: Dispatcher, key: str, *, task_id: str | None = None, unchecked: bool = False, **options: bool
+    dispatcher: Dispatcher,
+    key: str,
+    *,
+    task_id: str | None = None,
+    never_sent: bool = False,
+    give_up: bool = False,
+    undo: bool = False,
+    unchecked: bool = False,
+    version: int | None = None,
 ) -> Entry:
     """Record what a person found out about a request; see `CharacterSession.resolve`."""
     snapshot: TaskSnapshot | None = None
@@ -72,7 +81,9 @@ async def resolve(
             raise InvalidRequestError(f"task_id: {entry.provider} has no tasks; use never_sent or give_up.")
         if not unchecked:
             snapshot = await _confirmed(provider, entry, task_id.strip())
-    entry = await transitions.resolve(dispatcher.ledger, key, task_id=task_id, **options)
+    entry = await transitions.resolve(
+        dispatcher.ledger, key, task_id=task_id, never_sent=never_sent, give_up=give_up, undo=undo, version=version
+    )
     if snapshot and snapshot.finished:
         await dispatcher.writer.record_result(snapshot)
         entry = await find(dispatcher.ledger, key)

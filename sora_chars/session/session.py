@@ -336,6 +336,7 @@ class CharacterSession:
             give_up: The request counts as failed.
             undo: The last resolution was wrong. Possible until the request is sent again or the task has ended.
             unchecked: Record `task_id` although the provider cannot show it now.
+            version: `Entry.version` on which you decided, where others may decide about the key too.
 
         Raises:
             InvalidRequestError: Not exactly one of the four was given, there is no such key or nothing to resolve, or

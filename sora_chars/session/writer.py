@@ -88,7 +88,7 @@ class LedgerWriter:
                 names = {"key": entry.key, "state": to.value, "task_id": answer.task_id}
                 self._repeat_later(error, partial(self.record_answer, answer.sent, to, repeated=True, **facts), names)
             raise
-        if answer.is_second_task(entry):
+        if answer.is_second_task(entry) and not await self._was_attempted(entry, answer.task_id):
             log_second_task(entry, answer.task_id)
         self.remember(entry)
         return entry
@@ -137,6 +137,13 @@ class LedgerWriter:
         self._in_progress.add(asyncio_task)
         asyncio_task.add_done_callback(self._ended)
         return asyncio_task
+
+    async def _was_attempted(self, entry: Entry, task_id: str | None) -> bool:
+        """Return whether an earlier attempt of the entry has this task. False if the ledger cannot be read."""
+        try:
+            return any(one.task_id == task_id for one in await self.ledger.attempts(entry.key))
+        except LedgerError:
+            return False
 
     def _ended(self, asyncio_task: asyncio.Task[Any]) -> None:
         self._in_progress.discard(asyncio_task)

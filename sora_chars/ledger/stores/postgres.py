@@ -356,7 +356,7 @@ async def _create_search_index(connection: Connection) -> None:
         log.info("ledger.no_search_index", extra={"error": printable(error)})
 
 
-def _release(listener: Listener, pool: AsyncConnectionPool) -> None:
+def _release(listener: Listener, pool: AsyncConnectionPool[Any]) -> None:
     """Close the connections, which ends their server processes."""
     for connection in (listener.connection, *pool._pool):  # noqa: SLF001 # its own closing needs the event loop
         connection.pgconn.finish()

@@ -179,11 +179,6 @@ class SqliteStore:
 
     def _connect_writer(self) -> sqlite3.Connection:
         connection = self._connect()
-        try:
-            connection.execute("PRAGMA user_version")  # SQLite opens the files beside the ledger's when it reads
-        except sqlite3.Error:
-            connection.close()
-            raise
         self._files.record_beside()
         return connection
 
@@ -197,6 +192,7 @@ class SqliteStore:
         try:
             self._use_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA user_version")  # SQLite opens the files beside the ledger's when it reads
             connection.execute("PRAGMA secure_delete = FAST")  # overwrites what entries no longer hold
         except sqlite3.Error:
             connection.close()

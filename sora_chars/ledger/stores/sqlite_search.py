@@ -37,11 +37,11 @@ _STATE = 1 + COLUMNS.index("state")  # its place in a row that begins with the r
 _ENDED = ", ".join(f"'{state.value}'" for state in ENDED)
 _NEW_ROWS = (
     f"SELECT row_id, {_COLUMNS} FROM entries WHERE row_id > (SELECT indexed_to FROM search_progress)"  # noqa: S608 # our own names
-    f" ORDER BY row_id LIMIT {GROUP_SIZE}"
+    f" ORDER BY row_id LIMIT ?"
 )
 _LATE_ROWS = (  # CROSS JOIN keeps SQLite from reading all ended entries first
     f"SELECT row_id, {_COLUMNS} FROM search_later CROSS JOIN entries USING (row_id) WHERE state IN ({_ENDED})"  # noqa: S608 # our own names
-    f" LIMIT {GROUP_SIZE}"
+    " LIMIT ?"
 )
 _ROWS = f"SELECT row_id, {_COLUMNS} FROM entries WHERE row_id IN (SELECT value FROM json_each(?))"  # noqa: S608 # our own names
 _INDEXED = "SELECT rowid FROM search WHERE search MATCH ? AND rowid "
@@ -79,8 +79,8 @@ def index_group(cursor: sqlite3.Cursor, items: Sequence[None]) -> list[bool]:
 def _index_group(cursor: sqlite3.Cursor) -> bool:
     cursor.execute("SAVEPOINT search")  # this job may run without a transaction around it
     cursor.execute(_CREATE.format(""))
-    new = cursor.execute(_NEW_ROWS).fetchall()
-    late = cursor.execute(_LATE_ROWS).fetchall()
+    new = cursor.execute(_NEW_ROWS, (GROUP_SIZE,)).fetchall()
+    late = cursor.execute(_LATE_ROWS, (GROUP_SIZE,)).fetchall()
     ended = {row[0]: row for row in (*new, *late) if row[_STATE] in ENDED}
     texts = [(row_id, searchable_text(from_row(row[1:]))) for row_id, row in ended.items()]
     cursor.executemany("INSERT INTO search (rowid, text) VALUES (?, ?)", texts)

@@ -15,7 +15,14 @@ def test_error_attributes_take_precedence() -> None:
     error = TaskFailedError("failed", code="501", provider="kie", task_id="t")
 
     assert render.error_json(error, task_id="other", key="k") == {
-        "error": {"type": "TaskFailedError", "message": "failed", "code": "501", "task_id": "t", "key": "k"}
+        "error": {
+            "type": "TaskFailedError",
+            "message": "failed",
+            "code": "501",
+            "task_id": "t",
+            "key": "k",
+            "charged": "maybe",
+        }
     }
     assert render.error_json(ProviderError("no", hint="Try.")) == {
         "error": {"type": "ProviderError", "message": "no", "hint": "Try."}
