@@ -66,6 +66,7 @@ _MODULES = {
     "providers.kie": ("Kie",),
     "providers.kie_callback": ("CallbackEvent",),
     "providers.kling": ("Kling",),
+    "providers.vidu": ("Vidu",),
     "providers.kkiai": ("GATEWAYS", "Gateway", "Kkiai"),
     "ratelimit.window": ("Limits",),
     "session.stepping": ("Step",),

@@ -55,6 +55,7 @@ from .providers.kie import Kie
 from .providers.kie_callback import CallbackEvent
 from .providers.kkiai import GATEWAYS, Gateway, Kkiai
 from .providers.kling import Kling
+from .providers.vidu import Vidu
 from .ratelimit.window import Limits
 from .session.session import CharacterSession
 from .session.stepping import Step
@@ -124,6 +125,7 @@ __all__ = [
     "UnreadableEntryError",
     "UploadProgress",
     "UsageCapError",
+    "Vidu",
     "WaitTimeoutError",
     "WatcherStoppedError",
     "WrongLoopError",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import io
 import json
 import re
 import time
@@ -40,7 +41,7 @@ def sign_request(sign: Sign, method: str, url: str, options: dict[str, Any]) -> 
     if "json" in options:
         body = json.dumps(options.pop("json")).encode()
         headers["Content-Type"] = "application/json"
-        options["data"] = body
+        options["data"] = io.BytesIO(body)  # aiohttp writes it in pieces; images may have megabytes
     signed = sign(method, str(URL(url).update_query(options.get("params") or {})), dict(headers), body)
     headers.update(signed)
     words = re.split(r"[\s,]+|\w+=(?=\w)", " ".join(signed.values()))

@@ -43,6 +43,7 @@ COMMANDS = {
     "emulate": ("emulate", "Serve an emulator of the providers on this machine."),
     "ledger": ("ledger", "List, export, import and resolve the recorded requests."),
     "models": ("tasks", "List the models that the provider offers now."),
+    "providers": ("providers", "List the providers, or show what one of them takes."),
     "resume": ("resume", "Wait for every task that is recorded as running."),
     "run": ("tasks", "Run a task of any model of kie.ai's job API."),
     "status": ("tasks", "Fetch the current state of a task."),

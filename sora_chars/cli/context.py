@@ -10,6 +10,8 @@ import attrs
 from .output import Output
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .ledger_location import LedgerLocation
     from .options import Settings
 
@@ -32,6 +34,7 @@ class CommandContext:
             in commands without a ledger.
         ledger_in_memory: Whether the ledger ends with the command.
         resume_command: The command that continues this one after an interrupt.
+        stop_waiting: Ends the wait for responses after a signal, if there is a session.
     """
 
     output: Output = attrs.field(factory=Output)
@@ -45,6 +48,7 @@ class CommandContext:
     ledger_name: str = ""
     ledger_in_memory: bool = False
     resume_command: str | None = None
+    stop_waiting: Callable[[], None] | None = None
 
     def use(self, settings: Settings) -> None:
         """Remember the provider and the ledger, which suggested commands repeat."""

@@ -17,6 +17,7 @@ from sora_chars.polling.strategies import AdaptiveInterval, FixedInterval
 from sora_chars.providers.kie import Kie
 from sora_chars.providers.kkiai import GATEWAYS, Kkiai
 from sora_chars.providers.kling import Kling
+from sora_chars.providers.vidu import Vidu
 from sora_chars.redaction import mask
 from sora_chars.responses import parse_json
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from sora_chars.models import UploadProgress
     from sora_chars.protocols import PollingStrategy, Provider
 
-PROVIDERS = ("kie", "kling", *GATEWAYS)
+PROVIDERS = ("kie", "kling", "vidu", *GATEWAYS)
 _CALLING_BACK = ("kie", "kling")
 
 _DEFAULT_TIMEOUT = 1800.0  # seconds
@@ -156,6 +157,8 @@ class Settings:
             return Kie(timeout=_RESPONSE_TIMEOUT, **_given(options))
         if self.provider == "kling":
             return Kling(timeout=_RESPONSE_TIMEOUT, **_given(options | {"callback_url": self.callback_url}))
+        if self.provider == "vidu":
+            return Vidu(timeout=self.timeout or _GATEWAY_RESPONSE_TIMEOUT, **_given(options))
         # The character is the response to the only request, so `--timeout` limits that request.
         return Kkiai.gateway(self.provider, timeout=self.timeout or _GATEWAY_RESPONSE_TIMEOUT, **_given(options))
 

@@ -106,7 +106,7 @@ def run(
     """
     with _logging(context) as orphan:
         try:
-            return asyncio.run(_interruptible(work, on_signal, waits_on_interrupt=waits_on_interrupt))
+            return asyncio.run(_interruptible(context, work, on_signal, waits_on_interrupt=waits_on_interrupt))
         except CommandInterruptedError as error:
             _describe_interrupt(error, context, orphan.facts)
             raise
@@ -134,18 +134,24 @@ def _logging(context: CommandContext) -> Generator[OrphanHandler]:
 
 
 async def _interruptible(
-    work: Coroutine[Any, Any, T], on_signal: Callable[[int], object], *, waits_on_interrupt: bool
+    context: CommandContext,
+    work: Coroutine[Any, Any, T],
+    on_signal: Callable[[int], object],
+    *,
+    waits_on_interrupt: bool,
 ) -> T:
     loop = asyncio.get_running_loop()
     asyncio_task = loop.create_task(work)
     signals: list[int] = []
 
     def cancel(number: int) -> None:
-        is_closing = signals and not (waits_on_interrupt and signals == [signal.SIGINT])
+        is_closing = bool(signals) and not (waits_on_interrupt and signals == [signal.SIGINT])
         if number == _SIGHUP and is_closing:  # kernel, shell and service manager may each send one
             return
         signals.append(number)
         on_signal(number)
+        if is_closing and context.stop_waiting:  # the cancellation alone may end an earlier step of the closing
+            context.stop_waiting()
         asyncio_task.cancel()
 
     for number in _signals():

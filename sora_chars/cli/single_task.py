@@ -118,6 +118,7 @@ class _Submission:
 
     async def _submit(self, request: CharacterRequest | TaskRequest, *, is_retry: bool) -> TaskHandle[Any]:
         dispatcher = dispatcher_of(self.session)
+        self.context.stop_waiting = dispatcher.stop_waiting
         try:
             handle: TaskHandle[Any] = await (
                 resolving.retry(dispatcher, str(request.key), request, {}, deadline=self.deadline)

@@ -17,7 +17,7 @@ import attrs
 from sora_chars.errors import ConfigurationError, NoAnswerError, ProviderError, printable
 from sora_chars.models import CharacterRequest, is_url, path_of
 from sora_chars.ratelimit.window import Limits
-from sora_chars.signing import jwt_signer
+from sora_chars.signing import header, jwt_signer
 from sora_chars.transport import Transport
 
 from . import kling_codec as codec
@@ -262,7 +262,8 @@ def _keys(api_key: str | None, access_key: str | None, secret_key: str | None, *
     if not pair and api_key is None and not os.environ.get("KLING_API_KEY"):
         pair = bool(os.environ.get("KLING_ACCESS_KEY"))
     if not pair:
-        return {"api_key": resolve_key(api_key, variable="KLING_API_KEY", provider=provider)}
+        key = resolve_key(api_key, variable="KLING_API_KEY", provider=provider)
+        return {"api_key": key, "sign": header("Authorization", f"Bearer {key}")}
     access = resolve_key(access_key, variable="KLING_ACCESS_KEY", provider=provider)
     secret = resolve_key(secret_key, variable="KLING_SECRET_KEY", provider=provider)
     return {"api_key": secret, "sign": jwt_signer(access, secret)}

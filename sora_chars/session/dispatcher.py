@@ -6,7 +6,6 @@ What has been sent is carried through, even if the caller is cancelled.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from contextlib import AsyncExitStack, aclosing
 from contextvars import copy_context
@@ -21,7 +20,6 @@ from sora_chars.errors import (
     InvalidRequestError,
     LedgerError,
     MissingCharacterError,
-    SubmissionUnknownError,
     UnreadableEntryError,
     WaitTimeoutError,
     printable,
@@ -38,6 +36,7 @@ from sora_chars.polling.watched_task import wait_until_done
 from sora_chars.protocols import PollingStrategy
 from sora_chars.timeouts import submit_deadline
 
+from .orphans import log_orphan
 from .settling import Settlement
 from .submission import Submission, not_sent
 from .tracker import TaskTracker
@@ -88,6 +87,7 @@ class Dispatcher:
     _tracker: TaskTracker = attrs.field(init=False)
     _registering: asyncio.Semaphore = attrs.field(factory=partial(asyncio.Semaphore, _REGISTER_CONCURRENCY))
     _submissions: dict[asyncio.Task[Any], Submission] = attrs.field(factory=dict)
+    _is_patient: bool = True
 
     def __attrs_post_init__(self) -> None:
         self.closed = asyncio.get_running_loop().create_future()
@@ -318,7 +318,7 @@ class Dispatcher:
         except asyncio.CancelledError:
             if not submission.sent:
                 asyncio_task.cancel()
-            asyncio_task.add_done_callback(partial(_log_orphan, submission))
+            asyncio_task.add_done_callback(partial(log_orphan, submission))
             raise
         if asyncio_task.cancelled():  # the caller was not cancelled, so it must not see a CancelledError
             raise submission.interrupted()
@@ -359,13 +359,19 @@ class Dispatcher:
             reasons += [f"{provider.name}: {problem}" for problem in problems]
         raise InvalidRequestError(f"Nothing was sent. {'; '.join(reasons)}.", problems=tuple(reasons))
 
+    def stop_waiting(self) -> None:
+        """End the wait of `aclose` for responses, now or when it begins. Their outcomes are recorded as unknown."""
+        self._is_patient = False
+        for asyncio_task in self._submissions:
+            asyncio_task.cancel()
+
     async def _finish_submissions(self, shutdown_timeout: float) -> None:
         for asyncio_task, submission in list(self._submissions.items()):
             if not submission.sent:
                 asyncio_task.cancel()
         try:
             if self._submissions:
-                await asyncio.wait(self._submissions, timeout=shutdown_timeout)
+                await asyncio.wait(self._submissions, timeout=shutdown_timeout if self._is_patient else 0.0)
         finally:
             late = list(self._submissions)
             for asyncio_task in late:
@@ -379,22 +385,3 @@ async def _train(polling: PollingStrategy, ledger: Ledger) -> None:
     if learns and hasattr(polling, "observe_finished"):
         for snapshot in await finished_tasks(ledger, limit=_MAX_OBSERVED):
             polling.observe_finished(snapshot)
-
-
-def _log_orphan(submission: Submission, asyncio_task: asyncio.Task[Any]) -> None:
-    """Log how a submission ended whose caller was cancelled, so that an id which was paid for is never lost."""
-    facts = {"provider": submission.provider.name, "key": submission.entry.key}
-    if asyncio_task.cancelled():
-        level = logging.ERROR if submission.sent else logging.INFO
-        log.log(level, "submission.cancelled", extra=facts | {"sent": submission.sent})
-    elif error := asyncio_task.exception():
-        is_unknown = isinstance(error, SubmissionUnknownError)
-        log.error("submission.failed", extra=facts | {"error": printable(error), "unknown": is_unknown})
-    else:
-        log_outlived(submission.entry)
-
-
-def log_outlived(task: Entry | TaskHandle[Any]) -> None:
-    """Log which task keeps running although its caller was cancelled."""
-    facts = {"provider": task.provider, "key": task.key, "task_id": task.task_id}
-    log.warning("submission.outlived_its_caller", extra=facts)

@@ -14,8 +14,9 @@ from sora_chars.polling.strategies import AdaptiveInterval
 from sora_chars.polling.watcher import TaskWatcher
 
 from . import resolving, stepping
-from .dispatcher import Dispatcher, log_outlived
+from .dispatcher import Dispatcher
 from .options import check_options, seconds_to_wait
+from .orphans import log_outlived
 
 if TYPE_CHECKING:
     import os

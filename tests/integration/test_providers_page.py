@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
 
 from sora_chars import CharacterSession, FixedInterval, InvalidRequestError, RequestRejectedError, TaskFailedError
-from sora_chars.providers.kling_codec import ACCEPTS
+from sora_chars.providers import kling_codec, vidu_codec
+
+if TYPE_CHECKING:
+    from sora_chars.models import Accepts
 
 PAGE = (Path(__file__).parents[2] / "docs/providers.md").read_text()
 VIDEO: dict[str, Any] = {"video": "https://clips.example/rex.mp4", "prompt": "A dog"}
 
 
-def test_table_of_limits() -> None:
-    """The table of Kling holds what the checks use."""
-    (table,) = re.findall(r"<!-- accepts: kling -->(.*?)<!-- /accepts -->", PAGE, re.DOTALL)
-    assert re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.MULTILINE) == list(ACCEPTS.rows())
+@pytest.mark.parametrize(("name", "accepts"), [("kling", kling_codec.ACCEPTS), ("vidu", vidu_codec.ACCEPTS)])
+def test_tables_of_limits(name: str, accepts: Accepts) -> None:
+    """Each table holds what the checks use."""
+    (table,) = re.findall(rf"<!-- accepts: {name} -->(.*?)<!-- /accepts -->", PAGE, re.DOTALL)
+    assert re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.MULTILINE) == list(accepts.rows())
 
 
 class StudioServer:

@@ -91,9 +91,9 @@ async def test_a_provider_takes_less_than_40_lines() -> None:
 async def test_defaults_of_a_provider() -> None:
     """Credits, models and polls that a provider does not offer raise an error with its name; the rest is harmless."""
     async with Bare() as bare:  # type: ignore[abstract]  # what a caller without a type checker may do
-        for call in (bare.credit(), bare.models(), bare.fetch("t")):
+        for call in (bare.credit(), bare.models(), bare.fetch("t"), bare.lookup("k"), bare.delete("c")):
             with pytest.raises(ConfigurationError, match="bare"):
                 await call
         await bare.poll_capacity()
-        assert (bare.synchronous, bare.callback_url) == (False, None)
+        assert (bare.synchronous, bare.callback_url, bare.accepts, bare.settles) == (False, None, None, None)
         assert bare.check(CharacterRequest(from_task="t")) == ()

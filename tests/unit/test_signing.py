@@ -47,7 +47,7 @@ def test_signs_what_is_sent() -> None:
     secrets = sign_request(sign, "POST", "https://a.example/b?c=d", options)
     headers = {"User-Agent": "x", "Content-Type": "application/json"}
     assert seen == [("POST", "https://a.example/b?c=d&page=2", headers, b'{"a": 1}')]
-    assert options["data"] == b'{"a": 1}'
+    assert options["data"].getvalue() == b'{"a": 1}'
     assert "json" not in options
     assert options["headers"] == headers | {"Authorization": sign("", "", {}, b"")["Authorization"], "X-Date": "1"}
     assert secrets == ["0123456789abcdef0123"]

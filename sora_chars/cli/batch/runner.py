@@ -149,6 +149,7 @@ class BatchRun:
             serve_callbacks(session, listener, self.settings.webhook_key),
         ):
             self._dispatcher = dispatcher_of(session)
+            self.context.stop_waiting = self._dispatcher.stop_waiting
             with self._until_signal():
                 requests = SpooledRequests(self.spool, self._tally)
                 limits = {"budget": self.budget, "price": self.price}

@@ -20,6 +20,7 @@ class Counts:
         characters: Characters created by kkiai.com's route.
         omni: Omni characters created.
         elements: Tasks created by Kling's route. A rejected create is not counted.
+        subjects: Subjects created by Vidu's route.
         polls: recordInfo requests received, including those that a limit or a fault
             rejected.
         uploads: Files uploaded.
@@ -39,6 +40,7 @@ class Counts:
     characters: int = 0
     omni: int = 0
     elements: int = 0
+    subjects: int = 0
     polls: int = 0
     uploads: int = 0
     other: int = 0

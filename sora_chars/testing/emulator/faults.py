@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-ELEMENT_ENDPOINTS = ("element", "element_poll", "element_other")
+ELEMENT_ENDPOINTS = ("element", "element_poll", "element_other", "subject", "subject_other")
 ENDPOINTS = ("create", "poll", "upload", "character", "omni", "other", *ELEMENT_ENDPOINTS, "any")
 TARGETS = (*ENDPOINTS, "callback")
 
@@ -42,7 +42,8 @@ class Fault:
     Attributes:
         kind: Which failure it is; a key of `KINDS`.
         on: The requests that it applies to: create, poll, upload, character, omni, other,
-            element, element_poll, element_other or any; or "callback" for the deliveries of callbacks.
+            element, element_poll, element_other, subject, subject_other or any;
+            or "callback" for the deliveries of callbacks.
         times: After how many hits it is removed; None for never.
         rate: The share of the matching requests that it hits, 0.0 to 1.0.
         settings: The settings of its kind.
@@ -103,8 +104,8 @@ class FaultKind:
 
 def _rejection(fault: Fault, endpoint: str) -> Reply:
     status, code, message = fault.integer("status"), fault.integer("code"), fault.text("message")
-    if endpoint in ELEMENT_ENDPOINTS:  # a gateway's error: Kling's own is the fault kling_error
-        return Reply(code, encoded({"error": message}), PLAIN_JSON)
+    if endpoint in ELEMENT_ENDPOINTS:  # Vidu's, or a gateway's; Kling's is kling_error
+        return Reply(code, encoded({"message": message}), PLAIN_JSON)
     if endpoint == "character":
         return kkiai_error(1, code, message=message, type="new_api_error", code=str(code))
     return kie(code, message, status=status)

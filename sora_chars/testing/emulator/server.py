@@ -1,4 +1,4 @@
-"""The emulator's server: kie.ai, its upload host, kkiai.com and Kling under one root URL."""
+"""The emulator's server: kie.ai, its upload host, kkiai.com, Kling and Vidu under one root URL."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from aiohttp import web
 
-from . import control, dashboard, kie, kkiai, kling, transmission, uploads
+from . import control, dashboard, kie, kkiai, kling, transmission, uploads, vidu
 from .callbacks import CallbackSender
 from .counters import Counts
 from .faults import BUSY, KINDS, FaultRegistry, invalid_fault, parse_header
@@ -54,11 +54,14 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("GET", kling.ELEMENTS): Route("element_other", "kling", kling.tasks),
     ("GET", kling.ELEMENT): Route("element_poll", "kling", kling.poll),
     ("POST", kling.DELETE): Route("element_other", "kling", kling.delete),
+    ("POST", vidu.SUBJECTS): Route("subject", "vidu", vidu.create),
+    ("GET", vidu.SUBJECTS): Route("subject_other", "vidu", vidu.subjects),
+    ("PUT", vidu.SUBJECT): Route("subject_other", "vidu", vidu.edit),
 }
 
 
 class Emulator(EmulatorState):
-    """A local server that behaves as kie.ai, kkiai.com and Kling are documented to.
+    """A local server that behaves as kie.ai, kkiai.com, Kling and Vidu are documented to.
 
     The emulator keeps tasks, credits and files, sends callbacks, and fails on demand:
 
@@ -85,6 +88,7 @@ class Emulator(EmulatorState):
         kling_secret_key: The secret key of the pair whose JWTs Kling's routes accept;
             None accepts none.
         kling_parallel: The tasks that may run at once on the Kling account; None for no limit.
+        vidu_key: The API key that Vidu's routes accept; None accepts any.
         hmac_key: Signs kie.ai's callbacks; None sends them unsigned.
         strict_limits: Reject requests beyond 20 creates in 10 seconds or 10 polls in 1
             second, in sliding windows.
@@ -114,6 +118,7 @@ class Emulator(EmulatorState):
         kling_key: str | None = None,
         kling_secret_key: str | None = None,
         kling_parallel: int | None = None,
+        vidu_key: str | None = None,
         hmac_key: str | None = None,
         strict_limits: bool = False,
         models: Mapping[str, str] | None = None,
@@ -135,7 +140,7 @@ class Emulator(EmulatorState):
         )
         self._host = host
         self._port = port
-        self._keys = {"kie": kie_key, "kkiai": kkiai_key, "kling": kling_key}
+        self._keys = {"kie": kie_key, "kkiai": kkiai_key, "kling": kling_key, "vidu": vidu_key}
         self._kling_secret_key = kling_secret_key
         self._windows = _documented_limits(speed) if strict_limits else {}
         self._runner: web.AppRunner | None = None
@@ -229,7 +234,10 @@ class Emulator(EmulatorState):
                 await asyncio.sleep(UNTIL_INTERVAL)
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        path = kling.ELEMENT if request.path.startswith(f"{kling.ELEMENTS}/") else request.path
+        path = request.path
+        for root, template in ((kling.ELEMENTS, kling.ELEMENT), (vidu.SUBJECTS, vidu.SUBJECT)):
+            if path.startswith(f"{root}/"):
+                path = template
         route = ROUTES.get((request.method, path))
         if route is None:
             reply, fault = await self._handle_other(request), None
@@ -284,6 +292,10 @@ class Emulator(EmulatorState):
         expected = self._keys[route.provider]
         if route.provider == "kling":
             if rejected := kling.admit(authorization, expected, self._kling_secret_key):
+                raise Rejection(rejected)
+            return
+        if route.provider == "vidu":
+            if rejected := vidu.admit(authorization, expected):
                 raise Rejection(rejected)
             return
         scheme, _, key = authorization.partition(" ")

@@ -48,6 +48,7 @@ class EmulatorState:
         kling: Kling's tasks and elements.
         kling_callbacks: Sends Kling's callbacks.
         counts: What the emulator received.
+        subjects: Vidu's subjects by their ids, oldest first.
         files: The files that the emulator serves.
         requests: The latest requests, oldest first.
         request_counts: The number of requests by method and path.
@@ -62,6 +63,7 @@ class EmulatorState:
     kling: KlingStore
     kling_callbacks: KlingCallbacks
     counts: Counts
+    subjects: dict[str, dict[str, object]] = attrs.field(factory=dict)
     files: FileStore = attrs.field(factory=FileStore)
     requests: deque[LoggedRequest] = attrs.field(factory=lambda: deque[LoggedRequest](maxlen=MAX_LOGGED_REQUESTS))
     request_counts: Counter[tuple[str, str]] = attrs.field(factory=Counter)

@@ -222,9 +222,9 @@ def test_reads_keys_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
     """An API key in the environment comes before a pair of keys."""
     monkeypatch.setenv("KLING_ACCESS_KEY", "access")
     monkeypatch.setenv("KLING_SECRET_KEY", "secret")
-    assert Kling()._transport.sign is not None
+    assert Kling()._transport.api_key == "secret"
     monkeypatch.setenv("KLING_API_KEY", "key")
-    assert Kling()._transport.sign is None
+    assert Kling()._transport.api_key == "key"
 
 
 def test_repr_hides_keys() -> None:

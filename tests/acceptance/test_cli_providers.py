@@ -1,4 +1,4 @@
-"""Characters of Kling from the command line, as real processes."""
+"""Characters of Kling and Vidu from the command line, as real processes."""
 
 from __future__ import annotations
 
@@ -54,3 +54,14 @@ def test_images(create: Callable[..., dict[str, Any]], emulator: Emulator, tmp_p
     error = create(*images, "--image", str(tmp_path / "none.png"), status=2)["error"]
     assert "images[2] must be an http(s) URL or an existing file" in error["message"]
     assert emulator.counts.elements == 1
+
+
+def test_vidu(cli: Cli, emulator: Emulator, tmp_path: Path) -> None:
+    """A character of Vidu is printed with its mention."""
+    (tmp_path / "front.png").write_bytes(png(300, 300))
+    options = ("--image", str(tmp_path / "front.png"), "--name", "Rex", "--json")
+    ended = cli("create", "--provider", "vidu", "--base-url", emulator.url, *options)
+    (subject,) = emulator.subjects.values()
+    assert ended.returncode == 0, (ended.stdout, ended.stderr)
+    character = json.loads(ended.stdout)["character"]
+    assert (character["id"], character["mention"]) == (subject["id"], f"@{subject['name']}")

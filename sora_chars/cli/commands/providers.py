@@ -1,0 +1,103 @@
+"""`sora-chars providers`: what each provider takes, and whether its API key is set."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import click
+
+from sora_chars.cli.options import PROVIDERS, output_options
+from sora_chars.providers.kling_codec import ACCEPTS as KLING
+from sora_chars.providers.vidu_codec import ACCEPTS as VIDU
+
+if TYPE_CHECKING:
+    from sora_chars.cli.context import CommandContext
+    from sora_chars.models import Accepts
+
+_COLUMNS = ("provider", "key", "set", "known to work")
+
+
+@attrs.frozen
+class _Known:
+    """What is known of a provider.
+
+    Attributes:
+        variables: The environment variables of its keys, the usual one first; pairs joined by "+".
+        alive: What is known of its being alive, with a date.
+        limits: Each source and field with its limits.
+    """
+
+    variables: tuple[str, ...]
+    alive: str
+    limits: tuple[tuple[str, str], ...]
+
+    @property
+    def has_key(self) -> bool:
+        """Whether the environment has a key, or a whole pair."""
+        return any(all(os.environ.get(name) for name in pair.split("+")) for pair in self.variables)
+
+
+def _described(accepts: Accepts) -> tuple[tuple[str, str], ...]:
+    return tuple(accepts.rows())
+
+
+_SORA_ENDED = "unlikely: Sora ended on 2026-09-24"
+_KIE_LIMITS = (
+    ("from_task", "a finished task, with clip (1 to 4 s) and prompt"),
+    ("video", "1; URLs or local files; mp4, webm, avi, mov; 1 to 4 s; up to 10 MB"),
+    ("images", "1 to 2; URLs or local files; up to 20 MB; with prompt"),
+)
+_GATEWAY_LIMITS = (
+    ("from_task", "a finished task, with clip (1 to 3 s)"),
+    ("video", "1; URLs only; with clip (1 to 3 s)"),
+)
+
+
+def _known(name: str) -> _Known:
+    match name:
+        case "kie":
+            return _Known(("KIE_API_KEY",), "images: 2026-08, by its pages; video: " + _SORA_ENDED, _KIE_LIMITS)
+        case "kling":
+            variables = ("KLING_API_KEY", "KLING_ACCESS_KEY+KLING_SECRET_KEY")
+            return _Known(variables, "2026-09, by its pages and recorded answers", _described(KLING))
+        case "vidu":
+            return _Known(("VIDU_API_KEY",), "2026-08, by its pages", _described(VIDU))
+        case _:
+            return _Known((f"{name.upper()}_API_KEY",), _SORA_ENDED, _GATEWAY_LIMITS)
+
+
+@click.command()
+@click.argument("name", metavar="[NAME]", type=click.Choice(PROVIDERS), required=False)
+@output_options
+@click.pass_obj
+def providers(context: CommandContext, /, *, name: str | None) -> None:
+    """List the providers, or show what one of them takes.
+
+    No request is sent. "set" states whether the key is in the environment.
+    """
+    names = PROVIDERS if name is None else (name,)
+    known = {one: _known(one) for one in names}
+    if name is None:
+        rows = [
+            (one, facts.variables[0], "yes" if facts.has_key else "no", facts.alive) for one, facts in known.items()
+        ]
+        context.output.show_table(
+            {"providers": [_json(one, facts) for one, facts in known.items()]}, rows, columns=_COLUMNS
+        )
+        return
+    facts = known[name]
+    rows_of_one = [("key", " or ".join(facts.variables)), ("set", "yes" if facts.has_key else "no")]
+    rows_of_one += [("known to work", facts.alive), *facts.limits]
+    context.output.show(_json(name, facts), rows_of_one, title=name)
+
+
+def _json(name: str, facts: _Known) -> dict[str, Any]:
+    return {
+        "provider": name,
+        "variables": list(facts.variables),
+        "key_set": facts.has_key,
+        "known_to_work": facts.alive,
+        "accepts": dict(facts.limits),
+    }

@@ -1,0 +1,187 @@
+"""Vidu's subjects as plain functions: requests to bodies, responses to values. No network, no clock.
+
+Source: Vidu docs, "Create subject" and "List subjects" (August 2026). Errors are not
+published: the HTTP status and the message decide.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from sora_chars.errors import (
+    AuthenticationError,
+    InsufficientCreditsError,
+    MissingCharacterError,
+    ModelUnavailableError,
+    NoAnswerError,
+    ProviderError,
+    RateLimitedError,
+    RequestRejectedError,
+    ServiceUnavailableError,
+    printable,
+)
+from sora_chars.ids import is_id
+from sora_chars.models import SUCCESS, Accepts, Character, MediaRule, TaskSnapshot, TextRule
+from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
+
+from .base import blocked
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sora_chars.models import CharacterRequest
+
+SUBJECTS_PATH = "/ent/v2/subjects"
+_MIB = 1024 * 1024
+_DIGEST_LENGTH = 10  # characters of a key's digest at the end of a name
+_MAX_NAME_LENGTH = 64 - _DIGEST_LENGTH - 1  # Vidu takes 64; the rest is the digest
+ACCEPTS = Accepts(
+    video=MediaRule(
+        local="inline", formats=("mp4", "avi", "mov"), seconds=(0, 5), max_bytes=100 * _MIB, note="at least 128x128"
+    ),
+    images=MediaRule(
+        count=(1, 3),
+        local="inline",
+        formats=("png", "jpeg", "webp"),
+        max_bytes=20 * _MIB - 1,
+        ratio=(0.25, 4),
+    ),
+    name=TextRule(max_length=_MAX_NAME_LENGTH, required=True),
+    voice=("video", "images"),
+)
+"""What Vidu accepts. Source: Vidu docs, "Create subject". An image at a URL may have 50 MB, a local one below 20 MB."""
+
+_ERRORS: Mapping[int, tuple[type[ProviderError], str]] = {
+    HTTPStatus.UNAUTHORIZED: (AuthenticationError, "Check the key. The hosts inside and outside China have own keys."),
+    HTTPStatus.PAYMENT_REQUIRED: (InsufficientCreditsError, "Top up the Vidu account."),
+    HTTPStatus.FORBIDDEN: (AuthenticationError, "Use a key that may make subjects."),
+    HTTPStatus.NOT_FOUND: (ModelUnavailableError, "Check base_url. Vidu serves no such route there."),
+    HTTPStatus.TOO_MANY_REQUESTS: (RateLimitedError, ""),
+}
+
+
+def key_suffix(key: str) -> str:
+    """Return the end of a subject's name, by which a lost response is found in the list."""
+    return f"_{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()[:_DIGEST_LENGTH]}"
+
+
+def subject_body(request: CharacterRequest, *, key: str, video: str | None, images: Sequence[str]) -> dict[str, Any]:
+    """Return the body of the create. The video and the images are URLs or data URLs."""
+    body: dict[str, Any] = {
+        "name": f"{request.name}{key_suffix(key)}",
+        "images": list(images) or None,
+        "videos": None if video is None else [video],
+        "voice_id": request.voice,
+    }
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def read_created(response: Response, *, provider: str) -> TaskSnapshot:
+    """Return the finished snapshot in the response to a create. An id names the subject, whatever the status is.
+
+    Raises:
+        MissingCharacterError: The response reports success, but holds no id.
+        NoAnswerError: The outcome is unknown.
+        ProviderError: The request was rejected.
+    """
+    body = _json_object(response)
+    if body and (subject := _snapshot(body, provider)):
+        return subject
+    if body is not None and _is_success(response):
+        raise MissingCharacterError(
+            f"Vidu reported success without a subject: {printable(response.body[:1000].decode(errors='replace'))}",
+            hint="Look for the subject at Vidu before you send the request again.",
+            provider=provider,
+            task_id=None,
+            payload=body,
+        )
+    raise _error(response, body, paid=True)
+
+
+def read_page(response: Response, *, provider: str) -> tuple[list[TaskSnapshot], str | None]:
+    """Return the subjects of a page of the list, and the token of the next page.
+
+    Raises:
+        ProviderError: The list was not sent.
+    """
+    body = _json_object(response)
+    match body:
+        case {"subjects": list(subjects), **rest} if _is_success(response):
+            token = rest.get("next_page_token")
+            snapshots = [_snapshot(subject, provider) for subject in subjects if isinstance(subject, dict)]
+            return [one for one in snapshots if one], token if isinstance(token, str) and token else None
+        case _:
+            raise _error(response, body, paid=False)
+
+
+def _snapshot(subject: Mapping[str, Any], provider: str) -> TaskSnapshot | None:
+    """Return a subject as the finished task that made it; None without an id."""
+    found = subject.get("id")
+    if isinstance(found, int) and not isinstance(found, bool):
+        found = str(found)
+    if not (isinstance(found, str) and is_id(found)):
+        return None
+    name = subject.get("name")
+    name = name if isinstance(name, str) and name else None
+    character = Character(
+        id=found,
+        provider=provider,
+        username=name,
+        name=name,
+        usage={"prompt": f"@{name}", "subjects": [{"name": name, "server_id": found}]} if name else None,
+        raw=subject,
+    )
+    cost = subject.get("credits")
+    is_number = isinstance(cost, int | float) and not isinstance(cost, bool) and math.isfinite(cost)
+    return TaskSnapshot(
+        task_id=found,
+        provider=provider,
+        state=SUCCESS,
+        character=character,
+        credits=float(cost) if isinstance(cost, int | float) and is_number else None,
+        raw=subject,
+    )
+
+
+def _json_object(response: Response) -> dict[str, Any] | None:
+    try:
+        body = parse_json(response.body, exact_integers=True)
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _is_success(response: Response) -> bool:
+    return HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES
+
+
+def _error(response: Response, body: dict[str, Any] | None, *, paid: bool) -> ProviderError:
+    """Return the error for a response without a subject. A server's error leaves the outcome of a create unknown."""
+    status = response.status
+    if body is None and (rejection := blocked(response, "Vidu")):
+        return rejection
+    text = (body or {}).get("message") or (body or {}).get("err_msg")
+    shown = text if isinstance(text, str) else response.body[:1000].decode(errors="replace")
+    kind, hint = _classify(status, shown.lower())
+    if kind is ServiceUnavailableError and paid:
+        kind = NoAnswerError
+    error = kind(
+        f"Vidu answered HTTP {status}: {printable(shown, limit=200) or 'no message'}",
+        hint=hint,
+        status=status,
+        retry_after=response.retry_after,
+    )
+    error.transient |= body is None and not paid
+    return error
+
+
+def _classify(status: int, text: str) -> tuple[type[ProviderError], str]:
+    """Return the error class and the hint. A text about credits decides before the status."""
+    if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR and "credit" in text:
+        return _ERRORS[HTTPStatus.PAYMENT_REQUIRED]
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in GATEWAY_FAULTS or status < HTTPStatus.BAD_REQUEST:
+        return ServiceUnavailableError, ""
+    return _ERRORS.get(status, (RequestRejectedError, ""))
