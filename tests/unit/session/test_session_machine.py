@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from sora_chars.errors import InvalidRequestError, KeyConflictError, LedgerError, StaleEntryError
+from sora_chars.errors import InvalidRequestError, KeyConflictError, LedgerError, NoAnswerError, StaleEntryError
 from sora_chars.ledger import EntryState
 from sora_chars.ledger.states import TRANSITIONS
 from sora_chars.models import FAIL, SUCCESS
@@ -210,7 +210,7 @@ class SessionMachine(RuleBasedStateMachine):
             return  # the request may still arrive
         try:
             process.run(process.session.resolve(key, **options))
-        except (InvalidRequestError, StaleEntryError):
+        except (InvalidRequestError, NoAnswerError, StaleEntryError):
             pass
         except LedgerError:
             assert process.faulted
