@@ -299,8 +299,6 @@ class CharacterSession:
         A request that a dead process was sending becomes `unknown`, and is
         never sent again automatically. Entries of providers that this session
         lacks, and entries that cannot be read, are logged and left alone.
-
-        Raises: LedgerError.
         """
         with self._in_use() as dispatcher:
             async for handle in dispatcher.recover_all():

@@ -37,8 +37,17 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def threads() -> set[threading.Thread]:
-    """Return the threads of ledgers."""
-    return {thread for thread in threading.enumerate() if thread.name.startswith("sora_chars ledger")}
+    """Return the threads of the test's ledgers."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("sora_chars ledger")} - _EARLIER
+
+
+_EARLIER: set[threading.Thread] = set()  # of ledgers of earlier tests
+
+
+@pytest.fixture(autouse=True)
+def _note_earlier_threads() -> None:
+    _EARLIER.clear()
+    _EARLIER.update(threads())
 
 
 async def open_and_send(url: str) -> Ledger:

@@ -316,6 +316,7 @@ async def test_cancelled_opening(path: Path) -> None:
 
 def test_loop_closed_before_the_ledger(path: Path) -> None:
     """A thread whose event loop was closed runs its remaining jobs and ends with a warning only."""
+    earlier = threading.enumerate()
     ledger = open_ledger(path)
     runner = asyncio.Runner()
     runner.run(ledger.open())
@@ -327,6 +328,6 @@ def test_loop_closed_before_the_ledger(path: Path) -> None:
         runner.run(asyncio.sleep(0))
         runner.close()
         other.execute("COMMIT")
-        for thread in [thread for thread in threading.enumerate() if thread.name.startswith("sora_chars ledger")]:
+        for thread in set(threading.enumerate()) - set(earlier):
             thread.join(10)
             assert not thread.is_alive()
