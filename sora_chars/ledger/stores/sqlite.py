@@ -109,9 +109,14 @@ class SqliteStore:
         """Commit the pending records and end the threads."""
         self._holding.closed()
         self._polling.cancel()
-        await asyncio.wait((self._polling,))
-        await self._reader.stop()
-        await self._writer.stop()
+        try:
+            await asyncio.wait((self._polling,))
+            await self._reader.stop()
+            await self._writer.stop()
+        except BaseException:  # cancelled: the threads end without the event loop, and the lock is released after them
+            held = (self._writer, self._reader, self._lock)
+            threading.Thread(target=_release, args=held, name="sora_chars ledger end", daemon=True).start()
+            raise
         self._lock.release()
 
     def abandon(self) -> None:
