@@ -1,4 +1,4 @@
-"""Turn a piece of video into a reusable character, through any of several providers, as one awaitable.
+"""Turn a video or images into a reusable character, through any of several providers, as one awaitable.
 
 ::
 

@@ -87,10 +87,10 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(None, "-V", "--version", package_name="sora-chars")
 def cli() -> None:
-    """Turn a piece of video into a reusable character.
+    """Turn a video or images into a reusable character.
 
-    API keys are read from KIE_API_KEY, KKIAI_API_KEY and, for any other gateway
-    NAME, from NAME_API_KEY. Start with `sora-chars demo`, which needs no key.
+    The API key of a provider NAME is read from NAME_API_KEY, such as KLING_API_KEY;
+    see `sora-chars providers`. Start with `sora-chars demo`, which needs no key.
     """
 
 

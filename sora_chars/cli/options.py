@@ -143,7 +143,7 @@ class Settings:
         if self.shutdown_timeout is not None:
             return self.shutdown_timeout
         gateway = self.timeout or _GATEWAY_RESPONSE_TIMEOUT
-        return max(_RESPONSE_TIMEOUT if name == "kie" else gateway for name in providers)
+        return max(_RESPONSE_TIMEOUT if name in _CALLING_BACK else gateway for name in providers)
 
     def make_provider(self, on_upload: Callable[[UploadProgress], None] | None = None) -> Provider:
         """Return the provider, with its API key from the environment.
@@ -227,7 +227,7 @@ def submit_options(command: C) -> C:
             type=seconds,
             metavar="SECONDS",
             help="Seconds that Ctrl-C, SIGTERM and SIGHUP leave for the responses to requests that were sent.  "
-            "[default: what the provider may take: 60; gateways: their --timeout]",
+            "[default: what the provider may take: 60; vidu and gateways: their --timeout]",
         ),
     )
 

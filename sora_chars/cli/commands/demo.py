@@ -130,7 +130,7 @@ async def _run_scenarios(context: CommandContext) -> list[ScenarioResult]:
             line.update("Starting the emulator")
             url = await stack.enter_async_context(_emulator(hmac_key))
         _print(
-            context, Text(f"The emulator serves both providers at {url}. No account is needed and nothing is paid.\n")
+            context, Text(f"The emulator serves the providers at {url}. No account is needed and nothing is paid.\n")
         )
         _print(context, Text(f"      {'scenario':<15}  {'time':<5}  {'requests':<28}  character", style="dim"))
         for scenario in SCENARIOS:
