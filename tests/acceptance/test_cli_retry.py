@@ -51,6 +51,7 @@ def test_retry_of_a_rejection_without_proof(cli: Cli, at: tuple[str, ...], emula
         error = read(cli(*create), 3)["error"]
         assert (error["type"], error["charged"]) == ("ServiceUnavailableError", "maybe")
         assert "--retry" in error["hint"]
+    assert "does not prove that nothing was paid" in cli("ledger", "show", "dog").stderr
     assert emulator.counts.creates == 0
     assert read(cli(*create, "--retry"))["character"]["id"]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -15,7 +17,8 @@ from sora_chars.errors import ConfigurationError, NoAnswerError, RateLimitedErro
 from sora_chars.providers.base import clean_url, resolve_key
 from sora_chars.ratelimit.window import Limits
 from sora_chars.responses import Response, parse_json
-from sora_chars.transport import Transport, _delays
+from sora_chars.transport import Transport, _delays, _log_retry
+from tests.support.log_events import events
 
 
 @pytest.fixture(params=["orjson", "the standard library's"])
@@ -170,3 +173,13 @@ def test_rejects_zero_connections() -> None:
     """A transport without connections could never send, so it is rejected."""
     with pytest.raises(ValueError, match="connections"):
         Transport(provider="kie", base_url="https://a.invalid", api_key="k", connections=0)
+
+
+@pytest.mark.parametrize(("wait", "logged"), [(0.05, []), (3.0, ["request.repeated"])])
+def test_logs_noticeable_waits(wait: float, logged: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    """A request that is sent again after a noticeable wait is logged with its reason."""
+    caplog.set_level(logging.INFO)
+    call = SimpleNamespace(kind="create")
+    error = RateLimitedError("slow down")
+    _log_retry({"args": (SimpleNamespace(provider="kie"), call), "exception": error, "wait": wait})
+    assert events(caplog.records) == logged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import subprocess
@@ -18,6 +19,7 @@ from sora_chars.cli.context import CommandContext
 from sora_chars.cli.ledger_location import LedgerLocation
 from sora_chars.cli.output import Output
 from sora_chars.errors import LedgerError, MissingCharacterError
+from sora_chars.ledger import EntryState, open_ledger
 from sora_chars.models import UploadProgress
 
 REQUEST = ("create", "--from-task", "t", "--clip", "1,3", "--prompt", "A dog")
@@ -195,3 +197,21 @@ def test_resolve_shows_its_alternatives(capsys: pytest.CaptureFixture[str]) -> N
     """The usage of `ledger resolve` shows the four options of which exactly one is required."""
     assert app.main(["ledger", "resolve", "--help"]) == 0
     assert "(--task-id ID | --never-sent | --give-up | --undo)" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("charged", "note"), [("maybe", "does not prove"), (None, "Nothing was paid")])
+def test_ledger_show_of_a_rejection(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, charged: str | None, note: str
+) -> None:
+    """`ledger show` states whether a rejection proves that nothing was paid."""
+    path = tmp_path / "characters.db"
+
+    async def record() -> None:
+        async with open_ledger(path) as ledger:
+            entry = await ledger.register(key="dog", provider="kie", kind="character", request={"from_task": "t"})
+            error = {"type": "ServiceUnavailableError", "message": "500"} | ({"charged": charged} if charged else {})
+            await ledger.transition(entry, EntryState.REJECTED, error=error)
+
+    asyncio.run(record())
+    assert app.main(["ledger", "show", "dog", "--ledger", str(path)]) == 0
+    assert note in capsys.readouterr().err

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
+from functools import partial
 from typing import Any
 
 import pytest
 
 from sora_chars.cli import runner
 from sora_chars.cli.context import CommandContext
+from sora_chars.cli.output import Output
 from sora_chars.errors import (
     ConfigurationError,
     InvalidRequestError,
@@ -96,3 +99,26 @@ def test_interrupt_states_what_is_known(facts: dict[str, object], message: str) 
     error = runner.CommandInterruptedError("Interrupted.")
     runner._describe_interrupt(error, context, facts)
     assert error.message.startswith(message)
+
+
+def test_hangup_while_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hang-up after the signal that ends the command neither hurries it nor is reported."""
+    handlers: dict[int, Any] = {}
+    monkeypatch.setattr(
+        asyncio.SelectorEventLoop,
+        "add_signal_handler",
+        lambda _, number, callback, *arguments: handlers.setdefault(number, partial(callback, *arguments)),
+    )
+    seen: list[int] = []
+
+    async def work() -> None:
+        handlers[signal.SIGTERM]()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            handlers[signal.SIGHUP]()
+            await asyncio.sleep(0)  # is not cancelled
+
+    with pytest.raises(runner.CommandInterruptedError):
+        runner.run(CommandContext(Output()), work(), on_signal=seen.append)
+    assert seen == [signal.SIGTERM]

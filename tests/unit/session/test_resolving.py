@@ -12,6 +12,7 @@ from sora_chars.errors import (
     MissingCharacterError,
     NoAnswerError,
     ServiceUnavailableError,
+    StaleEntryError,
     SubmissionUnknownError,
     TaskFailedError,
     TaskNotFoundError,
@@ -170,3 +171,45 @@ async def test_a_task_that_was_taken_back_is_free(session: CharacterSession) -> 
     await session.resolve("mine", task_id="t8")
     await session.resolve("mine", undo=True)
     assert await session.ledger.by_task("fake", "t8") is None
+
+
+async def test_a_decision_on_an_older_version(session: CharacterSession, provider: FakeProvider) -> None:
+    """A decision that was made before the entry changed again is rejected, and can pay for nothing."""
+    before = await session.entry("mine")
+    assert before
+    await session.resolve("mine", never_sent=True, version=before.version)
+    provider.fault = NoAnswerError("reset")
+    with pytest.raises(SubmissionUnknownError):
+        await session.submit(**REQUEST)
+    with pytest.raises(StaleEntryError, match="was changed first") as caught:
+        await session.resolve("mine", never_sent=True, version=before.version)
+    assert caught.value.key == "mine"
+    assert (await state(session), len(provider.posts)) == (EntryState.UNKNOWN, 2)
+
+
+@pytest.mark.parametrize(
+    ("decision", "end"),
+    [
+        ({"task_id": "t7"}, EntryState.RUNNING),
+        ({"never_sent": True}, EntryState.PENDING),
+        ({"give_up": True}, EntryState.FAILED),
+    ],
+)
+async def test_a_rejection_without_proof_can_be_resolved(
+    session: CharacterSession, provider: FakeProvider, decision: Any, end: EntryState
+) -> None:
+    """A person who knows what a rejection left behind can record it, and nothing is paid again."""
+    provider.fault = ServiceUnavailableError("500", charged="maybe", transient=False)
+    with pytest.raises(ServiceUnavailableError):
+        await session.submit(**REQUEST | {"key": "other"})
+    assert (await session.resolve("other", **decision)).state is end
+    assert len(provider.posts) == 2
+
+
+async def test_a_proven_rejection_has_nothing_to_resolve(session: CharacterSession, provider: FakeProvider) -> None:
+    """A rejection that proves that nothing was charged is sent again by the next call."""
+    provider.fault = ServiceUnavailableError("455", transient=False)
+    with pytest.raises(ServiceUnavailableError):
+        await session.submit(**REQUEST | {"key": "other"})
+    with pytest.raises(InvalidRequestError, match="nothing to resolve"):
+        await session.resolve("other", give_up=True)
