@@ -136,7 +136,7 @@ class _Submission:
         return handle
 
     async def _is_settled(self, key: str) -> bool:
-        """Wait until the entry is no longer unknown, or the time is up. False if the ledger fails meanwhile."""
+        """Wait until the entry is no longer unknown, or the time is up. False if the ledger fails."""
         ledger = self.session.ledger
         try:
             entry = await ledger.get(key)

@@ -146,7 +146,7 @@ async def test_invalid_requests(
 
 
 async def test_emulated_faults(emulator: Emulator) -> None:
-    """A task can be stuck, callbacks can get lost or meet nobody, and a gateway can answer in Kling's place."""
+    """A task can be stuck, callbacks can get lost or find no receiver, and a gateway can answer in Kling's place."""
     emulator.fault("kling_stuck")
     emulator.fault("http_500", on="element_poll")
     async with session_at(emulator, callback_url="http://127.0.0.1:9") as session:

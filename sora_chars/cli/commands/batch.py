@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -16,13 +13,12 @@ from sora_chars.cli.batch.reader import FORMATS, guess_format, read_rows
 from sora_chars.cli.batch.runner import BatchRun
 from sora_chars.cli.batch.spool import fill, open_spool
 from sora_chars.cli.batch.writer import open_output
+from sora_chars.cli.input_file import open_input
 from sora_chars.cli.options import PROVIDERS, Settings, create_options
 from sora_chars.cli.runner import run
 from sora_chars.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from sora_chars.cli.batch.spool import Spool
     from sora_chars.cli.context import CommandContext
     from sora_chars.protocols import Provider
@@ -199,7 +195,7 @@ def _check(context: CommandContext, settings: Settings, spool: Spool, options: F
             providers[name] = own.make_provider()
         return providers[name]
 
-    with _open(options.file) as stream:
+    with open_input(options.file) as stream:
         rows = read_rows(
             stream,
             options.format_of(stream),
@@ -215,20 +211,6 @@ def _check(context: CommandContext, settings: Settings, spool: Spool, options: F
         count = f"{problems.count} rows are" if problems.count > 1 else "1 row is"
         raise InvalidRequestError(f"{count} invalid. Nothing was sent.", problems=tuple(problems.lines))
     return providers
-
-
-@contextmanager
-def _open(file: str) -> Generator[BinaryIO]:
-    if file == "-":
-        yield sys.stdin.buffer
-        return
-    try:
-        with Path(file).open("rb") as stream:
-            yield stream
-    except OSError as error:
-        raise click.BadParameter(
-            f"{file} cannot be read: {os.strerror(error.errno or 0)}.", param_hint="FILE"
-        ) from error
 
 
 def _check_distinct(file: str, output: str) -> None:

@@ -9,11 +9,11 @@ import tempfile
 import time
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from sora_chars.cli.input_file import open_input
 from sora_chars.cli.ledger_import import copy_checked, insert_entries
 from sora_chars.cli.options import Settings, address_options, ledger_options, output_options
 from sora_chars.cli.render import (
@@ -207,7 +207,7 @@ def import_entries(context: CommandContext, /, *, file: str, location: LedgerLoc
     """
     context.use_ledger(location)
     with tempfile.TemporaryFile() as copy:
-        with _open(file) as lines:
+        with open_input(file) as lines:
             _check_lines(context, copy_checked(lines, copy))
         copy.seek(0)
         counts = run(context, _import(location, copy))
@@ -301,20 +301,6 @@ async def _resolve_task(
 async def _import(location: LedgerLocation, lines: Iterable[bytes]) -> ImportCounts:
     async with location.open() as ledger:
         return await insert_entries(ledger, lines)
-
-
-@contextmanager
-def _open(file: str) -> Generator[Iterable[bytes]]:
-    if file == "-":
-        yield sys.stdin.buffer
-        return
-    try:
-        with Path(file).open("rb") as lines:
-            yield lines
-    except OSError as error:
-        raise click.BadParameter(
-            f"{file} cannot be read: {os.strerror(error.errno or 0)}.", param_hint="FILE"
-        ) from error
 
 
 async def _export(location: LedgerLocation, output: str) -> int:
