@@ -125,8 +125,6 @@ class Kling(HTTPProvider):
 
     def check(self, request: Request) -> Sequence[str]:
         """See `Provider.check`. Checks size, format, and the declared duration or pixels of local files."""
-        if not isinstance(request, CharacterRequest):
-            return [f"request must be a CharacterRequest, got {type(request).__name__}"]
         return request_problems(self._accepts, request)
 
     async def submit(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sora_chars.models import path_of
+from sora_chars.models import CharacterRequest, path_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sora_chars.models import Accepts, CharacterRequest, MediaRule
+    from sora_chars.models import Accepts, MediaRule, Request
 
 _MIB = 1024 * 1024
 _SENT = {"upload", "inline"}  # how local files reach a provider
@@ -17,8 +17,10 @@ _DURATION_TOLERANCE = 0.1  # seconds; containers pad the sound, so a clip of 8 s
 _HEAD_BYTES = 12
 
 
-def request_problems(accepts: Accepts, request: CharacterRequest) -> list[str]:
-    """Return what of a request a provider does not accept, with the headers of local files."""
+def request_problems(accepts: Accepts, request: Request) -> list[str]:
+    """Return what of a request a provider of characters does not accept, with the headers of local files."""
+    if not isinstance(request, CharacterRequest):
+        return [f"request must be a CharacterRequest, got {type(request).__name__}"]
     problems = accepts.problems(request)
     video = request.video_path
     if video is not None and accepts.video and accepts.video.local in _SENT:

@@ -94,8 +94,6 @@ class Vidu(HTTPProvider):
 
     def check(self, request: Request) -> Sequence[str]:
         """See `Provider.check`. Checks size, format, and the declared duration or ratio of local files."""
-        if not isinstance(request, CharacterRequest):
-            return [f"request must be a CharacterRequest, got {type(request).__name__}"]
         return request_problems(codec.ACCEPTS, request)
 
     async def submit(
