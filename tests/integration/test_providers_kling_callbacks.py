@@ -17,17 +17,10 @@ from sora_chars import (
     RequestRejectedError,
 )
 from sora_chars.testing import Emulator
+from tests.support.kling_account import IMAGES, KEY, SECRET_KEY, VIDEO, WEBHOOK_SECRET, only_task, session_at
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    from sora_chars.testing.emulator.kling_tasks import KlingTask
-
-KEY = "kling-test-0123456789abcdef"
-SECRET_KEY = "secret-0123456789abcdef"
-WEBHOOK_SECRET = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
-IMAGES = ["https://images.example/front.png", "https://images.example/side.png"]
-VIDEO: dict[str, Any] = {"video": "https://clips.example/rex.mp4", "name": "Rex", "prompt": "A friendly dog"}
 
 
 @pytest.fixture
@@ -35,18 +28,6 @@ async def emulator() -> AsyncIterator[Emulator]:
     """Start an emulator whose tasks take some milliseconds."""
     async with Emulator(durations=(0.02, 0.04), kling_key=KEY, kling_secret_key=SECRET_KEY) as running:
         yield running
-
-
-def session_at(emulator: Emulator, **options: Any) -> CharacterSession:
-    """Return a session that polls every 5 ms."""
-    provider = Kling(KEY, base_url=emulator.url, **options)
-    return CharacterSession(provider, polling=FixedInterval(0.005), timeout=20)
-
-
-def only_task(emulator: Emulator) -> KlingTask:
-    """Return the only task of the account."""
-    (task,) = emulator.kling.tasks.values()
-    return task
 
 
 @pytest.mark.parametrize("form", ["record", "event"])
