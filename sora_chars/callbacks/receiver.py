@@ -31,7 +31,7 @@ from sora_chars.ids import is_token, token_digest
 from sora_chars.logs import event_logger
 from sora_chars.polling.watched_task import wake
 from sora_chars.providers.kie_callback import verify
-from sora_chars.session.session import dispatcher_of
+from sora_chars.session.recorded import dispatcher_of
 
 from .adapters import ACCEPTED, AsgiApp, aiohttp_app
 from .confirmations import Confirmations

@@ -10,7 +10,8 @@ import attrs
 from sora_chars.errors import LedgerError, SubmissionUnknownError, TaskNotFoundError, WaitTimeoutError
 from sora_chars.ledger import EntryState
 from sora_chars.session import resolving
-from sora_chars.session.session import CharacterSession, dispatcher_of
+from sora_chars.session.recorded import dispatcher_of
+from sora_chars.session.session import CharacterSession
 
 from .callback_server import serve_callbacks
 from .repeated_requests import repeated_requests_shown

@@ -3,41 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from sora_chars.errors import LedgerError, SessionClosedError, WrongLoopError
-from sora_chars.ledger import Ledger, open_ledger, queries
+from sora_chars.errors import SessionClosedError
+from sora_chars.ledger import Ledger, open_ledger
 from sora_chars.models import Character, CharacterRequest, TaskRequest, TaskSnapshot, as_request
 from sora_chars.polling.strategies import AdaptiveInterval
 from sora_chars.polling.watcher import TaskWatcher
 
-from . import resolving, stepping
 from .dispatcher import Dispatcher
 from .options import check_options, seconds_to_wait
 from .orphans import log_outlived
+from .recorded import RecordedRequests, dispatcher_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncGenerator, Generator
     from types import TracebackType
     from typing import Self, Unpack
 
     from sora_chars.batch.batch import Batch
     from sora_chars.batch.options import BatchKeywords, Rows
     from sora_chars.batch.outcome import Outcome
-    from sora_chars.ledger import Entry
     from sora_chars.models import CharacterFields, ModelInfo, Request
     from sora_chars.polling.handle import TaskHandle
     from sora_chars.protocols import PollingStrategy, Provider
 
     from .pictures import Pictures
-    from .resolving import Decision
-    from .stepping import Step
 
 
-class CharacterSession:
+class CharacterSession(RecordedRequests):
     """Create characters through one or more providers.
 
     A session owns its HTTP connections, polls every waiting task with one
@@ -89,8 +84,6 @@ class CharacterSession:
 
             self._pictures = Pictures(Path(pictures))
         self._shutdown_timeout = shutdown_timeout
-        self._dispatcher: Dispatcher  # set by `open`
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def __repr__(self) -> str:
         names = ", ".join(provider.name for provider in self.providers)
@@ -269,96 +262,6 @@ class CharacterSession:
         """
         return dispatcher_of(self).resume(task, provider, key)
 
-    async def register(
-        self, request: Request | None = None, /, *, provider: str | None = None, **fields: Unpack[CharacterFields]
-    ) -> Entry:
-        """Record a request without sending it; `advance` sends it. Raises what `submit` raises before it sends."""
-        with self._in_use() as dispatcher:
-            return (await dispatcher.register(as_request(request, fields), provider)).entry
-
-    async def advance(self, key: str) -> Step:
-        """Take the next step of a key: send once, poll once, or nothing. Meant for job engines.
-
-        It is safe from any process at any time, also twice at once, and waits
-        for one answer at most. How a finished request ended is in `step.entry`.
-
-        Raises:
-            InvalidRequestError: The ledger has no such key.
-            ConfigurationError: The session has no such provider.
-            SubmissionUnknownError: The request was sent and its outcome is unknown; see `resolve`.
-            ProviderError: Polling failed permanently.
-            LedgerError: The ledger could not be read or written.
-            SessionClosedError: The session was closed before the step ended. The next step starts where this one did.
-        """
-        with self._in_use() as dispatcher:
-            return await stepping.advance(dispatcher, await queries.find(self.ledger, key))
-
-    async def recover(self) -> AsyncGenerator[TaskHandle[Any], None]:
-        """Yield a handle for each running task of the ledger, watched from now on.
-
-        A request that a dead process was sending becomes `unknown`, and is
-        never sent again automatically. Entries of providers that this session
-        lacks, and entries that cannot be read, are logged and left alone.
-        """
-        with self._in_use() as dispatcher:
-            async for handle in dispatcher.recover_all():
-                yield handle
-
-    async def retry(
-        self, key: str, request: Request | None = None, /, **changes: Unpack[CharacterFields]
-    ) -> TaskHandle[Any]:
-        """Send a failed or rejected request again, knowingly, and return the handle of its new task.
-
-            handle = await session.retry("order-17", prompt="A friendly dog, without a leash")
-
-        The entry keeps each earlier attempt, with its cost; see `Ledger.attempts`. Two calls at once send one request.
-
-        Args:
-            key: The idempotency key.
-            request: The request of the new attempt. Defaults to the recorded one.
-            **changes: Fields of the recorded request to replace.
-
-        Raises:
-            InvalidRequestError: There is no such key, or its request has neither failed nor been rejected.
-            SoraCharsError: What `submit` raises.
-        """
-        with self._in_use() as dispatcher:
-            return await resolving.retry(dispatcher, key, request, changes)
-
-    async def resolve(self, key: str, **decision: Unpack[Decision]) -> Entry:
-        """Record what you found out about a request whose outcome is unknown. Nothing is paid.
-
-        Args:
-            key: The idempotency key of the request.
-            task_id: The task that the request created. It is fetched first; `recover` watches it afterwards.
-            never_sent: The request did not arrive. It is sent when it is requested again.
-            give_up: The request counts as failed.
-            undo: The last resolution was wrong. Possible until the request is sent again or the task has ended.
-            unchecked: Record `task_id` although the provider cannot show it now.
-            version: `Entry.version` on which you decided, where others may decide about the key too.
-
-        Raises:
-            InvalidRequestError: Not exactly one of the four was given, there is no such key or nothing to resolve, or
-                the provider has no such task.
-            ProviderError: The task could not be fetched.
-            StaleEntryError: Another process moved the entry first.
-        """
-        with self._in_use() as dispatcher:
-            return await resolving.resolve(dispatcher, key, **decision)
-
-    async def entry(self, key: str) -> Entry | None:
-        """Return what the ledger records under a key, or None."""
-        with self._in_use():
-            return await self.ledger.get(key.strip())
-
-    async def characters(
-        self, query: str | None = None, *, limit: int | None = None
-    ) -> AsyncGenerator[queries.SavedCharacter, None]:
-        """Yield the saved characters, newest first: up to `limit` whose entries mention `query`, in any case."""
-        with self._in_use():
-            async for saved in queries.characters(self.ledger, query, limit=limit):
-                yield saved
-
     async def credit(self, provider: str | None = None) -> float:
         """Return the credits left at the provider named, or at the first that has tasks."""
         return await dispatcher_of(self).provider(provider).credit()
@@ -366,34 +269,3 @@ class CharacterSession:
     async def models(self, provider: str | None = None) -> list[ModelInfo]:
         """Return the models that can be requested now. Free, so an unavailable model shows before a payment."""
         return await dispatcher_of(self).provider(provider).models()
-
-    @contextmanager
-    def _in_use(self) -> Generator[Dispatcher]:
-        """Give the dispatcher of the open session. A ledger that fails because the session was closed is no fault."""
-        try:
-            yield dispatcher_of(self)
-        except LedgerError as error:
-            if self._loop or error.task_id:  # a task that was paid for is always reported
-                raise
-            raise SessionClosedError(
-                "The session was closed during this call.",
-                hint="Repeat the call in another session: the ledger knows how far it came.",
-            ) from error
-
-
-def dispatcher_of(session: CharacterSession) -> Dispatcher:
-    """Return the dispatcher of an open session, for the parts of this package that work inside a session.
-
-    Raises:
-        SessionClosedError: The session is closed, or was never opened.
-        WrongLoopError: The session was opened in another event loop.
-    """
-    loop = session._loop  # noqa: SLF001 # of this module
-    if loop is None:
-        raise SessionClosedError("This session is not open.", hint="Use it inside `async with`.")
-    if loop is not asyncio.get_running_loop():
-        raise WrongLoopError(
-            "This session was opened in another event loop. Nothing was sent.",
-            hint="Open a session inside each asyncio.run(), and close it there.",
-        )
-    return session._dispatcher  # noqa: SLF001 # of this module

@@ -15,7 +15,8 @@ from sora_chars.cli.render import one_line
 from sora_chars.cli.runner import BUG, STILL_RUNNING, UNKNOWN, exit_status
 from sora_chars.errors import SoraCharsError, SubmissionUnknownError
 from sora_chars.ledger import EntryState
-from sora_chars.session.session import CharacterSession, dispatcher_of
+from sora_chars.session.recorded import dispatcher_of
+from sora_chars.session.session import CharacterSession
 
 from .progress import BatchDisplay, Tally, duration
 from .writer import entry_row, outcome_row

@@ -24,7 +24,8 @@ from sora_chars.ledger.stores.memory import MemoryStore
 from sora_chars.models import Character, CharacterRequest, ModelInfo, TaskRequest, TaskSnapshot
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.polling.watcher import TaskWatcher
-from sora_chars.session.session import CharacterSession, dispatcher_of
+from sora_chars.session.recorded import dispatcher_of
+from sora_chars.session.session import CharacterSession
 from tests.support.fake_providers import FakeProvider
 
 if TYPE_CHECKING:

@@ -1,0 +1,158 @@
+"""What a session does with the requests that its ledger records: read, step, resume, retry and resolve them."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sora_chars.errors import LedgerError, SessionClosedError, WrongLoopError
+from sora_chars.ledger import Ledger, queries
+from sora_chars.models import as_request
+
+from . import resolving, stepping
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Generator
+    from typing import Unpack
+
+    from sora_chars.ledger import Entry
+    from sora_chars.models import CharacterFields, Request
+    from sora_chars.polling.handle import TaskHandle
+
+    from .dispatcher import Dispatcher
+    from .resolving import Decision
+    from .stepping import Step
+
+
+class RecordedRequests:
+    """The part of `CharacterSession` that works on recorded requests, by their keys.
+
+    Attributes:
+        ledger: Where requests are recorded.
+    """
+
+    ledger: Ledger
+    _dispatcher: Dispatcher  # set while the session is open
+    _loop: asyncio.AbstractEventLoop | None = None  # the event loop of an open session
+
+    async def register(
+        self, request: Request | None = None, /, *, provider: str | None = None, **fields: Unpack[CharacterFields]
+    ) -> Entry:
+        """Record a request without sending it; `advance` sends it. Raises what `submit` raises before it sends."""
+        with self._in_use() as dispatcher:
+            return (await dispatcher.register(as_request(request, fields), provider)).entry
+
+    async def advance(self, key: str) -> Step:
+        """Take the next step of a key: send once, poll once, or nothing. Meant for job engines.
+
+        It is safe from any process at any time, also twice at once, and waits
+        for one answer at most. How a finished request ended is in `step.entry`.
+
+        Raises:
+            InvalidRequestError: The ledger has no such key.
+            ConfigurationError: The session has no such provider.
+            SubmissionUnknownError: The request was sent and its outcome is unknown; see `resolve`.
+            ProviderError: Polling failed permanently.
+            LedgerError: The ledger could not be read or written.
+            SessionClosedError: The session was closed before the step ended. The next step starts where this one did.
+        """
+        with self._in_use() as dispatcher:
+            return await stepping.advance(dispatcher, await queries.find(self.ledger, key))
+
+    async def recover(self) -> AsyncGenerator[TaskHandle[Any], None]:
+        """Yield a handle for each running task of the ledger, watched from now on.
+
+        A request that a dead process was sending becomes `unknown`, and is
+        never sent again automatically. Entries of providers that this session
+        lacks, and entries that cannot be read, are logged and left alone.
+        """
+        with self._in_use() as dispatcher:
+            async for handle in dispatcher.recover_all():
+                yield handle
+
+    async def retry(
+        self, key: str, request: Request | None = None, /, **changes: Unpack[CharacterFields]
+    ) -> TaskHandle[Any]:
+        """Send a failed or rejected request again, knowingly, and return the handle of its new task.
+
+            handle = await session.retry("order-17", prompt="A friendly dog, without a leash")
+
+        The entry keeps each earlier attempt, with its cost; see `Ledger.attempts`. Two calls at once send one request.
+
+        Args:
+            key: The idempotency key.
+            request: The request of the new attempt. Defaults to the recorded one.
+            **changes: Fields of the recorded request to replace.
+
+        Raises:
+            InvalidRequestError: There is no such key, or its request has neither failed nor been rejected.
+            SoraCharsError: What `submit` raises.
+        """
+        with self._in_use() as dispatcher:
+            return await resolving.retry(dispatcher, key, request, changes)
+
+    async def resolve(self, key: str, **decision: Unpack[Decision]) -> Entry:
+        """Record what you found out about a request whose outcome is unknown. Nothing is paid.
+
+        Args:
+            key: The idempotency key of the request.
+            task_id: The task that the request created. It is fetched first; `recover` watches it afterwards.
+            never_sent: The request did not arrive. It is sent when it is requested again.
+            give_up: The request counts as failed.
+            undo: The last resolution was wrong. Possible until the request is sent again or the task has ended.
+            unchecked: Record `task_id` although the provider cannot show it now.
+            version: `Entry.version` on which you decided, where others may decide about the key too.
+
+        Raises:
+            InvalidRequestError: Not exactly one of the four was given, there is no such key or nothing to resolve, or
+                the provider has no such task.
+            ProviderError: The task could not be fetched.
+            StaleEntryError: Another process moved the entry first.
+        """
+        with self._in_use() as dispatcher:
+            return await resolving.resolve(dispatcher, key, **decision)
+
+    async def entry(self, key: str) -> Entry | None:
+        """Return what the ledger records under a key, or None."""
+        with self._in_use():
+            return await self.ledger.get(key.strip())
+
+    async def characters(
+        self, query: str | None = None, *, limit: int | None = None
+    ) -> AsyncGenerator[queries.SavedCharacter, None]:
+        """Yield the saved characters, newest first: up to `limit` whose entries mention `query`, in any case."""
+        with self._in_use():
+            async for saved in queries.characters(self.ledger, query, limit=limit):
+                yield saved
+
+    @contextmanager
+    def _in_use(self) -> Generator[Dispatcher]:
+        """Give the dispatcher of the open session. A ledger that fails because the session was closed is no fault."""
+        try:
+            yield dispatcher_of(self)
+        except LedgerError as error:
+            if self._loop or error.task_id:  # a task that was paid for is always reported
+                raise
+            raise SessionClosedError(
+                "The session was closed during this call.",
+                hint="Repeat the call in another session: the ledger knows how far it came.",
+            ) from error
+
+
+def dispatcher_of(session: RecordedRequests) -> Dispatcher:
+    """Return the dispatcher of an open session, for the parts of this package that work inside a session.
+
+    Raises:
+        SessionClosedError: The session is closed, or was never opened.
+        WrongLoopError: The session was opened in another event loop.
+    """
+    loop = session._loop  # noqa: SLF001 # of this module
+    if loop is None:
+        raise SessionClosedError("This session is not open.", hint="Use it inside `async with`.")
+    if loop is not asyncio.get_running_loop():
+        raise WrongLoopError(
+            "This session was opened in another event loop. Nothing was sent.",
+            hint="Open a session inside each asyncio.run(), and close it there.",
+        )
+    return session._dispatcher  # noqa: SLF001 # of this module
