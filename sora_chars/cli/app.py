@@ -24,7 +24,7 @@ from sora_chars.errors import (
 )
 from sora_chars.redaction import mask
 
-from .context import CommandContext
+from .context import ASKED, CommandContext
 from .output import Output
 from .render import error_json
 from .runner import BUG, OUTPUT, USAGE, CommandInterruptedError, exit_status
@@ -166,7 +166,7 @@ def _hint(context: CommandContext, error: SoraCharsError) -> str:
     """Return what to do about an error, in terms of commands where there are any."""
     match error:
         case SubmissionUnknownError(key=str(key)):
-            return context.resolve_hint(key, tasks=context.has_tasks)
+            return context.resolve_hint(key, tasks=context.has_tasks, asks=error.provider in ASKED)
         case LedgerError(key=str(key), task_id=str(task_id)):
             return context.unrecorded_hint(key, task_id)
         case LedgerError() if context.ledger_name:
