@@ -50,6 +50,7 @@ COMMANDS = {
     "wait": ("tasks", "Wait for a task that was created earlier."),
 }
 """Each command's module in `commands` and the first sentence of its help text."""
+_OWN_EMULATOR = {"demo", "emulate"}  # these ignore SORA_CHARS_EMULATOR
 
 
 class BugError(SoraCharsError):
@@ -86,12 +87,19 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(None, "-V", "--version", package_name="sora-chars")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Turn a video or images into a reusable character.
 
     The API key of a provider NAME is read from NAME_API_KEY, such as KLING_API_KEY;
-    see `sora-chars providers`. Start with `sora-chars demo`, which needs no key.
+    see `sora-chars providers`. Start with `sora-chars demo`, which needs no key. With
+    SORA_CHARS_EMULATOR=URL, every command speaks to the emulator at URL.
     """
+    if os.environ.get("SORA_CHARS_EMULATOR") and ctx.invoked_subcommand not in _OWN_EMULATOR:
+        from sora_chars.providers.base import emulator_url  # noqa: PLC0415 # few commands need the providers
+
+        notice = f"SORA_CHARS_EMULATOR: every provider is the emulator at {emulator_url()}. No real key is sent."
+        click.echo(notice, err=True)
 
 
 def main(arguments: Sequence[str]) -> int:

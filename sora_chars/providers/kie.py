@@ -30,7 +30,7 @@ from sora_chars.ratelimit.window import Limits
 from sora_chars.transport import Transport
 
 from . import kie_codec as codec
-from .base import HTTPProvider, clean_url, resolve_key
+from .base import HTTPProvider, clean_url, resolve_key, resolve_url
 from .kie_omni import omni_body, omni_problems
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ DOCUMENTED_LIMITS = Limits(creates=(20, 10.0), polls=(10, 1.0))
 """The limits of an account: 20 creates in 10 seconds and 10 polls in 1 second. Source: kie.ai docs."""
 
 log = event_logger("sora_chars.providers")
+
+_API_URL = "https://api.kie.ai"
+_UPLOAD_URL = "https://kieai.redpandaai.co"
 
 _UPLOAD_LIFETIME = (
     "kie.ai keeps an upload for 24 hours, 3 days or 14 days, by three of its pages, and says that a character is "
@@ -63,8 +66,10 @@ class Kie(HTTPProvider):
 
     Args:
         api_key: The API key. Defaults to the environment variable KIE_API_KEY.
-        base_url: Base URL of the API. A trailing "/api/v1" is removed.
-        upload_url: Base URL of the upload service.
+        base_url: Base URL of the API. A trailing "/api/v1" is removed. Defaults to
+            KIE_BASE_URL, or else to kie.ai's address.
+        upload_url: Base URL of the upload service. Defaults to KIE_UPLOAD_URL, or else
+            to kie.ai's address.
         callback_url: Public URL under which a `CallbackReceiver` is mounted. Without it,
             tasks are only polled.
         name: Name of the provider in requests, results and the ledger.
@@ -85,8 +90,8 @@ class Kie(HTTPProvider):
         self,
         api_key: str | None = None,
         *,
-        base_url: str = "https://api.kie.ai",
-        upload_url: str = "https://kieai.redpandaai.co",
+        base_url: str | None = None,
+        upload_url: str | None = None,
         callback_url: str | None = None,
         name: str = "kie",
         limits: Limits | None = DOCUMENTED_LIMITS,
@@ -99,7 +104,7 @@ class Kie(HTTPProvider):
         super().__init__(
             Transport(
                 provider=name,
-                base_url=clean_url(base_url, field="base_url").removesuffix("/api/v1"),
+                base_url=resolve_url(base_url, variable="KIE_BASE_URL", default=_API_URL).removesuffix("/api/v1"),
                 api_key=resolve_key(api_key, variable="KIE_API_KEY", provider=name),
                 limits=limits or Limits(),
                 http=http,
@@ -109,7 +114,8 @@ class Kie(HTTPProvider):
             )
         )
         self.callback_url = None if callback_url is None else clean_url(callback_url, field="callback_url")
-        self._upload_url = clean_url(upload_url, field="upload_url")
+        upload = resolve_url(upload_url, variable="KIE_UPLOAD_URL", default=_UPLOAD_URL, field="upload_url")
+        self._upload_url = upload
         self._on_upload = on_upload
         self._record_url = self._api("jobs/recordInfo")
 

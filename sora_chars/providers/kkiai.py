@@ -33,7 +33,7 @@ from sora_chars.ratelimit.window import Limits
 from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
 from sora_chars.transport import Transport
 
-from .base import REDIRECTS, HTTPProvider, blocked, clean_url, resolve_key
+from .base import REDIRECTS, HTTPProvider, blocked, resolve_key, resolve_url
 
 if TYPE_CHECKING:
     import ssl
@@ -99,7 +99,8 @@ class Kkiai(HTTPProvider):
 
     Args:
         api_key: The API key. Defaults to the environment variable `key_variable`.
-        base_url: Base URL of the API. A trailing "/v1" is removed.
+        base_url: Base URL of the API. A trailing "/v1" is removed. Defaults to
+            KKIAI_BASE_URL, or else to kkiai's address.
         extra_body: Members that a gateway requires in the body of each request.
         name: Name of the provider in requests, results and the ledger.
         key_variable: Environment variable of the key.
@@ -120,7 +121,7 @@ class Kkiai(HTTPProvider):
         self,
         api_key: str | None = None,
         *,
-        base_url: str = GATEWAYS["kkiai"].base_url,
+        base_url: str | None = None,
         extra_body: Mapping[str, Any] | None = None,
         name: str = "kkiai",
         key_variable: str = "KKIAI_API_KEY",
@@ -133,7 +134,9 @@ class Kkiai(HTTPProvider):
         super().__init__(
             Transport(
                 provider=name,
-                base_url=clean_url(base_url, field="base_url").removesuffix("/v1").rstrip("/"),
+                base_url=resolve_url(base_url, variable="KKIAI_BASE_URL", default=GATEWAYS["kkiai"].base_url)
+                .removesuffix("/v1")
+                .rstrip("/"),
                 api_key=resolve_key(api_key, variable=key_variable, provider=name),
                 limits=limits or Limits(),
                 http=http,
