@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sora_chars.models import TaskSnapshot
 
-    from .entry import Entry
+    from .entry import Attempt, Entry
     from .ledger import Ledger
 
 
@@ -63,6 +63,16 @@ async def find(ledger: Ledger, key: str) -> Entry:
     if entry is None:
         raise InvalidRequestError(f"key: the ledger has no entry {printable(repr(key), limit=60)}.")
     return entry
+
+
+async def with_attempts(ledger: Ledger) -> AsyncGenerator[tuple[Entry, list[Attempt]], None]:
+    """Yield every entry, oldest first, with its earlier attempts."""
+    async for page in ledger.pages():
+        attempts: dict[str, list[Attempt]] = {entry.key: [] for entry in page}
+        for attempt in await ledger.attempts(*attempts):
+            attempts[attempt.key].append(attempt)
+        for entry in page:
+            yield entry, attempts[entry.key]
 
 
 async def characters(
