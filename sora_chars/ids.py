@@ -6,6 +6,7 @@ import hashlib
 import secrets
 import time
 import uuid
+from typing import Any
 
 _MAX_ID_LENGTH = 200  # characters
 _TOKEN_BYTES = 24
@@ -21,6 +22,13 @@ def new_key() -> str:
 def is_id(text: str) -> bool:
     """Return whether a provider's text can serve as a task or character id: short and printable."""
     return 0 < len(text) <= _MAX_ID_LENGTH and text.isprintable()
+
+
+def as_id(value: Any) -> str | None:
+    """Return an id in JSON as text, with every digit of an integer; None for what is no id."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    return value if isinstance(value, str) and is_id(value) else None
 
 
 def strip_blanks(text: str | None) -> str | None:
