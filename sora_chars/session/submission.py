@@ -30,6 +30,7 @@ from .settling import keys_sent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
+    from contextvars import Context
 
     from sora_chars.ledger import Entry, Ledger
     from sora_chars.models import Request
@@ -59,6 +60,7 @@ class Submission:
         settlement: Asks the provider what became of the request, where it can be asked.
         sent: Whether the request may have left this process.
         expired: Whether the caller's deadline has passed. Nothing is sent from then on.
+        context: The context variables of the caller, in which the task is polled. None before it runs.
     """
 
     provider: Provider
@@ -72,6 +74,7 @@ class Submission:
     settlement: Settlement | None = None
     sent: bool = False
     expired: bool = False
+    context: Context | None = None
     _recording: bool = attrs.field(default=False, init=False)
     _last_fault: ProviderError | None = attrs.field(default=None, init=False)
 
