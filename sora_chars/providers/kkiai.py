@@ -308,7 +308,13 @@ def _text_error(response: Response, provider: str) -> ProviderError:
     rejection = blocked(response, provider)
     if rejection and (is_page or not text or rejection.status in REDIRECTS):
         return rejection
-    if response.status == HTTPStatus.NOT_FOUND or (_is_success(response) and is_page):
+    if _is_success(response) and is_page:
+        return ModelUnavailableError(
+            f"{provider} answered HTTP {response.status} with a page instead of a character: {text!r}.",
+            hint="Try another gateway: this one has no such route. If the page is your network's, log in to it first.",
+            status=response.status,
+        )
+    if response.status == HTTPStatus.NOT_FOUND:
         return ModelUnavailableError(
             f"{provider} does not serve characters any more: it answered HTTP {response.status} with {text!r}.",
             hint="Try another gateway.",
