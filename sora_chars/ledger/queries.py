@@ -90,7 +90,7 @@ async def with_attempts(ledger: Ledger) -> AsyncGenerator[tuple[Entry, list[Atte
 async def characters(
     ledger: Ledger, query: str | None = None, *, limit: int | None = None
 ) -> AsyncGenerator[SavedCharacter, None]:
-    """Yield the characters of a ledger, newest first.
+    """Yield the characters of a ledger, newest first. Those that were deleted are left out.
 
     Args:
         ledger: The ledger to read.
@@ -109,7 +109,7 @@ async def characters(
 async def finished_tasks(ledger: Ledger, *, limit: int) -> list[TaskSnapshot]:
     """Return up to `limit` of the tasks that ended last, the oldest first. Unreadable rows are left out."""
     found: list[TaskSnapshot] = []
-    states = {EntryState.SUCCEEDED, EntryState.FAILED}
+    states = {EntryState.SUCCEEDED, EntryState.FAILED, EntryState.DELETED}
     async for entry in ledger.entries(states=states, newest_first=True, limit=limit):
         with suppress(UnreadableEntryError, ValueError, TypeError, OverflowError):  # from another program
             snapshot = to_snapshot(entry)

@@ -26,6 +26,7 @@ from sora_chars.ledger.serialize import RETRY_HINT, rejection, to_error
 from sora_chars.ledger.transitions import end_state, mark_orphaned, without_character
 from sora_chars.models import TaskSnapshot
 
+from .deleting import character_deleted
 from .settling import keys_sent
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Submission:
 
         Raises:
             SubmissionUnknownError: The outcome is unknown, now or since an earlier attempt.
+            CharacterDeletedError: The character of this key was deleted.
             ProviderError: The provider rejected the request, or was unreachable.
             LedgerError: The ledger could not be written. With a `task_id` the task was made; without one, nothing was
                 sent.
@@ -103,6 +105,8 @@ class Submission:
                     case EntryState.SENDING:
                         await self._wait_for_sender()
                         waited = True
+                    case EntryState.DELETED:
+                        raise character_deleted(self.entry)
                     case EntryState.UNKNOWN:
                         await self._settle(str((self.entry.error or {}).get("message", "")))
                     case _:

@@ -1,4 +1,4 @@
-"""`sora-chars ledger` and `sora-chars characters`: the recorded requests, which need no API key and no network."""
+"""`sora-chars ledger`: the recorded requests."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ from sora_chars.cli.ledger_export import LEFT_OUT, export_entries
 from sora_chars.cli.ledger_import import copy_checked, insert_entries
 from sora_chars.cli.options import Settings, address_options, ledger_options, output_options
 from sora_chars.cli.render import (
-    CHARACTER_COLUMNS,
     ENTRY_COLUMNS,
     entry_row,
     entry_rows,
     one_line,
-    saved_json,
-    saved_row,
     shown_entry_json,
 )
 from sora_chars.cli.runner import run
@@ -42,28 +39,6 @@ _MAX_PROBLEMS = 20  # that are shown
 limit_option = click.option(
     "--limit", type=click.IntRange(1), default=50, show_default=True, metavar="N", help="Show at most this many."
 )
-
-
-@click.command()
-@click.argument("query", default="")
-@limit_option
-@ledger_options
-@output_options
-@click.pass_obj
-def characters(context: CommandContext, /, *, query: str, limit: int, location: LedgerLocation) -> None:
-    """List the saved characters, newest first.
-
-    With QUERY, lists only the characters whose record contains it, in upper or
-    lower case.
-    """
-    context.use_ledger(location)
-    found = run(context, _characters(location, query, limit + 1))
-    shown = found[:limit]
-    now = time.time()
-    payload = {"characters": [saved_json(saved) for saved in shown]}
-    rows = [saved_row(saved, now) for saved in shown]
-    context.output.show_table(payload, rows, columns=CHARACTER_COLUMNS, stacked=(1, 1, 2))
-    _note_count(context, len(found), limit, "characters", query=query)
 
 
 @click.group()
@@ -104,7 +79,7 @@ def list_entries(
     payload = {"entries": [shown_entry_json(entry) for entry in shown]}
     rows = [entry_row(entry, now) for entry in shown]
     context.output.show_table(payload, rows, columns=ENTRY_COLUMNS, stacked=(1, 1), flexible="request")
-    _note_count(context, len(found), limit, "entries", query=query, states=states)
+    note_count(context, len(found), limit, "entries", query=query, states=states)
 
 
 @ledger.command()
@@ -242,20 +217,16 @@ def _show(context: CommandContext, entry: Entry) -> None:
         context.output.note("Nothing was paid. The same request with this key will be sent.")
 
 
-def _note_count(
+def note_count(
     context: CommandContext, found: int, limit: int, what: str, *, query: str, states: Collection[str] = ()
 ) -> None:
+    """Note that there are more than `limit`, or none."""
     if found > limit:
         context.output.note(f"Showing the newest {limit}. For more, use --limit {2 * limit}")
     elif not found:
         state = f" {' or '.join(states)}" if states else ""
         match = f" match {one_line(query)!r}" if query else ""
         context.output.note(f"No{state} {what} in {context.ledger_name}{match}")
-
-
-async def _characters(location: LedgerLocation, query: str, limit: int) -> list[queries.SavedCharacter]:
-    async with location.open_existing() as ledger:
-        return [saved async for saved in queries.characters(ledger, query or None, limit=limit)]
 
 
 async def _entries(location: LedgerLocation, query: str, states: Collection[EntryState], limit: int) -> list[Entry]:
