@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sora_chars.models import TaskSnapshot
 
-    from .entry import Entry
+    from .entry import Attempt, Entry
     from .ledger import Ledger
 
 
@@ -58,11 +58,33 @@ async def find(ledger: Ledger, key: str) -> Entry:
     Raises:
         InvalidRequestError: The ledger has no such entry.
     """
-    given: object = key  # callers without a type checker pass anything
-    entry = await ledger.get(given.strip()) if isinstance(given, str) else None
+    entry = await get(ledger, key)
     if entry is None:
-        raise InvalidRequestError(f"key: the ledger has no entry {printable(repr(key), limit=60)}.")
+        shown = printable(repr(key), limit=60)
+        raise InvalidRequestError(f"key: the ledger has no entry {shown}.", key=printable(key))
     return entry
+
+
+async def get(ledger: Ledger, key: str) -> Entry | None:
+    """Return the entry of a key, or None.
+
+    Raises:
+        InvalidRequestError: The key is no text.
+    """
+    given: object = key  # callers without a type checker pass anything
+    if not isinstance(given, str):
+        raise InvalidRequestError(f"key must be text, got {printable(repr(given), limit=60)}.")
+    return await ledger.get(given.strip())
+
+
+async def with_attempts(ledger: Ledger) -> AsyncGenerator[tuple[Entry, list[Attempt]], None]:
+    """Yield every entry, oldest first, with its earlier attempts."""
+    async for page in ledger.pages():
+        attempts: dict[str, list[Attempt]] = {entry.key: [] for entry in page}
+        for attempt in await ledger.attempts(*attempts):
+            attempts[attempt.key].append(attempt)
+        for entry in page:
+            yield entry, attempts[entry.key]
 
 
 async def characters(

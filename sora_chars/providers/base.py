@@ -66,19 +66,6 @@ def emulator_url() -> str | None:
     return clean_url(url, field=EMULATOR_VARIABLE) if url else None
 
 
-def resolve_url(base_url: str | None, *, variable: str, default: str, field: str = "base_url") -> str:
-    """Return the base URL that was passed, or else the one in the environment, or else the default.
-
-    With SORA_CHARS_EMULATOR it is the emulator's, whatever was passed, with the path of the default.
-
-    Raises:
-        ConfigurationError: It is not an http(s) URL with a host.
-    """
-    found = clean_url(base_url if base_url is not None else os.environ.get(variable) or default, field=field)
-    emulator = emulator_url()
-    return emulator + urlsplit(default).path.rstrip("/") if emulator else found
-
-
 def resolve_key(api_key: str | None, *, variable: str, provider: str) -> str:
     """Return the API key that was passed, or else the one in the environment.
 
@@ -100,6 +87,22 @@ def resolve_key(api_key: str | None, *, variable: str, provider: str) -> str:
             f"The API key of {provider} contains characters that no key has (spaces, line breaks)."
         )
     return key
+
+
+def resolve_url(base_url: str | None, *, variable: str, default: str, field: str = "base_url") -> str:
+    """Return the base URL that was passed, or else the one in the environment, or else the default.
+
+    With SORA_CHARS_EMULATOR it is the emulator's in place of any of these, with the path of the default.
+
+    Raises:
+        ConfigurationError: It is invalid. The message names the option or the variable that holds it.
+    """
+    if base_url is not None:
+        found = clean_url(base_url, field=field)
+    else:
+        found = clean_url(os.environ.get(variable) or default, field=variable)
+    emulator = emulator_url()
+    return emulator + urlsplit(default).path.rstrip("/") if emulator else found
 
 
 def clean_url(url: str, *, field: str) -> str:

@@ -137,9 +137,9 @@ class RecordedRequests:
             return await deleting.delete(dispatcher, character, provider)
 
     async def entry(self, key: str) -> Entry | None:
-        """Return what the ledger records under a key, or None."""
+        """Return what the ledger records under a key, or None. `InvalidRequestError` if it is no text."""
         with self._in_use():
-            return await self.ledger.get(key.strip())
+            return await queries.get(self.ledger, key)
 
     async def characters(
         self, query: str | None = None, *, limit: int | None = None

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import tempfile
 import time
-from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import click
 
 from sora_chars.cli.context import ASKED
 from sora_chars.cli.input_file import open_input
+from sora_chars.cli.ledger_export import LEFT_OUT, export_entries
 from sora_chars.cli.ledger_import import copy_checked, insert_entries
 from sora_chars.cli.options import Settings, address_options, ledger_options, output_options
 from sora_chars.cli.render import (
     ENTRY_COLUMNS,
-    entry_json,
     entry_row,
     entry_rows,
     error_json,
@@ -27,13 +22,13 @@ from sora_chars.cli.render import (
     shown_entry_json,
 )
 from sora_chars.cli.runner import UNKNOWN, run
-from sora_chars.errors import ConfigurationError, InvalidRequestError, ProviderError, SubmissionUnknownError
+from sora_chars.errors import InvalidRequestError, ProviderError, SubmissionUnknownError
 from sora_chars.ledger import EntryState, queries, transitions
 from sora_chars.providers.kkiai import GATEWAYS
 from sora_chars.session.session import CharacterSession
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from sora_chars.cli.context import CommandContext
     from sora_chars.cli.ledger_import import ImportCounts
@@ -181,16 +176,20 @@ def _ask_for_all(
 )
 @ledger_options
 @click.pass_obj
-def export(context: CommandContext, /, *, output: str, location: LedgerLocation) -> None:
-    """Write every entry as a line of JSON, oldest first.
+def export(context: CommandContext, /, *, output: str, location: LedgerLocation) -> int:
+    """Write every entry as a line of JSON, oldest first, with its earlier attempts.
 
     The lines hold the links of the requests as they were given, with their
-    signatures. Every other command masks these.
+    signatures. Every other command masks these. Entries that cannot be read are
+    reported and left out; the exit status is then 1.
     """
     context.use_ledger(location)
-    written = run(context, _export(location, output))
+    written, unreadable = run(context, export_entries(location, output))
     if output != "-":
         context.output.note(f"{written} entries written to {output}")
+    for problem in unreadable:
+        context.output.note(f"left out: {problem}")
+    return LEFT_OUT if unreadable else 0
 
 
 @ledger.command("import")
@@ -307,27 +306,3 @@ async def _resolve_task(
 async def _import(location: LedgerLocation, lines: Iterable[bytes]) -> ImportCounts:
     async with location.open() as ledger:
         return await insert_entries(ledger, lines)
-
-
-async def _export(location: LedgerLocation, output: str) -> int:
-    written = 0
-    async with location.open_existing() as ledger:
-        with _new_file(output) as file:
-            async for entry in ledger.entries():
-                file.write(json.dumps(entry_json(entry)) + "\n")
-                written += 1
-    return written
-
-
-@contextmanager
-def _new_file(output: str) -> Generator[TextIO]:
-    """Create a file, or give stdout for "-". An existing file is never overwritten: it may be the ledger."""
-    if output == "-":
-        yield sys.stdout
-        sys.stdout.flush()
-        return
-    try:
-        with open(output, "x", opener=partial(os.open, mode=0o600)) as file:
-            yield file
-    except OSError as error:
-        raise ConfigurationError(f"--output {output}: {os.strerror(error.errno or 0)}.") from error

@@ -100,9 +100,9 @@ class MemoryStore:
         entries = [self._entries[self._row_ids[key]] for key in keys if key in self._row_ids]
         return [entry for entry in entries if (entry.provider, entry.task_id) == (provider, task_id)]
 
-    async def attempts(self, key: str) -> Sequence[Attempt]:
+    async def attempts(self, keys: Sequence[str]) -> Sequence[Attempt]:
         """See `LedgerStore`."""
-        return tuple(self._attempts.get(key, ()))
+        return [attempt for key in keys for attempt in self._attempts.get(key, ())]
 
     async def page(
         self,
