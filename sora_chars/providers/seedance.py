@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,11 +17,12 @@ from sora_chars.transport import Transport
 
 from . import seedance_codec as codec
 from . import seedance_icover as icover
-from .base import HTTPProvider, clean_url, resolve_key
+from .base import HTTPProvider, resolve_key, resolve_url
 from .local_files import request_problems
 from .named_keys import key_suffix, only_match
 
 if TYPE_CHECKING:
+    import os
     import ssl
     from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
@@ -82,8 +82,7 @@ class SeedanceAssets(HTTPProvider):
         ssl: ssl.SSLContext | bool = True,
     ) -> None:
         key = resolve_key(api_key, variable="ICOVER_API_KEY", provider=name)
-        base_url = base_url or os.environ.get("SEEDANCE_BASE_URL") or icover.HOST
-        base_url = clean_url(base_url, field="base_url").removesuffix("/api")
+        base_url = resolve_url(base_url, variable="SEEDANCE_BASE_URL", default=icover.HOST).removesuffix("/api")
         super().__init__(
             Transport(
                 provider=name,
@@ -153,9 +152,9 @@ class SeedanceAssets(HTTPProvider):
         """Return the assets of the account, each as the task that made it. Free of charge."""
         return await self._list("")
 
-    async def delete(self, character_id: str) -> bool:
+    async def delete(self, character_id: str) -> None:
         """See `Provider.delete`. Finished videos stay."""
-        return await self._send(self._door.delete(character_id), codec.read_deleted)
+        await self._send(self._door.delete(character_id), codec.read_deleted)
 
     async def upload(self, path: str | os.PathLike[str]) -> str:
         """Upload a local file to icover's storage, free of charge; return its public URL.

@@ -8,6 +8,7 @@ Sources: Volcengine Ark docs, "Private asset library"; apiyi docs, "Seedance 2.0
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -229,17 +230,14 @@ def read_list(response: Response, *, page: int, provider: str) -> tuple[list[Tas
     return found, follows
 
 
-def read_deleted(response: Response) -> bool:
-    """Return whether the asset was there.
+def read_deleted(response: Response) -> None:
+    """Check that an asset is gone, whether it was deleted now or before.
 
     Raises:
         ProviderError: The request was rejected.
     """
-    try:
+    with suppress(TaskNotFoundError):
         read_result(response)
-    except TaskNotFoundError:
-        return False
-    return True
 
 
 def name_of(snapshot: TaskSnapshot) -> str:

@@ -264,21 +264,28 @@ def test_lists() -> None:
     assert page({"Items": items}) == (["Rex"], False)
     assert page({"Items": [{"Id": f"asset-{n}"} for n in range(100)]}) == ([""] * 100, True)
     assert codec.name_of(TaskSnapshot(task_id="asset-1", provider="seedance", state="Active")) == ""
-    for result in ({}, {"Items": {}}):
+    empty: tuple[dict[str, Any], ...] = ({}, {"Items": {}})
+    for result in empty:
         with pytest.raises(NoAnswerError, match="no list"):
             codec.read_list(ark(result), page=1, provider="seedance")
 
 
 def test_deletes() -> None:
-    """A delete answers with an empty object; a second one finds nothing."""
-    assert codec.read_deleted(ark({}))
-    assert codec.read_deleted(respond(200, {"ResponseMetadata": METADATA}))
-    assert codec.read_deleted(respond(200, {}))
-    assert codec.read_deleted(respond(204, b""))
-    assert not codec.read_deleted(failed("NotFound.Asset", 404))
-    assert not codec.read_deleted(respond(404, b"[client] asset not found"))
+    """A delete answers with an empty object; one that finds nothing is a success too, and a page is none."""
+    responses = (
+        ark({}),
+        respond(200, {"ResponseMetadata": METADATA}),
+        respond(200, {}),
+        respond(204, b""),
+        failed("NotFound.Asset", 404),
+        respond(404, b"[client] asset not found"),
+    )
+    for response in responses:
+        codec.read_deleted(response)
     with pytest.raises(AuthenticationError):
         codec.read_deleted(respond(401, b"[client] no"))
+    with pytest.raises(ModelUnavailableError):
+        codec.read_deleted(respond(404, b"<html>"))
 
 
 def test_addresses_of_uploads() -> None:
