@@ -33,6 +33,7 @@ SENTENCES: Mapping[str, str] = {
     "ledger.write_lost": "The session closed before the ledger could be written; keep these facts",
     "ledger.written_late": "A write to the ledger that had failed has succeeded",
     "limits.alone": "The shared rate limits cannot be reached; this process uses its own share",
+    "observer.failed": "An observer of the session's events raised an error, and gets no more of them",
     "picture.not_saved": "A profile picture could not be saved",
     "polling_strategy.failed": "The polling strategy raised an error, which changes no result",
     "proxy.of_environment": "Requests go through the proxy that the environment names",

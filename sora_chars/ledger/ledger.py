@@ -15,6 +15,7 @@ from sora_chars.redaction import mask
 
 from .entry import Attempt, Entry, Lookup, check_storable, to_json
 from .notifier import ChangeNotifier
+from .reports import report_registered, report_transition
 from .states import EntryState
 
 if TYPE_CHECKING:
@@ -68,6 +69,11 @@ class Ledger:
     def owner(self) -> str:
         """The name of this process in the entries that it owns."""
         return self._store.owner
+
+    @property
+    def notifier(self) -> ChangeNotifier:
+        """Notifies of changed entries while the ledger is open."""
+        return self._notifier
 
     @property
     def quota_store(self) -> QuotaStore | None:
@@ -131,6 +137,7 @@ class Ledger:
         stored = await self._store.insert(new)
         if stored is not new:
             stored.check_same_request(new)
+        report_registered(stored, is_new=stored is new)
         known = self._known.get(key)
         if known and stored.version < known.version:
             return await self._restore(known, stored)
@@ -199,6 +206,7 @@ class Ledger:
         )
         if archive is None and entry.token_digest not in {None, changed.token_digest}:
             archive = Attempt.of(entry, at=changed.updated_at)
+        began = self._notifier.writing(entry.key, changed.version)
         stored = await self._store.replace(entry, changed, archive=archive)
         if stored is not changed:
             lost = stored is None or stored.version < entry.version
@@ -207,6 +215,7 @@ class Ledger:
             changed = await self._restore(changed, stored)
         self._remember(changed)
         self._notifier.changed_here(entry.key, changed.version)
+        report_transition(entry, changed, began)
         return changed
 
     async def restart(self, entry: Entry, to: EntryState, *, request: Mapping[str, Any] | None = None) -> Entry:
@@ -228,10 +237,12 @@ class Ledger:
         now = self._clock()
         changed = entry.restarted(to, at=now, request=request)
         archive = None if to is EntryState.UNKNOWN else Attempt.of(entry, at=now)
+        began = self._notifier.writing(entry.key, changed.version)
         stored = await self._store.replace(entry, changed, archive=archive)
         if stored is not changed:
             raise _not_replaced(entry, to, stored)
         self._notifier.changed_here(entry.key, changed.version)
+        report_transition(entry, changed, began)
         return changed
 
     async def get(self, key: str) -> Entry | None:
