@@ -19,7 +19,7 @@ from .reports import report_registered, report_transition
 from .states import EntryState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -56,7 +56,7 @@ class Ledger:
     def __init__(self, store: LedgerStore, *, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
-        self._notifier = ChangeNotifier()
+        self.notifier = ChangeNotifier()
         self._known: dict[str, Entry] = {}  # unfinished entries as this process wrote them last, by key
         self._opened_in: tuple[asyncio.AbstractEventLoop, int] | None = None
 
@@ -69,11 +69,6 @@ class Ledger:
     def owner(self) -> str:
         """The name of this process in the entries that it owns."""
         return self._store.owner
-
-    @property
-    def notifier(self) -> ChangeNotifier:
-        """Notifies of changed entries while the ledger is open."""
-        return self._notifier
 
     @property
     def quota_store(self) -> QuotaStore | None:
@@ -92,8 +87,8 @@ class Ledger:
         """Open the ledger; create its file or tables, or upgrade them, where necessary."""
         if self._opened_in:
             raise LedgerError("This ledger is already open.")
-        self._notifier = ChangeNotifier()
-        await self._store.open(self._notifier)
+        self.notifier = ChangeNotifier()
+        await self._store.open(self.notifier)
         self._finalizer = weakref.finalize(self, self._store.abandon)
         self._finalizer.atexit = False
         self._opened_in = asyncio.get_running_loop(), os.getpid()
@@ -143,16 +138,21 @@ class Ledger:
             return await self._restore(known, stored)
         return stored
 
-    async def insert(self, entry: Entry) -> Entry:
+    async def insert(self, entry: Entry, attempts: Sequence[Attempt] = ()) -> Entry:
         """Store an entry of another ledger as it is, unless its key is recorded; return the stored entry of the key.
 
         Args:
             entry: The entry, in any state.
+            attempts: Its earlier attempts. The last ones are stored where the same entry is recorded with fewer.
         """
         self._check_open()
         texts = {"task_id": entry.task_id, "token_digest": entry.token_digest, "owner": entry.owner}
         check_storable(key=entry.key, provider=entry.provider, kind=entry.kind, **texts)
-        return await self._store.insert(entry)
+        stored = await self._store.insert(entry)
+        known = len(await self._store.attempts([entry.key])) if attempts and stored == entry else len(attempts)
+        for attempt in attempts[known:]:
+            await self._store.replace(stored, stored, archive=attempt)
+        return stored
 
     async def transition(
         self,
@@ -206,7 +206,7 @@ class Ledger:
         )
         if archive is None and entry.token_digest not in {None, changed.token_digest}:
             archive = Attempt.of(entry, at=changed.updated_at)
-        began = self._notifier.writing(entry.key, changed.version)
+        began = self.notifier.writing(entry.key, changed.version)
         stored = await self._store.replace(entry, changed, archive=archive)
         if stored is not changed:
             lost = stored is None or stored.version < entry.version
@@ -214,7 +214,7 @@ class Ledger:
                 raise _not_replaced(entry, to, stored)
             changed = await self._restore(changed, stored)
         self._remember(changed)
-        self._notifier.changed_here(entry.key, changed.version)
+        self.notifier.changed_here(entry.key, changed.version)
         report_transition(entry, changed, began)
         return changed
 
@@ -237,11 +237,11 @@ class Ledger:
         now = self._clock()
         changed = entry.restarted(to, at=now, request=request)
         archive = None if to is EntryState.UNKNOWN else Attempt.of(entry, at=now)
-        began = self._notifier.writing(entry.key, changed.version)
+        began = self.notifier.writing(entry.key, changed.version)
         stored = await self._store.replace(entry, changed, archive=archive)
         if stored is not changed:
             raise _not_replaced(entry, to, stored)
-        self._notifier.changed_here(entry.key, changed.version)
+        self.notifier.changed_here(entry.key, changed.version)
         report_transition(entry, changed, began)
         return changed
 
@@ -264,10 +264,10 @@ class Ledger:
         """Return the entry of which a request, perhaps an earlier one, has a token with this digest, or None."""
         return await self._find("token", token_digest)
 
-    async def attempts(self, key: str) -> list[Attempt]:
-        """Return the earlier attempts of a key, the first one first."""
+    async def attempts(self, *keys: str) -> list[Attempt]:
+        """Return the earlier attempts of up to 200 keys, the first one of each key first."""
         self._check_open()
-        return [*await self._store.attempts(key)] if key.isprintable() else []
+        return [*await self._store.attempts([key for key in keys if key.isprintable()])]
 
     async def entries(
         self,
@@ -328,7 +328,7 @@ class Ledger:
             entry: The entry as the caller last read it.
             timeout: Seconds after which `entry` is returned unchanged; None for no limit.
         """
-        with self._notifier.waiting(entry.key) as may_have_changed:
+        with self.notifier.waiting(entry.key) as may_have_changed:
             try:
                 async with asyncio.timeout(timeout):
                     while (now := await self.get(entry.key)) is None or now.version == entry.version:
@@ -343,7 +343,7 @@ class Ledger:
 
         Returns a function that ends the subscription.
         """
-        return self._notifier.subscribe(entry.key, entry.version, callback)
+        return self.notifier.subscribe(entry.key, entry.version, callback)
 
     async def is_dead(self, owner: str) -> bool:
         """True if the process that owns entries under this name has ended.

@@ -11,14 +11,14 @@ from sora_chars.ledger import Ledger, queries
 from sora_chars.models import as_request
 from sora_chars.observers import UNOBSERVED, observing
 
-from . import recovery, resolving, stepping
+from . import deleting, recovery, resolving, stepping
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
     from typing import Unpack
 
     from sora_chars.ledger import Entry
-    from sora_chars.models import CharacterFields, Request
+    from sora_chars.models import Character, CharacterFields, Request
     from sora_chars.observers import Observers
     from sora_chars.polling.handle import TaskHandle
 
@@ -96,11 +96,12 @@ class RecordedRequests:
         with self._in_use() as dispatcher:
             return await resolving.retry(dispatcher, key, request, changes)
 
-    async def resolve(self, key: str, **decision: Unpack[Decision]) -> Entry:
-        """Record what you found out about a request whose outcome is unknown. Nothing is paid.
+    async def resolve(self, key: str, *, ask: bool = False, **decision: Unpack[Decision]) -> Entry:
+        """Ask for the outcome of a request that is unknown, or record what you found out. Nothing is paid.
 
         Args:
             key: The idempotency key of the request.
+            ask: Ask the provider now, once, for the task of the key. `recover` watches what it shows.
             task_id: The task that the request created. It is fetched first; `recover` watches it afterwards.
             never_sent: The request did not arrive. It is sent when it is requested again.
             give_up: The request counts as failed.
@@ -109,18 +110,40 @@ class RecordedRequests:
             version: `Entry.version` on which you decided, where others may decide about the key too.
 
         Raises:
-            InvalidRequestError: Not exactly one of the four was given, there is no such key or nothing to resolve, or
-                the provider has no such task.
+            InvalidRequestError: Not exactly one of the first five was given, there is no such key or nothing to
+                resolve, the provider cannot be asked, or it has no such task.
+            SubmissionUnknownError: The provider was asked and showed no task; the message states its answer.
             ProviderError: The task could not be fetched.
             StaleEntryError: Another process moved the entry first.
         """
         with self._in_use() as dispatcher:
-            return await resolving.resolve(dispatcher, key, **decision)
+            return await resolving.resolve(dispatcher, key, ask=ask, **decision)
+
+    async def delete(self, character: Character | str, *, provider: str | None = None) -> Entry | None:
+        """Delete a character at its provider, and record that. Free of charge; it cannot be undone.
+
+        The key is never sent again: a request under it raises `CharacterDeletedError`.
+        `characters` no longer yields the character. Deleting it twice has no effect.
+
+        Args:
+            character: The character, its key or its id.
+            provider: Name of the provider, which an id that this ledger does not record needs.
+
+        Returns:
+            The entry as it is now; None for a character that this ledger does not record.
+
+        Raises:
+            InvalidRequestError: There is no such key or id, or the key has no character.
+            ConfigurationError: The session has no such provider, or the provider has no route that deletes characters.
+            ProviderError: The provider was not reached, or rejected the request.
+        """
+        with self._in_use() as dispatcher:
+            return await deleting.delete(dispatcher, character, provider)
 
     async def entry(self, key: str) -> Entry | None:
-        """Return what the ledger records under a key, or None."""
+        """Return what the ledger records under a key, or None. `InvalidRequestError` if it is no text."""
         with self._in_use():
-            return await self.ledger.get(key.strip())
+            return await queries.get(self.ledger, key)
 
     async def characters(
         self, query: str | None = None, *, limit: int | None = None

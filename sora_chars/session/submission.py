@@ -27,6 +27,7 @@ from sora_chars.ledger.transitions import end_state, mark_orphaned, without_char
 from sora_chars.models import TaskSnapshot
 from sora_chars.observers import observation
 
+from .deleting import character_deleted
 from .settling import keys_sent
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class Submission:
 
         Raises:
             SubmissionUnknownError: The outcome is unknown, now or since an earlier attempt.
+            CharacterDeletedError: The character of this key was deleted.
             ProviderError: The provider rejected the request, or was unreachable.
             LedgerError: The ledger could not be written. With a `task_id` the task was made; without one, nothing was
                 sent.
@@ -105,6 +107,8 @@ class Submission:
                     case EntryState.SENDING:
                         await self._wait_for_sender()
                         waited = True
+                    case EntryState.DELETED:
+                        raise character_deleted(self.entry)
                     case EntryState.UNKNOWN:
                         await self._settle(str((self.entry.error or {}).get("message", "")))
                     case _:
@@ -302,9 +306,10 @@ class Submission:
         )
 
     def _unknown(self, why: str) -> SubmissionUnknownError:
+        reason = f": {why}" if why.strip(".") else "."  # none is recorded where a resolution was taken back
         has_callback = self.provider.callback_url and not self.provider.synchronous
         return SubmissionUnknownError(
-            f"It is unknown whether {self.provider.name} made this character (key {self.entry.key}): {why}",
+            f"It is unknown whether {self.provider.name} made this character (key {self.entry.key}){reason}",
             hint="It may exist and be charged, so this key is never sent again automatically. "
             f"{'Its callback settles it; otherwise check' if has_callback else 'Check'} the provider's site, then "
             "call `session.resolve` or run `sora-chars ledger resolve`.",

@@ -1,40 +1,34 @@
-"""`sora-chars ledger` and `sora-chars characters`: the recorded requests, which need no API key and no network."""
+"""`sora-chars ledger`: the recorded requests."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import tempfile
 import time
-from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import click
 
+from sora_chars.cli.context import ASKED
 from sora_chars.cli.input_file import open_input
+from sora_chars.cli.ledger_export import LEFT_OUT, export_entries
 from sora_chars.cli.ledger_import import copy_checked, insert_entries
 from sora_chars.cli.options import Settings, address_options, ledger_options, output_options
 from sora_chars.cli.render import (
-    CHARACTER_COLUMNS,
     ENTRY_COLUMNS,
-    entry_json,
     entry_row,
     entry_rows,
+    error_json,
     one_line,
-    saved_json,
-    saved_row,
     shown_entry_json,
 )
-from sora_chars.cli.runner import run
-from sora_chars.errors import ConfigurationError, InvalidRequestError, ProviderError
+from sora_chars.cli.runner import UNKNOWN, run
+from sora_chars.errors import InvalidRequestError, ProviderError, SubmissionUnknownError
 from sora_chars.ledger import EntryState, queries, transitions
 from sora_chars.providers.kkiai import GATEWAYS
 from sora_chars.session.session import CharacterSession
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from sora_chars.cli.context import CommandContext
     from sora_chars.cli.ledger_import import ImportCounts
@@ -47,28 +41,6 @@ _MAX_PROBLEMS = 20  # that are shown
 limit_option = click.option(
     "--limit", type=click.IntRange(1), default=50, show_default=True, metavar="N", help="Show at most this many."
 )
-
-
-@click.command()
-@click.argument("query", default="")
-@limit_option
-@ledger_options
-@output_options
-@click.pass_obj
-def characters(context: CommandContext, /, *, query: str, limit: int, location: LedgerLocation) -> None:
-    """List the saved characters, newest first.
-
-    With QUERY, lists only the characters whose record contains it, in upper or
-    lower case.
-    """
-    context.use_ledger(location)
-    found = run(context, _characters(location, query, limit + 1))
-    shown = found[:limit]
-    now = time.time()
-    payload = {"characters": [saved_json(saved) for saved in shown]}
-    rows = [saved_row(saved, now) for saved in shown]
-    context.output.show_table(payload, rows, columns=CHARACTER_COLUMNS, stacked=(1, 1, 2))
-    _note_count(context, len(found), limit, "characters", query=query)
 
 
 @click.group()
@@ -109,7 +81,7 @@ def list_entries(
     payload = {"entries": [shown_entry_json(entry) for entry in shown]}
     rows = [entry_row(entry, now) for entry in shown]
     context.output.show_table(payload, rows, columns=ENTRY_COLUMNS, stacked=(1, 1), flexible="request")
-    _note_count(context, len(found), limit, "entries", query=query, states=states)
+    note_count(context, len(found), limit, "entries", query=query, states=states)
 
 
 @ledger.command()
@@ -124,15 +96,16 @@ def show(context: CommandContext, /, *, key: str, location: LedgerLocation) -> N
 
 
 class ResolveCommand(click.Command):
-    """A command whose usage shows the four options of which exactly one is required."""
+    """A command whose usage shows the options of which exactly one is required."""
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """Return the pieces of the usage line."""
-        return [*super().collect_usage_pieces(ctx), "(--task-id ID | --never-sent | --give-up | --undo)"]
+        return [*super().collect_usage_pieces(ctx), "(--ask | --task-id ID | --never-sent | --give-up | --undo)"]
 
 
 @ledger.command(cls=ResolveCommand)
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
+@click.option("--ask", is_flag=True, help="Ask the provider for the task of the key, where it can be asked.")
 @click.option("--task-id", metavar="ID", help="The request created this task, as the provider's site shows.")
 @click.option("--unchecked", is_flag=True, help="Record --task-id without fetching the task. Needs no API key.")
 @click.option("--never-sent", is_flag=True, help="The provider never received the request; it may be sent again.")
@@ -147,32 +120,54 @@ def resolve(
     /,
     *,
     keys: tuple[str, ...],
+    ask: bool,
     task_id: str | None,
     unchecked: bool,
     base_url: str | None,
     proxy: str | None,
     location: LedgerLocation,
     **others: bool,
-) -> None:
-    """Record the outcome of requests that is unknown.
+) -> int | None:
+    """Find out or record the outcome of requests that is unknown.
 
-    No request is sent again. Check the provider's website first. The task that
-    --task-id names is fetched from the provider before it is recorded.
+    No request is sent again. kling and vidu can be asked, free of charge: --ask. At the
+    other providers, check their website first. The task that --task-id names is fetched
+    from the provider before it is recorded.
     """
     context.use_ledger(location)
-    if (task_id is not None) + sum(others.values()) != 1:
-        raise click.UsageError("Give exactly one of --task-id ID, --never-sent, --give-up and --undo.")
+    if (task_id is not None) + ask + sum(others.values()) != 1:
+        raise click.UsageError("Give exactly one of --ask, --task-id ID, --never-sent, --give-up and --undo.")
     if task_id is not None and len(keys) > 1:
         raise click.UsageError("--task-id names the task of one key.")
     if unchecked and task_id is None:
         raise click.UsageError("--unchecked requires --task-id.")
+    address = {"base_url": base_url, "proxy": proxy}
+    if ask:
+        return _ask_for_all(context, location, keys, address)
     for key in keys:
         if task_id is None:
             entry = run(context, _resolve(location, key, **others))
         else:
-            address = {"base_url": base_url, "proxy": proxy}
             entry = run(context, _resolve_task(location, key, task_id, address, unchecked=unchecked))
         _show(context, entry)
+    return None
+
+
+def _ask_for_all(
+    context: CommandContext, location: LedgerLocation, keys: Sequence[str], address: dict[str, str | None]
+) -> int:
+    """Ask for each key, and return the exit status: that of a key whose outcome is still unknown, if there is one."""
+    status = 0
+    for key in keys:
+        try:
+            entry = run(context, _ask(location, key, address))
+        except SubmissionUnknownError as error:
+            status = UNKNOWN
+            context.output.show_error(error_json(error))
+            continue
+        context.output.note(f"{entry.provider} was asked for key {entry.key} and shows {entry.task_id}.")
+        _show(context, entry)
+    return status
 
 
 @ledger.command()
@@ -181,16 +176,20 @@ def resolve(
 )
 @ledger_options
 @click.pass_obj
-def export(context: CommandContext, /, *, output: str, location: LedgerLocation) -> None:
-    """Write every entry as a line of JSON, oldest first.
+def export(context: CommandContext, /, *, output: str, location: LedgerLocation) -> int:
+    """Write every entry as a line of JSON, oldest first, with its earlier attempts.
 
     The lines hold the links of the requests as they were given, with their
-    signatures. Every other command masks these.
+    signatures. Every other command masks these. Entries that cannot be read are
+    reported and left out; the exit status is then 1.
     """
     context.use_ledger(location)
-    written = run(context, _export(location, output))
+    written, unreadable = run(context, export_entries(location, output))
     if output != "-":
         context.output.note(f"{written} entries written to {output}")
+    for problem in unreadable:
+        context.output.note(f"left out: {problem}")
+    return LEFT_OUT if unreadable else 0
 
 
 @ledger.command("import")
@@ -234,7 +233,9 @@ def _check_lines(context: CommandContext, problems: list[tuple[int, str]]) -> No
 def _show(context: CommandContext, entry: Entry) -> None:
     context.output.show({"entry": shown_entry_json(entry)}, entry_rows(entry), title="Entry")
     if entry.state is EntryState.UNKNOWN:
-        context.output.note(context.resolve_hint(entry.key, tasks=entry.provider not in GATEWAYS))
+        context.output.note(
+            context.resolve_hint(entry.key, tasks=entry.provider not in GATEWAYS, asks=entry.provider in ASKED)
+        )
     elif entry.state is EntryState.RUNNING:
         context.output.note(f"Wait for it with: {context.command('wait', entry.key)}")
     elif entry.state is EntryState.REJECTED and entry.may_have_been_paid:
@@ -243,20 +244,16 @@ def _show(context: CommandContext, entry: Entry) -> None:
         context.output.note("Nothing was paid. The same request with this key will be sent.")
 
 
-def _note_count(
+def note_count(
     context: CommandContext, found: int, limit: int, what: str, *, query: str, states: Collection[str] = ()
 ) -> None:
+    """Note that there are more than `limit`, or none."""
     if found > limit:
         context.output.note(f"Showing the newest {limit}. For more, use --limit {2 * limit}")
     elif not found:
         state = f" {' or '.join(states)}" if states else ""
         match = f" match {one_line(query)!r}" if query else ""
         context.output.note(f"No{state} {what} in {context.ledger_name}{match}")
-
-
-async def _characters(location: LedgerLocation, query: str, limit: int) -> list[queries.SavedCharacter]:
-    async with location.open_existing() as ledger:
-        return [saved async for saved in queries.characters(ledger, query or None, limit=limit)]
 
 
 async def _entries(location: LedgerLocation, query: str, states: Collection[EntryState], limit: int) -> list[Entry]:
@@ -268,6 +265,14 @@ async def _entries(location: LedgerLocation, query: str, states: Collection[Entr
 async def _find(location: LedgerLocation, key: str) -> Entry:
     async with location.open_existing() as ledger:
         return await queries.find(ledger, key)
+
+
+async def _ask(location: LedgerLocation, key: str, address: dict[str, str | None]) -> Entry:
+    async with location.open_existing() as ledger:
+        entry = await queries.find(ledger, key)
+        settings = Settings(provider=entry.provider, base_url=address["base_url"], proxy=address["proxy"], timeout=None)
+        async with CharacterSession(settings.make_provider(), ledger=ledger) as session:
+            return await session.resolve(key, ask=True)
 
 
 async def _resolve(location: LedgerLocation, key: str, **decision: bool) -> Entry:
@@ -301,27 +306,3 @@ async def _resolve_task(
 async def _import(location: LedgerLocation, lines: Iterable[bytes]) -> ImportCounts:
     async with location.open() as ledger:
         return await insert_entries(ledger, lines)
-
-
-async def _export(location: LedgerLocation, output: str) -> int:
-    written = 0
-    async with location.open_existing() as ledger:
-        with _new_file(output) as file:
-            async for entry in ledger.entries():
-                file.write(json.dumps(entry_json(entry)) + "\n")
-                written += 1
-    return written
-
-
-@contextmanager
-def _new_file(output: str) -> Generator[TextIO]:
-    """Create a file, or give stdout for "-". An existing file is never overwritten: it may be the ledger."""
-    if output == "-":
-        yield sys.stdout
-        sys.stdout.flush()
-        return
-    try:
-        with open(output, "x", opener=partial(os.open, mode=0o600)) as file:
-            yield file
-    except OSError as error:
-        raise ConfigurationError(f"--output {output}: {os.strerror(error.errno or 0)}.") from error

@@ -175,9 +175,9 @@ class PostgresStore:
         """See `LedgerStore`."""
         return [from_row(row) for row in await self._execute(statements.ALL_BY_TASK, (provider, task_id))]
 
-    async def attempts(self, key: str) -> Sequence[Attempt]:
+    async def attempts(self, keys: Sequence[str]) -> Sequence[Attempt]:
         """See `LedgerStore`."""
-        return [from_attempt_row(row) for row in await self._execute(statements.ATTEMPTS, (key,))]
+        return [from_attempt_row(row) for row in await self._execute(statements.ATTEMPTS, ([*keys],))]
 
     async def page(
         self,

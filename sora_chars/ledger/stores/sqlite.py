@@ -146,9 +146,9 @@ class SqliteStore:
         """See `LedgerStore`."""
         return await self._reader.call(statements.all_by_task, (provider, task_id))
 
-    async def attempts(self, key: str) -> Sequence[Attempt]:
+    async def attempts(self, keys: Sequence[str]) -> Sequence[Attempt]:
         """See `LedgerStore`."""
-        return await self._reader.call(statements.attempts, key)
+        return await self._reader.call(statements.attempts, keys)
 
     async def page(
         self,

@@ -18,6 +18,7 @@ from sora_chars.session.session import CharacterSession
 from tests.support.fake_providers import FakeProvider, FaultyStore
 
 if TYPE_CHECKING:
+    from sora_chars.ledger import Attempt, Entry
     from sora_chars.session.streaming import EventStream
 
 pytestmark = pytest.mark.looptime
@@ -132,14 +133,19 @@ async def test_yields_what_other_processes_do() -> None:
 
 async def test_own_changes_come_once() -> None:
     """A notice of this process's own change, which PostgreSQL sends too, is no event of another process."""
-    async with session_of(FakeProvider(before=0.0)) as session:
+
+    class NotifyingStore(FaultyStore):
+        async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
+            kept = await super().replace(before, after, archive=archive)
+            session.ledger.notifier.notify(after.key, after.version)
+            await asyncio.sleep(1)
+            return kept
+
+    session = session_of(FakeProvider(), NotifyingStore())
+    async with session:
         events: list[Event] = []
         reading = asyncio.create_task(read(session.events(), events))
-        creating = asyncio.create_task(session.create(**REQUEST))
-        await asyncio.sleep(0)
-        session.ledger.notifier.notify("mine", 2)  # it arrives before the write returns
-        await creating
-        session.ledger.notifier.notify("mine", 4)
+        await session.create(**REQUEST)
         await asyncio.sleep(1)
     await reading
     assert type(events[1]) is Queued
