@@ -3,11 +3,16 @@
 Every record has the attribute `event`, a stable name such as "submission.failed", and one
 attribute for each fact. The message is the event's sentence with the facts behind it, so
 Python's stock formatters show the key and the task id too.
+
+With the environment variable SORA_CHARS_LOG the records are written to the standard error
+stream, in programs that set up no logging of their own.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,6 +57,10 @@ SENTENCES: Mapping[str, str] = {
 }
 """The sentence of each event."""
 
+_VARIABLE = "SORA_CHARS_LOG"
+_LEVELS: Mapping[str, int] = {"info": logging.INFO, "debug": logging.DEBUG}
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
 
 class EventLogger(logging.LoggerAdapter[logging.Logger]):
     """Logs events by name: `log.warning("callback.rejected", extra={"status": 401})`."""
@@ -67,3 +76,23 @@ class EventLogger(logging.LoggerAdapter[logging.Logger]):
 def event_logger(name: str) -> EventLogger:
     """Return the logger of a part of the package, such as "sora_chars.session"."""
     return EventLogger(logging.getLogger(name))
+
+
+def write_records(level: str) -> None:
+    """Write the package's records to the standard error stream: from "info" or from "debug" on.
+
+    Once the program sets up logging, its handlers get the records in place of the stream.
+    """
+    if level.lower() not in _LEVELS:
+        warnings.warn(f"{_VARIABLE} must be info or debug, got {level!r}.", RuntimeWarning, stacklevel=2)
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.addFilter(lambda _: not logging.getLogger().handlers)
+    logger = logging.getLogger("sora_chars")
+    logger.addHandler(handler)
+    logger.setLevel(_LEVELS[level.lower()])
+
+
+if _level := os.environ.get(_VARIABLE):
+    write_records(_level)
