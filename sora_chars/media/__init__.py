@@ -1,8 +1,8 @@
 """Cuts videos to what a provider takes, with PyAV: `pip install 'sora-chars[media]'`.
 
-    from sora_chars import Kling, media
+from sora_chars import Kling, media
 
-    await media.cut("phone.mov", "clip.mp4", clip="2,6", rule=Kling.accepts.video)
+await media.cut("phone.mov", "clip.mp4", clip="2,6", rule=Kling.accepts.video)
 """
 
 from .cutting import CutProgress, cut

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import os
 import threading
 import uuid
@@ -15,19 +16,20 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sora_chars.errors import ConfigurationError, InvalidRequestError, printable
-from sora_chars.models import CharacterRequest, raise_if_invalid
+from sora_chars.errors import ConfigurationError, printable
+from sora_chars.models import CharacterRequest
 
 from .extra import require_extra
 from .layout import FITS
+from .planning import BitRate, cut_problems, not_cut, span_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sora_chars.models import Clip, ClipLike, MediaRule
 
-    from .inspecting import VideoFacts
     from .layout import Fit
+    from .planning import VideoFacts
 
 _SHARES = (0.9, 0.75, 0.5, 0.3)  # of the largest size: what is aimed at, until a file is small enough
 _MIB = 1024 * 1024
@@ -90,17 +92,13 @@ async def cut(
         raise ConfigurationError(f"fit must be one of {', '.join(FITS)}, got {printable(repr(fit), limit=60)}.")
     path = request.video_path or Path(source)
     target = Path(output)
-    if not overwrite and target.exists():
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     stop = threading.Event()
     job = _Job(path, target, rule, request.clip, fit, overwrite, _reporter(on_progress, path), stop)
     await _in_thread(job.run, stop)
     return target
 
 
-def _reporter(
-    on_progress: Callable[[CutProgress], object] | None, path: Path
-) -> Callable[[int, int], object] | None:
+def _reporter(on_progress: Callable[[CutProgress], object] | None, path: Path) -> Callable[[int, int], object] | None:
     if on_progress is None:
         return None
     loop = asyncio.get_running_loop()
@@ -111,7 +109,6 @@ async def _in_thread(work: Callable[[], object], stop: threading.Event) -> None:
     """Run a function in a thread of its own. A cancellation sets `stop` and waits until the thread has ended."""
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sora_chars cut")
     future = asyncio.get_running_loop().run_in_executor(executor, work)
-    executor.shutdown(wait=False)  # the thread ends with the function
     try:
         await asyncio.wait((future,))
     except asyncio.CancelledError:
@@ -121,6 +118,8 @@ async def _in_thread(work: Callable[[], object], stop: threading.Event) -> None:
                 await asyncio.wait((future,))
         future.exception()  # retrieved: the cancellation is what the caller sees
         raise
+    finally:
+        executor.shutdown()  # the function has ended, and now its thread does
     future.result()
 
 
@@ -140,10 +139,12 @@ class _Job:
     def run(self) -> None:
         """Write the cut beside its target, and move it there when it is complete."""
         from .inspecting import inspect  # noqa: PLC0415 # PyAV takes a tenth of a second to import
-        from .planning import cut_problems  # noqa: PLC0415 # as above
 
+        if not self.overwrite and self.target.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self.target))
         facts = inspect(self.source)
-        raise_if_invalid(cut_problems(facts, self.clip, self.rule), what="The video")
+        if problems := cut_problems(facts, self.clip, self.rule):
+            raise not_cut(*problems)
         part = self.target.with_name(f".{self.target.name}.{uuid.uuid4().hex}.part")
         try:
             self._write(facts, part)
@@ -156,25 +157,25 @@ class _Job:
 
     def _write(self, facts: VideoFacts, part: Path) -> None:
         from .encoding import Cut  # noqa: PLC0415 # as above
-        from .planning import BitRate, span_of  # noqa: PLC0415 # as above
 
         span = span_of(facts, self.clip, self.rule)
-        limit = self.rule.max_bytes
+        size = 0
+        limit = self.rule.max_bytes or math.inf
         for share in _SHARES:
             Cut(
                 source=self.source,
                 span=span,
                 rule=self.rule,
                 fit=self.fit,
-                bits=BitRate.below(limit, span.end - span.start, share=share),
+                bits=BitRate.below(self.rule.max_bytes, span.end - span.start, share=share),
                 has_sound=facts.sound is not None,
                 report=partial(self._report, total=span.expected),
                 stop=self.stop,
             ).write(part)
-            if limit is None or part.stat().st_size <= limit:
+            size = part.stat().st_size
+            if size <= limit:
                 return
-        problem = f"video must have up to {limit // _MIB} MB, and even its smallest cut has {part.stat().st_size} bytes"
-        raise InvalidRequestError(f"The video was not cut: {problem}.", problems=(problem,))
+        raise not_cut(f"video must have up to {limit / _MIB:g} MB, and even its smallest cut has {size} bytes")
 
     def _report(self, done: int, total: int) -> None:
         if self.report:

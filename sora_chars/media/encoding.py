@@ -183,9 +183,8 @@ class Pictures:
         stream = self.source.streams.video[0]
         stream.thread_type = "AUTO"
         for frame in _from(self.source, stream, self.span.start):
-            if frame.pts is not None:
-                time = _shown_at(self.source, frame)
-                yield time, (time, frame)
+            time = _shown_at(self.source, frame)
+            yield time, (time, frame)
 
     def _laid_out(self, frame: VideoFrame) -> VideoFrame:
         shape = (frame.width, frame.height, frame.format.name, frame.rotation)
@@ -227,7 +226,7 @@ def _picture_graph(frame: VideoFrame, stream: VideoStream, layout: Callable[[flo
 
 
 def _sound_graph(track: AudioStream, *, rate: int, channels: str, samples: int) -> Graph:
-    """Return the filters that make exactly `samples` samples of sound. Gaps and a late start are filled with silence."""
+    """Return the filters that make exactly `samples` samples of sound, with silence where the source has none."""
     graph = Graph()
     _link(
         graph,
@@ -252,15 +251,11 @@ def _link(graph: Graph, source: FilterContext, filters: Iterable[tuple[str, str]
     graph.configure()
 
 
-def _heard(
-    source: InputContainer, track: AudioStream, start: float, end: float, stop: Event
-) -> Iterator[AudioFrame]:
+def _heard(source: InputContainer, track: AudioStream, start: float, end: float, stop: Event) -> Iterator[AudioFrame]:
     """Yield the sound from a little before `start` up to `end`, with times that count from `start`."""
     for frame in _from(source, track, start):
         if stop.is_set():
             raise StoppedError
-        if frame.pts is None or frame.time_base is None:
-            continue
         time = _shown_at(source, frame)
         if time >= end:
             break
@@ -280,13 +275,13 @@ def _encoded(stream: AudioStream, graph: Graph) -> Iterator[Packet[AudioStream]]
 
 
 def _from(source: InputContainer, stream: VideoStream | AudioStream, start: float) -> Iterator[Any]:
-    """Decode a stream from a key frame before `start` on."""
+    """Decode a stream from a key frame before `start` on. Frames without a time are left out."""
     try:
         if start > _SEEK_SECONDS:
             source.seek(int((start - _SEEK_SECONDS) * _MICROSECONDS) + (source.start_time or 0))
-        yield from source.decode(stream)
+        yield from (frame for frame in source.decode(stream) if frame.pts is not None)
     except av.error.FFmpegError as error:
-        raise unreadable(Path(source.name), error.strerror) from error
+        raise unreadable(Path(source.name), str(error.strerror)) from error
 
 
 def _shown_at(source: InputContainer, frame: VideoFrame | AudioFrame) -> float:

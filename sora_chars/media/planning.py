@@ -6,17 +6,47 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sora_chars.errors import printable
+from sora_chars.errors import InvalidRequestError, printable
 
 from .pacing import Span, frame_rate
 
 if TYPE_CHECKING:
-    from sora_chars.models import Clip, MediaRule
+    from fractions import Fraction
+    from pathlib import Path
 
-    from .inspecting import VideoFacts
+    from sora_chars.models import Clip, MediaRule
 
 DURATION_TOLERANCE = 0.1  # seconds; containers pad the sound, so a video of 8 s may declare 8.02 s
 _FORMAT_OF = {"mp4": "mp4", "mov": "mov", "webm": "webm", "avi": "avi"}  # the provider's word: FFmpeg's
+
+
+@attrs.frozen(kw_only=True)
+class VideoFacts:
+    """A video file as its headers describe it.
+
+    Attributes:
+        path: The file.
+        size_bytes: Size of the file.
+        formats: The names of its container format, such as "mov,mp4,m4a,3gp,3g2,mj2".
+        codec: The codec of the video, such as "h264".
+        pixels: The pixel format of the video, such as "yuv420p".
+        size: Width and height as they are stored, before the rotation.
+        has_square_pixels: Whether a pixel is as wide as it is high.
+        rate: Frames a second on average, if known.
+        seconds: How long the pictures run, if known.
+        sound: The codec of the sound; None without sound.
+    """
+
+    path: Path
+    size_bytes: int
+    formats: str
+    codec: str
+    pixels: str
+    size: tuple[int, int]
+    has_square_pixels: bool
+    rate: Fraction | None
+    seconds: float | None
+    sound: str | None
 
 
 def cut_problems(facts: VideoFacts, clip: Clip | None, rule: MediaRule) -> list[str]:
@@ -33,6 +63,11 @@ def cut_problems(facts: VideoFacts, clip: Clip | None, rule: MediaRule) -> list[
     choice = "; choose the part with clip" if facts.seconds > high else ""
     got = f"{facts.seconds:.2f} ({printable(facts.path)})"
     return [f"video must run {low:g} to {high:g} seconds, got {got}{choice}"]
+
+
+def not_cut(*problems: str) -> InvalidRequestError:
+    """Return the error for a video of which no cut can be made."""
+    return InvalidRequestError(f"The video was not cut: {'; '.join(problems)}.", problems=problems)
 
 
 def span_of(facts: VideoFacts, clip: Clip | None, rule: MediaRule) -> Span:

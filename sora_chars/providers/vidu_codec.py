@@ -38,10 +38,9 @@ SUBJECTS_PATH = "/ent/v2/subjects"
 _MIB = 1024 * 1024
 _DIGEST_LENGTH = 10  # characters of a key's digest at the end of a name
 _MAX_NAME_LENGTH = 64 - _DIGEST_LENGTH - 1  # Vidu takes 64; the rest is the digest
+VIDEO = MediaRule(local="inline", formats=("mp4", "avi", "mov"), seconds=(0, 5), max_bytes=100 * _MIB, min_pixels=128)
 ACCEPTS = Accepts(
-    video=MediaRule(
-        local="inline", formats=("mp4", "avi", "mov"), seconds=(0, 5), max_bytes=100 * _MIB, min_pixels=128
-    ),
+    video=VIDEO,
     images=MediaRule(
         count=(1, 3),
         local="inline",

@@ -59,15 +59,20 @@ RULES: Mapping[str, MediaRule] = {"kie": KIE, "kling": KLING, "vidu": VIDU}
 def cut(
     context: CommandContext, /, *, video: str, clip: str, provider: str, output: Path, fit: media.Fit, force: bool
 ) -> None:
-    """Cut VIDEO from START to END, in seconds, to what a provider takes.
+    """Cut a video to what a provider takes.
 
-    Writes an MP4 file with H.264 and AAC, in the size, frame rate and number of
-    bytes that the provider takes. Needs `pip install 'sora-chars[media]'`.
+    The part of VIDEO from START to END, in seconds, becomes an MP4 file with H.264
+    and AAC, in the picture size, frame rate and number of bytes that the provider
+    takes. Needs `pip install 'sora-chars[media]'`.
     """
     path = run(context, _cut(context, video, Clip.parse(clip), output, rule=RULES[provider], fit=fit, force=force))
     facts = probe(path)
     payload = {"file": str(path), "bytes": facts.size, "seconds": facts.duration, "provider": provider}
-    rows = [("file", printable(path)), ("size", f"{facts.size / 1e6:.2f} MB"), ("seconds", f"{facts.duration or 0:.2f}")]
+    rows = [
+        ("file", printable(path)),
+        ("size", f"{facts.size / 1e6:.2f} MB"),
+        ("seconds", f"{facts.duration or 0:.2f}"),
+    ]
     context.output.show(payload, rows, title="Clip")
 
 
