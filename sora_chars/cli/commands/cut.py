@@ -15,6 +15,7 @@ from sora_chars.models import Clip
 from sora_chars.providers.kie import VIDEO as KIE
 from sora_chars.providers.kling_codec import VIDEO as KLING
 from sora_chars.providers.media import probe
+from sora_chars.providers.seedance_codec import VIDEO as SEEDANCE
 from sora_chars.providers.vidu_codec import VIDEO as VIDU
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from sora_chars.cli.context import CommandContext
     from sora_chars.models import MediaRule
 
-RULES: Mapping[str, MediaRule] = {"kie": KIE, "kling": KLING, "vidu": VIDU}
+RULES: Mapping[str, MediaRule] = {"kie": KIE, "kling": KLING, "vidu": VIDU, "seedance": SEEDANCE}
 """The rule for videos of each provider that takes whole videos."""
 
 
