@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -32,6 +33,14 @@ class Response:
         except ValueError:
             return None
         return seconds if 0 <= seconds < 24 * 3600 else None  # false for NaN too
+
+    @property
+    def date(self) -> float | None:
+        """The `Date` header in seconds since the epoch; None if it is absent or invalid."""
+        try:
+            return parsedate_to_datetime(self.headers.get("Date") or "").timestamp()
+        except (ValueError, OverflowError):
+            return None
 
 
 def parse_json(body: bytes | str, *, exact_integers: bool = False) -> Any:
