@@ -6,7 +6,6 @@ import hashlib
 import secrets
 import time
 import uuid
-from typing import Any
 
 _MAX_ID_LENGTH = 200  # characters
 _TOKEN_BYTES = 24
@@ -24,11 +23,12 @@ def is_id(text: str) -> bool:
     return 0 < len(text) <= _MAX_ID_LENGTH and text.isprintable()
 
 
-def as_id(value: Any) -> str | None:
-    """Return an id in JSON as text, with every digit of an integer; None for what is no id."""
+def as_id(value: object) -> str | None:
+    """Return a provider's id as text: of JSON, text without surrounding blanks and integers serve; None for others."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    return value if isinstance(value, str) and is_id(value) else None
+    text = strip_blanks(value) if isinstance(value, str) else None
+    return text if text and is_id(text) else None
 
 
 def strip_blanks(text: str | None) -> str | None:

@@ -64,8 +64,8 @@ def parse_json(body: bytes | str, *, exact_integers: bool = False) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def as_number(value: Any) -> float | None:
-    """Return a number in JSON, which may be text; None for what is no finite number."""
+def as_number(value: object) -> float | None:
+    """Return a finite number from a number of JSON or its text; None for anything else."""
     try:
         number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):

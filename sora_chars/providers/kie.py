@@ -27,6 +27,7 @@ from sora_chars.models import (
 from sora_chars.ratelimit.window import Limits
 from sora_chars.transport import Transport
 
+from . import kie_account
 from . import kie_codec as codec
 from .base import HTTPProvider, clean_url, resolve_key, resolve_url
 from .kie_omni import omni_body, omni_problems
@@ -175,11 +176,11 @@ class Kie(HTTPProvider):
 
     async def credit(self) -> float:
         """Return the number of credits that the account has left."""
-        return await self._transport.request("GET", self._api("chat/credit"), codec.read_credit)
+        return await self._transport.request("GET", self._api("chat/credit"), kie_account.read_credit)
 
     async def models(self) -> list[ModelInfo]:
         """Return the models that the job API serves now, free of charge."""
-        return await self._transport.request("GET", self._api("models"), codec.read_models)
+        return await self._transport.request("GET", self._api("models"), kie_account.read_models)
 
     async def upload(self, path: str | os.PathLike[str]) -> str:
         """Upload a local file, for the input of a `TaskRequest`, free of charge; return its public URL.
@@ -201,7 +202,7 @@ class Kie(HTTPProvider):
             return fields
 
         url = f"{self._upload_url}/api/file-stream-upload"
-        return await self._transport.request("POST", url, codec.read_upload, body=form)
+        return await self._transport.request("POST", url, kie_account.read_upload, body=form)
 
     async def _poll(self, task_id: str, seen: TaskSnapshot | None) -> TaskSnapshot:
         return await self._transport.request(

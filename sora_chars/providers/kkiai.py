@@ -27,7 +27,7 @@ from sora_chars.errors import (
     ServiceUnavailableError,
     printable,
 )
-from sora_chars.ids import is_id
+from sora_chars.ids import as_id
 from sora_chars.models import SUCCESS, Character, CharacterRequest, TaskSnapshot
 from sora_chars.ratelimit.window import Limits
 from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
@@ -50,6 +50,7 @@ _QUOTA_CODES = {"insufficient_user_quota", "pre_consume_token_quota_failed", "in
 # The gateway had sent the request on when it failed, whatever the status is.
 _UNPROVEN_CODES = {"do_request_failed", "bad_response_body", "read_response_body_failed"}
 _SOURCE_TASK_CODES = {"get_origin_task_failed", "task_not_exist"}
+_DEEPEST_MEMBER = 4  # of an envelope, in which a character is looked for
 _REQUEST_ID = re.compile(r"\(request id: ([^)\s]+)\)")
 _HINTS = {
     "cameo_permission_denied": "Use another clip. The person in this one has not permitted it.",
@@ -242,11 +243,13 @@ def read_character(response: Response, *, provider: str) -> Character:
         body = parse_json(response.body)
     except ValueError:
         raise _text_error(response, provider) from None
-    match _unwrapped(body):
+    found = _unwrapped(body)
+    id_ = (as_id(found.get("id")) or as_id(found.get("character_id"))) if isinstance(found, dict) else None
+    match found:
         case {"error": error} if error:
             raise _json_error(response, body, provider)
         # An id is enough, whatever the status is: it was paid for.
-        case {"id": str(id_)} as found if is_id(id_) and (_is_success(response) or not _describes_error(found)):
+        case dict() if id_ and (_is_success(response) or not _describes_error(found)):
             return Character(
                 id=id_,
                 provider=provider,
@@ -263,14 +266,17 @@ def read_character(response: Response, *, provider: str) -> Character:
 
 
 def _unwrapped(body: Any) -> Any:
-    """Return the object that holds the character: the body itself, the `data` of an envelope, or an only item."""
-    match body:
-        case {"data": {"id": _} as data}:
-            return data
-        case [{"id": _} as only]:
-            return only
-        case _:
-            return body
+    """Return the object that holds the character: the body, a member of an envelope, or the only item of a list."""
+    found = body
+    for _ in range(_DEEPEST_MEMBER):
+        match found:
+            case {"id": _} | {"character_id": _}:
+                return found
+            case {"data": inner} | {"character": inner} | {"result": inner} | [inner]:
+                found = inner
+            case _:
+                break
+    return body
 
 
 def _is_success(response: Response) -> bool:
@@ -302,7 +308,13 @@ def _text_error(response: Response, provider: str) -> ProviderError:
     rejection = blocked(response, provider)
     if rejection and (is_page or not text or rejection.status in REDIRECTS):
         return rejection
-    if response.status == HTTPStatus.NOT_FOUND or (_is_success(response) and is_page):
+    if _is_success(response) and is_page:
+        return ModelUnavailableError(
+            f"{provider} answered HTTP {response.status} with a page instead of a character: {text!r}.",
+            hint="Try another gateway: this one has no such route. If the page is your network's, log in to it first.",
+            status=response.status,
+        )
+    if response.status == HTTPStatus.NOT_FOUND:
         return ModelUnavailableError(
             f"{provider} does not serve characters any more: it answered HTTP {response.status} with {text!r}.",
             hint="Try another gateway.",

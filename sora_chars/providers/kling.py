@@ -187,9 +187,9 @@ class Kling(HTTPProvider):
                 break
         return found
 
-    async def delete(self, character_id: str) -> bool:
+    async def delete(self, character_id: str) -> None:
         """See `Provider.delete`. Other characters and finished videos stay."""
-        return await self._transport.request(
+        await self._transport.request(
             "POST",
             self._transport.base_url + codec.DELETE_PATH,
             codec.read_deleted,

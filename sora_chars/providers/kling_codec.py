@@ -264,19 +264,18 @@ def read_list(response: Response, *, provider: str) -> tuple[list[TaskSnapshot],
     return found, len(records)
 
 
-def read_deleted(response: Response) -> bool:
-    """Return whether the element was there. Kling answers 1201 for one that is gone.
+def read_deleted(response: Response) -> None:
+    """Read the response to a delete. Kling answers 1201 for an element that is gone, which counts as deleted.
 
     Raises:
         ProviderError: The request was rejected.
     """
     envelope = read_envelope(response)
-    if envelope.code == 0:
-        return True
+    if envelope.code == 0 or envelope.is_invalid_parameter:
+        return
     error = envelope.error()
-    if envelope.is_invalid_parameter or error.status == HTTPStatus.NOT_FOUND:
-        return False
-    raise error
+    if error.status != HTTPStatus.NOT_FOUND:
+        raise error
 
 
 def claimed_task(record: Any) -> tuple[str, Mapping[str, Any]] | None:
