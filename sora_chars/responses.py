@@ -13,6 +13,7 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+_MAX_CODE = 999_999
 GATEWAY_FAULTS = frozenset({408, 502, 504, *range(520, 528)})  # a proxy or a CDN writes these, not the provider
 
 
@@ -71,6 +72,12 @@ def as_number(value: object) -> float | None:
     except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
+
+
+def as_code(value: Any) -> int | None:
+    """Return the code of an error in JSON; None for what is no integer of a code's size."""
+    is_code = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MAX_CODE
+    return value if is_code else None
 
 
 def _no_constant(name: str) -> Any:

@@ -15,7 +15,7 @@ import attrs
 from sora_chars.errors import printable
 from sora_chars.ids import as_id
 from sora_chars.models import FAIL, SUCCESS, Accepts, TaskFailure, TaskSnapshot
-from sora_chars.responses import as_number, parse_json
+from sora_chars.responses import as_code, as_number, parse_json
 
 from . import kling_codec as kling
 from .gateway_reply import Reply, read_created, read_polled
@@ -69,11 +69,10 @@ def _read(response: Response) -> Reply:
         case {"id": id_, "status": str()} if as_id(id_):
             return reply(is_own=True, task=body)
         case {"error": {"message": str(message)} as error}:
-            code = error.get("code")
             kind = error.get("type")
             return reply(
                 is_own=True,
-                code=code if isinstance(code, int) and not isinstance(code, bool) else None,
+                code=as_code(error.get("code")),
                 message=f"{message} ({kind})" if isinstance(kind, str) else message,
             )
         case dict() if response.status == HTTPStatus.OK:

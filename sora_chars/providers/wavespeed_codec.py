@@ -16,7 +16,7 @@ import attrs
 from sora_chars.errors import RequestRejectedError, ServiceUnavailableError, printable
 from sora_chars.ids import as_id
 from sora_chars.models import FAIL, SUCCESS, Accepts, TaskFailure, TaskSnapshot, is_url
-from sora_chars.responses import as_number, parse_json
+from sora_chars.responses import as_code, as_number, parse_json
 
 from . import kling_codec as kling
 from .gateway_reply import Reply, read_created, read_polled
@@ -89,7 +89,7 @@ def _read(response: Response) -> Reply:
     except ValueError:
         body = None
     match body:
-        case {"code": int(code)} if not isinstance(code, bool):
+        case {"code": given} if (code := as_code(given)) is not None:
             data = body.get("data")
             task = data if isinstance(data, dict) and as_id(data.get("id")) else None
             message = body.get("message")

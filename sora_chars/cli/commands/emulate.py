@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sora_chars.cli.context import CommandContext
 
 _GREETING = """\
-Emulating kie.ai, kkiai.com, Kling and Vidu at {url}
+Emulating kie.ai, kkiai.com, Kling, Wavespeed, Evolink and Vidu at {url}
 Dashboard of requests and tasks:  {url}/
 
 In another shell:
@@ -122,9 +122,10 @@ def fault(text: str) -> tuple[str, dict[str, Any]]:
 def emulate(context: CommandContext, /, *, faults: Sequence[tuple[str, dict[str, Any]]], **settings: Any) -> None:
     """Serve an emulator of the providers on this machine.
 
-    It emulates kie.ai, kkiai.com, Kling and Vidu until Ctrl-C. Give its address to other
-    commands as --base-url and --upload-url; any API key is accepted. The page at
-    its address shows the requests, the tasks and all kinds of faults.
+    It emulates kie.ai, kkiai.com, Kling, Wavespeed, Evolink and Vidu until Ctrl-C. Give
+    its address to other commands as --base-url and --upload-url; any API key is
+    accepted. The page at its address shows the requests, the tasks and all kinds of
+    faults.
     """
     emulator = Emulator(**settings)
     for kind, values in faults:

@@ -9,8 +9,10 @@ import attrs
 import click
 
 from sora_chars.cli.options import PROVIDERS, output_options
+from sora_chars.providers.evolink_codec import ACCEPTS as EVOLINK
 from sora_chars.providers.kling_codec import ACCEPTS as KLING
 from sora_chars.providers.vidu_codec import ACCEPTS as VIDU
+from sora_chars.providers.wavespeed_codec import ACCEPTS as WAVESPEED
 
 if TYPE_CHECKING:
     from sora_chars.cli.context import CommandContext
@@ -62,6 +64,10 @@ def _known(name: str) -> _Known:
         case "kling":
             variables = ("KLING_API_KEY", "KLING_ACCESS_KEY+KLING_SECRET_KEY")
             return _Known(variables, "2026-09, by its pages and recorded answers", _described(KLING))
+        case "wavespeed":
+            return _Known(("WAVESPEED_API_KEY",), "2026-09, by its pages and public clients", _described(WAVESPEED))
+        case "evolink":
+            return _Known(("EVOLINK_API_KEY",), "2026-09, by its pages", _described(EVOLINK))
         case "vidu":
             return _Known(("VIDU_API_KEY",), "2026-08, by its pages", _described(VIDU))
         case _:
