@@ -70,6 +70,7 @@ _MODULES = {
     "providers.kling": ("Kling",),
     "providers.vidu": ("Vidu",),
     "providers.wavespeed": ("Wavespeed",),
+    "providers.seedance": ("SeedanceAssets",),
     "providers.kkiai": ("GATEWAYS", "Gateway", "Kkiai"),
     "ratelimit.window": ("Limits",),
     "session.stepping": ("Step",),

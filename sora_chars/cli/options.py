@@ -18,6 +18,7 @@ from sora_chars.providers.evolink import Evolink
 from sora_chars.providers.kie import Kie
 from sora_chars.providers.kkiai import GATEWAYS, Kkiai
 from sora_chars.providers.kling import Kling
+from sora_chars.providers.seedance import SeedanceAssets
 from sora_chars.providers.vidu import Vidu
 from sora_chars.providers.wavespeed import Wavespeed
 from sora_chars.redaction import mask
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
     from sora_chars.models import UploadProgress
     from sora_chars.protocols import PollingStrategy, Provider
 
-PROVIDERS = ("kie", "kling", "wavespeed", "evolink", "vidu", *GATEWAYS)
+PROVIDERS = ("kie", "kling", "wavespeed", "evolink", "vidu", "seedance", *GATEWAYS)
 _CALLING_BACK = ("kie", "kling", "wavespeed", "evolink")
+_WITH_TASKS = (*_CALLING_BACK, "seedance")
 
 _DEFAULT_TIMEOUT = 1800.0  # seconds
 _RESPONSE_TIMEOUT = 60.0  # seconds
@@ -145,7 +147,7 @@ class Settings:
         if self.shutdown_timeout is not None:
             return self.shutdown_timeout
         gateway = self.timeout or _GATEWAY_RESPONSE_TIMEOUT
-        return max(_RESPONSE_TIMEOUT if name in _CALLING_BACK else gateway for name in providers)
+        return max(_RESPONSE_TIMEOUT if name in _WITH_TASKS else gateway for name in providers)
 
     def make_provider(self, on_upload: Callable[[UploadProgress], None] | None = None) -> Provider:
         """Return the provider, with its API key from the environment.
@@ -163,6 +165,8 @@ class Settings:
         if self.provider in {"kling", "evolink"}:
             make = Kling if self.provider == "kling" else Evolink
             return make(timeout=_RESPONSE_TIMEOUT, **_given(options | {"callback_url": self.callback_url}))
+        if self.provider == "seedance":
+            return SeedanceAssets(timeout=_RESPONSE_TIMEOUT, **_given(options))
         if self.provider == "vidu":
             return Vidu(timeout=self.timeout or _GATEWAY_RESPONSE_TIMEOUT, **_given(options))
         # The character is the response to the only request, so `--timeout` limits that request.

@@ -297,9 +297,10 @@ class Submission:
         )
 
     def _unknown(self, why: str) -> SubmissionUnknownError:
+        reason = f": {why}" if why.strip(".") else "."  # none is recorded where a resolution was taken back
         has_callback = self.provider.callback_url and not self.provider.synchronous
         return SubmissionUnknownError(
-            f"It is unknown whether {self.provider.name} made this character (key {self.entry.key}): {why}",
+            f"It is unknown whether {self.provider.name} made this character (key {self.entry.key}){reason}",
             hint="It may exist and be charged, so this key is never sent again automatically. "
             f"{'Its callback settles it; otherwise check' if has_callback else 'Check'} the provider's site, then "
             "call `session.resolve` or run `sora-chars ledger resolve`.",

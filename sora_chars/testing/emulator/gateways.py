@@ -33,13 +33,6 @@ ENDPOINTS = (*WAVESPEED_ENDPOINTS, *EVOLINK_ENDPOINTS)
 CREATES = ("prediction", "generation")
 
 
-def template(path: str) -> str:
-    """Return the path of a route for the path of a request, which may hold an id."""
-    if path.startswith(f"{wavespeed.PREDICTIONS}/") and path.endswith("/result"):
-        return wavespeed.PREDICTION
-    return evolink.TASK if path.startswith(f"{evolink.TASKS}/") else path
-
-
 def _wavespeed_error(fault: Fault, _endpoint: str) -> Reply:
     status = fault.integer("status")
     return wavespeed.reply(status, fault.integer("code") or status, fault.text("message"))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .gateway_tasks import GatewayAccount
     from .kling_callbacks import KlingCallbacks
     from .kling_tasks import KlingStore
+    from .seedance_assets import AssetStore
     from .tasks import EmulatedTask, TaskStore
 
 MAX_LOGGED_REQUESTS = 1000
@@ -50,6 +51,7 @@ class EmulatorState:
         kling_callbacks: Sends Kling's callbacks.
         wavespeed: Wavespeed's tasks and callbacks.
         evolink: Evolink's tasks and callbacks.
+        seedance: The assets of icover and Ark.
         counts: What the emulator received.
         subjects: Vidu's subjects by their ids, oldest first.
         files: The files that the emulator serves.
@@ -67,6 +69,7 @@ class EmulatorState:
     kling_callbacks: KlingCallbacks
     wavespeed: GatewayAccount
     evolink: GatewayAccount
+    seedance: AssetStore
     counts: Counts
     subjects: dict[str, dict[str, object]] = attrs.field(factory=dict)
     files: FileStore = attrs.field(factory=FileStore)

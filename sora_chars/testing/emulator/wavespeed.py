@@ -134,6 +134,12 @@ def admit(authorization: str, api_key: str | None) -> Reply | None:
     return None
 
 
+def template(path: str) -> str:
+    """Return the path of the route for a poll, whose id stands in its middle; any other path as it is."""
+    is_poll = path.startswith(f"{PREDICTIONS}/") and path.endswith("/result")
+    return PREDICTION if is_poll else path
+
+
 def record(task: GatewayTask) -> dict[str, object]:
     """Return the record of a prediction."""
     status = STATES[task.status]
