@@ -17,6 +17,7 @@ _MODULES = {
     "errors": (
         "AuthenticationError",
         "BlockedError",
+        "CharacterDeletedError",
         "ConfigurationError",
         "InsufficientCreditsError",
         "InvalidCallbackError",

@@ -5,6 +5,7 @@ from .callbacks.receiver import CallbackReceiver
 from .errors import (
     AuthenticationError,
     BlockedError,
+    CharacterDeletedError,
     ConfigurationError,
     InsufficientCreditsError,
     InvalidCallbackError,
@@ -72,6 +73,7 @@ __all__ = [
     "CallbackEvent",
     "CallbackReceiver",
     "Character",
+    "CharacterDeletedError",
     "CharacterFields",
     "CharacterRequest",
     "CharacterSession",

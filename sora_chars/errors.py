@@ -323,6 +323,11 @@ class MissingCharacterError(SoraCharsError):
 
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
+class CharacterDeletedError(SoraCharsError):
+    """The character of this key was deleted with `CharacterSession.delete`. Nothing was sent."""
+
+
+@attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class WaitTimeoutError(SoraCharsError, TimeoutError):
     """The wait timed out.
 

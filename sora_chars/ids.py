@@ -23,6 +23,14 @@ def is_id(text: str) -> bool:
     return 0 < len(text) <= _MAX_ID_LENGTH and text.isprintable()
 
 
+def as_id(value: object) -> str | None:
+    """Return a provider's id as text: of JSON, text without surrounding blanks and integers serve; None for others."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    text = strip_blanks(value) if isinstance(value, str) else None
+    return text if text and is_id(text) else None
+
+
 def strip_blanks(text: str | None) -> str | None:
     """Return a key or an id without surrounding blanks and line ends; what is no text is returned as it is."""
     return text.strip() if isinstance(text, str) else text

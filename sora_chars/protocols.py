@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, printable
 from .ratelimit.window import UNLIMITED
 
 if TYPE_CHECKING:
@@ -131,14 +131,16 @@ class Provider(Protocol):
         """
         return UNLIMITED
 
-    async def delete(self, character_id: str) -> bool:
-        """Delete a character, and return whether it was there.
+    async def delete(self, character_id: str) -> None:
+        """Delete a character. One that is gone already counts as deleted.
 
         Raises:
-            ConfigurationError: The provider does not delete characters.
+            ConfigurationError: The provider has no route for it.
             ProviderError: The provider was not reached, or rejected the request.
         """
-        raise ConfigurationError(f"{self.name} does not delete characters, got {character_id!r}.")
+        raise ConfigurationError(
+            f"{self.name} has no route that deletes characters, so {printable(character_id, limit=60)} was not deleted."
+        )
 
     async def credit(self) -> float:
         """Return how many credits the account has left.

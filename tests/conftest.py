@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def no_real_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove real API keys from the environment."""
     for name in os.environ:
-        if name.startswith(("KIE_", "KKIAI_", "KLING_", "VIDU_")):
+        if name.startswith(("EVOLINK_", "KIE_", "KKIAI_", "KLING_", "VIDU_", "WAVESPEED_")):
             monkeypatch.delenv(name)
 
 

@@ -25,6 +25,7 @@ Row = Request | RowFields
 """A request, or the fields of a `CharacterRequest` and optionally its provider."""
 Rows = Iterable[Row] | AsyncIterable[Row]
 Start = Callable[[Request, str | None], "Awaitable[TaskHandle[Any]]"]
+CostBefore = Callable[[Request], "Awaitable[float]"]
 
 _MAX_SUBMITTERS = 250  # above the connection limit, else polls starve creates; low enough to keep batches fair
 
@@ -47,6 +48,7 @@ class BatchOptions:
     Attributes:
         requests: The rows, read only as fast as they can be submitted.
         start: Submits a request to the named provider.
+        cost_before: Returns the credits that earlier attempts of a request cost.
         concurrency: Most requests in flight, and most unread outcomes.
         submit_concurrency: Most requests being submitted at a time.
         timeout: Seconds to wait for each task, from its submission.
@@ -60,6 +62,7 @@ class BatchOptions:
 
     requests: Rows
     start: Start
+    cost_before: CostBefore
     concurrency: int
     submit_concurrency: int
     timeout: float

@@ -32,7 +32,7 @@ class Outcome:
             - "succeeded": the task has a result.
             - "failed": the task ended without a result.
             - "rejected": nothing was sent, or the provider did nothing. The request can
-              be sent again.
+              be sent again, unless `error` is a `CharacterDeletedError`.
             - "unknown": the request was sent, and its outcome is unknown; see
               `CharacterSession.resolve`.
             - "running": the task still runs, but the batch stopped waiting for it.

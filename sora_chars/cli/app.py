@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "batch": ("batch", "Create a character for each row of a JSONL or CSV file."),
-    "characters": ("ledger", "List the saved characters, newest first."),
+    "characters": ("characters", "List the saved characters, newest first, or delete some."),
     "create": ("tasks", "Create a character from a finished task, a video or images."),
     "credit": ("tasks", "Show the credits left in the account."),
     "demo": ("demo", "Create three characters locally; no account is needed."),

@@ -12,7 +12,7 @@ import attrs
 
 from sora_chars.errors import SoraCharsError, printable
 from sora_chars.ledger import Entry, EntryState
-from sora_chars.ledger.entry import to_json
+from sora_chars.ledger.entry import Attempt, to_json
 from sora_chars.ledger.serialize import to_request, to_snapshot
 from sora_chars.redaction import mask
 from sora_chars.responses import parse_json
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from sora_chars.ledger import Ledger
 
 _FIELDS = {field.name.removesuffix("_json"): field for field in attrs.fields(Entry)}
-_REQUIRED = [name for name, field in _FIELDS.items() if field.default is attrs.NOTHING]
+_ATTEMPT_FIELDS = {field.name.removesuffix("_json"): field for field in attrs.fields(Attempt)}
+_PLACE = {"key", "number"}  # what an attempt has by its place in the export
 _JSON = {"request", "result", "error"}
 _MAX_TIME = 253_402_300_800  # the year 10000
 _CHUNK_SIZE = 200  # entries that are inserted at the same time, so that they share commits
@@ -66,7 +67,7 @@ def copy_checked(lines: Iterable[bytes], copy: IO[bytes]) -> list[tuple[int, str
         if not line.strip():
             continue
         try:
-            read_entry(line)
+            read_line(line)
         except ValueError as error:
             problems.append((number, mask(printable(error))))
         copy.write(line.rstrip(b"\r\n") + b"\n")
@@ -81,14 +82,15 @@ async def insert_entries(ledger: Ledger, lines: Iterable[bytes]) -> ImportCounts
     """
     counts = ImportCounts()
     rest = iter(lines)
-    while entries := [read_entry(line) for line in islice(rest, _CHUNK_SIZE)]:
-        for entry, stored in zip(entries, await asyncio.gather(*map(ledger.insert, entries)), strict=True):
+    while pairs := [read_line(line) for line in islice(rest, _CHUNK_SIZE)]:
+        inserts = [ledger.insert(entry, attempts) for entry, attempts in pairs]
+        for (entry, _), stored in zip(pairs, await asyncio.gather(*inserts), strict=True):
             counts.add(entry, stored)
     return counts
 
 
-def read_entry(line: bytes) -> Entry:
-    """Return the entry in a line of an export.
+def read_line(line: bytes) -> tuple[Entry, list[Attempt]]:
+    """Return the entry in a line of an export, and its earlier attempts.
 
     Raises:
         ValueError: The line is not an entry; the message states why.
@@ -99,16 +101,35 @@ def read_entry(line: bytes) -> Entry:
         raise ValueError(f"invalid JSON: {error.msg} at column {error.colno}") from error
     if not isinstance(facts, dict):
         raise ValueError("the line must be a JSON object")  # noqa: TRY004 # all problems of a line are ValueErrors
-    if unknown := sorted(facts.keys() - _FIELDS.keys()):
+    earlier = facts.pop("attempts", [])
+    if not isinstance(earlier, list):
+        raise ValueError(f"attempts must be a list, got {printable(repr(earlier), limit=60)}")  # noqa: TRY004 # as above
+    entry = Entry(**_checked(facts, _FIELDS))
+    _check_content(entry)
+    return entry, [_read_attempt(entry.key, number, attempt) for number, attempt in enumerate(earlier, 1)]
+
+
+def _read_attempt(key: str, number: int, facts: Any) -> Attempt:
+    if not isinstance(facts, dict):
+        raise ValueError(f"attempt {number} must be a JSON object, got {printable(repr(facts), limit=60)}")  # noqa: TRY004 # as above
+    fields = {name: field for name, field in _ATTEMPT_FIELDS.items() if name not in _PLACE}
+    try:
+        return Attempt(key=key, number=number, **_checked(facts, fields))
+    except ValueError as error:
+        raise ValueError(f"attempt {number}: {error}") from error
+
+
+def _checked(facts: Mapping[str, Any], fields: Mapping[str, attrs.Attribute[Any]]) -> dict[str, Any]:
+    """Return the values of an entry or an attempt, or raise `ValueError` about the first that is wrong."""
+    if unknown := sorted(facts.keys() - fields.keys()):
         raise ValueError(f"unknown field {printable(repr(unknown[0]))}; was it exported by a later version?")
-    if missing := [name for name in _REQUIRED if facts.get(name) is None]:
+    required = [name for name, field in fields.items() if field.default is attrs.NOTHING]
+    if missing := [name for name in required if facts.get(name) is None]:
         raise ValueError(f"{missing[0]} is missing")
     for name, value in facts.items():
         if problem := _problem(name, value):
             raise ValueError(f"{name} must be {problem}, got {printable(repr(value), limit=60)}")
-    entry = Entry(**{_FIELDS[name].name: _stored(name, value) for name, value in facts.items()})
-    _check_content(entry)
-    return entry
+    return {fields[name].name: _stored(name, value) for name, value in facts.items()}
 
 
 def _problem(name: str, value: Any) -> str:
@@ -144,6 +165,7 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "credits": (_is_number, "a number"),
     "created_at": _TIME,
     "updated_at": _TIME,
+    "ended_at": _TIME,
 }
 
 

@@ -186,15 +186,20 @@ def provider_options(command: C) -> C:
     """Add the options that select a provider."""
     return _add(
         command,
-        click.option(
-            "--provider",
-            type=click.Choice(PROVIDERS),
-            default="kie",
-            show_default=True,
-            metavar="NAME",
-            help=f"One of {', '.join(PROVIDERS)}.",
-        ),
+        provider_choice(default="kie", help_text=f"One of {', '.join(PROVIDERS)}."),
         address_options,
+    )
+
+
+def provider_choice(*, default: str | None, help_text: str) -> Callable[[C], C]:
+    """Return the option that names a provider."""
+    return click.option(
+        "--provider",
+        type=click.Choice(PROVIDERS),
+        default=default,
+        show_default=default is not None,
+        metavar="NAME",
+        help=help_text,
     )
 
 

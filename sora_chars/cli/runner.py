@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 
 from sora_chars.errors import (
+    CharacterDeletedError,
     ConfigurationError,
     InvalidRequestError,
     KeyConflictError,
@@ -47,6 +48,7 @@ _STATUSES: tuple[tuple[type[SoraCharsError], int], ...] = (
     (InvalidRequestError, USAGE),
     (ConfigurationError, USAGE),
     (KeyConflictError, USAGE),
+    (CharacterDeletedError, USAGE),
     (StaleEntryError, USAGE),
     (ProviderError, 3),
     (TaskFailedError, 4),

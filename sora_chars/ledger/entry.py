@@ -23,7 +23,7 @@ The last two also find an entry by its earlier attempts.
 """
 
 _OWNED_STATES = {EntryState.SENDING, EntryState.RUNNING}
-_PAID_STATES = _OWNED_STATES | {EntryState.SUCCEEDED, EntryState.UNKNOWN}
+_PAID_STATES = _OWNED_STATES | {EntryState.SUCCEEDED, EntryState.DELETED, EntryState.UNKNOWN}
 _MAX_SHOWN_CHARACTERS = 160  # of a request or a value in an error message
 _encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"))  # json.dumps would build one per call
 

@@ -18,7 +18,7 @@ from .notifier import ChangeNotifier
 from .states import EntryState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -136,16 +136,21 @@ class Ledger:
             return await self._restore(known, stored)
         return stored
 
-    async def insert(self, entry: Entry) -> Entry:
+    async def insert(self, entry: Entry, attempts: Sequence[Attempt] = ()) -> Entry:
         """Store an entry of another ledger as it is, unless its key is recorded; return the stored entry of the key.
 
         Args:
             entry: The entry, in any state.
+            attempts: Its earlier attempts. The last ones are stored where the same entry is recorded with fewer.
         """
         self._check_open()
         texts = {"task_id": entry.task_id, "token_digest": entry.token_digest, "owner": entry.owner}
         check_storable(key=entry.key, provider=entry.provider, kind=entry.kind, **texts)
-        return await self._store.insert(entry)
+        stored = await self._store.insert(entry)
+        known = len(await self._store.attempts([entry.key])) if attempts and stored == entry else len(attempts)
+        for attempt in attempts[known:]:
+            await self._store.replace(stored, stored, archive=attempt)
+        return stored
 
     async def transition(
         self,
@@ -253,10 +258,10 @@ class Ledger:
         """Return the entry of which a request, perhaps an earlier one, has a token with this digest, or None."""
         return await self._find("token", token_digest)
 
-    async def attempts(self, key: str) -> list[Attempt]:
-        """Return the earlier attempts of a key, the first one first."""
+    async def attempts(self, *keys: str) -> list[Attempt]:
+        """Return the earlier attempts of up to 200 keys, the first one of each key first."""
         self._check_open()
-        return [*await self._store.attempts(key)] if key.isprintable() else []
+        return [*await self._store.attempts([key for key in keys if key.isprintable()])]
 
     async def entries(
         self,

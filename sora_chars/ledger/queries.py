@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sora_chars.models import TaskSnapshot
 
-    from .entry import Entry
+    from .entry import Attempt, Entry
     from .ledger import Ledger
 
 
@@ -58,17 +58,39 @@ async def find(ledger: Ledger, key: str) -> Entry:
     Raises:
         InvalidRequestError: The ledger has no such entry.
     """
-    given: object = key  # callers without a type checker pass anything
-    entry = await ledger.get(given.strip()) if isinstance(given, str) else None
+    entry = await get(ledger, key)
     if entry is None:
-        raise InvalidRequestError(f"key: the ledger has no entry {printable(repr(key), limit=60)}.")
+        shown = printable(repr(key), limit=60)
+        raise InvalidRequestError(f"key: the ledger has no entry {shown}.", key=printable(key))
     return entry
+
+
+async def get(ledger: Ledger, key: str) -> Entry | None:
+    """Return the entry of a key, or None.
+
+    Raises:
+        InvalidRequestError: The key is no text.
+    """
+    given: object = key  # callers without a type checker pass anything
+    if not isinstance(given, str):
+        raise InvalidRequestError(f"key must be text, got {printable(repr(given), limit=60)}.")
+    return await ledger.get(given.strip())
+
+
+async def with_attempts(ledger: Ledger) -> AsyncGenerator[tuple[Entry, list[Attempt]], None]:
+    """Yield every entry, oldest first, with its earlier attempts."""
+    async for page in ledger.pages():
+        attempts: dict[str, list[Attempt]] = {entry.key: [] for entry in page}
+        for attempt in await ledger.attempts(*attempts):
+            attempts[attempt.key].append(attempt)
+        for entry in page:
+            yield entry, attempts[entry.key]
 
 
 async def characters(
     ledger: Ledger, query: str | None = None, *, limit: int | None = None
 ) -> AsyncGenerator[SavedCharacter, None]:
-    """Yield the characters of a ledger, newest first.
+    """Yield the characters of a ledger, newest first. Those that were deleted are left out.
 
     Args:
         ledger: The ledger to read.
@@ -87,7 +109,7 @@ async def characters(
 async def finished_tasks(ledger: Ledger, *, limit: int) -> list[TaskSnapshot]:
     """Return up to `limit` of the tasks that ended last, the oldest first. Unreadable rows are left out."""
     found: list[TaskSnapshot] = []
-    states = {EntryState.SUCCEEDED, EntryState.FAILED}
+    states = {EntryState.SUCCEEDED, EntryState.FAILED, EntryState.DELETED}
     async for entry in ledger.entries(states=states, newest_first=True, limit=limit):
         with suppress(UnreadableEntryError, ValueError, TypeError, OverflowError):  # from another program
             snapshot = to_snapshot(entry)

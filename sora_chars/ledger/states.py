@@ -21,6 +21,7 @@ class EntryState(StrEnum):
     FAILED = "failed"  # the task ended without a result, or a person has given the entry up
     REJECTED = "rejected"  # the provider rejected the request and did nothing
     UNKNOWN = "unknown"  # the request was sent, and the outcome is unknown
+    DELETED = "deleted"  # it succeeded, and its character was deleted at the provider since
 
 
 _ANSWERED = frozenset(
@@ -38,7 +39,9 @@ TRANSITIONS: dict[EntryState, frozenset[EntryState]] = {
     EntryState.RUNNING: frozenset({EntryState.RUNNING, EntryState.SUCCEEDED, EntryState.FAILED}),
     # it cost nothing, and the cause may have been fixed
     EntryState.REJECTED: frozenset({EntryState.SENDING}),
-    EntryState.SUCCEEDED: frozenset(),
+    # its character was deleted
+    EntryState.SUCCEEDED: frozenset({EntryState.DELETED}),
+    EntryState.DELETED: frozenset(),
     EntryState.FAILED: frozenset(),
 }
 
@@ -54,7 +57,7 @@ RESTARTS: dict[EntryState, frozenset[EntryState]] = {
 }
 """What `Ledger.restart` allows. The attempt that ends is kept."""
 
-ENDED = frozenset({EntryState.SUCCEEDED, EntryState.FAILED, EntryState.REJECTED})
+ENDED = frozenset({EntryState.SUCCEEDED, EntryState.FAILED, EntryState.REJECTED, EntryState.DELETED})
 """The states in which a request is not under way. Only a user has it sent again."""
 
 

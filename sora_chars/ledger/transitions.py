@@ -35,6 +35,7 @@ _RETRY_HINTS = {
     EntryState.RUNNING: "Wait for its task.",
     EntryState.SENDING: "Wait for the process that sends it.",
     EntryState.SUCCEEDED: "Use a new key for another character.",
+    EntryState.DELETED: "Use a new key for another character.",
 }
 _WITHOUT_TASK = SENDABLE | {EntryState.SENDING, EntryState.UNKNOWN}
 

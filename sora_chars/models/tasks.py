@@ -141,9 +141,9 @@ class TaskSnapshot:
         code = f" with code {printable(failure.code, limit=50)}" if failure.code else ""
         reason = printable(failure.message) or "no reason was given"
         raise TaskFailedError(
-            f"Task {self.task_id} failed at {self.provider}{code}: {reason}",
+            f"{f'Task {self.task_id}' if self.task_id else 'The request'} failed at {self.provider}{code}: {reason}",
             provider=self.provider,
-            task_id=self.task_id,
+            task_id=self.task_id or None,
             code=failure.code,
             snapshot=attrs.evolve(self, raw=None),  # `raw` may repeat the secret callback URL
             charged=_charged(self.credits),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextvars import Context
 from typing import TYPE_CHECKING
 
 import attrs
@@ -41,7 +42,7 @@ class CallbackHealth:
         loop = asyncio.get_running_loop()
         self._healthy_until = loop.time() + _HEALTHY_SECONDS
         if self._timer is None:
-            self._timer = loop.call_at(self._healthy_until, self._check)
+            self._timer = loop.call_at(self._healthy_until, self._check, context=Context())
 
     def record_miss(self) -> None:
         """Record that an expected callback did not arrive, or that callbacks no longer count."""
@@ -54,6 +55,7 @@ class CallbackHealth:
         """Start the timer again if a callback has arrived since, else report the end of healthy callbacks."""
         self._timer = None
         if self.is_healthy:
-            self._timer = asyncio.get_running_loop().call_at(self._healthy_until, self._check)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(self._healthy_until, self._check, context=Context())
         else:
             self.on_unhealthy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,8 @@ class ProviderPoller:
     _scheduler: asyncio.Task[None] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._scheduler = asyncio.create_task(self._run(), name=f"sora_chars watcher of {self.provider.name}")
+        name = f"sora_chars watcher of {self.provider.name}"
+        self._scheduler = asyncio.create_task(self._run(), name=name, context=Context())
         self._scheduler.add_done_callback(self._died)
 
     @property
@@ -187,7 +189,8 @@ class ProviderPoller:
         task.heap_id = 0
         task.polling = True
         self._in_flight += 1
-        poll = asyncio.get_running_loop().create_task(self._poll(task))
+        context = Context() if task.context is None else task.context
+        poll = asyncio.get_running_loop().create_task(self._poll(task), context=context)
         self.poll_tasks.add(poll)
         poll.add_done_callback(self.poll_tasks.discard)
 

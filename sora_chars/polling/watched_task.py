@@ -13,6 +13,7 @@ from sora_chars.models import TaskSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+    from contextvars import Context
 
     from sora_chars.errors import MissingCharacterError, SoraCharsError
 
@@ -53,6 +54,8 @@ class WatchedTask:
         missing_since: When the provider began to answer that it has no such task.
         listeners: Queues that get each changed snapshot, and None at the end.
         waiters: Futures that are woken at the end.
+        context: The context variables of the request, in which it is polled. None for an
+            empty context, to save memory.
     """
 
     task_id: str
@@ -75,6 +78,7 @@ class WatchedTask:
     missing_since: float | None = None
     listeners: tuple[asyncio.Queue[TaskSnapshot | None], ...] = ()
     waiters: tuple[asyncio.Future[None], ...] = ()
+    context: Context | None = None
 
     async def wait(self, timeout: float) -> None:
         """Wait up to `timeout` seconds for the end. Check `future` to see whether it came.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Literal
 
 import attrs
@@ -18,6 +19,7 @@ from .watched_task import WatchedTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
 
     from sora_chars.models import Eta, TaskSnapshot
     from sora_chars.protocols import PollingStrategy, Provider
@@ -69,6 +71,7 @@ class TaskWatcher:
         expects_callback: bool = False,
         polled_elsewhere: bool = False,
         on_finished: tuple[OnFinished, ...] = (),
+        context: Context | None = None,
     ) -> WatchedTask:
         """Start to poll a task, or return the `WatchedTask` of one that is polled already.
 
@@ -82,6 +85,8 @@ class TaskWatcher:
                 every 30 s only.
             on_finished: Awaited with the end of the task before any waiter is woken.
                 Callables that the task does not have yet are added to those it has.
+            context: The context variables in which the task is polled. Defaults to a copy
+                of the caller's.
         """
         poller = self._poller(provider)
         task = poller.tasks.get(task_id)
@@ -90,7 +95,13 @@ class TaskWatcher:
             return task
         loop = asyncio.get_running_loop()
         task = WatchedTask(
-            task_id, loop.create_future(), expects_callback, snapshot, polled_elsewhere, on_finished=on_finished
+            task_id,
+            loop.create_future(),
+            expects_callback,
+            snapshot,
+            polled_elsewhere,
+            on_finished=on_finished,
+            context=(copy_context() if context is None else context) or None,
         )
         if snapshot and snapshot.finished:
             task.finish(snapshot)

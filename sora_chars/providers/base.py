@@ -65,6 +65,17 @@ def resolve_key(api_key: str | None, *, variable: str, provider: str) -> str:
     return key
 
 
+def resolve_url(base_url: str | None, *, variable: str, default: str, field: str = "base_url") -> str:
+    """Return the base URL that was passed, or else the one in the environment, or else the default.
+
+    Raises:
+        ConfigurationError: It is invalid. The message names the option or the variable that holds it.
+    """
+    if base_url is not None:
+        return clean_url(base_url, field=field)
+    return clean_url(os.environ.get(variable) or default, field=variable)
+
+
 def clean_url(url: str, *, field: str) -> str:
     """Return a base URL without trailing slashes.
 

@@ -6,7 +6,6 @@ Source: kie.ai docs, Market API, File Upload API and omni/character/create (Augu
 from __future__ import annotations
 
 import asyncio
-import io
 import uuid
 from functools import partial
 from pathlib import Path
@@ -22,16 +21,17 @@ from sora_chars.models import (
     Source,
     TaskRequest,
     TaskSnapshot,
-    UploadProgress,
     is_url,
     path_of,
 )
 from sora_chars.ratelimit.window import Limits
 from sora_chars.transport import Transport
 
+from . import kie_account
 from . import kie_codec as codec
-from .base import HTTPProvider, clean_url, resolve_key
+from .base import HTTPProvider, clean_url, resolve_key, resolve_url
 from .kie_omni import omni_body, omni_problems
+from .upload_body import UploadBody
 
 if TYPE_CHECKING:
     import os
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from sora_chars.models import ModelInfo, Request
+    from sora_chars.models import ModelInfo, Request, UploadProgress
 
 DOCUMENTED_LIMITS = Limits(creates=(20, 10.0), polls=(10, 1.0))
 """The limits of an account: 20 creates in 10 seconds and 10 polls in 1 second. Source: kie.ai docs."""
@@ -63,8 +63,10 @@ class Kie(HTTPProvider):
 
     Args:
         api_key: The API key. Defaults to the environment variable KIE_API_KEY.
-        base_url: Base URL of the API. A trailing "/api/v1" is removed.
-        upload_url: Base URL of the upload service.
+        base_url: Base URL of the API. Defaults to KIE_BASE_URL, or else to
+            https://api.kie.ai. A trailing "/api/v1" is removed.
+        upload_url: Base URL of the upload service. Defaults to KIE_UPLOAD_URL, or else to
+            https://kieai.redpandaai.co.
         callback_url: Public URL under which a `CallbackReceiver` is mounted. Without it,
             tasks are only polled.
         name: Name of the provider in requests, results and the ledger.
@@ -85,8 +87,8 @@ class Kie(HTTPProvider):
         self,
         api_key: str | None = None,
         *,
-        base_url: str = "https://api.kie.ai",
-        upload_url: str = "https://kieai.redpandaai.co",
+        base_url: str | None = None,
+        upload_url: str | None = None,
         callback_url: str | None = None,
         name: str = "kie",
         limits: Limits | None = DOCUMENTED_LIMITS,
@@ -96,10 +98,11 @@ class Kie(HTTPProvider):
         proxy: str | None = None,
         ssl: ssl.SSLContext | bool = True,
     ) -> None:
+        base_url = resolve_url(base_url, variable="KIE_BASE_URL", default="https://api.kie.ai")
         super().__init__(
             Transport(
                 provider=name,
-                base_url=clean_url(base_url, field="base_url").removesuffix("/api/v1"),
+                base_url=base_url.removesuffix("/api/v1"),
                 api_key=resolve_key(api_key, variable="KIE_API_KEY", provider=name),
                 limits=limits or Limits(),
                 http=http,
@@ -109,7 +112,9 @@ class Kie(HTTPProvider):
             )
         )
         self.callback_url = None if callback_url is None else clean_url(callback_url, field="callback_url")
-        self._upload_url = clean_url(upload_url, field="upload_url")
+        self._upload_url = resolve_url(
+            upload_url, variable="KIE_UPLOAD_URL", default="https://kieai.redpandaai.co", field="upload_url"
+        )
         self._on_upload = on_upload
         self._record_url = self._api("jobs/recordInfo")
 
@@ -171,11 +176,11 @@ class Kie(HTTPProvider):
 
     async def credit(self) -> float:
         """Return the number of credits that the account has left."""
-        return await self._transport.request("GET", self._api("chat/credit"), codec.read_credit)
+        return await self._transport.request("GET", self._api("chat/credit"), kie_account.read_credit)
 
     async def models(self) -> list[ModelInfo]:
         """Return the models that the job API serves now, free of charge."""
-        return await self._transport.request("GET", self._api("models"), codec.read_models)
+        return await self._transport.request("GET", self._api("models"), kie_account.read_models)
 
     async def upload(self, path: str | os.PathLike[str]) -> str:
         """Upload a local file, for the input of a `TaskRequest`, free of charge; return its public URL.
@@ -193,11 +198,11 @@ class Kie(HTTPProvider):
 
         def form() -> aiohttp.FormData:
             fields = aiohttp.FormData({"uploadPath": "sora-chars", "fileName": name})
-            fields.add_field("file", _UploadBody(content, path, self._on_upload), filename=name)
+            fields.add_field("file", UploadBody(content, path, self._on_upload), filename=name)
             return fields
 
         url = f"{self._upload_url}/api/file-stream-upload"
-        return await self._transport.request("POST", url, codec.read_upload, body=form)
+        return await self._transport.request("POST", url, kie_account.read_upload, body=form)
 
     async def _poll(self, task_id: str, seen: TaskSnapshot | None) -> TaskSnapshot:
         return await self._transport.request(
@@ -237,22 +242,6 @@ class Kie(HTTPProvider):
         facts = {"provider": self.name, "key": key, "file": printable(source), "why": _UPLOAD_LIFETIME}
         log.warning("upload.temporary", extra=facts)
         return url
-
-
-class _UploadBody(io.BytesIO):
-    """The content of a file, which reports its progress while aiohttp reads it."""
-
-    def __init__(self, content: bytes, path: Path, report: Callable[[UploadProgress], None] | None) -> None:
-        super().__init__(content)
-        self._path = path
-        self._total = len(content)
-        self._report = report
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        chunk = super().read(size)
-        if self._report and chunk:
-            self._report(UploadProgress(self._path, self.tell(), self._total))
-        return chunk
 
 
 def _file_problems(field: str, path: Path, limit: int) -> list[str]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sora_chars.errors import InvalidCallbackError, MissingCharacterError, printable
-from sora_chars.ids import is_id
+from sora_chars.ids import as_id
 from sora_chars.redaction import masked_repr
 from sora_chars.responses import parse_json
 
@@ -115,13 +115,7 @@ def _record(envelope: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _task_id(record: Mapping[str, Any]) -> str | None:
     """Return `taskId`, or `task_id` as in kie.ai's own samples, if it is valid in a signature and printable."""
-    for name in ("taskId", "task_id"):
-        match record.get(name):
-            case str(task_id) if is_id(task_id):
-                return task_id
-            case _:
-                pass
-    return None
+    return as_id(record.get("taskId")) or as_id(record.get("task_id"))
 
 
 def _message(envelope: Mapping[str, Any]) -> str:

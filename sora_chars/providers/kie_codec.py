@@ -6,7 +6,7 @@ recorded traffic of April 2026. Where the two disagree, both forms are read.
 
 from __future__ import annotations
 
-import math
+import re
 from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -22,11 +22,11 @@ from sora_chars.errors import (
     TaskNotFoundError,
     printable,
 )
-from sora_chars.ids import is_id
-from sora_chars.models import FAIL, SUCCESS, Character, CharacterRequest, ModelInfo, TaskFailure, TaskSnapshot
-from sora_chars.responses import GATEWAY_FAULTS, parse_json
+from sora_chars.ids import as_id
+from sora_chars.models import FAIL, SUCCESS, Character, CharacterRequest, TaskFailure, TaskSnapshot
+from sora_chars.responses import GATEWAY_FAULTS, as_number, parse_json
 
-from .kie_envelope import Envelope, json_object, read_data, read_envelope, unreadable
+from .kie_envelope import Envelope, json_object, read_envelope, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +39,7 @@ _CHARACTER_MODELS = {FROM_TASK_MODEL, FROM_VIDEO_MODEL}
 _MAX_TEXT_LENGTH = 5000  # characters
 _MAX_NAME_LENGTH = 40  # characters
 _SUCCESS_CODES = range(200, 300)
+_UNNAMED_ID = re.compile(r"(?=[^0-9]*[0-9])[A-Za-z0-9_-]{8,}")  # no word, such as "success"
 _MIN_CLIP_SECONDS = 1
 _MAX_CLIP_SECONDS = 4
 # 408: no result for over 10 minutes. 501: generation failed.
@@ -113,15 +114,25 @@ def read_task_id(response: Response) -> str:
             gateway, such as 504, or a gateway wrote a JSON error of its own.
         ProviderError: The request was rejected.
     """
-    match json_object(response):
-        case {"data": {"taskId": str(task_id)}} if is_id(task_id):
-            return task_id
-        case _:
-            pass
+    body = json_object(response) or {}
+    data = body.get("data")
+    members = data if isinstance(data, dict) else body
+    if task_id := as_id(members.get("taskId")) or as_id(members.get("task_id")):
+        return task_id
     envelope = read_envelope(response)
     if envelope.code == 0 or envelope.code in _SUCCESS_CODES:
+        if task_id := _unnamed_id(data):
+            return task_id
         raise unreadable(response, "no task id")
     raise _create_error(envelope)
+
+
+def _unnamed_id(data: Any) -> str | None:
+    """Return the id in the `data` of a success whose member has another name, or that is the id itself."""
+    if isinstance(data, dict):
+        return as_id(data.get("id")) or as_id(data.get("recordId"))
+    found = as_id(data)
+    return found if found and _UNNAMED_ID.fullmatch(found) else None
 
 
 def _create_error(envelope: Envelope) -> ProviderError:
@@ -178,15 +189,6 @@ def _text(value: Any, _: Any = None) -> str | None:
     return None if value is None or value == "" else str(value)
 
 
-def _number(value: Any, _: Any = None) -> float | None:
-    """Return a finite number from a number or its text; None for anything else."""
-    try:
-        number = float(value) if isinstance(value, int | float | str) else math.nan
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
 def _camel(name: str) -> str:
     head, *tail = name.split("_")
     return head + "".join(part.capitalize() for part in tail)
@@ -213,9 +215,9 @@ class _Record:
 
 
 def _required_text(value: Any, _: Any = None) -> str:
-    if isinstance(value, str) and value:
-        return value
-    raise ValueError("must be non-empty text")
+    if found := as_id(value):
+        return found
+    raise ValueError("must be an id")
 
 
 @cache
@@ -224,7 +226,7 @@ def _converter() -> cattrs.Converter:
     hooks: dict[str, Callable[[Any, Any], Any]] = {
         "str": _required_text,
         "str | None": _text,
-        "float | None": _number,
+        "float | None": lambda value, _: as_number(value),
         "Any": lambda value, _: value,
     }
     fields: dict[str, Any] = {
@@ -320,17 +322,15 @@ def _requested_name(param: Any) -> str | None:
 
 def _character_id(result: Any) -> tuple[str, str | None] | None:
     """Return the character id and the user name; the sources name four places for the id, tried in this order."""
-    match result:
-        case {"character_id": str(id_)} if id_:
-            return id_, _text(result.get("character_user_name"))
-        case {"resultObject": {"character_id": str(id_), **rest}} if id_:
-            return id_, _text(rest.get("character_user_name"))
-        case {"character_id_list": str(id_) | [str(id_), *_]} if id_:
-            return id_, None
-        case {"characterId": str(id_)} if id_:
-            return id_, None
-        case _:
-            return None
+    if not isinstance(result, dict):
+        return None
+    for holder in (result, result.get("resultObject")):
+        if isinstance(holder, dict) and (id_ := as_id(holder.get("character_id"))):
+            return id_, _text(holder.get("character_user_name"))
+    listed = result.get("character_id_list")
+    first = listed[0] if isinstance(listed, list) and listed else listed
+    id_ = as_id(first) or as_id(result.get("characterId"))
+    return (id_, None) if id_ else None
 
 
 def read_omni(response: Response, *, provider: str) -> Character:
@@ -344,9 +344,10 @@ def read_omni(response: Response, *, provider: str) -> Character:
         ProviderError: The request was rejected.
     """
     envelope = read_envelope(response)
+    id_ = as_id(envelope.data.get("characterId")) if isinstance(envelope.data, dict) else None
+    if id_:
+        return Character(id=id_, provider=provider, raw=envelope.data)
     match envelope:
-        case Envelope(data={"characterId": str(id_)}) if is_id(id_):
-            return Character(id=id_, provider=provider, raw=envelope.data)
         case Envelope(code=0 | 200):
             raise MissingCharacterError(
                 f"kie.ai reported success without a character id: {printable(envelope.data)}",
@@ -357,39 +358,3 @@ def read_omni(response: Response, *, provider: str) -> Character:
             )
         case _:
             raise _create_error(envelope)
-
-
-def read_upload(response: Response) -> str:
-    """Return the URL of an uploaded file."""
-    match read_data(response):
-        case {"downloadUrl": str(url)} if url:
-            return url
-        case _:
-            raise unreadable(response, "no downloadUrl")
-
-
-def read_credit(response: Response) -> float:
-    """Return the number of credits left."""
-    credit = _number(read_data(response))
-    if credit is None:
-        raise unreadable(response, "no number")
-    return credit
-
-
-def read_models(response: Response) -> list[ModelInfo]:
-    """Return the models on offer; entries without a name are skipped."""
-    match read_data(response):
-        case {"models": list(models)}:
-            return [
-                ModelInfo(
-                    model=model["model"],
-                    title=_text(model.get("title")),
-                    provider=_text(model.get("provider")),
-                    task_type=_text(model.get("taskType")),
-                    raw=model,
-                )
-                for model in models
-                if isinstance(model, dict) and isinstance(model.get("model"), str)
-            ]
-        case _:
-            raise unreadable(response, "no list of models")

@@ -27,13 +27,13 @@ from sora_chars.errors import (
     ServiceUnavailableError,
     printable,
 )
-from sora_chars.ids import is_id
+from sora_chars.ids import as_id
 from sora_chars.models import SUCCESS, Character, CharacterRequest, TaskSnapshot
 from sora_chars.ratelimit.window import Limits
 from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
 from sora_chars.transport import Transport
 
-from .base import REDIRECTS, HTTPProvider, blocked, clean_url, resolve_key
+from .base import REDIRECTS, HTTPProvider, blocked, resolve_key, resolve_url
 
 if TYPE_CHECKING:
     import ssl
@@ -50,6 +50,7 @@ _QUOTA_CODES = {"insufficient_user_quota", "pre_consume_token_quota_failed", "in
 # The gateway had sent the request on when it failed, whatever the status is.
 _UNPROVEN_CODES = {"do_request_failed", "bad_response_body", "read_response_body_failed"}
 _SOURCE_TASK_CODES = {"get_origin_task_failed", "task_not_exist"}
+_DEEPEST_MEMBER = 4  # of an envelope, in which a character is looked for
 _REQUEST_ID = re.compile(r"\(request id: ([^)\s]+)\)")
 _HINTS = {
     "cameo_permission_denied": "Use another clip. The person in this one has not permitted it.",
@@ -99,7 +100,8 @@ class Kkiai(HTTPProvider):
 
     Args:
         api_key: The API key. Defaults to the environment variable `key_variable`.
-        base_url: Base URL of the API. A trailing "/v1" is removed.
+        base_url: Base URL of the API. Defaults to KKIAI_BASE_URL, or else to
+            https://www.kkiai.com. A trailing "/v1" is removed.
         extra_body: Members that a gateway requires in the body of each request.
         name: Name of the provider in requests, results and the ledger.
         key_variable: Environment variable of the key.
@@ -120,7 +122,7 @@ class Kkiai(HTTPProvider):
         self,
         api_key: str | None = None,
         *,
-        base_url: str = GATEWAYS["kkiai"].base_url,
+        base_url: str | None = None,
         extra_body: Mapping[str, Any] | None = None,
         name: str = "kkiai",
         key_variable: str = "KKIAI_API_KEY",
@@ -130,10 +132,11 @@ class Kkiai(HTTPProvider):
         proxy: str | None = None,
         ssl: ssl.SSLContext | bool = True,
     ) -> None:
+        base_url = resolve_url(base_url, variable="KKIAI_BASE_URL", default=GATEWAYS["kkiai"].base_url)
         super().__init__(
             Transport(
                 provider=name,
-                base_url=clean_url(base_url, field="base_url").removesuffix("/v1").rstrip("/"),
+                base_url=base_url.removesuffix("/v1").rstrip("/"),
                 api_key=resolve_key(api_key, variable=key_variable, provider=name),
                 limits=limits or Limits(),
                 http=http,
@@ -146,7 +149,10 @@ class Kkiai(HTTPProvider):
 
     @classmethod
     def gateway(cls, name: str, /, api_key: str | None = None, **options: Any) -> Kkiai:
-        """Return the provider for a known gateway. The environment variable of its key is NAME_API_KEY.
+        """Return the provider for a known gateway.
+
+        Its key comes from the environment variable NAME_API_KEY, and another base URL
+        from NAME_BASE_URL.
 
         Args:
             name: A name in `GATEWAYS`.
@@ -160,7 +166,9 @@ class Kkiai(HTTPProvider):
         if known is None:
             raise ConfigurationError(f"gateway must be one of {', '.join(GATEWAYS)}, got {printable(name)!r}.")
         settings: dict[str, Any] = {
-            "base_url": known.base_url,
+            "base_url": resolve_url(
+                options.pop("base_url", None), variable=f"{name.upper()}_BASE_URL", default=known.base_url
+            ),
             "extra_body": known.extra_body,
             "name": name,
             "key_variable": f"{name.upper()}_API_KEY",
@@ -235,11 +243,13 @@ def read_character(response: Response, *, provider: str) -> Character:
         body = parse_json(response.body)
     except ValueError:
         raise _text_error(response, provider) from None
-    match _unwrapped(body):
+    found = _unwrapped(body)
+    id_ = (as_id(found.get("id")) or as_id(found.get("character_id"))) if isinstance(found, dict) else None
+    match found:
         case {"error": error} if error:
             raise _json_error(response, body, provider)
         # An id is enough, whatever the status is: it was paid for.
-        case {"id": str(id_)} as found if is_id(id_) and (_is_success(response) or not _describes_error(found)):
+        case dict() if id_ and (_is_success(response) or not _describes_error(found)):
             return Character(
                 id=id_,
                 provider=provider,
@@ -256,14 +266,17 @@ def read_character(response: Response, *, provider: str) -> Character:
 
 
 def _unwrapped(body: Any) -> Any:
-    """Return the object that holds the character: the body itself, the `data` of an envelope, or an only item."""
-    match body:
-        case {"data": {"id": _} as data}:
-            return data
-        case [{"id": _} as only]:
-            return only
-        case _:
-            return body
+    """Return the object that holds the character: the body, a member of an envelope, or the only item of a list."""
+    found = body
+    for _ in range(_DEEPEST_MEMBER):
+        match found:
+            case {"id": _} | {"character_id": _}:
+                return found
+            case {"data": inner} | {"character": inner} | {"result": inner} | [inner]:
+                found = inner
+            case _:
+                break
+    return body
 
 
 def _is_success(response: Response) -> bool:
@@ -295,7 +308,13 @@ def _text_error(response: Response, provider: str) -> ProviderError:
     rejection = blocked(response, provider)
     if rejection and (is_page or not text or rejection.status in REDIRECTS):
         return rejection
-    if response.status == HTTPStatus.NOT_FOUND or (_is_success(response) and is_page):
+    if _is_success(response) and is_page:
+        return ModelUnavailableError(
+            f"{provider} answered HTTP {response.status} with a page instead of a character: {text!r}.",
+            hint="Try another gateway: this one has no such route. If the page is your network's, log in to it first.",
+            status=response.status,
+        )
+    if response.status == HTTPStatus.NOT_FOUND:
         return ModelUnavailableError(
             f"{provider} does not serve characters any more: it answered HTTP {response.status} with {text!r}.",
             hint="Try another gateway.",

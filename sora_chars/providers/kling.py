@@ -21,7 +21,7 @@ from sora_chars.signing import header, jwt_signer
 from sora_chars.transport import Transport
 
 from . import kling_codec as codec
-from .base import HTTPProvider, clean_url, resolve_key
+from .base import HTTPProvider, clean_url, resolve_key, resolve_url
 from .kling_callback import read_callback, webhook_key
 from .local_files import request_problems
 
@@ -96,11 +96,10 @@ class Kling(HTTPProvider):
         ssl: ssl.SSLContext | bool = True,
     ) -> None:
         keys = _keys(api_key, access_key, secret_key, provider=name)
-        base_url = base_url or os.environ.get("KLING_BASE_URL") or SINGAPORE
         super().__init__(
             Transport(
                 provider=name,
-                base_url=clean_url(base_url, field="base_url"),
+                base_url=resolve_url(base_url, variable="KLING_BASE_URL", default=SINGAPORE),
                 limits=limits or Limits(),
                 http=http,
                 proxy=proxy,
@@ -188,9 +187,9 @@ class Kling(HTTPProvider):
                 break
         return found
 
-    async def delete(self, character_id: str) -> bool:
+    async def delete(self, character_id: str) -> None:
         """See `Provider.delete`. Other characters and finished videos stay."""
-        return await self._transport.request(
+        await self._transport.request(
             "POST",
             self._transport.base_url + codec.DELETE_PATH,
             codec.read_deleted,

@@ -7,14 +7,14 @@ disagree, both forms are read.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from sora_chars.errors import MissingCharacterError, ProviderError, TaskNotFoundError, printable
-from sora_chars.ids import is_id
+from sora_chars.ids import as_id
 from sora_chars.models import FAIL, SUCCESS, Accepts, Character, MediaRule, TaskFailure, TaskSnapshot, TextRule
+from sora_chars.responses import as_number
 
 from .kling_envelope import read_data, read_envelope, unreadable
 
@@ -68,22 +68,28 @@ def element_body(
     request: CharacterRequest, *, key: str, callback_url: str | None, video: str | None, images: Sequence[str]
 ) -> dict[str, Any]:
     """Return the body of the create. `video` is a URL; each of `images` is a URL or base64."""
-    body: dict[str, Any] = {
-        "element_name": request.name,
-        "element_description": request.prompt,
-        "reference_type": "image_refer" if video is None else "video_refer",
+    body = {
+        **element_members(request, video=video, images=images),
         "element_voice_id": request.voice,
         "tag_list": [{"tag_id": "o_102"}],  # a character
         "callback_url": callback_url,
         "external_task_id": external_id(key),
     }
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def element_members(request: CharacterRequest, *, video: str | None, images: Sequence[str]) -> dict[str, Any]:
+    """Return the members of a create that describe the element, which Kling's gateways take too."""
+    members: dict[str, Any] = {"element_name": request.name, "element_description": request.prompt}
     if video is None:
         frontal, *others = images
         references = [{"image_url": image} for image in others]
-        body["element_image_list"] = {"frontal_image": frontal, "refer_images": references}
+        members["reference_type"] = "image_refer"
+        members["element_image_list"] = {"frontal_image": frontal, "refer_images": references}
     else:
-        body["element_video_list"] = {"refer_videos": [{"video_url": video}]}
-    return {name: value for name, value in body.items() if value is not None}
+        members["reference_type"] = "video_refer"
+        members["element_video_list"] = {"refer_videos": [{"video_url": video}]}
+    return members
 
 
 def read_created(response: Response, *, provider: str) -> TaskSnapshot | None:
@@ -97,7 +103,7 @@ def read_created(response: Response, *, provider: str) -> TaskSnapshot | None:
     """
     envelope = read_envelope(response, paid=True)
     record = envelope.data
-    if isinstance(record, dict) and (task_id := _id(record.get("task_id"))):
+    if isinstance(record, dict) and (task_id := as_id(record.get("task_id"))):
         return TaskSnapshot(task_id=task_id, provider=provider, state=_state(record) or "submitted", model=MODEL)
     if envelope.code == 0:
         raise unreadable(response, "no task id")
@@ -129,7 +135,7 @@ def read_record(response: Response, *, task_id: str, provider: str, seen: TaskSn
     record = envelope.data
     if not isinstance(record, dict):
         raise unreadable(response, "no record")
-    if task_id not in {_id(record.get("task_id")), _external_id(record)}:
+    if task_id not in {as_id(record.get("task_id")), _external_id(record)}:
         raise unreadable(response, "another task's record")
     return read_snapshot(record, provider=provider, retry_after=response.retry_after, digest=digest)
 
@@ -150,7 +156,7 @@ def read_lookup(response: Response, *, external_id: str, provider: str) -> TaskS
             return None
         raise error
     record = envelope.data
-    if not isinstance(record, dict) or not _id(record.get("task_id")):
+    if not isinstance(record, dict) or not as_id(record.get("task_id")):
         raise unreadable(response, "no record")
     if _external_id(record) not in {None, external_id}:
         raise unreadable(response, "another task's record")
@@ -174,7 +180,7 @@ def _task_error(error: ProviderError, task_id: str) -> ProviderError:
 
 def _external_id(record: Mapping[str, Any]) -> str | None:
     info = record.get("task_info")
-    return _id(info.get("external_task_id")) if isinstance(info, dict) else None
+    return as_id(info.get("external_task_id")) if isinstance(info, dict) else None
 
 
 def read_snapshot(
@@ -185,7 +191,7 @@ def read_snapshot(
     Raises:
         MissingCharacterError: The task succeeded without an element id.
     """
-    task_id = _id(record.get("task_id")) or ""
+    task_id = as_id(record.get("task_id")) or ""
     state = _state(record)
     ended = state in {SUCCESS, FAIL}
     message = record.get("task_status_msg")
@@ -199,7 +205,7 @@ def read_snapshot(
         failure=TaskFailure(None, printable(message or "")) if state == FAIL else None,
         created_at=_seconds(record.get("created_at")),
         completed_at=_seconds(record.get("updated_at")) if ended else None,
-        credits=_number(record.get("final_unit_deduction")),
+        credits=as_number(record.get("final_unit_deduction")),
         retry_after=retry_after,
         raw=record,
         digest=digest,
@@ -213,16 +219,21 @@ def _state(record: Mapping[str, Any]) -> str:
 
 def _character(record: Mapping[str, Any], task_id: str, provider: str) -> Character:
     match record.get("task_result"):
-        case {"elements": [{"element_id": found} as element, *_]} if element_id := _id(found):
+        case {"elements": [{"element_id": found} as element, *_]} if element_id := as_id(found):
             return character_of(element, element_id, task_id=task_id, provider=provider)
         case payload:
-            raise MissingCharacterError(
-                f"Task {printable(task_id)} succeeded, but its result holds no element id: {printable(payload)}",
-                hint="Ask Kling about the result, which `payload` holds.",
-                provider=provider,
-                task_id=task_id,
-                payload=payload,
-            )
+            raise missing_element(payload, task_id=task_id, provider=provider, label="Kling")
+
+
+def missing_element(payload: Any, *, task_id: str, provider: str, label: str) -> MissingCharacterError:
+    """Return the error for a task that succeeded without an element id. `label` is the name of the service."""
+    return MissingCharacterError(
+        f"Task {printable(task_id)} succeeded, but its result holds no element id: {printable(payload)}",
+        hint=f"Ask {label} about the result, which `payload` holds.",
+        provider=provider,
+        task_id=task_id,
+        payload=payload,
+    )
 
 
 def character_of(element: Mapping[str, Any], element_id: str, *, task_id: str | None, provider: str) -> Character:
@@ -245,7 +256,7 @@ def read_list(response: Response, *, provider: str) -> tuple[list[TaskSnapshot],
         raise unreadable(response, "no list")
     found: list[TaskSnapshot] = []
     for record in records:
-        if isinstance(record, dict) and _id(record.get("task_id")):
+        if isinstance(record, dict) and as_id(record.get("task_id")):
             try:
                 found.append(read_snapshot(record, provider=provider))
             except MissingCharacterError:
@@ -253,19 +264,18 @@ def read_list(response: Response, *, provider: str) -> tuple[list[TaskSnapshot],
     return found, len(records)
 
 
-def read_deleted(response: Response) -> bool:
-    """Return whether the element was there. Kling answers 1201 for one that is gone.
+def read_deleted(response: Response) -> None:
+    """Read the response to a delete. Kling answers 1201 for an element that is gone, which counts as deleted.
 
     Raises:
         ProviderError: The request was rejected.
     """
     envelope = read_envelope(response)
-    if envelope.code == 0:
-        return True
+    if envelope.code == 0 or envelope.is_invalid_parameter:
+        return
     error = envelope.error()
-    if envelope.is_invalid_parameter or error.status == HTTPStatus.NOT_FOUND:
-        return False
-    raise error
+    if error.status != HTTPStatus.NOT_FOUND:
+        raise error
 
 
 def claimed_task(record: Any) -> tuple[str, Mapping[str, Any]] | None:
@@ -278,9 +288,9 @@ def claimed_task(record: Any) -> tuple[str, Mapping[str, Any]] | None:
         record = record["data"]
     if not isinstance(record, dict):
         return None
-    if task_id := _id(record.get("task_id")):
+    if task_id := as_id(record.get("task_id")):
         return task_id, record
-    if task_id := _id(record.get("id")):
+    if task_id := as_id(record.get("id")):
         older = {
             "task_id": task_id,
             "task_status": record.get("status"),
@@ -293,21 +303,6 @@ def claimed_task(record: Any) -> tuple[str, Mapping[str, Any]] | None:
     return None
 
 
-def _id(value: Any) -> str | None:
-    """Return an id as text: an integer is exact, and anything but an integer and text is no id."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    return value if isinstance(value, str) and is_id(value) else None
-
-
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
 def _seconds(milliseconds: Any) -> float | None:
-    number = _number(milliseconds)
+    number = as_number(milliseconds)
     return None if number is None else number / 1000

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 from sora_chars.errors import ConfigurationError, InvalidCallbackError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 _PREFIX = "whsec_"
-_VERSION = "v1"
 
 
 def webhook_key(secret: str) -> bytes:
@@ -37,7 +36,28 @@ def webhook_key(secret: str) -> bytes:
     return key
 
 
-def check_signature(headers: Mapping[str, str], body: bytes, *, key: bytes, now: float, tolerance: float) -> None:
+def plain_key(secret: str) -> bytes:
+    """Return the key in a secret of a provider that takes the text after "whsec_" as it is.
+
+    Raises:
+        ConfigurationError: There is no text.
+    """
+    key = secret.strip().removeprefix(_PREFIX).encode()
+    if not key:
+        raise ConfigurationError('webhook_secret must be "whsec_" and text.', hint="Copy it from the provider.")
+    return key
+
+
+def check_signature(
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    key: bytes,
+    now: float,
+    tolerance: float,
+    version: str = "v1",
+    encode: Callable[[bytes], bytes] = base64.b64encode,
+) -> None:
     """Check HMAC-SHA256 over `id.timestamp.body`, in constant time. Any of several signatures may match.
 
     Args:
@@ -46,6 +66,8 @@ def check_signature(headers: Mapping[str, str], body: bytes, *, key: bytes, now:
         key: The key in the secret.
         now: Current time in seconds since the epoch.
         tolerance: Seconds by which the signed timestamp may differ from `now`.
+        version: The version that stands before each signature.
+        encode: How a digest is written in the header.
 
     Raises:
         InvalidCallbackError: Status 401. The signature or the timestamp is missing or wrong.
@@ -55,7 +77,7 @@ def check_signature(headers: Mapping[str, str], body: bytes, *, key: bytes, now:
     if not id_ or not re.fullmatch("[0-9]{1,12}", timestamp):
         raise InvalidCallbackError("Callback rejected: it is not signed.", status=401)
     signed = b".".join((id_.encode(errors="replace"), timestamp.encode(), body))
-    expected = base64.b64encode(hmac.digest(key, signed, hashlib.sha256))
+    expected = version.encode() + b"," + encode(hmac.digest(key, signed, hashlib.sha256))
     if not any([_matches(given, expected) for given in headers.get("webhook-signature", "").split(" ")]):  # noqa: C419 # all are compared
         raise InvalidCallbackError("Callback rejected: its signature is wrong.", status=401)
     if not abs(now - int(timestamp)) <= tolerance:  # also rejects a `now` that is NaN
@@ -63,6 +85,5 @@ def check_signature(headers: Mapping[str, str], body: bytes, *, key: bytes, now:
 
 
 def _matches(given: str, expected: bytes) -> bool:
-    version, _, signature = given.partition(",")
     # Compared as bytes: compare_digest raises TypeError for text that is not ASCII.
-    return hmac.compare_digest(signature.encode(errors="replace"), expected) and version == _VERSION
+    return hmac.compare_digest(given.encode(errors="replace"), expected)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from sora_chars.signing import header
 from sora_chars.transport import Transport
 
 from . import vidu_codec as codec
-from .base import HTTPProvider, clean_url, resolve_key
+from .base import HTTPProvider, resolve_key, resolve_url
 from .local_files import image_format, request_problems
 
 if TYPE_CHECKING:
@@ -76,11 +75,10 @@ class Vidu(HTTPProvider):
         ssl: ssl.SSLContext | bool = True,
     ) -> None:
         key = resolve_key(api_key, variable="VIDU_API_KEY", provider=name)
-        base_url = base_url or os.environ.get("VIDU_BASE_URL") or INTERNATIONAL
         super().__init__(
             Transport(
                 provider=name,
-                base_url=clean_url(base_url, field="base_url"),
+                base_url=resolve_url(base_url, variable="VIDU_BASE_URL", default=INTERNATIONAL),
                 api_key=key,
                 sign=header("Authorization", f"Token {key}"),
                 limits=limits or Limits(),

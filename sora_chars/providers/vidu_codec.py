@@ -23,7 +23,7 @@ from sora_chars.errors import (
     ServiceUnavailableError,
     printable,
 )
-from sora_chars.ids import is_id
+from sora_chars.ids import as_id
 from sora_chars.models import SUCCESS, Accepts, Character, MediaRule, TaskSnapshot, TextRule
 from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
 
@@ -119,10 +119,8 @@ def read_page(response: Response, *, provider: str) -> tuple[list[TaskSnapshot],
 
 def _snapshot(subject: Mapping[str, Any], provider: str) -> TaskSnapshot | None:
     """Return a subject as the finished task that made it; None without an id."""
-    found = subject.get("id")
-    if isinstance(found, int) and not isinstance(found, bool):
-        found = str(found)
-    if not (isinstance(found, str) and is_id(found)):
+    found = as_id(subject.get("id"))
+    if found is None:
         return None
     name = subject.get("name")
     name = name if isinstance(name, str) and name else None

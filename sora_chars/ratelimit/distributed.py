@@ -17,6 +17,7 @@ import asyncio
 import math
 import time
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextvars import Context
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
@@ -142,7 +143,7 @@ class QuotaClient:
         except BaseException:
             self.window.shares.remove(self)
             raise
-        runner = asyncio.create_task(self._run(), name="sora_chars limit")
+        runner = asyncio.create_task(self._run(), name="sora_chars limit", context=Context())
         try:
             yield
         finally:

@@ -34,6 +34,7 @@ def new_batch(
 ) -> Batch:
     """Return the batch of `CharacterSession.create_many`."""
     seen: set[str] = set()  # a key that fails in this batch is not sent again for another row
+    counted: set[str] = set()  # the keys whose earlier attempts count in the budget
 
     async def start(request: Request, name: str | None) -> TaskHandle[Any]:
         name = name or provider
@@ -44,11 +45,22 @@ def new_batch(
                 return await session.retry(entry.key, request)
         return await session.submit(request, provider=name)
 
+    async def cost_before(request: Request) -> float:
+        entry = await session.entry(request.key) if request.key and request.key not in counted else None
+        if entry is None:
+            return 0.0
+        counted.add(entry.key)
+        costs = [attempt.credits for attempt in await session.ledger.attempts(entry.key)]
+        if retry_failed and entry.state in _FAILED:
+            costs.append(entry.credits)
+        return sum(cost for cost in costs if cost is not None)
+
     serving = session.providers if provider is None else (dispatcher.provider(provider),)
     return Batch(
         options=BatchOptions(
             requests=requests,
             start=start,
+            cost_before=cost_before,
             concurrency=concurrency,
             submit_concurrency=max(map(submit_concurrency, serving)),
             timeout=session.timeout if timeout is None else timeout,

@@ -44,6 +44,7 @@ from .writer import LedgerWriter, log_second_task
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from contextvars import Context
 
     from sora_chars.ledger import Entry, Ledger
     from sora_chars.models import Request
@@ -218,13 +219,21 @@ class Dispatcher:
             log_second_task(entry, task_id)
 
     async def handle(
-        self, entry: Entry, *, request: Request | None = None, snapshot: TaskSnapshot | None = None
+        self,
+        entry: Entry,
+        *,
+        request: Request | None = None,
+        snapshot: TaskSnapshot | None = None,
+        context: Context | None = None,
     ) -> TaskHandle[Any]:
-        """Return a live handle of an entry that is running or has ended; `snapshot` is from its submission."""
+        """Return a live handle of an entry that is running or has ended.
+
+        `snapshot` and `context` are those of its submission.
+        """
         request = request or to_request(entry)
         provider = self.provider(entry.provider)
         self.writer.remember(entry)
-        task = await self._tracker.join(provider, entry, snapshot)
+        task = await self._tracker.join(provider, entry, snapshot, context=context)
         return TaskHandle(
             task_id=task.task_id,
             provider=provider.name,
@@ -303,8 +312,10 @@ class Dispatcher:
         """
         if self.closing:
             raise submission.interrupted()
-        context = copy_context()
-        context.run(submit_deadline.set, deadline)
+        submission.context = context = copy_context()
+        if deadline < math.inf:
+            context = context.copy()  # the deadline is none of the polls'
+            context.run(submit_deadline.set, deadline)
         asyncio_task = asyncio.create_task(
             submission.run(), name=f"sora_chars submit {submission.entry.key}", context=context
         )
@@ -342,7 +353,9 @@ class Dispatcher:
         """Return the live handle of a submission that is on record."""
         if snapshot:
             self._save_picture(snapshot)  # of a synchronous provider
-        return await self.handle(submission.entry, request=submission.request, snapshot=snapshot)
+        return await self.handle(
+            submission.entry, request=submission.request, snapshot=snapshot, context=submission.context
+        )
 
     def choose(self, request: Request, name: str | None) -> Provider:
         """Return the provider of that name, or else the first, that can serve the request.

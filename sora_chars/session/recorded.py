@@ -10,14 +10,14 @@ from sora_chars.errors import LedgerError, SessionClosedError, WrongLoopError
 from sora_chars.ledger import Ledger, queries
 from sora_chars.models import as_request
 
-from . import resolving, stepping
+from . import deleting, resolving, stepping
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
     from typing import Unpack
 
     from sora_chars.ledger import Entry
-    from sora_chars.models import CharacterFields, Request
+    from sora_chars.models import Character, CharacterFields, Request
     from sora_chars.polling.handle import TaskHandle
 
     from .dispatcher import Dispatcher
@@ -124,10 +124,31 @@ class RecordedRequests:
         with self._in_use() as dispatcher:
             return await resolving.resolve(dispatcher, key, **decision)
 
+    async def delete(self, character: Character | str, *, provider: str | None = None) -> Entry | None:
+        """Delete a character at its provider, and record that. Free of charge; it cannot be undone.
+
+        The key is never sent again: a request under it raises `CharacterDeletedError`.
+        `characters` no longer yields the character. Deleting it twice has no effect.
+
+        Args:
+            character: The character, its key or its id.
+            provider: Name of the provider, which an id that this ledger does not record needs.
+
+        Returns:
+            The entry as it is now; None for a character that this ledger does not record.
+
+        Raises:
+            InvalidRequestError: There is no such key or id, or the key has no character.
+            ConfigurationError: The session has no such provider, or the provider has no route that deletes characters.
+            ProviderError: The provider was not reached, or rejected the request.
+        """
+        with self._in_use() as dispatcher:
+            return await deleting.delete(dispatcher, character, provider)
+
     async def entry(self, key: str) -> Entry | None:
-        """Return what the ledger records under a key, or None."""
+        """Return what the ledger records under a key, or None. `InvalidRequestError` if it is no text."""
         with self._in_use():
-            return await self.ledger.get(key.strip())
+            return await queries.get(self.ledger, key)
 
     async def characters(
         self, query: str | None = None, *, limit: int | None = None

@@ -150,6 +150,7 @@ class CharacterSession(RecordedRequests):
         Raises:
             InvalidRequestError: No provider accepts the request. Nothing was sent.
             KeyConflictError: The key was used for another request. Nothing was sent.
+            CharacterDeletedError: The character of this key was deleted. Nothing was sent.
             SubmissionUnknownError: The request was sent, now or before, and its outcome is unknown.
             ProviderError: The provider rejected the request, or was unreachable.
             LedgerError: The ledger failed. Nothing was sent, unless the error has a `task_id`.

@@ -26,10 +26,12 @@ from sora_chars.ledger.serialize import RETRY_HINT, rejection, to_error
 from sora_chars.ledger.transitions import end_state, mark_orphaned, without_character
 from sora_chars.models import TaskSnapshot
 
+from .deleting import character_deleted
 from .settling import keys_sent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
+    from contextvars import Context
 
     from sora_chars.ledger import Entry, Ledger
     from sora_chars.models import Request
@@ -59,6 +61,7 @@ class Submission:
         settlement: Asks the provider what became of the request, where it can be asked.
         sent: Whether the request may have left this process.
         expired: Whether the caller's deadline has passed. Nothing is sent from then on.
+        context: The context variables of the caller, in which the task is polled. None before it runs.
     """
 
     provider: Provider
@@ -72,6 +75,7 @@ class Submission:
     settlement: Settlement | None = None
     sent: bool = False
     expired: bool = False
+    context: Context | None = None
     _recording: bool = attrs.field(default=False, init=False)
     _last_fault: ProviderError | None = attrs.field(default=None, init=False)
 
@@ -82,6 +86,7 @@ class Submission:
 
         Raises:
             SubmissionUnknownError: The outcome is unknown, now or since an earlier attempt.
+            CharacterDeletedError: The character of this key was deleted.
             ProviderError: The provider rejected the request, or was unreachable.
             LedgerError: The ledger could not be written. With a `task_id` the task was made; without one, nothing was
                 sent.
@@ -100,6 +105,8 @@ class Submission:
                     case EntryState.SENDING:
                         await self._wait_for_sender()
                         waited = True
+                    case EntryState.DELETED:
+                        raise character_deleted(self.entry)
                     case EntryState.UNKNOWN:
                         await self._settle(str((self.entry.error or {}).get("message", "")))
                     case _:
@@ -290,9 +297,10 @@ class Submission:
         )
 
     def _unknown(self, why: str) -> SubmissionUnknownError:
+        reason = f": {why}" if why.strip(".") else "."  # none is recorded where a resolution was taken back
         has_callback = self.provider.callback_url and not self.provider.synchronous
         return SubmissionUnknownError(
-            f"It is unknown whether {self.provider.name} made this character (key {self.entry.key}): {why}",
+            f"It is unknown whether {self.provider.name} made this character (key {self.entry.key}){reason}",
             hint="It may exist and be charged, so this key is never sent again automatically. "
             f"{'Its callback settles it; otherwise check' if has_callback else 'Check'} the provider's site, then "
             "call `session.resolve` or run `sora-chars ledger resolve`.",

@@ -6,6 +6,7 @@ One process owns the task and polls it. The others are notified when it ends, an
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -48,13 +49,21 @@ class TaskTracker:
     _owner_checks: asyncio.Task[None] | None = None
     _closed: bool = False
 
-    async def join(self, provider: Provider, entry: Entry, snapshot: TaskSnapshot | None = None) -> WatchedTask:
+    async def join(
+        self,
+        provider: Provider,
+        entry: Entry,
+        snapshot: TaskSnapshot | None = None,
+        *,
+        context: Context | None = None,
+    ) -> WatchedTask:
         """Watch the task of an entry, and poll it unless a living process does.
 
         Args:
             provider: Where the task runs.
             entry: The entry of the task, running or ended.
             snapshot: The first snapshot of a task that was submitted just now.
+            context: The context variables of the request. Defaults to a copy of the caller's.
 
         Raises:
             SessionClosedError: The session was closed.
@@ -75,6 +84,7 @@ class TaskTracker:
             expects_callback=bool(provider.callback_url and entry.token_digest),
             polled_elsewhere=snapshot is None and entry.owner != self.ledger.owner,
             on_finished=self.on_finished,
+            context=context,
         )
         if not task.future.done() and (task.polled_elsewhere or task.expects_callback):
             # Another process may record the end first.
@@ -96,7 +106,7 @@ class TaskTracker:
         self._tracked[task] = provider, entry
         task.future.add_done_callback(lambda _: self._tracked.pop(task, None))
         if self._owner_checks is None or self._owner_checks.done():
-            self._owner_checks = asyncio.create_task(self._check_owners(), name="sora_chars tracker")
+            self._owner_checks = asyncio.create_task(self._check_owners(), name="sora_chars tracker", context=Context())
 
     async def _catch_up(self, entry: Entry, task: WatchedTask) -> None:
         """Poll at once if the entry moved between reading it and subscribing to it, as that notified no subscriber."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -123,7 +124,7 @@ class LedgerWriter:
     def revert(self, key: str, token_digest: str) -> None:
         """Schedule the return of an entry to `pending`, whose request was not sent; the digest names the request."""
         names = {"key": key, "state": EntryState.PENDING.value}
-        self.start(self._repeat(partial(self._revert, key, token_digest), names, delay=_FIRST_RETRY))
+        self._start_repeating(partial(self._revert, key, token_digest), names, delay=_FIRST_RETRY)
 
     async def aclose(self) -> None:
         """Repeat each failed write once more, and wait until all writes have ended."""
@@ -131,9 +132,14 @@ class LedgerWriter:
         while self._in_progress:
             await asyncio.wait(self._in_progress)
 
-    def start(self, write: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run a coroutine in an asyncio task of its own, which `aclose` waits for."""
-        asyncio_task = asyncio.create_task(write, name="sora_chars ledger write")
+    def start(self, write: Coroutine[Any, Any, T], *, context: Context | None = None) -> asyncio.Task[T]:
+        """Run a coroutine in an asyncio task of its own, which `aclose` waits for.
+
+        Args:
+            write: The coroutine.
+            context: The context variables in which it runs. Defaults to a copy of the caller's.
+        """
+        asyncio_task = asyncio.create_task(write, name="sora_chars ledger write", context=context)
         self._in_progress.add(asyncio_task)
         asyncio_task.add_done_callback(self._ended)
         return asyncio_task
@@ -164,7 +170,12 @@ class LedgerWriter:
         if isinstance(error, LedgerError):
             _log_failure(error, names)
             delay = _FIRST_RETRY
-        self.start(self._repeat(write, names, delay=delay))
+        self._start_repeating(write, names, delay=delay)
+
+    def _start_repeating(
+        self, write: Callable[[], Coroutine[Any, Any, object]], names: dict[str, Any], *, delay: float
+    ) -> None:
+        self.start(self._repeat(write, names, delay=delay), context=Context())
 
     async def _repeat(
         self, write: Callable[[], Coroutine[Any, Any, object]], names: dict[str, Any], *, delay: float

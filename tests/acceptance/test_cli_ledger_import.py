@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -77,3 +79,37 @@ def test_broken_lines_write_nothing(cli: Cli, tmp_path: Path) -> None:
     assert error["problems"] == ["line 2: the line must be a JSON object"]
     assert "nowhere cannot be read: No such file or directory." in absent.stderr
     assert not other.exists()
+
+
+def test_earlier_attempts_are_read_back(cli: Cli, emulator: Emulator, tmp_path: Path) -> None:
+    """An export has every attempt of a key with its task, and an import restores them."""
+    create = ("create", "--base-url", emulator.url, *FROM_TASK, "--key", "dog")
+    emulator.fault("fail_task", on="create", times=1)
+    assert cli(*create).returncode == 4
+    assert cli(*create, "--retry").returncode == 0
+    file = tmp_path / "all.jsonl"
+    assert cli("ledger", "export", "--output", str(file)).returncode == 0
+    other = ("--ledger", str(tmp_path / "other.db"))
+    assert counts_of(cli("ledger", "import", str(file), *other, "--json"), 0)["inserted"] == 1
+
+    [attempt] = json.loads(file.read_text())["attempts"]
+    assert (attempt["task_id"], attempt["state"]) == (next(iter(emulator.tasks)), "failed")
+    assert cli("ledger", "export", *other).stdout == file.read_text()
+
+
+def test_an_unreadable_entry_is_left_out(cli: Cli, emulator: Emulator, tmp_path: Path) -> None:
+    """An export names the entry that another program has broken, and has all others."""
+    path = tmp_path / "mine.db"
+    at = ("--base-url", emulator.url, "--ledger", str(path))
+    for key in ("dog", "cat", "rex"):
+        assert cli("create", *at, *FROM_TASK, "--key", key).returncode == 0
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("UPDATE entries SET request_json = '{' WHERE key = 'cat'")
+        database.commit()
+    ended = cli("ledger", "export", "--ledger", str(path))
+    assert [json.loads(line)["key"] for line in ended.stdout.splitlines()] == ["dog", "rex"]
+    file = tmp_path / "all.jsonl"
+    ended = cli("ledger", "export", "--ledger", str(path), "--output", str(file))
+    assert (ended.returncode, len(file.read_text().splitlines())) == (1, 2)
+    assert "2 entries written" in ended.stderr
+    assert "left out: The ledger's entry of key cat cannot be read" in " ".join(ended.stderr.split())

@@ -105,8 +105,9 @@ async def test_overwritten_by_an_older_copy(path: Path) -> None:
             await running(ledger, f"k-{number}")
         checkpoint(path)
         shutil.copyfile(older, path)
-        with pytest.raises(LedgerError, match=MISSING):
+        with pytest.raises(LedgerError, match=MISSING) as caught:
             await register(ledger, "k-1")
+        assert caught.value.charged == "maybe"
 
 
 async def test_checkpoint_of_another_process(path: Path) -> None:

@@ -87,8 +87,11 @@ async def test_rejects_writes_to_a_missing_file(path: Path, how: str) -> None:
         if how == "replaced":
             path.touch()
         for _ in range(2):
-            with pytest.raises(LedgerError, match=r"is no longer the file that was opened\. Put that file back"):
+            with pytest.raises(
+                LedgerError, match=r"is no longer the file that was opened\. Put that file back"
+            ) as caught:
                 await ledger.transition(pending, EntryState.SENDING)
+            assert caught.value.charged == "maybe"  # what it held is not known any more
             assert path.exists() == (how == "replaced")
         if how == "moved":
             aside.rename(path)

@@ -20,8 +20,8 @@ from sora_chars import (
     TaskRequest,
     TaskSnapshot,
 )
+from sora_chars.providers import kie_account, kie_envelope
 from sora_chars.providers import kie_codec as codec
-from sora_chars.providers import kie_envelope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -193,7 +193,7 @@ async def test_base64_upload(replay: Replay, kie: Kie) -> None:
     url = f"http://{replay.host(exchange['host'])}{exchange['path']}"
     body = json.loads(exchange["request"])
     async with kie:
-        stored = await kie._transport.request("POST", url, codec.read_upload, json=body)
+        stored = await kie._transport.request("POST", url, kie_account.read_upload, json=body)
     assert stored == "https://tempfile.redpandaai.co/kieai/136592/documents/test-uploads/test.txt"
 
 

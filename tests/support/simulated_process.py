@@ -99,10 +99,10 @@ class SimulatedStore:
         await self._read()
         return await self.world.entries.all_by_task(provider, task_id)
 
-    async def attempts(self, key: str) -> Sequence[Attempt]:
+    async def attempts(self, keys: Sequence[str]) -> Sequence[Attempt]:
         """See `LedgerStore`."""
         await self._read()
-        return await self.world.entries.attempts(key)
+        return await self.world.entries.attempts(keys)
 
     async def find(self, by: Lookup, *values: str) -> Entry | None:
         """See `LedgerStore`."""

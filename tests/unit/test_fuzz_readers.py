@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sora_chars import SoraCharsError, TaskSnapshot
+from sora_chars.providers import kie_account
 from sora_chars.providers import kie_codec as codec
 from sora_chars.providers.kkiai import read_character
 from sora_chars.responses import Response
@@ -22,9 +23,9 @@ READERS: dict[str, Callable[[Response], object]] = {
     "task id": codec.read_task_id,
     "record": partial(codec.read_record, task_id="t", provider="kie"),
     "omni": partial(codec.read_omni, provider="kie"),
-    "upload": codec.read_upload,
-    "credit": codec.read_credit,
-    "models": codec.read_models,
+    "upload": kie_account.read_upload,
+    "credit": kie_account.read_credit,
+    "models": kie_account.read_models,
     "character": partial(read_character, provider="kkiai"),
 }
 KEYS = [

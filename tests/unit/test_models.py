@@ -303,6 +303,14 @@ def test_outcome_of_success() -> None:
     assert plain.outcome() is plain
 
 
+def test_outcome_of_a_failure_without_a_task() -> None:
+    """A request that a person gave up has no task, and the message names none."""
+    snapshot = TaskSnapshot(task_id="", provider="p", state="fail", failure=TaskFailure("given_up", "given up"))
+    with pytest.raises(TaskFailedError, match=r"^The request failed at p with code given_up: given up$") as caught:
+        snapshot.outcome()
+    assert caught.value.task_id is None
+
+
 @pytest.mark.parametrize(
     ("failure", "code", "text"),
     [

@@ -22,7 +22,7 @@ from sora_chars import (
     open_ledger,
 )
 from sora_chars.models import as_request
-from sora_chars.providers import kie_codec
+from sora_chars.providers import kie_account, kie_codec
 from sora_chars.providers.kie_callback import verify
 from sora_chars.providers.kkiai import read_character
 from sora_chars.redaction import mask
@@ -36,9 +36,9 @@ READERS: dict[str, Callable[[Response], object]] = {
     "task id": kie_codec.read_task_id,
     "record": lambda response: kie_codec.read_record(response, task_id="t", provider="kie").outcome(),
     "omni": lambda response: kie_codec.read_omni(response, provider="kie"),
-    "upload": kie_codec.read_upload,
-    "credit": kie_codec.read_credit,
-    "models": kie_codec.read_models,
+    "upload": kie_account.read_upload,
+    "credit": kie_account.read_credit,
+    "models": kie_account.read_models,
     "character": lambda response: read_character(response, provider="kkiai"),
     "callback": lambda response: verify({}, response.body, now=0.0, hmac_key=None),
 }

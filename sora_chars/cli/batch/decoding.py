@@ -15,6 +15,13 @@ _BOM = "\ufeff"
 _UTF_16_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
+_DOCUMENTS = {
+    b"PK\x03\x04": "the file is a ZIP archive, such as an Excel workbook; save it as CSV with UTF-8 encoding",
+    b"\xd0\xcf\x11\xe0": "the file is an old Office document; save it as CSV with UTF-8 encoding",
+    b"\x1f\x8b": "the file is compressed by gzip; decompress it first",
+}
+
+
 class UnreadableInputError(Exception):
     """The input cannot be read from a line on; the message states why.
 
@@ -77,6 +84,18 @@ def _peek(stream: BinaryIO) -> bytes:
     peek = getattr(stream, "peek", bytes)
     head: bytes = peek()
     return head
+
+
+def check_is_text(stream: BinaryIO) -> None:
+    """Check by its first bytes that the file is no document that people export rows from.
+
+    Raises:
+        UnreadableInputError: It is one.
+    """
+    head = _peek(stream)
+    for magic, reason in _DOCUMENTS.items():
+        if head.startswith(magic):
+            raise UnreadableInputError(1, reason)
 
 
 def _encoding(head: bytes) -> str:

@@ -16,7 +16,7 @@ from sora_chars.models import CharacterRequest
 from sora_chars.responses import parse_json
 
 from .csv_rows import read_csv
-from .decoding import UnreadableInputError, peek_text, text_lines, whole_text
+from .decoding import UnreadableInputError, check_is_text, peek_text, text_lines, whole_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -103,6 +103,7 @@ def read_rows(
         delimiter: What separates two cells of CSV; None selects it by the first line.
     """
     try:
+        check_is_text(stream)
         for line, fields in _read_fields(stream, file_format, encoding, delimiter):
             yield Problem(line, (fields,)) if isinstance(fields, str) else _to_row(line, fields, provider, providers)
     except UnreadableInputError as error:

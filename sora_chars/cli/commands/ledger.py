@@ -1,40 +1,32 @@
-"""`sora-chars ledger` and `sora-chars characters`: the recorded requests, which need no API key and no network."""
+"""`sora-chars ledger`: the recorded requests."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import tempfile
 import time
-from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import click
 
 from sora_chars.cli.input_file import open_input
+from sora_chars.cli.ledger_export import LEFT_OUT, export_entries
 from sora_chars.cli.ledger_import import copy_checked, insert_entries
 from sora_chars.cli.options import Settings, address_options, ledger_options, output_options
 from sora_chars.cli.render import (
-    CHARACTER_COLUMNS,
     ENTRY_COLUMNS,
-    entry_json,
     entry_row,
     entry_rows,
     one_line,
-    saved_json,
-    saved_row,
     shown_entry_json,
 )
 from sora_chars.cli.runner import run
-from sora_chars.errors import ConfigurationError, InvalidRequestError, ProviderError
+from sora_chars.errors import InvalidRequestError, ProviderError
 from sora_chars.ledger import EntryState, queries, transitions
 from sora_chars.providers.kkiai import GATEWAYS
 from sora_chars.session.session import CharacterSession
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterable
+    from collections.abc import Collection, Iterable
 
     from sora_chars.cli.context import CommandContext
     from sora_chars.cli.ledger_import import ImportCounts
@@ -47,28 +39,6 @@ _MAX_PROBLEMS = 20  # that are shown
 limit_option = click.option(
     "--limit", type=click.IntRange(1), default=50, show_default=True, metavar="N", help="Show at most this many."
 )
-
-
-@click.command()
-@click.argument("query", default="")
-@limit_option
-@ledger_options
-@output_options
-@click.pass_obj
-def characters(context: CommandContext, /, *, query: str, limit: int, location: LedgerLocation) -> None:
-    """List the saved characters, newest first.
-
-    With QUERY, lists only the characters whose record contains it, in upper or
-    lower case.
-    """
-    context.use_ledger(location)
-    found = run(context, _characters(location, query, limit + 1))
-    shown = found[:limit]
-    now = time.time()
-    payload = {"characters": [saved_json(saved) for saved in shown]}
-    rows = [saved_row(saved, now) for saved in shown]
-    context.output.show_table(payload, rows, columns=CHARACTER_COLUMNS, stacked=(1, 1, 2))
-    _note_count(context, len(found), limit, "characters", query=query)
 
 
 @click.group()
@@ -109,7 +79,7 @@ def list_entries(
     payload = {"entries": [shown_entry_json(entry) for entry in shown]}
     rows = [entry_row(entry, now) for entry in shown]
     context.output.show_table(payload, rows, columns=ENTRY_COLUMNS, stacked=(1, 1), flexible="request")
-    _note_count(context, len(found), limit, "entries", query=query, states=states)
+    note_count(context, len(found), limit, "entries", query=query, states=states)
 
 
 @ledger.command()
@@ -181,16 +151,20 @@ def resolve(
 )
 @ledger_options
 @click.pass_obj
-def export(context: CommandContext, /, *, output: str, location: LedgerLocation) -> None:
-    """Write every entry as a line of JSON, oldest first.
+def export(context: CommandContext, /, *, output: str, location: LedgerLocation) -> int:
+    """Write every entry as a line of JSON, oldest first, with its earlier attempts.
 
     The lines hold the links of the requests as they were given, with their
-    signatures. Every other command masks these.
+    signatures. Every other command masks these. Entries that cannot be read are
+    reported and left out; the exit status is then 1.
     """
     context.use_ledger(location)
-    written = run(context, _export(location, output))
+    written, unreadable = run(context, export_entries(location, output))
     if output != "-":
         context.output.note(f"{written} entries written to {output}")
+    for problem in unreadable:
+        context.output.note(f"left out: {problem}")
+    return LEFT_OUT if unreadable else 0
 
 
 @ledger.command("import")
@@ -243,20 +217,16 @@ def _show(context: CommandContext, entry: Entry) -> None:
         context.output.note("Nothing was paid. The same request with this key will be sent.")
 
 
-def _note_count(
+def note_count(
     context: CommandContext, found: int, limit: int, what: str, *, query: str, states: Collection[str] = ()
 ) -> None:
+    """Note that there are more than `limit`, or none."""
     if found > limit:
         context.output.note(f"Showing the newest {limit}. For more, use --limit {2 * limit}")
     elif not found:
         state = f" {' or '.join(states)}" if states else ""
         match = f" match {one_line(query)!r}" if query else ""
         context.output.note(f"No{state} {what} in {context.ledger_name}{match}")
-
-
-async def _characters(location: LedgerLocation, query: str, limit: int) -> list[queries.SavedCharacter]:
-    async with location.open_existing() as ledger:
-        return [saved async for saved in queries.characters(ledger, query or None, limit=limit)]
 
 
 async def _entries(location: LedgerLocation, query: str, states: Collection[EntryState], limit: int) -> list[Entry]:
@@ -301,27 +271,3 @@ async def _resolve_task(
 async def _import(location: LedgerLocation, lines: Iterable[bytes]) -> ImportCounts:
     async with location.open() as ledger:
         return await insert_entries(ledger, lines)
-
-
-async def _export(location: LedgerLocation, output: str) -> int:
-    written = 0
-    async with location.open_existing() as ledger:
-        with _new_file(output) as file:
-            async for entry in ledger.entries():
-                file.write(json.dumps(entry_json(entry)) + "\n")
-                written += 1
-    return written
-
-
-@contextmanager
-def _new_file(output: str) -> Generator[TextIO]:
-    """Create a file, or give stdout for "-". An existing file is never overwritten: it may be the ledger."""
-    if output == "-":
-        yield sys.stdout
-        sys.stdout.flush()
-        return
-    try:
-        with open(output, "x", opener=partial(os.open, mode=0o600)) as file:
-            yield file
-    except OSError as error:
-        raise ConfigurationError(f"--output {output}: {os.strerror(error.errno or 0)}.") from error

@@ -25,6 +25,7 @@ from sora_chars.ids import new_key
 from sora_chars.ledger import EntryState
 from sora_chars.models import Character, CharacterRequest, TaskRequest
 from sora_chars.providers.kkiai import GATEWAYS
+from sora_chars.session.deleting import character_deleted
 from sora_chars.session.session import CharacterSession
 
 if TYPE_CHECKING:
@@ -222,6 +223,8 @@ async def _find(context: CommandContext, session: CharacterSession, task: str) -
     if entry is None:
         return session.resume(task)
     context.key = entry.key
+    if entry.state is EntryState.DELETED:
+        raise character_deleted(entry)
     if entry.task_id is None:
         tasks = entry.provider not in GATEWAYS
         hint = context.resolve_hint(entry.key, tasks=tasks) if entry.state is EntryState.UNKNOWN else ""

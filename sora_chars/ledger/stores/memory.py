@@ -29,7 +29,7 @@ class MemoryStore:
     """Entries in dictionaries. They survive closing, and end with this object.
 
     The store keeps all unfinished entries and the 10,000 that finished last: those that
-    succeeded, failed or were rejected. Older ones are removed; a request under the key of
+    succeeded, failed, were rejected or were deleted. Older ones are removed; a request under the key of
     a removed entry is sent again.
     """
 
@@ -54,7 +54,7 @@ class MemoryStore:
         left = [
             entry
             for entry in self._entries.values()
-            if entry.may_have_been_paid and entry.state is not EntryState.SUCCEEDED
+            if entry.may_have_been_paid and entry.state not in {EntryState.SUCCEEDED, EntryState.DELETED}
         ]
         if left:
             shown = "; ".join(f"key {entry.key}: {entry.task_id or entry.state}" for entry in left[:_MAX_SHOWN])
@@ -100,9 +100,9 @@ class MemoryStore:
         entries = [self._entries[self._row_ids[key]] for key in keys if key in self._row_ids]
         return [entry for entry in entries if (entry.provider, entry.task_id) == (provider, task_id)]
 
-    async def attempts(self, key: str) -> Sequence[Attempt]:
+    async def attempts(self, keys: Sequence[str]) -> Sequence[Attempt]:
         """See `LedgerStore`."""
-        return tuple(self._attempts.get(key, ()))
+        return [attempt for key in keys for attempt in self._attempts.get(key, ())]
 
     async def page(
         self,

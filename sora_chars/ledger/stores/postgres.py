@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +126,9 @@ class PostgresStore:
         )
         self._pool_permits = asyncio.Semaphore(_MAX_CONNECTIONS)
         self._returned_at = time.monotonic()  # when a statement last returned its connection
-        self._listening = asyncio.create_task(self._listen(notifier), name="sora_chars ledger listener")
+        self._listening = asyncio.create_task(
+            self._listen(notifier), name="sora_chars ledger listener", context=Context()
+        )
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -172,9 +175,9 @@ class PostgresStore:
         """See `LedgerStore`."""
         return [from_row(row) for row in await self._execute(statements.ALL_BY_TASK, (provider, task_id))]
 
-    async def attempts(self, key: str) -> Sequence[Attempt]:
+    async def attempts(self, keys: Sequence[str]) -> Sequence[Attempt]:
         """See `LedgerStore`."""
-        return [from_attempt_row(row) for row in await self._execute(statements.ATTEMPTS, (key,))]
+        return [from_attempt_row(row) for row in await self._execute(statements.ATTEMPTS, ([*keys],))]
 
     async def page(
         self,

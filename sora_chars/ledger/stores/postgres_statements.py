@@ -131,7 +131,7 @@ FIND_BY_ATTEMPT: dict[Lookup, str] = {
     "task": f"{_SELECT} key = (SELECT key FROM sora_chars_attempts WHERE provider = %s AND task_id = %s LIMIT 1)",  # noqa: S608 # our own names
     "token": f"{_SELECT} key = (SELECT key FROM sora_chars_attempts WHERE token_digest = %s LIMIT 1)",  # noqa: S608 # our own names
 }
-ATTEMPTS = f"SELECT {', '.join(ATTEMPT_COLUMNS)} FROM sora_chars_attempts WHERE key = %s ORDER BY number"  # noqa: S608 # our own names
+ATTEMPTS = f"SELECT {', '.join(ATTEMPT_COLUMNS)} FROM sora_chars_attempts WHERE key = ANY(%s) ORDER BY key, number"  # noqa: S608 # our own names
 _ROW = f"row_id, {', '.join(COLUMNS)}"
 _ORDERS = {False: "row_id > %s ORDER BY row_id LIMIT %s", True: "row_id < %s ORDER BY row_id DESC LIMIT %s"}
 _STATE_ORDERS = {

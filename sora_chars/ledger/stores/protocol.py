@@ -68,8 +68,8 @@ class LedgerStore(Protocol):
         """Return every entry with this task, not counting earlier attempts."""
         ...
 
-    async def attempts(self, key: str) -> Sequence[Attempt]:
-        """Return the earlier attempts of an entry, in their order."""
+    async def attempts(self, keys: Sequence[str]) -> Sequence[Attempt]:
+        """Return the earlier attempts of up to 200 entries, those of each entry in their order."""
         ...
 
     async def page(

@@ -13,6 +13,7 @@ import sqlite3
 import threading
 import time
 from contextlib import suppress
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -103,7 +104,9 @@ class SqliteStore:
             asyncio.get_running_loop(),
             partial(_release, writer, reader, self._lock),
         )
-        self._polling = asyncio.create_task(self._poll_changes(notifier), name="sora_chars ledger polls")
+        self._polling = asyncio.create_task(
+            self._poll_changes(notifier), name="sora_chars ledger polls", context=Context()
+        )
 
     async def aclose(self) -> None:
         """Commit the pending records and end the threads."""
@@ -142,9 +145,9 @@ class SqliteStore:
         """See `LedgerStore`."""
         return await self._reader.call(statements.all_by_task, (provider, task_id))
 
-    async def attempts(self, key: str) -> Sequence[Attempt]:
+    async def attempts(self, keys: Sequence[str]) -> Sequence[Attempt]:
         """See `LedgerStore`."""
-        return await self._reader.call(statements.attempts, key)
+        return await self._reader.call(statements.attempts, keys)
 
     async def page(
         self,

@@ -65,12 +65,14 @@ class LedgerFiles:
             raise LedgerError(
                 f"The ledger could not be used: {printable(str(self._path))} is no longer the file that was opened.",
                 hint="Put that file back, or open the ledger again.",
+                charged="maybe",
             )
         if self._lost:
             raise LedgerError(
                 f"The ledger could not be used: {self._lost} while it was open, so records may be missing.",
                 hint="Stop every process that uses this ledger, restore its newest copy, and open it again. "
                 "Check the provider's site before you send the keys of that time again.",
+                charged="maybe",
             )
         return found
 

@@ -116,7 +116,7 @@ _ARCHIVE = (
     " WHERE NOT EXISTS (SELECT 1 FROM attempts WHERE key = :key AND token_digest = :token_digest"
     " AND task_id IS :task_id)"
 ).replace(":number", "(SELECT coalesce(max(number), 0) + 1 FROM attempts WHERE key = :key)")
-_ATTEMPTS = f"SELECT {', '.join(ATTEMPT_COLUMNS)} FROM attempts WHERE key = ? ORDER BY number"  # noqa: S608 # our own names
+_ATTEMPTS = f"SELECT {', '.join(ATTEMPT_COLUMNS)} FROM attempts WHERE key IN ({{}}) ORDER BY key, number"  # noqa: S608 # our own names
 VERSIONS = "SELECT json_group_object(key, version) FROM entries WHERE key IN (SELECT value FROM json_each(?))"
 ROWS_PER_STATEMENT = 16 if sqlite3.sqlite_version_info >= (3, 33) else 1  # 3.33 introduced UPDATE FROM
 """Rows per statement: each statement releases and re-acquires the GIL twice."""
@@ -221,9 +221,10 @@ def all_by_task(cursor: sqlite3.Cursor, names: tuple[str, str]) -> list[Entry]:
 
 
 @_one_by_one
-def attempts(cursor: sqlite3.Cursor, key: str) -> list[Attempt]:
-    """Read the earlier attempts of an entry."""
-    return [from_attempt_row(row) for row in cursor.execute(_ATTEMPTS, (key,))]
+def attempts(cursor: sqlite3.Cursor, keys: Sequence[str]) -> list[Attempt]:
+    """Read the earlier attempts of entries."""
+    statement = _ATTEMPTS.format(", ".join("?" * len(keys)))
+    return [from_attempt_row(row) for row in cursor.execute(statement, keys)]
 
 
 def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:

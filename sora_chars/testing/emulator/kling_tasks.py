@@ -192,6 +192,11 @@ class KlingStore:
         return False
 
     @property
+    def deleted_ids(self) -> list[str]:
+        """The ids of the elements that were deleted."""
+        return [str(task.element_id) for task in self.tasks.values() if task.deleted]
+
+    @property
     def is_full(self) -> bool:
         """Whether as many tasks run as may run at once."""
         running = sum(not task.finished for task in self.tasks.values())

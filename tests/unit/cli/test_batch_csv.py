@@ -129,6 +129,15 @@ def test_lines_are_counted_from_the_start_of_the_file() -> None:
             "line 1: the file is not valid UTF-16; select its encoding, such as --encoding cp1252",
         ),
         (b'[{"from_task": "t1"},\n oops]', "line 2: invalid JSON: Expecting value at column 2"),
+        (
+            b"PK\x03\x04\x14\x00xl/workbook.xml",
+            "line 1: the file is a ZIP archive, such as an Excel workbook; save it as CSV with UTF-8 encoding",
+        ),
+        (
+            b"\xd0\xcf\x11\xe0\xa1\xb1",
+            "line 1: the file is an old Office document; save it as CSV with UTF-8 encoding",
+        ),
+        (b"\x1f\x8b\x08\x00", "line 1: the file is compressed by gzip; decompress it first"),
         (b"[NaN]", "line 1: invalid JSON: NaN is no JSON"),
     ],
 )

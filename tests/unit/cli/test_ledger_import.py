@@ -9,11 +9,12 @@ from typing import Any
 import attrs
 import pytest
 
-from sora_chars.cli.ledger_import import copy_checked, insert_entries, read_entry
+from sora_chars.cli.ledger_import import copy_checked, insert_entries, read_line
 from sora_chars.cli.render import entry_json
 from sora_chars.ledger import Entry, EntryState, open_ledger
 
 REQUEST = {"from_task": "t0", "clip": "1,3", "prompt": "A dog"}
+ATTEMPT = {"provider": "kie", "state": "failed", "request": REQUEST, "task_id": "t1", "ended_at": 5.0}
 CHARACTER = {"id": "ch_1", "provider": "kie", "username": "rex"}
 
 
@@ -38,9 +39,9 @@ def done(key: str = "dog") -> Entry:
 
 def test_entries_are_read_as_they_were() -> None:
     """State, task id, digest, times and version are those of the export."""
-    assert read_entry(line(entry())) == entry()
-    assert attrs.evolve(read_entry(line(done())), result_json=None) == attrs.evolve(done(), result_json=None)
-    assert read_entry(line(done())).result == done().result
+    assert read_line(line(entry()))[0] == entry()
+    assert attrs.evolve(read_line(line(done()))[0], result_json=None) == attrs.evolve(done(), result_json=None)
+    assert read_line(line(done()))[0].result == done().result
 
 
 def test_absent_fields_have_their_defaults() -> None:
@@ -48,7 +49,7 @@ def test_absent_fields_have_their_defaults() -> None:
     facts = entry_json(entry("dog", EntryState.PENDING))
     for name in ("token_digest", "task_id", "owner", "result", "error", "credits", "version"):
         del facts[name]
-    assert read_entry(json.dumps(facts).encode()).version == 1
+    assert read_line(json.dumps(facts).encode())[0].version == 1
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,12 @@ def test_absent_fields_have_their_defaults() -> None:
         ({"key": " dog"}, "key must be printable text without blanks at its ends, got ' dog'"),
         ({"error": "boom"}, "error must be a JSON object, got 'boom'"),
         ({"state": "failed"}, "request or result is not one of kind character: "),
-        ({"attempts": 2}, "unknown field 'attempts'; was it exported by a later version?"),
+        ({"colour": 2}, "unknown field 'colour'; was it exported by a later version?"),
+        ({"attempts": 2}, "attempts must be a list, got 2"),
+        ({"attempts": [2]}, "attempt 1 must be a JSON object, got 2"),
+        ({"attempts": [{"provider": "kie"}]}, "attempt 1: state is missing"),
+        ({"attempts": [ATTEMPT, ATTEMPT | {"ended_at": "x"}]}, "attempt 2: ended_at must be epoch seconds, got 'x'"),
+        ({"attempts": [ATTEMPT | {"number": 1}]}, "attempt 1: unknown field 'number'"),
         ({"task_id": None}, "task_id is missing, although the state is running"),
         ({"state": "succeeded"}, "request or result is not one of kind character: "),
         ({"state": "succeeded", "result": {"character": {}}}, "request or result is not one of kind character: "),
@@ -83,7 +89,7 @@ def test_absent_fields_have_their_defaults() -> None:
 def test_names_what_is_wrong(change: dict[str, Any], problem: str) -> None:
     """A line that is not an entry, or that no session could use, is rejected with the field and the value."""
     with pytest.raises(ValueError) as caught:  # noqa: PT011 # its text is compared
-        read_entry(json.dumps(entry_json(entry()) | change).encode())
+        read_line(json.dumps(entry_json(entry()) | change).encode())
     assert str(caught.value).startswith(problem)
 
 
@@ -99,7 +105,7 @@ def test_names_what_is_wrong(change: dict[str, Any], problem: str) -> None:
 def test_names_what_is_no_object(content: bytes, problem: str) -> None:
     """A line that is no JSON object is rejected with the reason."""
     with pytest.raises(ValueError) as caught:  # noqa: PT011 # its text is compared
-        read_entry(content)
+        read_line(content)
     assert str(caught.value).startswith(problem)
 
 
@@ -127,6 +133,27 @@ async def test_only_missing_entries_are_inserted() -> None:
         assert await ledger.by_task("kie", "task-dog") == entry()
         assert await ledger.by_token("digest-dog") == entry()
         assert [each.key async for each in ledger.entries(states={EntryState.SUCCEEDED})] == ["rex"]
+
+
+async def test_earlier_attempts_are_inserted_once() -> None:
+    """An entry is inserted with its earlier attempts; importing it again adds those that are missing, and no others."""
+    attempts = [ATTEMPT, ATTEMPT | {"task_id": "t2"}]
+    lines = [json.dumps(entry_json(entry()) | {"attempts": attempts[:count]}).encode() for count in (1, 2, 2)]
+    async with open_ledger("memory:") as ledger:
+        counts = [await insert_entries(ledger, [one]) for one in lines]
+        stored = await ledger.attempts("dog")
+
+        assert [(one.inserted, one.skipped) for one in counts] == [(1, 0), (0, 1), (0, 1)]
+        assert [(one.number, one.task_id, one.state) for one in stored] == [(1, "t1", "failed"), (2, "t2", "failed")]
+        assert (await ledger.by_task("kie", "t1")) == entry()
+
+
+async def test_attempts_of_another_entry_are_not_inserted() -> None:
+    """A recorded entry that differs keeps its own attempts."""
+    async with open_ledger("memory:") as ledger:
+        await ledger.insert(attrs.evolve(entry(), version=2))
+        await insert_entries(ledger, [json.dumps(entry_json(entry()) | {"attempts": [ATTEMPT]}).encode()])
+        assert await ledger.attempts("dog") == []
 
 
 async def test_differences_are_listed_up_to_a_number() -> None:

@@ -39,6 +39,7 @@ LEGAL = {
     ("running", "succeeded"),
     ("running", "failed"),
     ("rejected", "sending"),
+    ("succeeded", "deleted"),
 }
 
 

@@ -89,7 +89,7 @@ def test_success_without_character() -> None:
         {"data": {"taskId": "t1", "task_id": "t2"}, "taskId": "t3", "task_id": "t4"},
         {"data": {"task_id": "t1"}, "taskId": "t3", "task_id": "t4"},
         {"data": {"taskId": ""}, "taskId": "t1", "task_id": "t4"},
-        {"data": {"taskId": 5}, "task_id": "t1"},
+        {"data": {"taskId": True}, "task_id": "t1"},
         {"data": None, "taskId": "t1", "state": "success"},
         {"task_id": "t1"},
     ],

@@ -21,6 +21,7 @@ from sora_chars import (
     TaskNotFoundError,
     TaskSnapshot,
 )
+from sora_chars.providers import kie_account
 from sora_chars.providers import kie_codec as codec
 from sora_chars.responses import Response
 
@@ -49,7 +50,7 @@ def test_task_id(task_id: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [None, {}, {"taskId": ""}, {"taskId": None}, {"taskId": 5}, [], "t", {"recordId": "t"}]
+    "data", [None, {}, {"taskId": ""}, {"taskId": None}, {"taskId": True}, [], "t", {"recordId": ""}]
 )
 def test_accepted_without_id(data: object) -> None:
     """A create that was accepted without an id has an unknown outcome, since it may be charged."""
@@ -168,6 +169,9 @@ def test_numbers(value: object, number: float | None) -> None:
         ({"characterId": "c5", "character_id_list": ["c3"], "resultObject": {"character_id": "c2"}}, "c2", None),
         ({"characterId": "c5", "character_id_list": ["c3"], "character_id": ""}, "c3", None),
         ({"characterId": "c5", "character_id_list": [], "resultObject": None}, "c5", None),
+        ({"character_id": 5}, "5", None),
+        ({"resultObject": {"character_id": 5}}, "5", None),
+        ({"character_id_list": [5]}, "5", None),
     ],
 )
 @pytest.mark.parametrize("as_text", [True, False])
@@ -188,7 +192,7 @@ def test_character_id_places(
 @pytest.mark.parametrize("model", ["sora-2-characters-pro", "sora-2-characters"])
 @pytest.mark.parametrize(
     "result_json",
-    ["", None, "{}", "[]", '{"character_id":""}', '{"character_id":5}', '{"character_id_list":[""]}', '{"char', "5"],
+    ["", None, "{}", "[]", '{"character_id":""}', '{"character_id":true}', '{"character_id_list":[""]}', '{"char', "5"],
 )
 def test_success_without_id(model: str, result_json: str | None) -> None:
     """A character task that succeeded without an id raises an error that shows the result."""
@@ -236,7 +240,8 @@ def test_name_from_param(param: object, name: str | None) -> None:
     [
         ({"state": "waiting"}, r"missing @ data\.task_id"),
         ({"taskId": "", "state": "waiting"}, r"@ data\.task_id"),
-        ({"taskId": 5, "state": "waiting"}, r"@ data\.task_id"),
+        ({"taskId": True, "state": "waiting"}, r"@ data\.task_id"),
+        ({"taskId": ["t"], "state": "waiting"}, r"@ data\.task_id"),
         ({"taskId": "other", "state": "waiting"}, "another task"),
     ],
 )
@@ -291,7 +296,7 @@ def test_rejected_poll(code: int, kind: type[ProviderError]) -> None:
 def test_upload() -> None:
     """The URL of an uploaded file is its downloadUrl."""
     body = {"success": True, "code": 200, "msg": "ok", "data": {"success": True, "downloadUrl": "https://up/a.mp4"}}
-    assert codec.read_upload(make_response(body)) == "https://up/a.mp4"
+    assert kie_account.read_upload(make_response(body)) == "https://up/a.mp4"
 
 
 @pytest.mark.parametrize(
@@ -307,7 +312,7 @@ def test_upload() -> None:
 def test_failed_upload(response: Response, kind: type[ProviderError]) -> None:
     """An upload without a URL raises an error, and so does a rejected one."""
     with pytest.raises(kind):
-        codec.read_upload(response)
+        kie_account.read_upload(response)
 
 
 def test_omni() -> None:
@@ -316,7 +321,7 @@ def test_omni() -> None:
     assert made == Character(id="c", provider="kie", raw={"characterId": "c"})
 
 
-@pytest.mark.parametrize("data", [None, {}, {"characterId": ""}, {"characterId": 5}, []])
+@pytest.mark.parametrize("data", [None, {}, {"characterId": ""}, {"characterId": True}, []])
 def test_omni_without_id(data: object) -> None:
     """A success without an id raises an error with the payload."""
     with pytest.raises(MissingCharacterError) as caught:
@@ -337,10 +342,10 @@ def test_failed_omni(code: int, kind: type[ProviderError]) -> None:
 
 def test_credit() -> None:
     """The credit is a float; anything else is an unreadable response."""
-    assert codec.read_credit(envelope(200, "success", 5916.25)) == 5916.25
+    assert kie_account.read_credit(envelope(200, "success", 5916.25)) == 5916.25
     for junk in (None, "many", "inf"):
         with pytest.raises(NoAnswerError, match="no number"):
-            codec.read_credit(envelope(200, "success", junk))
+            kie_account.read_credit(envelope(200, "success", junk))
 
 
 def test_models() -> None:
@@ -353,7 +358,7 @@ def test_models() -> None:
         "taskType": "text-to-video",
     }
     models = [full, {"model": "bare"}, {"title": "no name"}, None, {"model": 5}]
-    assert codec.read_models(envelope(200, "success", {"total": 5, "models": models})) == [
+    assert kie_account.read_models(envelope(200, "success", {"total": 5, "models": models})) == [
         ModelInfo("kling-3.0/video", "Kling", "Kuaishou", "text-to-video", full),
         ModelInfo("bare", raw={"model": "bare"}),
     ]
@@ -363,7 +368,7 @@ def test_models() -> None:
 def test_models_without_list(data: object) -> None:
     """A response without a list of models is unreadable, and not an empty list."""
     with pytest.raises(NoAnswerError, match="no list of models"):
-        codec.read_models(envelope(200, "success", data))
+        kie_account.read_models(envelope(200, "success", data))
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("7", 7.0), ("0.5", 0.5), ("soon", None), ("-1", None), ("nan", None)])

@@ -236,3 +236,40 @@ def test_an_id_of_the_omni_route_counts_whatever_the_code_is() -> None:
     """A character id is never thrown away."""
     response = make_response({"code": 500, "msg": "late", "data": {"characterId": "ch_9"}})
     assert codec.read_omni(response, provider="kie").id == "ch_9"
+
+
+@pytest.mark.parametrize(
+    ("data", "task_id"),
+    [
+        ({"taskId": 123}, "123"),
+        ({"taskId": 281474976710657}, "281474976710657"),
+        ({"taskId": " t1\n"}, "t1"),
+        ({"task_id": "t1"}, "t1"),
+        ({"id": "t1"}, "t1"),
+        ({"recordId": "t1"}, "t1"),
+        ("7118f712a5efa1d0f1c3f2ac1b3f9a55", "7118f712a5efa1d0f1c3f2ac1b3f9a55"),
+    ],
+)
+def test_an_id_counts_whatever_its_place_is(data: object, task_id: str) -> None:
+    """A task that was paid for is found where other pages of the provider write its id, also as a number."""
+    assert codec.read_task_id(make_response({"code": 200, "msg": "success", "data": data})) == task_id
+
+
+def test_an_id_beside_the_envelope_counts() -> None:
+    """An answer without the envelope that names a task is that task."""
+    assert codec.read_task_id(make_response({"taskId": "t1"}, status=201)) == "t1"
+    assert codec.read_task_id(make_response({"task_id": 7}, status=503)) == "7"
+
+
+@pytest.mark.parametrize("data", [True, "success", "ok", "", 1.5, [], {}, {"id": None}, {"taskId": ""}])
+def test_a_word_is_no_id(data: object) -> None:
+    """A success that names no task leaves the outcome unknown."""
+    with pytest.raises(NoAnswerError, match="no task id"):
+        codec.read_task_id(make_response({"code": 200, "msg": "success", "data": data}))
+
+
+@pytest.mark.parametrize("data", [{"id": "request-12345678"}, "error-12345678"])
+def test_an_id_in_a_rejection_is_no_task(data: object) -> None:
+    """Beside an error, only a member that names a task counts: others hold ids of the HTTP request."""
+    with pytest.raises(RequestRejectedError):
+        codec.read_task_id(make_response({"code": 422, "msg": "invalid", "data": data}))

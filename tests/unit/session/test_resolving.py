@@ -120,7 +120,7 @@ async def test_never_sent_can_be_taken_back(session: CharacterSession, provider:
     """Until the request is sent again, the key can return to unknown, and sends nothing then."""
     await session.resolve("mine", never_sent=True)
     assert (await session.resolve("mine", undo=True)).state is EntryState.UNKNOWN
-    with pytest.raises(SubmissionUnknownError):
+    with pytest.raises(SubmissionUnknownError, match=r"made this character \(key mine\)\. It may exist"):
         await session.submit(**REQUEST)
     assert len(provider.posts) == 1
 

@@ -147,9 +147,9 @@ async def test_invalid_retries(
 
 async def test_only_failures_are_retried(session: CharacterSession, provider: FakeProvider) -> None:
     """A running, succeeded or unknown key cannot be sent again, and the error states what to do."""
-    for key in ("mine", None, 5):
+    for key in ("mine", ""):
         with pytest.raises(InvalidRequestError, match=f"no entry {key!r}"):
-            await session.retry(key)  # type: ignore[arg-type]
+            await session.retry(key)
     handle = await session.submit(**REQUEST)
     with pytest.raises(InvalidRequestError, match=r"is running.*Wait for its task"):
         await session.retry("mine")
@@ -183,6 +183,29 @@ async def test_a_batch_retries_a_key_once(session: CharacterSession, provider: F
     rows: Any = [REQUEST] * 3
     await session.create_all(rows, retry_failed=True, concurrency=1)
     assert len(provider.posts) == 2
+
+
+@pytest.mark.parametrize(("budget", "is_sent"), [(3.5, False), (4.0, True)])
+async def test_a_budget_counts_the_attempt_that_failed(
+    session: CharacterSession, provider: FakeProvider, *, budget: float, is_sent: bool
+) -> None:
+    """What the failed attempt of a key cost counts before the key is sent again."""
+    await fail(session, provider)
+    rows: Any = [REQUEST]
+    async with session.create_many(rows, retry_failed=True, budget=budget, price=1.0) as batch:
+        assert [outcome.state async for outcome in batch] == [EntryState.SUCCEEDED] * is_sent
+    assert batch.stopped == (None if is_sent else "budget")
+    assert len(provider.posts) == 1 + is_sent
+
+
+async def test_a_budget_counts_earlier_attempts(session: CharacterSession, provider: FakeProvider) -> None:
+    """What earlier attempts of a key cost counts once, in a later batch too."""
+    await fail(session, provider)
+    await (await session.retry("mine"))
+    rows: Any = [REQUEST, REQUEST, REQUEST | {"key": "new"}]
+    async with session.create_many(rows, budget=5.5, price=1.0, concurrency=1) as batch:
+        assert [outcome.key async for outcome in batch] == ["mine", "mine"]
+    assert (len(provider.posts), batch.stopped) == (2, "budget")
 
 
 async def test_a_batch_retries_at_the_provider_of_the_row(provider: FakeProvider) -> None:

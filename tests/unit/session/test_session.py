@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -320,3 +321,12 @@ async def test_blanks_around_a_key_mean_nothing() -> None:
         assert (again.task_id, entry.task_id, len(provider.posts)) == (first.task_id, first.task_id, 1)
         assert (await session.advance("rex\n")).entry.key == "rex"
         assert session.resume(" t1\n").task_id == "t1"
+
+
+async def test_a_key_that_is_no_text() -> None:
+    """Every method that takes a key names one that is no text."""
+    number: Any = 5
+    async with CharacterSession(FakeProvider()) as session:
+        for call in (session.entry, session.advance, session.retry, partial(session.resolve, give_up=True)):
+            with pytest.raises(InvalidRequestError, match="key must be text, got 5"):
+                await call(number)

@@ -93,9 +93,9 @@ class ProcessStore:
         """See `LedgerStore`."""
         return await self.database.entries.all_by_task(provider, task_id)
 
-    async def attempts(self, key: str) -> Sequence[Attempt]:
+    async def attempts(self, keys: Sequence[str]) -> Sequence[Attempt]:
         """See `LedgerStore`."""
-        return await self.database.entries.attempts(key)
+        return await self.database.entries.attempts(keys)
 
     async def find(self, by: Lookup, *values: str) -> Entry | None:
         """See `LedgerStore`."""
