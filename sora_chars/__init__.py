@@ -70,6 +70,7 @@ _MODULES = {
     "providers.kie_callback": ("CallbackEvent",),
     "providers.kling": ("Kling",),
     "providers.vidu": ("Vidu",),
+    "providers.seedance": ("SeedanceAssets",),
     "providers.kkiai": ("GATEWAYS", "Gateway", "Kkiai"),
     "ratelimit.window": ("Limits",),
     "session.stepping": ("Step",),

@@ -186,11 +186,12 @@ class RecordedRequests:
         with self._in_use() as dispatcher:
             return await resolving.retry(dispatcher, key, request, changes)
 
-    async def resolve(self, key: str, **decision: Unpack[Decision]) -> Entry:
-        """Record what you found out about a request whose outcome is unknown. Nothing is paid.
+    async def resolve(self, key: str, *, ask: bool = False, **decision: Unpack[Decision]) -> Entry:
+        """Ask for the outcome of a request that is unknown, or record what you found out. Nothing is paid.
 
         Args:
             key: The idempotency key of the request.
+            ask: Ask the provider now, once, for the task of the key. `recover` watches what it shows.
             task_id: The task that the request created. It is fetched first; `recover` watches it afterwards.
             never_sent: The request did not arrive. It is sent when it is requested again.
             give_up: The request counts as failed.
@@ -199,13 +200,14 @@ class RecordedRequests:
             version: `Entry.version` on which you decided, where others may decide about the key too.
 
         Raises:
-            InvalidRequestError: Not exactly one of the four was given, there is no such key or nothing to resolve, or
-                the provider has no such task.
+            InvalidRequestError: Not exactly one of the first five was given, there is no such key or nothing to
+                resolve, the provider cannot be asked, or it has no such task.
+            SubmissionUnknownError: The provider was asked and showed no task; the message states its answer.
             ProviderError: The task could not be fetched.
             StaleEntryError: Another process moved the entry first.
         """
         with self._in_use() as dispatcher:
-            return await resolving.resolve(dispatcher, key, **decision)
+            return await resolving.resolve(dispatcher, key, ask=ask, **decision)
 
     async def delete(self, character: Character | str, *, provider: str | None = None) -> Entry | None:
         """Delete a character at its provider, and record that. Free of charge; it cannot be undone.
