@@ -66,7 +66,8 @@ def _known(name: str) -> _Known:
         case "vidu":
             return _Known(("VIDU_API_KEY",), "2026-08, by its pages", _described(VIDU))
         case "seedance":
-            return _Known(("ICOVER_API_KEY",), "2026-07, by the pages of apiyi", _described(SEEDANCE))
+            variables = ("ICOVER_API_KEY", "ARK_ACCESS_KEY+ARK_SECRET_KEY")
+            return _Known(variables, "2026-07, by the pages of apiyi and of Ark", _described(SEEDANCE))
         case _:
             return _Known((f"{name.upper()}_API_KEY",), _SORA_ENDED, _GATEWAY_LIMITS)
 

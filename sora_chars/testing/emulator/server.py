@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from aiohttp import web
 
-from . import control, dashboard, icover, kie, kkiai, kling, transmission, uploads, vidu
+from . import ark, control, dashboard, icover, kie, kkiai, kling, transmission, uploads, vidu
 from .callbacks import CallbackSender
 from .counters import Counts
 from .faults import BUSY, KINDS, FaultRegistry, invalid_fault, parse_header
@@ -58,7 +58,7 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("POST", vidu.SUBJECTS): Route("subject", "vidu", vidu.create),
     ("GET", vidu.SUBJECTS): Route("subject_other", "vidu", vidu.subjects),
     ("PUT", vidu.SUBJECT): Route("subject_other", "vidu", vidu.edit),
-    **{path: Route(*row) for path, row in icover.ROUTES.items()},
+    **{path: Route(*row) for path, row in {**icover.ROUTES, **ark.ROUTES}.items()},
 }
 TEMPLATES = {
     kling.ELEMENTS: kling.ELEMENT,
@@ -99,6 +99,9 @@ class Emulator(EmulatorState):
         kling_parallel: The tasks that may run at once on the Kling account; None for no limit.
         vidu_key: The API key that Vidu's routes accept; None accepts any.
         icover_key: The API key that icover's routes accept; None accepts any.
+        ark_access_key: The access key that Ark accepts, with `ark_secret_key`; None
+            accepts any pair.
+        ark_secret_key: The secret key with which requests to Ark must be signed.
         hmac_key: Signs kie.ai's callbacks; None sends them unsigned.
         strict_limits: Reject requests beyond 20 creates in 10 seconds or 10 polls in 1
             second, in sliding windows.
@@ -130,6 +133,8 @@ class Emulator(EmulatorState):
         kling_parallel: int | None = None,
         vidu_key: str | None = None,
         icover_key: str | None = None,
+        ark_access_key: str | None = None,
+        ark_secret_key: str | None = None,
         hmac_key: str | None = None,
         strict_limits: bool = False,
         models: Mapping[str, str] | None = None,
@@ -146,6 +151,7 @@ class Emulator(EmulatorState):
             kling=KlingStore(task_store.clock, task_store.draw_duration, kling_parallel),
             kling_callbacks=KlingCallbacks(counts),
             seedance=AssetStore(task_store.clock, task_store.draw_duration),
+            ark_keys=(ark_access_key, ark_secret_key or "") if ark_access_key else None,
             faults=faults,
             callback_sender=CallbackSender(faults, counts, speed, hmac_key),
             counts=counts,
@@ -153,7 +159,7 @@ class Emulator(EmulatorState):
         self._host = host
         self._port = port
         self._keys = {"kie": kie_key, "kkiai": kkiai_key, "kling": kling_key, "vidu": vidu_key}
-        self._keys |= {"icover": icover_key, "storage": None}
+        self._keys |= {"icover": icover_key, "storage": None, "ark": None}
         self._kling_secret_key = kling_secret_key
         self._windows = _documented_limits(speed) if strict_limits else {}
         self._runner: web.AppRunner | None = None
@@ -247,7 +253,7 @@ class Emulator(EmulatorState):
                 await asyncio.sleep(UNTIL_INTERVAL)
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        path = request.path
+        path = ark.path_of(request)
         path = TEMPLATES.get(path.rpartition("/")[0], path)
         route = ROUTES.get((request.method, path))
         if route is None:
@@ -310,7 +316,7 @@ class Emulator(EmulatorState):
             if rejected := admit(authorization, expected):
                 raise Rejection(rejected)
             return
-        if route.provider == "storage":
+        if route.provider in {"storage", "ark"}:  # they check signatures themselves
             return
         scheme, _, key = authorization.partition(" ")
         if scheme != "Bearer" or not key or (expected is not None and key != expected):
@@ -331,13 +337,19 @@ class Emulator(EmulatorState):
         file = self.files.find(f"{self.url}{request.rel_url.raw_path}")
         if file is not None and request.method == "GET":
             return Reply(HTTPStatus.OK, file.content, file.mime)
-        if request.path.startswith((kling.ELEMENTS, kling.DELETE)):
-            return kling.reply(1202)
-        if any(path == request.path for _, path in ROUTES):
-            body = encoded({"code": 405, "msg": "Method not allowed", "data": None})
-            return Reply(HTTPStatus.METHOD_NOT_ALLOWED, body)
-        text = f"Invalid URL ({request.method} {request.path})"
-        return kkiai_error(1, 404, message=text, type="invalid_request_error", code="")
+        return _unknown_route(request)
+
+
+def _unknown_route(request: web.Request) -> Reply:
+    if ark.path_of(request) != request.path:
+        return ark.unknown_action()
+    if request.path.startswith((kling.ELEMENTS, kling.DELETE)):
+        return kling.reply(1202)
+    if any(path == request.path for _, path in ROUTES):
+        body = encoded({"code": 405, "msg": "Method not allowed", "data": None})
+        return Reply(HTTPStatus.METHOD_NOT_ALLOWED, body)
+    text = f"Invalid URL ({request.method} {request.path})"
+    return kkiai_error(1, 404, message=text, type="invalid_request_error", code="")
 
 
 def _documented_limits(speed: float) -> dict[str, SlidingWindow]:

@@ -49,6 +49,7 @@ class EmulatorState:
         kling: Kling's tasks and elements.
         kling_callbacks: Sends Kling's callbacks.
         seedance: The assets of icover and Ark.
+        ark_keys: The access key and the secret key that Ark accepts; None for any.
         counts: What the emulator received.
         subjects: Vidu's subjects by their ids, oldest first.
         files: The files that the emulator serves.
@@ -65,6 +66,7 @@ class EmulatorState:
     kling: KlingStore
     kling_callbacks: KlingCallbacks
     seedance: AssetStore
+    ark_keys: tuple[str, str] | None
     counts: Counts
     subjects: dict[str, dict[str, object]] = attrs.field(factory=dict)
     files: FileStore = attrs.field(factory=FileStore)
