@@ -172,13 +172,21 @@ async def test_old_and_future_requests(emulator: Emulator, seconds: float) -> No
     assert status == 401
 
 
+async def test_a_changed_body(emulator: Emulator) -> None:
+    """A body that was changed after it was signed is rejected."""
+    headers = headers_of(emulator.url, "Action=ListAssets&Version=2024-01-01", b"{}")
+    status, answer = await ask(emulator, "ListAssets", b"{ }", headers=headers)
+    assert (status, answer["ResponseMetadata"]["Error"]["Message"]) == (401, "the digest of the body is wrong")
+
+
 async def test_any_key() -> None:
-    """Without keys, any well-formed signature is accepted."""
+    """Without keys, any well-formed signature of a known region is accepted."""
     async with Emulator() as emulator:
         query = "Action=ListAssets&Version=2024-01-01"
         headers = changed(headers_of(emulator.url, query, b"{}"), ACCESS_KEY, "AKLTother")
-        status, _ = await ask(emulator, "ListAssets", b"{}", headers=headers)
-        assert status == 200
+        assert (await ask(emulator, "ListAssets", b"{}", headers=headers))[0] == 200
+        headers = changed(headers_of(emulator.url, query, b"{}"), "/ap-southeast-1/", "/eu-1/")
+        assert (await ask(emulator, "ListAssets", b"{}", headers=headers))[0] == 401
 
 
 async def test_asset_that_fails(emulator: Emulator) -> None:
