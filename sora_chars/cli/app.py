@@ -24,7 +24,7 @@ from sora_chars.errors import (
 )
 from sora_chars.redaction import mask
 
-from .context import CommandContext
+from .context import ASKED, CommandContext
 from .output import Output
 from .render import error_json
 from .runner import BUG, OUTPUT, USAGE, CommandInterruptedError, exit_status
@@ -50,6 +50,7 @@ COMMANDS = {
     "wait": ("tasks", "Wait for a task that was created earlier."),
 }
 """Each command's module in `commands` and the first sentence of its help text."""
+_OWN_EMULATOR = {"demo", "emulate"}  # these ignore SORA_CHARS_EMULATOR
 
 
 class BugError(SoraCharsError):
@@ -86,12 +87,19 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(None, "-V", "--version", package_name="sora-chars")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Turn a video or images into a reusable character.
 
     The API key of a provider NAME is read from NAME_API_KEY, such as KLING_API_KEY;
-    see `sora-chars providers`. Start with `sora-chars demo`, which needs no key.
+    see `sora-chars providers`. Start with `sora-chars demo`, which needs no key. With
+    SORA_CHARS_EMULATOR=URL, every command speaks to the emulator at URL.
     """
+    if os.environ.get("SORA_CHARS_EMULATOR") and ctx.invoked_subcommand not in _OWN_EMULATOR:
+        from sora_chars.providers.base import emulator_url  # noqa: PLC0415 # few commands need the providers
+
+        notice = f"SORA_CHARS_EMULATOR: every provider is the emulator at {emulator_url()}. No real key is sent."
+        click.echo(notice, err=True)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -166,7 +174,7 @@ def _hint(context: CommandContext, error: SoraCharsError) -> str:
     """Return what to do about an error, in terms of commands where there are any."""
     match error:
         case SubmissionUnknownError(key=str(key)):
-            return context.resolve_hint(key, tasks=context.has_tasks)
+            return context.resolve_hint(key, tasks=context.has_tasks, asks=error.provider in ASKED)
         case LedgerError(key=str(key), task_id=str(task_id)):
             return context.unrecorded_hint(key, task_id)
         case LedgerError() if context.ledger_name:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from .ledger_location import LedgerLocation
     from .options import Settings
 
+ASKED = ("kling", "vidu")
+"""The providers that can be asked for the task of a key."""
+
 
 @attrs.define(eq=False)
 class CommandContext:
@@ -69,12 +72,13 @@ class CommandContext:
         """Return the `ledger resolve` command for an entry."""
         return shlex.join(["sora-chars", "ledger", "resolve", key, *words, *self.ledger_args])
 
-    def resolve_hint(self, key: str, *, tasks: bool = True) -> str:
+    def resolve_hint(self, key: str, *, tasks: bool = True, asks: bool = False) -> str:
         """Return what to do about an entry whose outcome is unknown.
 
         Args:
             key: The entry's idempotency key.
             tasks: Whether the entry's provider has tasks.
+            asks: Whether the provider can be asked for the task of a key.
         """
         if self.ledger_in_memory:
             return (
@@ -82,6 +86,7 @@ class CommandContext:
                 "request would be sent again: check the provider's website first."
             )
         choice = "--task-id ID | --never-sent | --give-up" if tasks else "--never-sent | --give-up"
+        choice = f"--ask | {choice}" if asks else choice
         return (
             "The request may have been accepted and charged, so it is not sent again automatically. "
             f"Check the provider's website, then run: {self.resolve_command(key)} {choice}"

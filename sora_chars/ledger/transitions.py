@@ -201,8 +201,7 @@ async def resolve(
     if (task_id is not None) + never_sent + give_up + undo != 1:
         raise InvalidRequestError("resolve: give exactly one of task_id, never_sent, give_up and undo.")
     entry = await mark_orphaned(ledger, await find(ledger, key))
-    if version is not None and entry.version != version:
-        raise StaleEntryError(f"Entry {key} was changed first: it is {entry.state} now.", entry=entry, key=key)
+    check_version(entry, version)
     if undo:
         return await _undo(ledger, entry)
     _check_resolvable(entry, running=give_up)
@@ -220,6 +219,13 @@ async def resolve(
     to, facts = end_state(given_up, entry.kind)
     facts["task_id"] = entry.task_id
     return await ledger.transition(entry, to, **facts, archive=archive)
+
+
+def check_version(entry: Entry, version: int | None) -> None:
+    """Raise `StaleEntryError` unless the entry has the version on which a person decided, if one is given."""
+    if version is not None and entry.version != version:
+        message = f"Entry {entry.key} was changed first: it is {entry.state} now."
+        raise StaleEntryError(message, entry=entry, key=entry.key)
 
 
 async def _undo(ledger: Ledger, entry: Entry) -> Entry:

@@ -1,4 +1,4 @@
-"""What providers over a `Transport` share: the base class, the check of options, and the pages in front of them."""
+"""What providers over a `Transport` share: base class, keys and addresses, the emulator, and the pages in front."""
 
 from __future__ import annotations
 
@@ -23,12 +23,22 @@ if TYPE_CHECKING:
 _BLOCKED = frozenset({400, 403, 405, 406, 407, 410, 411, 412, 413, 414, 415, 417, 421, 426, 428, 431, 451, 511})
 REDIRECTS = range(HTTPStatus.MULTIPLE_CHOICES, HTTPStatus.BAD_REQUEST)
 """The statuses of redirects, which are not followed."""
+EMULATOR_VARIABLE = "SORA_CHARS_EMULATOR"
+"""The environment variable that makes every provider speak to an emulator."""
+EMULATOR_KEY = "emulated-by-sora-chars"
+"""The key that is sent to that emulator in place of every real one."""
 
 
 class HTTPProvider(Provider):
     """A provider that takes its connections, name and account from a transport."""
 
     def __init__(self, transport: Transport) -> None:
+        emulator = emulator_url()
+        if emulator and not transport.base_url.startswith(emulator):
+            raise ConfigurationError(
+                f"{transport.provider} does not support {EMULATOR_VARIABLE}: it would reach {transport.base_url}.",
+                hint="Build its address with `resolve_url`, or unset the variable.",
+            )
         self._transport = transport
         self.name = transport.provider
         self.account = transport.account
@@ -46,12 +56,26 @@ class HTTPProvider(Provider):
         await self._transport.leave()
 
 
+def emulator_url() -> str | None:
+    """Return the address of the emulator that SORA_CHARS_EMULATOR names; None if it is not set.
+
+    Raises:
+        ConfigurationError: It is not an http(s) URL with a host.
+    """
+    url = os.environ.get(EMULATOR_VARIABLE, "").strip()
+    return clean_url(url, field=EMULATOR_VARIABLE) if url else None
+
+
 def resolve_key(api_key: str | None, *, variable: str, provider: str, option: str = "api_key") -> str:
     """Return the API key that was passed as `option`, or else the one in the environment.
+
+    With SORA_CHARS_EMULATOR it is a made-up one, so no real key is sent to an emulator.
 
     Raises:
         ConfigurationError: There is no key, or it cannot be sent in a header.
     """
+    if emulator_url():
+        return EMULATOR_KEY
     key: object = os.environ.get(variable, "") if api_key is None else api_key
     if not isinstance(key, str):
         raise ConfigurationError(f"{option} must be text, got {type(key).__name__}.")
@@ -69,12 +93,17 @@ def resolve_key(api_key: str | None, *, variable: str, provider: str, option: st
 def resolve_url(base_url: str | None, *, variable: str, default: str, field: str = "base_url") -> str:
     """Return the base URL that was passed, or else the one in the environment, or else the default.
 
+    With SORA_CHARS_EMULATOR it is the emulator's in place of any of these, with the path of the default.
+
     Raises:
         ConfigurationError: It is invalid. The message names the option or the variable that holds it.
     """
     if base_url is not None:
-        return clean_url(base_url, field=field)
-    return clean_url(os.environ.get(variable) or default, field=variable)
+        found = clean_url(base_url, field=field)
+    else:
+        found = clean_url(os.environ.get(variable) or default, field=variable)
+    emulator = emulator_url()
+    return emulator + urlsplit(default).path.rstrip("/") if emulator else found
 
 
 def clean_url(url: str, *, field: str) -> str:

@@ -21,7 +21,7 @@ from sora_chars.signing import header, jwt_signer
 from sora_chars.transport import Transport
 
 from . import kling_codec as codec
-from .base import HTTPProvider, clean_url, resolve_key, resolve_url
+from .base import HTTPProvider, clean_url, emulator_url, resolve_key, resolve_url
 from .kling_callback import read_callback, webhook_key
 from .local_files import request_problems
 
@@ -258,7 +258,7 @@ def _keys(api_key: str | None, access_key: str | None, secret_key: str | None, *
         raise ConfigurationError("api_key and access_key exclude each other.")
     if not pair and api_key is None and not os.environ.get("KLING_API_KEY"):
         pair = bool(os.environ.get("KLING_ACCESS_KEY"))
-    if not pair:
+    if not pair or emulator_url():
         key = resolve_key(api_key, variable="KLING_API_KEY", provider=provider)
         return {"api_key": key, "sign": header("Authorization", f"Bearer {key}")}
     access = resolve_key(access_key, variable="KLING_ACCESS_KEY", provider=provider, option="access_key")

@@ -43,22 +43,33 @@ class RecordedRequests:
         with self._in_use() as dispatcher:
             return (await dispatcher.register(as_request(request, fields), provider)).entry
 
-    async def advance(self, key: str) -> Step:
+    async def advance(self, key: str, *, patience: float = 0.0) -> Step:
         """Take the next step of a key: send once, poll once, or nothing. Meant for job engines.
 
+            step = await session.advance("order-17")
+            if step.finished:
+                print(step.state, step.outcome)
+
         It is safe from any process at any time, also twice at once, and waits
-        for one answer at most. How a finished request ended is in `step.entry`.
+        for one answer at most. A request that was rejected, has failed or is
+        unknown is a finished step: `step.outcome` is the error.
+
+        Args:
+            key: The idempotency key.
+            patience: Seconds to wait for the limits of the account. If the request may not be sent in that time,
+                nothing is sent and `step.retry_in` is when it may be. Keys that come back then are served in the
+                order in which they were registered.
 
         Raises:
-            InvalidRequestError: The ledger has no such key.
+            InvalidRequestError: The ledger has no such key, or `patience` is no number of seconds.
             ConfigurationError: The session has no such provider.
-            SubmissionUnknownError: The request was sent and its outcome is unknown; see `resolve`.
-            ProviderError: Polling failed permanently.
+            ProviderError: The provider rejects the polls of a running task, as with a wrong API key, or does not have
+                the task 90 s after it was recorded.
             LedgerError: The ledger could not be read or written.
             SessionClosedError: The session was closed before the step ended. The next step starts where this one did.
         """
         with self._in_use() as dispatcher:
-            return await stepping.advance(dispatcher, await queries.find(self.ledger, key))
+            return await stepping.advance(dispatcher, key, patience)
 
     async def recover(self) -> AsyncGenerator[TaskHandle[Any], None]:
         """Yield a handle for each running task of the ledger, watched from now on.
@@ -92,11 +103,12 @@ class RecordedRequests:
         with self._in_use() as dispatcher:
             return await resolving.retry(dispatcher, key, request, changes)
 
-    async def resolve(self, key: str, **decision: Unpack[Decision]) -> Entry:
-        """Record what you found out about a request whose outcome is unknown. Nothing is paid.
+    async def resolve(self, key: str, *, ask: bool = False, **decision: Unpack[Decision]) -> Entry:
+        """Ask for the outcome of a request that is unknown, or record what you found out. Nothing is paid.
 
         Args:
             key: The idempotency key of the request.
+            ask: Ask the provider now, once, for the task of the key. `recover` watches what it shows.
             task_id: The task that the request created. It is fetched first; `recover` watches it afterwards.
             never_sent: The request did not arrive. It is sent when it is requested again.
             give_up: The request counts as failed.
@@ -105,13 +117,14 @@ class RecordedRequests:
             version: `Entry.version` on which you decided, where others may decide about the key too.
 
         Raises:
-            InvalidRequestError: Not exactly one of the four was given, there is no such key or nothing to resolve, or
-                the provider has no such task.
+            InvalidRequestError: Not exactly one of the first five was given, there is no such key or nothing to
+                resolve, the provider cannot be asked, or it has no such task.
+            SubmissionUnknownError: The provider was asked and showed no task; the message states its answer.
             ProviderError: The task could not be fetched.
             StaleEntryError: Another process moved the entry first.
         """
         with self._in_use() as dispatcher:
-            return await resolving.resolve(dispatcher, key, **decision)
+            return await resolving.resolve(dispatcher, key, ask=ask, **decision)
 
     async def delete(self, character: Character | str, *, provider: str | None = None) -> Entry | None:
         """Delete a character at its provider, and record that. Free of charge; it cannot be undone.

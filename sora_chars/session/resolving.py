@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import attrs
 
-from sora_chars.errors import InvalidRequestError, MissingCharacterError, TaskNotFoundError, printable
-from sora_chars.ledger import transitions
+from sora_chars.errors import (
+    InvalidRequestError,
+    MissingCharacterError,
+    SubmissionUnknownError,
+    TaskNotFoundError,
+    printable,
+)
+from sora_chars.ledger import EntryState, transitions
 from sora_chars.ledger.queries import find
 from sora_chars.ledger.serialize import echoes_other_token, to_record, to_request
 from sora_chars.models import with_changes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Unpack
 
     from sora_chars.ledger import Entry
     from sora_chars.models import Request, TaskSnapshot
@@ -51,7 +58,7 @@ async def retry(
 
 
 class Decision(TypedDict, total=False):
-    """The keyword arguments of `CharacterSession.resolve`."""
+    """What a person decided about a key: the keyword arguments of `CharacterSession.resolve` apart from `ask`."""
 
     task_id: str | None
     never_sent: bool
@@ -61,7 +68,46 @@ class Decision(TypedDict, total=False):
     version: int | None
 
 
-async def resolve(
+async def resolve(dispatcher: Dispatcher, key: str, *, ask: bool = False, **decision: Unpack[Decision]) -> Entry:
+    """Ask the provider what became of a request, or record what a person found out; see `CharacterSession.resolve`."""
+    if not ask:
+        return await _decide(dispatcher, key, **decision)
+    version = decision.pop("version", None)
+    if any(value not in {None, False} for value in decision.values()):
+        raise InvalidRequestError(f"resolve: ask cannot be combined with {' and '.join(decision)}.")
+    return await _ask(dispatcher, key, version)
+
+
+async def _ask(dispatcher: Dispatcher, key: str, version: int | None) -> Entry:
+    """Ask the provider once for the task of a key, and record it.
+
+    Raises:
+        SubmissionUnknownError: The provider showed no task; the message states what was asked and answered.
+    """
+    entry = await transitions.mark_orphaned(dispatcher.ledger, await find(dispatcher.ledger, key))
+    transitions.check_version(entry, version)
+    if entry.state is not EntryState.UNKNOWN:
+        raise InvalidRequestError(f"key: {entry.key} is {entry.state}, so there is nothing to ask.")
+    settlement = dispatcher.settlement(dispatcher.provider(entry.provider), claims_task=False)
+    if settlement is None:
+        raise InvalidRequestError(
+            f"ask: {entry.provider} cannot be asked for the task of a key.",
+            hint="Check its website, and resolve the key by what you find there.",
+            key=entry.key,
+            provider=entry.provider,
+        )
+    entry = await settlement.ask(entry)
+    if entry.state is EntryState.UNKNOWN:
+        raise SubmissionUnknownError(
+            f"The outcome of key {entry.key} is still unknown. {settlement.outcome}",
+            hint="A task that is not shown proves nothing while its request may still be on its way.",
+            key=entry.key,
+            provider=entry.provider,
+        )
+    return entry
+
+
+async def _decide(
     dispatcher: Dispatcher,
     key: str,
     *,
@@ -72,7 +118,7 @@ async def resolve(
     unchecked: bool = False,
     version: int | None = None,
 ) -> Entry:
-    """Record what a person found out about a request; see `CharacterSession.resolve`."""
+    """Record what a person found out about a request."""
     snapshot: TaskSnapshot | None = None
     if task_id is not None:
         entry = await find(dispatcher.ledger, key)

@@ -39,7 +39,8 @@ def sora_emulator_factory(monkeypatch: pytest.MonkeyPatch) -> Generator[Callable
     """A function that starts an emulator and takes the options of `Emulator`.
 
     All emulators that it started are closed after the test. During the test, NO_PROXY contains
-    127.0.0.1, since a proxy of the environment could not reach them.
+    127.0.0.1, since a proxy of the environment could not reach them, and SORA_CHARS_EMULATOR is
+    unset, since it would send every request to another emulator.
 
         def test_reports_missing_credits(sora_emulator_factory):
             emulator = sora_emulator_factory(credits=0.0)
@@ -48,6 +49,7 @@ def sora_emulator_factory(monkeypatch: pytest.MonkeyPatch) -> Generator[Callable
 
     from .emulator.server import Emulator  # noqa: PLC0415 - every pytest run imports this module, few need the server
 
+    monkeypatch.delenv("SORA_CHARS_EMULATOR", raising=False)
     excepted = getproxies_environment().get("no", "")
     monkeypatch.setenv("no_proxy", excepted if excepted == "*" else f"{excepted},127.0.0.1")
     with ExitStack() as running:

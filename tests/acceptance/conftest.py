@@ -27,7 +27,7 @@ def script() -> str:
 @pytest.fixture
 def cli_environment(tmp_path: Path) -> dict[str, str]:
     """Return an environment with API keys and an empty home folder, in which warnings are errors."""
-    unset = {"FORCE_COLOR", "COLUMNS", "SORA_CHARS_LEDGER"}
+    unset = {"FORCE_COLOR", "COLUMNS", "SORA_CHARS_LEDGER", "SORA_CHARS_EMULATOR"}
     inherited = {name: value for name, value in os.environ.items() if name not in unset}
     inherited |= {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data")}
     keys = {

@@ -51,7 +51,7 @@ def test_emulate_serves_until_a_signal(start_cli: Start) -> None:
 
 
 def test_printed_commands_work(start_cli: Start, cli_environment: dict[str, str], script: str) -> None:
-    """The commands that `emulate` prints create three characters."""
+    """The commands that `emulate` prints create four characters, with the providers' keys of the environment unsent."""
     process = start_cli("emulate", *QUICK)
     assert process.stdout
     lines = [first_line(process)]
@@ -64,7 +64,9 @@ def test_printed_commands_work(start_cli: Start, cli_environment: dict[str, str]
         ["sh", "-ec", block], env=cli_environment | {"PATH": path}, capture_output=True, text=True, check=True
     )
 
-    assert re.findall(r"^provider: (\w+)$", ended.stdout, re.MULTILINE) == ["kie", "kkiai", "kling"]
+    assert re.findall(r"^provider: (\w+)$", ended.stdout, re.MULTILINE) == ["kling", "vidu", "kie", "kkiai"]
+    assert ended.stderr.count("SORA_CHARS_EMULATOR: every provider is the emulator at http://127.0.0.1:") == 4
+    assert max(map(len, "".join(lines).splitlines())) <= 80
     assert end(process, signal.SIGINT) == (0, "Stopped.\n")
 
 
@@ -144,3 +146,20 @@ def test_demo(terminal: Cli) -> None:
     (url,) = re.findall(r"http://[\d.:]+\d", written)
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
+
+
+def test_commands_speak_to_the_emulator(cli: Cli, cli_environment: dict[str, str], emulator: Emulator) -> None:
+    """With SORA_CHARS_EMULATOR a command says so first, sends no real key, and needs none."""
+    for name in ("KIE_API_KEY", "VIDU_API_KEY"):
+        del cli_environment[name]
+    cli_environment["SORA_CHARS_EMULATOR"] = emulator.url
+    for provider, source in (("vidu", "--image"), ("kling", "--video")):
+        fields = ("--name", "Rex", "--prompt", "A dog", "--poll", "0.05") if provider == "kling" else ("--name", "Rex")
+        made = cli("create", "--provider", provider, source, "https://a.example/rex.mp4", *fields, "--json", "-v")
+        assert made.returncode == 0, made.stdout + made.stderr
+        first = made.stderr.splitlines()[0]
+        assert first == f"SORA_CHARS_EMULATOR: every provider is the emulator at {emulator.url}. No real key is sent."
+        assert "secret-kling" not in made.stderr
+    assert cli("credit").returncode == 0
+    cli_environment["SORA_CHARS_EMULATOR"] = "nonsense"
+    assert cli("credit").stderr.startswith("Error: SORA_CHARS_EMULATOR: must be like https://host")

@@ -1,4 +1,4 @@
-"""Every code block of the README runs as a program of its own; only the providers' addresses are replaced."""
+"""Every code block of the README runs unchanged as a program of its own, with SORA_CHARS_EMULATOR."""
 
 from __future__ import annotations
 
@@ -26,13 +26,6 @@ PYTHON = [code for language, code in BLOCKS if language == "python"]
 (TABLE,) = [text for language, text in BLOCKS if language == "csv"]
 SHELL = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
 
-# Replaces the providers' default addresses by the emulator's.
-USE_EMULATOR = """
-import os, sora_chars
-url = os.environ["EMULATOR"]
-sora_chars.Kie.__init__.__kwdefaults__.update(base_url=url, upload_url=url)
-sora_chars.Kkiai.__init__.__kwdefaults__.update(base_url=url)
-"""
 SERVE = {
     "aiohttp": "from aiohttp import web\nweb.run_app(block.app, host='127.0.0.1', port={port}, print=None)",
     "fastapi": "import uvicorn\nuvicorn.run(block.app, port={port}, log_level='warning')",
@@ -47,13 +40,9 @@ def block_with(text: str) -> str:
 
 @pytest.fixture
 def environment(sora_emulator: Emulator, tmp_path: Path) -> dict[str, str]:
-    """Return the environment that the README assumes: API keys and a ledger."""
+    """Return an environment in which every provider is the emulator, and a ledger."""
     return os.environ | {
-        "EMULATOR": sora_emulator.url,
-        "KLING_API_KEY": "a-key-for-the-emulator",
-        "KLING_BASE_URL": sora_emulator.url,
-        "KIE_API_KEY": "a-key-for-the-emulator",
-        "KKIAI_API_KEY": "a-key-for-the-emulator",
+        "SORA_CHARS_EMULATOR": sora_emulator.url,
         "SORA_CHARS_LEDGER": str(tmp_path / "ledger.db"),
         "PYTHONWARNINGS": "error",
         "PYTHONASYNCIODEBUG": "",  # aiohttp then writes its access log to stderr
@@ -78,7 +67,7 @@ def run(*command: str, environment: dict[str, str], folder: Path) -> subprocess.
 )
 def test_program_runs(text: str, output: str, environment: dict[str, str], tmp_path: Path) -> None:
     """Each program runs unchanged, prints what the README shows, and emits no warning."""
-    done = run(sys.executable, "-c", USE_EMULATOR + block_with(text), environment=environment, folder=tmp_path)
+    done = run(sys.executable, "-c", block_with(text), environment=environment, folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.match(output, done.stdout)
 
@@ -91,7 +80,7 @@ def app_url(
     url = f"http://127.0.0.1:{free_port}"
     text = {"aiohttp": "receiver.aiohttp_app()", "fastapi": "receiver.asgi"}[request.param]
     (tmp_path / "block.py").write_text(block_with(text))
-    program = USE_EMULATOR + "import block\n" + SERVE[request.param].format(port=free_port)
+    program = "import block\n" + SERVE[request.param].format(port=free_port)
     server = subprocess.Popen(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment | {"PUBLIC_URL": url}, stderr=subprocess.PIPE
     )
@@ -122,12 +111,12 @@ def test_pytest_example_passes(environment: dict[str, str], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("sora-chars ")])
-def test_command_works(line: str, environment: dict[str, str], sora_emulator: Emulator, tmp_path: Path) -> None:
+def test_command_works(line: str, environment: dict[str, str], tmp_path: Path) -> None:
     """Each `sora-chars` command exits with status 0 against the emulator."""
     (tmp_path / "dogs.csv").write_text(TABLE)
     command, *arguments = shlex.split(line)
     program = str(Path(sys.executable).with_name(command))
-    done = run(program, *arguments, "--base-url", sora_emulator.url, environment=environment, folder=tmp_path)
+    done = run(program, *arguments, environment=environment, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

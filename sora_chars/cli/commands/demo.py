@@ -24,6 +24,7 @@ from sora_chars.cli.render import character_json, one_line
 from sora_chars.cli.runner import run
 from sora_chars.errors import ConfigurationError, SoraCharsError, printable
 from sora_chars.models import CharacterRequest, Clip
+from sora_chars.providers.base import EMULATOR_VARIABLE
 from sora_chars.providers.kie import Kie
 from sora_chars.providers.kkiai import Kkiai
 from sora_chars.session.session import CharacterSession
@@ -126,6 +127,7 @@ async def _run_scenarios(context: CommandContext) -> list[ScenarioResult]:
     results: list[ScenarioResult] = []
     async with AsyncExitStack() as stack:
         stack.enter_context(_no_proxy("127.0.0.1"))
+        stack.enter_context(_own_emulator())
         with context.output.status_line() as line:
             line.update("Starting the emulator")
             url = await stack.enter_async_context(_emulator(hmac_key))
@@ -154,6 +156,17 @@ def _no_proxy(host: str) -> Generator[None]:
         del os.environ["no_proxy"]
         if before is not None:
             os.environ["no_proxy"] = before
+
+
+@contextmanager
+def _own_emulator() -> Generator[None]:
+    """Ignore SORA_CHARS_EMULATOR: the demo counts what its own emulator receives."""
+    before = os.environ.pop(EMULATOR_VARIABLE, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[EMULATOR_VARIABLE] = before
 
 
 def _print(context: CommandContext, text: Text) -> None:

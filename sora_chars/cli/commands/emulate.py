@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sora_chars.cli.options import output_options, seconds
+from sora_chars.cli.options import PROVIDERS, output_options, seconds
 from sora_chars.cli.runner import CommandInterruptedError, run
 from sora_chars.errors import ConfigurationError
 from sora_chars.responses import parse_json
@@ -20,27 +21,31 @@ if TYPE_CHECKING:
 
     from sora_chars.cli.context import CommandContext
 
+_WIDTH = 80  # columns
 _GREETING = """\
-Emulating the providers at {url}
+Emulating {providers}
+at {url}
 Dashboard of requests and tasks:  {url}/
 
-In another shell:
+In another shell, every command and every program then uses the emulator:
 
-  export KIE_API_KEY=any KKIAI_API_KEY=any KLING_API_KEY=any
-  sora-chars create --base-url {url} --upload-url {url} \\
-    --from-task 0123456789abcdef0123456789abcdef --clip 1,3 \\
-    --prompt "A friendly cartoon dog"
-  sora-chars create --provider kkiai --base-url {url} \\
-    --video https://example.com/dog.mp4 --clip 1,3
-  sora-chars create --provider kling --base-url {url} \\
-    --video https://example.com/dog.mp4 --name Dog --prompt "A friendly dog"
+  export SORA_CHARS_EMULATOR={url}
+  sora-chars create --provider kling --video https://example.com/dog.mp4 \\
+    --name Dog --prompt "A friendly dog"
+  sora-chars create --provider vidu --image https://example.com/dog.jpg \\
+    --name Dog
+  sora-chars create --provider kie --clip 1,3 --prompt "A friendly dog" \\
+    --from-task 0123456789abcdef0123456789abcdef
+  sora-chars create --provider kkiai --video https://example.com/dog.mp4 \\
+    --clip 1,3
 
-In Python:
+No real key is sent with that variable. One provider alone, in Python:
 
-  Kie("any", base_url="{url}", upload_url="{url}")
-  Kkiai("any", base_url="{url}")
   Kling("any", base_url="{url}")
+  Kie("any", base_url="{url}",
+      upload_url="{url}")
 
+To try a pair of Kling's keys with base_url=, add --kling-secret-key KEY.
 Press Ctrl-C to stop."""
 
 
@@ -108,7 +113,12 @@ def fault(text: str) -> tuple[str, dict[str, Any]]:
 @click.option(
     "--strict-limits", is_flag=True, help="Reject more than 20 creates in 10 seconds or 10 polls in 1 second."
 )
-@click.option("--hmac-key", metavar="KEY", help="Sign callbacks with this key.")
+@click.option("--hmac-key", metavar="KEY", help="Sign kie's callbacks with this key.")
+@click.option(
+    "--kling-secret-key",
+    metavar="KEY",
+    help="Accept the JWTs of a pair of Kling's keys with this secret key, beside any API key.",
+)
 @click.option(
     "--fault",
     "faults",
@@ -122,9 +132,9 @@ def fault(text: str) -> tuple[str, dict[str, Any]]:
 def emulate(context: CommandContext, /, *, faults: Sequence[tuple[str, dict[str, Any]]], **settings: Any) -> None:
     """Serve an emulator of the providers on this machine.
 
-    It emulates all providers until Ctrl-C. Give its address to other
-    commands as --base-url and --upload-url; any API key is accepted. The page at
-    its address shows the requests, the tasks and all kinds of faults.
+    It emulates every provider until Ctrl-C. Other commands and programs use it with
+    SORA_CHARS_EMULATOR=URL, or with --base-url and --upload-url; any API key is accepted.
+    The page at its address shows the requests, the tasks and all kinds of faults.
     """
     emulator = Emulator(**settings)
     for kind, values in faults:
@@ -144,7 +154,8 @@ async def _serve(context: CommandContext, emulator: Emulator) -> None:
         if context.output.as_json:
             context.output.show_json({"url": emulator.url})
         else:
-            click.echo(_GREETING.format(url=emulator.url))
+            providers = textwrap.fill(", ".join(PROVIDERS), _WIDTH - len("Emulating "))
+            click.echo(_GREETING.format(url=emulator.url, providers=providers))
         await asyncio.Event().wait()
     finally:
         await emulator.aclose()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sora_chars.cli.context import ASKED
 from sora_chars.cli.input_file import open_input
 from sora_chars.cli.ledger_export import LEFT_OUT, export_entries
 from sora_chars.cli.ledger_import import copy_checked, insert_entries
@@ -16,17 +17,18 @@ from sora_chars.cli.render import (
     ENTRY_COLUMNS,
     entry_row,
     entry_rows,
+    error_json,
     one_line,
     shown_entry_json,
 )
-from sora_chars.cli.runner import run
-from sora_chars.errors import InvalidRequestError, ProviderError
+from sora_chars.cli.runner import UNKNOWN, run
+from sora_chars.errors import InvalidRequestError, ProviderError, SubmissionUnknownError
 from sora_chars.ledger import EntryState, queries, transitions
 from sora_chars.providers.kkiai import GATEWAYS
 from sora_chars.session.session import CharacterSession
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from sora_chars.cli.context import CommandContext
     from sora_chars.cli.ledger_import import ImportCounts
@@ -94,15 +96,16 @@ def show(context: CommandContext, /, *, key: str, location: LedgerLocation) -> N
 
 
 class ResolveCommand(click.Command):
-    """A command whose usage shows the four options of which exactly one is required."""
+    """A command whose usage shows the options of which exactly one is required."""
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """Return the pieces of the usage line."""
-        return [*super().collect_usage_pieces(ctx), "(--task-id ID | --never-sent | --give-up | --undo)"]
+        return [*super().collect_usage_pieces(ctx), "(--ask | --task-id ID | --never-sent | --give-up | --undo)"]
 
 
 @ledger.command(cls=ResolveCommand)
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
+@click.option("--ask", is_flag=True, help="Ask the provider for the task of the key, where it can be asked.")
 @click.option("--task-id", metavar="ID", help="The request created this task, as the provider's site shows.")
 @click.option("--unchecked", is_flag=True, help="Record --task-id without fetching the task. Needs no API key.")
 @click.option("--never-sent", is_flag=True, help="The provider never received the request; it may be sent again.")
@@ -117,32 +120,54 @@ def resolve(
     /,
     *,
     keys: tuple[str, ...],
+    ask: bool,
     task_id: str | None,
     unchecked: bool,
     base_url: str | None,
     proxy: str | None,
     location: LedgerLocation,
     **others: bool,
-) -> None:
-    """Record the outcome of requests that is unknown.
+) -> int | None:
+    """Find out or record the outcome of requests that is unknown.
 
-    No request is sent again. Check the provider's website first. The task that
-    --task-id names is fetched from the provider before it is recorded.
+    No request is sent again. kling and vidu can be asked, free of charge: --ask. At the
+    other providers, check their website first. The task that --task-id names is fetched
+    from the provider before it is recorded.
     """
     context.use_ledger(location)
-    if (task_id is not None) + sum(others.values()) != 1:
-        raise click.UsageError("Give exactly one of --task-id ID, --never-sent, --give-up and --undo.")
+    if (task_id is not None) + ask + sum(others.values()) != 1:
+        raise click.UsageError("Give exactly one of --ask, --task-id ID, --never-sent, --give-up and --undo.")
     if task_id is not None and len(keys) > 1:
         raise click.UsageError("--task-id names the task of one key.")
     if unchecked and task_id is None:
         raise click.UsageError("--unchecked requires --task-id.")
+    address = {"base_url": base_url, "proxy": proxy}
+    if ask:
+        return _ask_for_all(context, location, keys, address)
     for key in keys:
         if task_id is None:
             entry = run(context, _resolve(location, key, **others))
         else:
-            address = {"base_url": base_url, "proxy": proxy}
             entry = run(context, _resolve_task(location, key, task_id, address, unchecked=unchecked))
         _show(context, entry)
+    return None
+
+
+def _ask_for_all(
+    context: CommandContext, location: LedgerLocation, keys: Sequence[str], address: dict[str, str | None]
+) -> int:
+    """Ask for each key, and return the exit status: that of a key whose outcome is still unknown, if there is one."""
+    status = 0
+    for key in keys:
+        try:
+            entry = run(context, _ask(location, key, address))
+        except SubmissionUnknownError as error:
+            status = UNKNOWN
+            context.output.show_error(error_json(error))
+            continue
+        context.output.note(f"{entry.provider} was asked for key {entry.key} and shows {entry.task_id}.")
+        _show(context, entry)
+    return status
 
 
 @ledger.command()
@@ -208,7 +233,9 @@ def _check_lines(context: CommandContext, problems: list[tuple[int, str]]) -> No
 def _show(context: CommandContext, entry: Entry) -> None:
     context.output.show({"entry": shown_entry_json(entry)}, entry_rows(entry), title="Entry")
     if entry.state is EntryState.UNKNOWN:
-        context.output.note(context.resolve_hint(entry.key, tasks=entry.provider not in GATEWAYS))
+        context.output.note(
+            context.resolve_hint(entry.key, tasks=entry.provider not in GATEWAYS, asks=entry.provider in ASKED)
+        )
     elif entry.state is EntryState.RUNNING:
         context.output.note(f"Wait for it with: {context.command('wait', entry.key)}")
     elif entry.state is EntryState.REJECTED and entry.may_have_been_paid:
@@ -238,6 +265,14 @@ async def _entries(location: LedgerLocation, query: str, states: Collection[Entr
 async def _find(location: LedgerLocation, key: str) -> Entry:
     async with location.open_existing() as ledger:
         return await queries.find(ledger, key)
+
+
+async def _ask(location: LedgerLocation, key: str, address: dict[str, str | None]) -> Entry:
+    async with location.open_existing() as ledger:
+        entry = await queries.find(ledger, key)
+        settings = Settings(provider=entry.provider, base_url=address["base_url"], proxy=address["proxy"], timeout=None)
+        async with CharacterSession(settings.make_provider(), ledger=ledger) as session:
+            return await session.resolve(key, ask=True)
 
 
 async def _resolve(location: LedgerLocation, key: str, **decision: bool) -> Entry:

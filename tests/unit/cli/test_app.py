@@ -194,9 +194,9 @@ def test_upload_status_has_steps_of_ten_percent() -> None:
 
 
 def test_resolve_shows_its_alternatives(capsys: pytest.CaptureFixture[str]) -> None:
-    """The usage of `ledger resolve` shows the four options of which exactly one is required."""
+    """The usage of `ledger resolve` shows the five options of which exactly one is required."""
     assert app.main(["ledger", "resolve", "--help"]) == 0
-    assert "(--task-id ID | --never-sent | --give-up | --undo)" in " ".join(capsys.readouterr().out.split())
+    assert "(--ask | --task-id ID | --never-sent | --give-up | --undo)" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(("charged", "note"), [("maybe", "does not prove"), (None, "Nothing was paid")])

@@ -61,7 +61,7 @@ def test_absent_fields_have_their_defaults() -> None:
         ({"task_id": "a\x1bb"}, r"task_id must be printable text, got 'a\x1bb'"),
         (
             {"state": "lost"},
-            "state must be one of pending, sending, running, succeeded, failed, rejected, unknown, got 'lost'",
+            "state must be one of pending, sending, running, succeeded, failed, rejected, unknown, deleted, got 'lost'",
         ),
         ({"request": []}, "request must be a JSON object, got []"),
         ({"request": {"promt": 1}}, "request or result is not one of kind character: "),

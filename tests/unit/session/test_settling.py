@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
 
-from sora_chars.errors import AuthenticationError, NoAnswerError, SubmissionUnknownError, TaskFailedError
+from sora_chars.errors import (
+    AuthenticationError,
+    InvalidRequestError,
+    NoAnswerError,
+    StaleEntryError,
+    SubmissionUnknownError,
+    TaskFailedError,
+)
 from sora_chars.ledger import EntryState
 from sora_chars.models import TaskFailure, TaskSnapshot
 from sora_chars.polling.strategies import FixedInterval
@@ -194,13 +203,18 @@ async def test_advance_asks_once() -> None:
     provider = AskedProvider(visible_at=1e9)
     async with session_of(provider) as session:
         await session.register(**REQUEST)
-        for _ in range(2):
-            with pytest.raises(SubmissionUnknownError, match="was asked once"):
-                await session.advance("order-17")
+        began = time.time()
+        steps: list[float | None] = []
+        for later in (0.0, 9.0, 99.0, 700.0):
+            session.watcher.clock = partial(float, began + later)
+            step = await session.advance("order-17")
+            assert step.state is EntryState.UNKNOWN
+            steps.append(step.retry_in and round(step.retry_in))
+        assert steps == [1, 9, 60, None]
         provider.visible_at = 0.0
         step = await session.advance("order-17")
         assert (step.entry.state, step.entry.owner) == (EntryState.RUNNING, None)
-    assert len(provider.lookups) == 3
+    assert len(provider.lookups) == 5
 
 
 async def test_retry_has_a_key_of_its_own() -> None:
@@ -235,3 +249,56 @@ async def test_task_of_an_earlier_attempt_is_not_taken() -> None:
         provider.lookup = forgetful  # type: ignore[method-assign]
         with pytest.raises(SubmissionUnknownError):
             await session.retry("order-17")
+
+
+async def unknown_session(provider: AskedProvider) -> CharacterSession:
+    """Return an open session whose request of key "order-17" is unknown."""
+    session = await session_of(provider).open()
+    with pytest.raises(SubmissionUnknownError):
+        await session.create(**REQUEST, timeout=25)
+    return session
+
+
+async def test_asking_finds_the_task() -> None:
+    """`resolve(ask=True)` asks once, and records what the provider shows; `recover` watches it afterwards."""
+    provider = AskedProvider(visible_at=100.0)
+    session = await unknown_session(provider)
+    before = len(provider.lookups)
+    with pytest.raises(SubmissionUnknownError, match=r"still unknown\. fake was asked once for this key: it shows no"):
+        await session.resolve("order-17", ask=True)
+    await asyncio.sleep(100)
+    entry = await session.resolve("order-17", ask=True)
+    assert (entry.state, entry.task_id, entry.owner) == (EntryState.RUNNING, "t1", None)
+    assert len(provider.lookups) == before + 2
+    assert [(await handle).id async for handle in session.recover()] == ["ch_1"]
+    with pytest.raises(InvalidRequestError, match="order-17 is succeeded, so there is nothing to ask"):
+        await session.resolve("order-17", ask=True)
+    await session.aclose()
+    assert len(provider.posts) == 1
+
+
+async def test_rejected_question_is_stated() -> None:
+    """The provider's answer to the question is part of the error, and the outcome stays unknown."""
+    provider = AskedProvider(visible_at=1e9)
+    session = await unknown_session(provider)
+    provider.question = AuthenticationError("bad key")
+    with pytest.raises(SubmissionUnknownError, match="asked once for this key: bad key"):
+        await session.resolve("order-17", ask=True)
+    assert (await entry_of(session)).state is EntryState.UNKNOWN
+    await session.aclose()
+
+
+async def test_question_needs_a_provider_that_can_be_asked() -> None:
+    """Other providers, other decisions beside `ask` and stale versions are errors, and nothing is asked."""
+    provider = AskedProvider(visible_at=1e9)
+    session = await unknown_session(provider)
+    before = len(provider.lookups)
+    with pytest.raises(InvalidRequestError, match="ask cannot be combined with give_up"):
+        await session.resolve("order-17", ask=True, give_up=True)
+    with pytest.raises(StaleEntryError, match="order-17 was changed first"):
+        await session.resolve("order-17", ask=True, version=1)
+    provider.settles = None
+    with pytest.raises(InvalidRequestError, match="ask: fake cannot be asked for the task of a key"):
+        await session.resolve("order-17", ask=True)
+    assert len(provider.lookups) == before
+    await session.aclose()
