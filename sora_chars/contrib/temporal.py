@@ -80,14 +80,17 @@ class CharacterActivities:
                 step = await self.session.advance(key, patience=_PATIENCE)
             except (ConfigurationError, InvalidRequestError, ProviderError) as error:
                 raise ApplicationError(str(error), type=type(error).__name__, non_retryable=True) from error
-        outcome = step.outcome
-        is_character = isinstance(outcome, Character)
+        found = step.outcome
         return {
             "state": str(step.state),
             "retry_in": step.retry_in,
-            "character": attrs.asdict(outcome, filter=lambda field, _: field.name != "raw") if is_character else None,
-            "error": str(outcome) if isinstance(outcome, SoraCharsError) else None,
+            "character": _facts(found) if isinstance(found, Character) else None,
+            "error": str(found) if isinstance(found, SoraCharsError) else None,
         }
+
+
+def _facts(character: Character) -> dict[str, Any]:
+    return attrs.asdict(character, filter=lambda field, _: field.name != "raw")
 
 
 @asynccontextmanager

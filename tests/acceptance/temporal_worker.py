@@ -18,11 +18,10 @@ async def main(address: str, url: str, ledger: str) -> None:
     kie = Kie("key", base_url=url, limits=None)
     async with CharacterSession(kie, ledger=ledger, polling=FixedInterval(0.2)) as session:
         activities = CharacterActivities(session)
-        worker = Worker(
-            client, task_queue="characters", workflows=[CharacterWorkflow], activities=[activities.advance]
-        )
+        worker = Worker(client, task_queue="characters", workflows=[CharacterWorkflow], activities=[activities.advance])
         async with worker:
-            print("ready", flush=True)
+            sys.stdout.write("ready\n")
+            sys.stdout.flush()
             await asyncio.Event().wait()
 
 

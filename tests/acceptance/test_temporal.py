@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from unittest.mock import AsyncMock, Mock, patch
 
 import pytest
 
-from sora_chars import CharacterRequest, CharacterSession, EntryState, FixedInterval, Kie, open_ledger
+from sora_chars import CharacterRequest, CharacterSession, EntryState, FixedInterval, Kie, Kling, open_ledger
 from sora_chars.testing import Emulator
 
 pytest.importorskip("temporalio")
@@ -88,9 +89,7 @@ async def serving(client: Client, emulator: Emulator, ledger: Path) -> AsyncGene
 
 async def start(client: Client, key: str) -> WorkflowHandle[CharacterWorkflow, Any]:
     """Start the workflow of a registered key."""
-    return await client.start_workflow(
-        CharacterWorkflow.run, key, id=WORKFLOW_ID.format(key=key), task_queue=QUEUE
-    )
+    return await client.start_workflow(CharacterWorkflow.run, key, id=WORKFLOW_ID.format(key=key), task_queue=QUEUE)
 
 
 async def test_a_workflow_returns_its_character(client: Client, tmp_path: Path) -> None:
@@ -105,6 +104,21 @@ async def test_a_workflow_returns_its_character(client: Client, tmp_path: Path) 
         assert await workflow.query(CharacterWorkflow.state) == "succeeded"
         await callback_signal(client)(None, entry)
         assert emulator.counts.creates == 1
+
+
+async def test_the_page(client: Client, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker and the order on the page about workers run as they stand there."""
+    page = (Path(__file__).parents[2] / "docs/workers.md").read_text().split("## Temporal")[1].split("\n## ")[0]
+    program: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "workers.md", "exec", dont_inherit=True), program)  # our own page
+    async with Emulator(durations=(0.1, 0.1)) as emulator:
+        monkeypatch.setenv("SORA_CHARS_EMULATOR", emulator.url)
+        worker = asyncio.create_task(program["main"](str(tmp_path / "l.db"), address))
+        async with CharacterSession(Kling(), ledger=tmp_path / "l.db") as session:
+            assert await asyncio.wait_for(program["order"](session, client), 60)
+        worker.cancel()
+        await asyncio.wait((worker,))
 
 
 async def test_a_callback_is_a_step(client: Client, tmp_path: Path) -> None:
@@ -143,6 +157,12 @@ async def test_other_ends_are_results(client: Client, tmp_path: Path) -> None:
         assert "the ledger has no entry 'nosuch'" in str(caught.value.cause.cause)
 
 
+def kill(process: asyncio.subprocess.Process) -> None:
+    """Kill a process that has not ended."""
+    if process.returncode is None:
+        process.kill()
+
+
 async def test_a_killed_worker_pays_nothing_twice(client: Client, address: str, tmp_path: Path) -> None:
     """Workflows go on when a worker is killed: each key is sent once, and ends."""
     worker = Path(__file__).with_name("temporal_worker.py")
@@ -155,7 +175,7 @@ async def test_a_killed_worker_pays_nothing_twice(client: Client, address: str, 
                 *(sys.executable, str(worker), address, emulator.url, str(ledger)), stdout=asyncio.subprocess.PIPE
             )
             stack.push_async_callback(process.communicate)
-            stack.callback(lambda: process.returncode is None and process.kill())
+            stack.callback(kill, process)
             assert process.stdout
             assert await process.stdout.readline() == b"ready\n"
             return process
