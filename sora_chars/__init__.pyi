@@ -52,11 +52,14 @@ from .polling.handle import TaskHandle
 from .polling.strategies import AdaptiveInterval, FixedInterval, SteppedInterval
 from .polling.watcher import TaskWatcher
 from .protocols import PollingStrategy, Provider
+from .providers.evolink import Evolink
 from .providers.kie import Kie
 from .providers.kie_callback import CallbackEvent
 from .providers.kkiai import GATEWAYS, Gateway, Kkiai
 from .providers.kling import Kling
+from .providers.seedance import SeedanceAssets
 from .providers.vidu import Vidu
+from .providers.wavespeed import Wavespeed
 from .ratelimit.window import Limits
 from .session.session import CharacterSession
 from .session.stepping import Step
@@ -82,6 +85,7 @@ __all__ = [
     "Entry",
     "EntryState",
     "Eta",
+    "Evolink",
     "FixedInterval",
     "Gateway",
     "InsufficientCreditsError",
@@ -110,6 +114,7 @@ __all__ = [
     "RequestRejectedError",
     "RowFields",
     "SavedCharacter",
+    "SeedanceAssets",
     "ServiceUnavailableError",
     "SessionClosedError",
     "SoraCharsError",
@@ -130,6 +135,7 @@ __all__ = [
     "Vidu",
     "WaitTimeoutError",
     "WatcherStoppedError",
+    "Wavespeed",
     "WrongLoopError",
     "open_ledger",
 ]

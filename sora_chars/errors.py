@@ -27,6 +27,7 @@
     ├── SubmissionUnknownError   a paid request was sent and its outcome is unknown
     ├── TaskFailedError          the task ended without a result
     ├── MissingCharacterError    the task succeeded and its result holds no character id
+    ├── CharacterDeletedError    the character of the key was deleted; nothing was sent
     ├── WaitTimeoutError         the wait timed out (also a TimeoutError)
     ├── WatcherStoppedError      the task is no longer polled
     └── InvalidCallbackError     an incoming callback is forged, stale, too large or junk

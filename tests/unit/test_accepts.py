@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ def test_rows() -> None:
     assert dict(KLING.rows()) == {
         "video": (
             "1; URLs, or local files by hosting=; mp4, mov; 3 to 8 s; up to 200 MB; "
-            "1080p, 16:9 or 9:16, of a realistic person"
+            "1920x1080 or 1080x1920; of a realistic person"
         ),
         "images": (
             "2 to 4; URLs or local files, which are sent inside the request; jpeg, png; up to 10 MB; "
@@ -28,6 +29,14 @@ def test_rows() -> None:
         "prompt": "required, up to 100 characters",
         "voice": "optional, with video or images",
     }
+
+
+def test_bounds() -> None:
+    """A bound of pixels may be one or two, and a video may have no longest duration."""
+    pixels = MediaRule(min_pixels=300, max_pixels=6000, seconds=(15, math.inf))
+    assert pixels.describe() == "1; URLs only; at least 15 s; 300 to 6000 pixels a side"
+    (clip,) = Accepts(video=pixels).problems(CharacterRequest(video=VIDEO, clip="1,3"))
+    assert clip.endswith("this provider takes a whole video of at least 15 seconds; cut the video")
 
 
 def test_few_rules() -> None:
@@ -52,6 +61,11 @@ def test_few_rules() -> None:
             Accepts(images=MediaRule()),
             {"images": ["a.png"]},
             ["images[0] must be a URL, since this provider takes no uploads"],
+        ),
+        (
+            Accepts(images=MediaRule(local="hosting")),
+            {"images": ["a.png"]},
+            ["images[0] must be a URL, since this provider takes no uploads; host the file, or pass hosting="],
         ),
         (
             Accepts(video=MediaRule(), images=MediaRule()),
