@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import socket
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -13,6 +16,7 @@ from sora_chars import (
     CharacterSession,
     InvalidRequestError,
     Kling,
+    NoAnswerError,
     RequestRejectedError,
     UploadProgress,
     Wavespeed,
@@ -208,3 +212,20 @@ async def test_requests_of_strangers(emulator: Emulator, tmp_path: Path) -> None
     with pytest.raises(InvalidRequestError):
         CharacterRequest.from_untrusted({"images": [IMAGES[0], str(secret)], "name": "Rex", "prompt": "A dog"})
     assert not emulator.requests
+
+
+async def test_connection_that_times_out(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The callback URL in the query of a create stands in no error, traceback or log record, and in no entry."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr("sora_chars.transport.random.uniform", lambda *_: 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # no TLS handshake ever begins
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        provider = Wavespeed(KEY, base_url=url, callback_url="https://hooks.example", timeout=0.2)
+        async with CharacterSession(provider) as session:
+            with pytest.raises(NoAnswerError) as caught:
+                await session.create(**VIDEO, key="order-17", timeout=20.0)
+            entry = await session.entry("order-17")
+    shown = "".join(traceback.format_exception(caught.value)) + repr([vars(record) for record in caplog.records])
+    assert "Connection timeout" in shown
+    assert entry is not None
+    assert "hooks.example/" not in f"{shown}{entry.error_json}"
