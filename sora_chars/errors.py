@@ -27,6 +27,7 @@
     ├── SubmissionUnknownError   a paid request was sent and its outcome is unknown
     ├── TaskFailedError          the task ended without a result
     ├── MissingCharacterError    the task succeeded and its result holds no character id
+    ├── CharacterDeletedError    the character of the key was deleted; nothing was sent
     ├── WaitTimeoutError         the wait timed out (also a TimeoutError)
     ├── WatcherStoppedError      the task is no longer polled
     └── InvalidCallbackError     an incoming callback is forged, stale, too large or junk
@@ -189,10 +190,16 @@ class RequestRejectedError(ProviderError):
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class RateLimitedError(ProviderError):
-    """Too many requests. The provider rejected the request, did not queue it, and did nothing."""
+    """Too many requests. The provider rejected the request, did not queue it, and did nothing.
+
+    Attributes:
+        creates_only: True if only creates are rejected, such as for too many tasks at
+            once. Polls then go on, and only creates pause.
+    """
 
     transient: bool = True
     harmless: bool = True
+    creates_only: bool = False
 
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)

@@ -248,7 +248,7 @@ class Transport:
                     except ProviderError as error:
                         failure = error
                     else:
-                        self.account.cooldown.on_success(sent=slot.sent)
+                        self._note_success(slot.sent, call.kind)
                         return result
                 self._note(failure, slot.sent, call)
                 raise failure  # outside of `except`, where Python would attach the original error as context
@@ -257,12 +257,18 @@ class Transport:
         """Complete an error, and pass it on to the account's cool-down."""
         if isinstance(error, RateLimitedError):
             now = asyncio.get_running_loop().time()
-            self.account.cooldown.on_429(sent=sent, now=now, retry_after=error.retry_after)
+            paused = self.account.windows["create"].own_cooldown if error.creates_only else self.account.cooldown
+            paused.on_429(sent=sent, now=now, retry_after=error.retry_after)
         elif not isinstance(error, NoAnswerError):
-            self.account.cooldown.on_success(sent=sent)
+            self._note_success(sent, call.kind)
         error.provider = self.provider
         error.message = self._hide(error.message, call.secrets)
         error.harmless |= call.kind != "create"
+
+    def _note_success(self, sent: float, kind: Kind) -> None:
+        """Pass a response other than 429 on to the cool-downs that it ends."""
+        self.account.cooldown.on_success(sent=sent)
+        self.account.windows[kind].own_cooldown.on_success(sent=sent)
 
     def _usable(self, kind: Kind) -> aiohttp.ClientSession:
         if self._open is None or self._open[kind].closed:

@@ -181,6 +181,7 @@ class Window:
         limit: At most `count` requests in any `seconds`. With None, requests wait for
             the cooldown only.
         cooldown: Cooldown of the account.
+        own_cooldown: Cooldown of this kind of request alone.
         shares: Shares of the sessions that divide the limit with other processes. The
             first one applies.
         waiting: Number of waiters in all event loops.
@@ -188,6 +189,7 @@ class Window:
 
     limit: tuple[int, float] | None
     cooldown: Cooldown
+    own_cooldown: Cooldown = attrs.field(factory=Cooldown)
     shares: list[QuotaShare] = attrs.field(factory=list)
     waiting: int = 0
     _in_flight: set[Slot] = attrs.field(factory=set)
@@ -275,10 +277,11 @@ class Window:
 
     def _delay(self, now: float) -> float:
         """Return the seconds until the next check; 0 if a slot is free."""
-        if self.cooldown.until > now:
-            return max(_MIN_DELAY, self.cooldown.until - now)
-        if self.cooldown.consecutive_429s and any(slot.sent >= self.cooldown.until for slot in tuple(self._in_flight)):
-            return _RECHECK_INTERVAL  # a probe is in flight; its response wakes the queue
+        for cooldown in (self.cooldown, self.own_cooldown):
+            if cooldown.until > now:
+                return max(_MIN_DELAY, cooldown.until - now)
+            if cooldown.consecutive_429s and any(slot.sent >= cooldown.until for slot in tuple(self._in_flight)):
+                return _RECHECK_INTERVAL  # a probe is in flight; its response wakes the queue
         if self.limit is None:
             return 0.0
         count, seconds = self._share_of(self.limit, now)
