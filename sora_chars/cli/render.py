@@ -43,7 +43,7 @@ def character_json(character: Character, *, key: str | None) -> dict[str, Any]:
 
     `task_id` is null if the provider has no tasks, `key` if it is not known.
     """
-    names = ("id", "username", "mention", "name", "permalink", "picture_url")
+    names = ("id", "username", "mention", "name", "permalink", "picture_url", "usage")
     return {
         "provider": character.provider,
         "task_id": character.task_id,
@@ -95,6 +95,7 @@ def character_rows(character: Character, *, key: str | None = None, time_taken: 
             "name": character.name,
             "permalink": character.permalink,
             "picture": character.picture_url,
+            "usage": None if character.usage is None else json.dumps(character.usage, ensure_ascii=False),
             "provider": character.provider,
             "task": character.task_id,
             "key": key,

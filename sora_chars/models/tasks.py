@@ -39,7 +39,7 @@ class Character:
         task_id: Id of the task that created the character; None at providers without tasks.
         usage: How this character is named in a request at its provider: the members to put
             into the request, and in `prompt` how the prompt mentions it. Each provider's
-            page in docs/providers.md states the source. None where `mention` is enough.
+            page in docs/providers.md states the source. None where nothing is known.
         raw: The provider's response, parsed from JSON.
     """
 
