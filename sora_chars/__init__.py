@@ -53,6 +53,7 @@ _MODULES = {
         "CharacterRequest",
         "Clip",
         "Eta",
+        "JobFields",
         "ModelInfo",
         "RowFields",
         "TaskFailure",

@@ -225,8 +225,8 @@ class CharacterSession(RecordedRequests):
 
         Args:
             requests: Any iterable or async iterable of requests, or of
-                mappings with a `CharacterRequest`'s fields and `provider`. It
-                may be endless; it is read as slots become free.
+                mappings with the fields of a `CharacterRequest` or a `TaskRequest`
+                and `provider`. It may be endless; it is read as slots become free.
             concurrency: The maximum number of tasks in flight, and of unread outcomes. Defaults to 100.
             provider: Name of the provider for requests that name none.
             budget: Credits that all requests may cost together, whenever they were paid.
