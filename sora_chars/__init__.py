@@ -69,6 +69,7 @@ _MODULES = {
     "providers.kie_callback": ("CallbackEvent",),
     "providers.kling": ("Kling",),
     "providers.vidu": ("Vidu",),
+    "providers.seedance": ("SeedanceAssets",),
     "providers.kkiai": ("GATEWAYS", "Gateway", "Kkiai"),
     "ratelimit.window": ("Limits",),
     "session.stepping": ("Step",),

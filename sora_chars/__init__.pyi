@@ -57,6 +57,7 @@ from .providers.kie import Kie
 from .providers.kie_callback import CallbackEvent
 from .providers.kkiai import GATEWAYS, Gateway, Kkiai
 from .providers.kling import Kling
+from .providers.seedance import SeedanceAssets
 from .providers.vidu import Vidu
 from .ratelimit.window import Limits
 from .session.session import CharacterSession
@@ -112,6 +113,7 @@ __all__ = [
     "RequestRejectedError",
     "RowFields",
     "SavedCharacter",
+    "SeedanceAssets",
     "ServiceUnavailableError",
     "SessionClosedError",
     "SoraCharsError",

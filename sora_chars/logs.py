@@ -8,6 +8,7 @@ Python's stock formatters show the key and the task id too.
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,16 +52,26 @@ SENTENCES: Mapping[str, str] = {
 }
 """The sentence of each event."""
 
+# Whoever knows the id of a Seedance asset may use it. "asset-library" is a part of icover's routes.
+_ASSET = re.compile(r"\basset-(?!library\b)[\w-]+", re.IGNORECASE)
+
 
 class EventLogger(logging.LoggerAdapter[logging.Logger]):
     """Logs events by name: `log.warning("callback.rejected", extra={"status": 401})`."""
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[str, MutableMapping[str, Any]]:
         """Return the message of an event, and its facts as `extra`."""
-        facts = kwargs.get("extra") or {}
+        facts = {name: _without_asset(name, fact) for name, fact in (kwargs.get("extra") or {}).items()}
         shown = ", ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
         kwargs["extra"] = {**facts, "event": msg}
         return f"{SENTENCES[msg]} ({shown})" if shown else SENTENCES[msg], kwargs
+
+
+def _without_asset(name: str, fact: object) -> object:
+    """Return a fact without the ids of Seedance assets. An idempotency key is the caller's own text."""
+    if fact is None or name == "key" or not _ASSET.search(text := str(fact)):
+        return fact
+    return _ASSET.sub("asset-***", text)
 
 
 def event_logger(name: str) -> EventLogger:

@@ -33,7 +33,9 @@ from .errors import (
 )
 from .logs import event_logger
 from .proxies import Proxies, clean_proxy, is_rejected_by_proxy, proxies_of
-from .ratelimit.window import Account, Limits, account
+from .ratelimit.accounts import Account, account
+from .ratelimit.reservations import patience
+from .ratelimit.window import Limits
 from .redaction import HIDDEN, hide_secret, mask, secret_pattern
 from .responses import Response
 from .signing import sign_request
@@ -207,7 +209,7 @@ class Transport:
         try:
             result = await self._attempt(call)  # the first attempt does without backoff's overhead
         except ProviderError as error:
-            if _final(error):
+            if _final(error) or patience.get():  # a caller that comes back repeats it
                 raise
             call.failure = error
             result = await _RETRYING[kind](self, call)

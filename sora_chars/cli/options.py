@@ -17,6 +17,7 @@ from sora_chars.polling.strategies import AdaptiveInterval, FixedInterval
 from sora_chars.providers.kie import Kie
 from sora_chars.providers.kkiai import GATEWAYS, Kkiai
 from sora_chars.providers.kling import Kling
+from sora_chars.providers.seedance import SeedanceAssets
 from sora_chars.providers.vidu import Vidu
 from sora_chars.redaction import mask
 from sora_chars.responses import parse_json
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from sora_chars.models import UploadProgress
     from sora_chars.protocols import PollingStrategy, Provider
 
-PROVIDERS = ("kie", "kling", "vidu", *GATEWAYS)
+PROVIDERS = ("kie", "kling", "vidu", "seedance", *GATEWAYS)
 _CALLING_BACK = ("kie", "kling")
+_WITH_TASKS = (*_CALLING_BACK, "seedance")
 
 _DEFAULT_TIMEOUT = 1800.0  # seconds
 _RESPONSE_TIMEOUT = 60.0  # seconds
@@ -143,7 +145,7 @@ class Settings:
         if self.shutdown_timeout is not None:
             return self.shutdown_timeout
         gateway = self.timeout or _GATEWAY_RESPONSE_TIMEOUT
-        return max(_RESPONSE_TIMEOUT if name in _CALLING_BACK else gateway for name in providers)
+        return max(_RESPONSE_TIMEOUT if name in _WITH_TASKS else gateway for name in providers)
 
     def make_provider(self, on_upload: Callable[[UploadProgress], None] | None = None) -> Provider:
         """Return the provider, with its API key from the environment.
@@ -157,6 +159,8 @@ class Settings:
             return Kie(timeout=_RESPONSE_TIMEOUT, **_given(options))
         if self.provider == "kling":
             return Kling(timeout=_RESPONSE_TIMEOUT, **_given(options | {"callback_url": self.callback_url}))
+        if self.provider == "seedance":
+            return SeedanceAssets(timeout=_RESPONSE_TIMEOUT, **_given(options))
         if self.provider == "vidu":
             return Vidu(timeout=self.timeout or _GATEWAY_RESPONSE_TIMEOUT, **_given(options))
         # The character is the response to the only request, so `--timeout` limits that request.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import attrs
@@ -25,6 +26,7 @@ _LOCAL_NOTES: Mapping[Local, str] = {
     "inline": "URLs or local files, which are sent inside the request",
     "hosting": "URLs, or local files by hosting=",
 }
+_NO_UPLOADS = {"no", "hosting"}
 
 
 @attrs.frozen(kw_only=True)
@@ -38,6 +40,7 @@ class MediaRule:
         max_bytes: Largest file.
         seconds: Shortest and longest video.
         min_pixels: Shortest side of an image.
+        max_pixels: Longest side of an image.
         ratio: Lowest and highest ratio of width to height.
         note: What the provider demands beyond that.
     """
@@ -48,6 +51,7 @@ class MediaRule:
     max_bytes: int | None = None
     seconds: tuple[float, float] | None = None
     min_pixels: int | None = None
+    max_pixels: int | None = None
     ratio: tuple[float, float] | None = None
     note: str = ""
 
@@ -59,7 +63,9 @@ class MediaRule:
             parts.append(_span(self.seconds, "s"))
         if self.max_bytes:
             parts.append(f"up to {self.max_bytes // _MIB} MB")
-        if self.min_pixels:
+        if self.min_pixels and self.max_pixels:
+            parts.append(f"{self.min_pixels} to {self.max_pixels} pixels a side")
+        elif self.min_pixels:
             parts.append(f"at least {self.min_pixels} pixels a side")
         if self.ratio:
             parts.append(f"width to height {_span(self.ratio, '')}")
@@ -131,8 +137,9 @@ class Accepts:
         if not low <= len(images) <= high:
             yield f"images must hold {low} to {high} images, got {len(images)}"
         for number, image in enumerate(images):
-            if self.images.local == "no" and not is_url(image):
-                yield f"images[{number}] must be a URL, since this provider takes no uploads"
+            if self.images.local in _NO_UPLOADS and not is_url(image):
+                advice = "; host the file, or pass hosting=" if self.images.local == "hosting" else ""
+                yield f"images[{number}] must be a URL, since this provider takes no uploads{advice}"
 
     def _field_problems(self, request: CharacterRequest) -> Iterator[str]:
         source = "video" if request.images is None else "images"
@@ -167,4 +174,6 @@ def _text_problems(field: str, value: str | None, rule: TextRule) -> Iterator[st
 
 def _span(bounds: tuple[float, float], unit: str) -> str:
     low, high = bounds
+    if high == math.inf:
+        return f"at least {low:g} {unit}"
     return f"{low:g} to {high:g} {unit}".rstrip()

@@ -39,7 +39,6 @@ FALLBACK_INTERVAL = 30.0
 
 _ROUNDED_FROM = 0.25  # seconds; longer delays are rounded up to share wake-ups
 _WAKE_UPS_PER_SECOND = 64
-_STRETCH = 5.0  # interval multiplier while callbacks are healthy
 _FAULT_DELAYS = (1.0, 30.0)  # seconds; shortest and longest
 _NOT_FOUND_DELAYS = (1.0, 5.0)  # seconds; shortest and longest
 _NUDGE_INTERVAL = 1.0  # seconds between the polls of one task that callbacks cause
@@ -102,8 +101,8 @@ class ProviderPoller:
         """Make a task due in `delay` seconds, or later with `stretch` and healthy callbacks."""
         now = asyncio.get_running_loop().time()
         task.unstretched_due = now + delay
-        factor = _STRETCH if stretch and task.expects_callback and self.callback_health.is_healthy else 1.0
-        self._enqueue(task, _round_up(now + delay * factor) if delay >= _ROUNDED_FROM else now + delay)
+        stretched = self.callback_health.stretched(delay) if stretch and task.expects_callback else delay
+        self._enqueue(task, _round_up(now + stretched) if delay >= _ROUNDED_FROM else now + stretched)
 
     def nudge_delay(self, task: WatchedTask) -> float:
         """Return the seconds until a callback may cause the next poll of a task: none unless another one just did."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from sora_chars.models import CharacterRequest, path_of
@@ -57,7 +58,8 @@ def _video_problems(field: str, path: Path, rule: MediaRule) -> list[str]:
     low, high = rule.seconds or (0.0, 0.0)
     if facts.duration is None or low - _DURATION_TOLERANCE <= facts.duration <= high + _DURATION_TOLERANCE:
         return []
-    return [f"{field} must run {low:g} to {high:g} seconds, got {facts.duration:.2f} ({path})"]
+    allowed = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+    return [f"{field} must run {allowed} seconds, got {facts.duration:.2f} ({path})"]
 
 
 def image_format(head: bytes) -> str | None:
@@ -80,7 +82,9 @@ def _image_problems(field: str, path: Path, head: bytes, rule: MediaRule) -> lis
     problems: list[str] = []
     if min(width, height) < (rule.min_pixels or 0):
         problems.append(f"{field} must have at least {rule.min_pixels} pixels a side, got {width}x{height} ({path})")
-    low, high = rule.ratio or (0.0, float("inf"))
+    if max(width, height) > (rule.max_pixels or math.inf):
+        problems.append(f"{field} must have at most {rule.max_pixels} pixels a side, got {width}x{height} ({path})")
+    low, high = rule.ratio or (0.0, math.inf)
     if not low <= width / height <= high:
         problems.append(f"{field} must have a ratio of width to height of {low:g} to {high:g}, got {width}x{height}")
     return problems

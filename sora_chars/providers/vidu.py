@@ -10,7 +10,6 @@ import base64
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sora_chars.errors import NoAnswerError
 from sora_chars.models import CharacterRequest, path_of
 from sora_chars.ratelimit.window import Limits
 from sora_chars.signing import header
@@ -19,6 +18,7 @@ from sora_chars.transport import Transport
 from . import vidu_codec as codec
 from .base import HTTPProvider, resolve_key, resolve_url
 from .local_files import image_format, request_problems
+from .named_keys import key_suffix, only_match
 
 if TYPE_CHECKING:
     import ssl
@@ -119,11 +119,9 @@ class Vidu(HTTPProvider):
 
     async def lookup(self, key: str) -> TaskSnapshot | None:
         """See `Provider.lookup`. The account's subjects are searched for a name that ends in the key's digest."""
-        suffix = codec.key_suffix(key)
+        suffix = key_suffix(key)
         found = [one for one in await self.subjects() if one.character and (one.character.name or "").endswith(suffix)]
-        if len(found) > 1:
-            raise NoAnswerError(f"Vidu shows {len(found)} subjects of this key.", provider=self.name)
-        return found[0] if found else None
+        return only_match(found, shown="subjects", provider=self.name)
 
     async def subjects(self) -> list[TaskSnapshot]:
         """Return the account's own subjects, each as the task that made it. Free of charge."""

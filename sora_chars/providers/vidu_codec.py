@@ -6,7 +6,6 @@ published: the HTTP status and the message decide.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from sora_chars.models import SUCCESS, Accepts, Character, MediaRule, TaskSnapsh
 from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
 
 from .base import blocked
+from .named_keys import SUFFIX_LENGTH, key_suffix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 
 SUBJECTS_PATH = "/ent/v2/subjects"
 _MIB = 1024 * 1024
-_DIGEST_LENGTH = 10  # characters of a key's digest at the end of a name
-_MAX_NAME_LENGTH = 64 - _DIGEST_LENGTH - 1  # Vidu takes 64; the rest is the digest
+_MAX_NAME_LENGTH = 64 - SUFFIX_LENGTH  # Vidu takes 64; the rest is the digest of the key
 ACCEPTS = Accepts(
     video=MediaRule(
         local="inline", formats=("mp4", "avi", "mov"), seconds=(0, 5), max_bytes=100 * _MIB, note="at least 128x128"
@@ -61,11 +60,6 @@ _ERRORS: Mapping[int, tuple[type[ProviderError], str]] = {
     HTTPStatus.NOT_FOUND: (ModelUnavailableError, "Check base_url. Vidu serves no such route there."),
     HTTPStatus.TOO_MANY_REQUESTS: (RateLimitedError, ""),
 }
-
-
-def key_suffix(key: str) -> str:
-    """Return the end of a subject's name, by which a lost response is found in the list."""
-    return f"_{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()[:_DIGEST_LENGTH]}"
 
 
 def subject_body(request: CharacterRequest, *, key: str, video: str | None, images: Sequence[str]) -> dict[str, Any]:

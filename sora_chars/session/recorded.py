@@ -43,22 +43,33 @@ class RecordedRequests:
         with self._in_use() as dispatcher:
             return (await dispatcher.register(as_request(request, fields), provider)).entry
 
-    async def advance(self, key: str) -> Step:
+    async def advance(self, key: str, *, patience: float = 0.0) -> Step:
         """Take the next step of a key: send once, poll once, or nothing. Meant for job engines.
 
+            step = await session.advance("order-17")
+            if step.finished:
+                print(step.state, step.outcome)
+
         It is safe from any process at any time, also twice at once, and waits
-        for one answer at most. How a finished request ended is in `step.entry`.
+        for one answer at most. A request that was rejected, has failed or is
+        unknown is a finished step: `step.outcome` is the error.
+
+        Args:
+            key: The idempotency key.
+            patience: Seconds to wait for the limits of the account. If the request may not be sent in that time,
+                nothing is sent and `step.retry_in` is when it may be. Keys that come back then are served in the
+                order in which they were registered.
 
         Raises:
-            InvalidRequestError: The ledger has no such key.
+            InvalidRequestError: The ledger has no such key, or `patience` is no number of seconds.
             ConfigurationError: The session has no such provider.
-            SubmissionUnknownError: The request was sent and its outcome is unknown; see `resolve`.
-            ProviderError: Polling failed permanently.
+            ProviderError: The provider rejects the polls of a running task, as with a wrong API key, or does not have
+                the task 90 s after it was recorded.
             LedgerError: The ledger could not be read or written.
             SessionClosedError: The session was closed before the step ended. The next step starts where this one did.
         """
         with self._in_use() as dispatcher:
-            return await stepping.advance(dispatcher, await queries.find(self.ledger, key))
+            return await stepping.advance(dispatcher, key, patience)
 
     async def recover(self) -> AsyncGenerator[TaskHandle[Any], None]:
         """Yield a handle for each running task of the ledger, watched from now on.

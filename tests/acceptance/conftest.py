@@ -32,7 +32,15 @@ def cli_environment(tmp_path: Path) -> dict[str, str]:
     inherited |= {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data")}
     keys = {
         name: f"secret-{name.lower()}"
-        for name in ("KIE_API_KEY", "KKIAI_API_KEY", "KLING_API_KEY", "LAOZHANG_API_KEY", "VIDU_API_KEY")
+        for name in (
+            "HEYGEN_API_KEY",
+            "ICOVER_API_KEY",
+            "KIE_API_KEY",
+            "KKIAI_API_KEY",
+            "KLING_API_KEY",
+            "LAOZHANG_API_KEY",
+            "VIDU_API_KEY",
+        )
     }
     return inherited | keys | {"PYTHONWARNINGS": "error"}
 

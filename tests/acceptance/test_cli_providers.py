@@ -1,4 +1,4 @@
-"""Characters of Kling and Vidu from the command line, as real processes."""
+"""Characters of Kling, Vidu and Seedance from the command line, as real processes."""
 
 from __future__ import annotations
 
@@ -65,3 +65,16 @@ def test_vidu(cli: Cli, emulator: Emulator, tmp_path: Path) -> None:
     assert ended.returncode == 0, (ended.stdout, ended.stderr)
     character = json.loads(ended.stdout)["character"]
     assert (character["id"], character["mention"]) == (subject["id"], f"@{subject['name']}")
+
+
+def test_seedance(cli: Cli, emulator: Emulator, tmp_path: Path) -> None:
+    """A local image becomes an asset, whose id is printed and stands in no debug message."""
+    emulator.task_store.durations = (0.05, 0.1)
+    (tmp_path / "front.png").write_bytes(png(300, 300))
+    options = ("--image", str(tmp_path / "front.png"), "--poll", "0.05", "--json", "-v")
+    ended = cli("create", "--provider", "seedance", "--base-url", emulator.url, *options)
+    assert ended.returncode == 0, (ended.stdout, ended.stderr)
+    (asset,) = emulator.seedance.assets.values()
+    assert json.loads(ended.stdout)["character"]["id"] == asset.asset_id
+    assert asset.asset_id not in ended.stderr
+    assert "asset-***" in ended.stderr

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from sora_chars import CharacterSession, FixedInterval, InvalidRequestError, RequestRejectedError, TaskFailedError
-from sora_chars.providers import kling_codec, vidu_codec
+from sora_chars.providers import kling_codec, seedance_codec, vidu_codec
 
 if TYPE_CHECKING:
     from sora_chars.models import Accepts
@@ -19,7 +19,10 @@ PAGE = (Path(__file__).parents[2] / "docs/providers.md").read_text()
 VIDEO: dict[str, Any] = {"video": "https://clips.example/rex.mp4", "prompt": "A dog"}
 
 
-@pytest.mark.parametrize(("name", "accepts"), [("kling", kling_codec.ACCEPTS), ("vidu", vidu_codec.ACCEPTS)])
+@pytest.mark.parametrize(
+    ("name", "accepts"),
+    [("kling", kling_codec.ACCEPTS), ("vidu", vidu_codec.ACCEPTS), ("seedance", seedance_codec.ACCEPTS)],
+)
 def test_tables_of_limits(name: str, accepts: Accepts) -> None:
     """Each table holds what the checks use."""
     (table,) = re.findall(rf"<!-- accepts: {name} -->(.*?)<!-- /accepts -->", PAGE, re.DOTALL)

@@ -96,7 +96,7 @@ async def test_two_subjects_of_one_key_settle_nothing(emulator: Emulator) -> Non
         await session.create(**REQUEST, key="order-17")
     emulator.fault("lost_response", on="subject")
     async with session_at(emulator) as session:
-        with pytest.raises(SubmissionUnknownError, match="Vidu shows 2 subjects of this key"):
+        with pytest.raises(SubmissionUnknownError, match="vidu shows 2 subjects of this key"):
             await session.create(**REQUEST, key="order-17", timeout=1.5)
         with pytest.raises(NoAnswerError):
             await session.providers[0].lookup("order-17")

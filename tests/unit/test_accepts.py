@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -30,6 +31,14 @@ def test_rows() -> None:
     }
 
 
+def test_bounds() -> None:
+    """A bound of pixels may be one or two, and a video may have no longest duration."""
+    pixels = MediaRule(min_pixels=300, max_pixels=6000, seconds=(15, math.inf))
+    assert pixels.describe() == "1; URLs only; at least 15 s; 300 to 6000 pixels a side"
+    (clip,) = Accepts(video=pixels).problems(CharacterRequest(video=VIDEO, clip="1,3"))
+    assert clip.endswith("this provider takes a whole video of at least 15 seconds; cut the video")
+
+
 def test_few_rules() -> None:
     """A limit that a provider does not have is not described."""
     accepts = Accepts(images=MediaRule(local="upload"), prompt=TextRule(max_length=9))
@@ -52,6 +61,11 @@ def test_few_rules() -> None:
             Accepts(images=MediaRule()),
             {"images": ["a.png"]},
             ["images[0] must be a URL, since this provider takes no uploads"],
+        ),
+        (
+            Accepts(images=MediaRule(local="hosting")),
+            {"images": ["a.png"]},
+            ["images[0] must be a URL, since this provider takes no uploads; host the file, or pass hosting="],
         ),
         (
             Accepts(video=MediaRule(), images=MediaRule()),

@@ -38,3 +38,19 @@ def test_every_event_has_a_sentence() -> None:
     source = "\n".join(path.read_text() for path in folder.rglob("*.py") if "testing" not in path.parts)
     used = re.findall(r'log\.(?:debug|info|warning|error|exception|log)\(\s*(?:level, )?"([\w.]+)"', source)
     assert set(used) == SENTENCES.keys()
+
+
+def test_ids_of_assets_are_hidden(caplog: pytest.LogCaptureFixture) -> None:
+    """The id of a Seedance asset is a secret in every fact but the caller's key, and a route is none."""
+    facts = {
+        "key": "asset-17",
+        "task_id": "asset-20260916123456-ab1cd",
+        "error": ValueError("asset://Asset-20260916123456-ab1cd is gone"),
+        "url": "https://icover.ai/api/asset-library/assets/asset-20260916123456-ab1cd",
+        "status": 200,
+    }
+    event_logger("sora_chars.transport").warning("request.repeated", extra=facts)
+    [record] = caplog.records
+    assert "ab1cd" not in caplog.text + str(vars(record))
+    assert (vars(record)["key"], vars(record)["task_id"], vars(record)["status"]) == ("asset-17", "asset-***", 200)
+    assert vars(record)["url"] == "https://icover.ai/api/asset-library/assets/asset-***"

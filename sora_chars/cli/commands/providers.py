@@ -10,6 +10,7 @@ import click
 
 from sora_chars.cli.options import PROVIDERS, output_options
 from sora_chars.providers.kling_codec import ACCEPTS as KLING
+from sora_chars.providers.seedance_codec import ACCEPTS as SEEDANCE
 from sora_chars.providers.vidu_codec import ACCEPTS as VIDU
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def _known(name: str) -> _Known:
             return _Known(variables, "2026-09, by its pages and recorded answers", _described(KLING))
         case "vidu":
             return _Known(("VIDU_API_KEY",), "2026-08, by its pages", _described(VIDU))
+        case "seedance":
+            return _Known(("ICOVER_API_KEY",), "2026-07, by the pages of apiyi", _described(SEEDANCE))
         case _:
             return _Known((f"{name.upper()}_API_KEY",), _SORA_ENDED, _GATEWAY_LIMITS)
 

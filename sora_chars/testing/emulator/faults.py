@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import attrs
 
-from . import kling, transmission
+from . import icover, kling, transmission
 from .responses import HTML, PLAIN_JSON, Reply, encoded, kie, kkiai_error
 from .tasks import RAW_SHAPES, RESULT_SHAPES, EmulatedTask, TaskStore, never_end, set_result_shape
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-ELEMENT_ENDPOINTS = ("element", "element_poll", "element_other", "subject", "subject_other")
+ELEMENT_ENDPOINTS = ("element", "element_poll", "element_other", "subject", "subject_other", *icover.ENDPOINTS)
 ENDPOINTS = ("create", "poll", "upload", "character", "omni", "other", *ELEMENT_ENDPOINTS, "any")
 TARGETS = (*ENDPOINTS, "callback")
 
@@ -42,7 +42,8 @@ class Fault:
     Attributes:
         kind: Which failure it is; a key of `KINDS`.
         on: The requests that it applies to: create, poll, upload, character, omni, other,
-            element, element_poll, element_other, subject, subject_other or any;
+            element, element_poll, element_other, subject, subject_other, asset, asset_poll,
+            asset_other, asset_upload or any;
             or "callback" for the deliveries of callbacks.
         times: After how many hits it is removed; None for never.
         rate: The share of the matching requests that it hits, 0.0 to 1.0.
@@ -144,7 +145,7 @@ def _kling_error(fault: Fault, _endpoint: str) -> Reply:
 
 
 def _change_element(_store: TaskStore, _task: EmulatedTask, _fault: Fault) -> None:
-    """Stand for a change that `kling.create` makes."""
+    """Stand for a change that the provider's own module makes."""
 
 
 def _mark_failed(task_store: TaskStore, task: EmulatedTask, fault: Fault) -> None:
@@ -171,6 +172,15 @@ def _kkiai(
         "type": type,
     }
     return FaultKind(description or f"kkiai.com: {status} {code}", ("character", "any"), settings, respond=_kkiai_error)
+
+
+def _of_provider(
+    description: str,
+    targets: tuple[str, ...],
+    settings: Mapping[str, object],
+    respond: Callable[[Fault, str], Reply] | None,
+) -> FaultKind:
+    return FaultKind(description, targets, settings, respond=respond, change_task=None if respond else _change_element)
 
 
 BUSY = "Your call frequency is too high. Please try again later."
@@ -264,6 +274,7 @@ KINDS: dict[str, FaultKind] = {
     "task_not_exist": _kkiai(400, "task_not_exist", "task does not exist"),
     "cameo_permission_denied": _kkiai(400, "cameo_permission_denied", "cameo_permission_denied"),
     "rate": _kkiai(429, "rate_limit_exceeded", "Too many requests, please slow down"),
+    **{name: _of_provider(*row) for name, row in icover.FAULTS.items()},
 }
 
 

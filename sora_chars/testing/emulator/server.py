@@ -1,4 +1,4 @@
-"""The emulator's server: kie.ai, its upload host, kkiai.com, Kling and Vidu under one root URL."""
+"""The emulator's server: kie.ai, its upload host and the other providers under one root URL."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from aiohttp import web
 
-from . import control, dashboard, kie, kkiai, kling, transmission, uploads, vidu
+from . import control, dashboard, icover, kie, kkiai, kling, transmission, uploads, vidu
 from .callbacks import CallbackSender
 from .counters import Counts
 from .faults import BUSY, KINDS, FaultRegistry, invalid_fault, parse_header
@@ -17,6 +17,7 @@ from .kling_callbacks import KlingCallbacks
 from .kling_tasks import KlingStore
 from .responses import Rejection, Reply, encoded, kkiai_error
 from .responses import kie as kie_reply
+from .seedance_assets import AssetStore
 from .state import EmulatorState, LoggedRequest
 from .tasks import TaskStore
 from .validation import SlidingWindow
@@ -57,11 +58,19 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("POST", vidu.SUBJECTS): Route("subject", "vidu", vidu.create),
     ("GET", vidu.SUBJECTS): Route("subject_other", "vidu", vidu.subjects),
     ("PUT", vidu.SUBJECT): Route("subject_other", "vidu", vidu.edit),
+    **{path: Route(*row) for path, row in icover.ROUTES.items()},
 }
+TEMPLATES = {
+    kling.ELEMENTS: kling.ELEMENT,
+    vidu.SUBJECTS: vidu.SUBJECT,
+    icover.ASSETS: icover.ASSET,
+    icover.STORAGE: icover.STORED,
+}
+"""The paths that end in an id, by what stands before it."""
 
 
 class Emulator(EmulatorState):
-    """A local server that behaves as kie.ai, kkiai.com, Kling and Vidu are documented to.
+    """A local server that behaves as the providers are documented to.
 
     The emulator keeps tasks, credits and files, sends callbacks, and fails on demand:
 
@@ -89,6 +98,7 @@ class Emulator(EmulatorState):
             None accepts none.
         kling_parallel: The tasks that may run at once on the Kling account; None for no limit.
         vidu_key: The API key that Vidu's routes accept; None accepts any.
+        icover_key: The API key that icover's routes accept; None accepts any.
         hmac_key: Signs kie.ai's callbacks; None sends them unsigned.
         strict_limits: Reject requests beyond 20 creates in 10 seconds or 10 polls in 1
             second, in sliding windows.
@@ -119,6 +129,7 @@ class Emulator(EmulatorState):
         kling_secret_key: str | None = None,
         kling_parallel: int | None = None,
         vidu_key: str | None = None,
+        icover_key: str | None = None,
         hmac_key: str | None = None,
         strict_limits: bool = False,
         models: Mapping[str, str] | None = None,
@@ -134,6 +145,7 @@ class Emulator(EmulatorState):
             task_store=task_store,
             kling=KlingStore(task_store.clock, task_store.draw_duration, kling_parallel),
             kling_callbacks=KlingCallbacks(counts),
+            seedance=AssetStore(task_store.clock, task_store.draw_duration),
             faults=faults,
             callback_sender=CallbackSender(faults, counts, speed, hmac_key),
             counts=counts,
@@ -141,6 +153,7 @@ class Emulator(EmulatorState):
         self._host = host
         self._port = port
         self._keys = {"kie": kie_key, "kkiai": kkiai_key, "kling": kling_key, "vidu": vidu_key}
+        self._keys |= {"icover": icover_key, "storage": None}
         self._kling_secret_key = kling_secret_key
         self._windows = _documented_limits(speed) if strict_limits else {}
         self._runner: web.AppRunner | None = None
@@ -155,7 +168,7 @@ class Emulator(EmulatorState):
             OSError: The port is taken.
         """
         self._loop = asyncio.get_running_loop()
-        self.task_store.clock = self.kling.clock = self._loop.time
+        self.task_store.clock = self.kling.clock = self.seedance.clock = self._loop.time
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_route("*", "/{path:.*}", self._serve)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.1)
@@ -235,9 +248,7 @@ class Emulator(EmulatorState):
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         path = request.path
-        for root, template in ((kling.ELEMENTS, kling.ELEMENT), (vidu.SUBJECTS, vidu.SUBJECT)):
-            if path.startswith(f"{root}/"):
-                path = template
+        path = TEMPLATES.get(path.rpartition("/")[0], path)
         route = ROUTES.get((request.method, path))
         if route is None:
             reply, fault = await self._handle_other(request), None
@@ -294,9 +305,12 @@ class Emulator(EmulatorState):
             if rejected := kling.admit(authorization, expected, self._kling_secret_key):
                 raise Rejection(rejected)
             return
-        if route.provider == "vidu":
-            if rejected := vidu.admit(authorization, expected):
+        if route.provider in {"vidu", "icover"}:
+            admit = vidu.admit if route.provider == "vidu" else icover.admit
+            if rejected := admit(authorization, expected):
                 raise Rejection(rejected)
+            return
+        if route.provider == "storage":
             return
         scheme, _, key = authorization.partition(" ")
         if scheme != "Bearer" or not key or (expected is not None and key != expected):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .faults import Fault, FaultRegistry
     from .kling_callbacks import KlingCallbacks
     from .kling_tasks import KlingStore
+    from .seedance_assets import AssetStore
     from .tasks import EmulatedTask, TaskStore
 
 MAX_LOGGED_REQUESTS = 1000
@@ -47,6 +48,7 @@ class EmulatorState:
         callback_sender: Sends the callbacks.
         kling: Kling's tasks and elements.
         kling_callbacks: Sends Kling's callbacks.
+        seedance: The assets of icover and Ark.
         counts: What the emulator received.
         subjects: Vidu's subjects by their ids, oldest first.
         files: The files that the emulator serves.
@@ -62,6 +64,7 @@ class EmulatorState:
     callback_sender: CallbackSender
     kling: KlingStore
     kling_callbacks: KlingCallbacks
+    seedance: AssetStore
     counts: Counts
     subjects: dict[str, dict[str, object]] = attrs.field(factory=dict)
     files: FileStore = attrs.field(factory=FileStore)

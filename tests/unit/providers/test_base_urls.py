@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sora_chars import ConfigurationError, Kie, Kkiai, Kling, Vidu
+from sora_chars import ConfigurationError, Kie, Kkiai, Kling, SeedanceAssets, Vidu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +18,7 @@ PROVIDERS: list[Any] = [
     pytest.param(partial(Kkiai.gateway, "kkiai"), "KKIAI_BASE_URL", "https://www.kkiai.com", id="kkiai as a gateway"),
     pytest.param(partial(Kkiai.gateway, "yunwu"), "YUNWU_BASE_URL", "https://yunwu.ai", id="yunwu"),
     pytest.param(Kling, "KLING_BASE_URL", "https://api-singapore.klingai.com", id="kling"),
+    pytest.param(SeedanceAssets, "SEEDANCE_BASE_URL", "https://icover.ai", id="seedance"),
     pytest.param(Vidu, "VIDU_BASE_URL", "https://api.vidu.com", id="vidu"),
 ]
 

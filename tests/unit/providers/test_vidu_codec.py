@@ -23,6 +23,7 @@ from sora_chars import (
     Vidu,
 )
 from sora_chars.providers import vidu_codec as codec
+from sora_chars.providers.named_keys import key_suffix
 from sora_chars.providers.vidu import CHINA, INTERNATIONAL
 from sora_chars.responses import Response
 from tests.support.images import jpeg, png
@@ -97,7 +98,7 @@ def test_local_video_limits(make_clip: Callable[..., Path], seconds: float, reje
 def test_bodies() -> None:
     """The name ends in the digest of the key; what was not given is left out."""
     images = CharacterRequest(images=[IMAGE], name="Rex", voice="v1")
-    name = "Rex" + codec.key_suffix("order-17")
+    name = "Rex" + key_suffix("order-17")
     assert codec.subject_body(images, key="order-17", video=None, images=[IMAGE]) == {
         "name": name,
         "images": [IMAGE],
@@ -105,8 +106,8 @@ def test_bodies() -> None:
     }
     video = CharacterRequest(video=VIDEO, name="Rex")
     assert codec.subject_body(video, key="order-17", video=VIDEO, images=[]) == {"name": name, "videos": [VIDEO]}
-    assert len("x" * 53 + codec.key_suffix("\ud83d")) == 64
-    assert codec.key_suffix("order-17") != codec.key_suffix("order-18")
+    assert len("x" * 53 + key_suffix("\ud83d")) == 64
+    assert key_suffix("order-17") != key_suffix("order-18")
 
 
 def respond(status: int, body: object) -> Response:

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from sora_chars.ratelimit.window import Account, Limits
+from sora_chars.ratelimit.accounts import Account
+from sora_chars.ratelimit.window import Limits
 
 
 @pytest.mark.looptime

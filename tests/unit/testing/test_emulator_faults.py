@@ -48,7 +48,7 @@ def test_setting_with_choices(registry: FaultRegistry) -> None:
 @pytest.mark.parametrize(
     ("kind", "on", "settings", "message"),
     [
-        ("nonsense", None, {}, "unknown fault 'nonsense'; known faults: body_429, body_500, "),
+        ("nonsense", None, {}, "unknown fault 'nonsense'; known faults: ark_error, asset_fail, "),
         ("stuck", "poll", {}, "stuck does not apply to on='poll'; valid values: create"),
         ("stuck", None, {"seconds": 1.0}, "stuck has no setting seconds=1.0; its settings: {}"),
         ("delay", None, {"seconds": "1"}, "delay has no setting seconds='1'"),
