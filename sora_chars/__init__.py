@@ -60,6 +60,8 @@ _MODULES = {
         "TaskRequest",
         "TaskSnapshot",
         "UploadProgress",
+        "Voice",
+        "VoiceRequest",
     ),
     "polling.handle": ("TaskHandle",),
     "polling.strategies": ("AdaptiveInterval", "FixedInterval", "SteppedInterval"),

@@ -48,6 +48,8 @@ from .models import (
     TaskRequest,
     TaskSnapshot,
     UploadProgress,
+    Voice,
+    VoiceRequest,
 )
 from .polling.handle import TaskHandle
 from .polling.strategies import AdaptiveInterval, FixedInterval, SteppedInterval
@@ -132,6 +134,8 @@ __all__ = [
     "UploadProgress",
     "UsageCapError",
     "Vidu",
+    "Voice",
+    "VoiceRequest",
     "WaitTimeoutError",
     "WatcherStoppedError",
     "WrongLoopError",

@@ -85,7 +85,7 @@ class Entry:
     Attributes:
         key: The idempotency key, unique in a ledger.
         provider: The name of the provider that the request is for.
-        kind: The kind of request: "character" or "task"; "omni" in entries of earlier
+        kind: The kind of request: "character", "task" or "voice"; "omni" in entries of earlier
             versions, which `current_form` reads.
         state: What is known of the request; see `EntryState`.
         request_json: The request as JSON text; `request` is its value. Once the entry has

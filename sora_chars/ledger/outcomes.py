@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sora_chars.errors import (
+    CharacterDeletedError,
     MissingCharacterError,
     SoraCharsError,
     SubmissionUnknownError,
@@ -15,7 +16,7 @@ from sora_chars.errors import (
     WaitTimeoutError,
     printable,
 )
-from sora_chars.models import Character
+from sora_chars.models import Character, Voice
 
 from .serialize import rejection, to_request, to_snapshot
 from .states import ENDED, EntryState
@@ -29,12 +30,13 @@ FINISHED = ENDED | {EntryState.UNKNOWN}
 """The states in which nothing is under way that a process would carry on."""
 
 
-def outcome_of(entry: Entry) -> Character | TaskSnapshot:
-    """Return the character of an entry; for the request of a task, its finished snapshot.
+def outcome_of(entry: Entry) -> Character | Voice | TaskSnapshot:
+    """Return the character or the voice of an entry; for the request of a task, its finished snapshot.
 
     Raises:
         TaskFailedError: The task failed.
         MissingCharacterError: The task succeeded without a character.
+        CharacterDeletedError: The character was deleted.
         ProviderError: The provider rejected the request.
         SubmissionUnknownError: The outcome of the request is unknown.
         WaitTimeoutError: The request has not ended.
@@ -47,12 +49,14 @@ def outcome_of(entry: Entry) -> Character | TaskSnapshot:
         raise
 
 
-def _outcome_of(entry: Entry) -> Character | TaskSnapshot:
+def _outcome_of(entry: Entry) -> Character | Voice | TaskSnapshot:
     match entry.state:
         case EntryState.SUCCEEDED | EntryState.FAILED:
             return _result_of(entry)
         case EntryState.REJECTED:
             raise rejection(entry)
+        case EntryState.DELETED:
+            raise character_deleted(entry)
         case EntryState.UNKNOWN:
             why = printable(str((entry.error or {}).get("message", "no reason is recorded")))
             raise SubmissionUnknownError(
@@ -67,11 +71,24 @@ def _outcome_of(entry: Entry) -> Character | TaskSnapshot:
             )
 
 
-def _result_of(entry: Entry) -> Character | TaskSnapshot:
+def character_deleted(entry: Entry) -> CharacterDeletedError:
+    """Return the error for a request under the key of a character that was deleted."""
+    return CharacterDeletedError(
+        f"The character of key {entry.key} was deleted at {entry.provider}. Nothing was sent.",
+        hint="Use a new key for another character.",
+        key=entry.key,
+        provider=entry.provider,
+        task_id=entry.task_id,
+    )
+
+
+def _result_of(entry: Entry) -> Character | Voice | TaskSnapshot:
     snapshot = to_snapshot(entry)
     outcome = snapshot.outcome()
     if entry.kind == "task":
         return snapshot
+    if isinstance(outcome, Voice):
+        return outcome
     if isinstance(outcome, Character):
         return attrs.evolve(outcome, name=outcome.name or _name_of(entry))
     raise MissingCharacterError(

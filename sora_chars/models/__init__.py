@@ -5,7 +5,7 @@ checked by that provider, in `Provider.check`.
 """
 
 from .accepts import Accepts, MediaRule, TextRule
-from .jobs import JobFields, Request, TaskRequest, as_request, of_row, with_changes
+from .jobs import JobFields, Request, TaskRequest, VoiceRequest, as_request, of_row, with_changes
 from .requests import (
     CharacterFields,
     CharacterRequest,
@@ -16,7 +16,18 @@ from .requests import (
     seconds_problems,
 )
 from .sources import Source, is_url, path_of
-from .tasks import FAIL, SUCCESS, Character, Eta, ModelInfo, TaskFailure, TaskSnapshot, TaskStatus, UploadProgress
+from .tasks import (
+    FAIL,
+    SUCCESS,
+    Character,
+    Eta,
+    ModelInfo,
+    TaskFailure,
+    TaskSnapshot,
+    TaskStatus,
+    UploadProgress,
+    Voice,
+)
 
 __all__ = [
     "FAIL",
@@ -40,6 +51,8 @@ __all__ = [
     "TaskStatus",
     "TextRule",
     "UploadProgress",
+    "Voice",
+    "VoiceRequest",
     "as_request",
     "is_url",
     "of_row",

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Required, TypedDict
 
 import attrs
 
-from sora_chars.errors import InvalidRequestError
+from sora_chars.errors import InvalidRequestError, printable
 from sora_chars.ids import strip_blanks
 from sora_chars.redaction import masked_repr
 
 from .requests import FIELDS, CharacterRequest, key_problems, raise_if_invalid, type_problems, unknown_fields
+from .sources import Source, source_problems, to_source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,9 +59,35 @@ class TaskRequest:
         raise_if_invalid(problems, what="The task request")
 
 
+@attrs.frozen(kw_only=True)
+class VoiceRequest:
+    """A request for a voice from a recording. Its result is a `Voice`.
+
+    Attributes:
+        source: http(s) URL or local path of a recording of one clean voice, which may be a
+            video.
+        name: Name of the voice.
+        key: Idempotency key, as in `CharacterRequest`.
+
+    Raises:
+        InvalidRequestError: The source or the name is missing or has the wrong type.
+    """
+
+    source: Source = attrs.field(converter=to_source, repr=masked_repr)
+    name: str
+    key: str | None = attrs.field(default=None, converter=strip_blanks)
+
+    def __attrs_post_init__(self) -> None:
+        problems = source_problems("source", self.source) + key_problems(self.key)
+        name: object = self.name
+        if not (isinstance(name, str) and name.strip()):
+            problems.append(f"name must be text and not empty, got {printable(repr(name), limit=60)}")
+        raise_if_invalid(problems, what="The voice request")
+
+
 _JOB_FIELDS = tuple(field.name for field in attrs.fields(TaskRequest))
 
-Request = CharacterRequest | TaskRequest
+Request = CharacterRequest | TaskRequest | VoiceRequest
 
 
 def as_request(request: Request | None, fields: Mapping[str, Any]) -> Request:
@@ -75,7 +102,7 @@ def as_request(request: Request | None, fields: Mapping[str, Any]) -> Request:
     if fields or not isinstance(request, Request):
         given = f"{type(request).__name__} with {', '.join(fields) or 'no fields'}"
         raise InvalidRequestError(
-            f"request must be a CharacterRequest or a TaskRequest, or be given as fields; got {given}."
+            f"request must be a CharacterRequest, a TaskRequest or a VoiceRequest, or be given as fields; got {given}."
         )
     return request
 

@@ -55,6 +55,8 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("GET", kling.ELEMENTS): Route("element_other", "kling", kling.tasks),
     ("GET", kling.ELEMENT): Route("element_poll", "kling", kling.poll),
     ("POST", kling.DELETE): Route("element_other", "kling", kling.delete),
+    ("POST", kling.VOICES): Route("voice", "kling", kling.create),
+    ("GET", kling.VOICE): Route("voice_poll", "kling", kling.poll),
     ("POST", vidu.SUBJECTS): Route("subject", "vidu", vidu.create),
     ("GET", vidu.SUBJECTS): Route("subject_other", "vidu", vidu.subjects),
     ("PUT", vidu.SUBJECT): Route("subject_other", "vidu", vidu.edit),
@@ -62,6 +64,7 @@ ROUTES: dict[tuple[str, str], Route] = {
 }
 TEMPLATES = {
     kling.ELEMENTS: kling.ELEMENT,
+    kling.VOICES: kling.VOICE,
     vidu.SUBJECTS: vidu.SUBJECT,
     icover.ASSETS: icover.ASSET,
     icover.STORAGE: icover.STORED,
@@ -331,7 +334,7 @@ class Emulator(EmulatorState):
         file = self.files.find(f"{self.url}{request.rel_url.raw_path}")
         if file is not None and request.method == "GET":
             return Reply(HTTPStatus.OK, file.content, file.mime)
-        if request.path.startswith((kling.ELEMENTS, kling.DELETE)):
+        if request.path.startswith((kling.ELEMENTS, kling.VOICES, kling.DELETE)):
             return kling.reply(1202)
         if any(path == request.path for _, path in ROUTES):
             body = encoded({"code": 405, "msg": "Method not allowed", "data": None})
