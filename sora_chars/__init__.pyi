@@ -34,7 +34,9 @@ from .errors import (
     WrongLoopError,
 )
 from .ledger import Attempt, Entry, EntryState, Ledger, LedgerStore, open_ledger
+from .ledger.postgres_ledger import PostgresLedger
 from .ledger.queries import SavedCharacter
+from .ledger.registration import Registration
 from .models import (
     Character,
     CharacterFields,
@@ -55,12 +57,14 @@ from .polling.handle import TaskHandle
 from .polling.strategies import AdaptiveInterval, FixedInterval, SteppedInterval
 from .polling.watcher import TaskWatcher
 from .protocols import PollingStrategy, Provider
+from .providers.evolink import Evolink
 from .providers.kie import Kie
 from .providers.kie_callback import CallbackEvent
 from .providers.kkiai import GATEWAYS, Gateway, Kkiai
 from .providers.kling import Kling
 from .providers.seedance import SeedanceAssets
 from .providers.vidu import Vidu
+from .providers.wavespeed import Wavespeed
 from .ratelimit.window import Limits
 from .session.session import CharacterSession
 from .session.stepping import Step
@@ -86,6 +90,7 @@ __all__ = [
     "Entry",
     "EntryState",
     "Eta",
+    "Evolink",
     "FixedInterval",
     "Gateway",
     "InsufficientCreditsError",
@@ -108,10 +113,12 @@ __all__ = [
     "Outcome",
     "PermissionDeniedError",
     "PollingStrategy",
+    "PostgresLedger",
     "Progress",
     "Provider",
     "ProviderError",
     "RateLimitedError",
+    "Registration",
     "RequestRejectedError",
     "RowFields",
     "SavedCharacter",
@@ -138,6 +145,7 @@ __all__ = [
     "VoiceRequest",
     "WaitTimeoutError",
     "WatcherStoppedError",
+    "Wavespeed",
     "WrongLoopError",
     "open_ledger",
 ]

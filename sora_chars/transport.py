@@ -32,6 +32,7 @@ from .errors import (
     printable,
 )
 from .logs import event_logger
+from .observers import observation
 from .proxies import Proxies, clean_proxy, is_rejected_by_proxy, proxies_of
 from .ratelimit.accounts import Account, account
 from .ratelimit.reservations import patience
@@ -83,7 +84,7 @@ class _Call:
     """One request and how it is sent.
 
     `failure` is the error of its first attempt. `may_have_left` is whether bytes of a create may have left this
-    process in the present attempt. `secrets` are those of its signature.
+    process in the present attempt. `sent` is how often it was sent before. `secrets` are those of its signature.
     """
 
     method: str
@@ -96,6 +97,7 @@ class _Call:
     options: dict[str, Any]
     failure: ProviderError | None = None
     may_have_left: bool = False
+    sent: int = 0
     secrets: Sequence[str] = ()
 
 
@@ -250,7 +252,7 @@ class Transport:
                     except ProviderError as error:
                         failure = error
                     else:
-                        self._note_success(slot.sent, call.kind)
+                        self.account.on_success(call.kind, sent=slot.sent)
                         return result
                 self._note(failure, slot.sent, call)
                 raise failure  # outside of `except`, where Python would attach the original error as context
@@ -259,18 +261,15 @@ class Transport:
         """Complete an error, and pass it on to the account's cool-down."""
         if isinstance(error, RateLimitedError):
             now = asyncio.get_running_loop().time()
-            paused = self.account.windows["create"].own_cooldown if error.creates_only else self.account.cooldown
+            paused = self.account.paused_by(error)
             paused.on_429(sent=sent, now=now, retry_after=error.retry_after)
+            if observed := observation.get():
+                observed.cooled_down(call.kind, paused.until - now)
         elif not isinstance(error, NoAnswerError):
-            self._note_success(sent, call.kind)
+            self.account.on_success(call.kind, sent=sent)
         error.provider = self.provider
         error.message = self._hide(error.message, call.secrets)
         error.harmless |= call.kind != "create"
-
-    def _note_success(self, sent: float, kind: Kind) -> None:
-        """Pass a response other than 429 on to the cool-downs that it ends."""
-        self.account.cooldown.on_success(sent=sent)
-        self.account.windows[kind].own_cooldown.on_success(sent=sent)
 
     def _usable(self, kind: Kind) -> aiohttp.ClientSession:
         if self._open is None or self._open[kind].closed:
@@ -322,6 +321,13 @@ class Transport:
     def _log(
         self, call: _Call, started: float, *, answer: Response | None = None, error: Exception | None = None
     ) -> None:
+        if observed := observation.get():
+            status = answer.status if answer else None
+            seconds = time.perf_counter() - started
+            observed.answered(
+                call.kind, call.method, mask(call.url), status=status, error=error, seconds=seconds, resend=call.sent
+            )
+        call.sent += 1
         if not log.isEnabledFor(logging.DEBUG):
             return
         shown = printable(error) if answer is None else answer.body.decode(errors="replace")

@@ -6,19 +6,19 @@ import asyncio
 import os
 import time
 import weakref
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from sora_chars.errors import LedgerError, StaleEntryError, WrongLoopError
 from sora_chars.logs import event_logger
-from sora_chars.redaction import mask
 
 from .entry import Attempt, Entry, Lookup, check_storable, to_json
+from .listing import LedgerListing
 from .notifier import ChangeNotifier
+from .reports import report_registered, report_transition
 from .states import EntryState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -28,11 +28,10 @@ if TYPE_CHECKING:
 
 log = event_logger("sora_chars.ledger")
 
-_PAGE_SIZE = 200  # entries
 _MAX_KNOWN = 5000  # unfinished entries that are remembered; each takes half a kilobyte
 
 
-class Ledger:
+class Ledger(LedgerListing):
     """The durable record of requests, one entry per idempotency key.
 
     Use a ledger as an async context manager, inside a single event loop:
@@ -55,7 +54,7 @@ class Ledger:
     def __init__(self, store: LedgerStore, *, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
-        self._notifier = ChangeNotifier()
+        self.notifier = ChangeNotifier()
         self._known: dict[str, Entry] = {}  # unfinished entries as this process wrote them last, by key
         self._opened_in: tuple[asyncio.AbstractEventLoop, int] | None = None
 
@@ -86,8 +85,8 @@ class Ledger:
         """Open the ledger; create its file or tables, or upgrade them, where necessary."""
         if self._opened_in:
             raise LedgerError("This ledger is already open.")
-        self._notifier = ChangeNotifier()
-        await self._store.open(self._notifier)
+        self.notifier = ChangeNotifier()
+        await self._store.open(self.notifier)
         self._finalizer = weakref.finalize(self, self._store.abandon)
         self._finalizer.atexit = False
         self._opened_in = asyncio.get_running_loop(), os.getpid()
@@ -101,7 +100,9 @@ class Ledger:
             self._finalizer.detach()
             await self._store.aclose()
 
-    async def register(self, *, key: str, provider: str, kind: str, request: Mapping[str, Any]) -> Entry:
+    async def register(
+        self, *, key: str, provider: str, kind: str, request: Mapping[str, Any], meta: Mapping[str, Any] | None = None
+    ) -> Entry:
         """Return the entry of `key`; record it as `pending` if the key is new.
 
         Concurrent calls with the same key return the same entry, in any number of
@@ -112,14 +113,32 @@ class Ledger:
             provider: The name of the provider that the request is for.
             kind: The kind of request, such as "character".
             request: The request, a JSON object.
+            meta: The user's own facts, a JSON object. Of a recorded key they stay as they are.
 
         Raises:
             KeyConflictError: The key is recorded with another request.
         """
+        return await self.record(self.new_entry(key=key, provider=provider, kind=kind, request=request, meta=meta))
+
+    async def record(self, new: Entry) -> Entry:
+        """Store what `new_entry` returned, unless its key is recorded; see `register`."""
         self._check_open()
+        stored = await self._store.insert(new)
+        if stored is not new:
+            stored.check_same_request(new)
+        report_registered(stored, is_new=stored is new)
+        known = self._known.get(new.key)
+        if known and stored.version < known.version:
+            return await self._restore(known, stored)
+        return stored
+
+    def new_entry(
+        self, *, key: str, provider: str, kind: str, request: Mapping[str, Any], meta: Mapping[str, Any] | None = None
+    ) -> Entry:
+        """Return a `pending` entry as `register` records it; nothing is written."""
         check_storable(key=key, provider=provider, kind=kind)
         now = self._clock()
-        new = Entry(
+        return Entry(
             key=key,
             provider=provider,
             kind=kind,
@@ -127,14 +146,8 @@ class Ledger:
             request_json=to_json(request),
             created_at=now,
             updated_at=now,
+            meta_json=to_json(meta) if meta else None,
         )
-        stored = await self._store.insert(new)
-        if stored is not new:
-            stored.check_same_request(new)
-        known = self._known.get(key)
-        if known and stored.version < known.version:
-            return await self._restore(known, stored)
-        return stored
 
     async def insert(self, entry: Entry, attempts: Sequence[Attempt] = ()) -> Entry:
         """Store an entry of another ledger as it is, unless its key is recorded; return the stored entry of the key.
@@ -204,6 +217,7 @@ class Ledger:
         )
         if archive is None and entry.token_digest not in {None, changed.token_digest}:
             archive = Attempt.of(entry, at=changed.updated_at)
+        began = self.notifier.writing(entry.key, changed.version)
         stored = await self._store.replace(entry, changed, archive=archive)
         if stored is not changed:
             lost = stored is None or stored.version < entry.version
@@ -211,7 +225,8 @@ class Ledger:
                 raise _not_replaced(entry, to, stored)
             changed = await self._restore(changed, stored)
         self._remember(changed)
-        self._notifier.changed_here(entry.key, changed.version)
+        self.notifier.changed_here(entry.key, changed.version)
+        report_transition(entry, changed, began)
         return changed
 
     async def restart(self, entry: Entry, to: EntryState, *, request: Mapping[str, Any] | None = None) -> Entry:
@@ -233,10 +248,12 @@ class Ledger:
         now = self._clock()
         changed = entry.restarted(to, at=now, request=request)
         archive = None if to is EntryState.UNKNOWN else Attempt.of(entry, at=now)
+        began = self.notifier.writing(entry.key, changed.version)
         stored = await self._store.replace(entry, changed, archive=archive)
         if stored is not changed:
             raise _not_replaced(entry, to, stored)
-        self._notifier.changed_here(entry.key, changed.version)
+        self.notifier.changed_here(entry.key, changed.version)
+        report_transition(entry, changed, began)
         return changed
 
     async def get(self, key: str) -> Entry | None:
@@ -263,58 +280,6 @@ class Ledger:
         self._check_open()
         return [*await self._store.attempts([key for key in keys if key.isprintable()])]
 
-    async def entries(
-        self,
-        *,
-        states: Collection[EntryState] = tuple(EntryState),
-        newest_first: bool = False,
-        query: str | None = None,
-        limit: int | None = None,
-    ) -> AsyncIterator[Entry]:
-        """Iterate over entries in the order in which they were registered.
-
-        Entries are read in pages of 200. An entry that changes during the iteration may
-        come in its old or its new version.
-
-        Args:
-            states: Yield only entries in these states.
-            newest_first: Reverse the order.
-            query: Yield only entries whose key, task id, request or result contains this
-                text, ignoring case. The first search of many new entries indexes them,
-                which takes a while. In an SQLite file, text shorter than three characters
-                is searched for in every entry.
-            limit: Yield at most this many entries.
-        """
-        count = 0
-        async with aclosing(self.pages(states=states, newest_first=newest_first, query=query)) as pages:
-            while limit is None or count < limit:
-                page = await anext(pages, None)
-                if page is None:
-                    return
-                for entry in page if limit is None else page[: limit - count]:
-                    yield entry
-                count += len(page)
-
-    async def pages(
-        self,
-        *,
-        states: Collection[EntryState] = tuple(EntryState),
-        newest_first: bool = False,
-        query: str | None = None,
-    ) -> AsyncGenerator[list[Entry], None]:
-        """Iterate over lists of up to 200 entries; see `entries`."""
-        query = query and mask(query)  # as the text that is searched
-        last_row_id: int | None = None
-        while True:
-            self._check_open()
-            page = await self._store.page(
-                states, query=query, after=last_row_id, newest_first=newest_first, size=_PAGE_SIZE
-            )
-            yield [entry for _, entry in page if query is None or entry.mentions(query)]
-            if len(page) < _PAGE_SIZE:
-                return
-            last_row_id = page[-1][0]
-
     async def changed(self, entry: Entry, *, timeout: float | None = None) -> Entry:
         """Wait until any process changes `entry`, and return it as it is then.
 
@@ -322,7 +287,7 @@ class Ledger:
             entry: The entry as the caller last read it.
             timeout: Seconds after which `entry` is returned unchanged; None for no limit.
         """
-        with self._notifier.waiting(entry.key) as may_have_changed:
+        with self.notifier.waiting(entry.key) as may_have_changed:
             try:
                 async with asyncio.timeout(timeout):
                     while (now := await self.get(entry.key)) is None or now.version == entry.version:
@@ -337,7 +302,7 @@ class Ledger:
 
         Returns a function that ends the subscription.
         """
-        return self._notifier.subscribe(entry.key, entry.version, callback)
+        return self.notifier.subscribe(entry.key, entry.version, callback)
 
     async def is_dead(self, owner: str) -> bool:
         """True if the process that owns entries under this name has ended.

@@ -16,13 +16,12 @@ from sora_chars.errors import (
     WaitTimeoutError,
     printable,
 )
-from sora_chars.models import Character, Voice
 
 from .serialize import rejection, to_request, to_snapshot
 from .states import ENDED, EntryState
 
 if TYPE_CHECKING:
-    from sora_chars.models import TaskSnapshot
+    from sora_chars.models import Character, TaskSnapshot, Voice
 
     from .entry import Entry
 
@@ -36,8 +35,8 @@ def outcome_of(entry: Entry) -> Character | Voice | TaskSnapshot:
     Raises:
         TaskFailedError: The task failed.
         MissingCharacterError: The task succeeded without a character.
-        CharacterDeletedError: The character was deleted.
         ProviderError: The provider rejected the request.
+        CharacterDeletedError: The character was deleted.
         SubmissionUnknownError: The outcome of the request is unknown.
         WaitTimeoutError: The request has not ended.
         UnreadableEntryError: The entry holds fields that this version does not have.
@@ -49,14 +48,22 @@ def outcome_of(entry: Entry) -> Character | Voice | TaskSnapshot:
         raise
 
 
+def character_of(entry: Entry) -> Character | None:
+    """Return the recorded character of an entry, or None."""
+    if entry.state is not EntryState.SUCCEEDED:
+        return None
+    character = to_snapshot(entry).character
+    return character and attrs.evolve(character, name=character.name or _name_of(entry))
+
+
 def _outcome_of(entry: Entry) -> Character | Voice | TaskSnapshot:
     match entry.state:
         case EntryState.SUCCEEDED | EntryState.FAILED:
             return _result_of(entry)
-        case EntryState.REJECTED:
-            raise rejection(entry)
         case EntryState.DELETED:
             raise character_deleted(entry)
+        case EntryState.REJECTED:
+            raise rejection(entry)
         case EntryState.UNKNOWN:
             why = printable(str((entry.error or {}).get("message", "no reason is recorded")))
             raise SubmissionUnknownError(
@@ -84,13 +91,13 @@ def character_deleted(entry: Entry) -> CharacterDeletedError:
 
 def _result_of(entry: Entry) -> Character | Voice | TaskSnapshot:
     snapshot = to_snapshot(entry)
-    outcome = snapshot.outcome()
+    snapshot.outcome()  # raises if the task failed
     if entry.kind == "task":
         return snapshot
-    if isinstance(outcome, Voice):
-        return outcome
-    if isinstance(outcome, Character):
-        return attrs.evolve(outcome, name=outcome.name or _name_of(entry))
+    if snapshot.voice:
+        return snapshot.voice
+    if character := character_of(entry):
+        return character
     raise MissingCharacterError(
         f"Task {entry.task_id} succeeded, but its result at {entry.provider} holds no character.",
         payload=snapshot.result,

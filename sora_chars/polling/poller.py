@@ -20,6 +20,7 @@ from sora_chars.errors import (
     printable,
 )
 from sora_chars.logs import event_logger
+from sora_chars.observers import Observation, observation
 
 from .due_queue import TICK, DueQueue
 
@@ -99,6 +100,8 @@ class ProviderPoller:
 
     def schedule(self, task: WatchedTask, delay: float, *, stretch: bool = False) -> None:
         """Make a task due in `delay` seconds, or later with `stretch` and healthy callbacks."""
+        if task.future.done():  # another process recorded the end during a poll
+            return
         now = asyncio.get_running_loop().time()
         task.unstretched_due = now + delay
         stretched = self.callback_health.stretched(delay) if stretch and task.expects_callback else delay
@@ -130,7 +133,7 @@ class ProviderPoller:
         task.update(snapshot)
         observe(self.options.polling, snapshot, age, unseen)
         if snapshot.finished:
-            self._end(task, snapshot)
+            self.end(task, snapshot)
             return
         delay = self._next_delay(task, snapshot, age, nudged=nudged)
         stretch = snapshot.retry_after is None and not (task.stale_polls or task.nudged)
@@ -142,7 +145,7 @@ class ProviderPoller:
             f"Polling task {task.task_id} raised {type(error).__name__}: {printable(error)}", task_id=task.task_id
         )
         stopped.__cause__ = error
-        self._end(task, stopped)
+        self.end(task, stopped)
 
     def abandon(self, tasks: Iterable[WatchedTask], reason: str, *, cause: BaseException | None = None) -> None:
         """End the waits for these tasks with a `WatcherStoppedError`."""
@@ -153,7 +156,7 @@ class ProviderPoller:
                 task_id=task.task_id,
             )
             error.__cause__ = cause
-            self._end(task, error)
+            self.end(task, error)
 
     def stop(self) -> asyncio.Task[None]:
         """Cancel the scheduler, and return its asyncio task. Polls in flight continue."""
@@ -190,6 +193,9 @@ class ProviderPoller:
         task.polling = True
         self._in_flight += 1
         context = Context() if task.context is None else task.context
+        task.polls += 1
+        if task.observers.listening:
+            context.run(observation.set, _observation_of(task, self.provider.name))
         poll = asyncio.get_running_loop().create_task(self._poll(task), context=context)
         self.poll_tasks.add(poll)
         poll.add_done_callback(self.poll_tasks.discard)
@@ -218,12 +224,14 @@ class ProviderPoller:
                 outcome = error
             finally:
                 self._release_slot()
+            if task.observers.listening:
+                report_poll(task, outcome)
             if isinstance(outcome, MissingCharacterError) or outcome.finished:
                 for on_finished in task.iter_on_finished():
                     await on_finished(outcome)
             task.polling = False
             if isinstance(outcome, MissingCharacterError):
-                self._end(task, outcome)
+                self.end(task, outcome)
             else:
                 self.handle_snapshot(task, outcome, nudged=nudged)
         except SoraCharsError as error:
@@ -261,6 +269,8 @@ class ProviderPoller:
     def _handle_error(self, task: WatchedTask, error: SoraCharsError) -> None:
         """Schedule another poll after a transient fault within the budget, else end the wait."""
         now = asyncio.get_running_loop().time()
+        if task.observers.listening:
+            report_poll(task, error)
         if isinstance(error, TaskNotFoundError):
             task.faulty_since = None
             since = task.missing_since = now if task.missing_since is None else task.missing_since
@@ -271,12 +281,12 @@ class ProviderPoller:
             budget = self.options.fault_budget
             shortest, longest = _FAULT_DELAYS
         else:
-            self._end(task, error)
+            self.end(task, error)
             return
         elapsed = now - since
         if elapsed >= budget - TICK:
             error.hint = f"{error.hint} Polls failed for {budget:g} s; the task may still run: resume it later.".strip()
-            self._end(task, error)
+            self.end(task, error)
             return
         jitter = random.uniform(0.75, 1.25)  # noqa: S311 # no secret
         delay = min(min(max(elapsed, shortest), longest) * jitter, budget - elapsed)
@@ -285,8 +295,10 @@ class ProviderPoller:
             delay = min(delay, self.nudge_delay(task))
         self.schedule(task, delay)
 
-    def _end(self, task: WatchedTask, outcome: TaskSnapshot | SoraCharsError) -> None:
-        self.tasks.pop(task.task_id, None)
+    def end(self, task: WatchedTask, outcome: TaskSnapshot | SoraCharsError) -> None:
+        """End the wait for a task, which is not polled any more."""
+        if self.tasks.get(task.task_id) is task:
+            del self.tasks[task.task_id]
         task.heap_id = -1
         task.finish(outcome)
 
@@ -303,6 +315,23 @@ def observe(polling: PollingStrategy, snapshot: TaskSnapshot, age: float, unseen
         polling.observe(snapshot, age, unseen)
     except Exception:
         log.exception("polling_strategy.failed")
+
+
+def _observation_of(task: WatchedTask, provider: str) -> Observation:
+    return Observation(task.observers, task.key, provider, polls=task.polls, woken_by=task.woken_by)
+
+
+def report_poll(task: WatchedTask, outcome: TaskSnapshot | SoraCharsError) -> None:
+    """Report what a poll showed to the observers of this context, if there are any."""
+    observed = observation.get()
+    if observed is None:
+        return
+    age = None if task.started is None else asyncio.get_running_loop().time() - task.started
+    if isinstance(outcome, SoraCharsError):
+        observed.polled(task.task_id, None, age, error=type(outcome).__name__)
+    else:
+        observed.completed_at = outcome.completed_at
+        observed.polled(task.task_id, outcome.state, age)
 
 
 def _round_up(due: float) -> float:

@@ -1,28 +1,32 @@
 """Decides which process polls a recorded task.
 
-One process owns the task and polls it. The others are notified when it ends, and take over if the owner ends.
+One process owns the task and polls it. The others read its end from the ledger when they are notified, and take over if
+the owner ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
 
-from sora_chars.errors import LedgerError, SessionClosedError, printable
+from sora_chars.errors import LedgerError, SessionClosedError, UnreadableEntryError, printable
 from sora_chars.ledger import EntryState
 from sora_chars.ledger.serialize import to_snapshot
-from sora_chars.ledger.transitions import claim
+from sora_chars.ledger.transitions import claim, was_given_up
 from sora_chars.logs import event_logger
+from sora_chars.observers import UNOBSERVED, observing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sora_chars.ledger import Entry, Ledger
     from sora_chars.models import TaskSnapshot
+    from sora_chars.observers import Observers
     from sora_chars.polling.watched_task import OnFinished, WatchedTask
     from sora_chars.polling.watcher import TaskWatcher
     from sora_chars.protocols import Provider
@@ -38,15 +42,18 @@ class TaskTracker:
         ledger: Where the tasks are recorded.
         watcher: Polls the tasks.
         on_finished: Awaited by the watcher when a task has ended, before any waiter is woken.
+        observers: Those who observe the session.
         interval: Seconds between checks that the processes which poll the other tasks are alive.
     """
 
     ledger: Ledger
     watcher: TaskWatcher
     on_finished: tuple[OnFinished, ...] = ()
+    observers: Observers = UNOBSERVED
     interval: float = 1.0
     _tracked: dict[WatchedTask, tuple[Provider, Entry]] = attrs.field(factory=dict)
     _owner_checks: asyncio.Task[None] | None = None
+    _reads: set[asyncio.Task[None]] = attrs.field(factory=set)
     _closed: bool = False
 
     async def join(
@@ -85,10 +92,12 @@ class TaskTracker:
             polled_elsewhere=snapshot is None and entry.owner != self.ledger.owner,
             on_finished=self.on_finished,
             context=context,
+            key=entry.key,
+            observers=self.observers,
         )
         if not task.future.done() and (task.polled_elsewhere or task.expects_callback):
             # Another process may record the end first.
-            unsubscribe = self.ledger.subscribe(entry, partial(self.watcher.nudge, provider.name, task_id, by="poll"))
+            unsubscribe = self.ledger.subscribe(entry, partial(self._on_change, entry, task))
             task.future.add_done_callback(lambda _: unsubscribe())
         if task.polled_elsewhere and task not in self._tracked:
             self._track(provider, entry, task)
@@ -96,11 +105,13 @@ class TaskTracker:
         return task
 
     async def aclose(self) -> None:
-        """Stop checking the owners of tasks."""
+        """Stop checking the owners of tasks, and reading entries that have changed."""
         self._closed = True
-        if self._owner_checks:
-            self._owner_checks.cancel()
-            await asyncio.wait((self._owner_checks,))
+        running = [*self._reads, *((self._owner_checks,) if self._owner_checks else ())]
+        for asyncio_task in running:
+            asyncio_task.cancel()
+        if running:
+            await asyncio.wait(running)
 
     def _track(self, provider: Provider, entry: Entry, task: WatchedTask) -> None:
         self._tracked[task] = provider, entry
@@ -109,14 +120,39 @@ class TaskTracker:
             self._owner_checks = asyncio.create_task(self._check_owners(), name="sora_chars tracker", context=Context())
 
     async def _catch_up(self, entry: Entry, task: WatchedTask) -> None:
-        """Poll at once if the entry moved between reading it and subscribing to it, as that notified no subscriber."""
+        """Read the entry once more: a change between reading and subscribing has notified no subscriber."""
         try:
             now = await self.ledger.get(entry.key)
         except LedgerError as error:  # the task is polled now and then all the same
             self._log_failure(error)
             return
         if now and now.version != entry.version:
-            self.watcher.nudge(entry.provider, task.task_id, by="poll")
+            await self._follow(now, task)
+
+    def _on_change(self, entry: Entry, task: WatchedTask) -> None:
+        """Read an entry that another process has changed."""
+        read = asyncio.create_task(self._read(entry, task), name="sora_chars tracker read", context=Context())
+        self._reads.add(read)
+        read.add_done_callback(self._reads.discard)
+
+    async def _read(self, entry: Entry, task: WatchedTask) -> None:
+        try:
+            now = await self.ledger.get(entry.key)
+        except LedgerError as error:
+            self._log_failure(error)
+            now = None
+        await self._follow(now or attrs.evolve(entry, state=EntryState.UNKNOWN), task)
+
+    async def _follow(self, entry: Entry, task: WatchedTask) -> None:
+        """End the wait with what the entry says of the task; poll the task if the entry does not say enough."""
+        if entry.task_id == task.task_id:
+            if entry.state is EntryState.RUNNING:  # another process polls it from now on
+                return
+            if entry.state in {EntryState.SUCCEEDED, EntryState.FAILED} and not was_given_up(entry):
+                with suppress(UnreadableEntryError):
+                    await self.watcher.finish(entry.provider, task, to_snapshot(entry))
+                    return
+        self.watcher.nudge(entry.provider, task.task_id, by="poll")
 
     async def _check_owners(self) -> None:
         while self._tracked:
@@ -134,7 +170,8 @@ class TaskTracker:
             provider, entry = self._tracked.get(task, (None, None))
             if provider is None or entry is None:  # it ended while another one was claimed
                 continue
-            entry = await claim(self.ledger, entry)
+            with observing(self.observers, entry.key, entry.provider):
+                entry = await claim(self.ledger, entry)
             if entry.state is not EntryState.RUNNING or entry.owner == self.ledger.owner:
                 self._tracked.pop(task, None)
                 self.watcher.take_over(provider.name, task)
@@ -143,3 +180,6 @@ class TaskTracker:
 
     def _log_failure(self, error: LedgerError) -> None:
         log.warning("tracker.failed", extra={"error": printable(error)})
+        with observing(self.observers) as observed:
+            if observed:
+                observed.ledger_failed(printable(error))

@@ -22,10 +22,11 @@ from sora_chars.ledger.search import TRIGRAM, fold
 from sora_chars.ledger.states import ENDED, EntryState
 from sora_chars.logs import event_logger
 
-from . import sqlite_search
+from . import sqlite_search, sqlite_upkeep
 from . import sqlite_statements as statements
 from .abandoned import Holding
 from .process_lock import ProcessLock, is_dead
+from .sqlite_changes import Changes, changes
 from .sqlite_files import LedgerFiles
 from .sqlite_search import Search
 from .sqlite_thread import CommitThread
@@ -178,6 +179,14 @@ class SqliteStore:
         if count >= _MANY_ENTRIES:
             log.warning("ledger.indexed", extra={"entries": count, "seconds": round(time.monotonic() - began, 1)})
 
+    async def idle_page(self, before: float, *, after: tuple[float, str] | None, size: int) -> Sequence[Entry]:
+        """See `LedgerStore`."""
+        return await self._reader.call(sqlite_upkeep.idle_page, (before, after, size))
+
+    async def prune(self, before: float, *, size: int) -> int:
+        """See `LedgerStore`."""
+        return await self._writer.call(sqlite_upkeep.prune, (before, size))
+
     async def is_dead(self, owner: str) -> bool:
         """Try to lock the process's lock file."""
         try:
@@ -253,6 +262,7 @@ class SqliteStore:
     async def _poll_until_cancelled(self, notifier: ChangeNotifier) -> None:
         versions: dict[str, int] = {}
         data_version = -1
+        followed = Changes()
         delay = self._poll_interval
         while True:
             await notifier.has_subscribers.wait()
@@ -268,7 +278,19 @@ class SqliteStore:
                 if versions.get(key) != version:
                     notifier.notify(key, version)
             versions = now
+            if notifier.is_followed:
+                followed = await self._notify_followers(notifier, followed)
             delay = max(self._poll_interval, _POLL_REST_FACTOR * (time.monotonic() - began))
+
+    async def _notify_followers(self, notifier: ChangeNotifier, last: Changes) -> Changes:
+        try:
+            now = await self._reader.call(changes, last)
+        except LedgerError as error:
+            log.warning("ledger.poll_failed", extra={"error": printable(error)})
+            return last
+        for key, version in now.changed.items():
+            notifier.notify_followers(key, version)
+        return now
 
 
 def _release(writer: CommitThread, reader: CommitThread, lock: ProcessLock) -> None:
