@@ -61,7 +61,9 @@ ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": ""}
 
 def _install(session: nox.Session, group: str) -> None:
     """Install this package with its extras and one dependency group, in the versions of the lock file."""
-    session.install("-c", "requirements.lock", *nox.project.dependency_groups(PROJECT, group), "-e", ".[cli,postgres]")
+    session.install(
+        "-c", "requirements.lock", *nox.project.dependency_groups(PROJECT, group), "-e", ".[cli,media,postgres]"
+    )
 
 
 def _version(session: nox.Session) -> str:

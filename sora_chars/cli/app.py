@@ -38,6 +38,7 @@ COMMANDS = {
     "characters": ("characters", "List the saved characters, newest first, or delete some."),
     "create": ("tasks", "Create a character from a finished task, a video or images."),
     "credit": ("tasks", "Show the credits left in the account."),
+    "cut": ("cut", "Cut a video to what a provider takes."),
     "demo": ("demo", "Create three characters locally; no account is needed."),
     "durations": ("durations", "Show how long the tasks of each model take."),
     "emulate": ("emulate", "Serve an emulator of the providers on this machine."),

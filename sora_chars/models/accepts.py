@@ -39,9 +39,12 @@ class MediaRule:
         formats: The file formats, such as "mp4".
         max_bytes: Largest file.
         seconds: Shortest and longest video.
-        min_pixels: Shortest side of an image.
+        min_pixels: Shortest side of an image or of a video's picture.
         max_pixels: Longest side of an image.
         ratio: Lowest and highest ratio of width to height.
+        sizes: The widths and heights that a video may have, if it must have one of them.
+        pixels: Lowest and highest number of pixels of a video's picture.
+        frame_rates: Lowest and highest number of frames a second.
         note: What the provider demands beyond that.
     """
 
@@ -53,6 +56,9 @@ class MediaRule:
     min_pixels: int | None = None
     max_pixels: int | None = None
     ratio: tuple[float, float] | None = None
+    sizes: tuple[tuple[int, int], ...] = ()
+    pixels: tuple[int, int] | None = None
+    frame_rates: tuple[float, float] | None = None
     note: str = ""
 
     def describe(self) -> str:
@@ -69,6 +75,11 @@ class MediaRule:
             parts.append(f"at least {self.min_pixels} pixels a side")
         if self.ratio:
             parts.append(f"width to height {_span(self.ratio, '')}")
+        parts.append(" or ".join(f"{width}x{height}" for width, height in self.sizes))
+        if self.pixels:
+            parts.append("{} to {} pixels a frame".format(*self.pixels))
+        if self.frame_rates:
+            parts.append(_span(self.frame_rates, "frames a second"))
         return "; ".join(filter(None, [*parts, self.note]))
 
 

@@ -20,6 +20,7 @@ from sora_chars.errors import (
     printable,
 )
 from sora_chars.logs import event_logger
+from sora_chars.observers import Observation, observation
 
 from .due_queue import TICK, DueQueue
 
@@ -192,6 +193,9 @@ class ProviderPoller:
         task.polling = True
         self._in_flight += 1
         context = Context() if task.context is None else task.context
+        task.polls += 1
+        if task.observers.listening:
+            context.run(observation.set, _observation_of(task, self.provider.name))
         poll = asyncio.get_running_loop().create_task(self._poll(task), context=context)
         self.poll_tasks.add(poll)
         poll.add_done_callback(self.poll_tasks.discard)
@@ -220,6 +224,8 @@ class ProviderPoller:
                 outcome = error
             finally:
                 self._release_slot()
+            if task.observers.listening:
+                report_poll(task, outcome)
             if isinstance(outcome, MissingCharacterError) or outcome.finished:
                 for on_finished in task.iter_on_finished():
                     await on_finished(outcome)
@@ -263,6 +269,8 @@ class ProviderPoller:
     def _handle_error(self, task: WatchedTask, error: SoraCharsError) -> None:
         """Schedule another poll after a transient fault within the budget, else end the wait."""
         now = asyncio.get_running_loop().time()
+        if task.observers.listening:
+            report_poll(task, error)
         if isinstance(error, TaskNotFoundError):
             task.faulty_since = None
             since = task.missing_since = now if task.missing_since is None else task.missing_since
@@ -307,6 +315,23 @@ def observe(polling: PollingStrategy, snapshot: TaskSnapshot, age: float, unseen
         polling.observe(snapshot, age, unseen)
     except Exception:
         log.exception("polling_strategy.failed")
+
+
+def _observation_of(task: WatchedTask, provider: str) -> Observation:
+    return Observation(task.observers, task.key, provider, polls=task.polls, woken_by=task.woken_by)
+
+
+def report_poll(task: WatchedTask, outcome: TaskSnapshot | SoraCharsError) -> None:
+    """Report what a poll showed to the observers of this context, if there are any."""
+    observed = observation.get()
+    if observed is None:
+        return
+    age = None if task.started is None else asyncio.get_running_loop().time() - task.started
+    if isinstance(outcome, SoraCharsError):
+        observed.polled(task.task_id, None, age, error=type(outcome).__name__)
+    else:
+        observed.completed_at = outcome.completed_at
+        observed.polled(task.task_id, outcome.state, age)
 
 
 def _round_up(due: float) -> float:

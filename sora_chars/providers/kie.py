@@ -18,6 +18,7 @@ from sora_chars.logs import event_logger
 from sora_chars.models import (
     SUCCESS,
     CharacterRequest,
+    MediaRule,
     Source,
     TaskRequest,
     TaskSnapshot,
@@ -51,10 +52,10 @@ _UPLOAD_LIFETIME = (
     "valid only while the file is; to keep the character longer, pass the URL of a file of yours"
 )
 _MIB = 1024 * 1024
-_MAX_VIDEO_BYTES = 10 * _MIB
+VIDEO = MediaRule(local="upload", formats=("mp4", "webm", "avi", "mov"), max_bytes=10 * _MIB, seconds=(1, 4))
+"""The videos that kie.ai's sora-2-characters takes. Source: kie.ai docs; its form lists MOV too."""
+
 _MAX_IMAGE_BYTES = 20 * _MIB
-_MIN_VIDEO_SECONDS = 1
-_MAX_VIDEO_SECONDS = 4
 _DURATION_TOLERANCE = 0.1  # seconds; containers pad the sound, so a clip of 4 s may declare 4.02 s
 
 
@@ -264,7 +265,7 @@ def _video_problems(path: Path) -> list[str]:
 
     Source: kie.ai docs; its form lists MOV too, and where two of its pages disagree, both are allowed.
     """
-    problems = _file_problems("video", path, _MAX_VIDEO_BYTES)
+    problems = _file_problems("video", path, VIDEO.max_bytes or 0)
     if problems:
         return problems
     from .media import probe  # noqa: PLC0415 # most requests name a URL or a task
@@ -273,10 +274,7 @@ def _video_problems(path: Path) -> list[str]:
     shown = printable(path)
     if facts.container is None:
         problems.append(f"video must be an MP4, MOV, WebM or AVI file (of kie.ai's pages, some omit MOV), got {shown}")
-    shortest = _MIN_VIDEO_SECONDS - _DURATION_TOLERANCE
-    longest = _MAX_VIDEO_SECONDS + _DURATION_TOLERANCE
-    if facts.duration is not None and not shortest <= facts.duration <= longest:
-        problems.append(
-            f"video must run {_MIN_VIDEO_SECONDS} to {_MAX_VIDEO_SECONDS} seconds, got {facts.duration:.2f} ({shown})"
-        )
+    low, high = VIDEO.seconds or (0.0, 0.0)
+    if facts.duration is not None and not low - _DURATION_TOLERANCE <= facts.duration <= high + _DURATION_TOLERANCE:
+        problems.append(f"video must run {low:g} to {high:g} seconds, got {facts.duration:.2f} ({shown})")
     return problems

@@ -33,7 +33,8 @@ VIDEO = MediaRule(
     formats=("mp4", "mov"),
     max_bytes=200 * _MIB,
     seconds=(3, 8),
-    note="1080p, 16:9 or 9:16, of a realistic person",
+    sizes=((1920, 1080), (1080, 1920)),
+    note="of a realistic person",
 )
 IMAGES = MediaRule(
     count=(2, 4),

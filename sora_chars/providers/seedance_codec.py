@@ -38,10 +38,12 @@ VIDEO = MediaRule(
     formats=("mp4", "mov"),
     max_bytes=50 * _MIB,
     seconds=(2, 15),
-    note="480p or 720p, 409600 to 927408 pixels, 24 to 60 frames a second",
+    pixels=(409_600, 927_408),
+    frame_rates=(24, 60),
+    note="480p or 720p",
 )
 LARGE_VIDEO = MediaRule(
-    formats=("mp4", "mov"), max_bytes=200 * _MIB, seconds=(2, 30), note="up to 4K, 24 to 60 frames a second"
+    formats=("mp4", "mov"), max_bytes=200 * _MIB, seconds=(2, 30), frame_rates=(24, 60), note="up to 4K"
 )
 IMAGES = MediaRule(
     formats=("jpeg", "png", "webp"), max_bytes=30 * _MIB - 1, min_pixels=300, max_pixels=6000, ratio=(0.4, 2.5)

@@ -37,10 +37,9 @@ if TYPE_CHECKING:
 SUBJECTS_PATH = "/ent/v2/subjects"
 _MIB = 1024 * 1024
 _MAX_NAME_LENGTH = 64 - SUFFIX_LENGTH  # Vidu takes 64; the rest is the digest of the key
+VIDEO = MediaRule(local="inline", formats=("mp4", "avi", "mov"), seconds=(0, 5), max_bytes=100 * _MIB, min_pixels=128)
 ACCEPTS = Accepts(
-    video=MediaRule(
-        local="inline", formats=("mp4", "avi", "mov"), seconds=(0, 5), max_bytes=100 * _MIB, note="at least 128x128"
-    ),
+    video=VIDEO,
     images=MediaRule(
         count=(1, 3),
         local="inline",

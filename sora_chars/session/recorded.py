@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from sora_chars.errors import LedgerError, SessionClosedError, WrongLoopError
 from sora_chars.ledger import Ledger, queries
+from sora_chars.observers import UNOBSERVED, observing
 
-from . import deleting, following, registering, resolving, stepping
+from . import deleting, following, recovery, registering, resolving, stepping
 from .options import seconds_to_wait
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sora_chars.ledger.postgres_ledger import Connection
     from sora_chars.ledger.registration import Registration
     from sora_chars.models import Character, CharacterFields, Request
+    from sora_chars.observers import Observers
     from sora_chars.polling.handle import TaskHandle
 
     from .dispatcher import Dispatcher
@@ -32,9 +34,11 @@ class RecordedRequests:
 
     Attributes:
         ledger: Where requests are recorded.
+        observers: Those who observe the session.
     """
 
     ledger: Ledger
+    observers: Observers
     _dispatcher: Dispatcher  # set while the session is open
     _loop: asyncio.AbstractEventLoop | None = None  # the event loop of an open session
 
@@ -150,7 +154,7 @@ class RecordedRequests:
             idle: Seconds, by the recorded times.
             limit: Yield at most this many entries.
         """
-        with self._in_use() as dispatcher:
+        with self._in_use(observed=False) as dispatcher:
             async for entry in following.due(dispatcher, idle=idle, limit=limit):
                 yield entry
 
@@ -161,8 +165,8 @@ class RecordedRequests:
         never sent again automatically. Entries of providers that this session
         lacks, and entries that cannot be read, are logged and left alone.
         """
-        with self._in_use() as dispatcher:
-            async for handle in dispatcher.recover_all():
+        with self._in_use(observed=False) as dispatcher:
+            async for handle in recovery.recover_all(dispatcher):
                 yield handle
 
     async def retry(
@@ -239,15 +243,19 @@ class RecordedRequests:
         self, query: str | None = None, *, limit: int | None = None
     ) -> AsyncGenerator[queries.SavedCharacter, None]:
         """Yield the saved characters, newest first: up to `limit` whose entries mention `query`, in any case."""
-        with self._in_use():
+        with self._in_use(observed=False):
             async for saved in queries.characters(self.ledger, query, limit=limit):
                 yield saved
 
     @contextmanager
-    def _in_use(self) -> Generator[Dispatcher]:
-        """Give the dispatcher of the open session. A ledger that fails because the session was closed is no fault."""
+    def _in_use(self, *, observed: bool = True) -> Generator[Dispatcher]:
+        """Give the dispatcher of the open session. A ledger that fails because the session was closed is no fault.
+
+        `observed` must be False in an async generator.
+        """
         try:
-            yield dispatcher_of(self)
+            with observing(self.observers if observed else UNOBSERVED):
+                yield dispatcher_of(self)
         except LedgerError as error:
             if self._loop or error.task_id:  # a task that was paid for is always reported
                 raise

@@ -11,6 +11,7 @@ from sora_chars.errors import ConfigurationError, InvalidRequestError, LedgerErr
 from sora_chars.ids import new_key
 from sora_chars.ledger.serialize import to_record
 from sora_chars.models import as_request
+from sora_chars.observers import observation
 
 from .submission import not_sent
 
@@ -62,6 +63,8 @@ async def register(dispatcher: Dispatcher, entry: Entry, connection: Connection 
     try:
         return await dispatcher.ledger.record(entry)
     except LedgerError as error:
+        if observed := observation.get():
+            observed.ledger_failed(printable(error))
         raise not_sent(error, entry.key, entry.provider) from error
 
 

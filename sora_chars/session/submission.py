@@ -26,6 +26,7 @@ from sora_chars.ledger.outcomes import character_deleted
 from sora_chars.ledger.serialize import RETRY_HINT, rejection, to_error
 from sora_chars.ledger.transitions import end_state, mark_orphaned, without_character
 from sora_chars.models import TaskSnapshot
+from sora_chars.observers import observation
 
 from .settling import keys_sent
 
@@ -77,6 +78,7 @@ class Submission:
     expired: bool = False
     context: Context | None = None
     _recording: bool = attrs.field(default=False, init=False)
+    _queued_at: float = attrs.field(default=0.0, init=False)  # loop time; of an observed session
     _last_fault: ProviderError | None = attrs.field(default=None, init=False)
 
     async def run(self) -> Any:
@@ -142,6 +144,9 @@ class Submission:
         """Send the request and record the answer. None if another process, or a callback, recorded more already."""
         token = new_token()
         base = None if self.provider.synchronous else self.provider.callback_url
+        if observed := observation.get():
+            self._queued_at = asyncio.get_running_loop().time()
+            observed.queued()
         try:
             snapshot = await self.provider.submit(
                 self.request,
@@ -170,6 +175,8 @@ class Submission:
             await self._note(EntryState.UNKNOWN, error={"message": why})
             raise self._unknown(why)
         to, facts = self._recorded_as(snapshot)
+        if observed:
+            observed.completed_at = snapshot.completed_at
         try:
             self.entry = await self.writer.record_answer(self.entry, to, **facts)
         except LedgerError as error:
@@ -190,6 +197,8 @@ class Submission:
             raise
         finally:
             self._recording = False
+        if observed := observation.get():
+            observed.sent(asyncio.get_running_loop().time() - self._queued_at)
         try:
             yield
         except ProviderError as error:

@@ -19,7 +19,7 @@ def test_rows() -> None:
     assert dict(KLING.rows()) == {
         "video": (
             "1; URLs, or local files by hosting=; mp4, mov; 3 to 8 s; up to 200 MB; "
-            "1080p, 16:9 or 9:16, of a realistic person"
+            "1920x1080 or 1080x1920; of a realistic person"
         ),
         "images": (
             "2 to 4; URLs or local files, which are sent inside the request; jpeg, png; up to 10 MB; "

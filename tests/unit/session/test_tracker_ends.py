@@ -38,7 +38,7 @@ async def test_reads_the_end_that_the_owner_records(database: Database) -> None:
         await (await first.tracker.join(first.provider, entry)).future
         assert (await task.future, first.provider.polls, second.provider.polls) == (DONE, [0.0], [])
         await asyncio.sleep(0)
-        assert not second.ledger._notifier.keys
+        assert not second.ledger.notifier.keys
 
 
 async def test_finds_an_end_recorded_before_the_subscription(database: Database) -> None:

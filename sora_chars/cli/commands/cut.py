@@ -1,0 +1,94 @@
+"""`sora-chars cut`: cuts a video to what a provider takes. No request is sent, and no key is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sora_chars import media
+from sora_chars.cli.options import output_options
+from sora_chars.cli.runner import run
+from sora_chars.errors import ConfigurationError, printable
+from sora_chars.models import Clip
+from sora_chars.providers.kie import VIDEO as KIE
+from sora_chars.providers.kling_codec import VIDEO as KLING
+from sora_chars.providers.media import probe
+from sora_chars.providers.seedance_codec import VIDEO as SEEDANCE
+from sora_chars.providers.vidu_codec import VIDEO as VIDU
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sora_chars.cli.context import CommandContext
+    from sora_chars.models import MediaRule
+
+RULES: Mapping[str, MediaRule] = {"kie": KIE, "kling": KLING, "vidu": VIDU, "seedance": SEEDANCE}
+"""The rule for videos of each provider that takes whole videos."""
+
+
+@click.command()
+@click.argument("video")
+@click.argument("clip", metavar="START,END")
+@click.option(
+    "--for",
+    "provider",
+    type=click.Choice([*RULES]),
+    required=True,
+    metavar="PROVIDER",
+    help=f"Cut to the limits of this provider: {', '.join(RULES)}.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    metavar="OUT",
+    help="The MP4 file to write.",
+)
+@click.option(
+    "--fit",
+    type=click.Choice(media.FITS),
+    default="pad",
+    show_default=True,
+    help="Make a picture of another shape fit by black bars, or by cutting off its edges.",
+)
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@output_options
+@click.pass_obj
+def cut(
+    context: CommandContext, /, *, video: str, clip: str, provider: str, output: Path, fit: media.Fit, force: bool
+) -> None:
+    """Cut a video to what a provider takes.
+
+    The part of VIDEO from START to END, in seconds, becomes an MP4 file with H.264
+    and AAC, in the picture size, frame rate and number of bytes that the provider
+    takes. Needs `pip install 'sora-chars[media]'`.
+    """
+    path = run(context, _cut(context, video, Clip.parse(clip), output, rule=RULES[provider], fit=fit, force=force))
+    facts = probe(path)
+    payload = {"file": str(path), "bytes": facts.size, "seconds": facts.duration, "provider": provider}
+    rows = [
+        ("file", printable(path)),
+        ("size", f"{facts.size / 1e6:.2f} MB"),
+        ("seconds", f"{facts.duration or 0:.2f}"),
+    ]
+    context.output.show(payload, rows, title="Clip")
+
+
+async def _cut(
+    context: CommandContext, video: str, clip: Clip, output: Path, *, rule: MediaRule, fit: media.Fit, force: bool
+) -> Path:
+    with context.output.status_line() as line:
+
+        def show(progress: media.CutProgress) -> None:
+            tenths = progress.done * 10 // progress.total
+            line.update(f"cutting {progress.path.name}: {tenths}0 % of {progress.total} frames")
+
+        try:
+            return await media.cut(video, output, rule=rule, clip=clip, fit=fit, overwrite=force, on_progress=show)
+        except FileExistsError as error:
+            raise ConfigurationError(f"{printable(output)} exists.", hint="Add --force to replace it.") from error
+        except OSError as error:
+            raise ConfigurationError(f"{printable(output)} cannot be written: {error.strerror}.") from error
