@@ -46,7 +46,9 @@ _MODULES = {
         "WrongLoopError",
     ),
     "ledger": ("Attempt", "Entry", "EntryState", "Ledger", "LedgerStore", "open_ledger"),
+    "ledger.postgres_ledger": ("PostgresLedger",),
     "ledger.queries": ("SavedCharacter",),
+    "ledger.registration": ("Registration",),
     "models": (
         "Character",
         "CharacterFields",

@@ -34,7 +34,9 @@ from .errors import (
     WrongLoopError,
 )
 from .ledger import Attempt, Entry, EntryState, Ledger, LedgerStore, open_ledger
+from .ledger.postgres_ledger import PostgresLedger
 from .ledger.queries import SavedCharacter
+from .ledger.registration import Registration
 from .models import (
     Character,
     CharacterFields,
@@ -107,10 +109,12 @@ __all__ = [
     "Outcome",
     "PermissionDeniedError",
     "PollingStrategy",
+    "PostgresLedger",
     "Progress",
     "Provider",
     "ProviderError",
     "RateLimitedError",
+    "Registration",
     "RequestRejectedError",
     "RowFields",
     "SavedCharacter",

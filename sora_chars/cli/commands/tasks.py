@@ -23,9 +23,9 @@ from sora_chars.cli.single_task import submit_and_wait, wait_for
 from sora_chars.errors import InvalidRequestError, NoAnswerError
 from sora_chars.ids import new_key
 from sora_chars.ledger import EntryState
+from sora_chars.ledger.outcomes import character_deleted
 from sora_chars.models import Character, CharacterRequest, TaskRequest
 from sora_chars.providers.kkiai import GATEWAYS
-from sora_chars.session.deleting import character_deleted
 from sora_chars.session.session import CharacterSession
 
 if TYPE_CHECKING:
