@@ -138,7 +138,8 @@ class Dispatcher:
             kind, record = to_record(request)
             key = request.key or new_key()
             try:
-                entry = await self.ledger.register(key=key, provider=chosen.name, kind=kind, request=record)
+                meta = self.observers.meta()
+                entry = await self.ledger.register(key=key, provider=chosen.name, kind=kind, request=record, meta=meta)
             except LedgerError as error:
                 if observed := observation.get():
                     observed.ledger_failed(printable(error))
