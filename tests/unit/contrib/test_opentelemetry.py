@@ -9,7 +9,7 @@ import attrs
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -60,8 +60,7 @@ class Telemetry:
             for scope in resource.scope_metrics:
                 for metric in scope.metrics:
                     for point in metric.data.data_points:
-                        value = getattr(point, "sum", None)
-                        value = value if value is not None else getattr(point, "value", 0)
+                        value: Any = point.sum if isinstance(point, HistogramDataPoint) else getattr(point, "value", 0)
                         found.setdefault(metric.name, []).append((dict(point.attributes or {}), value))
         return found
 
