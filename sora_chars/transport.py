@@ -244,7 +244,8 @@ class Transport:
                     self._log(call, started, error=error)
                     failure = _no_answer(error, self.provider, call)
                     # Other errors may contain our headers, or what the server wrote.
-                    failure.__cause__ = error if isinstance(error, OSError) else None
+                    is_safe = isinstance(error, OSError) and mask(str(error)) == str(error)  # a URL has secrets
+                    failure.__cause__ = error if is_safe else None
                 else:
                     self._log(call, started, answer=answer)
                     try:

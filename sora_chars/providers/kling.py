@@ -261,6 +261,6 @@ def _keys(api_key: str | None, access_key: str | None, secret_key: str | None, *
     if not pair or emulator_url():
         key = resolve_key(api_key, variable="KLING_API_KEY", provider=provider)
         return {"api_key": key, "sign": header("Authorization", f"Bearer {key}")}
-    access = resolve_key(access_key, variable="KLING_ACCESS_KEY", provider=provider)
-    secret = resolve_key(secret_key, variable="KLING_SECRET_KEY", provider=provider)
+    access = resolve_key(access_key, variable="KLING_ACCESS_KEY", provider=provider, option="access_key")
+    secret = resolve_key(secret_key, variable="KLING_SECRET_KEY", provider=provider, option="secret_key")
     return {"api_key": secret, "sign": jwt_signer(access, secret)}

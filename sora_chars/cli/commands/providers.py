@@ -69,7 +69,11 @@ _KNOWN = {
     "wavespeed": _Known(("WAVESPEED_API_KEY",), f"{_BY_ITS_PAGES} and public clients", _described(WAVESPEED)),
     "evolink": _Known(("EVOLINK_API_KEY",), _BY_ITS_PAGES, _described(EVOLINK)),
     "vidu": _Known(("VIDU_API_KEY",), "2026-08, by its pages", _described(VIDU)),
-    "seedance": _Known(("ICOVER_API_KEY",), "2026-07, by the pages of apiyi", _described(SEEDANCE)),
+    "seedance": _Known(
+        ("ICOVER_API_KEY", "ARK_ACCESS_KEY+ARK_SECRET_KEY"),
+        "2026-07, by the pages of apiyi and of Ark",
+        _described(SEEDANCE),
+    ),
 }
 
 

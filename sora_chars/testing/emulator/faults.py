@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import attrs
 
-from . import gateways, icover, kling, transmission
+from . import assets, gateways, kling, transmission
 from .responses import HTML, PLAIN_JSON, Reply, encoded, kie, kkiai_error
 from .tasks import RAW_SHAPES, RESULT_SHAPES, EmulatedTask, TaskStore, never_end, set_result_shape
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 KLING_ENDPOINTS = ("element", "element_poll", "element_other")
-ELEMENT_ENDPOINTS = (*KLING_ENDPOINTS, "subject", "subject_other", *gateways.ENDPOINTS, *icover.ENDPOINTS)
+ELEMENT_ENDPOINTS = (*KLING_ENDPOINTS, "subject", "subject_other", *gateways.ENDPOINTS, *assets.ENDPOINTS)
 ENDPOINTS = ("create", "poll", "upload", "character", "omni", "other", *ELEMENT_ENDPOINTS, "any")
 TARGETS = (*ENDPOINTS, "callback")
 
@@ -273,7 +273,7 @@ KINDS: dict[str, FaultKind] = {
     "task_not_exist": _kkiai(400, "task_not_exist", "task does not exist"),
     "cameo_permission_denied": _kkiai(400, "cameo_permission_denied", "cameo_permission_denied"),
     "rate": _kkiai(429, "rate_limit_exceeded", "Too many requests, please slow down"),
-    **{name: _of_provider(*row) for name, row in {**gateways.FAULTS, **icover.FAULTS}.items()},
+    **{name: _of_provider(*row) for name, row in {**gateways.FAULTS, **assets.FAULTS}.items()},
 }
 
 

@@ -52,6 +52,7 @@ class EmulatorState:
         wavespeed: Wavespeed's tasks and callbacks.
         evolink: Evolink's tasks and callbacks.
         seedance: The assets of icover and Ark.
+        ark_keys: The access key and the secret key that Ark accepts; None for any.
         counts: What the emulator received.
         subjects: Vidu's subjects by their ids, oldest first.
         files: The files that the emulator serves.
@@ -70,6 +71,7 @@ class EmulatorState:
     wavespeed: GatewayAccount
     evolink: GatewayAccount
     seedance: AssetStore
+    ark_keys: tuple[str, str] | None
     counts: Counts
     subjects: dict[str, dict[str, object]] = attrs.field(factory=dict)
     files: FileStore = attrs.field(factory=FileStore)
