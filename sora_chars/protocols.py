@@ -42,6 +42,8 @@ class Provider(Protocol):
         synchronous: Whether `submit` returns a finished snapshot.
         callback_url: The base URL at which callbacks of this provider's tasks arrive.
             None if there are none.
+        calls_back: Whether the provider can be given a callback URL. A session with
+            `public_url` then sets `callback_url`, unless the provider has one.
         account: The account whose rate limits the provider keeps. Processes that share
             a ledger divide these limits between them. None without known limits.
         accepts: What the provider accepts, as data. None if it is not described.
@@ -53,6 +55,7 @@ class Provider(Protocol):
     name: str
     synchronous: bool = False
     callback_url: str | None = None
+    calls_back: bool = False
     account: Account | None = None
     accepts: Accepts | None = None
     settles: Settles | None = None

@@ -10,7 +10,6 @@ import attrs
 from sora_chars.errors import LedgerError, SubmissionUnknownError, TaskNotFoundError, WaitTimeoutError
 from sora_chars.ledger import EntryState
 from sora_chars.session import resolving
-from sora_chars.session.recorded import dispatcher_of
 from sora_chars.session.session import CharacterSession
 
 from .callback_server import serve_callbacks
@@ -118,7 +117,7 @@ class _Submission:
                 return handle
 
     async def _submit(self, request: Request, *, is_retry: bool) -> TaskHandle[Any]:
-        dispatcher = dispatcher_of(self.session)
+        dispatcher = self.session.dispatcher()
         self.context.stop_waiting = dispatcher.stop_waiting
         try:
             handle: TaskHandle[Any] = await (

@@ -84,6 +84,8 @@ class Kie(HTTPProvider):
         ConfigurationError: The key is missing, or a URL is invalid.
     """
 
+    calls_back = True
+
     def __init__(
         self,
         api_key: str | None = None,

@@ -76,6 +76,7 @@ class Kling(HTTPProvider):
         ConfigurationError: A key is missing, or an option is invalid.
     """
 
+    calls_back = True
     accepts = codec.ACCEPTS
     settles = "lookup"
     makes_voices = True

@@ -140,7 +140,8 @@ class Dispatcher:
             kind, record = to_record(request)
             key = request.key or new_key()
             try:
-                entry = await self.ledger.register(key=key, provider=chosen.name, kind=kind, request=record)
+                meta = self.observers.meta()
+                entry = await self.ledger.register(key=key, provider=chosen.name, kind=kind, request=record, meta=meta)
             except LedgerError as error:
                 if observed := observation.get():
                     observed.ledger_failed(printable(error))
@@ -166,11 +167,13 @@ class Dispatcher:
         handle: TaskHandle[Any] = await self.carry_through(submission, deadline=deadline)
         return handle
 
-    async def handle_callback(self, entry: Entry, task_id: str, digest: str | None) -> None:
+    async def handle_callback(
+        self, entry: Entry, task_id: str, digest: str | None, *, settle_only: bool = False
+    ) -> None:
         """Poll the task that a callback names. The callback carries a token of `entry`, which has this digest.
 
         A callback whose create was never answered names the task; the entry records it once the provider confirms it.
-        The token may be that of an earlier attempt.
+        The token may be that of an earlier attempt. With `settle_only` the task is polled once and not watched.
 
         Raises:
             InvalidCallbackError: The task was requested under another token.
@@ -182,16 +185,30 @@ class Dispatcher:
         if is_late or self.watcher.nudge(entry.provider, task_id):  # late: an earlier attempt has ended with the task
             return
         provider = self.provider(entry.provider)
+        snapshot: TaskSnapshot | None = None
         if entry.task_id is None and entry.state is not EntryState.FAILED:
             snapshot = await provider.fetch(task_id)  # the sender's claim alone must not count as paid
             if echoes_other_token(snapshot, digest):
                 raise InvalidCallbackError("Callback rejected: its token belongs to another task.", status=401)
-            entry = await self.writer.record_answer(entry, EntryState.RUNNING, task_id=task_id)
+            entry = await self.writer.record_answer(entry, EntryState.RUNNING, task_id=task_id, claim=not settle_only)
         if entry.state is EntryState.RUNNING and entry.task_id == task_id:
+            if settle_only:
+                await self._settle_once(provider, task_id, snapshot)
+                return
             await self._tracker.join(provider, entry, context=Context())  # not that of the callback's web request
             self.watcher.nudge(entry.provider, task_id)
         elif entry.task_id != task_id:
             log_second_task(entry, task_id)
+
+    async def _settle_once(self, provider: Provider, task_id: str, snapshot: TaskSnapshot | None) -> None:
+        """Poll a task once, unless it was just now, and record its end."""
+        try:
+            outcome: TaskSnapshot | MissingCharacterError = snapshot or await provider.fetch(task_id)
+        except MissingCharacterError as error:
+            outcome = error
+        if isinstance(outcome, MissingCharacterError) or outcome.finished:
+            await self.writer.record_result(outcome)
+            await self._on_finished(outcome)
 
     async def handle(
         self,

@@ -16,7 +16,7 @@ from sora_chars.polling.watcher import TaskWatcher
 from .dispatcher import Dispatcher
 from .options import check_options, seconds_to_wait
 from .orphans import log_outlived
-from .recorded import RecordedRequests, dispatcher_of
+from .recorded import RecordedRequests
 
 if TYPE_CHECKING:
     import os
@@ -24,9 +24,13 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
+    from aiohttp import web
+
     from sora_chars.batch.batch import Batch
     from sora_chars.batch.options import BatchKeywords, Rows
     from sora_chars.batch.outcome import Outcome
+    from sora_chars.callbacks.adapters import AsgiApp
+    from sora_chars.callbacks.receiver import CallbackReceiver
     from sora_chars.events import Observer
     from sora_chars.models import CharacterFields, ModelInfo, Request, Source
     from sora_chars.polling.handle import TaskHandle
@@ -63,6 +67,9 @@ class CharacterSession(RecordedRequests):
             that were already sent.
         watcher: A `TaskWatcher` with your own options. It replaces `polling`.
         observers: Called with each event of the session; see `sora_chars.events`.
+        public_url: The public URL under which your application serves `asgi` or
+            `aiohttp_app`, such as "https://example.com/hooks". It is given to each
+            provider that sends callbacks and has no `callback_url`.
 
     Raises:
         ConfigurationError: No provider was given, two share a name, or an option is invalid.
@@ -78,6 +85,7 @@ class CharacterSession(RecordedRequests):
         shutdown_timeout: float = 30.0,
         watcher: TaskWatcher | None = None,
         observers: Iterable[Observer] = (),
+        public_url: str | None = None,
     ) -> None:
         check_options(providers, polling, timeout=timeout, shutdown_timeout=shutdown_timeout)
         self.providers = providers
@@ -91,6 +99,12 @@ class CharacterSession(RecordedRequests):
             self._pictures = Pictures(Path(pictures))
         self._shutdown_timeout = shutdown_timeout
         self.observers = Observers(observers)
+        self.public_url = public_url
+        self._receiver: CallbackReceiver | None = None
+        if public_url is not None:
+            from .hosting import give_callback_urls  # noqa: PLC0415 # as above
+
+            self.public_url = give_callback_urls(providers, public_url)
 
     def __repr__(self) -> str:
         names = ", ".join(provider.name for provider in self.providers)
@@ -112,13 +126,33 @@ class CharacterSession(RecordedRequests):
             LedgerError: The ledger could not be opened.
         """
         if self._loop:
-            dispatcher_of(self)
+            self.dispatcher()
             raise SessionClosedError("This session is open already.")
         dispatcher = Dispatcher(self.providers, self.ledger, self.watcher, self.timeout, self._pictures, self.observers)
         await dispatcher.open()
         self._loop = asyncio.get_running_loop()
         self._dispatcher = dispatcher
         return self
+
+    @property
+    def asgi(self) -> AsgiApp:
+        """An ASGI application that receives callbacks: `app.mount("/hooks", session.asgi)` in Starlette and FastAPI.
+
+        The path of `public_url` must lead to it. `CallbackReceiver` has options.
+        """
+        return self._callbacks.asgi
+
+    def aiohttp_app(self) -> web.Application:
+        """Return an aiohttp application that receives callbacks: `app.add_subapp("/hooks/", session.aiohttp_app())`."""
+        return self._callbacks.aiohttp_app()
+
+    @property
+    def _callbacks(self) -> CallbackReceiver:
+        if self._receiver is None:
+            from .hosting import receiver_of  # noqa: PLC0415 # few sessions receive callbacks
+
+            self._receiver = receiver_of(self)
+        return self._receiver
 
     def events(self) -> EventStream:
         """Return a stream of the session's events from now on, also of what other processes on its ledger do.
@@ -129,7 +163,7 @@ class CharacterSession(RecordedRequests):
         Of other processes it yields `Recorded`, `InDoubt` and `Ended`, with `elsewhere`. In an SQLite file their
         changes are found within about 0.1 s, and only the last of several changes of one entry within that time.
         """
-        return dispatcher_of(self).streams.open()
+        return self.dispatcher().streams.open()
 
     async def aclose(self) -> None:
         """Close the session. Closing twice has no effect.
@@ -140,7 +174,7 @@ class CharacterSession(RecordedRequests):
         """
         if self._loop is None:
             return
-        dispatcher = dispatcher_of(self)
+        dispatcher = self.dispatcher()
         self._loop = None
         await dispatcher.aclose(self._shutdown_timeout)
 
@@ -295,7 +329,7 @@ class CharacterSession(RecordedRequests):
         """
         from .batches import new_batch  # noqa: PLC0415 # few need batches
 
-        return new_batch(self, dispatcher_of(self), requests, **options)
+        return new_batch(self, self.dispatcher(), requests, **options)
 
     async def create_all(self, requests: Rows, **options: Unpack[BatchKeywords]) -> list[Outcome]:
         """Run `create_many` and return all outcomes in the order of the requests.
@@ -314,12 +348,12 @@ class CharacterSession(RecordedRequests):
         Raises:
             SoraCharsError: The id is empty or not printable, or there is no such provider.
         """
-        return dispatcher_of(self).resume(task, provider, key)
+        return self.dispatcher().resume(task, provider, key)
 
     async def credit(self, provider: str | None = None) -> float:
         """Return the credits left at the provider named, or at the first that has tasks."""
-        return await dispatcher_of(self).provider(provider).credit()
+        return await self.dispatcher().provider(provider).credit()
 
     async def models(self, provider: str | None = None) -> list[ModelInfo]:
         """Return the models that can be requested now. Free, so an unavailable model shows before a payment."""
-        return await dispatcher_of(self).provider(provider).models()
+        return await self.dispatcher().provider(provider).models()
