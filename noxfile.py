@@ -62,7 +62,11 @@ ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": ""}
 def _install(session: nox.Session, group: str) -> None:
     """Install this package with its extras and one dependency group, in the versions of the lock file."""
     session.install(
-        "-c", "requirements.lock", *nox.project.dependency_groups(PROJECT, group), "-e", ".[cli,media,postgres]"
+        "-c",
+        "requirements.lock",
+        *nox.project.dependency_groups(PROJECT, group),
+        "-e",
+        ".[cli,media,postgres,temporal]",
     )
 
 

@@ -34,19 +34,24 @@ from .errors import (
     WrongLoopError,
 )
 from .ledger import Attempt, Entry, EntryState, Ledger, LedgerStore, open_ledger
+from .ledger.postgres_ledger import PostgresLedger
 from .ledger.queries import SavedCharacter
+from .ledger.registration import Registration
 from .models import (
     Character,
     CharacterFields,
     CharacterRequest,
     Clip,
     Eta,
+    JobFields,
     ModelInfo,
     RowFields,
     TaskFailure,
     TaskRequest,
     TaskSnapshot,
     UploadProgress,
+    Voice,
+    VoiceRequest,
 )
 from .polling.handle import TaskHandle
 from .polling.strategies import AdaptiveInterval, FixedInterval, SteppedInterval
@@ -94,6 +99,7 @@ __all__ = [
     "InvalidCallbackError",
     "InvalidRequestError",
     "InvalidTransitionError",
+    "JobFields",
     "KeyConflictError",
     "Kie",
     "Kkiai",
@@ -109,10 +115,12 @@ __all__ = [
     "Outcome",
     "PermissionDeniedError",
     "PollingStrategy",
+    "PostgresLedger",
     "Progress",
     "Provider",
     "ProviderError",
     "RateLimitedError",
+    "Registration",
     "RequestRejectedError",
     "RowFields",
     "SavedCharacter",
@@ -135,6 +143,8 @@ __all__ = [
     "UploadProgress",
     "UsageCapError",
     "Vidu",
+    "Voice",
+    "VoiceRequest",
     "WaitTimeoutError",
     "WatcherStoppedError",
     "Wavespeed",

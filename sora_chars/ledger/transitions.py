@@ -102,10 +102,15 @@ class Answer:
 def end_state(snapshot: TaskSnapshot, kind: str) -> tuple[EntryState, dict[str, Any]]:
     """Return the state that a finished snapshot leads to, and the facts to record with it."""
     facts: dict[str, Any] = {"task_id": snapshot.task_id, "result": to_result(snapshot), "credits": snapshot.credits}
-    if snapshot.state != FAIL and (snapshot.character or kind == "task"):
+    if snapshot.state != FAIL and (snapshot.character or snapshot.voice or kind == "task"):
         return EntryState.SUCCEEDED, facts
     failure = snapshot.failure or TaskFailure(None, "" if snapshot.state == FAIL else "it holds no character")
     return EntryState.FAILED, facts | {"error": {"code": failure.code, "message": mask(printable(failure.message))}}
+
+
+def was_given_up(entry: Entry) -> bool:
+    """Return whether a person has given the entry up; its task may still run."""
+    return entry.state is EntryState.FAILED and (entry.error or {}).get("code") == _GIVEN_UP
 
 
 def without_character(error: MissingCharacterError) -> TaskSnapshot:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sora_chars.cli.commands.prune import prune
 from sora_chars.cli.context import ASKED
 from sora_chars.cli.input_file import open_input
 from sora_chars.cli.ledger_export import LEFT_OUT, export_entries
@@ -45,11 +46,14 @@ limit_option = click.option(
 
 @click.group()
 def ledger() -> None:
-    """List, export, import and resolve the recorded requests.
+    """List, export, import, resolve and prune the recorded requests.
 
     The ledger records each request before it is sent, and its outcome. These
     commands send nothing and need no API key.
     """
+
+
+ledger.add_command(prune)
 
 
 @ledger.command("ls")
@@ -130,9 +134,9 @@ def resolve(
 ) -> int | None:
     """Find out or record the outcome of requests that is unknown.
 
-    No request is sent again. kling and vidu can be asked, free of charge: --ask. At the
-    other providers, check their website first. The task that --task-id names is fetched
-    from the provider before it is recorded.
+    No request is sent again. kling, seedance and vidu can be asked, free of charge:
+    --ask. At the other providers, check their website first. The task that --task-id
+    names is fetched from the provider before it is recorded.
     """
     context.use_ledger(location)
     if (task_id is not None) + ask + sum(others.values()) != 1:

@@ -40,6 +40,8 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("GET", kling.ELEMENTS): Route("element_other", "kling", kling.tasks),
     ("GET", kling.ELEMENT): Route("element_poll", "kling", kling.poll),
     ("POST", kling.DELETE): Route("element_other", "kling", kling.delete),
+    ("POST", kling.VOICES): Route("voice", "kling", kling.create),
+    ("GET", kling.VOICE): Route("voice_poll", "kling", kling.poll),
     ("POST", vidu.SUBJECTS): Route("subject", "vidu", vidu.create),
     ("GET", vidu.SUBJECTS): Route("subject_other", "vidu", vidu.subjects),
     ("PUT", vidu.SUBJECT): Route("subject_other", "vidu", vidu.edit),
@@ -47,6 +49,7 @@ ROUTES: dict[tuple[str, str], Route] = {
 }
 TEMPLATES = {
     kling.ELEMENTS: kling.ELEMENT,
+    kling.VOICES: kling.VOICE,
     vidu.SUBJECTS: vidu.SUBJECT,
     evolink.TASKS: evolink.TASK,
     **assets.TEMPLATES,
@@ -95,7 +98,7 @@ def unknown_route(request: web.Request) -> Reply:
     """Return the response to a path or a method that does not exist."""
     if ark.path_of(request) != request.path:
         return ark.unknown_action()
-    if request.path.startswith((kling.ELEMENTS, kling.DELETE)):
+    if request.path.startswith((kling.ELEMENTS, kling.VOICES, kling.DELETE)):
         return kling.reply(1202)
     if any(path == request.path for _, path in ROUTES):
         body = encoded({"code": 405, "msg": "Method not allowed", "data": None})
