@@ -49,6 +49,7 @@ COMMANDS = {
     "run": ("tasks", "Run a task of any model of kie.ai's job API."),
     "status": ("tasks", "Fetch the current state of a task."),
     "wait": ("tasks", "Wait for a task that was created earlier."),
+    "worker": ("worker", "Run the jobs of an application's job queue."),
 }
 """Each command's module in `commands` and the first sentence of its help text."""
 _OWN_EMULATOR = {"demo", "emulate"}  # these ignore SORA_CHARS_EMULATOR

@@ -1,0 +1,1 @@
+"""Integrations with other packages, one module each. Nothing else imports them."""
