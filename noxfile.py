@@ -66,7 +66,7 @@ def _install(session: nox.Session, group: str) -> None:
         "requirements.lock",
         *nox.project.dependency_groups(PROJECT, group),
         "-e",
-        ".[cli,media,postgres,procrastinate]",
+        ".[cli,media,postgres,procrastinate,temporal]",
     )
 
 

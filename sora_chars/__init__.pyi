@@ -43,23 +43,28 @@ from .models import (
     CharacterRequest,
     Clip,
     Eta,
+    JobFields,
     ModelInfo,
     RowFields,
     TaskFailure,
     TaskRequest,
     TaskSnapshot,
     UploadProgress,
+    Voice,
+    VoiceRequest,
 )
 from .polling.handle import TaskHandle
 from .polling.strategies import AdaptiveInterval, FixedInterval, SteppedInterval
 from .polling.watcher import TaskWatcher
 from .protocols import PollingStrategy, Provider
+from .providers.evolink import Evolink
 from .providers.kie import Kie
 from .providers.kie_callback import CallbackEvent
 from .providers.kkiai import GATEWAYS, Gateway, Kkiai
 from .providers.kling import Kling
 from .providers.seedance import SeedanceAssets
 from .providers.vidu import Vidu
+from .providers.wavespeed import Wavespeed
 from .ratelimit.window import Limits
 from .session.session import CharacterSession
 from .session.stepping import Step
@@ -85,12 +90,14 @@ __all__ = [
     "Entry",
     "EntryState",
     "Eta",
+    "Evolink",
     "FixedInterval",
     "Gateway",
     "InsufficientCreditsError",
     "InvalidCallbackError",
     "InvalidRequestError",
     "InvalidTransitionError",
+    "JobFields",
     "KeyConflictError",
     "Kie",
     "Kkiai",
@@ -134,8 +141,11 @@ __all__ = [
     "UploadProgress",
     "UsageCapError",
     "Vidu",
+    "Voice",
+    "VoiceRequest",
     "WaitTimeoutError",
     "WatcherStoppedError",
+    "Wavespeed",
     "WrongLoopError",
     "open_ledger",
 ]

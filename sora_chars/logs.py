@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SENTENCES: Mapping[str, str] = {
     "batch.broken": "A row of the batch raised an unexpected error",
     "batch.left": "The batch was left while tasks were in flight; they continue",
+    "callback.on_event_failed": "The application's `on_event` raised an error; the callback counts as taken",
     "callback.rejected": "A callback was rejected",
     "callback.unsigned": "Callbacks are verified by their token only, since there is no signing key",
     "exchange": "Request and response",

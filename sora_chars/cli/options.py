@@ -14,11 +14,13 @@ from click.core import ParameterSource
 
 from sora_chars.errors import ConfigurationError, printable
 from sora_chars.polling.strategies import AdaptiveInterval, FixedInterval
+from sora_chars.providers.evolink import Evolink
 from sora_chars.providers.kie import Kie
 from sora_chars.providers.kkiai import GATEWAYS, Kkiai
 from sora_chars.providers.kling import Kling
 from sora_chars.providers.seedance import SeedanceAssets
 from sora_chars.providers.vidu import Vidu
+from sora_chars.providers.wavespeed import Wavespeed
 from sora_chars.redaction import mask
 from sora_chars.responses import parse_json
 
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
     from sora_chars.models import UploadProgress
     from sora_chars.protocols import PollingStrategy, Provider
 
-PROVIDERS = ("kie", "kling", "vidu", "seedance", *GATEWAYS)
-_CALLING_BACK = ("kie", "kling")
+PROVIDERS = ("kie", "kling", "wavespeed", "evolink", "vidu", "seedance", *GATEWAYS)
+_CALLING_BACK = ("kie", "kling", "wavespeed", "evolink")
 _WITH_TASKS = (*_CALLING_BACK, "seedance")
 
 _DEFAULT_TIMEOUT = 1800.0  # seconds
@@ -112,7 +114,7 @@ class Settings:
         if (self.callback_url is None) != (self.listen is None):
             raise click.UsageError("--callback-url and --listen require each other.")
         if self.provider not in _CALLING_BACK and self.callback_url:
-            names = " and ".join(_CALLING_BACK)
+            names = f"{', '.join(_CALLING_BACK[:-1])} and {_CALLING_BACK[-1]}"
             raise click.UsageError(f"--callback-url: {self.provider} sends no callbacks; only {names} do.")
         if self.webhook_key is not None and not self.webhook_key.strip():
             raise ConfigurationError(
@@ -157,8 +159,12 @@ class Settings:
         if self.provider == "kie":
             options |= {"upload_url": self.upload_url, "callback_url": self.callback_url, "on_upload": on_upload}
             return Kie(timeout=_RESPONSE_TIMEOUT, **_given(options))
-        if self.provider == "kling":
-            return Kling(timeout=_RESPONSE_TIMEOUT, **_given(options | {"callback_url": self.callback_url}))
+        if self.provider == "wavespeed":
+            options |= {"callback_url": self.callback_url, "on_upload": on_upload}
+            return Wavespeed(timeout=_RESPONSE_TIMEOUT, **_given(options))
+        if self.provider in {"kling", "evolink"}:
+            make = Kling if self.provider == "kling" else Evolink
+            return make(timeout=_RESPONSE_TIMEOUT, **_given(options | {"callback_url": self.callback_url}))
         if self.provider == "seedance":
             return SeedanceAssets(timeout=_RESPONSE_TIMEOUT, **_given(options))
         if self.provider == "vidu":
@@ -186,11 +192,11 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def provider_options(command: C) -> C:
+def provider_options(command: C, *, default: str = "kie") -> C:
     """Add the options that select a provider."""
     return _add(
         command,
-        provider_choice(default="kie", help_text=f"One of {', '.join(PROVIDERS)}."),
+        provider_choice(default=default, help_text=f"One of {', '.join(PROVIDERS)}."),
         address_options,
     )
 
@@ -318,6 +324,11 @@ def output_options(command: C) -> C:
 def create_options(command: C) -> C:
     """Add the options that all commands share which send paid requests."""
     return provider_options(submit_options(_wait_and_output_options(command)))
+
+
+def voice_options(command: C) -> C:
+    """Add the options of `create_options`, with the provider that creates voices as the default."""
+    return provider_options(submit_options(_wait_and_output_options(command)), default="kling")
 
 
 def task_options(command: C) -> C:

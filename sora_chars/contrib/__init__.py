@@ -1,1 +1,1 @@
-"""Integrations with other packages, one module each. Nothing else imports them."""
+"""Integrations with other people's frameworks: one module and one extra each."""

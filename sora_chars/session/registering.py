@@ -52,7 +52,11 @@ def new_entry(dispatcher: Dispatcher, request: Request, provider: str | None, me
     chosen = dispatcher.choose(request, provider)
     kind, record = to_record(request)
     return dispatcher.ledger.new_entry(
-        key=request.key or new_key(), provider=chosen.name, kind=kind, request=record, meta=meta
+        key=request.key or new_key(),
+        provider=chosen.name,
+        kind=kind,
+        request=record,
+        meta=dispatcher.observers.meta() | dict(meta or {}),
     )
 
 

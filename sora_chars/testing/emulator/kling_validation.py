@@ -58,12 +58,13 @@ def _image(value: object) -> str | None:
     if not isinstance(value, str) or value.startswith("data:"):
         return "must hold URLs or base64 without a prefix"
     try:
-        return _content_problem(base64.b64decode(value, validate=True))
+        return content_problem(base64.b64decode(value, validate=True))
     except (binascii.Error, ValueError):
         return "must hold URLs or base64 without a prefix"
 
 
-def _content_problem(content: bytes) -> str | None:
+def content_problem(content: bytes) -> str | None:
+    """Return what is wrong with an image, or None."""
     if not content.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
         return "must hold jpg, jpeg or png images"
     if len(content) > MAX_IMAGE_BYTES:
@@ -97,6 +98,27 @@ FIELDS: Mapping[str, Callable[[object], str | None]] = {
 }
 REQUIRED = ("element_name", "element_description", "reference_type")
 SOURCES = {"video_refer": "element_video_list", "image_refer": "element_image_list"}
+
+
+VOICE_FIELDS: Mapping[str, Callable[[object], str | None]] = {
+    "voice_name": _text(20),
+    "voice_url": lambda value: None if is_url(value) else "must be an http or https URL",
+    "callback_url": FIELDS["callback_url"],
+    "external_task_id": FIELDS["external_task_id"],
+}
+
+
+def voice_problem(body: Mapping[str, object]) -> str | None:
+    """Return the first rule that the body of a voice's create breaks, or None."""
+    for name in ("voice_name", "voice_url"):
+        if body.get(name) is None:
+            return f"{name} is required"
+    for name, value in body.items():
+        if name not in VOICE_FIELDS:
+            return f"{name} is not a known parameter"
+        if (error := VOICE_FIELDS[name](value)) is not None:
+            return f"{name} {error}"
+    return None
 
 
 def body_problem(body: Mapping[str, object]) -> str | None:
