@@ -43,12 +43,15 @@ from .models import (
     CharacterRequest,
     Clip,
     Eta,
+    JobFields,
     ModelInfo,
     RowFields,
     TaskFailure,
     TaskRequest,
     TaskSnapshot,
     UploadProgress,
+    Voice,
+    VoiceRequest,
 )
 from .polling.handle import TaskHandle
 from .polling.strategies import AdaptiveInterval, FixedInterval, SteppedInterval
@@ -94,6 +97,7 @@ __all__ = [
     "InvalidCallbackError",
     "InvalidRequestError",
     "InvalidTransitionError",
+    "JobFields",
     "KeyConflictError",
     "Kie",
     "Kkiai",
@@ -137,6 +141,8 @@ __all__ = [
     "UploadProgress",
     "UsageCapError",
     "Vidu",
+    "Voice",
+    "VoiceRequest",
     "WaitTimeoutError",
     "WatcherStoppedError",
     "Wavespeed",

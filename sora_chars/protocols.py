@@ -49,6 +49,7 @@ class Provider(Protocol):
         accepts: What the provider accepts, as data. None if it is not described.
         settles: How a request whose response was lost can be settled: "lookup" if
             `lookup` finds the task by the key. None if the provider cannot be asked.
+        makes_voices: Whether `submit` takes a `VoiceRequest`.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Provider(Protocol):
     account: Account | None = None
     accepts: Accepts | None = None
     settles: Settles | None = None
+    makes_voices: bool = False
 
     def check(self, request: Request) -> Sequence[str]:
         """Return why this provider cannot serve a request: one line for each reason, naming the field.

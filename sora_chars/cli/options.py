@@ -192,11 +192,11 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def provider_options(command: C) -> C:
+def provider_options(command: C, *, default: str = "kie") -> C:
     """Add the options that select a provider."""
     return _add(
         command,
-        provider_choice(default="kie", help_text=f"One of {', '.join(PROVIDERS)}."),
+        provider_choice(default=default, help_text=f"One of {', '.join(PROVIDERS)}."),
         address_options,
     )
 
@@ -324,6 +324,11 @@ def output_options(command: C) -> C:
 def create_options(command: C) -> C:
     """Add the options that all commands share which send paid requests."""
     return provider_options(submit_options(_wait_and_output_options(command)))
+
+
+def voice_options(command: C) -> C:
+    """Add the options of `create_options`, with the provider that creates voices as the default."""
+    return provider_options(submit_options(_wait_and_output_options(command)), default="kling")
 
 
 def task_options(command: C) -> C:

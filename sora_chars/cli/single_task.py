@@ -17,7 +17,7 @@ from .repeated_requests import repeated_requests_shown
 
 if TYPE_CHECKING:
     from sora_chars.ledger import Entry
-    from sora_chars.models import CharacterRequest, TaskRequest, UploadProgress
+    from sora_chars.models import Request, UploadProgress
     from sora_chars.polling.handle import TaskHandle
     from sora_chars.protocols import Provider
 
@@ -32,7 +32,7 @@ _RETRIED = {EntryState.FAILED, EntryState.REJECTED}
 
 
 async def submit_and_wait(
-    context: CommandContext, settings: Settings, request: CharacterRequest | TaskRequest, *, is_retry: bool
+    context: CommandContext, settings: Settings, request: Request, *, is_retry: bool
 ) -> tuple[Any, str]:
     """Return the outcome of a new task, and the time it took as text.
 
@@ -95,7 +95,7 @@ class _Submission:
         """The seconds that are left of `--timeout`."""
         return max(0.0, self.deadline - asyncio.get_running_loop().time())
 
-    async def handle(self, request: CharacterRequest | TaskRequest) -> TaskHandle[Any]:
+    async def handle(self, request: Request) -> TaskHandle[Any]:
         """Return the handle of the request. If its outcome is unknown, wait for the callback that settles it.
 
         Raises:
@@ -116,7 +116,7 @@ class _Submission:
                 self.context.task_id = handle.task_id
                 return handle
 
-    async def _submit(self, request: CharacterRequest | TaskRequest, *, is_retry: bool) -> TaskHandle[Any]:
+    async def _submit(self, request: Request, *, is_retry: bool) -> TaskHandle[Any]:
         dispatcher = self.session.dispatcher()
         self.context.stop_waiting = dispatcher.stop_waiting
         try:

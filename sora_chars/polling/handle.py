@@ -19,7 +19,7 @@ from sora_chars.errors import (
     WrongLoopError,
     printable,
 )
-from sora_chars.models import Character, TaskSnapshot
+from sora_chars.models import Character, TaskSnapshot, Voice
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .watched_task import WatchedTask
     from .watcher import TaskWatcher
 
-R = TypeVar("R", bound=Character | TaskSnapshot)
+R = TypeVar("R", bound=Character | Voice | TaskSnapshot)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -84,7 +84,7 @@ class TaskHandle(Generic[R]):
     provider: str
     key: str
     name: str | None = None
-    wants: type[Character | TaskSnapshot] | None = None
+    wants: type[Character | Voice | TaskSnapshot] | None = None
     _context: HandleContext | None = attrs.field(default=None, alias="context")
 
     def __repr__(self) -> str:
@@ -249,9 +249,10 @@ class TaskHandle(Generic[R]):
             outcome = snapshot
         elif isinstance(outcome, Character):
             outcome = attrs.evolve(outcome, name=outcome.name or self.name)
-        elif self.wants is Character:
+        elif self.wants and not isinstance(outcome, self.wants):
             raise MissingCharacterError(
-                f"Task {self.task_id} succeeded, but its result at {self.provider} holds no character.",
+                f"Task {self.task_id} succeeded, but its result at {self.provider} holds no "
+                f"{self.wants.__name__.lower()}.",
                 provider=self.provider,
                 task_id=self.task_id,
                 payload=snapshot.result,

@@ -28,13 +28,14 @@ from sora_chars.ledger import EntryState
 from sora_chars.ledger.queries import finished_tasks
 from sora_chars.ledger.serialize import echoes_other_token, to_record, to_request
 from sora_chars.logs import event_logger
-from sora_chars.models import Character, TaskRequest, TaskSnapshot
+from sora_chars.models import Character, CharacterRequest, TaskRequest, TaskSnapshot, Voice, VoiceRequest
 from sora_chars.observers import UNOBSERVED, Observation, Observers, observation
 from sora_chars.polling.handle import HandleContext, TaskHandle
 from sora_chars.polling.watched_task import wait_until_done
 from sora_chars.protocols import PollingStrategy
 from sora_chars.timeouts import submit_deadline
 
+from .choosing import first_serving
 from .orphans import log_orphan
 from .settling import Settlement
 from .streaming import EventStreams
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 log = event_logger("sora_chars.session")
 
 _ENDED = {EntryState.SUCCEEDED, EntryState.FAILED}
+_WANTED = {CharacterRequest: Character, TaskRequest: TaskSnapshot, VoiceRequest: Voice}  # the results of requests
 _MAX_OBSERVED = 2000  # finished tasks of the ledger from which a polling strategy learns
 _REGISTER_CONCURRENCY = 64  # keeps thousands of requests from continuing in one iteration of the event loop
 
@@ -229,7 +231,7 @@ class Dispatcher:
             provider=provider.name,
             key=entry.key,
             name=None if isinstance(request, TaskRequest) else request.name,
-            wants=TaskSnapshot if isinstance(request, TaskRequest) else Character,
+            wants=_WANTED[type(request)],
             context=self.context(provider, task, entry.key, from_ledger=snapshot is None and entry.state in _ENDED),
         )
 
@@ -359,13 +361,7 @@ class Dispatcher:
             InvalidRequestError: None can; the error lists the reasons of each.
             ConfigurationError: The session has no such provider.
         """
-        reasons: list[str] = []
-        for provider in self.providers if name is None else (self.provider(name),):
-            problems = provider.check(request)
-            if not problems:
-                return provider
-            reasons += [f"{provider.name}: {problem}" for problem in problems]
-        raise InvalidRequestError(f"Nothing was sent. {'; '.join(reasons)}.", problems=tuple(reasons))
+        return first_serving(self.providers if name is None else (self.provider(name),), request)
 
     def stop_waiting(self) -> None:
         """End the wait of `aclose` for responses, now or when it begins. Their outcomes are recorded as unknown."""

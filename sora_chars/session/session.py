@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from sora_chars.errors import SessionClosedError
 from sora_chars.ledger import Ledger, open_ledger
-from sora_chars.models import Character, CharacterRequest, TaskRequest, TaskSnapshot, as_request
+from sora_chars.models import Character, CharacterRequest, TaskRequest, TaskSnapshot, Voice, VoiceRequest, as_request
 from sora_chars.observers import Observers
 from sora_chars.polling.strategies import AdaptiveInterval
 from sora_chars.polling.watcher import TaskWatcher
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sora_chars.callbacks.adapters import AsgiApp
     from sora_chars.callbacks.receiver import CallbackReceiver
     from sora_chars.events import Observer
-    from sora_chars.models import CharacterFields, ModelInfo, Request
+    from sora_chars.models import CharacterFields, ModelInfo, Request, Source
     from sora_chars.polling.handle import TaskHandle
     from sora_chars.protocols import PollingStrategy, Provider
 
@@ -206,6 +206,8 @@ class CharacterSession(RecordedRequests):
         await dispatcher.aclose(self._shutdown_timeout)
 
     @overload
+    async def submit(self, request: VoiceRequest, /, *, provider: str | None = None) -> TaskHandle[Voice]: ...
+    @overload
     async def submit(self, request: TaskRequest, /, *, provider: str | None = None) -> TaskHandle[TaskSnapshot]: ...
     @overload
     async def submit(self, request: CharacterRequest, /, *, provider: str | None = None) -> TaskHandle[Character]: ...
@@ -238,6 +240,39 @@ class CharacterSession(RecordedRequests):
         with self._in_use() as dispatcher:
             return await dispatcher.submit(as_request(request, fields), provider)
 
+    async def create_voice(
+        self,
+        source: Source,
+        name: str,
+        *,
+        key: str | None = None,
+        provider: str | None = None,
+        timeout: float | None = None,
+    ) -> Voice:
+        """Create a voice from a recording, and wait for it; `CharacterRequest.voice` takes its id.
+
+            voice = await session.create_voice("https://example.com/rex.wav", "Rex")
+            rex = await session.create(video="rex.mp4", name="Rex", prompt="A friendly dog", voice=voice.id)
+
+        The request is recorded and settled as any other paid request; a `VoiceRequest` does the same in `submit`.
+
+        Args:
+            source: http(s) URL or local path of a recording of one clean voice.
+            name: Name of the voice.
+            key: Idempotency key.
+            provider: Name of the provider. Defaults to the first that creates voices.
+            timeout: Seconds to wait. Defaults to the session's.
+
+        Raises:
+            SoraCharsError: As `create`.
+        """
+        request = VoiceRequest(source=source, name=name, key=key)
+        return await self.create(request, provider=provider, timeout=timeout)
+
+    @overload
+    async def create(
+        self, request: VoiceRequest, /, *, provider: str | None = None, timeout: float | None = None
+    ) -> Voice: ...
     @overload
     async def create(
         self, request: TaskRequest, /, *, provider: str | None = None, timeout: float | None = None
@@ -258,7 +293,7 @@ class CharacterSession(RecordedRequests):
         provider: str | None = None,
         timeout: float | None = None,
         **fields: Unpack[CharacterFields],
-    ) -> Character | TaskSnapshot:
+    ) -> Character | Voice | TaskSnapshot:
         """Submit a request and wait for its character.
 
             character = await session.create(
@@ -283,7 +318,7 @@ class CharacterSession(RecordedRequests):
         with self._in_use() as dispatcher:
             handle = await dispatcher.submit(as_request(request, fields), provider, deadline=deadline)
         try:
-            outcome: Character | TaskSnapshot = await handle.result(max(0.0, deadline - loop.time()))
+            outcome: Character | Voice | TaskSnapshot = await handle.result(max(0.0, deadline - loop.time()))
         except asyncio.CancelledError:
             log_outlived(handle)
             raise
@@ -304,8 +339,8 @@ class CharacterSession(RecordedRequests):
 
         Args:
             requests: Any iterable or async iterable of requests, or of
-                mappings with a `CharacterRequest`'s fields and `provider`. It
-                may be endless; it is read as slots become free.
+                mappings with the fields of a `CharacterRequest` or a `TaskRequest`
+                and `provider`. It may be endless; it is read as slots become free.
             concurrency: The maximum number of tasks in flight, and of unread outcomes. Defaults to 100.
             provider: Name of the provider for requests that name none.
             budget: Credits that all requests may cost together, whenever they were paid.

@@ -20,6 +20,7 @@ class Counts:
         characters: Characters created by kkiai.com's route.
         omni: Omni characters created.
         elements: Tasks created by Kling's route. A rejected create is not counted.
+        voices: The same for its voices.
         subjects: Subjects created by Vidu's route.
         gateway_elements: Tasks created by Wavespeed's and Evolink's routes. A rejected create is not counted.
         assets: Assets created by icover's and Ark's routes.
@@ -42,6 +43,7 @@ class Counts:
     characters: int = 0
     omni: int = 0
     elements: int = 0
+    voices: int = 0
     subjects: int = 0
     gateway_elements: int = 0
     assets: int = 0

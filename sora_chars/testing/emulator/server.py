@@ -71,6 +71,8 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("GET", kling.ELEMENTS): Route("element_other", "kling", kling.tasks),
     ("GET", kling.ELEMENT): Route("element_poll", "kling", kling.poll),
     ("POST", kling.DELETE): Route("element_other", "kling", kling.delete),
+    ("POST", kling.VOICES): Route("voice", "kling", kling.create),
+    ("GET", kling.VOICE): Route("voice_poll", "kling", kling.poll),
     ("POST", vidu.SUBJECTS): Route("subject", "vidu", vidu.create),
     ("GET", vidu.SUBJECTS): Route("subject_other", "vidu", vidu.subjects),
     ("PUT", vidu.SUBJECT): Route("subject_other", "vidu", vidu.edit),
@@ -78,6 +80,7 @@ ROUTES: dict[tuple[str, str], Route] = {
 }
 TEMPLATES = {
     kling.ELEMENTS: kling.ELEMENT,
+    kling.VOICES: kling.VOICE,
     vidu.SUBJECTS: vidu.SUBJECT,
     evolink.TASKS: evolink.TASK,
     **assets.TEMPLATES,
@@ -374,7 +377,7 @@ class Emulator(EmulatorState):
 def _unknown_route(request: web.Request) -> Reply:
     if ark.path_of(request) != request.path:
         return ark.unknown_action()
-    if request.path.startswith((kling.ELEMENTS, kling.DELETE)):
+    if request.path.startswith((kling.ELEMENTS, kling.VOICES, kling.DELETE)):
         return kling.reply(1202)
     if any(path == request.path for _, path in ROUTES):
         body = encoded({"code": 405, "msg": "Method not allowed", "data": None})
