@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sora_chars import downloads
 from sora_chars.downloads import RejectedLinkError, is_public
 from sora_chars.models import Character
 from sora_chars.session.pictures import _file_name, _write
@@ -143,4 +144,4 @@ def test_failed_write_leaves_no_file(tmp_path: Path) -> None:
 )
 def test_reasons_contain_no_link(error: Exception, reason: str) -> None:
     """A logged reason is the package's own text or the operating system's."""
-    assert reason(error) == reason
+    assert downloads.reason(error) == reason
