@@ -47,6 +47,7 @@ _MODULES = {
     ),
     "ledger": ("Attempt", "Entry", "EntryState", "Ledger", "LedgerStore", "open_ledger"),
     "ledger.queries": ("SavedCharacter",),
+    "media": ("CutProgress", "Cutting"),
     "models": (
         "Character",
         "CharacterFields",

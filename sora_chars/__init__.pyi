@@ -35,6 +35,7 @@ from .errors import (
 )
 from .ledger import Attempt, Entry, EntryState, Ledger, LedgerStore, open_ledger
 from .ledger.queries import SavedCharacter
+from .media import CutProgress, Cutting
 from .models import (
     Character,
     CharacterFields,
@@ -80,6 +81,8 @@ __all__ = [
     "CharacterSession",
     "Clip",
     "ConfigurationError",
+    "CutProgress",
+    "Cutting",
     "Entry",
     "EntryState",
     "Eta",

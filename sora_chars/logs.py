@@ -3,12 +3,17 @@
 Every record has the attribute `event`, a stable name such as "submission.failed", and one
 attribute for each fact. The message is the event's sentence with the facts behind it, so
 Python's stock formatters show the key and the task id too.
+
+With the environment variable SORA_CHARS_LOG the records are written to the standard error
+stream, in programs that set up no logging of their own.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import re
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,6 +39,7 @@ SENTENCES: Mapping[str, str] = {
     "ledger.write_lost": "The session closed before the ledger could be written; keep these facts",
     "ledger.written_late": "A write to the ledger that had failed has succeeded",
     "limits.alone": "The shared rate limits cannot be reached; this process uses its own share",
+    "observer.failed": "An observer of the session's events raised an error, and gets no more of them",
     "picture.not_saved": "A profile picture could not be saved",
     "polling_strategy.failed": "The polling strategy raised an error, which changes no result",
     "proxy.of_environment": "Requests go through the proxy that the environment names",
@@ -54,6 +60,9 @@ SENTENCES: Mapping[str, str] = {
 
 # Whoever knows the id of a Seedance asset may use it. "asset-library" is a part of icover's routes.
 _ASSET = re.compile(r"\basset-(?!library\b)[\w-]+", re.IGNORECASE)
+_VARIABLE = "SORA_CHARS_LOG"
+_LEVELS: Mapping[str, int] = {"info": logging.INFO, "debug": logging.DEBUG}
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class EventLogger(logging.LoggerAdapter[logging.Logger]):
@@ -77,3 +86,23 @@ def _without_asset(name: str, fact: object) -> object:
 def event_logger(name: str) -> EventLogger:
     """Return the logger of a part of the package, such as "sora_chars.session"."""
     return EventLogger(logging.getLogger(name))
+
+
+def write_records(level: str) -> None:
+    """Write the package's records to the standard error stream: from "info" or from "debug" on.
+
+    Once the program sets up logging, its handlers get the records in place of the stream.
+    """
+    if level.lower() not in _LEVELS:
+        warnings.warn(f"{_VARIABLE} must be info or debug, got {level!r}.", RuntimeWarning, stacklevel=2)
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.addFilter(lambda _: not logging.getLogger().handlers)
+    logger = logging.getLogger("sora_chars")
+    logger.addHandler(handler)
+    logger.setLevel(_LEVELS[level.lower()])
+
+
+if _level := os.environ.get(_VARIABLE):
+    write_records(_level)

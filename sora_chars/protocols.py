@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from .models import Accepts, Eta, ModelInfo, Request, TaskSnapshot
-    from .ratelimit.window import Account
+    from .ratelimit.accounts import Account
 
     Settles = Literal["lookup"]
 

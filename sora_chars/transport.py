@@ -32,8 +32,11 @@ from .errors import (
     printable,
 )
 from .logs import event_logger
+from .observers import observation
 from .proxies import Proxies, clean_proxy, is_rejected_by_proxy, proxies_of
-from .ratelimit.window import Account, Limits, account
+from .ratelimit.accounts import Account, account
+from .ratelimit.reservations import patience
+from .ratelimit.window import Limits
 from .redaction import HIDDEN, hide_secret, mask, secret_pattern
 from .responses import Response
 from .signing import sign_request
@@ -81,7 +84,7 @@ class _Call:
     """One request and how it is sent.
 
     `failure` is the error of its first attempt. `may_have_left` is whether bytes of a create may have left this
-    process in the present attempt. `secrets` are those of its signature.
+    process in the present attempt. `sent` is how often it was sent before. `secrets` are those of its signature.
     """
 
     method: str
@@ -94,6 +97,7 @@ class _Call:
     options: dict[str, Any]
     failure: ProviderError | None = None
     may_have_left: bool = False
+    sent: int = 0
     secrets: Sequence[str] = ()
 
 
@@ -207,7 +211,7 @@ class Transport:
         try:
             result = await self._attempt(call)  # the first attempt does without backoff's overhead
         except ProviderError as error:
-            if _final(error):
+            if _final(error) or patience.get():  # a caller that comes back repeats it
                 raise
             call.failure = error
             result = await _RETRYING[kind](self, call)
@@ -258,6 +262,8 @@ class Transport:
         if isinstance(error, RateLimitedError):
             now = asyncio.get_running_loop().time()
             self.account.cooldown.on_429(sent=sent, now=now, retry_after=error.retry_after)
+            if observed := observation.get():
+                observed.cooled_down(call.kind, self.account.cooldown.until - now)
         elif not isinstance(error, NoAnswerError):
             self.account.cooldown.on_success(sent=sent)
         error.provider = self.provider
@@ -314,6 +320,13 @@ class Transport:
     def _log(
         self, call: _Call, started: float, *, answer: Response | None = None, error: Exception | None = None
     ) -> None:
+        if observed := observation.get():
+            status = answer.status if answer else None
+            seconds = time.perf_counter() - started
+            observed.answered(
+                call.kind, call.method, mask(call.url), status=status, error=error, seconds=seconds, resend=call.sent
+            )
+        call.sent += 1
         if not log.isEnabledFor(logging.DEBUG):
             return
         shown = printable(error) if answer is None else answer.body.decode(errors="replace")

@@ -29,6 +29,7 @@ from sora_chars.errors import (
 )
 from sora_chars.ids import is_token, token_digest
 from sora_chars.logs import event_logger
+from sora_chars.observers import observing
 from sora_chars.polling.watched_task import wake
 from sora_chars.providers.kie_callback import verify
 from sora_chars.session.recorded import dispatcher_of
@@ -177,13 +178,22 @@ class CallbackReceiver:
             headers: Names in lower case, or a mapping that ignores case.
             body: The body, as a whole or as an async iterable of its chunks.
         """
-        try:
-            entry, digest = await self._find_entry(method, path)
-            await self._admit(await self._read(entry, headers, body), entry, digest)
-        except InvalidCallbackError as error:
-            log.warning("callback.rejected", extra={"status": error.status, "reason": error.message})
-            return error.status, {"code": error.status, "msg": error.message}
-        return 200, ACCEPTED.copy()
+        with observing(self.session.observers) as observed:
+            try:
+                entry, digest = await self._find_entry(method, path)
+                if observed:
+                    observed.key = entry.key
+                    observed.provider = entry.provider
+                event = await self._read(entry, headers, body)
+                await self._admit(event, entry, digest)
+            except InvalidCallbackError as error:
+                log.warning("callback.rejected", extra={"status": error.status, "reason": error.message})
+                if observed:
+                    observed.callback(error.status, reason=error.message)
+                return error.status, {"code": error.status, "msg": error.message}
+            if observed:
+                observed.callback(200, task_id=event.task_id)
+            return 200, ACCEPTED.copy()
 
     async def _find_entry(self, method: str, path: str) -> tuple[Entry, str]:
         """Return the entry of the token that ends the path, and the token's digest."""

@@ -15,6 +15,7 @@ from sora_chars.redaction import mask
 
 from .entry import Attempt, Entry, Lookup, check_storable, to_json
 from .notifier import ChangeNotifier
+from .reports import report_registered, report_transition
 from .states import EntryState
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Ledger:
     def __init__(self, store: LedgerStore, *, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
-        self._notifier = ChangeNotifier()
+        self.notifier = ChangeNotifier()
         self._known: dict[str, Entry] = {}  # unfinished entries as this process wrote them last, by key
         self._opened_in: tuple[asyncio.AbstractEventLoop, int] | None = None
 
@@ -86,8 +87,8 @@ class Ledger:
         """Open the ledger; create its file or tables, or upgrade them, where necessary."""
         if self._opened_in:
             raise LedgerError("This ledger is already open.")
-        self._notifier = ChangeNotifier()
-        await self._store.open(self._notifier)
+        self.notifier = ChangeNotifier()
+        await self._store.open(self.notifier)
         self._finalizer = weakref.finalize(self, self._store.abandon)
         self._finalizer.atexit = False
         self._opened_in = asyncio.get_running_loop(), os.getpid()
@@ -131,6 +132,7 @@ class Ledger:
         stored = await self._store.insert(new)
         if stored is not new:
             stored.check_same_request(new)
+        report_registered(stored, is_new=stored is new)
         known = self._known.get(key)
         if known and stored.version < known.version:
             return await self._restore(known, stored)
@@ -204,6 +206,7 @@ class Ledger:
         )
         if archive is None and entry.token_digest not in {None, changed.token_digest}:
             archive = Attempt.of(entry, at=changed.updated_at)
+        began = self.notifier.writing(entry.key, changed.version)
         stored = await self._store.replace(entry, changed, archive=archive)
         if stored is not changed:
             lost = stored is None or stored.version < entry.version
@@ -211,7 +214,8 @@ class Ledger:
                 raise _not_replaced(entry, to, stored)
             changed = await self._restore(changed, stored)
         self._remember(changed)
-        self._notifier.changed_here(entry.key, changed.version)
+        self.notifier.changed_here(entry.key, changed.version)
+        report_transition(entry, changed, began)
         return changed
 
     async def restart(self, entry: Entry, to: EntryState, *, request: Mapping[str, Any] | None = None) -> Entry:
@@ -233,10 +237,12 @@ class Ledger:
         now = self._clock()
         changed = entry.restarted(to, at=now, request=request)
         archive = None if to is EntryState.UNKNOWN else Attempt.of(entry, at=now)
+        began = self.notifier.writing(entry.key, changed.version)
         stored = await self._store.replace(entry, changed, archive=archive)
         if stored is not changed:
             raise _not_replaced(entry, to, stored)
-        self._notifier.changed_here(entry.key, changed.version)
+        self.notifier.changed_here(entry.key, changed.version)
+        report_transition(entry, changed, began)
         return changed
 
     async def get(self, key: str) -> Entry | None:
@@ -322,7 +328,7 @@ class Ledger:
             entry: The entry as the caller last read it.
             timeout: Seconds after which `entry` is returned unchanged; None for no limit.
         """
-        with self._notifier.waiting(entry.key) as may_have_changed:
+        with self.notifier.waiting(entry.key) as may_have_changed:
             try:
                 async with asyncio.timeout(timeout):
                     while (now := await self.get(entry.key)) is None or now.version == entry.version:
@@ -337,7 +343,7 @@ class Ledger:
 
         Returns a function that ends the subscription.
         """
-        return self._notifier.subscribe(entry.key, entry.version, callback)
+        return self.notifier.subscribe(entry.key, entry.version, callback)
 
     async def is_dead(self, owner: str) -> bool:
         """True if the process that owns entries under this name has ended.

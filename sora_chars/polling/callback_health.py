@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _HEALTHY_SECONDS = 60.0  # how long callbacks count as healthy after one has arrived
+_STRETCH = 5.0  # interval multiplier while callbacks are healthy
 
 
 @attrs.define(eq=False, repr=False)
@@ -31,6 +32,10 @@ class CallbackHealth:
     def is_healthy(self) -> bool:
         """Whether a callback has arrived lately and none was missed since."""
         return self._healthy_until > asyncio.get_running_loop().time()
+
+    def stretched(self, interval: float) -> float:
+        """Return the interval between the polls of a task that expects a callback."""
+        return interval * _STRETCH if self.is_healthy else interval
 
     def record_success(self) -> None:
         """Record that a callback has arrived."""

@@ -20,6 +20,7 @@ from sora_chars.errors import (
     printable,
 )
 from sora_chars.logs import event_logger
+from sora_chars.observers import Observation, observation
 
 from .due_queue import TICK, DueQueue
 
@@ -39,7 +40,6 @@ FALLBACK_INTERVAL = 30.0
 
 _ROUNDED_FROM = 0.25  # seconds; longer delays are rounded up to share wake-ups
 _WAKE_UPS_PER_SECOND = 64
-_STRETCH = 5.0  # interval multiplier while callbacks are healthy
 _FAULT_DELAYS = (1.0, 30.0)  # seconds; shortest and longest
 _NOT_FOUND_DELAYS = (1.0, 5.0)  # seconds; shortest and longest
 _NUDGE_INTERVAL = 1.0  # seconds between the polls of one task that callbacks cause
@@ -102,8 +102,8 @@ class ProviderPoller:
         """Make a task due in `delay` seconds, or later with `stretch` and healthy callbacks."""
         now = asyncio.get_running_loop().time()
         task.unstretched_due = now + delay
-        factor = _STRETCH if stretch and task.expects_callback and self.callback_health.is_healthy else 1.0
-        self._enqueue(task, _round_up(now + delay * factor) if delay >= _ROUNDED_FROM else now + delay)
+        stretched = self.callback_health.stretched(delay) if stretch and task.expects_callback else delay
+        self._enqueue(task, _round_up(now + stretched) if delay >= _ROUNDED_FROM else now + stretched)
 
     def nudge_delay(self, task: WatchedTask) -> float:
         """Return the seconds until a callback may cause the next poll of a task: none unless another one just did."""
@@ -191,6 +191,9 @@ class ProviderPoller:
         task.polling = True
         self._in_flight += 1
         context = Context() if task.context is None else task.context
+        task.polls += 1
+        if task.observers.listening:
+            context.run(observation.set, _observation_of(task, self.provider.name))
         poll = asyncio.get_running_loop().create_task(self._poll(task), context=context)
         self.poll_tasks.add(poll)
         poll.add_done_callback(self.poll_tasks.discard)
@@ -219,6 +222,8 @@ class ProviderPoller:
                 outcome = error
             finally:
                 self._release_slot()
+            if task.observers.listening:
+                report_poll(task, outcome)
             if isinstance(outcome, MissingCharacterError) or outcome.finished:
                 for on_finished in task.iter_on_finished():
                     await on_finished(outcome)
@@ -262,6 +267,8 @@ class ProviderPoller:
     def _handle_error(self, task: WatchedTask, error: SoraCharsError) -> None:
         """Schedule another poll after a transient fault within the budget, else end the wait."""
         now = asyncio.get_running_loop().time()
+        if task.observers.listening:
+            report_poll(task, error)
         if isinstance(error, TaskNotFoundError):
             task.faulty_since = None
             since = task.missing_since = now if task.missing_since is None else task.missing_since
@@ -304,6 +311,23 @@ def observe(polling: PollingStrategy, snapshot: TaskSnapshot, age: float, unseen
         polling.observe(snapshot, age, unseen)
     except Exception:
         log.exception("polling_strategy.failed")
+
+
+def _observation_of(task: WatchedTask, provider: str) -> Observation:
+    return Observation(task.observers, task.key, provider, polls=task.polls, woken_by=task.woken_by)
+
+
+def report_poll(task: WatchedTask, outcome: TaskSnapshot | SoraCharsError) -> None:
+    """Report what a poll showed to the observers of this context, if there are any."""
+    observed = observation.get()
+    if observed is None:
+        return
+    age = None if task.started is None else asyncio.get_running_loop().time() - task.started
+    if isinstance(outcome, SoraCharsError):
+        observed.polled(task.task_id, None, age, error=type(outcome).__name__)
+    else:
+        observed.completed_at = outcome.completed_at
+        observed.polled(task.task_id, outcome.state, age)
 
 
 def _round_up(due: float) -> float:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import attrs
 
 from sora_chars.models import TaskSnapshot
+from sora_chars.observers import UNOBSERVED
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from contextvars import Context
 
     from sora_chars.errors import MissingCharacterError, SoraCharsError
+    from sora_chars.observers import Observers
 
     OnFinished = Callable[[TaskSnapshot | MissingCharacterError], Awaitable[None]]
 
@@ -54,6 +56,9 @@ class WatchedTask:
         missing_since: When the provider began to answer that it has no such task.
         listeners: Queues that get each changed snapshot, and None at the end.
         waiters: Futures that are woken at the end.
+        key: The idempotency key of the request, if it is known.
+        observers: Those who observe the session that watches the task.
+        polls: Number of polls so far.
         context: The context variables of the request, in which it is polled. None for an
             empty context, to save memory.
     """
@@ -79,6 +84,9 @@ class WatchedTask:
     listeners: tuple[asyncio.Queue[TaskSnapshot | None], ...] = ()
     waiters: tuple[asyncio.Future[None], ...] = ()
     context: Context | None = None
+    key: str | None = None
+    observers: Observers = UNOBSERVED
+    polls: int = 0
 
     async def wait(self, timeout: float) -> None:
         """Wait up to `timeout` seconds for the end. Check `future` to see whether it came.

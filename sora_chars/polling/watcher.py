@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 
+from sora_chars.observers import UNOBSERVED, observing
+
 from .callback_health import CallbackHealth
-from .poller import FALLBACK_INTERVAL, PollerOptions, ProviderPoller, observe
+from .poller import FALLBACK_INTERVAL, PollerOptions, ProviderPoller, observe, report_poll
 from .watched_task import WatchedTask
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from sora_chars.models import Eta, TaskSnapshot
+    from sora_chars.observers import Observers
     from sora_chars.protocols import PollingStrategy, Provider
 
     from .watched_task import OnFinished
@@ -72,6 +75,8 @@ class TaskWatcher:
         polled_elsewhere: bool = False,
         on_finished: tuple[OnFinished, ...] = (),
         context: Context | None = None,
+        key: str | None = None,
+        observers: Observers = UNOBSERVED,
     ) -> WatchedTask:
         """Start to poll a task, or return the `WatchedTask` of one that is polled already.
 
@@ -87,6 +92,8 @@ class TaskWatcher:
                 Callables that the task does not have yet are added to those it has.
             context: The context variables in which the task is polled. Defaults to a copy
                 of the caller's.
+            key: The idempotency key of the request, for events.
+            observers: Those who observe the session.
         """
         poller = self._poller(provider)
         task = poller.tasks.get(task_id)
@@ -102,6 +109,8 @@ class TaskWatcher:
             polled_elsewhere,
             on_finished=on_finished,
             context=(copy_context() if context is None else context) or None,
+            key=key,
+            observers=observers,
         )
         if snapshot and snapshot.finished:
             task.finish(snapshot)
@@ -146,10 +155,16 @@ class TaskWatcher:
         """
         if task.snapshot and task.snapshot.finished:
             return task.snapshot
-        snapshot = await provider.fetch(task.task_id)
-        if snapshot.finished:
-            for on_finished in task.iter_on_finished():
-                await on_finished(snapshot)
+        task.polls += 1
+        with observing(task.observers, task.key, provider.name) as observed:
+            if observed:
+                observed.polls = task.polls
+                observed.woken_by = "poll"
+            snapshot = await provider.fetch(task.task_id)
+            report_poll(task, snapshot)
+            if snapshot.finished:
+                for on_finished in task.iter_on_finished():
+                    await on_finished(snapshot)
         poller = self._pollers.get(provider.name)
         if poller and poller.tasks.get(task.task_id) is task and not task.polling:
             poller.handle_snapshot(task, snapshot)

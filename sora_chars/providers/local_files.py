@@ -28,10 +28,8 @@ def request_problems(accepts: Accepts, request: Request) -> list[str]:
         return [f"request must be a CharacterRequest, got {type(request).__name__}"]
     rule = accepts.video
     if request.clip is not None and request.video is not None and rule is not None:
-        problems = [
-            *accepts.problems(attrs.evolve(request, clip=None)),
-            *clip_problems(request.clip, request.video_path, rule),
-        ]
+        problems = clip_problems(request.clip, request.video_path, rule)
+        problems += accepts.problems(attrs.evolve(request, clip=None))
     else:
         problems = accepts.problems(request)
         video = request.video_path

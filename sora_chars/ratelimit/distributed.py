@@ -30,7 +30,8 @@ from .window import MAX_TRANSIT_TIME
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from .window import Account, Window
+    from .accounts import Account
+    from .window import Window
 
 log = event_logger("sora_chars.sharing")
 
@@ -184,8 +185,22 @@ class QuotaClient:
             with suppress(RuntimeError):  # the session was never closed, but its event loop was
                 self._loop.call_soon_threadsafe(self._notified.set)
 
+    @property
+    def processes(self) -> int:
+        """See `QuotaShare`."""
+        return self._lease.processes
+
+    @property
+    def may_grow(self) -> bool:
+        """See `QuotaShare`. A lease smaller than was requested is all that the others left."""
+        if self._alone_since is not None:
+            return False
+        return self._lease.slots < self.capacity and (
+            self._demand() > self._requested or self._lease.slots >= self._requested
+        )
+
     def _demand(self) -> int:
-        return min(self.capacity, self.window.count_used(self._loop.time()) + self.window.waiting)
+        return min(self.capacity, self.window.count_used(self._loop.time()) + self.window.wanted)
 
     async def _run(self) -> None:
         """Renew the lease when notified and at the renewal interval."""
@@ -202,7 +217,7 @@ class QuotaClient:
 
     def _renewal_interval(self) -> float:
         """Return seconds until the next renewal: short while requests wait, long while idle."""
-        if self.window.waiting and self._alone_since is None:
+        if self.window.wanted and self._alone_since is None:
             return min(_RENEWAL_INTERVAL, max(_MIN_RENEWAL_INTERVAL, self.seconds / 4))
         is_idle = self._is_active and not (self._requested or self._lease.slots)
         return _LEASE_DURATION / 2 if is_idle else _RENEWAL_INTERVAL

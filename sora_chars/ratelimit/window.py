@@ -12,10 +12,8 @@ window after sending plus `MAX_TRANSIT_TIME` at the latest.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 import random
-from collections import deque
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
@@ -26,11 +24,12 @@ import attrs
 
 from sora_chars.errors import NoAnswerError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Self
+from .reservations import NoSlotError, Patience, Reservations, WindowState, estimate, kept_slots, patience
+from .waiters import WaiterQueue
 
-    from sora_chars.kinds import Kind
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
 
 T = TypeVar("T")
 
@@ -47,7 +46,6 @@ _MIN_DELAY = 0.001  # seconds; a coarse clock may never reach a time between two
 _RECHECK_INTERVAL = 0.25  # seconds; a response received in another event loop wakes no waiter in this one
 _FIRST_COOLDOWN = 1.0  # seconds
 _MAX_COOLDOWN = 60.0  # seconds, unless the provider asks for more
-_MAX_ACCOUNTS = 1000  # a web application may hold an API key for each of its users
 
 
 def _to_limit(value: tuple[int, float] | None) -> tuple[int, float] | None:
@@ -119,42 +117,6 @@ class Cooldown:
             self.consecutive_429s = 0
 
 
-@attrs.define(eq=False, repr=False)
-class _Queue:
-    """Waiters of one event loop. One is at the head; the flows take it round-robin."""
-
-    flows: dict[object, deque[asyncio.Future[None]]] = attrs.field(factory=dict)  # next flow first
-    has_head: bool = False
-    changed: asyncio.Event = attrs.field(factory=asyncio.Event)
-
-    async def wait_for_head(self, flow_id: object) -> None:
-        """Wait to become the head, until `release_head` is called."""
-        if self.has_head:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self.flows.setdefault(flow_id, deque()).append(waiter)
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                if not waiter.cancelled():  # it became the head just before the cancellation
-                    self.release_head()
-                raise
-        self.has_head = True
-
-    def release_head(self) -> None:
-        """Make the oldest waiter of the next flow the head."""
-        self.has_head = False
-        while self.flows and not self.has_head:
-            flow_id = next(iter(self.flows))
-            waiters = self.flows.pop(flow_id)
-            while waiters and not self.has_head:
-                waiter = waiters.popleft()
-                if not waiter.cancelled():
-                    waiter.set_result(None)
-                    self.has_head = True
-            if waiters:
-                self.flows[flow_id] = waiters
-
-
 class QuotaShare(Protocol):
     """This process's share of a limit that several processes divide."""
 
@@ -163,6 +125,16 @@ class QuotaShare(Protocol):
 
         The count is 0 until the share is known.
         """
+        ...
+
+    @property
+    def processes(self) -> int:
+        """The number of processes that divide the limit."""
+        ...
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether the next renewal may grant more slots."""
         ...
 
     def notify(self) -> None:
@@ -184,15 +156,17 @@ class Window:
         shares: Shares of the sessions that divide the limit with other processes. The
             first one applies.
         waiting: Number of waiters in all event loops.
+        reservations: The requests that come back later instead of waiting.
     """
 
     limit: tuple[int, float] | None
     cooldown: Cooldown
     shares: list[QuotaShare] = attrs.field(factory=list)
     waiting: int = 0
+    reservations: Reservations = attrs.field(factory=Reservations)
     _in_flight: set[Slot] = attrs.field(factory=set)
     _released: list[float] = attrs.field(factory=list)  # heap: the times from which the other slots count
-    _queues: dict[asyncio.AbstractEventLoop, _Queue] = attrs.field(factory=dict)
+    _queues: dict[asyncio.AbstractEventLoop, WaiterQueue] = attrs.field(factory=dict)
 
     def slot(self, default_flow: object = None) -> Slot:
         """Return a slot for one request, which queues in `flow` or else in `default_flow`."""
@@ -201,10 +175,35 @@ class Window:
     async def acquire(self, slot: Slot) -> None:
         """Wait until a slot is free, and take it."""
         loop = asyncio.get_running_loop()
-        if self._must_wait(loop):
+        if request := patience.get():
+            await self.reach(request)
+            self.reservations.remove(request.key)
+            self._take(loop, slot)
+        elif self._must_wait(loop):
             await self._wait_in_queue(loop, flow.get() or slot.default_flow, partial(self._take, loop, slot))
         else:
             self._take(loop, slot)
+
+    async def reach(self, request: Patience) -> None:
+        """Wait until a slot is free for a request that may come back later; it is not taken.
+
+        Raises:
+            NoSlotError: None is free, and none is expected in time.
+        """
+        loop = asyncio.get_running_loop()
+        while (delay := self._delay_of(request, loop.time())) > 0:
+            self.reservations.set(request, loop.time() + delay)
+            if self.shares:
+                self.shares[0].notify()
+            if loop.time() + delay > request.until:
+                message = "No request may be sent now within the limits of the account."
+                raise NoSlotError(message, retry_after=delay, transient=True, harmless=True)
+            await asyncio.sleep(delay)
+
+    @property
+    def wanted(self) -> int:
+        """How many requests would be sent if more slots were free."""
+        return self.waiting + len(self.reservations.by_key)
 
     def release(self, slot: Slot, *, answered: bool) -> None:
         """Release the slot.
@@ -235,7 +234,7 @@ class Window:
             return UNLIMITED
         now = loop.time()
         count, seconds = self._share_of(self.limit, now)
-        return self._free(count, now - seconds - _CLOCK_TOLERANCE)
+        return max(1, self._free(count, now - seconds - _CLOCK_TOLERANCE) - self._kept(now))
 
     def _must_wait(self, loop: asyncio.AbstractEventLoop) -> bool:
         return bool(self._queues) or self._delay(loop.time()) > 0
@@ -245,7 +244,7 @@ class Window:
 
         Drops the queue when its last waiter leaves; its futures reference the event loop.
         """
-        queue = self._queues.setdefault(loop, _Queue())
+        queue = self._queues.setdefault(loop, WaiterQueue())
         self.waiting += 1
         if self.shares:
             self.shares[0].notify()
@@ -266,7 +265,7 @@ class Window:
         slot.counts_from = slot.sent + MAX_TRANSIT_TIME
         self._in_flight.add(slot)
 
-    async def _wait_for_slot(self, loop: asyncio.AbstractEventLoop, queue: _Queue) -> None:
+    async def _wait_for_slot(self, loop: asyncio.AbstractEventLoop, queue: WaiterQueue) -> None:
         while (delay := self._delay(loop.time())) > 0:
             queue.changed.clear()
             with suppress(TimeoutError):
@@ -277,16 +276,51 @@ class Window:
         """Return the seconds until the next check; 0 if a slot is free."""
         if self.cooldown.until > now:
             return max(_MIN_DELAY, self.cooldown.until - now)
-        if self.cooldown.consecutive_429s and any(slot.sent >= self.cooldown.until for slot in tuple(self._in_flight)):
-            return _RECHECK_INTERVAL  # a probe is in flight; its response wakes the queue
+        if self._is_probing():
+            return _RECHECK_INTERVAL  # its response wakes the queue
         if self.limit is None:
             return 0.0
         count, seconds = self._share_of(self.limit, now)
         start = now - seconds - _CLOCK_TOLERANCE
-        if self._free(count, start) > 0:
-            return 0.0
+        if (free := self._free(count, start)) > 0:
+            return 0.0 if free > self._kept(now) else _RECHECK_INTERVAL
         next_expiry = min(self._counted_since(start), default=math.inf) - start
         return min(max(_MIN_DELAY, next_expiry), _RECHECK_INTERVAL if self.shares else math.inf)
+
+    def _is_probing(self) -> bool:
+        """Return whether the first request after a cooldown has no response yet."""
+        sent_since = (slot.sent >= self.cooldown.until for slot in tuple(self._in_flight))
+        return self.cooldown.consecutive_429s > 0 and any(sent_since)
+
+    def _kept(self, now: float) -> int:
+        """Return how many free slots are kept for requests that come back."""
+        return kept_slots(self.reservations.ahead(now)[0], self._processes) if self.reservations.by_key else 0
+
+    def _delay_of(self, request: Patience, now: float) -> float:
+        """Return the seconds after which a request should come back; 0 if a slot is free for it."""
+        count, seconds = self._share_of(self.limit, now) if self.limit else (UNLIMITED, 0.0)
+        start = now - seconds - _CLOCK_TOLERANCE
+        due, later = self.reservations.ahead(now, before=request)
+        kept = kept_slots(due, self._processes)
+        cooldown = self.cooldown.until - now
+        is_probing = self._is_probing()
+        free = self._free(count, start) if self.limit else UNLIMITED
+        if cooldown <= 0 and not is_probing and free > kept:
+            return 0.0
+        state = WindowState(
+            now=now,
+            count=count,
+            seconds=seconds,
+            freed=sorted(since - start + now for since in self._counted_since(start)) if self.limit else (),
+            may_grow=bool(self.shares) and self.shares[0].may_grow,
+            cooldown=max(0.0, cooldown),
+            probing=is_probing,
+        )
+        return estimate(self.waiting + kept + later, state)
+
+    @property
+    def _processes(self) -> int:
+        return self.shares[0].processes if self.shares else 1
 
     def _share_of(self, limit: tuple[int, float], now: float) -> tuple[int, float]:
         """Return what this process may use of the limit at loop time `now`."""
@@ -349,44 +383,3 @@ class Slot:
         self.sent = now
         self.counts_from = now + MAX_TRANSIT_TIME
         self.was_sent = True
-
-
-@attrs.define(eq=False, repr=False)
-class Account:
-    """Windows of one API key of one provider, shared by all sessions of this process.
-
-    Attributes:
-        cooldown: Cooldown that applies to requests of every kind.
-        windows: A window for each kind of request.
-        name: Digest of the base URL and the API key; the same in every process.
-    """
-
-    cooldown: Cooldown
-    windows: Mapping[Kind, Window]
-    name: str = ""
-
-    @classmethod
-    def with_limits(cls, limits: Limits, name: str = "") -> Account:
-        """Return a new account, which has sent nothing yet."""
-        cooldown = Cooldown()
-        kinds: dict[Kind, tuple[int, float] | None] = {
-            "create": limits.creates,
-            "poll": limits.polls,
-            "other": None,
-        }
-        return cls(cooldown, {kind: Window(limit, cooldown) for kind, limit in kinds.items()}, name)
-
-
-_ACCOUNTS: dict[tuple[str, Limits], Account] = {}
-
-
-def account(base_url: str, api_key: str, limits: Limits) -> Account:
-    """Return this process's account for an address, an API key and these limits.
-
-    The account outlives sessions and event loops, because the provider continues to
-    count after they end.
-    """
-    name = hashlib.sha256(f"{base_url} {api_key}".encode()).hexdigest()
-    while len(_ACCOUNTS) >= _MAX_ACCOUNTS and (name, limits) not in _ACCOUNTS:
-        del _ACCOUNTS[next(iter(_ACCOUNTS))]  # the oldest; sessions that use it keep their reference
-    return _ACCOUNTS.setdefault((name, limits), Account.with_limits(limits, name))

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from contextlib import AsyncExitStack, aclosing
-from contextvars import copy_context
+from contextlib import AsyncExitStack
+from contextvars import Context, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ from sora_chars.errors import (
     InvalidRequestError,
     LedgerError,
     MissingCharacterError,
-    UnreadableEntryError,
     WaitTimeoutError,
     printable,
 )
@@ -28,9 +27,9 @@ from sora_chars.ids import is_id, new_key
 from sora_chars.ledger import EntryState
 from sora_chars.ledger.queries import finished_tasks
 from sora_chars.ledger.serialize import echoes_other_token, to_record, to_request
-from sora_chars.ledger.transitions import mark_orphaned
 from sora_chars.logs import event_logger
 from sora_chars.models import Character, TaskRequest, TaskSnapshot
+from sora_chars.observers import UNOBSERVED, Observation, Observers, observation
 from sora_chars.polling.handle import HandleContext, TaskHandle
 from sora_chars.polling.watched_task import wait_until_done
 from sora_chars.protocols import PollingStrategy
@@ -38,13 +37,14 @@ from sora_chars.timeouts import submit_deadline
 
 from .orphans import log_orphan
 from .settling import Settlement
+from .streaming import EventStreams
 from .submission import Submission, not_sent
 from .tracker import TaskTracker
+from .videos import CutVideos
 from .writer import LedgerWriter, log_second_task
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-    from contextvars import Context
+    from collections.abc import Awaitable, Callable, Sequence
 
     from sora_chars.ledger import Entry, Ledger
     from sora_chars.models import Request
@@ -71,7 +71,10 @@ class Dispatcher:
         watcher: Polls the tasks.
         timeout: Seconds to wait for a task unless a call says otherwise.
         pictures: Saves profile pictures, if they are kept.
+        videos: Cuts the videos of requests to what their providers take.
+        observers: Those who observe the session.
         writer: Records answers and results.
+        streams: The events of the session, for those who iterate over them.
         closing: Whether the session takes no more requests.
         closed: Done once the session is closing.
     """
@@ -81,7 +84,10 @@ class Dispatcher:
     watcher: TaskWatcher
     timeout: float
     pictures: Pictures | None = None
+    videos: CutVideos = attrs.field(factory=CutVideos)
+    observers: Observers = UNOBSERVED
     writer: LedgerWriter = attrs.field(init=False)
+    streams: EventStreams = attrs.field(init=False)
     closing: bool = False
     closed: asyncio.Future[None] = attrs.field(init=False)
     _opened: AsyncExitStack = attrs.field(init=False)
@@ -93,8 +99,9 @@ class Dispatcher:
     def __attrs_post_init__(self) -> None:
         self.closed = asyncio.get_running_loop().create_future()
         self.writer = LedgerWriter(self.ledger)
+        self.streams = EventStreams(self.observers, self.ledger)
         on_finished = (self.writer.record_result, self._on_finished)
-        self._tracker = TaskTracker(self.ledger, self.watcher, on_finished)
+        self._tracker = TaskTracker(self.ledger, self.watcher, on_finished, self.observers)
 
     @property
     def responses_awaited(self) -> int:
@@ -121,6 +128,8 @@ class Dispatcher:
         self.closed.set_result(None)
         async with AsyncExitStack() as stack:  # runs every callback, even if one of them is cancelled
             stack.push_async_callback(self._opened.aclose)
+            stack.push_async_callback(self.videos.aclose)
+            stack.push_async_callback(self.streams.aclose)
             stack.push_async_callback(self.writer.aclose)
             stack.push_async_callback(self.watcher.aclose)
             stack.push_async_callback(self._tracker.aclose)
@@ -135,6 +144,8 @@ class Dispatcher:
             try:
                 entry = await self.ledger.register(key=key, provider=chosen.name, kind=kind, request=record)
             except LedgerError as error:
+                if observed := observation.get():
+                    observed.ledger_failed(printable(error))
                 raise not_sent(error, key, chosen.name) from error
             return self.submission(chosen, request, entry, on_recorded=self.handle_of)
 
@@ -156,40 +167,6 @@ class Dispatcher:
             ) from error
         handle: TaskHandle[Any] = await self.carry_through(submission, deadline=deadline)
         return handle
-
-    async def recover_all(self) -> AsyncGenerator[TaskHandle[Any], None]:
-        """Yield live handles of the tasks that are running. The ledger writes each page of entries together."""
-        states = {EntryState.SENDING, EntryState.RUNNING}
-        if any(provider.settles for provider in self.providers):
-            states.add(EntryState.UNKNOWN)
-        async with aclosing(self.ledger.pages(states=states)) as pages:
-            async for page in pages:
-                outcomes = await asyncio.gather(*map(self.recover, page), return_exceptions=True)
-                if failures := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
-                    raise failures[0]
-                for outcome in outcomes:
-                    if isinstance(outcome, TaskHandle):
-                        yield outcome
-
-    async def recover(self, entry: Entry) -> TaskHandle[Any] | None:
-        """Return a live handle if the entry's task is running at a provider of this session. Log what is not."""
-        entry = await mark_orphaned(self.ledger, entry)
-        if entry.state is EntryState.UNKNOWN:
-            for provider in self.providers:
-                if provider.name == entry.provider and (settlement := self.settlement(provider)):
-                    entry = await settlement.ask(entry)
-        facts = {"provider": entry.provider, "key": entry.key}
-        if entry.state is EntryState.UNKNOWN:
-            log.warning("recovery.unknown", extra=facts)
-        elif entry.state is EntryState.RUNNING:
-            if any(provider.name == entry.provider for provider in self.providers):
-                try:
-                    return await self.handle(entry)
-                except UnreadableEntryError as error:
-                    log.error("recovery.unreadable", extra=facts | {"error": printable(error)})  # noqa: TRY400 # one line
-                    return None
-            log.warning("recovery.no_provider", extra=facts)
-        return None
 
     async def handle_callback(self, entry: Entry, task_id: str, digest: str | None) -> None:
         """Poll the task that a callback names. The callback carries a token of `entry`, which has this digest.
@@ -213,7 +190,7 @@ class Dispatcher:
                 raise InvalidCallbackError("Callback rejected: its token belongs to another task.", status=401)
             entry = await self.writer.record_answer(entry, EntryState.RUNNING, task_id=task_id)
         if entry.state is EntryState.RUNNING and entry.task_id == task_id:
-            await self._tracker.join(provider, entry)
+            await self._tracker.join(provider, entry, context=Context())  # not that of the callback's web request
             self.watcher.nudge(entry.provider, task_id)
         elif entry.task_id != task_id:
             log_second_task(entry, task_id)
@@ -254,7 +231,9 @@ class Dispatcher:
         else:
             key = task.key
         owner = self.provider(task.provider)
-        watched = self.watcher.watch(owner, task.task_id, on_finished=self._tracker.on_finished)
+        watched = self.watcher.watch(
+            owner, task.task_id, on_finished=self._tracker.on_finished, key=key, observers=self.observers
+        )
         return task.attach(self.context(owner, watched, key))
 
     def context(
@@ -293,6 +272,7 @@ class Dispatcher:
             entry=entry,
             ledger=self.ledger,
             writer=self.writer,
+            videos=self.videos,
             timeout=self.timeout,
             on_recorded=on_recorded,
             claims_task=claims_task,
@@ -313,6 +293,9 @@ class Dispatcher:
         if self.closing:
             raise submission.interrupted()
         submission.context = context = copy_context()
+        if self.observers.listening:
+            observed = Observation(self.observers, submission.entry.key, submission.provider.name, polls=0)
+            context.run(observation.set, observed)
         if deadline < math.inf:
             context = context.copy()  # the deadline is none of the polls'
             context.run(submit_deadline.set, deadline)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from sora_chars.errors import LedgerError, SessionClosedError, WrongLoopError
 from sora_chars.ledger import Ledger, queries
 from sora_chars.models import as_request
+from sora_chars.observers import UNOBSERVED, observing
 
-from . import deleting, resolving, stepping
+from . import deleting, recovery, resolving, stepping
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from sora_chars.ledger import Entry
     from sora_chars.models import Character, CharacterFields, Request
+    from sora_chars.observers import Observers
     from sora_chars.polling.handle import TaskHandle
 
     from .dispatcher import Dispatcher
@@ -30,9 +32,11 @@ class RecordedRequests:
 
     Attributes:
         ledger: Where requests are recorded.
+        observers: Those who observe the session.
     """
 
     ledger: Ledger
+    observers: Observers
     _dispatcher: Dispatcher  # set while the session is open
     _loop: asyncio.AbstractEventLoop | None = None  # the event loop of an open session
 
@@ -43,22 +47,33 @@ class RecordedRequests:
         with self._in_use() as dispatcher:
             return (await dispatcher.register(as_request(request, fields), provider)).entry
 
-    async def advance(self, key: str) -> Step:
+    async def advance(self, key: str, *, patience: float = 0.0) -> Step:
         """Take the next step of a key: send once, poll once, or nothing. Meant for job engines.
 
+            step = await session.advance("order-17")
+            if step.finished:
+                print(step.state, step.outcome)
+
         It is safe from any process at any time, also twice at once, and waits
-        for one answer at most. How a finished request ended is in `step.entry`.
+        for one answer at most. A request that was rejected, has failed or is
+        unknown is a finished step: `step.outcome` is the error.
+
+        Args:
+            key: The idempotency key.
+            patience: Seconds to wait for the limits of the account. If the request may not be sent in that time,
+                nothing is sent and `step.retry_in` is when it may be. Keys that come back then are served in the
+                order in which they were registered.
 
         Raises:
-            InvalidRequestError: The ledger has no such key.
+            InvalidRequestError: The ledger has no such key, or `patience` is no number of seconds.
             ConfigurationError: The session has no such provider.
-            SubmissionUnknownError: The request was sent and its outcome is unknown; see `resolve`.
-            ProviderError: Polling failed permanently.
+            ProviderError: The provider rejects the polls of a running task, as with a wrong API key, or does not have
+                the task 90 s after it was recorded.
             LedgerError: The ledger could not be read or written.
             SessionClosedError: The session was closed before the step ended. The next step starts where this one did.
         """
         with self._in_use() as dispatcher:
-            return await stepping.advance(dispatcher, await queries.find(self.ledger, key))
+            return await stepping.advance(dispatcher, key, patience)
 
     async def recover(self) -> AsyncGenerator[TaskHandle[Any], None]:
         """Yield a handle for each running task of the ledger, watched from now on.
@@ -67,8 +82,8 @@ class RecordedRequests:
         never sent again automatically. Entries of providers that this session
         lacks, and entries that cannot be read, are logged and left alone.
         """
-        with self._in_use() as dispatcher:
-            async for handle in dispatcher.recover_all():
+        with self._in_use(observed=False) as dispatcher:
+            async for handle in recovery.recover_all(dispatcher):
                 yield handle
 
     async def retry(
@@ -145,15 +160,19 @@ class RecordedRequests:
         self, query: str | None = None, *, limit: int | None = None
     ) -> AsyncGenerator[queries.SavedCharacter, None]:
         """Yield the saved characters, newest first: up to `limit` whose entries mention `query`, in any case."""
-        with self._in_use():
+        with self._in_use(observed=False):
             async for saved in queries.characters(self.ledger, query, limit=limit):
                 yield saved
 
     @contextmanager
-    def _in_use(self) -> Generator[Dispatcher]:
-        """Give the dispatcher of the open session. A ledger that fails because the session was closed is no fault."""
+    def _in_use(self, *, observed: bool = True) -> Generator[Dispatcher]:
+        """Give the dispatcher of the open session. A ledger that fails because the session was closed is no fault.
+
+        `observed` must be False in an async generator.
+        """
         try:
-            yield dispatcher_of(self)
+            with observing(self.observers if observed else UNOBSERVED):
+                yield dispatcher_of(self)
         except LedgerError as error:
             if self._loop or error.task_id:  # a task that was paid for is always reported
                 raise

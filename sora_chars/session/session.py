@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 from sora_chars.errors import SessionClosedError
 from sora_chars.ledger import Ledger, open_ledger
+from sora_chars.media import Cutting
 from sora_chars.models import Character, CharacterRequest, TaskRequest, TaskSnapshot, as_request
+from sora_chars.observers import Observers
 from sora_chars.polling.strategies import AdaptiveInterval
 from sora_chars.polling.watcher import TaskWatcher
 
@@ -16,20 +18,24 @@ from .dispatcher import Dispatcher
 from .options import check_options, seconds_to_wait
 from .orphans import log_outlived
 from .recorded import RecordedRequests, dispatcher_of
+from .videos import CutVideos
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterable
     from types import TracebackType
     from typing import Self, Unpack
 
     from sora_chars.batch.batch import Batch
     from sora_chars.batch.options import BatchKeywords, Rows
     from sora_chars.batch.outcome import Outcome
+    from sora_chars.events import Observer
     from sora_chars.models import CharacterFields, ModelInfo, Request
     from sora_chars.polling.handle import TaskHandle
     from sora_chars.protocols import PollingStrategy, Provider
 
     from .pictures import Pictures
+    from .streaming import EventStream
 
 
 class CharacterSession(RecordedRequests):
@@ -52,12 +58,15 @@ class CharacterSession(RecordedRequests):
             `Ledger` that is not open is opened and closed with the session.
         pictures: Folder in which to save profile pictures, whose links expire
             within days. Not saved by default.
+        cutting: How videos are cut for providers that take whole videos, with the
+            extra `media`. Defaults to `Cutting()`.
         polling: When to poll a task. Defaults to `AdaptiveInterval()`, which
             learns how long the tasks of each model take, from the ledger too.
         timeout: Seconds to wait for a task unless a call says otherwise.
         shutdown_timeout: Seconds that closing waits for responses to requests
             that were already sent.
         watcher: A `TaskWatcher` with your own options. It replaces `polling`.
+        observers: Called with each event of the session; see `sora_chars.events`.
 
     Raises:
         ConfigurationError: No provider was given, two share a name, or an option is invalid.
@@ -68,10 +77,12 @@ class CharacterSession(RecordedRequests):
         *providers: Provider,
         ledger: Ledger | str | os.PathLike[str] = "memory:",
         pictures: str | os.PathLike[str] | None = None,
+        cutting: Cutting | None = None,
         polling: PollingStrategy | None = None,
         timeout: float = 1800.0,
         shutdown_timeout: float = 30.0,
         watcher: TaskWatcher | None = None,
+        observers: Iterable[Observer] = (),
     ) -> None:
         check_options(providers, polling, timeout=timeout, shutdown_timeout=shutdown_timeout)
         self.providers = providers
@@ -83,7 +94,9 @@ class CharacterSession(RecordedRequests):
             from .pictures import Pictures  # noqa: PLC0415 # loaded only where pictures are saved
 
             self._pictures = Pictures(Path(pictures))
+        self._cutting = cutting or Cutting()
         self._shutdown_timeout = shutdown_timeout
+        self.observers = Observers(observers)
 
     def __repr__(self) -> str:
         names = ", ".join(provider.name for provider in self.providers)
@@ -107,11 +120,30 @@ class CharacterSession(RecordedRequests):
         if self._loop:
             dispatcher_of(self)
             raise SessionClosedError("This session is open already.")
-        dispatcher = Dispatcher(self.providers, self.ledger, self.watcher, self.timeout, self._pictures)
+        dispatcher = Dispatcher(
+            self.providers,
+            self.ledger,
+            self.watcher,
+            self.timeout,
+            pictures=self._pictures,
+            videos=CutVideos(self._cutting),
+            observers=self.observers,
+        )
         await dispatcher.open()
         self._loop = asyncio.get_running_loop()
         self._dispatcher = dispatcher
         return self
+
+    def events(self) -> EventStream:
+        """Return a stream of the session's events from now on, also of what other processes on its ledger do.
+
+            async for event in session.events():
+                print(event.at, event.key, type(event).__name__)
+
+        Of other processes it yields `Recorded`, `InDoubt` and `Ended`, with `elsewhere`. In an SQLite file their
+        changes are found within about 0.1 s, and only the last of several changes of one entry within that time.
+        """
+        return dispatcher_of(self).streams.open()
 
     async def aclose(self) -> None:
         """Close the session. Closing twice has no effect.

@@ -81,6 +81,14 @@ class Settlement:
             entry = changed.result()
             gap = min(gap * 2, _LONGEST_GAP)
 
+    def ask_again_in(self, entry: Entry, now: float) -> float | None:
+        """Return the seconds until the next question, growing with the age of an unknown outcome; None after the last.
+
+        `now` is the wall-clock time in epoch seconds.
+        """
+        age = max(0.0, now - entry.updated_at)
+        return min(max(_FIRST_GAP, age), _LONGEST_GAP) if age < _PERIOD else None
+
     async def ask(self, entry: Entry) -> Entry:
         """Ask once, and record the task if the provider shows it. Return the entry as it is then."""
         if entry.state is not EntryState.UNKNOWN:

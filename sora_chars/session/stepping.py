@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import attrs
 
-from sora_chars.errors import MissingCharacterError, ProviderError, SessionClosedError, TaskNotFoundError
+from sora_chars.errors import (
+    InvalidRequestError,
+    MissingCharacterError,
+    ProviderError,
+    SessionClosedError,
+    SoraCharsError,
+    SubmissionUnknownError,
+    TaskNotFoundError,
+    printable,
+)
 from sora_chars.ledger import EntryState
+from sora_chars.ledger.outcomes import FINISHED, outcome_of
 from sora_chars.ledger.queries import find
 from sora_chars.ledger.serialize import to_request
 from sora_chars.ledger.transitions import mark_orphaned
 from sora_chars.models import TaskSnapshot
+from sora_chars.ratelimit.reservations import Patience, patience
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from sora_chars.ledger import Entry
+    from sora_chars.models import Character
 
     from .dispatcher import Dispatcher
     from .submission import Submission
@@ -39,28 +56,62 @@ class Step:
         """Whether the key needs no further step."""
         return self.retry_in is None
 
+    @property
+    def state(self) -> EntryState:
+        """What is known of the request now."""
+        return self.entry.state
 
-async def advance(dispatcher: Dispatcher, entry: Entry) -> Step:
-    """Take the next step of an entry; see `CharacterSession.advance`."""
-    entry = await mark_orphaned(dispatcher.ledger, entry)
-    match entry.state:
-        case EntryState.PENDING | EntryState.UNKNOWN:  # for an unknown outcome it only raises
-            return await _submit(dispatcher, entry)
-        case EntryState.RUNNING:
-            return await _poll(dispatcher, entry)
-        case EntryState.SENDING:
-            return Step(entry, _RETRY_DELAY)
-        case _:
-            return Step(entry, None)
+    @property
+    def outcome(self) -> Character | TaskSnapshot | SoraCharsError | None:
+        """The character, the finished snapshot of a `TaskRequest`, or why there is none; None before the end."""
+        if not (self.finished and self.state in FINISHED):
+            return None
+        try:
+            return outcome_of(self.entry)
+        except SoraCharsError as error:
+            return error
+
+
+async def advance(dispatcher: Dispatcher, key: str, seconds: float) -> Step:
+    """Take the next step of a key; see `CharacterSession.advance`."""
+    given: object = seconds
+    if not (isinstance(given, int | float) and 0 <= given < math.inf):
+        raise InvalidRequestError(f"patience must be a number of seconds from 0, got {printable(repr(given))}.")
+    entry = await mark_orphaned(dispatcher.ledger, await find(dispatcher.ledger, key))
+    with _patient(entry, seconds):
+        match entry.state:
+            case EntryState.PENDING | EntryState.UNKNOWN:
+                return await _submit(dispatcher, entry)
+            case EntryState.RUNNING:
+                return await _poll(dispatcher, entry)
+            case EntryState.SENDING:
+                return Step(entry, _RETRY_DELAY)
+            case _:
+                return Step(entry, None)
+
+
+@contextmanager
+def _patient(entry: Entry, seconds: float) -> Generator[None]:
+    """Let the requests of the block wait up to `seconds` for a slot, in the order in which keys were registered."""
+    token = patience.set(Patience(entry.key, entry.created_at, asyncio.get_running_loop().time() + seconds))
+    try:
+        yield
+    finally:
+        patience.reset(token)
 
 
 async def _submit(dispatcher: Dispatcher, entry: Entry) -> Step:
+    """Send a pending request, or ask the provider for the task of an unknown one."""
     provider = dispatcher.provider(entry.provider)
     submission = dispatcher.submission(
         provider, to_request(entry), entry, on_recorded=_first_snapshot, claims_task=False
     )
     try:
+        if entry.state is EntryState.PENDING and provider.account and (request := patience.get()):
+            await provider.account.windows["create"].reach(request)  # before files are uploaded for it
         snapshot = await dispatcher.carry_through(submission)
+    except (SubmissionUnknownError, MissingCharacterError):
+        return Step(submission.entry, _settle_in(dispatcher, submission))
     except ProviderError as error:
         if submission.entry.state is EntryState.REJECTED:
             return Step(submission.entry, None)
@@ -71,7 +122,16 @@ async def _submit(dispatcher: Dispatcher, entry: Entry) -> Step:
         await dispatcher.saved_picture(snapshot)
     if submission.entry.state is not EntryState.RUNNING:
         return Step(submission.entry, None)
-    return Step(submission.entry, dispatcher.watcher.polling.delay(snapshot, 0.0))
+    return Step(submission.entry, _next_poll(dispatcher, submission.entry, snapshot, 0.0))
+
+
+def _settle_in(dispatcher: Dispatcher, submission: Submission) -> float | None:
+    """Return the seconds until the provider is asked again for the task of a lost response, where it can be asked."""
+    if submission.entry.state not in FINISHED:  # the ledger does not have it yet
+        return _RETRY_DELAY
+    if submission.settlement and submission.entry.state is EntryState.UNKNOWN:
+        return submission.settlement.ask_again_in(submission.entry, dispatcher.watcher.clock())
+    return None
 
 
 async def _first_snapshot(submission: Submission, snapshot: TaskSnapshot | None) -> TaskSnapshot | None:
@@ -87,12 +147,13 @@ async def _poll(dispatcher: Dispatcher, entry: Entry) -> Step:
     except MissingCharacterError as error:
         seen = error
     except ProviderError as error:
-        if not (error.transient or isinstance(error, TaskNotFoundError)):
+        is_visible_soon = isinstance(error, TaskNotFoundError) and watcher.clock() - entry.updated_at < watcher.grace
+        if not (error.transient or is_visible_soon):
             raise
         return Step(entry, error.retry_after or _RETRY_DELAY)
     if isinstance(seen, TaskSnapshot) and not seen.finished:
         age = max(0.0, watcher.clock() - (seen.created_at or entry.created_at))
-        return Step(entry, seen.retry_after or watcher.polling.delay(seen, age))
+        return Step(entry, _next_poll(dispatcher, entry, seen, age))
     if dispatcher.closing:  # the ledger is no longer written
         raise SessionClosedError(f"The session was closed before the end of key {entry.key} was recorded.")
     await dispatcher.writer.record_result(seen)
@@ -102,3 +163,13 @@ async def _poll(dispatcher: Dispatcher, entry: Entry) -> Step:
         await dispatcher.saved_picture(seen)
     entry = await find(dispatcher.ledger, entry.key)
     return Step(entry, _RETRY_DELAY if entry.state is EntryState.RUNNING else None)
+
+
+def _next_poll(dispatcher: Dispatcher, entry: Entry, snapshot: TaskSnapshot | None, age: float) -> float:
+    """Return the seconds until the next poll: longer while callbacks arrive, as those of the watcher are."""
+    if snapshot and snapshot.retry_after:
+        return snapshot.retry_after
+    watcher = dispatcher.watcher
+    delay = watcher.polling.delay(snapshot, age)
+    expects_callback = bool(dispatcher.provider(entry.provider).callback_url and entry.token_digest)
+    return watcher.callback_health.stretched(delay) if expects_callback else delay

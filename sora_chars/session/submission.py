@@ -24,7 +24,8 @@ from sora_chars.ids import new_token, token_digest
 from sora_chars.ledger import EntryState
 from sora_chars.ledger.serialize import RETRY_HINT, rejection, to_error
 from sora_chars.ledger.transitions import end_state, mark_orphaned, without_character
-from sora_chars.models import TaskSnapshot
+from sora_chars.models import TaskRequest, TaskSnapshot
+from sora_chars.observers import observation
 
 from .deleting import character_deleted
 from .settling import keys_sent
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from sora_chars.protocols import Provider
 
     from .settling import Settlement
+    from .videos import CutVideos
     from .writer import LedgerWriter
 
 _OWNER_CHECK_INTERVAL = 1.0  # seconds between checks that the process which sends the same key is alive
@@ -55,6 +57,7 @@ class Submission:
         entry: The entry as it is now.
         ledger: Where the entry is recorded.
         writer: Records the answer.
+        videos: Cuts the video of the request, if its provider takes it in another form.
         timeout: Seconds to wait for another process that is sending the same key.
         on_recorded: Awaited with the first snapshot once the task is on record; its result is the result of `run`.
         claims_task: Whether this process polls the task from then on.
@@ -69,6 +72,7 @@ class Submission:
     entry: Entry
     ledger: Ledger
     writer: LedgerWriter
+    videos: CutVideos
     timeout: float
     on_recorded: Callable[[Submission, TaskSnapshot | None], Awaitable[Any]]
     claims_task: bool = True
@@ -77,6 +81,7 @@ class Submission:
     expired: bool = False
     context: Context | None = None
     _recording: bool = attrs.field(default=False, init=False)
+    _queued_at: float = attrs.field(default=0.0, init=False)  # loop time; of an observed session
     _last_fault: ProviderError | None = attrs.field(default=None, init=False)
 
     async def run(self) -> Any:
@@ -142,13 +147,17 @@ class Submission:
         """Send the request and record the answer. None if another process, or a callback, recorded more already."""
         token = new_token()
         base = None if self.provider.synchronous else self.provider.callback_url
+        if observed := observation.get():
+            self._queued_at = asyncio.get_running_loop().time()
+            observed.queued()
         try:
-            snapshot = await self.provider.submit(
-                self.request,
-                key=(await keys_sent(self.ledger, self.entry))[0] if self.settlement else self.entry.key,
-                callback_url=f"{base}/{token}" if base else None,
-                on_send=partial(self._sending, token_digest(token)),
-            )
+            async with self._prepared() as request:
+                snapshot = await self.provider.submit(
+                    request,
+                    key=(await keys_sent(self.ledger, self.entry))[0] if self.settlement else self.entry.key,
+                    callback_url=f"{base}/{token}" if base else None,
+                    on_send=partial(self._sending, token_digest(token)),
+                )
         except StaleEntryError as error:
             self.entry = error.entry
             return None
@@ -170,6 +179,8 @@ class Submission:
             await self._note(EntryState.UNKNOWN, error={"message": why})
             raise self._unknown(why)
         to, facts = self._recorded_as(snapshot)
+        if observed:
+            observed.completed_at = snapshot.completed_at
         try:
             self.entry = await self.writer.record_answer(self.entry, to, **facts)
         except LedgerError as error:
@@ -190,6 +201,8 @@ class Submission:
             raise
         finally:
             self._recording = False
+        if observed := observation.get():
+            observed.sent(asyncio.get_running_loop().time() - self._queued_at)
         try:
             yield
         except ProviderError as error:
@@ -198,6 +211,15 @@ class Submission:
                 if self.expired:
                     raise self._timed_out() from error
             raise
+
+    @asynccontextmanager
+    async def _prepared(self) -> AsyncGenerator[Request]:
+        """Give the request as it is sent. It ends without a wait: a task id that was received is recorded next."""
+        if isinstance(self.request, TaskRequest) or self.request.video is None:
+            yield self.request
+            return
+        async with self.videos.prepared(self.provider, self.request) as request:
+            yield request
 
     async def _revert(self, reason: ProviderError) -> None:
         """Record that the provider did nothing.

@@ -17,12 +17,14 @@ from sora_chars.ledger import EntryState
 from sora_chars.ledger.serialize import to_snapshot
 from sora_chars.ledger.transitions import claim
 from sora_chars.logs import event_logger
+from sora_chars.observers import UNOBSERVED, observing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sora_chars.ledger import Entry, Ledger
     from sora_chars.models import TaskSnapshot
+    from sora_chars.observers import Observers
     from sora_chars.polling.watched_task import OnFinished, WatchedTask
     from sora_chars.polling.watcher import TaskWatcher
     from sora_chars.protocols import Provider
@@ -38,12 +40,14 @@ class TaskTracker:
         ledger: Where the tasks are recorded.
         watcher: Polls the tasks.
         on_finished: Awaited by the watcher when a task has ended, before any waiter is woken.
+        observers: Those who observe the session.
         interval: Seconds between checks that the processes which poll the other tasks are alive.
     """
 
     ledger: Ledger
     watcher: TaskWatcher
     on_finished: tuple[OnFinished, ...] = ()
+    observers: Observers = UNOBSERVED
     interval: float = 1.0
     _tracked: dict[WatchedTask, tuple[Provider, Entry]] = attrs.field(factory=dict)
     _owner_checks: asyncio.Task[None] | None = None
@@ -85,6 +89,8 @@ class TaskTracker:
             polled_elsewhere=snapshot is None and entry.owner != self.ledger.owner,
             on_finished=self.on_finished,
             context=context,
+            key=entry.key,
+            observers=self.observers,
         )
         if not task.future.done() and (task.polled_elsewhere or task.expects_callback):
             # Another process may record the end first.
@@ -134,7 +140,8 @@ class TaskTracker:
             provider, entry = self._tracked.get(task, (None, None))
             if provider is None or entry is None:  # it ended while another one was claimed
                 continue
-            entry = await claim(self.ledger, entry)
+            with observing(self.observers, entry.key, entry.provider):
+                entry = await claim(self.ledger, entry)
             if entry.state is not EntryState.RUNNING or entry.owner == self.ledger.owner:
                 self._tracked.pop(task, None)
                 self.watcher.take_over(provider.name, task)
@@ -143,3 +150,6 @@ class TaskTracker:
 
     def _log_failure(self, error: LedgerError) -> None:
         log.warning("tracker.failed", extra={"error": printable(error)})
+        with observing(self.observers) as observed:
+            if observed:
+                observed.ledger_failed(printable(error))

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,13 +16,12 @@ import attrs
 
 from sora_chars.downloads import DOWNLOAD_ERRORS, Downloads, is_any, reason
 from sora_chars.errors import SoraCharsError
-from sora_chars.media import cut, needs_cut, not_cut
+from sora_chars.media import Cutting, cut, needs_cut, not_cut
 from sora_chars.redaction import mask
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from sora_chars.media import Cutting
     from sora_chars.models import CharacterRequest, MediaRule
     from sora_chars.protocols import Provider
 
@@ -54,7 +53,7 @@ class CutVideos:
         cutting: How they are cut.
     """
 
-    cutting: Cutting
+    cutting: Cutting = attrs.field(factory=Cutting)
     _folder: Path | None = None
     _cuts: dict[str, _CutVideo] = attrs.field(factory=dict)  # the least recently used first
     _slots: asyncio.Semaphore = attrs.field(factory=lambda: asyncio.Semaphore(_CONCURRENCY))
@@ -71,9 +70,9 @@ class CutVideos:
         if rule is None or not await self._needs_cut(request, rule):
             yield request
             return
-        name = await asyncio.to_thread(_name, request, rule, self.cutting.fit)
+        name = _name(request, rule, self.cutting.fit)
         video = self._cuts.pop(name, None) or self._start(name, request, rule)
-        self._cuts[name] = video  # it is the last one that is removed
+        self._cuts[name] = video
         video.users += 1
         try:
             await asyncio.wait((video.work,))
@@ -84,7 +83,10 @@ class CutVideos:
             yield attrs.evolve(request, video=video.path, clip=None)
         finally:
             video.users -= 1
-            await self._release(name, video)
+            self._forget(name, video)
+            if not video.users and not video.work.done():
+                video.work.cancel()
+                await asyncio.wait((video.work,))
 
     async def aclose(self) -> None:
         """End every cut, and remove the folder."""
@@ -138,19 +140,19 @@ class CutVideos:
             why = f"{reason(error)} ({mask(link)})"
             raise not_cut(f"video must be a link that can be downloaded, since it has to be cut: {why}") from error
 
-    async def _release(self, name: str, video: _CutVideo) -> None:
-        """End a cut for which no request waits any more, forget one that failed, and remove those used least."""
-        if not video.users and not video.work.done():
-            video.work.cancel()
-            await asyncio.wait((video.work,))
-        if video.work.done() and (video.work.cancelled() or video.work.exception()):
+    def _forget(self, name: str, video: _CutVideo) -> None:
+        """Forget a cut that failed or is given up, and remove those used least recently. Does not wait for anything."""
+        is_there = video.work.done() and not video.work.cancelled() and not video.work.exception()
+        if not is_there and not (video.users and not video.work.done()):
             if self._cuts.get(name) is video:
                 del self._cuts[name]
             return
+        self._cuts[name] = self._cuts.pop(name, video)
         unused = [(key, one) for key, one in self._cuts.items() if not one.users]
         for key, one in unused[:-_MAX_KEPT]:
             del self._cuts[key]
-            await asyncio.to_thread(one.path.unlink, missing_ok=True)
+            with suppress(OSError):
+                one.path.unlink()
 
 
 def _name(request: CharacterRequest, rule: MediaRule, fit: str) -> str:

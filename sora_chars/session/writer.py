@@ -13,6 +13,7 @@ from sora_chars.errors import LedgerError, MissingCharacterError, StaleEntryErro
 from sora_chars.ledger import EntryState
 from sora_chars.ledger.transitions import SENDABLE, Answer, end_state, without_character
 from sora_chars.logs import event_logger
+from sora_chars.observers import observation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -175,7 +176,9 @@ class LedgerWriter:
     def _start_repeating(
         self, write: Callable[[], Coroutine[Any, Any, object]], names: dict[str, Any], *, delay: float
     ) -> None:
-        self.start(self._repeat(write, names, delay=delay), context=Context())
+        context = Context()
+        context.run(observation.set, observation.get())
+        self.start(self._repeat(write, names, delay=delay), context=context)
 
     async def _repeat(
         self, write: Callable[[], Coroutine[Any, Any, object]], names: dict[str, Any], *, delay: float
@@ -207,6 +210,8 @@ class LedgerWriter:
 
 def _log_failure(error: LedgerError, names: dict[str, Any]) -> None:
     log.error("ledger.write_failed", extra=names | {"error": printable(error)})
+    if observed := observation.get():
+        observed.ledger_failed(printable(error))
 
 
 def log_second_task(entry: Entry, task_id: str | None) -> None:

@@ -290,7 +290,7 @@ async def test_polling_survives_a_fault(path: Path, caplog: pytest.LogCaptureFix
     store = SqliteStore(path, poll_interval=0.001)
     async with Ledger(store) as ledger, open_ledger(path) as other, asyncio.timeout(30):
         pending = await register(ledger)
-        with ledger._notifier.waiting(pending.key) as woken:
+        with ledger.notifier.waiting(pending.key) as woken:
             with suppress(LedgerError):  # a poll in the same group fails with it
                 await run_in(store._reader, lambda cursor: cursor.connection.set_authorizer(no_pragma))
             while "ledger.poll_failed" not in events(caplog.records):  # noqa: ASYNC110 # a log line is no event

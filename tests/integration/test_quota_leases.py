@@ -12,8 +12,8 @@ import pytest
 
 from sora_chars import Kie, Ledger, Limits, open_ledger
 from sora_chars.ledger.stores.postgres import PostgresStore
+from sora_chars.ratelimit.accounts import Account
 from sora_chars.ratelimit.distributed import CapacityRequest, shared
-from sora_chars.ratelimit.window import Account
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from sora_chars.ledger import Attempt, Entry, EntryState
     from sora_chars.ledger.entry import Lookup
     from sora_chars.models import Request
-    from sora_chars.ratelimit.window import Account, Window
+    from sora_chars.ratelimit.accounts import Account
+    from sora_chars.ratelimit.window import Window
     from sora_chars.session.session import CharacterSession
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,3 +57,47 @@ def test_ids_of_assets_are_hidden(caplog: pytest.LogCaptureFixture) -> None:
     assert "ab1cd" not in caplog.text + str(vars(record))
     assert (vars(record)["key"], vars(record)["task_id"], vars(record)["status"]) == ("asset-17", "asset-***", 200)
     assert vars(record)["url"] == "https://icover.ai/api/asset-library/assets/asset-***"
+
+
+PROGRAM = """
+import logging
+{set_up}
+from sora_chars.logs import event_logger
+event_logger("sora_chars.transport").info("request.repeated", extra={{"key": "order-17", "seconds": 2.5}})
+event_logger("sora_chars.transport").debug("exchange")
+"""
+
+
+def output_of(value: str, set_up: str = "") -> str:
+    """Return what a program that logs two records writes with SORA_CHARS_LOG set to `value`."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(set_up=set_up)],
+        env=os.environ | {"SORA_CHARS_LOG": value},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == ""
+    return done.stderr
+
+
+def test_the_variable_writes_records() -> None:
+    """With SORA_CHARS_LOG=info a program without logging writes readable records to the standard error stream."""
+    assert re.fullmatch(
+        r"[-\d]+ [:,\d]+ INFO sora_chars\.transport: The request is sent again after a wait"
+        r" \(key=order-17, seconds=2\.5\)\n",
+        output_of("info"),
+    )
+    assert output_of("Debug").count("\n") == 2
+    assert output_of("") == ""
+
+
+def test_the_variable_adds_no_second_line() -> None:
+    """A program that sets up logging writes each record once, in its own format."""
+    shown = output_of("info", "logging.basicConfig(format='own: %(message)s')")
+    assert shown == "own: The request is sent again after a wait (key=order-17, seconds=2.5)\n"
+
+
+def test_an_unknown_level_is_a_warning() -> None:
+    """A level that does not exist is named in a warning, and nothing is written."""
+    assert "SORA_CHARS_LOG must be info or debug, got 'trace'." in output_of("trace")

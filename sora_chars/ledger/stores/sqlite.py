@@ -26,6 +26,7 @@ from . import sqlite_search
 from . import sqlite_statements as statements
 from .abandoned import Holding
 from .process_lock import ProcessLock, is_dead
+from .sqlite_changes import Changes, changes
 from .sqlite_files import LedgerFiles
 from .sqlite_search import Search
 from .sqlite_thread import CommitThread
@@ -253,6 +254,7 @@ class SqliteStore:
     async def _poll_until_cancelled(self, notifier: ChangeNotifier) -> None:
         versions: dict[str, int] = {}
         data_version = -1
+        followed = Changes()
         delay = self._poll_interval
         while True:
             await notifier.has_subscribers.wait()
@@ -268,7 +270,19 @@ class SqliteStore:
                 if versions.get(key) != version:
                     notifier.notify(key, version)
             versions = now
+            if notifier.is_followed:
+                followed = await self._notify_followers(notifier, followed)
             delay = max(self._poll_interval, _POLL_REST_FACTOR * (time.monotonic() - began))
+
+    async def _notify_followers(self, notifier: ChangeNotifier, last: Changes) -> Changes:
+        try:
+            now = await self._reader.call(changes, last)
+        except LedgerError as error:
+            log.warning("ledger.poll_failed", extra={"error": printable(error)})
+            return last
+        for key, version in now.changed.items():
+            notifier.notify_followers(key, version)
+        return now
 
 
 def _release(writer: CommitThread, reader: CommitThread, lock: ProcessLock) -> None:

@@ -22,7 +22,8 @@ from sora_chars.errors import (
 from sora_chars.ledger import open_ledger
 from sora_chars.models import CharacterRequest, Eta, TaskRequest
 from sora_chars.polling.strategies import FixedInterval
-from sora_chars.ratelimit.window import Account, Cooldown, Limits, Window
+from sora_chars.ratelimit.accounts import Account
+from sora_chars.ratelimit.window import Cooldown, Limits, Window
 from sora_chars.session.session import CharacterSession
 from tests.support.fake_providers import BatchProvider, make_request
 

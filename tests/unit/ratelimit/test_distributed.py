@@ -14,8 +14,9 @@ import attrs
 import pytest
 
 from sora_chars.errors import LedgerError
+from sora_chars.ratelimit.accounts import Account
 from sora_chars.ratelimit.distributed import CapacityRequest, Lease, QuotaClient, shared
-from sora_chars.ratelimit.window import Account, Limits
+from sora_chars.ratelimit.window import Limits
 from tests.support.log_events import event_of, events
 
 if TYPE_CHECKING:

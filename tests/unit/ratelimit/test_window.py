@@ -10,8 +10,9 @@ import weakref
 import pytest
 
 from sora_chars.errors import NoAnswerError
-from sora_chars.ratelimit import window as module
-from sora_chars.ratelimit.window import Account, Cooldown, Limits, Window, account, flow
+from sora_chars.ratelimit import accounts
+from sora_chars.ratelimit.accounts import Account, account
+from sora_chars.ratelimit.window import Cooldown, Limits, Window, flow
 
 CREATES = (5, 10.0)
 
@@ -19,7 +20,7 @@ CREATES = (5, 10.0)
 @pytest.fixture(autouse=True)
 def _no_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start each test without accounts: virtual time starts at 0 again, so old slots would still count."""
-    monkeypatch.setattr(module, "_ACCOUNTS", {})
+    monkeypatch.setattr(accounts, "_ACCOUNTS", {})
 
 
 def new_window(limit: tuple[int, float] | None = CREATES) -> Window:
@@ -374,9 +375,9 @@ def test_accounts_are_bounded_and_hold_no_key() -> None:
     first = account("https://a.invalid", "key 0", Limits())
     for number in range(1, 1001):
         account("https://a.invalid", f"key {number}", Limits())
-    assert len(module._ACCOUNTS) == 1000
+    assert len(accounts._ACCOUNTS) == 1000
     assert account("https://a.invalid", "key 0", Limits()) is not first
-    assert "key 1000" not in repr(module._ACCOUNTS)
+    assert "key 1000" not in repr(accounts._ACCOUNTS)
 
 
 def test_counts_across_event_loops() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -201,13 +203,18 @@ async def test_advance_asks_once() -> None:
     provider = AskedProvider(visible_at=1e9)
     async with session_of(provider) as session:
         await session.register(**REQUEST)
-        for _ in range(2):
-            with pytest.raises(SubmissionUnknownError, match="was asked once"):
-                await session.advance("order-17")
+        began = time.time()
+        steps: list[float | None] = []
+        for later in (0.0, 9.0, 99.0, 700.0):
+            session.watcher.clock = partial(float, began + later)
+            step = await session.advance("order-17")
+            assert step.state is EntryState.UNKNOWN
+            steps.append(step.retry_in and round(step.retry_in))
+        assert steps == [1, 9, 60, None]
         provider.visible_at = 0.0
         step = await session.advance("order-17")
         assert (step.entry.state, step.entry.owner) == (EntryState.RUNNING, None)
-    assert len(provider.lookups) == 3
+    assert len(provider.lookups) == 5
 
 
 async def test_retry_has_a_key_of_its_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +22,7 @@ from sora_chars.errors import (
 from sora_chars.ledger import EntryState, Ledger
 from sora_chars.models import TaskSnapshot
 from sora_chars.polling.strategies import FixedInterval
+from sora_chars.polling.watcher import TaskWatcher
 from sora_chars.session.pictures import Pictures
 from sora_chars.session.session import CharacterSession
 from tests.support.fake_providers import FakeProvider, FaultyStore, state_of
@@ -145,7 +147,7 @@ async def test_unrecorded_rejection_is_raised(
 
 
 async def test_leaves_a_sending_entry_to_its_process(session: CharacterSession, store: FaultyStore) -> None:
-    """A step does not wait for a living sender, and raises an unknown outcome after its death."""
+    """A step does not wait for a living sender, and finishes with an unknown outcome after its death."""
     await session.register(**REQUEST)
     await store.elsewhere("mine", EntryState.SENDING)
     began = asyncio.get_running_loop().time()
@@ -153,9 +155,90 @@ async def test_leaves_a_sending_entry_to_its_process(session: CharacterSession, 
     assert asyncio.get_running_loop().time() == began
     store.others_live = False
     for _ in range(2):
-        with pytest.raises(SubmissionUnknownError, match="the process that sent it ended"):
-            await session.advance("mine")
+        step = await session.advance("mine")
+        assert (step.finished, step.state) == (True, EntryState.UNKNOWN)
+        assert isinstance(step.outcome, SubmissionUnknownError)
+        assert "the process that sent it ended" in step.outcome.message
     assert await state_of(session) is EntryState.UNKNOWN
+
+
+async def test_a_finished_step_has_an_outcome(session: CharacterSession, provider: FakeProvider) -> None:
+    """A step has no outcome before the end, then the character or the error."""
+    await session.register(**REQUEST)
+    step = await session.advance("mine")
+    assert (step.state, step.outcome) == (EntryState.RUNNING, None)
+    step = await session.advance("mine")
+    assert step.outcome == provider.snapshot().character
+    provider.fault = RequestRejectedError("a real person")
+    await session.register(**REQUEST | {"key": "another"})
+    step = await session.advance("another")
+    assert isinstance(step.outcome, RequestRejectedError)
+    assert (step.outcome.message, step.outcome.key) == ("a real person", "another")
+
+
+async def test_a_lost_answer_is_a_finished_step(
+    session: CharacterSession, provider: FakeProvider, store: FaultyStore
+) -> None:
+    """A create without an answer finishes the key as unknown, once the ledger has that on record."""
+    provider.fault = NoAnswerError("reset")
+    store.full = {EntryState.UNKNOWN}
+    await session.register(**REQUEST)
+    assert await advance(session) == (EntryState.SENDING, 5)
+    store.full.clear()
+    await asyncio.sleep(30)
+    assert await advance(session) == (EntryState.UNKNOWN, None)
+    assert len(provider.posts) == 1
+
+
+async def test_a_success_without_character_is_a_finished_step() -> None:
+    """The response of a synchronous provider that holds no character finishes the key as failed."""
+    provider = FakeProvider(synchronous=True)
+    provider.fault = MissingCharacterError("none", provider="fake", task_id="t1", payload={})
+    async with CharacterSession(provider) as session:
+        await session.register(**REQUEST)
+        step = await session.advance("mine")
+        assert (step.finished, step.state) == (True, EntryState.FAILED)
+        assert isinstance(step.outcome, MissingCharacterError)
+
+
+@pytest.mark.parametrize("patience", [-1.0, math.nan, math.inf, "soon"])
+async def test_rejects_an_invalid_patience(session: CharacterSession, patience: Any) -> None:
+    """Patience is a finite number of seconds."""
+    await session.register(**REQUEST)
+    with pytest.raises(InvalidRequestError, match="patience must be a number of seconds from 0, got"):
+        await session.advance("mine", patience=patience)
+
+
+async def test_a_task_that_never_appears_is_raised(provider: FakeProvider) -> None:
+    """A task that the provider does not have is polled again for 90 s, and then the error is raised."""
+    now = [1000.0]
+    ledger = Ledger(FaultyStore(), clock=lambda: now[0])
+    watcher = TaskWatcher(polling=FixedInterval(10.0), clock=lambda: now[0])
+    async with CharacterSession(provider, ledger=ledger, watcher=watcher) as session:
+        await session.register(**REQUEST)
+        await session.advance("mine")
+        provider.seen = TaskNotFoundError("no such task")
+        now[0] += 89.0
+        assert await advance(session) == (EntryState.RUNNING, 5)
+        now[0] += 1.0
+        with pytest.raises(TaskNotFoundError):
+            await session.advance("mine")
+
+
+async def test_polls_are_rarer_while_callbacks_arrive(provider: FakeProvider) -> None:
+    """A task that expects a callback is polled less often while callbacks arrive, unless the provider says when."""
+    provider.callback_url = "https://example.com/hooks"
+    provider.seen = provider.snapshot(state="generating")
+    async with CharacterSession(provider, polling=FixedInterval(10.0)) as session:
+        await session.register(**REQUEST)
+        session.watcher.callback_health.record_success()
+        assert await advance(session) == (EntryState.RUNNING, 50)
+        assert await advance(session) == (EntryState.RUNNING, 50)
+        provider.seen = provider.snapshot(state="generating", retry_after=77.0)
+        assert await advance(session) == (EntryState.RUNNING, 77)
+        provider.seen = provider.snapshot(state="generating")
+        await asyncio.sleep(61)
+        assert await advance(session) == (EntryState.RUNNING, 10)
 
 
 @pytest.mark.parametrize(

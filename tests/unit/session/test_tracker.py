@@ -237,7 +237,7 @@ async def test_polls_when_the_owner_records_the_end(database: Database) -> None:
         assert second.provider.polls == []
         await (await first.tracker.join(first.provider, entry)).future
         assert (await task.future, second.provider.polls) == (DONE, first.provider.polls)
-        assert not second.ledger._notifier.keys
+        assert not second.ledger.notifier.keys
 
 
 async def test_finds_an_end_recorded_before_the_subscription(database: Database) -> None:
