@@ -34,7 +34,9 @@ from .errors import (
     WrongLoopError,
 )
 from .ledger import Attempt, Entry, EntryState, Ledger, LedgerStore, open_ledger
+from .ledger.postgres_ledger import PostgresLedger
 from .ledger.queries import SavedCharacter
+from .ledger.registration import Registration
 from .media import CutProgress, Cutting
 from .models import (
     Character,
@@ -53,12 +55,14 @@ from .polling.handle import TaskHandle
 from .polling.strategies import AdaptiveInterval, FixedInterval, SteppedInterval
 from .polling.watcher import TaskWatcher
 from .protocols import PollingStrategy, Provider
+from .providers.evolink import Evolink
 from .providers.kie import Kie
 from .providers.kie_callback import CallbackEvent
 from .providers.kkiai import GATEWAYS, Gateway, Kkiai
 from .providers.kling import Kling
 from .providers.seedance import SeedanceAssets
 from .providers.vidu import Vidu
+from .providers.wavespeed import Wavespeed
 from .ratelimit.window import Limits
 from .session.session import CharacterSession
 from .session.stepping import Step
@@ -86,6 +90,7 @@ __all__ = [
     "Entry",
     "EntryState",
     "Eta",
+    "Evolink",
     "FixedInterval",
     "Gateway",
     "InsufficientCreditsError",
@@ -107,10 +112,12 @@ __all__ = [
     "Outcome",
     "PermissionDeniedError",
     "PollingStrategy",
+    "PostgresLedger",
     "Progress",
     "Provider",
     "ProviderError",
     "RateLimitedError",
+    "Registration",
     "RequestRejectedError",
     "RowFields",
     "SavedCharacter",
@@ -135,6 +142,7 @@ __all__ = [
     "Vidu",
     "WaitTimeoutError",
     "WatcherStoppedError",
+    "Wavespeed",
     "WrongLoopError",
     "open_ledger",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -12,6 +13,7 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+_MAX_CODE = 999_999
 GATEWAY_FAULTS = frozenset({408, 502, 504, *range(520, 528)})  # a proxy or a CDN writes these, not the provider
 
 
@@ -32,6 +34,14 @@ class Response:
         except ValueError:
             return None
         return seconds if 0 <= seconds < 24 * 3600 else None  # false for NaN too
+
+    @property
+    def date(self) -> float | None:
+        """The `Date` header in seconds since the epoch; None if it is absent or invalid."""
+        try:
+            return parsedate_to_datetime(self.headers.get("Date") or "").timestamp()
+        except (ValueError, OverflowError):
+            return None
 
 
 def parse_json(body: bytes | str, *, exact_integers: bool = False) -> Any:
@@ -62,6 +72,12 @@ def as_number(value: object) -> float | None:
     except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
+
+
+def as_code(value: Any) -> int | None:
+    """Return the code of an error in JSON; None for what is no integer of a code's size."""
+    is_code = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MAX_CODE
+    return value if is_code else None
 
 
 def _no_constant(name: str) -> Any:

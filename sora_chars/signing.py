@@ -44,7 +44,7 @@ def sign_request(sign: Sign, method: str, url: str, options: dict[str, Any]) -> 
         options["data"] = io.BytesIO(body)  # aiohttp writes it in pieces; images may have megabytes
     signed = sign(method, str(URL(url).update_query(options.get("params") or {})), dict(headers), body)
     headers.update(signed)
-    words = re.split(r"[\s,]+|\w+=(?=\w)", " ".join(signed.values()))
+    words = re.split(r"[\s,]+|\w+=(?=\w)|/(?=\d{8}/)", " ".join(signed.values()))  # a date follows an access key
     return [word for word in words if len(word) >= _MIN_SECRET_LENGTH]
 
 

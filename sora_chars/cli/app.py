@@ -42,7 +42,7 @@ COMMANDS = {
     "demo": ("demo", "Create three characters locally; no account is needed."),
     "durations": ("durations", "Show how long the tasks of each model take."),
     "emulate": ("emulate", "Serve an emulator of the providers on this machine."),
-    "ledger": ("ledger", "List, export, import and resolve the recorded requests."),
+    "ledger": ("ledger", "List, export, import, resolve and prune the recorded requests."),
     "models": ("tasks", "List the models that the provider offers now."),
     "providers": ("providers", "List the providers, or show what one of them takes."),
     "resume": ("resume", "Wait for every task that is recorded as running."),

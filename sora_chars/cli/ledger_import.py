@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _FIELDS = {field.name.removesuffix("_json"): field for field in attrs.fields(Entry)}
 _ATTEMPT_FIELDS = {field.name.removesuffix("_json"): field for field in attrs.fields(Attempt)}
 _PLACE = {"key", "number"}  # what an attempt has by its place in the export
-_JSON = {"request", "result", "error"}
+_JSON = {"request", "result", "error", "meta"}
 _MAX_TIME = 253_402_300_800  # the year 10000
 _CHUNK_SIZE = 200  # entries that are inserted at the same time, so that they share commits
 _MAX_SHOWN = 20  # keys that differ
@@ -161,6 +161,7 @@ _TIME = (_is_time, "epoch seconds")
 _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "key": (lambda value: _is_text(value) and value == value.strip(), "printable text without blanks at its ends"),
     "error": (lambda value: isinstance(value, dict), "a JSON object"),
+    "meta": (lambda value: isinstance(value, dict), "a JSON object"),
     "version": (lambda value: type(value) is int and value > 0, "a whole number above 0"),
     "credits": (_is_number, "a number"),
     "created_at": _TIME,
@@ -172,6 +173,8 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 def _stored(name: str, value: Any) -> Any:
     if name == "state":
         return EntryState(value)
+    if name == "meta" and not value:
+        return None
     return to_json(value) if name in _JSON and value is not None else value
 
 

@@ -13,12 +13,15 @@ import click
 from click.core import ParameterSource
 
 from sora_chars.errors import ConfigurationError, printable
+from sora_chars.media import FITS
 from sora_chars.polling.strategies import AdaptiveInterval, FixedInterval
+from sora_chars.providers.evolink import Evolink
 from sora_chars.providers.kie import Kie
 from sora_chars.providers.kkiai import GATEWAYS, Kkiai
 from sora_chars.providers.kling import Kling
 from sora_chars.providers.seedance import SeedanceAssets
 from sora_chars.providers.vidu import Vidu
+from sora_chars.providers.wavespeed import Wavespeed
 from sora_chars.redaction import mask
 from sora_chars.responses import parse_json
 
@@ -26,14 +29,19 @@ from .context import CommandContext
 from .ledger_location import LedgerLocation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
+    from sora_chars.media import Fit
     from sora_chars.models import UploadProgress
     from sora_chars.protocols import PollingStrategy, Provider
 
-PROVIDERS = ("kie", "kling", "vidu", "seedance", *GATEWAYS)
-_CALLING_BACK = ("kie", "kling")
+PROVIDERS = ("kie", "kling", "wavespeed", "evolink", "vidu", "seedance", *GATEWAYS)
+_CALLING_BACK = ("kie", "kling", "wavespeed", "evolink")
 _WITH_TASKS = (*_CALLING_BACK, "seedance")
+
+_HOSTED = {"kling", "evolink", "seedance"}
+HOSTS = ("kie", "wavespeed", "seedance")
+"""The providers whose uploads `--hosting` uses."""
 
 _DEFAULT_TIMEOUT = 1800.0  # seconds
 _RESPONSE_TIMEOUT = 60.0  # seconds
@@ -89,6 +97,9 @@ class Settings:
         webhook_key: The key that callbacks must be signed with; None does not check
             signatures.
         shutdown_timeout: Seconds that a signal leaves for responses, if they were given.
+        hosting: The name of the provider whose uploads make local files public for
+            providers that take URLs only.
+        fit: How a picture of another shape is made to fit.
         location: The ledger.
 
     Raises:
@@ -106,13 +117,15 @@ class Settings:
     listen: tuple[str, int] | None = None
     webhook_key: str | None = attrs.field(default=None, repr=False)
     shutdown_timeout: float | None = None
+    hosting: str | None = None
+    fit: Fit = "pad"
     location: LedgerLocation = attrs.field(factory=LedgerLocation)
 
     def __attrs_post_init__(self) -> None:
         if (self.callback_url is None) != (self.listen is None):
             raise click.UsageError("--callback-url and --listen require each other.")
         if self.provider not in _CALLING_BACK and self.callback_url:
-            names = " and ".join(_CALLING_BACK)
+            names = f"{', '.join(_CALLING_BACK[:-1])} and {_CALLING_BACK[-1]}"
             raise click.UsageError(f"--callback-url: {self.provider} sends no callbacks; only {names} do.")
         if self.webhook_key is not None and not self.webhook_key.strip():
             raise ConfigurationError(
@@ -154,17 +167,31 @@ class Settings:
             ConfigurationError: The key is missing, or a URL is invalid.
         """
         options: dict[str, Any] = {"base_url": self.base_url, "proxy": self.proxy}
+        if self.hosting and self.provider in _HOSTED:
+            options["hosting"] = self._host(on_upload)
         if self.provider == "kie":
             options |= {"upload_url": self.upload_url, "callback_url": self.callback_url, "on_upload": on_upload}
             return Kie(timeout=_RESPONSE_TIMEOUT, **_given(options))
-        if self.provider == "kling":
-            return Kling(timeout=_RESPONSE_TIMEOUT, **_given(options | {"callback_url": self.callback_url}))
+        if self.provider == "wavespeed":
+            options |= {"callback_url": self.callback_url, "on_upload": on_upload}
+            return Wavespeed(timeout=_RESPONSE_TIMEOUT, **_given(options))
+        if self.provider in {"kling", "evolink"}:
+            make = Kling if self.provider == "kling" else Evolink
+            return make(timeout=_RESPONSE_TIMEOUT, **_given(options | {"callback_url": self.callback_url}))
         if self.provider == "seedance":
             return SeedanceAssets(timeout=_RESPONSE_TIMEOUT, **_given(options))
         if self.provider == "vidu":
             return Vidu(timeout=self.timeout or _GATEWAY_RESPONSE_TIMEOUT, **_given(options))
         # The character is the response to the only request, so `--timeout` limits that request.
         return Kkiai.gateway(self.provider, timeout=self.timeout or _GATEWAY_RESPONSE_TIMEOUT, **_given(options))
+
+    def _host(self, on_upload: Callable[[UploadProgress], None] | None) -> Callable[[Path], Awaitable[str]]:
+        """Return the upload of the provider that `--hosting` names; its address and its key are in the environment."""
+        if self.hosting == "wavespeed":
+            return Wavespeed(proxy=self.proxy, on_upload=on_upload).upload
+        if self.hosting == "seedance":
+            return SeedanceAssets(proxy=self.proxy, ark=False).upload
+        return Kie(proxy=self.proxy, on_upload=on_upload, **_given({"upload_url": self.upload_url})).upload
 
     def open_listener(self) -> socket.socket | None:
         """Return a listening socket for callbacks, or None without `--listen`.
@@ -237,6 +264,27 @@ def submit_options(command: C) -> C:
             metavar="SECONDS",
             help="Seconds that Ctrl-C, SIGTERM and SIGHUP leave for the responses to requests that were sent.  "
             "[default: what the provider may take: 60; vidu and gateways: their --timeout]",
+        ),
+    )
+
+
+def video_options(command: C) -> C:
+    """Add the options for local videos: how they are cut, and where they are hosted."""
+    return _add(
+        command,
+        click.option(
+            "--fit",
+            type=click.Choice(FITS),
+            default="pad",
+            show_default=True,
+            help="Make a video of another shape fit by black bars, or by cutting off its edges.",
+        ),
+        click.option(
+            "--hosting",
+            type=click.Choice(HOSTS),
+            metavar="NAME",
+            help=f"Upload local files to {', '.join(HOSTS[:-1])} or {HOSTS[-1]}, with its own key, for providers that "
+            "take URLs only: kling, evolink and Ark.",
         ),
     )
 

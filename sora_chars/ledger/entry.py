@@ -11,10 +11,12 @@ import attrs
 from sora_chars.errors import InvalidTransitionError, KeyConflictError, LedgerError, UnreadableEntryError, printable
 from sora_chars.redaction import mask, masked_repr, seal
 
-from .states import RESTARTS, EntryState, check_transition
+from .states import ENDED, RESTARTS, EntryState, check_transition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from sora_chars.models import Character, TaskSnapshot
 
 Lookup = Literal["key", "task", "token"]
 """What an entry is found by: its key, its provider and task id, or its token's digest.
@@ -103,6 +105,7 @@ class Entry:
             process that did it.
         updated_at: When the entry changed last, in the same way.
         version: Starts at 1 and grows by 1 with every transition.
+        meta_json: The user's own facts as JSON text; `meta` is their value.
     """
 
     key: str
@@ -119,6 +122,7 @@ class Entry:
     created_at: float
     updated_at: float
     version: int = 1
+    meta_json: str | None = attrs.field(default=None, repr=False)
 
     @property
     def request(self) -> Any:
@@ -134,6 +138,29 @@ class Entry:
     def error(self) -> Any:
         """The recorded reason why the request was rejected, failed or is unknown, or None."""
         return _reason(self.key, self.error_json)
+
+    @property
+    def meta(self) -> Any:
+        """The user's own facts, which were registered with the request; an empty dict if there are none."""
+        return {} if self.meta_json is None else parse(self.key, self.meta_json)
+
+    @property
+    def character(self) -> Character | None:
+        """The recorded character, or None."""
+        from .outcomes import character_of  # noqa: PLC0415 # it reads entries
+
+        return character_of(self)
+
+    def outcome(self) -> Character | TaskSnapshot:
+        """Return the character, or the finished snapshot of a `TaskRequest`.
+
+        Raises:
+            WaitTimeoutError: The request has not ended.
+            SoraCharsError: Why there is no result; as `TaskHandle.result`.
+        """
+        from .outcomes import outcome_of  # noqa: PLC0415 # it reads entries
+
+        return outcome_of(self)
 
     @property
     def may_have_been_paid(self) -> bool:
@@ -216,11 +243,13 @@ class Entry:
             created_at=self.created_at,
             updated_at=at,
             version=self.version + 1,
+            meta_json=self.meta_json,
         )
 
     def texts(self) -> list[str]:
-        """Return the text that a search finds: the key, the task id, and the values of request and result, masked."""
-        return [self.key, self.task_id or "", *map(mask, _texts(self.request)), *map(mask, _texts(self.result))]
+        """Return the text that a search finds: key, task id, and the values of request, result and `meta`, masked."""
+        values = (*_texts(self.request), *_texts(self.result), *_texts(self.meta))
+        return [self.key, self.task_id or "", *map(mask, values)]
 
     def restarted(self, to: EntryState, *, at: float, request: Mapping[str, Any] | None) -> Entry:
         """Return the entry at the start of another attempt, without task, result, error and cost.
@@ -304,6 +333,12 @@ TRANSITION_COLUMNS = ("state", "owner", "result_json", "error_json", "credits", 
 """The columns that every transition writes."""
 OCCASIONAL_COLUMNS = ("token_digest", "task_id", "request_json")
 """The columns that a transition may also write. Two have an index, which costs time to update; the last is long."""
+
+
+def is_prunable(entry: Entry, before: float) -> bool:
+    """Return whether an entry has ended, changed last before a time, and is no rejection that may have been paid."""
+    in_doubt = entry.state is EntryState.REJECTED and entry.may_have_been_paid
+    return entry.state in ENDED and entry.updated_at < before and not in_doubt
 
 
 def column_getter(columns: Sequence[str]) -> Callable[[Entry | Attempt], tuple[Any, ...]]:

@@ -6,20 +6,19 @@ import asyncio
 import os
 import time
 import weakref
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from sora_chars.errors import LedgerError, StaleEntryError, WrongLoopError
 from sora_chars.logs import event_logger
-from sora_chars.redaction import mask
 
 from .entry import Attempt, Entry, Lookup, check_storable, to_json
+from .listing import LedgerListing
 from .notifier import ChangeNotifier
 from .reports import report_registered, report_transition
 from .states import EntryState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -29,11 +28,10 @@ if TYPE_CHECKING:
 
 log = event_logger("sora_chars.ledger")
 
-_PAGE_SIZE = 200  # entries
 _MAX_KNOWN = 5000  # unfinished entries that are remembered; each takes half a kilobyte
 
 
-class Ledger:
+class Ledger(LedgerListing):
     """The durable record of requests, one entry per idempotency key.
 
     Use a ledger as an async context manager, inside a single event loop:
@@ -102,7 +100,9 @@ class Ledger:
             self._finalizer.detach()
             await self._store.aclose()
 
-    async def register(self, *, key: str, provider: str, kind: str, request: Mapping[str, Any]) -> Entry:
+    async def register(
+        self, *, key: str, provider: str, kind: str, request: Mapping[str, Any], meta: Mapping[str, Any] | None = None
+    ) -> Entry:
         """Return the entry of `key`; record it as `pending` if the key is new.
 
         Concurrent calls with the same key return the same entry, in any number of
@@ -113,14 +113,32 @@ class Ledger:
             provider: The name of the provider that the request is for.
             kind: The kind of request, such as "character".
             request: The request, a JSON object.
+            meta: The user's own facts, a JSON object. Of a recorded key they stay as they are.
 
         Raises:
             KeyConflictError: The key is recorded with another request.
         """
+        return await self.record(self.new_entry(key=key, provider=provider, kind=kind, request=request, meta=meta))
+
+    async def record(self, new: Entry) -> Entry:
+        """Store what `new_entry` returned, unless its key is recorded; see `register`."""
         self._check_open()
+        stored = await self._store.insert(new)
+        if stored is not new:
+            stored.check_same_request(new)
+        report_registered(stored, is_new=stored is new)
+        known = self._known.get(new.key)
+        if known and stored.version < known.version:
+            return await self._restore(known, stored)
+        return stored
+
+    def new_entry(
+        self, *, key: str, provider: str, kind: str, request: Mapping[str, Any], meta: Mapping[str, Any] | None = None
+    ) -> Entry:
+        """Return a `pending` entry as `register` records it; nothing is written."""
         check_storable(key=key, provider=provider, kind=kind)
         now = self._clock()
-        new = Entry(
+        return Entry(
             key=key,
             provider=provider,
             kind=kind,
@@ -128,15 +146,8 @@ class Ledger:
             request_json=to_json(request),
             created_at=now,
             updated_at=now,
+            meta_json=to_json(meta) if meta else None,
         )
-        stored = await self._store.insert(new)
-        if stored is not new:
-            stored.check_same_request(new)
-        report_registered(stored, is_new=stored is new)
-        known = self._known.get(key)
-        if known and stored.version < known.version:
-            return await self._restore(known, stored)
-        return stored
 
     async def insert(self, entry: Entry, attempts: Sequence[Attempt] = ()) -> Entry:
         """Store an entry of another ledger as it is, unless its key is recorded; return the stored entry of the key.
@@ -268,58 +279,6 @@ class Ledger:
         """Return the earlier attempts of up to 200 keys, the first one of each key first."""
         self._check_open()
         return [*await self._store.attempts([key for key in keys if key.isprintable()])]
-
-    async def entries(
-        self,
-        *,
-        states: Collection[EntryState] = tuple(EntryState),
-        newest_first: bool = False,
-        query: str | None = None,
-        limit: int | None = None,
-    ) -> AsyncIterator[Entry]:
-        """Iterate over entries in the order in which they were registered.
-
-        Entries are read in pages of 200. An entry that changes during the iteration may
-        come in its old or its new version.
-
-        Args:
-            states: Yield only entries in these states.
-            newest_first: Reverse the order.
-            query: Yield only entries whose key, task id, request or result contains this
-                text, ignoring case. The first search of many new entries indexes them,
-                which takes a while. In an SQLite file, text shorter than three characters
-                is searched for in every entry.
-            limit: Yield at most this many entries.
-        """
-        count = 0
-        async with aclosing(self.pages(states=states, newest_first=newest_first, query=query)) as pages:
-            while limit is None or count < limit:
-                page = await anext(pages, None)
-                if page is None:
-                    return
-                for entry in page if limit is None else page[: limit - count]:
-                    yield entry
-                count += len(page)
-
-    async def pages(
-        self,
-        *,
-        states: Collection[EntryState] = tuple(EntryState),
-        newest_first: bool = False,
-        query: str | None = None,
-    ) -> AsyncGenerator[list[Entry], None]:
-        """Iterate over lists of up to 200 entries; see `entries`."""
-        query = query and mask(query)  # as the text that is searched
-        last_row_id: int | None = None
-        while True:
-            self._check_open()
-            page = await self._store.page(
-                states, query=query, after=last_row_id, newest_first=newest_first, size=_PAGE_SIZE
-            )
-            yield [entry for _, entry in page if query is None or entry.mentions(query)]
-            if len(page) < _PAGE_SIZE:
-                return
-            last_row_id = page[-1][0]
 
     async def changed(self, entry: Entry, *, timeout: float | None = None) -> Entry:
         """Wait until any process changes `entry`, and return it as it is then.

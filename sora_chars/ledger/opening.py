@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sora_chars.errors import ConfigurationError
 
 from .ledger import Ledger
+from .postgres_ledger import PostgresLedger
 from .stores.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def open_ledger(url: str | os.PathLike[str], *, clock: Callable[[], float] = tim
         ConfigurationError: The URL is invalid, or its kind of ledger needs a package or
             module that is not installed.
     """
+    if isinstance(url, str) and url.partition(":")[0] in {"postgresql", "postgres"}:
+        return PostgresLedger(url, clock=clock)
     return Ledger(_store(url) if isinstance(url, str) else _sqlite(os.fspath(url)), clock=clock)
 
 
@@ -52,8 +55,6 @@ def _store(url: str) -> LedgerStore:
             return MemoryStore()
         case "sqlite" if rest.startswith("///") and rest != "///":
             return _sqlite(rest[3:])
-        case "postgresql" | "postgres":
-            return _postgres(url)
         case _:
             raise ConfigurationError(
                 f"ledger: this {scheme}: URL is not supported.",  # the rest may contain a password
@@ -70,14 +71,3 @@ def _sqlite(path: str) -> LedgerStore:
             hint="Use memory: or postgresql://... instead.",
         ) from error
     return SqliteStore(Path(path))
-
-
-def _postgres(url: str) -> LedgerStore:
-    try:
-        from .stores.postgres import PostgresStore  # noqa: PLC0415 # an extra
-    except ImportError as error:
-        raise ConfigurationError(
-            f"ledger: PostgreSQL needs a package that is not installed ({error}).",
-            hint='Run: pip install "sora-chars[postgres]"',
-        ) from error
-    return PostgresStore(url)

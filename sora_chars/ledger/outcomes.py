@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sora_chars.errors import (
+    CharacterDeletedError,
     MissingCharacterError,
     SoraCharsError,
     SubmissionUnknownError,
@@ -15,13 +16,12 @@ from sora_chars.errors import (
     WaitTimeoutError,
     printable,
 )
-from sora_chars.models import Character
 
 from .serialize import rejection, to_request, to_snapshot
 from .states import ENDED, EntryState
 
 if TYPE_CHECKING:
-    from sora_chars.models import TaskSnapshot
+    from sora_chars.models import Character, TaskSnapshot
 
     from .entry import Entry
 
@@ -36,6 +36,7 @@ def outcome_of(entry: Entry) -> Character | TaskSnapshot:
         TaskFailedError: The task failed.
         MissingCharacterError: The task succeeded without a character.
         ProviderError: The provider rejected the request.
+        CharacterDeletedError: The character was deleted.
         SubmissionUnknownError: The outcome of the request is unknown.
         WaitTimeoutError: The request has not ended.
         UnreadableEntryError: The entry holds fields that this version does not have.
@@ -47,10 +48,20 @@ def outcome_of(entry: Entry) -> Character | TaskSnapshot:
         raise
 
 
+def character_of(entry: Entry) -> Character | None:
+    """Return the recorded character of an entry, or None."""
+    if entry.state is not EntryState.SUCCEEDED:
+        return None
+    character = to_snapshot(entry).character
+    return character and attrs.evolve(character, name=character.name or _name_of(entry))
+
+
 def _outcome_of(entry: Entry) -> Character | TaskSnapshot:
     match entry.state:
         case EntryState.SUCCEEDED | EntryState.FAILED:
             return _result_of(entry)
+        case EntryState.DELETED:
+            raise character_deleted(entry)
         case EntryState.REJECTED:
             raise rejection(entry)
         case EntryState.UNKNOWN:
@@ -67,13 +78,24 @@ def _outcome_of(entry: Entry) -> Character | TaskSnapshot:
             )
 
 
+def character_deleted(entry: Entry) -> CharacterDeletedError:
+    """Return the error for a request under the key of a character that was deleted."""
+    return CharacterDeletedError(
+        f"The character of key {entry.key} was deleted at {entry.provider}. Nothing was sent.",
+        hint="Use a new key for another character.",
+        key=entry.key,
+        provider=entry.provider,
+        task_id=entry.task_id,
+    )
+
+
 def _result_of(entry: Entry) -> Character | TaskSnapshot:
     snapshot = to_snapshot(entry)
-    outcome = snapshot.outcome()
+    snapshot.outcome()  # raises if the task failed
     if entry.kind == "task":
         return snapshot
-    if isinstance(outcome, Character):
-        return attrs.evolve(outcome, name=outcome.name or _name_of(entry))
+    if character := character_of(entry):
+        return character
     raise MissingCharacterError(
         f"Task {entry.task_id} succeeded, but its result at {entry.provider} holds no character.",
         payload=snapshot.result,

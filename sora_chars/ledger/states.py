@@ -61,6 +61,10 @@ ENDED = frozenset({EntryState.SUCCEEDED, EntryState.FAILED, EntryState.REJECTED,
 """The states in which a request is not under way. Only a user has it sent again."""
 
 
+UNFINISHED = frozenset({EntryState.PENDING, EntryState.SENDING, EntryState.RUNNING})
+"""The states that a process carries on."""
+
+
 def check_transition(
     key: str, state: EntryState, to: EntryState, table: Mapping[EntryState, Collection[EntryState]] = TRANSITIONS
 ) -> None:

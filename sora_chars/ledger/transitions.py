@@ -108,6 +108,11 @@ def end_state(snapshot: TaskSnapshot, kind: str) -> tuple[EntryState, dict[str, 
     return EntryState.FAILED, facts | {"error": {"code": failure.code, "message": mask(printable(failure.message))}}
 
 
+def was_given_up(entry: Entry) -> bool:
+    """Return whether a person has given the entry up; its task may still run."""
+    return entry.state is EntryState.FAILED and (entry.error or {}).get("code") == _GIVEN_UP
+
+
 def without_character(error: MissingCharacterError) -> TaskSnapshot:
     """Return the success that held no character as a snapshot."""
     return TaskSnapshot(task_id=error.task_id or "", provider=error.provider or "", state=SUCCESS, result=error.payload)

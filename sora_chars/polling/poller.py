@@ -100,6 +100,8 @@ class ProviderPoller:
 
     def schedule(self, task: WatchedTask, delay: float, *, stretch: bool = False) -> None:
         """Make a task due in `delay` seconds, or later with `stretch` and healthy callbacks."""
+        if task.future.done():  # another process recorded the end during a poll
+            return
         now = asyncio.get_running_loop().time()
         task.unstretched_due = now + delay
         stretched = self.callback_health.stretched(delay) if stretch and task.expects_callback else delay
@@ -131,7 +133,7 @@ class ProviderPoller:
         task.update(snapshot)
         observe(self.options.polling, snapshot, age, unseen)
         if snapshot.finished:
-            self._end(task, snapshot)
+            self.end(task, snapshot)
             return
         delay = self._next_delay(task, snapshot, age, nudged=nudged)
         stretch = snapshot.retry_after is None and not (task.stale_polls or task.nudged)
@@ -143,7 +145,7 @@ class ProviderPoller:
             f"Polling task {task.task_id} raised {type(error).__name__}: {printable(error)}", task_id=task.task_id
         )
         stopped.__cause__ = error
-        self._end(task, stopped)
+        self.end(task, stopped)
 
     def abandon(self, tasks: Iterable[WatchedTask], reason: str, *, cause: BaseException | None = None) -> None:
         """End the waits for these tasks with a `WatcherStoppedError`."""
@@ -154,7 +156,7 @@ class ProviderPoller:
                 task_id=task.task_id,
             )
             error.__cause__ = cause
-            self._end(task, error)
+            self.end(task, error)
 
     def stop(self) -> asyncio.Task[None]:
         """Cancel the scheduler, and return its asyncio task. Polls in flight continue."""
@@ -229,7 +231,7 @@ class ProviderPoller:
                     await on_finished(outcome)
             task.polling = False
             if isinstance(outcome, MissingCharacterError):
-                self._end(task, outcome)
+                self.end(task, outcome)
             else:
                 self.handle_snapshot(task, outcome, nudged=nudged)
         except SoraCharsError as error:
@@ -279,12 +281,12 @@ class ProviderPoller:
             budget = self.options.fault_budget
             shortest, longest = _FAULT_DELAYS
         else:
-            self._end(task, error)
+            self.end(task, error)
             return
         elapsed = now - since
         if elapsed >= budget - TICK:
             error.hint = f"{error.hint} Polls failed for {budget:g} s; the task may still run: resume it later.".strip()
-            self._end(task, error)
+            self.end(task, error)
             return
         jitter = random.uniform(0.75, 1.25)  # noqa: S311 # no secret
         delay = min(min(max(elapsed, shortest), longest) * jitter, budget - elapsed)
@@ -293,8 +295,10 @@ class ProviderPoller:
             delay = min(delay, self.nudge_delay(task))
         self.schedule(task, delay)
 
-    def _end(self, task: WatchedTask, outcome: TaskSnapshot | SoraCharsError) -> None:
-        self.tasks.pop(task.task_id, None)
+    def end(self, task: WatchedTask, outcome: TaskSnapshot | SoraCharsError) -> None:
+        """End the wait for a task, which is not polled any more."""
+        if self.tasks.get(task.task_id) is task:
+            del self.tasks[task.task_id]
         task.heap_id = -1
         task.finish(outcome)
 

@@ -147,6 +147,18 @@ class TaskWatcher:
         task.polled_elsewhere = False
         self.nudge(provider, task.task_id, by="poll")
 
+    async def finish(self, provider: str, task: WatchedTask, snapshot: TaskSnapshot) -> None:
+        """End the wait for a task with the end that another process has recorded; no poll is needed."""
+        poller = self._pollers.get(provider)
+        if poller is None or poller.tasks.get(task.task_id) is not task:
+            return
+        for on_finished in task.iter_on_finished():
+            await on_finished(snapshot)
+        if snapshot.duration is not None:
+            self.observe(snapshot, snapshot.duration, snapshot.duration)
+        task.update(snapshot)
+        poller.end(task, snapshot)
+
     async def poll(self, provider: Provider, task: WatchedTask) -> TaskSnapshot:
         """Poll a task once, now, and show the snapshot to all waiters.
 

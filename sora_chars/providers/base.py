@@ -66,8 +66,8 @@ def emulator_url() -> str | None:
     return clean_url(url, field=EMULATOR_VARIABLE) if url else None
 
 
-def resolve_key(api_key: str | None, *, variable: str, provider: str) -> str:
-    """Return the API key that was passed, or else the one in the environment.
+def resolve_key(api_key: str | None, *, variable: str, provider: str, option: str = "api_key") -> str:
+    """Return the API key that was passed as `option`, or else the one in the environment.
 
     With SORA_CHARS_EMULATOR it is a made-up one, so no real key is sent to an emulator.
 
@@ -78,10 +78,11 @@ def resolve_key(api_key: str | None, *, variable: str, provider: str) -> str:
         return EMULATOR_KEY
     key: object = os.environ.get(variable, "") if api_key is None else api_key
     if not isinstance(key, str):
-        raise ConfigurationError(f"api_key must be text, got {type(key).__name__}.")
+        raise ConfigurationError(f"{option} must be text, got {type(key).__name__}.")
     key = key.strip()
     if not key:
-        raise ConfigurationError(f"{provider} needs an API key.", hint=f"Set {variable}, or pass api_key=.")
+        what = {"access_key": "an access key", "secret_key": "a secret key"}.get(option, "an API key")
+        raise ConfigurationError(f"{provider} needs {what}.", hint=f"Set {variable}, or pass {option}=.")
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise ConfigurationError(
             f"The API key of {provider} contains characters that no key has (spaces, line breaks)."

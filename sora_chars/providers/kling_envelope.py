@@ -22,7 +22,7 @@ from sora_chars.errors import (
     ServiceUnavailableError,
     printable,
 )
-from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
+from sora_chars.responses import GATEWAY_FAULTS, Response, as_code, parse_json
 
 from .base import blocked
 
@@ -123,7 +123,7 @@ def read_envelope(response: Response, *, paid: bool = False) -> Envelope:
     except ValueError:
         body = None
     match body:
-        case {"code": int(code)} if not isinstance(code, bool):
+        case {"code": given} if (code := as_code(given)) is not None:
             message = body.get("message")
             request_id = body.get("request_id")
             return Envelope(

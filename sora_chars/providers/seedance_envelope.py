@@ -48,7 +48,10 @@ _ERRORS: Mapping[str, tuple[type[ProviderError], str]] = {
     "InvalidParameter": (RequestRejectedError, ""),
     "SignatureDoesNotMatch": _KEY,
     "InvalidAccessKeyId": _KEY,
-    "AccessDenied": (PermissionDeniedError, "Allow the access key to use Ark's asset library."),
+    "AccessDenied": (
+        PermissionDeniedError,
+        "Sign the letter that Ark asks for in its console, and allow the access key to use the asset library.",
+    ),
     "SubscriptionRequired": (PermissionDeniedError, "Subscribe to a plan of Ark that includes the asset library."),
     "NotFound": _NOT_FOUND,
     "Throttling": _BUSY,

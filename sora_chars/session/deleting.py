@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sora_chars.errors import (
-    CharacterDeletedError,
     InvalidRequestError,
     StaleEntryError,
     UnreadableEntryError,
@@ -130,14 +129,3 @@ async def delete(dispatcher: Dispatcher, character: Character | str, provider: s
         return await dispatcher.ledger.transition(target.entry, EntryState.DELETED, result=target.entry.result)
     except StaleEntryError as error:  # another process has deleted it
         return await find(dispatcher.ledger, error.entry.key)
-
-
-def character_deleted(entry: Entry) -> CharacterDeletedError:
-    """Return the error for a request under the key of a character that was deleted."""
-    return CharacterDeletedError(
-        f"The character of key {entry.key} was deleted at {entry.provider}. Nothing was sent.",
-        hint="Use a new key for another character.",
-        key=entry.key,
-        provider=entry.provider,
-        task_id=entry.task_id,
-    )

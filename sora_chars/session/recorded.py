@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from sora_chars.errors import LedgerError, SessionClosedError, WrongLoopError
 from sora_chars.ledger import Ledger, queries
-from sora_chars.models import as_request
 from sora_chars.observers import UNOBSERVED, observing
 
-from . import deleting, recovery, resolving, stepping
+from . import deleting, following, recovery, registering, resolving, stepping
+from .options import seconds_to_wait
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator
+    from collections.abc import AsyncGenerator, Generator, Mapping
     from typing import Unpack
 
     from sora_chars.ledger import Entry
+    from sora_chars.ledger.postgres_ledger import Connection
+    from sora_chars.ledger.registration import Registration
     from sora_chars.models import Character, CharacterFields, Request
     from sora_chars.observers import Observers
     from sora_chars.polling.handle import TaskHandle
@@ -41,11 +43,59 @@ class RecordedRequests:
     _loop: asyncio.AbstractEventLoop | None = None  # the event loop of an open session
 
     async def register(
-        self, request: Request | None = None, /, *, provider: str | None = None, **fields: Unpack[CharacterFields]
+        self,
+        request: Request | None = None,
+        /,
+        *,
+        provider: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+        connection: Connection | None = None,
+        **fields: Unpack[CharacterFields],
     ) -> Entry:
-        """Record a request without sending it; `advance` sends it. Raises what `submit` raises before it sends."""
+        """Record a request without sending it; `advance` sends it.
+
+            async with connection.transaction():  # the order and its request are recorded together, or not at all
+                await connection.execute("INSERT INTO orders (id) VALUES (17)")
+                await session.register(video="rex.mp4", name="rex", key="order-17", connection=connection)
+
+        Args:
+            request: What to make; or give the fields of a `CharacterRequest`. A whole request may be given a `key`.
+            provider: Name of the provider. Defaults to the first that accepts the request.
+            meta: Your own facts, as a JSON object, such as the order or the tenant. They are kept as they are, found
+                by searches, and are no part of the request: of a recorded key they are not replaced.
+            connection: A connection or cursor of psycopg, async or sync, to the database of the ledger. The request
+                is recorded in its transaction.
+            **fields: The fields of a `CharacterRequest`.
+
+        Raises:
+            SoraCharsError: What `submit` raises before it sends.
+            ConfigurationError: There is a connection, but no PostgreSQL ledger.
+        """
         with self._in_use() as dispatcher:
-            return (await dispatcher.register(as_request(request, fields), provider)).entry
+            entry = registering.new_entry(dispatcher, registering.keyed_request(request, fields), provider, meta)
+            return await registering.register(dispatcher, entry, connection)
+
+    def registering(
+        self,
+        request: Request | None = None,
+        /,
+        *,
+        provider: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+        **fields: Unpack[CharacterFields],
+    ) -> Registration:
+        """Return the statement that records a request, for SQLAlchemy, Django or asyncpg; nothing is written.
+
+            new = session.registering(video="rex.mp4", name="rex", key="order-17")
+            await connection.execute(text(new.named), new.parameters)  # SQLAlchemy
+            cursor.execute(new.statement, new.values)  # Django
+            await connection.execute(new.numbered, *new.values)  # asyncpg
+
+        It takes the same arguments as `register` and raises the same errors.
+        """
+        with self._in_use() as dispatcher:
+            entry = registering.new_entry(dispatcher, registering.keyed_request(request, fields), provider, meta)
+            return registering.postgres_ledger(dispatcher).registration(entry)
 
     async def advance(self, key: str, *, patience: float = 0.0) -> Step:
         """Take the next step of a key: send once, poll once, or nothing. Meant for job engines.
@@ -74,6 +124,39 @@ class RecordedRequests:
         """
         with self._in_use() as dispatcher:
             return await stepping.advance(dispatcher, key, patience)
+
+    async def wait(self, key: str, *, timeout: float | None = None) -> Any:
+        """Wait for the character of a key, whichever process makes it; for a `TaskRequest` its finished snapshot.
+
+        It follows the ledger only: it sends nothing, polls nothing and takes no task over.
+
+        Args:
+            key: The idempotency key.
+            timeout: Seconds to wait. None for the `timeout` of the session, `math.inf` to wait without a limit.
+
+        Raises:
+            InvalidRequestError: The ledger has no such key.
+            WaitTimeoutError: The request has not ended.
+            SubmissionUnknownError: The request was sent and its outcome is unknown. A callback may still settle it.
+            SoraCharsError: Why there is no result; as `TaskHandle.result`.
+        """
+        with self._in_use() as dispatcher:
+            seconds = seconds_to_wait(timeout, dispatcher.timeout)
+            return (await following.ended_entry(dispatcher, key, seconds)).outcome()
+
+    async def due(self, *, idle: float = 60.0, limit: int = 500) -> AsyncGenerator[Entry, None]:
+        """Yield the entries that no process carries on, those that changed longest ago first; `advance` does.
+
+        They are unfinished (pending, sending or running), no living process owns them, and they did not change for
+        `idle` seconds.
+
+        Args:
+            idle: Seconds, by the recorded times.
+            limit: Yield at most this many entries.
+        """
+        with self._in_use() as dispatcher:
+            async for entry in following.due(dispatcher, idle=idle, limit=limit):
+                yield entry
 
     async def recover(self) -> AsyncGenerator[TaskHandle[Any], None]:
         """Yield a handle for each running task of the ledger, watched from now on.

@@ -22,12 +22,12 @@ from sora_chars.errors import (
 )
 from sora_chars.ids import new_token, token_digest
 from sora_chars.ledger import EntryState
+from sora_chars.ledger.outcomes import character_deleted
 from sora_chars.ledger.serialize import RETRY_HINT, rejection, to_error
 from sora_chars.ledger.transitions import end_state, mark_orphaned, without_character
 from sora_chars.models import TaskRequest, TaskSnapshot
 from sora_chars.observers import observation
 
-from .deleting import character_deleted
 from .settling import keys_sent
 
 if TYPE_CHECKING:

@@ -1,21 +1,23 @@
 """Decides which process polls a recorded task.
 
-One process owns the task and polls it. The others are notified when it ends, and take over if the owner ends.
+One process owns the task and polls it. The others read its end from the ledger when they are notified, and take over if
+the owner ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
 
-from sora_chars.errors import LedgerError, SessionClosedError, printable
+from sora_chars.errors import LedgerError, SessionClosedError, UnreadableEntryError, printable
 from sora_chars.ledger import EntryState
 from sora_chars.ledger.serialize import to_snapshot
-from sora_chars.ledger.transitions import claim
+from sora_chars.ledger.transitions import claim, was_given_up
 from sora_chars.logs import event_logger
 from sora_chars.observers import UNOBSERVED, observing
 
@@ -51,6 +53,7 @@ class TaskTracker:
     interval: float = 1.0
     _tracked: dict[WatchedTask, tuple[Provider, Entry]] = attrs.field(factory=dict)
     _owner_checks: asyncio.Task[None] | None = None
+    _reads: set[asyncio.Task[None]] = attrs.field(factory=set)
     _closed: bool = False
 
     async def join(
@@ -94,7 +97,7 @@ class TaskTracker:
         )
         if not task.future.done() and (task.polled_elsewhere or task.expects_callback):
             # Another process may record the end first.
-            unsubscribe = self.ledger.subscribe(entry, partial(self.watcher.nudge, provider.name, task_id, by="poll"))
+            unsubscribe = self.ledger.subscribe(entry, partial(self._on_change, entry, task))
             task.future.add_done_callback(lambda _: unsubscribe())
         if task.polled_elsewhere and task not in self._tracked:
             self._track(provider, entry, task)
@@ -102,11 +105,13 @@ class TaskTracker:
         return task
 
     async def aclose(self) -> None:
-        """Stop checking the owners of tasks."""
+        """Stop checking the owners of tasks, and reading entries that have changed."""
         self._closed = True
-        if self._owner_checks:
-            self._owner_checks.cancel()
-            await asyncio.wait((self._owner_checks,))
+        running = [*self._reads, *((self._owner_checks,) if self._owner_checks else ())]
+        for asyncio_task in running:
+            asyncio_task.cancel()
+        if running:
+            await asyncio.wait(running)
 
     def _track(self, provider: Provider, entry: Entry, task: WatchedTask) -> None:
         self._tracked[task] = provider, entry
@@ -115,14 +120,39 @@ class TaskTracker:
             self._owner_checks = asyncio.create_task(self._check_owners(), name="sora_chars tracker", context=Context())
 
     async def _catch_up(self, entry: Entry, task: WatchedTask) -> None:
-        """Poll at once if the entry moved between reading it and subscribing to it, as that notified no subscriber."""
+        """Read the entry once more: a change between reading and subscribing has notified no subscriber."""
         try:
             now = await self.ledger.get(entry.key)
         except LedgerError as error:  # the task is polled now and then all the same
             self._log_failure(error)
             return
         if now and now.version != entry.version:
-            self.watcher.nudge(entry.provider, task.task_id, by="poll")
+            await self._follow(now, task)
+
+    def _on_change(self, entry: Entry, task: WatchedTask) -> None:
+        """Read an entry that another process has changed."""
+        read = asyncio.create_task(self._read(entry, task), name="sora_chars tracker read", context=Context())
+        self._reads.add(read)
+        read.add_done_callback(self._reads.discard)
+
+    async def _read(self, entry: Entry, task: WatchedTask) -> None:
+        try:
+            now = await self.ledger.get(entry.key)
+        except LedgerError as error:
+            self._log_failure(error)
+            now = None
+        await self._follow(now or attrs.evolve(entry, state=EntryState.UNKNOWN), task)
+
+    async def _follow(self, entry: Entry, task: WatchedTask) -> None:
+        """End the wait with what the entry says of the task; poll the task if the entry does not say enough."""
+        if entry.task_id == task.task_id:
+            if entry.state is EntryState.RUNNING:  # another process polls it from now on
+                return
+            if entry.state in {EntryState.SUCCEEDED, EntryState.FAILED} and not was_given_up(entry):
+                with suppress(UnreadableEntryError):
+                    await self.watcher.finish(entry.provider, task, to_snapshot(entry))
+                    return
+        self.watcher.nudge(entry.provider, task.task_id, by="poll")
 
     async def _check_owners(self) -> None:
         while self._tracked:

@@ -33,6 +33,7 @@ def cli_environment(tmp_path: Path) -> dict[str, str]:
     keys = {
         name: f"secret-{name.lower()}"
         for name in (
+            "EVOLINK_API_KEY",
             "HEYGEN_API_KEY",
             "ICOVER_API_KEY",
             "KIE_API_KEY",
@@ -40,6 +41,7 @@ def cli_environment(tmp_path: Path) -> dict[str, str]:
             "KLING_API_KEY",
             "LAOZHANG_API_KEY",
             "VIDU_API_KEY",
+            "WAVESPEED_API_KEY",
         )
     }
     return inherited | keys | {"PYTHONWARNINGS": "error"}

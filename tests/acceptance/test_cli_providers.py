@@ -1,4 +1,4 @@
-"""Characters of Kling, Vidu and Seedance from the command line, as real processes."""
+"""Characters of Kling, its gateways, Vidu and Seedance from the command line, as real processes."""
 
 from __future__ import annotations
 
@@ -54,6 +54,32 @@ def test_images(create: Callable[..., dict[str, Any]], emulator: Emulator, tmp_p
     error = create(*images, "--image", str(tmp_path / "none.png"), status=2)["error"]
     assert "images[2] must be an http(s) URL or an existing file" in error["message"]
     assert emulator.counts.elements == 1
+
+
+@pytest.mark.parametrize("name", ["wavespeed", "evolink"])
+def test_gateways(cli: Cli, emulator: Emulator, name: str) -> None:
+    """A clip becomes a character at a gateway, and once under one key; the credit is shown."""
+    emulator.task_store.durations = (0.05, 0.1)
+    options = ("--provider", name, "--base-url", emulator.url)
+    video = ("--video", "https://clips.example/rex.mp4", "--key", "order-17")
+    made = [json.loads(cli("create", *options, *video, *TEXTS).stdout)["character"]["id"] for _ in range(2)]
+    (task,) = (emulator.wavespeed if name == "wavespeed" else emulator.evolink).tasks.values()
+    assert made == [str(task.element_id)] * 2
+    assert json.loads(cli("credit", *options, "--json").stdout)["credit"] == 1000.0
+
+
+def test_local_file_at_a_gateway(cli: Cli, emulator: Emulator, tmp_path: Path) -> None:
+    """Local images are uploaded to Wavespeed, and refused by Evolink before anything is sent."""
+    (tmp_path / "front.png").write_bytes(png(300, 300))
+    (tmp_path / "side.jpg").write_bytes(jpeg(300, 300))
+    images = ("--image", str(tmp_path / "front.png"), "--image", str(tmp_path / "side.jpg"))
+    ended = {
+        name: cli("create", "--provider", name, "--base-url", emulator.url, *images, *TEXTS)
+        for name in ("wavespeed", "evolink")
+    }
+    assert [one.returncode for one in ended.values()] == [0, 2]
+    assert emulator.counts.uploads == 2
+    assert "images[0] must be a URL" in json.loads(ended["evolink"].stdout)["error"]["message"]
 
 
 def test_vidu(cli: Cli, emulator: Emulator, tmp_path: Path) -> None:

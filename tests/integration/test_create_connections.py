@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sora_chars.responses import Response
 
 KEY = "sk-SECRET-0123456789"
-REQUEST = {"from_task": "7118f712", "clip": "1,3", "prompt": "A dog", "key": "k-1"}
+REQUEST: dict[str, Any] = {"from_task": "7118f712", "clip": "1,3", "prompt": "A dog", "key": "k-1"}
 CREATED = {"code": 200, "msg": "success", "data": {"taskId": "task-1"}}
 
 

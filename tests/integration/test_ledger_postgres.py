@@ -190,7 +190,7 @@ async def test_rejects_a_newer_schema(postgres_url: str, monkeypatch: pytest.Mon
         pass
     monkeypatch.setattr(statements, "UPGRADES", ())
     for _ in range(2):
-        with pytest.raises(LedgerError, match=r"schema version 5, but this package supports versions up to 0"):
+        with pytest.raises(LedgerError, match=r"schema version 6, but this package supports versions up to 0"):
             await open_ledger(postgres_url).open()
 
 

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from sora_chars import CharacterSession, FixedInterval, InvalidRequestError, RequestRejectedError, TaskFailedError
-from sora_chars.providers import kling_codec, seedance_codec, vidu_codec
+from sora_chars.providers import evolink_codec, kling_codec, seedance_codec, vidu_codec, wavespeed_codec
 
 if TYPE_CHECKING:
     from sora_chars.models import Accepts
@@ -21,7 +21,13 @@ VIDEO: dict[str, Any] = {"video": "https://clips.example/rex.mp4", "prompt": "A 
 
 @pytest.mark.parametrize(
     ("name", "accepts"),
-    [("kling", kling_codec.ACCEPTS), ("vidu", vidu_codec.ACCEPTS), ("seedance", seedance_codec.ACCEPTS)],
+    [
+        ("kling", kling_codec.ACCEPTS),
+        ("wavespeed", wavespeed_codec.ACCEPTS),
+        ("evolink", evolink_codec.ACCEPTS),
+        ("vidu", vidu_codec.ACCEPTS),
+        ("seedance", seedance_codec.ACCEPTS),
+    ],
 )
 def test_tables_of_limits(name: str, accepts: Accepts) -> None:
     """Each table holds what the checks use."""

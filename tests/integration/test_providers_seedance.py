@@ -10,19 +10,17 @@ import pytest
 from sora_chars import (
     AuthenticationError,
     CharacterRequest,
-    CharacterSession,
     EntryState,
     NoAnswerError,
     PermissionDeniedError,
     RequestRejectedError,
-    SeedanceAssets,
     SubmissionUnknownError,
     TaskFailedError,
     TaskNotFoundError,
     TaskRequest,
 )
 from sora_chars.testing import Emulator
-from tests.support.asset_account import IMAGE, KEY, VIDEO, only_asset, session_at
+from tests.support.asset_account import IMAGE, KEY, VIDEO, only_asset, provider_of, session_at
 from tests.support.images import jpeg, png
 
 if TYPE_CHECKING:
@@ -35,13 +33,6 @@ async def emulator() -> AsyncIterator[Emulator]:
     """Start an emulator whose assets take some milliseconds."""
     async with Emulator(durations=(0.02, 0.04), icover_key=KEY) as running:
         yield running
-
-
-def provider_of(session: CharacterSession) -> SeedanceAssets:
-    """Return the session's provider."""
-    (provider,) = session.providers
-    assert isinstance(provider, SeedanceAssets)
-    return provider
 
 
 @pytest.mark.parametrize(

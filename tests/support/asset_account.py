@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from sora_chars.testing.emulator.seedance_assets import EmulatedAsset
 
 KEY = "icover-test-0123456789abcdef"
+ACCESS_KEY = "AKLT0123456789abcdefgh"
+SECRET_KEY = "ark-secret-0123456789abcdef"
 IMAGE = "https://images.example/front.png"
 VIDEO = "https://clips.example/rex.mp4"
 
@@ -19,6 +21,19 @@ def session_at(emulator: Emulator, key: str = KEY, **options: Any) -> CharacterS
     """Return a session with icover that polls every 5 ms."""
     provider = SeedanceAssets(key, base_url=emulator.url, **options)
     return CharacterSession(provider, polling=FixedInterval(0.005), timeout=20)
+
+
+def session_at_ark(emulator: Emulator, **options: Any) -> CharacterSession:
+    """Return a session with Ark itself that polls every 5 ms."""
+    provider = SeedanceAssets(access_key=ACCESS_KEY, secret_key=SECRET_KEY, base_url=emulator.url, **options)
+    return CharacterSession(provider, polling=FixedInterval(0.005), timeout=20)
+
+
+def provider_of(session: CharacterSession) -> SeedanceAssets:
+    """Return the session's provider."""
+    (provider,) = session.providers
+    assert isinstance(provider, SeedanceAssets)
+    return provider
 
 
 def only_asset(emulator: Emulator) -> EmulatedAsset:

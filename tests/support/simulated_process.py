@@ -122,6 +122,16 @@ class SimulatedStore:
         await self._read()
         return await self.world.entries.page(states, query=query, after=after, newest_first=newest_first, size=size)
 
+    async def idle_page(self, before: float, *, after: tuple[float, str] | None, size: int) -> Sequence[Entry]:
+        """See `LedgerStore`."""
+        await self._read()
+        return await self.world.entries.idle_page(before, after=after, size=size)
+
+    async def prune(self, before: float, *, size: int) -> int:
+        """See `LedgerStore`."""
+        await self._read()
+        return await self.world.entries.prune(before, size=size)
+
     async def is_dead(self, owner: str) -> bool:
         """See `LedgerStore`."""
         await self._read()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sora_chars import SoraCharsError, TaskSnapshot
-from sora_chars.providers import kie_account
+from sora_chars.providers import evolink_codec, kie_account, kling_codec, wavespeed_codec
 from sora_chars.providers import kie_codec as codec
 from sora_chars.providers.kkiai import read_character
 from sora_chars.responses import Response
@@ -27,6 +27,11 @@ READERS: dict[str, Callable[[Response], object]] = {
     "credit": kie_account.read_credit,
     "models": kie_account.read_models,
     "character": partial(read_character, provider="kkiai"),
+    "wavespeed create": partial(wavespeed_codec.read_element, provider="wavespeed"),
+    "wavespeed poll": partial(wavespeed_codec.read_record, task_id="t", provider="wavespeed"),
+    "evolink create": partial(evolink_codec.read_element, provider="evolink"),
+    "evolink poll": partial(evolink_codec.read_record, task_id="t", provider="evolink"),
+    "kling poll": partial(kling_codec.read_record, task_id="t", provider="kling"),
 }
 KEYS = [
     *("code", "msg", "message", "data", "error", "message_zh", "type", "detail", "description"),
@@ -45,8 +50,23 @@ KEYS = [
     *("creditsConsumed", "progress", "input", "character_user_name", "character_id", "resultObject", "characterId"),
     *("character_id_list", "downloadUrl", "models", "title", "provider", "taskType"),
     *("id", "username", "display_name", "permalink", "profile_picture_url"),
+    *("status", "outputs", "element_id", "created_at", "executionTime", "download_url", "balance"),
+    *("created", "result_data", "elements", "user", "remaining_credits"),
 ]
-WORDS = ["", "t", "success", "fail", "sora-2-characters", "recordInfo is null", "insufficient_quota", "{", "\ud800"]
+WORDS = [
+    "",
+    "t",
+    "success",
+    "fail",
+    "completed",
+    "failed",
+    "2026-09-25T09:12:48Z",
+    "sora-2-characters",
+    "recordInfo is null",
+    "insufficient_quota",
+    "{",
+    "\ud800",
+]
 STATUSES = st.sampled_from([200, 201, 204, 302, 400, 401, 402, 403, 404, 408, 422, 429, 455, 500, 502, 524])
 HEADERS = st.dictionaries(
     st.sampled_from(["Retry-After", "Content-Type"]), st.text() | st.sampled_from(["1e999", "nan"])

@@ -14,7 +14,7 @@ from sora_chars.cli.batch.runner import BatchRun
 from sora_chars.cli.batch.spool import fill, open_spool
 from sora_chars.cli.batch.writer import open_output
 from sora_chars.cli.input_file import open_input
-from sora_chars.cli.options import PROVIDERS, Settings, create_options
+from sora_chars.cli.options import PROVIDERS, Settings, create_options, video_options
 from sora_chars.cli.runner import run
 from sora_chars.errors import InvalidRequestError
 
@@ -115,6 +115,7 @@ class FileOptions:
     help="After the first Ctrl-C nothing more is sent; wait for the running tasks, or leave them running. "
     "A second Ctrl-C leaves them running.",
 )
+@video_options
 @create_options
 @click.pass_obj
 def batch(

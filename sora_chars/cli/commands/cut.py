@@ -10,6 +10,7 @@ import click
 from sora_chars import media
 from sora_chars.cli.options import output_options
 from sora_chars.cli.runner import run
+from sora_chars.cli.single_task import cut_status
 from sora_chars.errors import ConfigurationError, printable
 from sora_chars.models import Clip
 from sora_chars.providers.kie import VIDEO as KIE
@@ -83,8 +84,7 @@ async def _cut(
     with context.output.status_line() as line:
 
         def show(progress: media.CutProgress) -> None:
-            tenths = progress.done * 10 // progress.total
-            line.update(f"cutting {progress.path.name}: {tenths}0 % of {progress.total} frames")
+            line.update(cut_status(progress))
 
         try:
             return await media.cut(video, output, rule=rule, clip=clip, fit=fit, overwrite=force, on_progress=show)

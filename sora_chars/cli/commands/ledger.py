@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sora_chars.cli.commands.prune import prune
 from sora_chars.cli.context import ASKED
 from sora_chars.cli.input_file import open_input
 from sora_chars.cli.ledger_export import LEFT_OUT, export_entries
@@ -45,11 +46,14 @@ limit_option = click.option(
 
 @click.group()
 def ledger() -> None:
-    """List, export, import and resolve the recorded requests.
+    """List, export, import, resolve and prune the recorded requests.
 
     The ledger records each request before it is sent, and its outcome. These
     commands send nothing and need no API key.
     """
+
+
+ledger.add_command(prune)
 
 
 @ledger.command("ls")

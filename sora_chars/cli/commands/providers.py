@@ -9,9 +9,11 @@ import attrs
 import click
 
 from sora_chars.cli.options import PROVIDERS, output_options
+from sora_chars.providers.evolink_codec import ACCEPTS as EVOLINK
 from sora_chars.providers.kling_codec import ACCEPTS as KLING
 from sora_chars.providers.seedance_codec import ACCEPTS as SEEDANCE
 from sora_chars.providers.vidu_codec import ACCEPTS as VIDU
+from sora_chars.providers.wavespeed_codec import ACCEPTS as WAVESPEED
 
 if TYPE_CHECKING:
     from sora_chars.cli.context import CommandContext
@@ -56,19 +58,27 @@ _GATEWAY_LIMITS = (
 )
 
 
+_BY_ITS_PAGES = "2026-09, by its pages"
+_KNOWN = {
+    "kie": _Known(("KIE_API_KEY",), f"images: 2026-08, by its pages; video: {_SORA_ENDED}", _KIE_LIMITS),
+    "kling": _Known(
+        ("KLING_API_KEY", "KLING_ACCESS_KEY+KLING_SECRET_KEY"),
+        f"{_BY_ITS_PAGES} and recorded answers",
+        _described(KLING),
+    ),
+    "wavespeed": _Known(("WAVESPEED_API_KEY",), f"{_BY_ITS_PAGES} and public clients", _described(WAVESPEED)),
+    "evolink": _Known(("EVOLINK_API_KEY",), _BY_ITS_PAGES, _described(EVOLINK)),
+    "vidu": _Known(("VIDU_API_KEY",), "2026-08, by its pages", _described(VIDU)),
+    "seedance": _Known(
+        ("ICOVER_API_KEY", "ARK_ACCESS_KEY+ARK_SECRET_KEY"),
+        "2026-07, by the pages of apiyi and of Ark",
+        _described(SEEDANCE),
+    ),
+}
+
+
 def _known(name: str) -> _Known:
-    match name:
-        case "kie":
-            return _Known(("KIE_API_KEY",), "images: 2026-08, by its pages; video: " + _SORA_ENDED, _KIE_LIMITS)
-        case "kling":
-            variables = ("KLING_API_KEY", "KLING_ACCESS_KEY+KLING_SECRET_KEY")
-            return _Known(variables, "2026-09, by its pages and recorded answers", _described(KLING))
-        case "vidu":
-            return _Known(("VIDU_API_KEY",), "2026-08, by its pages", _described(VIDU))
-        case "seedance":
-            return _Known(("ICOVER_API_KEY",), "2026-07, by the pages of apiyi", _described(SEEDANCE))
-        case _:
-            return _Known((f"{name.upper()}_API_KEY",), _SORA_ENDED, _GATEWAY_LIMITS)
+    return _KNOWN.get(name) or _Known((f"{name.upper()}_API_KEY",), _SORA_ENDED, _GATEWAY_LIMITS)
 
 
 @click.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sora_chars.cli.options import Settings, create_options, json_input, query_options, task_options
+from sora_chars.cli.options import Settings, create_options, json_input, query_options, task_options, video_options
 from sora_chars.cli.render import (
     MODEL_COLUMNS,
     character_json,
@@ -23,9 +23,9 @@ from sora_chars.cli.single_task import submit_and_wait, wait_for
 from sora_chars.errors import InvalidRequestError, NoAnswerError
 from sora_chars.ids import new_key
 from sora_chars.ledger import EntryState
+from sora_chars.ledger.outcomes import character_deleted
 from sora_chars.models import Character, CharacterRequest, TaskRequest
 from sora_chars.providers.kkiai import GATEWAYS
-from sora_chars.session.deleting import character_deleted
 from sora_chars.session.session import CharacterSession
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ retry_option = click.option(
 @click.option("--voice", metavar="ID", help="The provider's id of a voice.")
 @key_option
 @retry_option
+@video_options
 @create_options
 @click.pass_obj
 def create(

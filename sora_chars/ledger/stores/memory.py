@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sora_chars.ledger.states import ENDED, EntryState
+from sora_chars.ledger.entry import is_prunable
+from sora_chars.ledger.states import ENDED, UNFINISHED, EntryState
 from sora_chars.logs import event_logger
 
 if TYPE_CHECKING:
@@ -127,6 +128,21 @@ class MemoryStore:
                     break
         return page
 
+    async def idle_page(self, before: float, *, after: tuple[float, str] | None, size: int) -> Sequence[Entry]:
+        """See `LedgerStore`."""
+        unfinished = [
+            entry for entry in self._entries.values() if entry.state in UNFINISHED and entry.updated_at < before
+        ]
+        ordered = sorted(unfinished, key=lambda entry: (entry.updated_at, entry.key))
+        return [entry for entry in ordered if after is None or (entry.updated_at, entry.key) > after][:size]
+
+    async def prune(self, before: float, *, size: int) -> int:
+        """See `LedgerStore`."""
+        row_ids = [row_id for row_id in self._finished if is_prunable(self._entries[row_id], before)][:size]
+        for row_id in row_ids:
+            self._remove(row_id)
+        return len(row_ids)
+
     async def is_dead(self, owner: str) -> bool:  # noqa: ARG002 # `Ledger` answers for the present owner
         """Return True: every other owner is a former name of this process."""
         return True
@@ -159,9 +175,13 @@ class MemoryStore:
     def _remove_oldest(self) -> None:
         """Remove the entry that finished first if there are too many."""
         if len(self._finished) > _MAX_FINISHED:
-            entry = self._entries.pop(self._finished.popitem(last=False)[0])
-            del self._row_ids[entry.key]
-            for one in (entry, *self._attempts.pop(entry.key, ())):
-                for name in (("token", one.token_digest), ("task", one.provider, one.task_id)):
-                    if self._keys.get(name) == entry.key:
-                        del self._keys[name]
+            self._remove(next(iter(self._finished)))
+
+    def _remove(self, row_id: int) -> None:
+        del self._finished[row_id]
+        entry = self._entries.pop(row_id)
+        del self._row_ids[entry.key]
+        for one in (entry, *self._attempts.pop(entry.key, ())):
+            for name in (("token", one.token_digest), ("task", one.provider, one.task_id)):
+                if self._keys.get(name) == entry.key:
+                    del self._keys[name]

@@ -17,14 +17,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.errors import (
-    FeatureNotSupported,
-    InsufficientPrivilege,
-    LockNotAvailable,
-    QueryCanceled,
-    UndefinedFile,
-    UndefinedObject,
-)
+from psycopg.errors import LockNotAvailable, QueryCanceled
+from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from sora_chars.errors import ConfigurationError, LedgerError, printable
@@ -38,6 +32,7 @@ from . import postgres_quota
 from . import postgres_statements as statements
 from .abandoned import Holding
 from .postgres_listener import KEEPALIVES, OWNER_GRACE, Connection, Listener, lock_id
+from .postgres_upgrade import upgrade
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -59,11 +54,13 @@ _MAX_ROW_ID = 2**63 - 1
 
 _SETTINGS = """
 SELECT set_config('lock_timeout', %s, false),
+    set_config('search_path', coalesce(%s::text, current_setting('search_path')), false),
     CASE WHEN current_setting('statement_timeout') = '0' THEN set_config('statement_timeout', %s, false) END,
     CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', false) END
 """
 """With `synchronous_commit = off`, which may be the default of a server, a role or a
 database, a crash of the server loses commits that it has confirmed."""
+_LOCAL_PATH = "SELECT set_config('search_path', %s, true)"  # until the end of the transaction
 _STATEMENT_MILLISECONDS = 15_000  # for the work of a statement, besides its wait for locks
 
 
@@ -75,6 +72,10 @@ class PostgresStore:
 
     Args:
         url: The URL of the database.
+        pool: A pool of the caller's, whose connections run the statements. It must be
+            open while the ledger is; the ledger neither opens nor closes it, and leaves
+            the settings of its connections alone. One more connection is opened.
+        schema: The schema of the tables. None stands for the first of the search path.
         connect_timeout: Seconds to wait for a connection.
         lock_timeout: Seconds to wait for a lock that another process holds.
         owner_grace: Seconds for which the lock of another process must be free before that
@@ -88,6 +89,8 @@ class PostgresStore:
         self,
         url: str,
         *,
+        pool: AsyncConnectionPool[Any] | None = None,
+        schema: str | None = None,
         connect_timeout: float = 5.0,
         lock_timeout: float = 15.0,
         owner_grace: float | None = None,
@@ -97,6 +100,8 @@ class PostgresStore:
         except psycopg.ProgrammingError:  # its message contains the URL with the password
             raise ConfigurationError("ledger: this postgresql:// URL is not valid.") from None
         self._url = url
+        self._given_pool = pool
+        self._schema = schema
         self._connect_timeout = connect_timeout
         self._lock_timeout = lock_timeout
         self._owner_grace = OWNER_GRACE if owner_grace is None else owner_grace
@@ -105,12 +110,28 @@ class PostgresStore:
     async def open(self, notifier: ChangeNotifier) -> None:
         """Take a new name, connect, and create or upgrade the tables."""
         self.owner = uuid.uuid4().hex
-        self._listener = Listener(self._url, owner=self.owner, connect_timeout=self._connect_timeout)
+        self._listener = Listener(
+            self._url, owner=self.owner, connect_timeout=self._connect_timeout, search_path=self._search_path
+        )
         try:
-            await self._listener.open(_upgrade)
+            await self._listener.open(partial(upgrade, schema=self._schema))
         except psycopg.Error as error:
             raise _failure(error) from error
-        self._pool = AsyncConnectionPool(
+        self._pool = self._given_pool or await self._own_pool()
+        own_pool = None if self._given_pool else self._pool
+        self._holding = Holding(
+            "The PostgreSQL ledger",
+            asyncio.get_running_loop(),
+            partial(_release, self._listener, own_pool),
+        )
+        self._pool_permits = asyncio.Semaphore(self._pool.max_size)
+        self._returned_at = time.monotonic()  # when a statement last returned its connection
+        self._listening = asyncio.create_task(
+            self._listen(notifier), name="sora_chars ledger listener", context=Context()
+        )
+
+    async def _own_pool(self) -> AsyncConnectionPool[Any]:
+        pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
             self._url,
             kwargs={"autocommit": True, **KEEPALIVES},
             min_size=0,
@@ -120,15 +141,13 @@ class PostgresStore:
             check=AsyncConnectionPool.check_connection,
             reconnect_timeout=self._connect_timeout,
         )
-        await self._pool.open()
-        self._holding = Holding(
-            "The PostgreSQL ledger", asyncio.get_running_loop(), partial(_release, self._listener, self._pool)
-        )
-        self._pool_permits = asyncio.Semaphore(_MAX_CONNECTIONS)
-        self._returned_at = time.monotonic()  # when a statement last returned its connection
-        self._listening = asyncio.create_task(
-            self._listen(notifier), name="sora_chars ledger listener", context=Context()
-        )
+        await pool.open()
+        return pool
+
+    @property
+    def _search_path(self) -> str | None:
+        """The search path of the statements: the extension of the search index may be in "public"."""
+        return self._schema and f"{statements.quoted(self._schema)}, public"
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -136,7 +155,8 @@ class PostgresStore:
         self._listening.cancel()
         await asyncio.wait((self._listening,))
         await self._listener.aclose()
-        await self._pool.close()
+        if self._given_pool is None:
+            await self._pool.close()
 
     def abandon(self) -> None:
         """See `LedgerStore`."""
@@ -217,6 +237,17 @@ class PostgresStore:
             await self._execute(statements.ANALYZE, ())
             log.warning("ledger.indexed", extra={"entries": count, "seconds": round(time.monotonic() - began, 1)})
 
+    async def idle_page(self, before: float, *, after: tuple[float, str] | None, size: int) -> Sequence[Entry]:
+        """See `LedgerStore`."""
+        rows = await self._execute(statements.IDLE[after is not None], (before, *(after or ()), size))
+        return [from_row(row) for row in rows]
+
+    async def prune(self, before: float, *, size: int) -> int:
+        """See `LedgerStore`."""
+        ended = [state.value for state in ENDED]
+        [(count,)] = await self._execute(statements.PRUNE, (ended, before, size))
+        return int(count)
+
     async def is_dead(self, owner: str) -> bool:
         """See `LedgerStore`. The process holds an advisory lock while it is connected.
 
@@ -294,74 +325,31 @@ class PostgresStore:
         timeout = max(since, self._returned_at) + self._connect_timeout - time.monotonic()
         async with self._pool.connection(timeout) as connection:
             try:
-                prepare = False if statement in _UNPREPARED else None
-                cursor = await connection.execute(statement.encode(), values, prepare=prepare)
-                return await cursor.fetchall() if cursor.description else []
+                if self._given_pool and self._schema:
+                    async with connection.transaction():
+                        await connection.execute(_LOCAL_PATH, (self._search_path,))
+                        return await _run(connection, statement, values)
+                return await _run(connection, statement, values)
             finally:
                 self._returned_at = time.monotonic()
 
     async def _configure(self, connection: Connection) -> None:
         lock_timeout = round(self._lock_timeout * 1000)
-        values = (str(lock_timeout), str(lock_timeout + _STATEMENT_MILLISECONDS))
+        values = (str(lock_timeout), self._search_path, str(lock_timeout + _STATEMENT_MILLISECONDS))
         await connection.execute(_SETTINGS.encode(), values)
 
 
-async def _upgrade(connection: Connection) -> None:
-    """Run the scripts that the database lacks, all or none.
-
-    Raises:
-        LedgerError: A newer version of this package has upgraded the database.
-    """
-    async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (lock_id("upgrade"),))
-        await connection.execute("CREATE TABLE IF NOT EXISTS sora_chars_ledger (version integer NOT NULL)")
-        row = await (await connection.execute("DELETE FROM sora_chars_ledger RETURNING version")).fetchone()
-        version: int = row[0] if row else 0
-        if version > len(statements.UPGRADES):
-            raise LedgerError(
-                f"The ledger has schema version {version}, but this package supports versions up to"
-                f" {len(statements.UPGRADES)}.",
-                hint="Open it with a newer version of sora-chars.",
-            )
-        began = time.monotonic()
-        entries = 0
-        if 0 < version < len(statements.UPGRADES):
-            entries = await _count_entries(connection)
-            log.warning("ledger.upgrading", extra={"from": version, "to": len(statements.UPGRADES), "entries": entries})
-        for script in statements.UPGRADES[version:]:
-            await connection.execute(script)
-        await _create_search_index(connection)
-        if entries:
-            log.warning("ledger.upgraded", extra={"seconds": round(time.monotonic() - began, 1)})
-        await connection.execute(statements.FORGET_PROCESSES)
-        await connection.execute("INSERT INTO sora_chars_ledger VALUES (%s)", (len(statements.UPGRADES),))
+async def _run(connection: Connection, statement: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
+    """Run a statement on a connection, which may have a row factory of the caller's, and return its rows."""
+    prepare = False if statement in _UNPREPARED else None
+    cursor = connection.cursor(row_factory=tuple_row)
+    await cursor.execute(statement.encode(), values, prepare=prepare)
+    return await cursor.fetchall() if cursor.description else []
 
 
-async def _count_entries(connection: Connection) -> int:
-    row = await (await connection.execute("SELECT count(*) FROM sora_chars_entries")).fetchone()
-    assert row is not None  # noqa: S101 # the statement returns one row
-    count: int = row[0]
-    return count
-
-
-async def _create_search_index(connection: Connection) -> None:
-    """Create the index of texts, unless it exists or the database lacks the extension for it.
-
-    Then the database searches every text, and the next opening tries again.
-    """
-    row = await (await connection.execute("SELECT to_regclass(%s)", (statements.SEARCH_INDEX,))).fetchone()
-    if row != (None,):
-        return
-    try:
-        async with connection.transaction():
-            await connection.execute(statements.CREATE_SEARCH_INDEX)
-    except (FeatureNotSupported, InsufficientPrivilege, UndefinedFile, UndefinedObject) as error:
-        log.info("ledger.no_search_index", extra={"error": printable(error)})
-
-
-def _release(listener: Listener, pool: AsyncConnectionPool[Any]) -> None:
+def _release(listener: Listener, pool: AsyncConnectionPool[Any] | None) -> None:
     """Close the connections, which ends their server processes."""
-    for connection in (listener.connection, *pool._pool):  # noqa: SLF001 # its own closing needs the event loop
+    for connection in (listener.connection, *(pool._pool if pool else ())):  # noqa: SLF001 # its own closing needs the event loop
         connection.pgconn.finish()
 
 

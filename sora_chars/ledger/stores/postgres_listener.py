@@ -58,10 +58,12 @@ class Listener:
         url: The URL of the database.
         owner: The name of this process.
         connect_timeout: Seconds to wait for a connection.
+        search_path: Where the tables are. None stands for the search path of the database.
     """
 
-    def __init__(self, url: str, *, owner: str, connect_timeout: float) -> None:
+    def __init__(self, url: str, *, owner: str, connect_timeout: float, search_path: str | None = None) -> None:
         self._url = url
+        self._search_path = search_path
         self._owner = owner
         self._connect_seconds = max(_MIN_CONNECT_SECONDS, round(connect_timeout))
         self._retry_interval = connect_timeout / 10
@@ -112,6 +114,8 @@ class Listener:
         try:
             await connection.execute(_SERVER_KEEPALIVES)
             await connection.execute(_NO_IDLE_TIMEOUT)
+            if self._search_path:
+                await connection.execute("SELECT set_config('search_path', %s, false)", (self._search_path,))
         except BaseException:
             await connection.close()
             raise

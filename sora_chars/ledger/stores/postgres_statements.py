@@ -73,11 +73,20 @@ UPGRADES: tuple[LiteralString, ...] = (
         left_at timestamptz
     );
     """,
+    """
+    ALTER TABLE sora_chars_entries ADD COLUMN meta_json text;
+    CREATE INDEX ON sora_chars_entries (updated_at, key) WHERE state IN ('pending', 'sending', 'running');
+    """,
 )
 """Each script upgrades the tables by one version, which the table `sora_chars_ledger` holds."""
 
 CHANNEL = "sora_chars_ledger"
 _TYPES = {"number": "integer", "credits": "double precision", "ended_at": "double precision"}
+
+
+def quoted(name: str) -> str:
+    """Return a name as an SQL identifier."""
+    return '"{}"'.format(name.replace('"', '""'))
 
 
 def _typed(column: str) -> str:
@@ -159,6 +168,23 @@ SET_SEARCH_TEXTS = (
     " FROM unnest(%s::bigint[], %s::integer[], %s::text[]) AS new (row_id, version, text)"
     " WHERE stored.row_id = new.row_id AND stored.version = new.version RETURNING stored.row_id"
 )
+_UNFINISHED = "state IN ('pending', 'sending', 'running')"
+"""As the partial index has it: the planner compares the text."""
+IDLE = {
+    False: f"{_SELECT} {_UNFINISHED} AND updated_at < %s ORDER BY updated_at, key LIMIT %s",
+    True: f"{_SELECT} {_UNFINISHED} AND updated_at < %s AND (updated_at, key) > (%s, %s)"
+    " ORDER BY updated_at, key LIMIT %s",
+}
+"""By whether the page begins after a time and a key."""
+PRUNE = (
+    "WITH old AS (SELECT row_id FROM sora_chars_entries WHERE state = ANY(%s) AND updated_at < %s AND NOT"
+    """ (state = 'rejected' AND coalesce(error_json LIKE '%%"charged":"%%', false)) LIMIT %s),"""
+    " removed AS (DELETE FROM sora_chars_entries USING old WHERE sora_chars_entries.row_id = old.row_id"
+    " RETURNING sora_chars_entries.key),"
+    " attempts AS (DELETE FROM sora_chars_attempts USING removed WHERE sora_chars_attempts.key = removed.key)"
+    " SELECT count(*) FROM removed"
+)
+"""A rejection records `charged` only if it may have been paid."""
 ANALYZE = "ANALYZE sora_chars_entries"
 """Until then the planner expects no text. Autovacuum does the same some time later."""
 SEARCH_INDEX = "sora_chars_entries_search"

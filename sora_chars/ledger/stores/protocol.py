@@ -89,6 +89,22 @@ class LedgerStore(Protocol):
         """
         ...
 
+    async def idle_page(self, before: float, *, after: tuple[float, str] | None, size: int) -> Sequence[Entry]:
+        """Return up to `size` unfinished entries that changed last before a time, in epoch seconds.
+
+        The order is that of time and key. The page begins after the time and key `after`.
+        A shorter page is the last one.
+        """
+        ...
+
+    async def prune(self, before: float, *, size: int) -> int:
+        """Remove up to `size` entries with their attempts, and return how many were removed.
+
+        They have ended, changed last before a time in epoch seconds, and are no rejections
+        that may have been paid.
+        """
+        ...
+
     async def is_dead(self, owner: str) -> bool:
         """True if the process with this name has ended.
 

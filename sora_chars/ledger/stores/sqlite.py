@@ -22,7 +22,7 @@ from sora_chars.ledger.search import TRIGRAM, fold
 from sora_chars.ledger.states import ENDED, EntryState
 from sora_chars.logs import event_logger
 
-from . import sqlite_search
+from . import sqlite_search, sqlite_upkeep
 from . import sqlite_statements as statements
 from .abandoned import Holding
 from .process_lock import ProcessLock, is_dead
@@ -178,6 +178,14 @@ class SqliteStore:
             pass
         if count >= _MANY_ENTRIES:
             log.warning("ledger.indexed", extra={"entries": count, "seconds": round(time.monotonic() - began, 1)})
+
+    async def idle_page(self, before: float, *, after: tuple[float, str] | None, size: int) -> Sequence[Entry]:
+        """See `LedgerStore`."""
+        return await self._reader.call(sqlite_upkeep.idle_page, (before, after, size))
+
+    async def prune(self, before: float, *, size: int) -> int:
+        """See `LedgerStore`."""
+        return await self._writer.call(sqlite_upkeep.prune, (before, size))
 
     async def is_dead(self, owner: str) -> bool:
         """Try to lock the process's lock file."""

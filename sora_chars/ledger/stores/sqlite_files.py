@@ -14,7 +14,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from sora_chars.errors import LedgerError, printable
-from sora_chars.ledger.entry import Entry
+from sora_chars.ledger.entry import Entry, is_prunable
 
 from . import sqlite_statements as statements
 
@@ -106,11 +106,13 @@ class LedgerFiles:
         Usually that is a checkpoint of another process. The open connections would still
         read some pages from their caches.
         """
-        written = {entry.key: entry.version for group in self._written for entry in group if isinstance(entry, Entry)}
+        written = {entry.key: entry for group in self._written for entry in group if isinstance(entry, Entry)}
         with closing(sqlite3.connect(self._path)) as connection:
             text = connection.execute(statements.VERSIONS, (json.dumps([*written]),)).fetchone()[0]
+            before: float = connection.execute("SELECT before FROM pruning").fetchone()[0]
         versions: dict[str, int] = json.loads(text)
-        if any(versions.get(key, 0) < version for key, version in written.items()):
+        missing = (entry for key, entry in written.items() if versions.get(key, 0) < entry.version)
+        if any(entry.key in versions or not is_prunable(entry, before) for entry in missing):
             self._lost = f"{printable(str(self._path))} lost entries"
 
 

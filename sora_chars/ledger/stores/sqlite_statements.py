@@ -96,6 +96,12 @@ UPGRADES = (
     INSERT INTO search_progress VALUES (0);
     CREATE TABLE search_later (row_id INTEGER PRIMARY KEY);
     """,
+    """
+    ALTER TABLE entries ADD COLUMN meta_json TEXT;
+    CREATE TABLE pruning (before REAL NOT NULL);
+    INSERT INTO pruning VALUES (0);
+    CREATE INDEX entries_idle ON entries (updated_at, key) WHERE state IN ('pending', 'sending', 'running');
+    """,
 )
 """Each script upgrades the file by one version; `user_version` counts those that have run."""
 

@@ -21,6 +21,7 @@ class Counts:
         omni: Omni characters created.
         elements: Tasks created by Kling's route. A rejected create is not counted.
         subjects: Subjects created by Vidu's route.
+        gateway_elements: Tasks created by Wavespeed's and Evolink's routes. A rejected create is not counted.
         assets: Assets created by icover's and Ark's routes.
         polls: recordInfo requests received, including those that a limit or a fault
             rejected.
@@ -42,6 +43,7 @@ class Counts:
     omni: int = 0
     elements: int = 0
     subjects: int = 0
+    gateway_elements: int = 0
     assets: int = 0
     polls: int = 0
     uploads: int = 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import attrs
 
-from . import icover, kling, transmission
+from . import assets, gateways, kling, transmission
 from .responses import HTML, PLAIN_JSON, Reply, encoded, kie, kkiai_error
 from .tasks import RAW_SHAPES, RESULT_SHAPES, EmulatedTask, TaskStore, never_end, set_result_shape
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-ELEMENT_ENDPOINTS = ("element", "element_poll", "element_other", "subject", "subject_other", *icover.ENDPOINTS)
+KLING_ENDPOINTS = ("element", "element_poll", "element_other")
+ELEMENT_ENDPOINTS = (*KLING_ENDPOINTS, "subject", "subject_other", *gateways.ENDPOINTS, *assets.ENDPOINTS)
 ENDPOINTS = ("create", "poll", "upload", "character", "omni", "other", *ELEMENT_ENDPOINTS, "any")
 TARGETS = (*ENDPOINTS, "callback")
 
@@ -41,10 +42,8 @@ class Fault:
 
     Attributes:
         kind: Which failure it is; a key of `KINDS`.
-        on: The requests that it applies to: create, poll, upload, character, omni, other,
-            element, element_poll, element_other, subject, subject_other, asset, asset_poll,
-            asset_other, asset_upload or any;
-            or "callback" for the deliveries of callbacks.
+        on: The requests that it applies to, one of `ENDPOINTS`; or "callback" for the
+            deliveries of callbacks.
         times: After how many hits it is removed; None for never.
         rate: The share of the matching requests that it hits, 0.0 to 1.0.
         settings: The settings of its kind.
@@ -255,7 +254,7 @@ KINDS: dict[str, FaultKind] = {
     ),
     "kling_error": FaultKind(
         "Kling: an error by its code, 1000 to 5002",
-        ("element", "element_poll", "element_other", "any"),
+        (*KLING_ENDPOINTS, "any"),
         {"code": 5000, "message": ""},
         respond=_kling_error,
     ),
@@ -274,7 +273,7 @@ KINDS: dict[str, FaultKind] = {
     "task_not_exist": _kkiai(400, "task_not_exist", "task does not exist"),
     "cameo_permission_denied": _kkiai(400, "cameo_permission_denied", "cameo_permission_denied"),
     "rate": _kkiai(429, "rate_limit_exceeded", "Too many requests, please slow down"),
-    **{name: _of_provider(*row) for name, row in icover.FAULTS.items()},
+    **{name: _of_provider(*row) for name, row in {**gateways.FAULTS, **assets.FAULTS}.items()},
 }
 
 

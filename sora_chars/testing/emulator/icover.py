@@ -7,6 +7,7 @@ import secrets
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
+from .ark import ENDPOINTS, answer
 from .files import File
 from .responses import PLAIN_JSON, Rejection, Reply, encoded
 from .seedance_assets import DEFAULT_GROUP, TYPES
@@ -34,22 +35,6 @@ TEXT = "text/plain; charset=utf-8"
 def error(status: int, message: str) -> Reply:
     """Return an error of icover's own, which is plain text."""
     return Reply(status, f"[client] {message}".encode(), TEXT)
-
-
-def ark(action: str, result: object) -> Reply:
-    """Return a successful answer of Ark, which icover passes on."""
-    return Reply(HTTPStatus.OK, encoded({"ResponseMetadata": metadata(action), "Result": result}), PLAIN_JSON)
-
-
-def metadata(action: str) -> dict[str, object]:
-    """Return what Ark writes into each answer."""
-    return {
-        "RequestId": secrets.token_hex(16),
-        "Action": action,
-        "Version": "2024-01-01",
-        "Service": "ark",
-        "Region": "cn-beijing",
-    }
 
 
 def admit(authorization: str, api_key: str | None) -> Reply | None:
@@ -80,20 +65,20 @@ async def create(state: EmulatorState, request: web.Request) -> Reply:
     state.counts.assets += 1
     for fault in state.faults.take("asset"):
         asset.apply(fault.kind, fault.settings)
-    return ark("CreateAsset", {"Id": asset.asset_id})
+    return answer("CreateAsset", {"Id": asset.asset_id})
 
 
 async def poll(state: EmulatorState, request: web.Request) -> Reply:
     """Respond with the record of an asset."""
     asset = _find(state, request)
     asset.polls += 1
-    return ark("GetAsset", asset.record())
+    return answer("GetAsset", asset.record())
 
 
 async def delete(state: EmulatorState, request: web.Request) -> Reply:
     """Delete an asset. The second time is an error."""
     del state.seedance.assets[_find(state, request).asset_id]
-    return ark("DeleteAsset", {})
+    return answer("DeleteAsset", {})
 
 
 async def assets(state: EmulatorState, request: web.Request) -> Reply:
@@ -108,7 +93,7 @@ async def assets(state: EmulatorState, request: web.Request) -> Reply:
         if group_id in {None, asset.group_id}
     ]
     first = (int(page) - 1) * int(size)
-    return ark("ListAssets", {"TotalCount": len(found), "Items": found[first : first + int(size)]})
+    return answer("ListAssets", {"TotalCount": len(found), "Items": found[first : first + int(size)]})
 
 
 async def presign(state: EmulatorState, request: web.Request) -> Reply:
@@ -195,12 +180,6 @@ def _own_error(fault: Fault, _endpoint: str) -> Reply:
     return error(fault.integer("status"), fault.text("message"))
 
 
-def _ark_error(fault: Fault, _endpoint: str) -> Reply:
-    code = {"Code": fault.text("code"), "Message": fault.text("message")}
-    return Reply(fault.integer("status"), encoded({"ResponseMetadata": metadata("") | {"Error": code}}), PLAIN_JSON)
-
-
-ENDPOINTS = ("asset", "asset_poll", "asset_other", "asset_upload")
 FAULTS: Mapping[str, tuple[str, tuple[str, ...], Mapping[str, object], Callable[..., Reply] | None]] = {
     "icover_error": (
         "Seedance: icover's own error, as plain text",
@@ -208,18 +187,5 @@ FAULTS: Mapping[str, tuple[str, tuple[str, ...], Mapping[str, object], Callable[
         {"status": 502, "message": "upstream error"},
         _own_error,
     ),
-    "ark_error": (
-        "Seedance: an error of Ark by its code, with any HTTP status, also 200",
-        ENDPOINTS,
-        {"status": 200, "code": "InternalError", "message": "internal error"},
-        _ark_error,
-    ),
-    "asset_stuck": ("Seedance: the asset is never ready", ("asset",), {}, None),
-    "asset_fail": (
-        "Seedance: the asset fails",
-        ("asset",),
-        {"code": "InvalidParameter.FaceCheck", "message": "The image shows a real person"},
-        None,
-    ),
 }
-"""The faults of assets: description, targets, settings and response. Those without one change the asset."""
+"""The faults of icover: description, targets, settings and response."""

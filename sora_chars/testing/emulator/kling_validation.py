@@ -58,12 +58,13 @@ def _image(value: object) -> str | None:
     if not isinstance(value, str) or value.startswith("data:"):
         return "must hold URLs or base64 without a prefix"
     try:
-        return _content_problem(base64.b64decode(value, validate=True))
+        return content_problem(base64.b64decode(value, validate=True))
     except (binascii.Error, ValueError):
         return "must hold URLs or base64 without a prefix"
 
 
-def _content_problem(content: bytes) -> str | None:
+def content_problem(content: bytes) -> str | None:
+    """Return what is wrong with an image, or None."""
     if not content.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
         return "must hold jpg, jpeg or png images"
     if len(content) > MAX_IMAGE_BYTES:

@@ -9,10 +9,26 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from aiohttp import web
 
-from . import control, dashboard, icover, kie, kkiai, kling, transmission, uploads, vidu
+from . import (
+    ark,
+    assets,
+    control,
+    dashboard,
+    evolink,
+    gateways,
+    icover,
+    kie,
+    kkiai,
+    kling,
+    transmission,
+    uploads,
+    vidu,
+    wavespeed,
+)
 from .callbacks import CallbackSender
 from .counters import Counts
 from .faults import BUSY, KINDS, FaultRegistry, invalid_fault, parse_header
+from .gateway_tasks import GatewayAccount
 from .kling_callbacks import KlingCallbacks
 from .kling_tasks import KlingStore
 from .responses import Rejection, Reply, encoded, kkiai_error
@@ -58,15 +74,17 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("POST", vidu.SUBJECTS): Route("subject", "vidu", vidu.create),
     ("GET", vidu.SUBJECTS): Route("subject_other", "vidu", vidu.subjects),
     ("PUT", vidu.SUBJECT): Route("subject_other", "vidu", vidu.edit),
-    **{path: Route(*row) for path, row in icover.ROUTES.items()},
+    **{path: Route(*row) for path, row in {**gateways.ROUTES, **assets.ROUTES}.items()},
 }
 TEMPLATES = {
     kling.ELEMENTS: kling.ELEMENT,
     vidu.SUBJECTS: vidu.SUBJECT,
-    icover.ASSETS: icover.ASSET,
-    icover.STORAGE: icover.STORED,
+    evolink.TASKS: evolink.TASK,
+    **assets.TEMPLATES,
 }
 """The paths that end in an id, by what stands before it."""
+ADMIT = {"vidu": vidu.admit, "wavespeed": wavespeed.admit, "evolink": evolink.admit, "icover": icover.admit}
+"""What checks the Authorization header of a provider that has errors of its own."""
 
 
 class Emulator(EmulatorState):
@@ -98,7 +116,12 @@ class Emulator(EmulatorState):
             None accepts none.
         kling_parallel: The tasks that may run at once on the Kling account; None for no limit.
         vidu_key: The API key that Vidu's routes accept; None accepts any.
+        wavespeed_key: The API key that Wavespeed's routes accept; None accepts any.
+        evolink_key: The API key that Evolink's routes accept; None accepts any.
         icover_key: The API key that icover's routes accept; None accepts any.
+        ark_access_key: The access key that Ark accepts, with `ark_secret_key`; None
+            accepts any pair.
+        ark_secret_key: The secret key with which requests to Ark must be signed.
         hmac_key: Signs kie.ai's callbacks; None sends them unsigned.
         strict_limits: Reject requests beyond 20 creates in 10 seconds or 10 polls in 1
             second, in sliding windows.
@@ -129,7 +152,11 @@ class Emulator(EmulatorState):
         kling_secret_key: str | None = None,
         kling_parallel: int | None = None,
         vidu_key: str | None = None,
+        wavespeed_key: str | None = None,
+        evolink_key: str | None = None,
         icover_key: str | None = None,
+        ark_access_key: str | None = None,
+        ark_secret_key: str | None = None,
         hmac_key: str | None = None,
         strict_limits: bool = False,
         models: Mapping[str, str] | None = None,
@@ -145,7 +172,14 @@ class Emulator(EmulatorState):
             task_store=task_store,
             kling=KlingStore(task_store.clock, task_store.draw_duration, kling_parallel),
             kling_callbacks=KlingCallbacks(counts),
+            wavespeed=GatewayAccount(
+                task_store.clock, task_store.draw_duration, wavespeed.WavespeedCallbacks(counts), wavespeed.new_id
+            ),
+            evolink=GatewayAccount(
+                task_store.clock, task_store.draw_duration, evolink.EvolinkCallbacks.at(counts, speed), evolink.new_id
+            ),
             seedance=AssetStore(task_store.clock, task_store.draw_duration),
+            ark_keys=(ark_access_key, ark_secret_key or "") if ark_access_key else None,
             faults=faults,
             callback_sender=CallbackSender(faults, counts, speed, hmac_key),
             counts=counts,
@@ -153,7 +187,8 @@ class Emulator(EmulatorState):
         self._host = host
         self._port = port
         self._keys = {"kie": kie_key, "kkiai": kkiai_key, "kling": kling_key, "vidu": vidu_key}
-        self._keys |= {"icover": icover_key, "storage": None}
+        self._keys |= {"wavespeed": wavespeed_key, "evolink": evolink_key, "icover": icover_key}
+        self._keys |= dict.fromkeys(assets.UNSIGNED)
         self._kling_secret_key = kling_secret_key
         self._windows = _documented_limits(speed) if strict_limits else {}
         self._runner: web.AppRunner | None = None
@@ -168,7 +203,8 @@ class Emulator(EmulatorState):
             OSError: The port is taken.
         """
         self._loop = asyncio.get_running_loop()
-        self.task_store.clock = self.kling.clock = self.seedance.clock = self._loop.time
+        for store in (self.task_store, self.kling, self.wavespeed, self.evolink, self.seedance):
+            store.clock = self._loop.time
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_route("*", "/{path:.*}", self._serve)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.1)
@@ -184,6 +220,8 @@ class Emulator(EmulatorState):
             await self._runner.cleanup()
         await self.callback_sender.aclose()
         await self.kling_callbacks.aclose()
+        await self.wavespeed.callbacks.aclose()
+        await self.evolink.callbacks.aclose()
 
     async def __aenter__(self) -> Self:
         try:
@@ -247,7 +285,7 @@ class Emulator(EmulatorState):
                 await asyncio.sleep(UNTIL_INTERVAL)
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        path = request.path
+        path = wavespeed.template(ark.path_of(request))
         path = TEMPLATES.get(path.rpartition("/")[0], path)
         route = ROUTES.get((request.method, path))
         if route is None:
@@ -305,12 +343,11 @@ class Emulator(EmulatorState):
             if rejected := kling.admit(authorization, expected, self._kling_secret_key):
                 raise Rejection(rejected)
             return
-        if route.provider in {"vidu", "icover"}:
-            admit = vidu.admit if route.provider == "vidu" else icover.admit
+        if admit := ADMIT.get(route.provider):
             if rejected := admit(authorization, expected):
                 raise Rejection(rejected)
             return
-        if route.provider == "storage":
+        if route.provider in assets.UNSIGNED:
             return
         scheme, _, key = authorization.partition(" ")
         if scheme != "Bearer" or not key or (expected is not None and key != expected):
@@ -331,13 +368,19 @@ class Emulator(EmulatorState):
         file = self.files.find(f"{self.url}{request.rel_url.raw_path}")
         if file is not None and request.method == "GET":
             return Reply(HTTPStatus.OK, file.content, file.mime)
-        if request.path.startswith((kling.ELEMENTS, kling.DELETE)):
-            return kling.reply(1202)
-        if any(path == request.path for _, path in ROUTES):
-            body = encoded({"code": 405, "msg": "Method not allowed", "data": None})
-            return Reply(HTTPStatus.METHOD_NOT_ALLOWED, body)
-        text = f"Invalid URL ({request.method} {request.path})"
-        return kkiai_error(1, 404, message=text, type="invalid_request_error", code="")
+        return _unknown_route(request)
+
+
+def _unknown_route(request: web.Request) -> Reply:
+    if ark.path_of(request) != request.path:
+        return ark.unknown_action()
+    if request.path.startswith((kling.ELEMENTS, kling.DELETE)):
+        return kling.reply(1202)
+    if any(path == request.path for _, path in ROUTES):
+        body = encoded({"code": 405, "msg": "Method not allowed", "data": None})
+        return Reply(HTTPStatus.METHOD_NOT_ALLOWED, body)
+    text = f"Invalid URL ({request.method} {request.path})"
+    return kkiai_error(1, 404, message=text, type="invalid_request_error", code="")
 
 
 def _documented_limits(speed: float) -> dict[str, SlidingWindow]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .callbacks import CallbackSender
     from .counters import Counts
     from .faults import Fault, FaultRegistry
+    from .gateway_tasks import GatewayAccount
     from .kling_callbacks import KlingCallbacks
     from .kling_tasks import KlingStore
     from .seedance_assets import AssetStore
@@ -48,7 +49,10 @@ class EmulatorState:
         callback_sender: Sends the callbacks.
         kling: Kling's tasks and elements.
         kling_callbacks: Sends Kling's callbacks.
+        wavespeed: Wavespeed's tasks and callbacks.
+        evolink: Evolink's tasks and callbacks.
         seedance: The assets of icover and Ark.
+        ark_keys: The access key and the secret key that Ark accepts; None for any.
         counts: What the emulator received.
         subjects: Vidu's subjects by their ids, oldest first.
         files: The files that the emulator serves.
@@ -64,7 +68,10 @@ class EmulatorState:
     callback_sender: CallbackSender
     kling: KlingStore
     kling_callbacks: KlingCallbacks
+    wavespeed: GatewayAccount
+    evolink: GatewayAccount
     seedance: AssetStore
+    ark_keys: tuple[str, str] | None
     counts: Counts
     subjects: dict[str, dict[str, object]] = attrs.field(factory=dict)
     files: FileStore = attrs.field(factory=FileStore)

@@ -87,7 +87,7 @@ def settings(**more: Any) -> Settings:
     [
         ({}, ["kie"], 60.0),
         ({}, ["kkiai"], 300.0),
-        ({}, ["kling"], 60.0),
+        *(({}, [name], 60.0) for name in ("kling", "wavespeed", "evolink")),
         ({}, ["kie", "yunwu"], 300.0),
         ({"timeout": 900.0}, ["kie"], 60.0),
         ({"timeout": 900.0}, ["kkiai"], 900.0),

@@ -42,6 +42,8 @@ def test_shows_the_limits_of_one(run: Callable[..., str]) -> None:
     assert shown["variables"] == ["KLING_API_KEY", "KLING_ACCESS_KEY+KLING_SECRET_KEY"]
     assert "3 to 8 s" in run("kling")
     assert "1 to 3 s" in run("kkiai")
+    assert "URLs or local files" in run("wavespeed")
+    assert "EVOLINK_API_KEY" in run("evolink")
 
 
 @pytest.mark.parametrize(

@@ -3,174 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
 
-import attrs
 import pytest
 
-from sora_chars.errors import LedgerError, MissingCharacterError, SessionClosedError
-from sora_chars.ledger import EntryState, Ledger
-from sora_chars.ledger.stores.memory import MemoryStore
+from sora_chars.errors import MissingCharacterError, SessionClosedError
+from sora_chars.ledger import EntryState
 from sora_chars.ledger.transitions import end_state
-from sora_chars.models import Character, TaskSnapshot
-from sora_chars.polling.strategies import FixedInterval
-from sora_chars.polling.watcher import TaskWatcher
-from sora_chars.session.tracker import TaskTracker
-from sora_chars.session.writer import LedgerWriter
-from tests.support.fake_providers import FakeProvider
+from sora_chars.models import TaskSnapshot
 from tests.support.log_events import events
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection, Sequence
-
-    from sora_chars.ledger import Attempt, Entry
-    from sora_chars.ledger.entry import Lookup
-    from sora_chars.ledger.notifier import ChangeNotifier
+from tests.support.shared_database import (
+    DONE,
+    FALLBACK_INTERVAL,
+    INTERVAL,
+    Database,
+    owner_of,
+    record_running,
+    start_process,
+)
 
 pytestmark = pytest.mark.looptime
-
-DONE = TaskSnapshot(task_id="t1", provider="fake", state="success", character=Character(id="ch_1", provider="fake"))
-INTERVAL = 5.0
-FALLBACK_INTERVAL = 30.0
-
-
-@attrs.define(eq=False)
-class Database:
-    """Entries that several processes share, the dead among these, and their notifiers."""
-
-    entries: MemoryStore = attrs.field(factory=MemoryStore)
-    dead: set[str] = attrs.field(factory=set)
-    notifiers: dict[str, ChangeNotifier] = attrs.field(factory=dict)
-
-
-@attrs.define(eq=False)
-class ProcessStore:
-    """Store of one process.
-
-    Attributes:
-        faults: Number of next owner checks that fail.
-        unreadable: Whether entries cannot be read.
-        takes: Seconds that each update takes.
-        checks: Owner checks so far.
-    """
-
-    quota_store = None
-
-    database: Database
-    owner: str
-    faults: int = 0
-    unreadable: bool = False
-    takes: float = 0.0
-    checks: int = 0
-
-    async def open(self, notifier: ChangeNotifier) -> None:
-        """See `LedgerStore`."""
-        self.database.notifiers[self.owner] = notifier
-
-    async def aclose(self) -> None:
-        """See `LedgerStore`."""
-        self.database.dead.add(self.owner)
-
-    def abandon(self) -> None:
-        """See `LedgerStore`."""
-
-    async def insert(self, entry: Entry) -> Entry:
-        """See `LedgerStore`."""
-        return await self.database.entries.insert(entry)
-
-    async def replace(self, before: Entry, after: Entry, *, archive: Attempt | None = None) -> Entry | None:
-        """See `LedgerStore`."""
-        await asyncio.sleep(self.takes)
-        kept = await self.database.entries.replace(before, after, archive=archive)
-        for name, notifier in self.database.notifiers.items():
-            if name != self.owner:
-                notifier.notify(after.key, after.version)
-        return kept
-
-    async def all_by_task(self, provider: str, task_id: str) -> Sequence[Entry]:
-        """See `LedgerStore`."""
-        return await self.database.entries.all_by_task(provider, task_id)
-
-    async def attempts(self, keys: Sequence[str]) -> Sequence[Attempt]:
-        """See `LedgerStore`."""
-        return await self.database.entries.attempts(keys)
-
-    async def find(self, by: Lookup, *values: str) -> Entry | None:
-        """See `LedgerStore`."""
-        if self.unreadable:
-            raise LedgerError("the disk fails")
-        return await self.database.entries.find(by, *values)
-
-    async def page(
-        self,
-        states: Collection[EntryState],
-        *,
-        query: str | None = None,
-        after: int | None,
-        newest_first: bool,
-        size: int,
-    ) -> Sequence[tuple[int, Entry]]:
-        """See `LedgerStore`."""
-        return await self.database.entries.page(states, query=query, after=after, newest_first=newest_first, size=size)
-
-    async def is_dead(self, owner: str) -> bool:
-        """See `LedgerStore`."""
-        self.checks += 1
-        if self.faults:
-            self.faults -= 1
-            raise LedgerError("the disk fails")
-        return owner in self.database.dead
-
-
-@attrs.define(eq=False)
-class Process:
-    """The parts of one process's session."""
-
-    store: ProcessStore
-    ledger: Ledger
-    watcher: TaskWatcher
-    tracker: TaskTracker
-    provider: FakeProvider
-
-
-@asynccontextmanager
-async def start_process(
-    database: Database, name: str, *, end: float = math.inf, **facts: Any
-) -> AsyncGenerator[Process, None]:
-    """Start a process; `end` is the number of the poll that finds its tasks finished."""
-    store = ProcessStore(database, name)
-    async with Ledger(store) as ledger:
-        writer = LedgerWriter(ledger)
-        watcher = TaskWatcher(polling=FixedInterval(INTERVAL))
-        tracker = TaskTracker(ledger, watcher, (writer.record_result,))
-        try:
-            yield Process(store, ledger, watcher, tracker, FakeProvider(end=end, **facts))
-        finally:
-            await tracker.aclose()
-            await watcher.aclose()
-            await writer.aclose()
 
 
 @pytest.fixture
 def database() -> Database:
     """Return a database for processes to share."""
     return Database()
-
-
-async def record_running(ledger: Ledger, number: int = 1, *, digest: str | None = None, claimed: bool = True) -> Entry:
-    """Record a running task."""
-    entry = await ledger.register(key=f"k-{number}", provider="fake", kind="character", request={"from_task": "t0"})
-    entry = await ledger.transition(entry, EntryState.SENDING, token_digest=digest)
-    return await ledger.transition(entry, EntryState.RUNNING, task_id=f"t{number}", claim=claimed)
-
-
-async def owner_of(ledger: Ledger, number: int = 1) -> str | None:
-    """Return the owner of a task."""
-    entry = await ledger.get(f"k-{number}")
-    assert entry
-    return entry.owner
 
 
 @pytest.mark.parametrize("claimed", [True, False])
@@ -228,54 +85,6 @@ async def test_polls_owned_tasks_at_the_fallback_interval(database: Database) ->
         assert await task.future == DONE
 
 
-async def test_polls_when_the_owner_records_the_end(database: Database) -> None:
-    """As soon as the owner has recorded the end of a task, the other processes poll it."""
-    async with start_process(database, "a", end=0) as first, start_process(database, "b", end=0) as second:
-        entry = await record_running(first.ledger)
-        task = await second.tracker.join(second.provider, entry)
-        assert await second.tracker.join(second.provider, entry) is task
-        assert second.provider.polls == []
-        await (await first.tracker.join(first.provider, entry)).future
-        assert (await task.future, second.provider.polls) == (DONE, first.provider.polls)
-        assert not second.ledger.notifier.keys
-
-
-async def test_finds_an_end_recorded_before_the_subscription(database: Database) -> None:
-    """An end that is recorded between reading the entry and subscribing to it is found at once."""
-    async with start_process(database, "a", end=0) as first, start_process(database, "b", end=0) as second:
-        entry = await record_running(first.ledger)
-        await (await first.tracker.join(first.provider, entry)).future
-        task = await second.tracker.join(second.provider, entry)
-        assert (await task.future, second.provider.polls) == (DONE, [0.0])
-
-
-async def test_survives_a_failed_catch_up(database: Database, caplog: pytest.LogCaptureFixture) -> None:
-    """If the entry cannot be read again after subscribing, the fallback polls still find the end."""
-    async with start_process(database, "a") as first, start_process(database, "b", end=0) as second:
-        entry = await record_running(first.ledger)
-        second.store.unreadable = True
-        task = await second.tracker.join(second.provider, entry)
-        assert "tracker.failed" in events(caplog.records)
-        second.store.unreadable = False
-        assert (await task.future, second.provider.polls) == (DONE, [FALLBACK_INTERVAL])
-
-
-async def test_polls_when_another_process_receives_the_callback(database: Database) -> None:
-    """The owner of a task polls at once when another process has received its callback."""
-    async with (
-        start_process(database, "a") as first,
-        start_process(database, "b", callback_url="https://me.invalid") as second,
-    ):
-        entry = await record_running(second.ledger, digest="d")
-        task = await second.tracker.join(second.provider, entry)
-        await asyncio.sleep(0.5 * INTERVAL)
-        second.provider.end = 0
-        to, facts = end_state(DONE, "character")
-        await first.ledger.transition(entry, to, **facts)
-        before = asyncio.get_running_loop().time()
-        assert (await task.future, asyncio.get_running_loop().time()) == (DONE, before)
-
-
 async def test_takes_over_from_a_dead_owner(database: Database) -> None:
     """When the owner dies, one waiting process polls the task, and the other tracks that process."""
     async with start_process(database, "b") as second, start_process(database, "c") as third:
@@ -319,22 +128,6 @@ async def test_claims_an_orphaned_task_on_joining(database: Database) -> None:
         tasks = await asyncio.gather(*(process.tracker.join(process.provider, entry) for process in (second, third)))
         assert [task.polled_elsewhere for task in tasks] == [False, True]
         assert await owner_of(second.ledger) == "b"
-
-
-async def test_polls_given_up_tasks_by_the_strategy(database: Database) -> None:
-    """After a person gave an entry up, its waiters poll the task by the strategy."""
-    async with start_process(database, "b") as second:
-        async with start_process(database, "a") as first:
-            entry = await record_running(first.ledger)
-            task = await second.tracker.join(second.provider, entry)
-            failed = TaskSnapshot(task_id="t1", provider="fake", state="fail")
-            to, facts = end_state(failed, "character")
-            await first.ledger.transition(entry, to, **facts)
-        await asyncio.sleep(20 * INTERVAL)
-        assert (task.polled_elsewhere, task.future.done()) == (False, False)
-        assert 20 <= len(second.provider.polls) < 40  # by the strategy, with some more at first
-        second.provider.end = 0
-        assert await task.future == DONE
 
 
 async def test_skips_tasks_that_end_during_a_take_over(database: Database) -> None:

@@ -1,0 +1,73 @@
+"""Follows a request by the ledger alone, and finds the requests that no process carries on."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING
+
+from sora_chars.errors import InvalidRequestError, SessionClosedError, WaitTimeoutError, printable
+from sora_chars.ledger.queries import find
+from sora_chars.ledger.states import UNFINISHED
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from sora_chars.ledger import Entry
+
+    from .dispatcher import Dispatcher
+
+
+async def ended_entry(dispatcher: Dispatcher, key: str, seconds: float) -> Entry:
+    """Wait until no process carries on the request of a key, and return its entry.
+
+    Raises:
+        InvalidRequestError: The ledger has no such key.
+        WaitTimeoutError: The request has not ended after `seconds`.
+        SessionClosedError: The session was closed.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    entry = await find(dispatcher.ledger, key)
+    while entry.state in UNFINISHED:
+        left = deadline - loop.time()
+        if left <= 0:
+            raise WaitTimeoutError(
+                f"Key {entry.key} had not ended when the wait for it timed out: it is {entry.state}.",
+                hint="Wait again: nothing is lost.",
+                key=entry.key,
+                provider=entry.provider,
+                task_id=entry.task_id,
+                charged="maybe" if entry.may_have_been_paid else "no",
+            )
+        entry = await _changed(dispatcher, entry, left)
+    return entry
+
+
+async def _changed(dispatcher: Dispatcher, entry: Entry, seconds: float) -> Entry:
+    timeout = None if seconds == math.inf else seconds
+    changed = asyncio.ensure_future(dispatcher.ledger.changed(entry, timeout=timeout))
+    try:
+        await asyncio.wait((changed, dispatcher.closed), return_when=asyncio.FIRST_COMPLETED)
+        if not changed.done():
+            raise SessionClosedError(
+                f"The session was closed before key {entry.key} ended.",
+                hint="Wait again in another session: nothing is lost.",
+                key=entry.key,
+                provider=entry.provider,
+            )
+        return changed.result()
+    finally:
+        changed.cancel()
+
+
+async def due(dispatcher: Dispatcher, *, idle: float, limit: int) -> AsyncGenerator[Entry, None]:
+    """Yield the entries of this session's providers that no process carries on; see `CharacterSession.due`."""
+    for name, value, least in (("idle", idle, 0), ("limit", limit, 1)):
+        given: object = value
+        if not (isinstance(given, int | float) and least <= given < math.inf):
+            raise InvalidRequestError(f"{name} must be a number from {least}, got {printable(repr(given))}.")
+    names = {provider.name for provider in dispatcher.providers}
+    async for entry in dispatcher.ledger.due(idle=idle, limit=limit):
+        if entry.provider in names:
+            yield entry
