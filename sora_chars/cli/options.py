@@ -13,7 +13,6 @@ import click
 from click.core import ParameterSource
 
 from sora_chars.errors import ConfigurationError, printable
-from sora_chars.media import FITS
 from sora_chars.polling.strategies import AdaptiveInterval, FixedInterval
 from sora_chars.providers.evolink import Evolink
 from sora_chars.providers.kie import Kie
@@ -27,9 +26,10 @@ from sora_chars.responses import parse_json
 
 from .context import CommandContext
 from .ledger_location import LedgerLocation
+from .video_options import upload_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from sora_chars.media import Fit
     from sora_chars.models import UploadProgress
@@ -40,8 +40,6 @@ _CALLING_BACK = ("kie", "kling", "wavespeed", "evolink")
 _WITH_TASKS = (*_CALLING_BACK, "seedance")
 
 _HOSTED = {"kling", "evolink", "seedance"}
-HOSTS = ("kie", "wavespeed", "seedance")
-"""The providers whose uploads `--hosting` uses."""
 
 _DEFAULT_TIMEOUT = 1800.0  # seconds
 _RESPONSE_TIMEOUT = 60.0  # seconds
@@ -168,7 +166,7 @@ class Settings:
         """
         options: dict[str, Any] = {"base_url": self.base_url, "proxy": self.proxy}
         if self.hosting and self.provider in _HOSTED:
-            options["hosting"] = self._host(on_upload)
+            options["hosting"] = upload_of(self.hosting, self.proxy, self.upload_url, on_upload)
         if self.provider == "kie":
             options |= {"upload_url": self.upload_url, "callback_url": self.callback_url, "on_upload": on_upload}
             return Kie(timeout=_RESPONSE_TIMEOUT, **_given(options))
@@ -184,14 +182,6 @@ class Settings:
             return Vidu(timeout=self.timeout or _GATEWAY_RESPONSE_TIMEOUT, **_given(options))
         # The character is the response to the only request, so `--timeout` limits that request.
         return Kkiai.gateway(self.provider, timeout=self.timeout or _GATEWAY_RESPONSE_TIMEOUT, **_given(options))
-
-    def _host(self, on_upload: Callable[[UploadProgress], None] | None) -> Callable[[Path], Awaitable[str]]:
-        """Return the upload of the provider that `--hosting` names; its address and its key are in the environment."""
-        if self.hosting == "wavespeed":
-            return Wavespeed(proxy=self.proxy, on_upload=on_upload).upload
-        if self.hosting == "seedance":
-            return SeedanceAssets(proxy=self.proxy, ark=False).upload
-        return Kie(proxy=self.proxy, on_upload=on_upload, **_given({"upload_url": self.upload_url})).upload
 
     def open_listener(self) -> socket.socket | None:
         """Return a listening socket for callbacks, or None without `--listen`.
@@ -264,27 +254,6 @@ def submit_options(command: C) -> C:
             metavar="SECONDS",
             help="Seconds that Ctrl-C, SIGTERM and SIGHUP leave for the responses to requests that were sent.  "
             "[default: what the provider may take: 60; vidu and gateways: their --timeout]",
-        ),
-    )
-
-
-def video_options(command: C) -> C:
-    """Add the options for local videos: how they are cut, and where they are hosted."""
-    return _add(
-        command,
-        click.option(
-            "--fit",
-            type=click.Choice(FITS),
-            default="pad",
-            show_default=True,
-            help="Make a video of another shape fit by black bars, or by cutting off its edges.",
-        ),
-        click.option(
-            "--hosting",
-            type=click.Choice(HOSTS),
-            metavar="NAME",
-            help=f"Upload local files to {', '.join(HOSTS[:-1])} or {HOSTS[-1]}, with its own key, for providers that "
-            "take URLs only: kling, evolink and Ark.",
         ),
     )
 

@@ -145,5 +145,5 @@ class Evolink(ElementGateway):
         if path is None:
             return str(source)
         if self._hosting is None:
-            raise TypeError("a local file needs hosting=")
+            raise TypeError("Evolink takes URLs only; a local file needs hosting=")
         return await self._hosting.url_of(path)

@@ -40,8 +40,7 @@ class Hosting:
             ConfigurationError: `host` returned no URL.
             OSError: The file cannot be read.
         """
-        facts = await asyncio.to_thread(path.stat)
-        name = str(path.absolute()), facts.st_size, facts.st_mtime_ns
+        name = await asyncio.to_thread(_identity, path)
         now = asyncio.get_running_loop().time()
         made_at, url = self._urls.get(name, (0.0, ""))
         if url and now - made_at < _LIFETIME:
@@ -56,12 +55,17 @@ class Hosting:
     async def _upload(self, path: Path) -> str:
         owner = getattr(self.host, "__self__", None)
         async with AsyncExitStack() as stack:
-            if isinstance(owner, Provider):
+            if owner is not None and Provider in type(owner).__mro__:
                 await stack.enter_async_context(owner)
             url: object = await self.host(path)
         if isinstance(url, str) and is_url(url):
             return url
         raise ConfigurationError(f"hosting must return an http(s) URL, got {printable(repr(url), limit=60)}.")
+
+
+def _identity(path: Path) -> tuple[str, int, int]:
+    facts = path.stat()
+    return str(path.absolute()), facts.st_size, facts.st_mtime_ns
 
 
 def hosting_of(host: Host | None) -> Hosting | None:

@@ -38,7 +38,7 @@ def request_problems(accepts: Accepts, request: Request) -> list[str]:
             problems += file_problems("video", video, rule) if cut_here is None else cut_here
     for number, image in enumerate(request.images or ()):
         path = path_of(image)
-        if path is not None and accepts.images and accepts.images.local in _SENT:
+        if path is not None and accepts.images and accepts.images.local in SENT:
             problems += file_problems(f"images[{number}]", path, accepts.images)
     return problems
 

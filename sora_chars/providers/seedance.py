@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from sora_chars.models import Request, Source, TaskSnapshot
     from sora_chars.responses import Response
 
+    from .hosting import Host
+
 T = TypeVar("T")
 
 ARK_LIMITS = Limits(creates=(10, 1.0), polls=(100, 1.0))

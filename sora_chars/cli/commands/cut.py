@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from sora_chars.cli.context import CommandContext
     from sora_chars.models import MediaRule
 
-RULES: Mapping[str, MediaRule] = {"kie": KIE, "kling": KLING, "vidu": VIDU, "seedance": SEEDANCE}
+RULES: Mapping[str, MediaRule] = {
+    "kie": KIE,
+    "kling": KLING,
+    "wavespeed": KLING,
+    "evolink": KLING,
+    "vidu": VIDU,
+    "seedance": SEEDANCE,
+}
 """The rule for videos of each provider that takes whole videos."""
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sora_chars.cli.options import Settings, create_options, json_input, query_options, task_options, video_options
+from sora_chars.cli.options import Settings, create_options, json_input, query_options, task_options
 from sora_chars.cli.render import (
     MODEL_COLUMNS,
     character_json,
@@ -20,6 +20,7 @@ from sora_chars.cli.render import (
 )
 from sora_chars.cli.runner import run as run_command
 from sora_chars.cli.single_task import submit_and_wait, wait_for
+from sora_chars.cli.video_options import video_options
 from sora_chars.errors import InvalidRequestError, NoAnswerError
 from sora_chars.ids import new_key
 from sora_chars.ledger import EntryState
