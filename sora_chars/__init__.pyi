@@ -44,18 +44,22 @@ from .models import (
     CharacterRequest,
     Clip,
     Eta,
+    JobFields,
     ModelInfo,
     RowFields,
     TaskFailure,
     TaskRequest,
     TaskSnapshot,
     UploadProgress,
+    Voice,
+    VoiceRequest,
 )
 from .polling.handle import TaskHandle
 from .polling.strategies import AdaptiveInterval, FixedInterval, SteppedInterval
 from .polling.watcher import TaskWatcher
 from .protocols import PollingStrategy, Provider
 from .providers.evolink import Evolink
+from .providers.heygen import HeyGen
 from .providers.kie import Kie
 from .providers.kie_callback import CallbackEvent
 from .providers.kkiai import GATEWAYS, Gateway, Kkiai
@@ -93,10 +97,12 @@ __all__ = [
     "Evolink",
     "FixedInterval",
     "Gateway",
+    "HeyGen",
     "InsufficientCreditsError",
     "InvalidCallbackError",
     "InvalidRequestError",
     "InvalidTransitionError",
+    "JobFields",
     "KeyConflictError",
     "Kie",
     "Kkiai",
@@ -140,6 +146,8 @@ __all__ = [
     "UploadProgress",
     "UsageCapError",
     "Vidu",
+    "Voice",
+    "VoiceRequest",
     "WaitTimeoutError",
     "WatcherStoppedError",
     "Wavespeed",

@@ -190,10 +190,16 @@ class RequestRejectedError(ProviderError):
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)
 class RateLimitedError(ProviderError):
-    """Too many requests. The provider rejected the request, did not queue it, and did nothing."""
+    """Too many requests. The provider rejected the request, did not queue it, and did nothing.
+
+    Attributes:
+        creates_only: True if only creates are rejected, such as for too many tasks at
+            once. Polls then go on, and only creates pause.
+    """
 
     transient: bool = True
     harmless: bool = True
+    creates_only: bool = False
 
 
 @attrs.define(eq=False, slots=False, kw_only=True, repr=False)

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 SENTENCES: Mapping[str, str] = {
     "batch.broken": "A row of the batch raised an unexpected error",
     "batch.left": "The batch was left while tasks were in flight; they continue",
+    "callback.on_event_failed": "The application's `on_event` raised an error; the callback counts as taken",
     "callback.rejected": "A callback was rejected",
     "callback.unsigned": "Callbacks are verified by their token only, since there is no signing key",
+    "consent.no_page": "The page on which a person consents could not be requested; the next poll requests it again",
     "exchange": "Request and response",
     "ledger.entry_restored": "The ledger had lost an entry, which was written again",
     "ledger.indexed": "The search index is complete",
@@ -52,6 +54,7 @@ SENTENCES: Mapping[str, str] = {
     "submission.outlived_its_caller": "The task keeps running although its caller was cancelled",
     "submission.second_task": "A key has a second task, which the ledger does not record",
     "submission.settled": "The provider was asked and showed the task of a request whose response was lost",
+    "task.waits_for_person": "The task waits for a person, who must act on the page that its snapshot names",
     "tracker.failed": "The owners of tasks could not be checked; they are checked again",
     "upload.temporary": "The uploaded file is temporary, and a character made from it may end with it",
     "watcher.died": "The poller of a provider has ended; its waits end with an error",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .logs import event_logger
 
@@ -42,6 +42,14 @@ class Observers:
     def remove(self, observer: Observer) -> None:
         """Pass no more events to an observer."""
         self._set(other for other in self._observers if other != observer)
+
+    def meta(self) -> dict[str, Any]:
+        """Return the facts that the observers add to the `meta` of a new request, by their method `request_meta`."""
+        found: dict[str, Any] = {}
+        for observer in self._observers:
+            if request_meta := getattr(observer, "request_meta", None):
+                found |= request_meta()
+        return found
 
     def emit(self, event: Event) -> None:
         """Pass an event to every observer, and drop each one that raises."""

@@ -42,19 +42,24 @@ class Provider(Protocol):
         synchronous: Whether `submit` returns a finished snapshot.
         callback_url: The base URL at which callbacks of this provider's tasks arrive.
             None if there are none.
+        calls_back: Whether the provider can be given a callback URL. A session with
+            `public_url` then sets `callback_url`, unless the provider has one.
         account: The account whose rate limits the provider keeps. Processes that share
             a ledger divide these limits between them. None without known limits.
         accepts: What the provider accepts, as data. None if it is not described.
         settles: How a request whose response was lost can be settled: "lookup" if
             `lookup` finds the task by the key. None if the provider cannot be asked.
+        makes_voices: Whether `submit` takes a `VoiceRequest`.
     """
 
     name: str
     synchronous: bool = False
     callback_url: str | None = None
+    calls_back: bool = False
     account: Account | None = None
     accepts: Accepts | None = None
     settles: Settles | None = None
+    makes_voices: bool = False
 
     def check(self, request: Request) -> Sequence[str]:
         """Return why this provider cannot serve a request: one line for each reason, naming the field.

@@ -244,7 +244,8 @@ class Transport:
                     self._log(call, started, error=error)
                     failure = _no_answer(error, self.provider, call)
                     # Other errors may contain our headers, or what the server wrote.
-                    failure.__cause__ = error if isinstance(error, OSError) else None
+                    is_safe = isinstance(error, OSError) and mask(str(error)) == str(error)  # a URL has secrets
+                    failure.__cause__ = error if is_safe else None
                 else:
                     self._log(call, started, answer=answer)
                     try:
@@ -252,7 +253,7 @@ class Transport:
                     except ProviderError as error:
                         failure = error
                     else:
-                        self.account.cooldown.on_success(sent=slot.sent)
+                        self.account.on_success(call.kind, sent=slot.sent)
                         return result
                 self._note(failure, slot.sent, call)
                 raise failure  # outside of `except`, where Python would attach the original error as context
@@ -261,11 +262,12 @@ class Transport:
         """Complete an error, and pass it on to the account's cool-down."""
         if isinstance(error, RateLimitedError):
             now = asyncio.get_running_loop().time()
-            self.account.cooldown.on_429(sent=sent, now=now, retry_after=error.retry_after)
+            paused = self.account.paused_by(error)
+            paused.on_429(sent=sent, now=now, retry_after=error.retry_after)
             if observed := observation.get():
-                observed.cooled_down(call.kind, self.account.cooldown.until - now)
+                observed.cooled_down(call.kind, paused.until - now)
         elif not isinstance(error, NoAnswerError):
-            self.account.cooldown.on_success(sent=sent)
+            self.account.on_success(call.kind, sent=sent)
         error.provider = self.provider
         error.message = self._hide(error.message, call.secrets)
         error.harmless |= call.kind != "create"

@@ -28,7 +28,7 @@ from sora_chars.errors import (
 from sora_chars.ids import new_key
 from sora_chars.ledger import EntryState
 from sora_chars.logs import event_logger
-from sora_chars.models import Character, as_request
+from sora_chars.models import Character, as_request, of_row
 from sora_chars.ratelimit.window import flow
 
 from .budget import Budget
@@ -343,7 +343,7 @@ def _new_item(index: int, row: Any, now: float) -> _Item:
     if isinstance(row, Mapping):
         fields = dict(row)
         provider = fields.pop("provider", None)
-        row = as_request(None, fields)
+        row = of_row(fields)
     request = as_request(row, {})
     keyed = request if request.key else attrs.evolve(request, key=new_key())
     return _Item(index, request, keyed, provider, now)

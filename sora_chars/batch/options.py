@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import attrs
 
 from sora_chars.errors import printable
-from sora_chars.models import Request, RowFields, raise_if_invalid, seconds_problems
+from sora_chars.models import JobFields, Request, RowFields, raise_if_invalid, seconds_problems
 from sora_chars.ratelimit.window import UNLIMITED
 
 from .budget import amount_problems
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from .budget import Price
 
-Row = Request | RowFields
-"""A request, or the fields of a `CharacterRequest` and optionally its provider."""
+Row = Request | RowFields | JobFields
+"""A request, or the fields of a `CharacterRequest` or a `TaskRequest` and optionally its provider."""
 Rows = Iterable[Row] | AsyncIterable[Row]
 Start = Callable[[Request, str | None], "Awaitable[TaskHandle[Any]]"]
 CostBefore = Callable[[Request], "Awaitable[float]"]

@@ -12,7 +12,7 @@ import math
 import re
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
@@ -32,26 +32,73 @@ from sora_chars.logs import event_logger
 from sora_chars.observers import observing
 from sora_chars.polling.watched_task import wake
 from sora_chars.providers.kie_callback import verify
-from sora_chars.session.recorded import dispatcher_of
 
 from .adapters import ACCEPTED, AsgiApp, aiohttp_app
 from .confirmations import Confirmations
 from .inflate import inflated
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
     from aiohttp import web
 
-    from sora_chars.ledger import Entry
+    from sora_chars.ledger import Entry, Ledger
+    from sora_chars.observers import Observers
+    from sora_chars.polling.watcher import TaskWatcher
+    from sora_chars.protocols import Provider
     from sora_chars.providers.kie_callback import CallbackEvent
-    from sora_chars.session.session import CharacterSession
 
     from .adapters import Body
 
     Waiter = asyncio.Future[CallbackEvent | None]
+    OnEvent = Callable[[CallbackEvent, Entry], Awaitable[object]]
 
 log = event_logger("sora_chars.callbacks")
+
+
+class ReceivingDispatcher(Protocol):
+    """What a receiver needs of an open session."""
+
+    closed: asyncio.Future[None]
+
+    async def handle_callback(
+        self, entry: Entry, task_id: str, digest: str | None, *, settle_only: bool = False
+    ) -> None:
+        """Poll the task that a callback names."""
+        ...
+
+
+class ReceivingSession(Protocol):
+    """What a receiver needs of a session: `CharacterSession` has it."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where the requests are recorded."""
+        ...
+
+    @property
+    def providers(self) -> Sequence[Provider]:
+        """The providers whose callbacks arrive."""
+        ...
+
+    @property
+    def watcher(self) -> TaskWatcher:
+        """Polls the tasks."""
+        ...
+
+    @property
+    def observers(self) -> Observers:
+        """Those who observe the session."""
+        ...
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that a wait lasts by default."""
+        ...
+
+    def dispatcher(self) -> ReceivingDispatcher:
+        """Return the parts of the open session, or raise."""
+        ...
 
 
 @attrs.define(eq=False)
@@ -77,18 +124,24 @@ class CallbackReceiver:
         body_timeout: Seconds in which the whole body must arrive.
         max_events: Number of recent events that are kept for later calls of `expect`.
         clock: Returns the current time in seconds since the epoch.
+        on_event: Awaited with each callback that was taken, and the entry as it is then. An error of it is logged,
+            and the callback counts as taken.
+        settle_only: Poll the task once for each callback and record what it shows, but do not go on to poll it: for
+            a web process beside a job engine that polls. A task that this process polls already is polled now.
 
     Raises:
         ConfigurationError: The key is empty.
     """
 
-    session: CharacterSession = attrs.field(repr=False)
+    session: ReceivingSession = attrs.field(repr=False)
     hmac_key: str | bytes | None = attrs.field(default=None, repr=False)
     tolerance: float = attrs.field(default=300.0, kw_only=True)
     body_limit: int = attrs.field(default=1024 * 1024, kw_only=True)
     body_timeout: float = attrs.field(default=10.0, kw_only=True)
     max_events: int = attrs.field(default=1024, kw_only=True)
     clock: Callable[[], float] = attrs.field(default=time.time, kw_only=True, repr=False)
+    on_event: OnEvent | None = attrs.field(default=None, kw_only=True, repr=False)
+    settle_only: bool = attrs.field(default=False, kw_only=True)
     _events: dict[str, CallbackEvent] = attrs.field(factory=dict, init=False, repr=False)
     _confirmations: Confirmations = attrs.field(factory=Confirmations, init=False, repr=False)
     _waiters: dict[str, set[Waiter]] = attrs.field(factory=dict, init=False, repr=False)
@@ -120,13 +173,13 @@ class CallbackReceiver:
             SessionClosedError: The session is closed.
             WrongLoopError: The session belongs to another event loop.
         """
-        dispatcher_of(self.session)
+        self.session.dispatcher()
         if event := self._events.get(task_id):
             return event
         limit = self.session.timeout if timeout is None else timeout
         if event := await self._next(task_id, limit):
             return event
-        dispatcher_of(self.session)  # raises if the session was closed
+        self.session.dispatcher()  # raises if the session was closed
         raise WaitTimeoutError(
             f"No callback of task {printable(task_id)} arrived within {limit:g} s.",
             hint="Await the task's handle, which polls too.",
@@ -134,7 +187,7 @@ class CallbackReceiver:
 
     async def _next(self, task_id: str, limit: float) -> CallbackEvent | None:
         """Wait for the next event of a task; return None after `limit` seconds or when the session closes."""
-        closed = dispatcher_of(self.session).closed
+        closed = self.session.dispatcher().closed
         if self._closed is not closed:  # one done callback serves all waiters until the session closes
             self._closed = closed
             self._closed.add_done_callback(self._release)
@@ -253,17 +306,27 @@ class CallbackReceiver:
 
     def _check_session(self) -> None:
         try:
-            dispatcher_of(self.session)
+            self.session.dispatcher()
         except (SessionClosedError, WrongLoopError) as error:
             raise _rejection(503, "the session is not open here") from error
 
     async def _admit(self, event: CallbackEvent, entry: Entry, digest: str) -> None:
         """Accept an event, after others of its entry if the provider must confirm that the task is the entry's."""
         accept = partial(self._accept, event, entry, digest)
-        if event.task_id == entry.task_id or (entry.task_id and digest == entry.token_digest):
+        is_known = event.task_id == entry.task_id or (entry.task_id and digest == entry.token_digest)
+        if is_known and not self.settle_only:
             await accept()
-        else:  # a token without a task, or of an earlier attempt
+        else:  # a token without a task, or of an earlier attempt, or the provider is asked for each callback
             await self._confirmations.run(entry.key, event.task_id, accept)
+        if self.on_event:
+            await self._report(self.on_event, event, entry)
+
+    async def _report(self, on_event: OnEvent, event: CallbackEvent, entry: Entry) -> None:
+        try:
+            await on_event(event, await self.session.ledger.get(entry.key) or entry)
+        except Exception as error:  # the application's; the task is settled by the callback all the same
+            facts = {"key": entry.key, "task_id": event.task_id, "error": printable(error)}
+            log.exception("callback.on_event_failed", extra=facts)
 
     async def _accept(self, event: CallbackEvent, entry: Entry, digest: str) -> None:
         """Wake the waiters of `expect` and have the task polled."""
@@ -278,7 +341,7 @@ class CallbackReceiver:
             wake(waiter, event)
         self.session.watcher.callback_health.record_success()
         try:
-            await dispatcher_of(self.session).handle_callback(entry, event.task_id, digest)
+            await self.session.dispatcher().handle_callback(entry, event.task_id, digest, settle_only=self.settle_only)
         except (SessionClosedError, ConfigurationError, LedgerError, ProviderError, MissingCharacterError) as error:
             raise _rejection(503, "it cannot be confirmed now") from error
 

@@ -48,6 +48,7 @@ COMMANDS = {
     "resume": ("resume", "Wait for every task that is recorded as running."),
     "run": ("tasks", "Run a task of any model of kie.ai's job API."),
     "status": ("tasks", "Fetch the current state of a task."),
+    "voice": ("tasks", "Create a voice from a recording, for `create --voice`."),
     "wait": ("tasks", "Wait for a task that was created earlier."),
 }
 """Each command's module in `commands` and the first sentence of its help text."""

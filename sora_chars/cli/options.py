@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from sora_chars.errors import ConfigurationError, printable
 from sora_chars.polling.strategies import AdaptiveInterval, FixedInterval
 from sora_chars.providers.evolink import Evolink
+from sora_chars.providers.heygen import HeyGen
 from sora_chars.providers.kie import Kie
 from sora_chars.providers.kkiai import GATEWAYS, Kkiai
 from sora_chars.providers.kling import Kling
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
     from sora_chars.models import UploadProgress
     from sora_chars.protocols import PollingStrategy, Provider
 
-PROVIDERS = ("kie", "kling", "wavespeed", "evolink", "vidu", "seedance", *GATEWAYS)
+PROVIDERS = ("kie", "kling", "wavespeed", "evolink", "vidu", "seedance", "heygen", *GATEWAYS)
 _CALLING_BACK = ("kie", "kling", "wavespeed", "evolink")
-_WITH_TASKS = (*_CALLING_BACK, "seedance")
+_WITH_TASKS = (*_CALLING_BACK, "seedance", "heygen")
 
 _HOSTED = {"kling", "evolink", "seedance"}
 
@@ -124,7 +125,7 @@ class Settings:
             raise click.UsageError("--callback-url and --listen require each other.")
         if self.provider not in _CALLING_BACK and self.callback_url:
             names = f"{', '.join(_CALLING_BACK[:-1])} and {_CALLING_BACK[-1]}"
-            raise click.UsageError(f"--callback-url: {self.provider} sends no callbacks; only {names} do.")
+            raise click.UsageError(f"--callback-url: {self.provider} is only polled; callbacks come from {names}.")
         if self.webhook_key is not None and not self.webhook_key.strip():
             raise ConfigurationError(
                 f"--webhook-key and {_WEBHOOK_VARIABLE} must not be empty.",
@@ -176,8 +177,9 @@ class Settings:
         if self.provider in {"kling", "evolink"}:
             make = Kling if self.provider == "kling" else Evolink
             return make(timeout=_RESPONSE_TIMEOUT, **_given(options | {"callback_url": self.callback_url}))
-        if self.provider == "seedance":
-            return SeedanceAssets(timeout=_RESPONSE_TIMEOUT, **_given(options))
+        if self.provider in {"heygen", "seedance"}:
+            polled = HeyGen if self.provider == "heygen" else SeedanceAssets
+            return polled(timeout=_RESPONSE_TIMEOUT, **_given(options))
         if self.provider == "vidu":
             return Vidu(timeout=self.timeout or _GATEWAY_RESPONSE_TIMEOUT, **_given(options))
         # The character is the response to the only request, so `--timeout` limits that request.
@@ -203,11 +205,11 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def provider_options(command: C) -> C:
+def provider_options(command: C, *, default: str = "kie") -> C:
     """Add the options that select a provider."""
     return _add(
         command,
-        provider_choice(default="kie", help_text=f"One of {', '.join(PROVIDERS)}."),
+        provider_choice(default=default, help_text=f"One of {', '.join(PROVIDERS)}."),
         address_options,
     )
 
@@ -335,6 +337,11 @@ def output_options(command: C) -> C:
 def create_options(command: C) -> C:
     """Add the options that all commands share which send paid requests."""
     return provider_options(submit_options(_wait_and_output_options(command)))
+
+
+def voice_options(command: C) -> C:
+    """Add the options of `create_options`, with the provider that creates voices as the default."""
+    return provider_options(submit_options(_wait_and_output_options(command)), default="kling")
 
 
 def task_options(command: C) -> C:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from sora_chars.ledger.queries import SavedCharacter
-    from sora_chars.models import Character, ModelInfo, TaskSnapshot
+    from sora_chars.models import Character, ModelInfo, TaskSnapshot, Voice
 
 Rows = list[tuple[str, str]]
 Cells = tuple[str, ...]
@@ -58,7 +58,7 @@ def character_json(character: Character, *, key: str | None) -> dict[str, Any]:
 
     `task_id` is null if the provider has no tasks, `key` if it is not known.
     """
-    names = ("id", "username", "mention", "name", "permalink", "picture_url")
+    names = ("id", "username", "mention", "name", "permalink", "picture_url", "usage")
     return {
         "provider": character.provider,
         "task_id": character.task_id,
@@ -67,9 +67,22 @@ def character_json(character: Character, *, key: str | None) -> dict[str, Any]:
     }
 
 
+def voice_json(voice: Voice, *, key: str | None) -> dict[str, Any]:
+    """Return the object of a voice."""
+    found = {"id": voice.id, "name": voice.name}
+    return {"provider": voice.provider, "task_id": voice.task_id, "key": key, "voice": found}
+
+
+def voice_rows(voice: Voice, *, key: str | None = None, time_taken: str | None = None) -> Rows:
+    """Return the rows of a voice."""
+    facts = {"id": voice.id, "name": voice.name, "provider": voice.provider, "task": voice.task_id}
+    return _rows(facts | {"key": key, "time": time_taken})
+
+
 def task_json(snapshot: TaskSnapshot) -> dict[str, Any]:
     """Return the object of a task that creates no character, or is still running."""
-    return {name: getattr(snapshot, name) for name in ("provider", "task_id", "model", "state", "result")}
+    task = {name: getattr(snapshot, name) for name in ("provider", "task_id", "model", "state", "result")}
+    return task | ({"waiting_for": snapshot.waiting_for} if snapshot.waiting_for else {})
 
 
 def models_json(provider: str, models: Iterable[ModelInfo]) -> dict[str, Any]:
@@ -97,6 +110,7 @@ def error_json(error: SoraCharsError, *, task_id: str | None = None, key: str | 
         "request_id": error.request_id,
         "charged": error.charged if error.may_have_been_paid else None,
         "hint": in_options(error.hint) or None,
+        "waiting_for": handle.snapshot.waiting_for if handle and handle.snapshot else None,
     }
     return {"error": {name: value for name, value in facts.items() if value is not None}}
 
@@ -110,6 +124,7 @@ def character_rows(character: Character, *, key: str | None = None, time_taken: 
             "name": character.name,
             "permalink": character.permalink,
             "picture": character.picture_url,
+            "usage": None if character.usage is None else json.dumps(character.usage, ensure_ascii=False),
             "provider": character.provider,
             "task": character.task_id,
             "key": key,
@@ -126,6 +141,7 @@ def task_rows(snapshot: TaskSnapshot, *, time_taken: str | None = None) -> Rows:
             "provider": snapshot.provider,
             "model": snapshot.model,
             "state": snapshot.state,
+            "waiting for": snapshot.waiting_for,
             "progress": None if snapshot.progress is None else f"{snapshot.progress:g} %",
             "ran for": None if snapshot.duration is None else f"{snapshot.duration:.1f} s",
             "credits": None if snapshot.credits is None else f"{snapshot.credits:g}",
@@ -174,7 +190,9 @@ def entry_row(entry: Entry, now: float) -> Cells:
     """Return the cells of `ENTRY_COLUMNS`."""
     try:
         request = entry.request
-        values = [request.get(name) for name in ("model", "name", "from_task", "video", "image", "clip", "prompt")]
+        values = [
+            request.get(name) for name in ("model", "name", "from_task", "video", "image", "source", "clip", "prompt")
+        ]
     except (AttributeError, UnreadableEntryError):
         values = ["(unreadable)"]
     cells = (entry.key, entry.state, _age(entry.created_at, now), entry.provider, _credits(entry.credits))
@@ -185,6 +203,7 @@ def entry_rows(entry: Entry) -> Rows:
     """Return the rows of an entry and of its result."""
     snapshot = to_snapshot(entry) if entry.result else None
     character = snapshot.character if snapshot else None
+    made = character or (snapshot.voice if snapshot else None)
     error = entry.error or {}
     result = snapshot.result if snapshot and entry.kind == "task" else None
     return _rows(
@@ -192,7 +211,7 @@ def entry_rows(entry: Entry) -> Rows:
             "key": entry.key,
             "state": entry.state,
             "error": mask(" ".join(str(error[name]) for name in ("code", "message") if error.get(name))) or None,
-            "id": character.id if character else None,
+            "id": made.id if made else None,
             "mention": character.mention if character else None,
             "permalink": character.permalink if character else None,
             "result": None if result is None else json.dumps(result, ensure_ascii=False),

@@ -11,16 +11,16 @@ from sora_chars.errors import LedgerError, SubmissionUnknownError, TaskNotFoundE
 from sora_chars.ledger import EntryState
 from sora_chars.media import Cutting
 from sora_chars.session import resolving
-from sora_chars.session.recorded import dispatcher_of
 from sora_chars.session.session import CharacterSession
 
 from .callback_server import serve_callbacks
 from .repeated_requests import repeated_requests_shown
+from .waiting import updates_with_pages
 
 if TYPE_CHECKING:
     from sora_chars.ledger import Entry
     from sora_chars.media import CutProgress
-    from sora_chars.models import CharacterRequest, TaskRequest, UploadProgress
+    from sora_chars.models import Request, UploadProgress
     from sora_chars.polling.handle import TaskHandle
     from sora_chars.protocols import Provider
 
@@ -35,7 +35,7 @@ _RETRIED = {EntryState.FAILED, EntryState.REJECTED}
 
 
 async def submit_and_wait(
-    context: CommandContext, settings: Settings, request: CharacterRequest | TaskRequest, *, is_retry: bool
+    context: CommandContext, settings: Settings, request: Request, *, is_retry: bool
 ) -> tuple[Any, str]:
     """Return the outcome of a new task, and the time it took as text.
 
@@ -99,7 +99,7 @@ class _Submission:
         """The seconds that are left of `--timeout`."""
         return max(0.0, self.deadline - asyncio.get_running_loop().time())
 
-    async def handle(self, request: CharacterRequest | TaskRequest) -> TaskHandle[Any]:
+    async def handle(self, request: Request) -> TaskHandle[Any]:
         """Return the handle of the request. If its outcome is unknown, wait for the callback that settles it.
 
         Raises:
@@ -120,8 +120,8 @@ class _Submission:
                 self.context.task_id = handle.task_id
                 return handle
 
-    async def _submit(self, request: CharacterRequest | TaskRequest, *, is_retry: bool) -> TaskHandle[Any]:
-        dispatcher = dispatcher_of(self.session)
+    async def _submit(self, request: Request, *, is_retry: bool) -> TaskHandle[Any]:
+        dispatcher = self.session.dispatcher()
         self.context.stop_waiting = dispatcher.stop_waiting
         try:
             handle: TaskHandle[Any] = await (
@@ -162,7 +162,7 @@ async def wait_for(
         WaitTimeoutError: The task had not ended after `timeout` seconds.
     """
     try:
-        async for snapshot in handle.updates(timeout):
+        async for snapshot in updates_with_pages(context, handle, timeout):
             line.update(f"{handle.provider} task {handle.task_id}: {snapshot.state}, via {handle.woken_by}")
     except WaitTimeoutError as error:
         if context.key is None and handle.is_missing:

@@ -16,7 +16,7 @@ from .states import ENDED, RESTARTS, EntryState, check_transition
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from sora_chars.models import Character, TaskSnapshot
+    from sora_chars.models import Character, TaskSnapshot, Voice
 
 Lookup = Literal["key", "task", "token"]
 """What an entry is found by: its key, its provider and task id, or its token's digest.
@@ -87,7 +87,7 @@ class Entry:
     Attributes:
         key: The idempotency key, unique in a ledger.
         provider: The name of the provider that the request is for.
-        kind: The kind of request: "character" or "task"; "omni" in entries of earlier
+        kind: The kind of request: "character", "task" or "voice"; "omni" in entries of earlier
             versions, which `current_form` reads.
         state: What is known of the request; see `EntryState`.
         request_json: The request as JSON text; `request` is its value. Once the entry has
@@ -151,8 +151,8 @@ class Entry:
 
         return character_of(self)
 
-    def outcome(self) -> Character | TaskSnapshot:
-        """Return the character, or the finished snapshot of a `TaskRequest`.
+    def outcome(self) -> Character | Voice | TaskSnapshot:
+        """Return the character, the voice or the finished snapshot of a `TaskRequest`.
 
         Raises:
             WaitTimeoutError: The request has not ended.

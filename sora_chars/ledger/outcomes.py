@@ -21,7 +21,7 @@ from .serialize import rejection, to_request, to_snapshot
 from .states import ENDED, EntryState
 
 if TYPE_CHECKING:
-    from sora_chars.models import Character, TaskSnapshot
+    from sora_chars.models import Character, TaskSnapshot, Voice
 
     from .entry import Entry
 
@@ -29,8 +29,8 @@ FINISHED = ENDED | {EntryState.UNKNOWN}
 """The states in which nothing is under way that a process would carry on."""
 
 
-def outcome_of(entry: Entry) -> Character | TaskSnapshot:
-    """Return the character of an entry; for the request of a task, its finished snapshot.
+def outcome_of(entry: Entry) -> Character | Voice | TaskSnapshot:
+    """Return the character or the voice of an entry; for the request of a task, its finished snapshot.
 
     Raises:
         TaskFailedError: The task failed.
@@ -56,7 +56,7 @@ def character_of(entry: Entry) -> Character | None:
     return character and attrs.evolve(character, name=character.name or _name_of(entry))
 
 
-def _outcome_of(entry: Entry) -> Character | TaskSnapshot:
+def _outcome_of(entry: Entry) -> Character | Voice | TaskSnapshot:
     match entry.state:
         case EntryState.SUCCEEDED | EntryState.FAILED:
             return _result_of(entry)
@@ -89,11 +89,13 @@ def character_deleted(entry: Entry) -> CharacterDeletedError:
     )
 
 
-def _result_of(entry: Entry) -> Character | TaskSnapshot:
+def _result_of(entry: Entry) -> Character | Voice | TaskSnapshot:
     snapshot = to_snapshot(entry)
     snapshot.outcome()  # raises if the task failed
     if entry.kind == "task":
         return snapshot
+    if snapshot.voice:
+        return snapshot.voice
     if character := character_of(entry):
         return character
     raise MissingCharacterError(

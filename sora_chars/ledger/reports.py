@@ -79,5 +79,5 @@ def _end(entry: Entry, observed: Observation | None) -> Event:
         polls=observed.polls if observed else None,
         woken_by=observed.woken_by if observed else None,
         error=entry.error,
-        meta=getattr(entry, "meta", None) or {},
+        meta=entry.meta,
     )

@@ -25,6 +25,8 @@ from sora_chars.models import (
     TaskFailure,
     TaskRequest,
     TaskSnapshot,
+    Voice,
+    VoiceRequest,
     is_url,
 )
 from sora_chars.redaction import hide_tokens, mask
@@ -34,7 +36,7 @@ from .entry import current_form, unreadable
 if TYPE_CHECKING:
     from .entry import Entry
 
-KINDS: dict[str, type[Request]] = {"character": CharacterRequest, "task": TaskRequest}
+KINDS: dict[str, type[Request]] = {"character": CharacterRequest, "task": TaskRequest, "voice": VoiceRequest}
 
 RETRY_HINT = (
     "The response does not prove that nothing was charged, so this key is not sent again automatically. "
@@ -55,7 +57,7 @@ def to_record(request: Request) -> tuple[str, dict[str, Any]]:
 
 
 def _to_json(name: str, value: Any) -> Any:
-    if name == "video" and value is not None:
+    if name in {"video", "source"} and value is not None:
         return _absolute(value)
     if name == "images" and value is not None:
         return [_absolute(image) for image in value]
@@ -85,7 +87,7 @@ def to_result(snapshot: TaskSnapshot) -> dict[str, Any]:
     The links of a result stay whole: they are what was paid for.
     """
     facts = _facts(snapshot)
-    for part in facts.keys() & {"character", "failure"}:
+    for part in facts.keys() & {"character", "voice", "failure"}:
         facts[part] = _facts(facts[part])
     if isinstance(snapshot.raw, dict) and "param" in snapshot.raw:  # kie.ai repeats the request there
         facts["raw"] = snapshot.raw | {"param": json.loads(mask(json.dumps(snapshot.raw["param"])))}
@@ -94,7 +96,7 @@ def to_result(snapshot: TaskSnapshot) -> dict[str, Any]:
     return facts if clean == text else json.loads(clean)
 
 
-def _facts(value: TaskSnapshot | Character | TaskFailure) -> dict[str, Any]:
+def _facts(value: TaskSnapshot | Character | Voice | TaskFailure) -> dict[str, Any]:
     """Return the fields that are set; nested values stay as they are, because the raw answer may be long."""
     return attrs.asdict(value, recurse=False, filter=lambda field, fact: fact is not None and field.name != "digest")
 
@@ -109,6 +111,8 @@ def to_snapshot(entry: Entry) -> TaskSnapshot:
         facts = dict(entry.result)
         if character := facts.get("character"):
             facts["character"] = Character(**character)
+        if voice := facts.get("voice"):
+            facts["voice"] = Voice(**voice)
         if failure := facts.get("failure"):
             facts["failure"] = TaskFailure(**({"code": None} | failure))
         return TaskSnapshot(**facts)

@@ -102,7 +102,7 @@ class Answer:
 def end_state(snapshot: TaskSnapshot, kind: str) -> tuple[EntryState, dict[str, Any]]:
     """Return the state that a finished snapshot leads to, and the facts to record with it."""
     facts: dict[str, Any] = {"task_id": snapshot.task_id, "result": to_result(snapshot), "credits": snapshot.credits}
-    if snapshot.state != FAIL and (snapshot.character or kind == "task"):
+    if snapshot.state != FAIL and (snapshot.character or snapshot.voice or kind == "task"):
         return EntryState.SUCCEEDED, facts
     failure = snapshot.failure or TaskFailure(None, "" if snapshot.state == FAIL else "it holds no character")
     return EntryState.FAILED, facts | {"error": {"code": failure.code, "message": mask(printable(failure.message))}}

@@ -64,6 +64,8 @@ def cut_problems(facts: VideoFacts, clip: Clip | None, rule: MediaRule) -> list[
         if low - 1e-6 <= clip.seconds <= high + 1e-6:
             return []
         return [f"clip must span {seconds_between(low, high)} seconds, got {clip.seconds:g} ({str(clip)!r})"]
+    if facts.seconds is None and high == math.inf:
+        return [f"video must state how long it runs, got {printable(facts.path)}; choose the part with clip"]
     if facts.seconds is None or low - DURATION_TOLERANCE <= facts.seconds <= high + DURATION_TOLERANCE:
         return []
     choice = "; choose the part with clip" if facts.seconds > high else ""

@@ -5,21 +5,29 @@ checked by that provider, in `Provider.check`.
 """
 
 from .accepts import Accepts, MediaRule, TextRule
+from .jobs import JobFields, Request, TaskRequest, VoiceRequest, as_request, of_row, with_changes
 from .requests import (
     CharacterFields,
     CharacterRequest,
     Clip,
     ClipLike,
-    Request,
     RowFields,
-    TaskRequest,
-    as_request,
     raise_if_invalid,
     seconds_problems,
-    with_changes,
 )
 from .sources import Source, is_url, path_of
-from .tasks import FAIL, SUCCESS, Character, Eta, ModelInfo, TaskFailure, TaskSnapshot, TaskStatus, UploadProgress
+from .tasks import (
+    FAIL,
+    SUCCESS,
+    Character,
+    Eta,
+    ModelInfo,
+    TaskFailure,
+    TaskSnapshot,
+    TaskStatus,
+    UploadProgress,
+    Voice,
+)
 
 __all__ = [
     "FAIL",
@@ -31,6 +39,7 @@ __all__ = [
     "Clip",
     "ClipLike",
     "Eta",
+    "JobFields",
     "MediaRule",
     "ModelInfo",
     "Request",
@@ -42,8 +51,11 @@ __all__ = [
     "TaskStatus",
     "TextRule",
     "UploadProgress",
+    "Voice",
+    "VoiceRequest",
     "as_request",
     "is_url",
+    "of_row",
     "path_of",
     "raise_if_invalid",
     "seconds_problems",

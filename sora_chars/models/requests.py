@@ -1,9 +1,8 @@
-"""The requests that a session accepts, and the rules for their fields."""
+"""Requests for characters, and the rules for the fields of all requests."""
 
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -142,16 +141,17 @@ ClipLike: TypeAlias = Clip | str | tuple[float, float]
 """A `Clip`, "start,end" or (start, end), in seconds."""
 
 
-def _type_problems(field: str, value: object, allowed: tuple[type, ...], what: str) -> list[str]:
+def type_problems(field: str, value: object, allowed: tuple[type, ...], what: str) -> list[str]:
     """Check a type at run time, for callers without a type checker."""
     return [] if isinstance(value, allowed) else [f"{field} must be {what}, got {type(value).__name__}"]
 
 
 def _text_problems(**fields: object) -> list[str]:
-    return [line for name, value in fields.items() for line in _type_problems(name, value, (str, NoneType), "text")]
+    return [line for name, value in fields.items() for line in type_problems(name, value, (str, NoneType), "text")]
 
 
-def _key_problems(key: Any) -> list[str]:
+def key_problems(key: Any) -> list[str]:
+    """Return the problems of an idempotency key, none or one."""
     if key is None or (isinstance(key, str) and 0 < len(key) <= _MAX_KEY_LENGTH and key.isprintable()):
         return []
     return [f"key must be 1 to {_MAX_KEY_LENGTH} printable characters, got {printable(repr(key), limit=60)}"]
@@ -249,10 +249,10 @@ class CharacterRequest:
         problems += _task_id_problems(self.from_task)
         problems += [] if self.video is None else source_problems("video", self.video)
         problems += _image_problems(self.images)
-        problems += _type_problems("clip", self.clip, (Clip, NoneType), 'a Clip, "start,end" or (start, end)')
+        problems += type_problems("clip", self.clip, (Clip, NoneType), 'a Clip, "start,end" or (start, end)')
         if self.voice == "":
             problems.append("voice must not be empty")
-        raise_if_invalid(problems + _key_problems(self.key), what="The character request")
+        raise_if_invalid(problems + key_problems(self.key), what="The character request")
 
     @classmethod
     def from_untrusted(cls, fields: object, /, *, key: str | None = None) -> CharacterRequest:
@@ -274,7 +274,7 @@ class CharacterRequest:
             problem = f"request must be an object, got {type(fields).__name__}"
             raise InvalidRequestError(f"The character request was not sent: {problem}.", problems=(problem,))
         given: dict[str, Any] = dict(fields)
-        problems = _unknown_fields(given, _UNTRUSTED_FIELDS)
+        problems = unknown_fields(given, _UNTRUSTED_FIELDS)
         problems += _path_problems("video", given.get("video"))
         images = given.get("images")
         if images is not None and not isinstance(images, list | tuple):
@@ -295,8 +295,9 @@ class CharacterRequest:
         return None if self.video is None else path_of(self.video)
 
 
-_FIELDS = tuple(field.name for field in attrs.fields(CharacterRequest))
-_UNTRUSTED_FIELDS = tuple(name for name in _FIELDS if name != "key")
+FIELDS = tuple(field.name for field in attrs.fields(CharacterRequest))
+"""The fields of a request for a character."""
+_UNTRUSTED_FIELDS = tuple(name for name in FIELDS if name != "key")
 
 
 def _path_problems(field: str, value: object) -> list[str]:
@@ -307,7 +308,7 @@ def _path_problems(field: str, value: object) -> list[str]:
     return [f"{field} must be an http(s) URL"]
 
 
-def _unknown_fields(given: Mapping[str, object], allowed: Sequence[str]) -> list[str]:
+def unknown_fields(given: Mapping[str, object], allowed: Sequence[str]) -> list[str]:
     """Return a line for each name that is no field, with the field or the class that was probably meant."""
     lines: list[str] = []
     for name in given:
@@ -319,67 +320,3 @@ def _unknown_fields(given: Mapping[str, object], allowed: Sequence[str]) -> list
         advice = f"use {meant}" if meant else f"the fields are {', '.join(allowed)}"
         lines.append(f"{printable(text, limit=60)} must not be given, since there is no such field; {advice}")
     return lines
-
-
-@attrs.frozen(kw_only=True)
-class TaskRequest:
-    """A request to any model of the kie.ai job API. Its result is the finished `TaskSnapshot`.
-
-    Attributes:
-        model: Name of the model, such as "wan/2-7-image".
-        input: JSON object that the model takes. It is sent as it is.
-        key: Idempotency key, as in `CharacterRequest`.
-
-    Raises:
-        InvalidRequestError: The model is missing, or the input is not a JSON object.
-    """
-
-    model: str
-    input: Mapping[str, Any] = attrs.field(factory=dict, repr=masked_repr)
-    key: str | None = attrs.field(default=None, converter=strip_blanks)
-
-    def __attrs_post_init__(self) -> None:
-        problems = _key_problems(self.key)
-        problems += _type_problems("model", self.model, (str,), "text")
-        if not str(self.model).strip():
-            problems.append("model must not be empty")
-        try:
-            text = json.dumps(self.input, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            problems.append(f"input must be JSON: {error}")
-        else:
-            if not text.startswith("{"):
-                problems.append(f"input must be a JSON object, got {type(self.input).__name__}")
-        raise_if_invalid(problems, what="The task request")
-
-
-Request = CharacterRequest | TaskRequest
-
-
-def as_request(request: Request | None, fields: Mapping[str, Any]) -> Request:
-    """Return `request`, or a `CharacterRequest` made of `fields`.
-
-    Raises:
-        InvalidRequestError: Both or neither were given, or a field is unknown or invalid.
-    """
-    if request is None:
-        raise_if_invalid(_unknown_fields(fields, _FIELDS), what="The character request")
-        return CharacterRequest(**fields)
-    if fields or not isinstance(request, Request):
-        given = f"{type(request).__name__} with {', '.join(fields) or 'no fields'}"
-        raise InvalidRequestError(
-            f"request must be a CharacterRequest or a TaskRequest, or be given as fields; got {given}."
-        )
-    return request
-
-
-def with_changes(request: Request, changes: Mapping[str, Any]) -> Request:
-    """Return a request in which some fields have other values.
-
-    Raises:
-        InvalidRequestError: A field is unknown or invalid.
-    """
-    allowed = [field.name for field in attrs.fields(type(request)) if field.name != "key"]
-    raise_if_invalid(_unknown_fields(changes, allowed), what="The request")
-    made: Request = attrs.evolve(request, **changes)
-    return made

@@ -39,7 +39,7 @@ class Character:
         task_id: Id of the task that created the character; None at providers without tasks.
         usage: How this character is named in a request at its provider: the members to put
             into the request, and in `prompt` how the prompt mentions it. Each provider's
-            page in docs/providers.md states the source. None where `mention` is enough.
+            page in docs/providers.md states the source. None where nothing is known.
         raw: The provider's response, parsed from JSON.
     """
 
@@ -62,6 +62,25 @@ class Character:
         return f"@{self.username}" if self.username else None
 
 
+@attrs.frozen(kw_only=True)
+class Voice:
+    """A voice that a provider has created.
+
+    Attributes:
+        id: The provider's id of the voice, for `CharacterRequest.voice`.
+        provider: Name of the provider.
+        name: Name of the voice.
+        task_id: Id of the task that created it.
+        raw: The provider's record of the voice, parsed from JSON.
+    """
+
+    id: str
+    provider: str
+    name: str | None = None
+    task_id: str | None = None
+    raw: Any = attrs.field(default=None, repr=False)
+
+
 @attrs.frozen
 class TaskFailure:
     """The reason for a failed task: the provider's code, in digits or as a word, and its message."""
@@ -82,11 +101,15 @@ class TaskSnapshot:
         model: Name of the model.
         result: Result of a finished task, parsed from JSON.
         character: Character of a finished task, for models that create one.
+        voice: Voice of a finished task that creates one.
         failure: Reason for a failed task.
         created_at: Creation time in seconds since the epoch, by the provider's clock.
         completed_at: Completion time in seconds since the epoch, by the provider's clock.
         credits: Credits that the task has cost.
         progress: Progress from 0 to 100.
+        waiting_for: URL of the page on which a person must act before the task goes on,
+            such as HeyGen's page of consent. None if nothing but the provider is
+            waited for.
         retry_after: Seconds to wait before the next poll, where the provider states them.
         raw: The provider's response, parsed from JSON. A handle drops it while the task
             is running.
@@ -100,11 +123,13 @@ class TaskSnapshot:
     model: str | None = None
     result: Any = attrs.field(default=None, repr=False)
     character: Character | None = None
+    voice: Voice | None = None
     failure: TaskFailure | None = None
     created_at: float | None = None
     completed_at: float | None = None
     credits: float | None = None
     progress: float | None = None
+    waiting_for: str | None = attrs.field(default=None, repr=masked_repr)
     retry_after: float | None = attrs.field(default=None, repr=False, eq=False)
     raw: Any = attrs.field(default=None, repr=False, eq=False)
     digest: int | None = attrs.field(default=None, repr=False, eq=False)
@@ -129,14 +154,14 @@ class TaskSnapshot:
             return None
         return max(0.0, self.completed_at - self.created_at)
 
-    def outcome(self) -> Character | TaskSnapshot:
-        """Return the character of the finished task; for a model that creates none, return this snapshot.
+    def outcome(self) -> Character | Voice | TaskSnapshot:
+        """Return the character or the voice of the finished task; for a model that creates none, return this snapshot.
 
         Raises:
             TaskFailedError: The task failed.
         """
         if self.status != "failed":
-            return self.character or self
+            return self.character or self.voice or self
         failure = self.failure or TaskFailure(None, "")
         code = f" with code {printable(failure.code, limit=50)}" if failure.code else ""
         reason = printable(failure.message) or "no reason was given"

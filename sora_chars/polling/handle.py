@@ -19,7 +19,7 @@ from sora_chars.errors import (
     WrongLoopError,
     printable,
 )
-from sora_chars.models import Character, TaskSnapshot
+from sora_chars.models import Character, TaskSnapshot, Voice
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .watched_task import WatchedTask
     from .watcher import TaskWatcher
 
-R = TypeVar("R", bound=Character | TaskSnapshot)
+R = TypeVar("R", bound=Character | Voice | TaskSnapshot)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -84,7 +84,7 @@ class TaskHandle(Generic[R]):
     provider: str
     key: str
     name: str | None = None
-    wants: type[Character | TaskSnapshot] | None = None
+    wants: type[Character | Voice | TaskSnapshot] | None = None
     _context: HandleContext | None = attrs.field(default=None, alias="context")
 
     def __repr__(self) -> str:
@@ -249,9 +249,10 @@ class TaskHandle(Generic[R]):
             outcome = snapshot
         elif isinstance(outcome, Character):
             outcome = attrs.evolve(outcome, name=outcome.name or self.name)
-        elif self.wants is Character:
+        elif self.wants and not isinstance(outcome, self.wants):
             raise MissingCharacterError(
-                f"Task {self.task_id} succeeded, but its result at {self.provider} holds no character.",
+                f"Task {self.task_id} succeeded, but its result at {self.provider} holds no "
+                f"{self.wants.__name__.lower()}.",
                 provider=self.provider,
                 task_id=self.task_id,
                 payload=snapshot.result,
@@ -268,12 +269,16 @@ class TaskHandle(Generic[R]):
     def _raise_timeout(self) -> NoReturn:
         is_shown = self.snapshot is not None
         ended = "still runs, but the wait for it timed out"
+        advice = ""
+        if self.snapshot and self.snapshot.waiting_for:
+            ended = "waits for a person, and the wait for it timed out"
+            advice = "`handle.snapshot.waiting_for` is the page on which the person must act. "
         if not is_shown:
             known = "was not found" if self.is_missing else "could not be polled"
             ended = f"{known} before the wait for it timed out"
         raise WaitTimeoutError(
             f"Task {self.task_id} at {self.provider} {ended}.",
-            hint="Await the handle again, or resume the task by its id: nothing is lost.",
+            hint=f"{advice}Await the handle again, or resume the task by its id: nothing is lost.",
             handle=self,
             key=self._attached().key,
             provider=self.provider,

@@ -59,6 +59,7 @@ class Evolink(ElementGateway):
         ConfigurationError: The key is missing, or an option is invalid.
     """
 
+    calls_back = True
     accepts = codec.ACCEPTS
 
     def __init__(

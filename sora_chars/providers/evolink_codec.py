@@ -14,7 +14,7 @@ import attrs
 
 from sora_chars.errors import printable
 from sora_chars.ids import as_id
-from sora_chars.models import FAIL, SUCCESS, Accepts, TaskFailure, TaskSnapshot
+from sora_chars.models import FAIL, SUCCESS, Accepts, MediaRule, TaskFailure, TaskSnapshot
 from sora_chars.responses import as_code, as_number, parse_json
 
 from . import kling_codec as kling
@@ -30,9 +30,10 @@ LABEL = "Evolink"
 MODEL = "kling-custom-element"
 CREATE_PATH = "/v1/videos/generations"
 CREDITS_PATH = "/v1/credits"
+VIDEO: MediaRule = attrs.evolve(kling.VIDEO, local="hosting")
 ACCEPTS: Accepts = attrs.evolve(
     kling.ACCEPTS,
-    video=attrs.evolve(kling.VIDEO, local="hosting"),
+    video=VIDEO,
     images=attrs.evolve(kling.IMAGES, local="hosting"),
     voice=(),
 )

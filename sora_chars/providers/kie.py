@@ -84,6 +84,8 @@ class Kie(HTTPProvider):
         ConfigurationError: The key is missing, or a URL is invalid.
     """
 
+    calls_back = True
+
     def __init__(
         self,
         api_key: str | None = None,
@@ -127,6 +129,8 @@ class Kie(HTTPProvider):
         """See `Provider.check`. Checks the size, the container and the declared duration of local files."""
         if isinstance(request, TaskRequest):
             return []
+        if not isinstance(request, CharacterRequest):
+            return [f"request must be a CharacterRequest or a TaskRequest, got {type(request).__name__}"]
         if request.images is not None:
             problems = omni_problems(request)
             for number, image in enumerate(request.images):
@@ -150,6 +154,8 @@ class Kie(HTTPProvider):
             return await self._create_omni(request, request.images, on_send)
         if isinstance(request, TaskRequest):
             body: dict[str, Any] = {"model": request.model, "input": dict(request.input)}
+        elif not isinstance(request, CharacterRequest):
+            raise TypeError(type(request).__name__)
         else:
             video = request.video
             body = codec.character_task(

@@ -306,8 +306,18 @@ def _character(result: Any, record: _Record, provider: str) -> Character | None:
         username=username,
         name=_requested_name(record.param),
         task_id=record.task_id,
+        usage=_usage(character_id, username),
         raw=result,
     )
+
+
+def _usage(character_id: str, username: str | None) -> dict[str, Any]:
+    """Return how a Sora video names the character: by its id, and by its user name in the prompt if there is one.
+
+    Source: kie.ai docs, sora-2-text-to-video.
+    """
+    mention = {"prompt": f"@{username}"} if username else {}
+    return mention | {"character_id_list": [character_id]}
 
 
 def _requested_name(param: Any) -> str | None:
@@ -346,7 +356,8 @@ def read_omni(response: Response, *, provider: str) -> Character:
     envelope = read_envelope(response)
     id_ = as_id(envelope.data.get("characterId")) if isinstance(envelope.data, dict) else None
     if id_:
-        return Character(id=id_, provider=provider, raw=envelope.data)
+        # Source: kie.ai docs, gemini-omni-video.
+        return Character(id=id_, provider=provider, usage={"character_ids": [id_]}, raw=envelope.data)
     match envelope:
         case Envelope(code=0 | 200):
             raise MissingCharacterError(

@@ -250,13 +250,15 @@ def read_character(response: Response, *, provider: str) -> Character:
             raise _json_error(response, body, provider)
         # An id is enough, whatever the status is: it was paid for.
         case dict() if id_ and (_is_success(response) or not _describes_error(found)):
+            username = _text(found.get("username"))
             return Character(
                 id=id_,
                 provider=provider,
-                username=_text(found.get("username")),
+                username=username,
                 name=_text(found.get("display_name")) or _text(found.get("name")),
                 permalink=_text(found.get("permalink")),
                 picture_url=_text(found.get("profile_picture_url")),
+                usage={"prompt": f"@{username}"} if username else None,  # Source: kkiai docs, "Create character"
                 raw=body,
             )
         case _ if _is_success(response) and not (isinstance(body, dict) and _text(body.get("code"))):

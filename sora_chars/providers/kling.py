@@ -14,13 +14,14 @@ from urllib.parse import quote
 
 import attrs
 
-from sora_chars.errors import ConfigurationError, NoAnswerError, ProviderError, printable
-from sora_chars.models import CharacterRequest, path_of
+from sora_chars.errors import ConfigurationError, NoAnswerError, ProviderError, TaskNotFoundError, printable
+from sora_chars.models import CharacterRequest, VoiceRequest, path_of
 from sora_chars.ratelimit.window import Limits
 from sora_chars.signing import header, jwt_signer
 from sora_chars.transport import Transport
 
 from . import kling_codec as codec
+from . import kling_voices as voices
 from .base import HTTPProvider, clean_url, emulator_url, resolve_key, resolve_url
 from .hosting import hosting_of
 from .kling_callback import read_callback, webhook_key
@@ -77,8 +78,10 @@ class Kling(HTTPProvider):
         ConfigurationError: A key is missing, or an option is invalid.
     """
 
+    calls_back = True
     accepts = codec.ACCEPTS
     settles = "lookup"
+    makes_voices = True
 
     def __init__(
         self,
@@ -126,6 +129,8 @@ class Kling(HTTPProvider):
 
     def check(self, request: Request) -> Sequence[str]:
         """See `Provider.check`. Checks size, format, and the declared duration or pixels of local files."""
+        if isinstance(request, VoiceRequest):
+            return voices.voice_problems(request, can_host=self._hosting is not None)
         return request_problems(self._accepts, request)
 
     async def submit(
@@ -137,6 +142,10 @@ class Kling(HTTPProvider):
         on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
         """See `Provider.submit`. Local images are sent as base64; a local video is hosted first."""
+        if isinstance(request, VoiceRequest):
+            url = await self._url_of(request.source)
+            body = voices.voice_body(request.name, url, external_id=codec.external_id(key), callback_url=callback_url)
+            return await self._create(body, voices.VOICE_MODEL, key, on_send)
         if not isinstance(request, CharacterRequest):
             raise TypeError(type(request).__name__)
         body = codec.element_body(
@@ -146,10 +155,15 @@ class Kling(HTTPProvider):
             video=None if request.video is None else await self._url_of(request.video),
             images=[await _inline(image) for image in request.images or ()],
         )
+        return await self._create(body, codec.MODEL, key, on_send)
+
+    async def _create(
+        self, body: dict[str, Any], model: str, key: str, on_send: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> TaskSnapshot:
         snapshot = await self._transport.request(
             "POST",
-            self._elements_url,
-            partial(codec.read_created, provider=self.name),
+            self._tasks_url(model),
+            partial(codec.read_created, provider=self.name, model=model),
             kind="create",
             on_send=on_send,
             json=body,
@@ -157,22 +171,31 @@ class Kling(HTTPProvider):
         return snapshot or await self._first_task(key)
 
     async def fetch(self, task_id: str) -> TaskSnapshot:
-        """See `Provider.fetch`."""
-        return await self._poll(task_id, None)
+        """See `Provider.fetch`. A task that makes no element is looked for among those that make voices."""
+        try:
+            return await self._poll(task_id, None)
+        except TaskNotFoundError as error:
+            try:
+                return await self._poll(task_id, None, voices.VOICE_MODEL)
+            except TaskNotFoundError:
+                raise error from None
 
     async def fetch_if_changed(self, seen: TaskSnapshot) -> TaskSnapshot:
         """See `Provider.fetch_if_changed`. An unchanged response is not parsed again."""
-        return await self._poll(seen.task_id, seen)
+        return await self._poll(seen.task_id, seen, seen.model or codec.MODEL)
 
     async def lookup(self, key: str) -> TaskSnapshot | None:
-        """See `Provider.lookup`. Kling is asked for the `external_task_id` of the key."""
+        """See `Provider.lookup`. Kling is asked for the `external_task_id` of the key, of elements and of voices."""
         external_id = codec.external_id(key)
-        return await self._transport.request(
-            "GET",
-            f"{self._elements_url}/{quote(external_id, safe='')}",
-            partial(codec.read_lookup, external_id=external_id, provider=self.name),
-            kind="poll",
-        )
+        found: TaskSnapshot | None = None
+        for model in (codec.MODEL, voices.VOICE_MODEL):
+            found = found or await self._transport.request(
+                "GET",
+                f"{self._tasks_url(model)}/{quote(external_id, safe='')}",
+                partial(codec.read_lookup, external_id=external_id, provider=self.name, model=model),
+                kind="poll",
+            )
+        return found
 
     async def tasks(self) -> list[TaskSnapshot]:
         """Return the tasks of the account, as Kling lists them. Free of charge."""
@@ -206,13 +229,17 @@ class Kling(HTTPProvider):
         """
         return read_callback(headers, body, now=now, key=self._webhook_key, tolerance=tolerance, provider=self.name)
 
-    async def _poll(self, task_id: str, seen: TaskSnapshot | None) -> TaskSnapshot:
+    async def _poll(self, task_id: str, seen: TaskSnapshot | None, model: str = codec.MODEL) -> TaskSnapshot:
         return await self._transport.request(
             "GET",
-            f"{self._elements_url}/{quote(task_id, safe='')}",
-            partial(codec.read_record, task_id=task_id, provider=self.name, seen=seen),
+            f"{self._tasks_url(model)}/{quote(task_id, safe='')}",
+            partial(codec.read_record, task_id=task_id, provider=self.name, model=model, seen=seen),
             kind="poll",
         )
+
+    def _tasks_url(self, model: str) -> str:
+        """Return the URL of the tasks that make elements, or of those that make voices."""
+        return self._elements_url if model == codec.MODEL else self._transport.base_url + voices.VOICES_PATH
 
     async def _first_task(self, key: str) -> TaskSnapshot:
         """Return the task that an earlier request with the same key has made.

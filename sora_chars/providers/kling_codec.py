@@ -17,6 +17,7 @@ from sora_chars.models import FAIL, SUCCESS, Accepts, Character, MediaRule, Task
 from sora_chars.responses import as_number
 
 from .kling_envelope import read_data, read_envelope, unreadable
+from .kling_voices import VOICE_MODEL, is_voice, voice_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -93,7 +94,7 @@ def element_members(request: CharacterRequest, *, video: str | None, images: Seq
     return members
 
 
-def read_created(response: Response, *, provider: str) -> TaskSnapshot | None:
+def read_created(response: Response, *, provider: str, model: str = MODEL) -> TaskSnapshot | None:
     """Return the first snapshot in the response to a create. A task id names the task, whatever the code is.
 
     None if the `external_task_id` belongs to a task that was made before.
@@ -105,7 +106,7 @@ def read_created(response: Response, *, provider: str) -> TaskSnapshot | None:
     envelope = read_envelope(response, paid=True)
     record = envelope.data
     if isinstance(record, dict) and (task_id := as_id(record.get("task_id"))):
-        return TaskSnapshot(task_id=task_id, provider=provider, state=_state(record) or "submitted", model=MODEL)
+        return TaskSnapshot(task_id=task_id, provider=provider, state=_state(record) or "submitted", model=model)
     if envelope.code == 0:
         raise unreadable(response, "no task id")
     if envelope.is_duplicate:
@@ -113,13 +114,16 @@ def read_created(response: Response, *, provider: str) -> TaskSnapshot | None:
     raise envelope.error(paid=True)
 
 
-def read_record(response: Response, *, task_id: str, provider: str, seen: TaskSnapshot | None = None) -> TaskSnapshot:
+def read_record(
+    response: Response, *, task_id: str, provider: str, model: str = MODEL, seen: TaskSnapshot | None = None
+) -> TaskSnapshot:
     """Return the snapshot in the response to a poll.
 
     Args:
         response: The response.
         task_id: Id of the task that was polled, or its external id.
         provider: Name of the provider.
+        model: What the task makes: elements or voices.
         seen: Last snapshot of the task. It is returned itself if the response has not changed.
 
     Raises:
@@ -138,10 +142,10 @@ def read_record(response: Response, *, task_id: str, provider: str, seen: TaskSn
         raise unreadable(response, "no record")
     if task_id not in {as_id(record.get("task_id")), _external_id(record)}:
         raise unreadable(response, "another task's record")
-    return read_snapshot(record, provider=provider, retry_after=response.retry_after, digest=digest)
+    return read_snapshot(record, provider=provider, model=model, retry_after=response.retry_after, digest=digest)
 
 
-def read_lookup(response: Response, *, external_id: str, provider: str) -> TaskSnapshot | None:
+def read_lookup(response: Response, *, external_id: str, provider: str, model: str = MODEL) -> TaskSnapshot | None:
     """Return the task of an `external_task_id`, or None if Kling shows none.
 
     A success without an element id is returned as a task that is still running: the poll
@@ -162,9 +166,9 @@ def read_lookup(response: Response, *, external_id: str, provider: str) -> TaskS
     if _external_id(record) not in {None, external_id}:
         raise unreadable(response, "another task's record")
     try:
-        return read_snapshot(record, provider=provider)
+        return read_snapshot(record, provider=provider, model=model)
     except MissingCharacterError:
-        return TaskSnapshot(task_id=str(record["task_id"]), provider=provider, state="succeed", model=MODEL)
+        return TaskSnapshot(task_id=str(record["task_id"]), provider=provider, state="succeed", model=model)
 
 
 def _task_error(error: ProviderError, task_id: str) -> ProviderError:
@@ -185,24 +189,31 @@ def _external_id(record: Mapping[str, Any]) -> str | None:
 
 
 def read_snapshot(
-    record: Mapping[str, Any], *, provider: str, retry_after: float | None = None, digest: int | None = None
+    record: Mapping[str, Any],
+    *,
+    provider: str,
+    model: str = MODEL,
+    retry_after: float | None = None,
+    digest: int | None = None,
 ) -> TaskSnapshot:
     """Return the snapshot in a record of a poll, of a list or of a callback.
 
     Raises:
-        MissingCharacterError: The task succeeded without an element id.
+        MissingCharacterError: The task succeeded without the id of an element or a voice.
     """
     task_id = as_id(record.get("task_id")) or ""
     state = _state(record)
     ended = state in {SUCCESS, FAIL}
+    makes_voice = model == VOICE_MODEL or is_voice(record)
     message = record.get("task_status_msg")
     return TaskSnapshot(
         task_id=task_id,
         provider=provider,
         state=state,
-        model=MODEL,
+        model=VOICE_MODEL if makes_voice else MODEL,
         result=record.get("task_result") if ended else None,
-        character=_character(record, task_id, provider) if state == SUCCESS else None,
+        character=_character(record, task_id, provider) if state == SUCCESS and not makes_voice else None,
+        voice=voice_of(record, task_id, provider) if state == SUCCESS and makes_voice else None,
         failure=TaskFailure(None, printable(message or "")) if state == FAIL else None,
         created_at=_seconds(record.get("created_at")),
         completed_at=_seconds(record.get("updated_at")) if ended else None,

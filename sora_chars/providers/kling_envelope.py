@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _INVALID_PARAMETER = 1201
+_TOO_MANY_TASKS = 1303
 _ALREADY_EXISTS = "already exist"
 _KEY = (AuthenticationError, "Check the key. Singapore and Beijing have accounts and keys of their own.")
 _MONEY = (InsufficientCreditsError, "Top up the Kling account, or buy a resource pack.")
@@ -43,7 +44,7 @@ _ERRORS: Mapping[int, tuple[type[ProviderError], str]] = {
     **dict.fromkeys((1202, 1203), _GONE),
     **dict.fromkeys((1300, 1301), _POLICY),
     1302: (RateLimitedError, ""),
-    1303: (RateLimitedError, "Wait until some of the account's tasks have ended."),
+    _TOO_MANY_TASKS: (RateLimitedError, "Wait until some of the account's tasks have ended."),
     1304: (PermissionDeniedError, "Add this computer's IP address to the account's allowed addresses."),
     **dict.fromkeys((5000, 5001, 5002), (ServiceUnavailableError, "")),
 }
@@ -95,7 +96,7 @@ class Envelope:
         if kind is ServiceUnavailableError and paid:
             kind = NoAnswerError
         shown = f"HTTP {status}" if self.code is None else f"{status} with code {self.code}"
-        return kind(
+        error = kind(
             f"Kling answered {shown}: {printable(self.message) or 'no message'}",
             hint=hint,
             status=status,
@@ -103,6 +104,9 @@ class Envelope:
             request_id=self.request_id,
             retry_after=self.response.retry_after,
         )
+        if isinstance(error, RateLimitedError):
+            error.creates_only = self.code == _TOO_MANY_TASKS
+        return error
 
 
 def _by_status(status: int) -> tuple[type[ProviderError], str]:

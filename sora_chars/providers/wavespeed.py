@@ -66,6 +66,7 @@ class Wavespeed(ElementGateway):
         ConfigurationError: The key is missing, or an option is invalid.
     """
 
+    calls_back = True
     accepts = codec.ACCEPTS
 
     def __init__(

@@ -15,7 +15,7 @@ import attrs
 
 from sora_chars.errors import RequestRejectedError, ServiceUnavailableError, printable
 from sora_chars.ids import as_id
-from sora_chars.models import FAIL, SUCCESS, Accepts, TaskFailure, TaskSnapshot, is_url
+from sora_chars.models import FAIL, SUCCESS, Accepts, MediaRule, TaskFailure, TaskSnapshot, is_url
 from sora_chars.responses import as_code, as_number, parse_json
 
 from . import kling_codec as kling
@@ -33,9 +33,10 @@ MODEL = "kwaivgi/kling-elements-advanced"
 CREATE_PATH = f"/api/v3/{MODEL}"
 UPLOAD_PATH = "/api/v3/media/upload/binary"
 BALANCE_PATH = "/api/v3/balance"
+VIDEO: MediaRule = attrs.evolve(kling.VIDEO, local="upload")
 ACCEPTS: Accepts = attrs.evolve(
     kling.ACCEPTS,
-    video=attrs.evolve(kling.VIDEO, local="upload"),
+    video=VIDEO,
     images=attrs.evolve(kling.IMAGES, local="upload"),
 )
 """What Wavespeed accepts: Kling's limits, and its own route for uploads."""

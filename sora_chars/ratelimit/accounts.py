@@ -12,6 +12,7 @@ from .window import Cooldown, Limits, Window
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sora_chars.errors import RateLimitedError
     from sora_chars.kinds import Kind
 
 _MAX_ACCOUNTS = 1000  # a web application may hold an API key for each of its users
@@ -41,6 +42,15 @@ class Account:
             "other": None,
         }
         return cls(cooldown, {kind: Window(limit, cooldown) for kind, limit in kinds.items()}, name)
+
+    def paused_by(self, error: RateLimitedError) -> Cooldown:
+        """Return the cooldown that an error starts: of the account, or of creates alone."""
+        return self.windows["create"].own_cooldown if error.creates_only else self.cooldown
+
+    def on_success(self, kind: Kind, *, sent: float) -> None:
+        """Record a response other than 429 to a request of a kind that was sent at `sent`."""
+        self.cooldown.on_success(sent=sent)
+        self.windows[kind].own_cooldown.on_success(sent=sent)
 
 
 _ACCOUNTS: dict[tuple[str, Limits], Account] = {}

@@ -153,6 +153,7 @@ class Window:
         limit: At most `count` requests in any `seconds`. With None, requests wait for
             the cooldown only.
         cooldown: Cooldown of the account.
+        own_cooldown: Cooldown of this kind of request alone.
         shares: Shares of the sessions that divide the limit with other processes. The
             first one applies.
         waiting: Number of waiters in all event loops.
@@ -161,6 +162,7 @@ class Window:
 
     limit: tuple[int, float] | None
     cooldown: Cooldown
+    own_cooldown: Cooldown = attrs.field(factory=Cooldown)
     shares: list[QuotaShare] = attrs.field(factory=list)
     waiting: int = 0
     reservations: Reservations = attrs.field(factory=Reservations)
@@ -274,8 +276,8 @@ class Window:
 
     def _delay(self, now: float) -> float:
         """Return the seconds until the next check; 0 if a slot is free."""
-        if self.cooldown.until > now:
-            return max(_MIN_DELAY, self.cooldown.until - now)
+        if self._cooldown_end > now:
+            return max(_MIN_DELAY, self._cooldown_end - now)
         if self._is_probing():
             return _RECHECK_INTERVAL  # its response wakes the queue
         if self.limit is None:
@@ -289,8 +291,15 @@ class Window:
 
     def _is_probing(self) -> bool:
         """Return whether the first request after a cooldown has no response yet."""
-        sent_since = (slot.sent >= self.cooldown.until for slot in tuple(self._in_flight))
-        return self.cooldown.consecutive_429s > 0 and any(sent_since)
+        return any(
+            one.consecutive_429s > 0 and any(slot.sent >= one.until for slot in tuple(self._in_flight))
+            for one in (self.cooldown, self.own_cooldown)
+        )
+
+    @property
+    def _cooldown_end(self) -> float:
+        """The loop time until which neither the account nor this kind of request may send."""
+        return max(self.cooldown.until, self.own_cooldown.until)
 
     def _kept(self, now: float) -> int:
         """Return how many free slots are kept for requests that come back."""
@@ -302,7 +311,7 @@ class Window:
         start = now - seconds - _CLOCK_TOLERANCE
         due, later = self.reservations.ahead(now, before=request)
         kept = kept_slots(due, self._processes)
-        cooldown = self.cooldown.until - now
+        cooldown = self._cooldown_end - now
         is_probing = self._is_probing()
         free = self._free(count, start) if self.limit else UNLIMITED
         if cooldown <= 0 and not is_probing and free > kept:

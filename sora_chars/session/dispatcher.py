@@ -28,13 +28,14 @@ from sora_chars.ledger import EntryState
 from sora_chars.ledger.queries import finished_tasks
 from sora_chars.ledger.serialize import echoes_other_token, to_record, to_request
 from sora_chars.logs import event_logger
-from sora_chars.models import Character, TaskRequest, TaskSnapshot
+from sora_chars.models import Character, CharacterRequest, TaskRequest, TaskSnapshot, Voice, VoiceRequest
 from sora_chars.observers import UNOBSERVED, Observation, Observers, observation
 from sora_chars.polling.handle import HandleContext, TaskHandle
 from sora_chars.polling.watched_task import wait_until_done
 from sora_chars.protocols import PollingStrategy
 from sora_chars.timeouts import submit_deadline
 
+from .choosing import first_serving
 from .orphans import log_orphan
 from .settling import Settlement
 from .streaming import EventStreams
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 log = event_logger("sora_chars.session")
 
 _ENDED = {EntryState.SUCCEEDED, EntryState.FAILED}
+_WANTED = {CharacterRequest: Character, TaskRequest: TaskSnapshot, VoiceRequest: Voice}  # the results of requests
 _MAX_OBSERVED = 2000  # finished tasks of the ledger from which a polling strategy learns
 _REGISTER_CONCURRENCY = 64  # keeps thousands of requests from continuing in one iteration of the event loop
 
@@ -142,7 +144,8 @@ class Dispatcher:
             kind, record = to_record(request)
             key = request.key or new_key()
             try:
-                entry = await self.ledger.register(key=key, provider=chosen.name, kind=kind, request=record)
+                meta = self.observers.meta()
+                entry = await self.ledger.register(key=key, provider=chosen.name, kind=kind, request=record, meta=meta)
             except LedgerError as error:
                 if observed := observation.get():
                     observed.ledger_failed(printable(error))
@@ -168,11 +171,13 @@ class Dispatcher:
         handle: TaskHandle[Any] = await self.carry_through(submission, deadline=deadline)
         return handle
 
-    async def handle_callback(self, entry: Entry, task_id: str, digest: str | None) -> None:
+    async def handle_callback(
+        self, entry: Entry, task_id: str, digest: str | None, *, settle_only: bool = False
+    ) -> None:
         """Poll the task that a callback names. The callback carries a token of `entry`, which has this digest.
 
         A callback whose create was never answered names the task; the entry records it once the provider confirms it.
-        The token may be that of an earlier attempt.
+        The token may be that of an earlier attempt. With `settle_only` the task is polled once and not watched.
 
         Raises:
             InvalidCallbackError: The task was requested under another token.
@@ -184,16 +189,30 @@ class Dispatcher:
         if is_late or self.watcher.nudge(entry.provider, task_id):  # late: an earlier attempt has ended with the task
             return
         provider = self.provider(entry.provider)
+        snapshot: TaskSnapshot | None = None
         if entry.task_id is None and entry.state is not EntryState.FAILED:
             snapshot = await provider.fetch(task_id)  # the sender's claim alone must not count as paid
             if echoes_other_token(snapshot, digest):
                 raise InvalidCallbackError("Callback rejected: its token belongs to another task.", status=401)
-            entry = await self.writer.record_answer(entry, EntryState.RUNNING, task_id=task_id)
+            entry = await self.writer.record_answer(entry, EntryState.RUNNING, task_id=task_id, claim=not settle_only)
         if entry.state is EntryState.RUNNING and entry.task_id == task_id:
+            if settle_only:
+                await self._settle_once(provider, task_id, snapshot)
+                return
             await self._tracker.join(provider, entry, context=Context())  # not that of the callback's web request
             self.watcher.nudge(entry.provider, task_id)
         elif entry.task_id != task_id:
             log_second_task(entry, task_id)
+
+    async def _settle_once(self, provider: Provider, task_id: str, snapshot: TaskSnapshot | None) -> None:
+        """Poll a task once, unless it was just now, and record its end."""
+        try:
+            outcome: TaskSnapshot | MissingCharacterError = snapshot or await provider.fetch(task_id)
+        except MissingCharacterError as error:
+            outcome = error
+        if isinstance(outcome, MissingCharacterError) or outcome.finished:
+            await self.writer.record_result(outcome)
+            await self._on_finished(outcome)
 
     async def handle(
         self,
@@ -216,7 +235,7 @@ class Dispatcher:
             provider=provider.name,
             key=entry.key,
             name=None if isinstance(request, TaskRequest) else request.name,
-            wants=TaskSnapshot if isinstance(request, TaskRequest) else Character,
+            wants=_WANTED[type(request)],
             context=self.context(provider, task, entry.key, from_ledger=snapshot is None and entry.state in _ENDED),
         )
 
@@ -347,13 +366,7 @@ class Dispatcher:
             InvalidRequestError: None can; the error lists the reasons of each.
             ConfigurationError: The session has no such provider.
         """
-        reasons: list[str] = []
-        for provider in self.providers if name is None else (self.provider(name),):
-            problems = provider.check(request)
-            if not problems:
-                return provider
-            reasons += [f"{provider.name}: {problem}" for problem in problems]
-        raise InvalidRequestError(f"Nothing was sent. {'; '.join(reasons)}.", problems=tuple(reasons))
+        return first_serving(self.providers if name is None else (self.provider(name),), request)
 
     def stop_waiting(self) -> None:
         """End the wait of `aclose` for responses, now or when it begins. Their outcomes are recorded as unknown."""

@@ -154,7 +154,7 @@ class RecordedRequests:
             idle: Seconds, by the recorded times.
             limit: Yield at most this many entries.
         """
-        with self._in_use() as dispatcher:
+        with self._in_use(observed=False) as dispatcher:
             async for entry in following.due(dispatcher, idle=idle, limit=limit):
                 yield entry
 
@@ -247,6 +247,22 @@ class RecordedRequests:
             async for saved in queries.characters(self.ledger, query, limit=limit):
                 yield saved
 
+    def dispatcher(self) -> Dispatcher:
+        """Return the parts of the open session, for the parts of this package that work inside a session.
+
+        Raises:
+            SessionClosedError: The session is closed, or was never opened.
+            WrongLoopError: The session was opened in another event loop.
+        """
+        if self._loop is None:
+            raise SessionClosedError("This session is not open.", hint="Use it inside `async with`.")
+        if self._loop is not asyncio.get_running_loop():
+            raise WrongLoopError(
+                "This session was opened in another event loop. Nothing was sent.",
+                hint="Open a session inside each asyncio.run(), and close it there.",
+            )
+        return self._dispatcher
+
     @contextmanager
     def _in_use(self, *, observed: bool = True) -> Generator[Dispatcher]:
         """Give the dispatcher of the open session. A ledger that fails because the session was closed is no fault.
@@ -255,7 +271,7 @@ class RecordedRequests:
         """
         try:
             with observing(self.observers if observed else UNOBSERVED):
-                yield dispatcher_of(self)
+                yield self.dispatcher()
         except LedgerError as error:
             if self._loop or error.task_id:  # a task that was paid for is always reported
                 raise
@@ -263,21 +279,3 @@ class RecordedRequests:
                 "The session was closed during this call.",
                 hint="Repeat the call in another session: the ledger knows how far it came.",
             ) from error
-
-
-def dispatcher_of(session: RecordedRequests) -> Dispatcher:
-    """Return the dispatcher of an open session, for the parts of this package that work inside a session.
-
-    Raises:
-        SessionClosedError: The session is closed, or was never opened.
-        WrongLoopError: The session was opened in another event loop.
-    """
-    loop = session._loop  # noqa: SLF001 # of this module
-    if loop is None:
-        raise SessionClosedError("This session is not open.", hint="Use it inside `async with`.")
-    if loop is not asyncio.get_running_loop():
-        raise WrongLoopError(
-            "This session was opened in another event loop. Nothing was sent.",
-            hint="Open a session inside each asyncio.run(), and close it there.",
-        )
-    return session._dispatcher  # noqa: SLF001 # of this module

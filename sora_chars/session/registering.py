@@ -11,6 +11,7 @@ from sora_chars.errors import ConfigurationError, InvalidRequestError, LedgerErr
 from sora_chars.ids import new_key
 from sora_chars.ledger.serialize import to_record
 from sora_chars.models import as_request
+from sora_chars.observers import observation
 
 from .submission import not_sent
 
@@ -51,7 +52,11 @@ def new_entry(dispatcher: Dispatcher, request: Request, provider: str | None, me
     chosen = dispatcher.choose(request, provider)
     kind, record = to_record(request)
     return dispatcher.ledger.new_entry(
-        key=request.key or new_key(), provider=chosen.name, kind=kind, request=record, meta=meta
+        key=request.key or new_key(),
+        provider=chosen.name,
+        kind=kind,
+        request=record,
+        meta=dispatcher.observers.meta() | dict(meta or {}),
     )
 
 
@@ -62,6 +67,8 @@ async def register(dispatcher: Dispatcher, entry: Entry, connection: Connection 
     try:
         return await dispatcher.ledger.record(entry)
     except LedgerError as error:
+        if observed := observation.get():
+            observed.ledger_failed(printable(error))
         raise not_sent(error, entry.key, entry.provider) from error
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 from sora_chars.errors import SessionClosedError
 from sora_chars.ledger import Ledger, open_ledger
 from sora_chars.media import Cutting
-from sora_chars.models import Character, CharacterRequest, TaskRequest, TaskSnapshot, as_request
+from sora_chars.models import Character, CharacterRequest, TaskRequest, TaskSnapshot, Voice, VoiceRequest, as_request
 from sora_chars.observers import Observers
 from sora_chars.polling.strategies import AdaptiveInterval
 from sora_chars.polling.watcher import TaskWatcher
@@ -17,7 +17,7 @@ from sora_chars.polling.watcher import TaskWatcher
 from .dispatcher import Dispatcher
 from .options import check_options, seconds_to_wait
 from .orphans import log_outlived
-from .recorded import RecordedRequests, dispatcher_of
+from .recorded import RecordedRequests
 from .videos import CutVideos
 
 if TYPE_CHECKING:
@@ -26,11 +26,15 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
+    from aiohttp import web
+
     from sora_chars.batch.batch import Batch
     from sora_chars.batch.options import BatchKeywords, Rows
     from sora_chars.batch.outcome import Outcome
+    from sora_chars.callbacks.adapters import AsgiApp
+    from sora_chars.callbacks.receiver import CallbackReceiver
     from sora_chars.events import Observer
-    from sora_chars.models import CharacterFields, ModelInfo, Request
+    from sora_chars.models import CharacterFields, ModelInfo, Request, Source
     from sora_chars.polling.handle import TaskHandle
     from sora_chars.protocols import PollingStrategy, Provider
 
@@ -67,6 +71,9 @@ class CharacterSession(RecordedRequests):
             that were already sent.
         watcher: A `TaskWatcher` with your own options. It replaces `polling`.
         observers: Called with each event of the session; see `sora_chars.events`.
+        public_url: The public URL under which your application serves `asgi` or
+            `aiohttp_app`, such as "https://example.com/hooks". It is given to each
+            provider that sends callbacks and has no `callback_url`.
 
     Raises:
         ConfigurationError: No provider was given, two share a name, or an option is invalid.
@@ -83,6 +90,7 @@ class CharacterSession(RecordedRequests):
         shutdown_timeout: float = 30.0,
         watcher: TaskWatcher | None = None,
         observers: Iterable[Observer] = (),
+        public_url: str | None = None,
     ) -> None:
         check_options(providers, polling, timeout=timeout, shutdown_timeout=shutdown_timeout)
         self.providers = providers
@@ -97,6 +105,12 @@ class CharacterSession(RecordedRequests):
         self._cutting = cutting or Cutting()
         self._shutdown_timeout = shutdown_timeout
         self.observers = Observers(observers)
+        self.public_url = public_url
+        self._receiver: CallbackReceiver | None = None
+        if public_url is not None:
+            from .hosting import give_callback_urls  # noqa: PLC0415 # as above
+
+            self.public_url = give_callback_urls(providers, public_url)
 
     def __repr__(self) -> str:
         names = ", ".join(provider.name for provider in self.providers)
@@ -118,7 +132,7 @@ class CharacterSession(RecordedRequests):
             LedgerError: The ledger could not be opened.
         """
         if self._loop:
-            dispatcher_of(self)
+            self.dispatcher()
             raise SessionClosedError("This session is open already.")
         dispatcher = Dispatcher(
             self.providers,
@@ -134,6 +148,26 @@ class CharacterSession(RecordedRequests):
         self._dispatcher = dispatcher
         return self
 
+    @property
+    def asgi(self) -> AsgiApp:
+        """An ASGI application that receives callbacks: `app.mount("/hooks", session.asgi)` in Starlette and FastAPI.
+
+        The path of `public_url` must lead to it. `CallbackReceiver` has options.
+        """
+        return self._callbacks.asgi
+
+    def aiohttp_app(self) -> web.Application:
+        """Return an aiohttp application that receives callbacks: `app.add_subapp("/hooks/", session.aiohttp_app())`."""
+        return self._callbacks.aiohttp_app()
+
+    @property
+    def _callbacks(self) -> CallbackReceiver:
+        if self._receiver is None:
+            from .hosting import receiver_of  # noqa: PLC0415 # few sessions receive callbacks
+
+            self._receiver = receiver_of(self)
+        return self._receiver
+
     def events(self) -> EventStream:
         """Return a stream of the session's events from now on, also of what other processes on its ledger do.
 
@@ -143,7 +177,7 @@ class CharacterSession(RecordedRequests):
         Of other processes it yields `Recorded`, `InDoubt` and `Ended`, with `elsewhere`. In an SQLite file their
         changes are found within about 0.1 s, and only the last of several changes of one entry within that time.
         """
-        return dispatcher_of(self).streams.open()
+        return self.dispatcher().streams.open()
 
     async def aclose(self) -> None:
         """Close the session. Closing twice has no effect.
@@ -154,10 +188,12 @@ class CharacterSession(RecordedRequests):
         """
         if self._loop is None:
             return
-        dispatcher = dispatcher_of(self)
+        dispatcher = self.dispatcher()
         self._loop = None
         await dispatcher.aclose(self._shutdown_timeout)
 
+    @overload
+    async def submit(self, request: VoiceRequest, /, *, provider: str | None = None) -> TaskHandle[Voice]: ...
     @overload
     async def submit(self, request: TaskRequest, /, *, provider: str | None = None) -> TaskHandle[TaskSnapshot]: ...
     @overload
@@ -191,6 +227,39 @@ class CharacterSession(RecordedRequests):
         with self._in_use() as dispatcher:
             return await dispatcher.submit(as_request(request, fields), provider)
 
+    async def create_voice(
+        self,
+        source: Source,
+        name: str,
+        *,
+        key: str | None = None,
+        provider: str | None = None,
+        timeout: float | None = None,
+    ) -> Voice:
+        """Create a voice from a recording, and wait for it; `CharacterRequest.voice` takes its id.
+
+            voice = await session.create_voice("https://example.com/rex.wav", "Rex")
+            rex = await session.create(video="rex.mp4", name="Rex", prompt="A friendly dog", voice=voice.id)
+
+        The request is recorded and settled as any other paid request; a `VoiceRequest` does the same in `submit`.
+
+        Args:
+            source: http(s) URL or local path of a recording of one clean voice.
+            name: Name of the voice.
+            key: Idempotency key.
+            provider: Name of the provider. Defaults to the first that creates voices.
+            timeout: Seconds to wait. Defaults to the session's.
+
+        Raises:
+            SoraCharsError: As `create`.
+        """
+        request = VoiceRequest(source=source, name=name, key=key)
+        return await self.create(request, provider=provider, timeout=timeout)
+
+    @overload
+    async def create(
+        self, request: VoiceRequest, /, *, provider: str | None = None, timeout: float | None = None
+    ) -> Voice: ...
     @overload
     async def create(
         self, request: TaskRequest, /, *, provider: str | None = None, timeout: float | None = None
@@ -211,7 +280,7 @@ class CharacterSession(RecordedRequests):
         provider: str | None = None,
         timeout: float | None = None,
         **fields: Unpack[CharacterFields],
-    ) -> Character | TaskSnapshot:
+    ) -> Character | Voice | TaskSnapshot:
         """Submit a request and wait for its character.
 
             character = await session.create(
@@ -236,7 +305,7 @@ class CharacterSession(RecordedRequests):
         with self._in_use() as dispatcher:
             handle = await dispatcher.submit(as_request(request, fields), provider, deadline=deadline)
         try:
-            outcome: Character | TaskSnapshot = await handle.result(max(0.0, deadline - loop.time()))
+            outcome: Character | Voice | TaskSnapshot = await handle.result(max(0.0, deadline - loop.time()))
         except asyncio.CancelledError:
             log_outlived(handle)
             raise
@@ -257,8 +326,8 @@ class CharacterSession(RecordedRequests):
 
         Args:
             requests: Any iterable or async iterable of requests, or of
-                mappings with a `CharacterRequest`'s fields and `provider`. It
-                may be endless; it is read as slots become free.
+                mappings with the fields of a `CharacterRequest` or a `TaskRequest`
+                and `provider`. It may be endless; it is read as slots become free.
             concurrency: The maximum number of tasks in flight, and of unread outcomes. Defaults to 100.
             provider: Name of the provider for requests that name none.
             budget: Credits that all requests may cost together, whenever they were paid.
@@ -274,7 +343,7 @@ class CharacterSession(RecordedRequests):
         """
         from .batches import new_batch  # noqa: PLC0415 # few need batches
 
-        return new_batch(self, dispatcher_of(self), requests, **options)
+        return new_batch(self, self.dispatcher(), requests, **options)
 
     async def create_all(self, requests: Rows, **options: Unpack[BatchKeywords]) -> list[Outcome]:
         """Run `create_many` and return all outcomes in the order of the requests.
@@ -293,12 +362,12 @@ class CharacterSession(RecordedRequests):
         Raises:
             SoraCharsError: The id is empty or not printable, or there is no such provider.
         """
-        return dispatcher_of(self).resume(task, provider, key)
+        return self.dispatcher().resume(task, provider, key)
 
     async def credit(self, provider: str | None = None) -> float:
         """Return the credits left at the provider named, or at the first that has tasks."""
-        return await dispatcher_of(self).provider(provider).credit()
+        return await self.dispatcher().provider(provider).credit()
 
     async def models(self, provider: str | None = None) -> list[ModelInfo]:
         """Return the models that can be requested now. Free, so an unavailable model shows before a payment."""
-        return await dispatcher_of(self).provider(provider).models()
+        return await self.dispatcher().provider(provider).models()

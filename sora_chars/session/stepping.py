@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from sora_chars.ledger import Entry
-    from sora_chars.models import Character
+    from sora_chars.models import Character, Voice
 
     from .dispatcher import Dispatcher
     from .submission import Submission
@@ -62,8 +62,8 @@ class Step:
         return self.entry.state
 
     @property
-    def outcome(self) -> Character | TaskSnapshot | SoraCharsError | None:
-        """The character, the finished snapshot of a `TaskRequest`, or why there is none; None before the end."""
+    def outcome(self) -> Character | Voice | TaskSnapshot | SoraCharsError | None:
+        """The character, voice or, of a `TaskRequest`, finished snapshot, or why there is none; None before the end."""
         if not (self.finished and self.state in FINISHED):
             return None
         try:

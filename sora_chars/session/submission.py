@@ -25,7 +25,7 @@ from sora_chars.ledger import EntryState
 from sora_chars.ledger.outcomes import character_deleted
 from sora_chars.ledger.serialize import RETRY_HINT, rejection, to_error
 from sora_chars.ledger.transitions import end_state, mark_orphaned, without_character
-from sora_chars.models import TaskRequest, TaskSnapshot
+from sora_chars.models import CharacterRequest, TaskSnapshot
 from sora_chars.observers import observation
 
 from .settling import keys_sent
@@ -215,11 +215,11 @@ class Submission:
     @asynccontextmanager
     async def _prepared(self) -> AsyncGenerator[Request]:
         """Give the request as it is sent. It ends without a wait: a task id that was received is recorded next."""
-        if isinstance(self.request, TaskRequest) or self.request.video is None:
+        if isinstance(self.request, CharacterRequest) and self.request.video is not None:
+            async with self.videos.prepared(self.provider, self.request) as request:
+                yield request
+        else:
             yield self.request
-            return
-        async with self.videos.prepared(self.provider, self.request) as request:
-            yield request
 
     async def _revert(self, reason: ProviderError) -> None:
         """Record that the provider did nothing.

@@ -50,7 +50,6 @@ def test_asks_for_each_key(cli: Cli, emulator: Emulator) -> None:
 
 def test_names_of_the_providers_that_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """`cli.context.ASKED` names exactly the providers that can be asked for the task of a key."""
-    for name in PROVIDERS:
-        monkeypatch.setenv(f"{name.upper()}_API_KEY", "key")
+    monkeypatch.setenv("SORA_CHARS_EMULATOR", "http://127.0.0.1:1")
     made = {name: Settings(provider=name, base_url=None, timeout=None).make_provider() for name in PROVIDERS}
     assert {name for name, provider in made.items() if provider.settles} == set(ASKED)

@@ -308,6 +308,22 @@ def test_callbacks_end_waits(cli: Cli, emulator: Emulator, command: Command, fre
     assert emulator.counts.callbacks_accepted == 1
 
 
+def test_job_rows(cli: Cli, emulator: Emulator, command: Command, out: Path) -> None:
+    """Rows with a model are tasks of kie's job API, whose result is in the row; a second run reads the ledger."""
+    job = {"model": "wan/2-7-image", "input": {"prompt": "A dog"}}
+    requests = command(job | {"key": "job"}, kie(1, key="dog"))
+    for _ in range(2):
+        assert cli(*requests).returncode == 0
+        found = rows(out)
+        assert found["job"]["status"] == found["dog"]["status"] == "succeeded"
+        assert list(found["job"]["result"]) == ["resultUrls"]
+        assert "character" in found["dog"]
+        out.unlink()
+    assert emulator.counts.creates == 2
+    refused = cli(*command(job | {"provider": "kkiai"}))
+    assert (refused.returncode, "request must be a CharacterRequest, got TaskRequest" in refused.stderr) == (2, True)
+
+
 def test_reader_closes_the_pipe(cli: Cli, start_cli: Start, emulator: Emulator, command: Command, out: Path) -> None:
     """A reader such as `head` may close stdout: no traceback is shown, and sent requests are recorded."""
     batch = command(*map(kie, range(10)))

@@ -105,6 +105,10 @@ def test_details_of_one_character(cli: Cli, create: Callable[[str], dict[str, An
     shown = cli("characters", made["id"])
     assert f"id: {made['id']}" in shown.stdout.splitlines()
     assert "key: rex" in shown.stdout.splitlines()
+    usage = {"prompt": "<<<element_1>>>", "element_list": [{"element_id": made["id"]}]}
+    assert f"usage: {json.dumps(usage)}" in shown.stdout.splitlines()
+    (saved,) = json.loads(cli("characters", made["id"], "--json").stdout)["characters"]
+    assert made["usage"] == saved["character"]["usage"] == usage
     listed = cli("characters", "ls", "rex")
     assert len(listed.stdout.splitlines()) == 2
     text = cli("characters", "--help").stdout

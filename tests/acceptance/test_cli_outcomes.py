@@ -62,6 +62,7 @@ def test_character_of_kie(cli: Cli, at: tuple[str, ...], emulator: Emulator) -> 
         "name": "Dog",
         "permalink": None,
         "picture_url": None,
+        "usage": {"prompt": f"@user.{id_[-8:]}", "character_id_list": [id_]},
     }
     assert made == {"provider": "kie", "task_id": task_id, "key": "dog-1", "character": character}
     assert read(cli("wait", task_id, *at, "--json"), 0) == made
@@ -346,3 +347,18 @@ def test_closed_stdout(at: tuple[str, ...], cli_environment: dict[str, str]) -> 
         )
 
     assert (ended.returncode, ended.stderr) == (1, b"")
+
+
+def test_voice_of_kling(cli: Cli, at: tuple[str, ...], emulator: Emulator) -> None:
+    """`voice` prints the id of a voice; `wait`, `ledger show` and the same key print it from the ledger."""
+    made = read(cli("voice", "https://a.example/rex.wav", "--name", "Rex", "--key", "v-1", *at, "--json"), 0)
+    (task,) = emulator.kling.tasks.values()
+    voice = {"id": str(task.element_id), "name": "Rex"}
+    assert made == {"provider": "kling", "task_id": task.task_id, "key": "v-1", "voice": voice}
+    again = cli("voice", "https://a.example/rex.wav", "--name", "Rex", "--key", "v-1", *at)
+    assert f"id: {voice['id']}" in again.stdout.splitlines()
+    assert f"id: {voice['id']}" in cli("ledger", "show", "v-1").stdout.splitlines()
+    assert read(cli("wait", "v-1", "--provider", "kling", *at, "--json"), 0) == made
+    refused = cli("voice", "https://a.example/rex.wav", "--name", "Rex", "--provider", "kie", *at)
+    assert (refused.returncode, "no route that creates voices" in refused.stderr) == (2, True)
+    assert emulator.counts.voices == 1

@@ -101,9 +101,20 @@ async def test_several_callbacks(emulator: Emulator, name: str, certificate: ssl
     assert only_task(emulator, name).callbacks == [200, 200, 200]
 
 
-async def test_lost_callback(emulator: Emulator, name: str, certificate: ssl.SSLContext) -> None:
+async def test_unsigned_callback(emulator: Emulator, name: str, certificate: ssl.SSLContext) -> None:
+    """Without a webhook secret the token in the URL is enough."""
+    emulator.wavespeed.callbacks.secret = None
+    options = {"webhook_secret": None} if name == "wavespeed" else {}
+    async with listening(emulator, name, certificate, **options) as session:
+        assert (await session.create(**VIDEO)).name == "Rex"
+    assert only_task(emulator, name).callbacks == [200]
+
+
+@pytest.mark.parametrize("early", [False, True])
+async def test_lost_callback(emulator: Emulator, name: str, certificate: ssl.SSLContext, *, early: bool) -> None:
     """A callback that gets lost only makes the wait longer."""
     account(emulator, name).callbacks.lost = True
+    account(emulator, name).early_callbacks = early
     async with listening(emulator, name, certificate) as session:
         handle = await session.submit(**VIDEO)
         await emulator.until(lambda: only_task(emulator, name).finished)

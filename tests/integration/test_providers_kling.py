@@ -169,11 +169,17 @@ async def test_every_error_of_a_create(
 
 @pytest.mark.parametrize("code", [1302, 1303])
 async def test_rate_limits_are_waited_for(emulator: Emulator, code: int) -> None:
-    """Nothing was made after 1302 and 1303, so the create is sent again."""
+    """Nothing was made after 1302 and 1303, so the create is sent again; after 1303 polls were not paused."""
     emulator.fault("kling_error", on="element", code=code)
     async with session_at(emulator) as session:
         await session.create(**VIDEO)
+        account = session.providers[0].account
     assert emulator.counts.elements == 1
+    assert account is not None
+    assert (account.cooldown.until > 0, account.windows["create"].own_cooldown.until > 0) == (
+        code == 1302,
+        code == 1303,
+    )
 
 
 async def test_parallel_tasks(emulator: Emulator) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import socket
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -13,6 +16,7 @@ from sora_chars import (
     CharacterSession,
     InvalidRequestError,
     Kling,
+    NoAnswerError,
     RequestRejectedError,
     UploadProgress,
     Wavespeed,
@@ -28,6 +32,9 @@ if TYPE_CHECKING:
 
 KEY = KEYS["wavespeed"]
 CREATE = "/api/v3/kwaivgi/kling-elements-advanced"
+VIDEO_BODY = (
+    b'{"name":"a","description":"b","reference_type":"video_refer","element_video_list":["https://a.example/b.mp4"]}'
+)
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 
 
@@ -142,7 +149,8 @@ async def test_a_foreign_client(emulator: Emulator) -> None:
         ("POST", CREATE, b"{", 400),
         ("POST", CREATE, b"[]", 400),
         ("POST", CREATE, b"{}", 400),
-        ("POST", f"{CREATE}?webhook=hooks", b'{"name":"a","description":"b","element_video_list":["%s"]}', 400),
+        ("POST", f"{CREATE}?webhook=hooks", VIDEO_BODY, 400),
+        ("POST", f"{CREATE}?webhook=https://hooks.example/a", VIDEO_BODY, 200),
         ("GET", "/api/v3/predictions/none/result", b"", 404),
         ("GET", "/api/v3/predictions/none", b"", 404),
         ("POST", "/api/v3/media/upload/binary", b"{}", 400),
@@ -152,10 +160,10 @@ async def test_a_foreign_client(emulator: Emulator) -> None:
 async def test_invalid_requests(emulator: Emulator, method: str, path: str, body: bytes, status: int) -> None:
     """The emulator rejects what the contract does not describe."""
     headers = HEADERS | {"Content-Type": "application/json"}
-    content = body.replace(b"%s", b"https://a.example/b.mp4")
+    emulator.wavespeed.callbacks.lost = True
     async with (
         aiohttp.ClientSession(emulator.url, headers=headers) as client,
-        client.request(method, path, data=content) as response,
+        client.request(method, path, data=body) as response,
     ):
         assert response.status == status
 
@@ -204,3 +212,20 @@ async def test_requests_of_strangers(emulator: Emulator, tmp_path: Path) -> None
     with pytest.raises(InvalidRequestError):
         CharacterRequest.from_untrusted({"images": [IMAGES[0], str(secret)], "name": "Rex", "prompt": "A dog"})
     assert not emulator.requests
+
+
+async def test_connection_that_times_out(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The callback URL in the query of a create stands in no error, traceback or log record, and in no entry."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr("sora_chars.transport.random.uniform", lambda *_: 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # no TLS handshake ever begins
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        provider = Wavespeed(KEY, base_url=url, callback_url="https://hooks.example", timeout=0.2)
+        async with CharacterSession(provider) as session:
+            with pytest.raises(NoAnswerError) as caught:
+                await session.create(**VIDEO, key="order-17", timeout=20.0)
+            entry = await session.entry("order-17")
+    shown = "".join(traceback.format_exception(caught.value)) + repr([vars(record) for record in caplog.records])
+    assert "Connection timeout" in shown
+    assert entry is not None
+    assert "hooks.example/" not in f"{shown}{entry.error_json}"

@@ -33,6 +33,7 @@ FACTS: dict[str, Any] = {
     "retry_after": 2.5,
     "transient": True,
     "harmless": True,
+    "creates_only": True,
     "key": "k-1",
     "task_id": "t-1",
     "snapshot": {"state": "fail"},

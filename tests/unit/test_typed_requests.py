@@ -26,6 +26,7 @@ async def accepted(session: CharacterSession, row: RowFields) -> None:
     assert_type(await session.create(TaskRequest(model="m")), TaskSnapshot)
     handle: TaskHandle[Character] = await session.submit(video="rex.mp4", name=None)
     entry: Entry = await session.register(video="rex.mp4", safety="none")
+    session.create_many([{"model": "m", "input": {"prompt": "a"}, "key": "k", "provider": "kie"}])
     batch = session.create_many([row, {"video": "rex.mp4", "provider": "kie"}, TaskRequest(model="m")])
     assert_type(batch, Batch)
     assert entry.key == handle.key
@@ -41,6 +42,7 @@ async def refused(session: CharacterSession) -> None:
     await session.register(model="m")  # type: ignore[call-arg]
     session.create_many([{"from_tsk": "t"}])  # type: ignore[list-item]
     session.create_many([{"video": 5}])  # type: ignore[list-item]
+    session.create_many([{"model": "m", "prompt": "a"}])  # type: ignore[list-item]
 
 
 def test_the_calls_are_checked() -> None:

@@ -12,7 +12,7 @@ import attrs
 from sora_chars.errors import InvalidRequestError, printable
 from sora_chars.ledger.entry import to_json
 from sora_chars.ledger.serialize import to_record
-from sora_chars.models import CharacterRequest
+from sora_chars.models import Request, of_row, raise_if_invalid
 from sora_chars.responses import parse_json
 
 from .csv_rows import read_csv
@@ -32,6 +32,8 @@ COLUMNS: tuple[str, ...] = (
     "prompt",
     "safety",
     "voice",
+    "model",
+    "input",
 )
 FORMATS = ("jsonl", "csv")
 
@@ -58,7 +60,7 @@ class Row:
 
     line: int
     provider: str
-    request: CharacterRequest
+    request: Request
     record: str = attrs.field(init=False, repr=False, default=attrs.Factory(_record, takes_self=True))
 
     @property
@@ -172,7 +174,9 @@ def _to_row(line: int, fields: Mapping[str, Any], provider: str, providers: Coll
     if isinstance(images := given.get("images"), str):
         given["images"] = [image.strip() for image in images.split(";") if image.strip()]
     try:
-        request = CharacterRequest(**{name: value for name, value in given.items() if name in COLUMNS})
+        if isinstance(text := given.get("input"), str):
+            given["input"] = _json_of(text)
+        request = of_row({name: value for name, value in given.items() if name in COLUMNS})
     except InvalidRequestError as error:
         return Problem(line, (*problems, *error.problems))
     if problems:
@@ -180,10 +184,24 @@ def _to_row(line: int, fields: Mapping[str, Any], provider: str, providers: Coll
     return Row(line, name, request)
 
 
+def _json_of(text: str) -> Any:
+    """Return the value of the JSON in a cell.
+
+    Raises:
+        InvalidRequestError: It is no JSON.
+    """
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise_if_invalid([f"input has {_invalid_json(error)}"], what="The row")
+
+
 def _text_problem(value: object) -> str:
-    """Return why a text, or one of a list of texts, can be neither recorded nor sent; else an empty text."""
+    """Return why a text, or one within a list or an object, can be neither recorded nor sent; else an empty text."""
     if isinstance(value, list):
         return next(filter(None, map(_text_problem, value)), "")
+    if isinstance(value, dict):
+        return _text_problem([*value, *value.values()])
     if not isinstance(value, str):
         return ""
     try:

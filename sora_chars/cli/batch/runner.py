@@ -16,7 +16,6 @@ from sora_chars.cli.runner import BUG, STILL_RUNNING, UNKNOWN, exit_status
 from sora_chars.errors import SoraCharsError, SubmissionUnknownError
 from sora_chars.ledger import EntryState
 from sora_chars.media import Cutting
-from sora_chars.session.recorded import dispatcher_of
 from sora_chars.session.session import CharacterSession
 
 from .progress import BatchDisplay, Tally, duration
@@ -151,7 +150,7 @@ class BatchRun:
             ) as session,
             serve_callbacks(session, listener, self.settings.webhook_key),
         ):
-            self._dispatcher = dispatcher_of(session)
+            self._dispatcher = session.dispatcher()
             self.context.stop_waiting = self._dispatcher.stop_waiting
             with self._until_signal():
                 requests = SpooledRequests(self.spool, self._tally)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from sora_chars.batch.outcome import Outcome
     from sora_chars.ledger import Entry
-    from sora_chars.models import Character
+    from sora_chars.models import Character, TaskSnapshot
 
     Write = Callable[[Mapping[str, Any]], None]
 
@@ -51,16 +51,18 @@ def outcome_row(outcome: Outcome) -> dict[str, Any]:
     elif error:
         facts = {"type": type(error).__name__, "message": printable(error)}
     is_pending = outcome.state is EntryState.REJECTED and (isinstance(error, _PENDING) or _is_transient(error))
-    return _row(outcome, outcome.character, facts, status=EntryState.PENDING if is_pending else outcome.state)
+    state = EntryState.PENDING if is_pending else outcome.state
+    return _row(outcome, outcome.character, facts, status=state, snapshot=outcome.snapshot)
 
 
 def entry_row(entry: Entry | None) -> dict[str, Any] | None:
     """Return the row of an entry of the ledger, or None if its request was not sent."""
     if entry is None or entry.state in {EntryState.PENDING, EntryState.SENDING}:
         return None
-    character = to_snapshot(entry).character if entry.state is EntryState.SUCCEEDED else None
+    snapshot = to_snapshot(entry) if entry.state is EntryState.SUCCEEDED else None
+    character = snapshot.character if snapshot else None
     facts = {"type": _ERROR_TYPES[entry.state]} if entry.state in _ERROR_TYPES else {}
-    return _row(entry, character, facts | (entry.error or {}), status=entry.state)
+    return _row(entry, character, facts | (entry.error or {}), status=entry.state, snapshot=snapshot)
 
 
 def _is_transient(error: Exception | None) -> bool:
@@ -69,7 +71,12 @@ def _is_transient(error: Exception | None) -> bool:
 
 
 def _row(
-    source: Outcome | Entry, character: Character | None, error: Mapping[str, Any], *, status: EntryState
+    source: Outcome | Entry,
+    character: Character | None,
+    error: Mapping[str, Any],
+    *,
+    status: EntryState,
+    snapshot: TaskSnapshot | None,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "key": source.key,
@@ -79,6 +86,8 @@ def _row(
     }
     if character:
         row["character"] = character_json(character, key=source.key)["character"]
+    elif snapshot and status is EntryState.SUCCEEDED:
+        row["result"] = snapshot.result
     if error:
         row["error"] = {name: error[name] for name in ("type", "message", "code") if error.get(name) is not None}
     return row if source.credits is None else row | {"credits": source.credits}

@@ -142,10 +142,11 @@ def batch(
     spreadsheets and pandas write it; - is stdin. The columns are from_task and
     clip, video, or images, and optionally key, provider, name, prompt, safety and
     voice. kie needs a prompt with from_task and takes no clip with video; kkiai
-    always needs a clip. All rows are checked before anything is sent.
+    always needs a clip. A row with model and input (a JSON object) is a task of
+    kie's job API. All rows are checked before anything is sent.
 
     Each row of OUT has key, status (succeeded, failed, rejected, unknown, pending
-    or running), provider, task_id and, if known, character, error and credits. A
+    or running), provider, task_id and, if known, character or result, error and credits. A
     pending row was not sent, or its provider did nothing for now. If a key occurs
     more than once, its last row counts.
 

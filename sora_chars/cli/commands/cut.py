@@ -13,11 +13,14 @@ from sora_chars.cli.runner import run
 from sora_chars.cli.single_task import cut_status
 from sora_chars.errors import ConfigurationError, printable
 from sora_chars.models import Clip
+from sora_chars.providers.evolink_codec import VIDEO as EVOLINK
+from sora_chars.providers.heygen_codec import VIDEO as HEYGEN
 from sora_chars.providers.kie import VIDEO as KIE
 from sora_chars.providers.kling_codec import VIDEO as KLING
 from sora_chars.providers.media import probe
 from sora_chars.providers.seedance_codec import VIDEO as SEEDANCE
 from sora_chars.providers.vidu_codec import VIDEO as VIDU
+from sora_chars.providers.wavespeed_codec import VIDEO as WAVESPEED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,10 +31,11 @@ if TYPE_CHECKING:
 RULES: Mapping[str, MediaRule] = {
     "kie": KIE,
     "kling": KLING,
-    "wavespeed": KLING,
-    "evolink": KLING,
+    "wavespeed": WAVESPEED,
+    "evolink": EVOLINK,
     "vidu": VIDU,
     "seedance": SEEDANCE,
+    "heygen": HEYGEN,
 }
 """The rule for videos of each provider that takes whole videos."""
 

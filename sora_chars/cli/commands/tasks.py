@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sora_chars.cli.options import Settings, create_options, json_input, query_options, task_options
+from sora_chars.cli.options import Settings, create_options, json_input, query_options, task_options, voice_options
 from sora_chars.cli.render import (
     MODEL_COLUMNS,
     character_json,
@@ -17,6 +17,8 @@ from sora_chars.cli.render import (
     models_json,
     task_json,
     task_rows,
+    voice_json,
+    voice_rows,
 )
 from sora_chars.cli.runner import run as run_command
 from sora_chars.cli.single_task import submit_and_wait, wait_for
@@ -25,7 +27,7 @@ from sora_chars.errors import InvalidRequestError, NoAnswerError
 from sora_chars.ids import new_key
 from sora_chars.ledger import EntryState
 from sora_chars.ledger.outcomes import character_deleted
-from sora_chars.models import Character, CharacterRequest, TaskRequest
+from sora_chars.models import Character, CharacterRequest, TaskRequest, Voice, VoiceRequest
 from sora_chars.providers.kkiai import GATEWAYS
 from sora_chars.session.session import CharacterSession
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from sora_chars.cli.context import CommandContext
-    from sora_chars.models import TaskSnapshot
+    from sora_chars.models import Request, TaskSnapshot
     from sora_chars.polling.handle import TaskHandle
     from sora_chars.protocols import Provider
 
@@ -127,6 +129,25 @@ def run(context: CommandContext, /, *, model: str, inputs: Any, key: str | None,
 
 
 @click.command()
+@click.argument("source", metavar="URL_OR_PATH")
+@click.option("--name", metavar="TEXT", required=True, help="Name of the voice, up to 20 characters.")
+@key_option
+@retry_option
+@voice_options
+@click.pass_obj
+def voice(
+    context: CommandContext, /, *, source: str, name: str, key: str | None, is_retry: bool, **common: Any
+) -> None:
+    """Create a voice from a recording, for `create --voice`.
+
+    kling takes mp3, wav, mp4 or mov of 5 to 30 s with one clean voice, as a URL. The
+    command waits for the voice and prints its id.
+    """
+    request = VoiceRequest(source=source, name=name, key=new_key() if key is None else key)
+    _submit_and_show(context, Settings(**common), request, is_retry=is_retry)
+
+
+@click.command()
 @click.argument("task", metavar="TASK_ID|KEY")
 @task_options
 @click.pass_obj
@@ -181,9 +202,7 @@ def models(context: CommandContext, /, *, query: str, **common: Any) -> None:
     context.output.note(f"{len(found)} of {len(offered)} models")
 
 
-def _submit_and_show(
-    context: CommandContext, settings: Settings, request: CharacterRequest | TaskRequest, *, is_retry: bool
-) -> None:
+def _submit_and_show(context: CommandContext, settings: Settings, request: Request, *, is_retry: bool) -> None:
     context.use(settings)
     outcome, time_taken = run_command(context, submit_and_wait(context, settings, request, is_retry=is_retry))
     _show(context, outcome, key=request.key, time_taken=time_taken)
@@ -191,7 +210,7 @@ def _submit_and_show(
 
 def _show(
     context: CommandContext,
-    outcome: Character | TaskSnapshot,
+    outcome: Character | Voice | TaskSnapshot,
     *,
     key: str | None = None,
     time_taken: str | None = None,
@@ -199,6 +218,9 @@ def _show(
     if isinstance(outcome, Character):
         rows = character_rows(outcome, key=key, time_taken=time_taken)
         context.output.show(character_json(outcome, key=key), rows, title="Character")
+    elif isinstance(outcome, Voice):
+        rows = voice_rows(outcome, key=key, time_taken=time_taken)
+        context.output.show(voice_json(outcome, key=key), rows, title="Voice")
     else:
         context.output.show(task_json(outcome), task_rows(outcome, time_taken=time_taken), title="Task")
 
@@ -234,7 +256,7 @@ async def _find(context: CommandContext, session: CharacterSession, task: str) -
     return session.resume(entry.task_id, provider=entry.provider, key=entry.key)
 
 
-async def _fetch_task(settings: Settings, task_id: str) -> Character | TaskSnapshot:
+async def _fetch_task(settings: Settings, task_id: str) -> Character | Voice | TaskSnapshot:
     """Return the result of a task, or its snapshot while it is running.
 
     Raises:

@@ -82,6 +82,7 @@ class CommitThread(threading.Thread):
         self._immediate_jobs = 0  # delayed jobs that skip their delay
         self._groups: SimpleQueue[list[Job]] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
 
     def call(
         self, work: Callable[[sqlite3.Cursor, list[A]], Iterable[T]], item: A, *, spacing: float = 0.0
@@ -128,7 +129,8 @@ class CommitThread(threading.Thread):
         if self._timer:
             self._timer.cancel()
         self.end()
-        await asyncio.to_thread(self.join)
+        await self._ended  # no executor: those of a process that exits are shut down before its sessions are closed
+        self.join()
 
     def end(self) -> None:
         """Have the thread run the remaining jobs and end."""
@@ -142,6 +144,8 @@ class CommitThread(threading.Thread):
             with contextlib.suppress(RuntimeError):  # the loop was closed before the ledger; no caller is left
                 self._loop.call_soon_threadsafe(_resolve, jobs, results)
         self._disconnect()
+        with contextlib.suppress(RuntimeError):  # as above
+            self._loop.call_soon_threadsafe(_set_done, self._ended)
 
     def _next_jobs(self) -> list[Job]:
         """Wait for at least one job, and take those that wait with it; none at the end."""
@@ -201,3 +205,8 @@ def _failure(error: Exception) -> LedgerError:
     failure = LedgerError(f"The ledger could not be used: {reason} ({printable(error)}).")
     failure.__cause__ = error
     return failure
+
+
+def _set_done(future: asyncio.Future[None]) -> None:
+    if not future.done():  # cancelled
+        future.set_result(None)

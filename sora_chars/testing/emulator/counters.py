@@ -20,9 +20,11 @@ class Counts:
         characters: Characters created by kkiai.com's route.
         omni: Omni characters created.
         elements: Tasks created by Kling's route. A rejected create is not counted.
+        voices: The same for its voices.
         subjects: Subjects created by Vidu's route.
         gateway_elements: Tasks created by Wavespeed's and Evolink's routes. A rejected create is not counted.
         assets: Assets created by icover's and Ark's routes.
+        avatars: Avatars created by HeyGen's route.
         polls: recordInfo requests received, including those that a limit or a fault
             rejected.
         uploads: Files uploaded.
@@ -42,9 +44,11 @@ class Counts:
     characters: int = 0
     omni: int = 0
     elements: int = 0
+    voices: int = 0
     subjects: int = 0
     gateway_elements: int = 0
     assets: int = 0
+    avatars: int = 0
     polls: int = 0
     uploads: int = 0
     other: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from abc import ABC, abstractmethod
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @attrs.define(eq=False)
-class ElementCallbacks:
+class ElementCallbacks(ABC):
     """Sends the callbacks of tasks that have a callback URL. A provider's class states when, what and how.
 
     Attributes:
@@ -45,9 +46,10 @@ class ElementCallbacks:
         """Return when callbacks are due, on the event loop's clock: here at the end of the task."""
         return (task.ends_at,)
 
+    @abstractmethod
     def content(self, task: KlingTask) -> bytes:
         """Return the body of a callback."""
-        raise NotImplementedError
+        ...
 
     def signature(self, task: KlingTask, body: bytes) -> dict[str, str]:
         """Return the headers that sign a callback: here none."""

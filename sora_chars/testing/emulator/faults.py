@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-KLING_ENDPOINTS = ("element", "element_poll", "element_other")
+KLING_ENDPOINTS = ("element", "element_poll", "element_other", "voice", "voice_poll")
 ELEMENT_ENDPOINTS = (*KLING_ENDPOINTS, "subject", "subject_other", *gateways.ENDPOINTS, *assets.ENDPOINTS)
 ENDPOINTS = ("create", "poll", "upload", "character", "omni", "other", *ELEMENT_ENDPOINTS, "any")
 TARGETS = (*ENDPOINTS, "callback")
@@ -258,14 +258,14 @@ KINDS: dict[str, FaultKind] = {
         {"code": 5000, "message": ""},
         respond=_kling_error,
     ),
-    "kling_stuck": FaultKind("Kling: the task never ends", ("element",), change_task=_change_element),
+    "kling_stuck": FaultKind("Kling: the task never ends", ("element", "voice"), change_task=_change_element),
     "kling_fail": FaultKind(
         "Kling: the task fails",
-        ("element",),
+        ("element", "voice"),
         {"message": "The video contains no person"},
         change_task=_change_element,
     ),
-    "kling_empty": FaultKind("Kling: the result holds no element", ("element",), change_task=_change_element),
+    "kling_empty": FaultKind("Kling: the result holds no element", ("element", "voice"), change_task=_change_element),
     "quota": _kkiai(429, "insufficient_user_quota", "user quota is not enough", type="insufficient_quota"),
     "model_not_found": _kkiai(503, "model_not_found", "No available channel for this model"),
     "invalid_url": _kkiai(404, "", "Invalid URL (POST /sora/v1/characters)", type="invalid_request_error"),

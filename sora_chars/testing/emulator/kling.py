@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
 from .kling_tasks import never_end
-from .kling_validation import body_problem
+from .kling_validation import body_problem, voice_problem
 from .responses import PLAIN_JSON, Rejection, Reply, encoded
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 ELEMENTS = "/v1/general/advanced-custom-elements"
 ELEMENT = ELEMENTS + "/{id}"
+VOICES = "/v1/general/custom-voices"
+VOICE = VOICES + "/{id}"
 DELETE = "/v1/general/delete-advanced-elements"
 ERRORS: Mapping[int, tuple[int, str]] = {
     1000: (401, "Authentication failed"),
@@ -63,9 +65,10 @@ def reply(code: int, message: str = "", data: object = None, *, state: EmulatorS
 
 
 async def create(state: EmulatorState, request: web.Request) -> Reply:
-    """Check the body, start the task, and schedule its callbacks."""
+    """Check the body, start the task of an element or a voice, and schedule its callbacks."""
     body = await _json_object(request)
-    if (error := body_problem(body)) is not None:
+    makes_voice = request.path == VOICES
+    if (error := voice_problem(body) if makes_voice else body_problem(body)) is not None:
         raise Rejection(reply(1201, error))
     kling = state.kling
     external_id = body.get("external_task_id")
@@ -73,9 +76,12 @@ async def create(state: EmulatorState, request: web.Request) -> Reply:
         raise Rejection(reply(1201, f"external_task_id {external_id} already exists"))
     if kling.is_full:
         raise Rejection(reply(1303))
-    task = kling.create(body)
-    state.counts.elements += 1
-    for fault in state.faults.take("element"):
+    task = kling.create(body, makes_voice=makes_voice)
+    if makes_voice:
+        state.counts.voices += 1
+    else:
+        state.counts.elements += 1
+    for fault in state.faults.take("voice" if makes_voice else "element"):
         _apply(task, fault.kind, fault.settings)
     state.kling_callbacks.schedule(task)
     return reply(0, data=task.created_record(), state=state)
@@ -83,8 +89,9 @@ async def create(state: EmulatorState, request: web.Request) -> Reply:
 
 async def poll(state: EmulatorState, request: web.Request) -> Reply:
     """Respond with the record of a task id, or of a client's id."""
-    task = state.kling.find(request.path.removeprefix(ELEMENTS + "/"))
-    if task is None:
+    _, _, name = request.path.rpartition("/")
+    task = state.kling.find(name)
+    if task is None or task.makes_voice != request.path.startswith(VOICES):
         return reply(1203)
     task.polls += 1
     return reply(0, data=task.record(), state=state)

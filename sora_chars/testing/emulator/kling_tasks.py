@@ -40,6 +40,7 @@ class KlingTask:
         failure: Why the task fails; None if it succeeds.
         without_element: Whether it succeeds with a result that holds no element.
         deleted: Whether the element was deleted.
+        makes_voice: Whether the task makes a voice in place of an element.
         polls: How often the task was polled.
         callbacks: The statuses that the receiver of its callbacks answered.
     """
@@ -54,6 +55,7 @@ class KlingTask:
     failure: str | None = None
     without_element: bool = False
     deleted: bool = False
+    makes_voice: bool = False
     polls: int = 0
     callbacks: list[int | None] = attrs.field(factory=list)
 
@@ -102,8 +104,9 @@ class KlingTask:
         record = self.created_record() | {"task_status": status, "updated_at": self.updated_ms}
         record["task_status_msg"] = self.failure if status == "failed" else ""
         if status == "succeed":
-            record["task_result"] = {"elements": [] if self.without_element else [self.element()]}
-            record["final_unit_deduction"] = "0"
+            name, made = ("voices", self.voice) if self.makes_voice else ("elements", self.element)
+            record["task_result"] = {name: [] if self.without_element else [made()]}
+            record["final_unit_deduction"] = "0.05" if self.makes_voice else "0"
         return record
 
     def event(self) -> dict[str, object]:
@@ -124,6 +127,15 @@ class KlingTask:
         """The last change of the state in Unix milliseconds."""
         seconds = min(self.clock(), self.ends_at) - self.created
         return self.created_ms + round(seconds * 1000)
+
+    def voice(self) -> dict[str, object]:
+        """Return the voice."""
+        return {
+            "voice_id": str(self.element_id),
+            "voice_name": self.body["voice_name"],
+            "trial_url": f"https://voices.example/{self.element_id}.mp3",
+            "owned_by": "855722760281784413",
+        }
 
     def element(self) -> dict[str, object]:
         """Return the element, with the members of the recorded answer."""
@@ -160,7 +172,7 @@ class KlingStore:
     tasks: dict[str, KlingTask] = attrs.field(factory=dict)
     _rng: random.Random = attrs.field(factory=lambda: random.Random(7), init=False, repr=False)  # noqa: S311
 
-    def create(self, body: Mapping[str, object]) -> KlingTask:
+    def create(self, body: Mapping[str, object], *, makes_voice: bool = False) -> KlingTask:
         """Start a task."""
         now = self.clock()
         task = KlingTask(
@@ -171,6 +183,7 @@ class KlingStore:
             created_ms=round(time.time() * 1000),
             ends_at=now + self.draw_duration(),
             clock=self.clock,
+            makes_voice=makes_voice,
         )
         self.tasks[task.task_id] = task
         return task

@@ -100,6 +100,27 @@ REQUIRED = ("element_name", "element_description", "reference_type")
 SOURCES = {"video_refer": "element_video_list", "image_refer": "element_image_list"}
 
 
+VOICE_FIELDS: Mapping[str, Callable[[object], str | None]] = {
+    "voice_name": _text(20),
+    "voice_url": lambda value: None if is_url(value) else "must be an http or https URL",
+    "callback_url": FIELDS["callback_url"],
+    "external_task_id": FIELDS["external_task_id"],
+}
+
+
+def voice_problem(body: Mapping[str, object]) -> str | None:
+    """Return the first rule that the body of a voice's create breaks, or None."""
+    for name in ("voice_name", "voice_url"):
+        if body.get(name) is None:
+            return f"{name} is required"
+    for name, value in body.items():
+        if name not in VOICE_FIELDS:
+            return f"{name} is not a known parameter"
+        if (error := VOICE_FIELDS[name](value)) is not None:
+            return f"{name} {error}"
+    return None
+
+
 def body_problem(body: Mapping[str, object]) -> str | None:
     """Return the first rule that the body of a create breaks, or None."""
     for name in REQUIRED:

@@ -125,6 +125,17 @@ async def test_accepts_mappings_and_task_requests() -> None:
     assert (second.provider, second.character, second.unwrap()) == ("a", None, second.snapshot)
 
 
+async def test_rows_of_jobs() -> None:
+    """A mapping with a model becomes a `TaskRequest`; with fields of both kinds, or without a model, it is an error."""
+    async with CharacterSession(BatchProvider()) as session:
+        given: list[Any] = [{"model": "m", "input": {"a": 1}}, {"model": "m", "clip": "1,3"}, {"input": {}}]
+        good, mixed, bare = await session.create_all(given)
+    assert good.request == TaskRequest(model="m", input={"a": 1})
+    assert (good.state, good.unwrap().task_id) == ("succeeded", f"task of {good.key}")
+    assert "the fields are model, input, key" in str(mixed.error)
+    assert "model must be given with input" in str(bare.error)
+
+
 async def test_repeated_key_reuses_task() -> None:
     """An interrupted batch is finished by the same batch, with one task per key."""
     provider = BatchProvider()

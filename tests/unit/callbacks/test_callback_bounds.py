@@ -93,6 +93,7 @@ async def post(receiver: CallbackReceiver, path: str, body: bytes = BODY, **head
 async def test_callbacks_of_an_unknown_entry_share_a_confirmation(receiver: CallbackReceiver, losing: Losing) -> None:
     """600 callbacks at once cost one poll, all are accepted, and the task ends when it ends."""
     assert set(await asyncio.gather(*(post(receiver, losing.path) for _ in range(600)))) == {200}
+    assert isinstance(receiver.session, CharacterSession)
     entry = await receiver.session.entry("k")
     assert entry
     assert (entry.state, entry.task_id) == ("running", "t1")
@@ -108,6 +109,7 @@ async def test_a_stream_of_callbacks_costs_one_poll_a_second(receiver: CallbackR
         assert await post(receiver, losing.path) == 200
         await asyncio.sleep(0.05)
     assert len(losing.polls) <= 25
+    assert isinstance(receiver.session, CharacterSession)
     assert (await receiver.session.resume("t1").result(10)).state == "success"
 
 

@@ -164,9 +164,9 @@ async def test_path_prefix(receiver: CallbackReceiver, session: CharacterSession
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"])
-async def test_only_post(receiver: CallbackReceiver, fake: Fake, method: str) -> None:
+async def test_only_post(session: CharacterSession, receiver: CallbackReceiver, fake: Fake, method: str) -> None:
     """Any other method is rejected with 405, even with a valid token."""
-    await start(receiver.session)
+    await start(session)
     assert (await receiver.handle(method, fake.paths[0], JSON, Unread()))[0] == 405
 
 
@@ -183,9 +183,14 @@ async def test_only_post(receiver: CallbackReceiver, fake: Fake, method: str) ->
     ids=range(6),
 )
 async def test_rejected_before_reading(
-    receiver: CallbackReceiver, fake: Fake, path: str | None, headers: dict[str, str], status: int
+    receiver: CallbackReceiver,
+    fake: Fake,
+    path: str | None,
+    headers: dict[str, str],
+    status: int,
 ) -> None:
     """A wrong token or declared length is rejected without reading the body."""
+    assert isinstance(receiver.session, CharacterSession)
     await start(receiver.session)
     response = await receiver.handle("POST", fake.paths[0] if path is None else path, headers, Unread())
     assert (response[0], response[1]["code"]) == (status, status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import click
 import pytest
@@ -65,7 +66,7 @@ def problem_in(content: bytes, *, encoding: str | None = None, delimiter: str | 
 
 def texts(found: list[Row | Problem]) -> list[tuple[str | None, ...]]:
     """Return what the rows contain, as text."""
-    requests = [row.request for row in found if isinstance(row, Row)]
+    requests: list[Any] = [row.request for row in found if isinstance(row, Row)]
     assert len(requests) == len(found), found
     return [(each.key, each.from_task, str(each.clip), each.prompt) for each in requests]
 

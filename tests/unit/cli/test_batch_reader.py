@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sora_chars.cli.batch import reader
 from sora_chars.cli.batch.reader import COLUMNS, Problem, Row
-from sora_chars.models import CharacterRequest, Clip
+from sora_chars.models import CharacterRequest, Clip, TaskRequest
 
 PROVIDERS = ("kie", "kkiai")
 REQUEST = {"from_task": "t1", "clip": "1,3", "prompt": "A dog"}
@@ -101,9 +101,25 @@ def test_lines_are_counted_through_quoted_line_breaks() -> None:
     first, second, bad = read(content, "csv")
     assert isinstance(first, Row)
     assert isinstance(second, Row)
+    assert isinstance(first.request, CharacterRequest)
+    assert isinstance(second.request, CharacterRequest)
     assert (first.line, first.request.prompt) == (2, "A\ndog")
     assert (second.line, second.request.prompt) == (6, 'one, "two"')
     assert str(bad) == 'line 7: clip must satisfy 0 <= start < end in seconds, got "3,1"'
+
+
+def test_job_rows() -> None:
+    """A row with a model is a task of kie's job API; in CSV its input is JSON. Such rows stand beside the others."""
+    job = {"model": "wan/2-7-image", "input": {"prompt": "a, b"}, "key": "k"}
+    expected = TaskRequest(model="wan/2-7-image", input={"prompt": "a, b"}, key="k")
+    (row,) = good(jsonl(job))
+    assert row.request == expected
+    content = b'key,model,input,from_task,clip,prompt\nk,wan/2-7-image,"{""prompt"": ""a, b""}",,,\n,,,t1,"1,3",A dog\n'
+    first, second = good(content, "csv")
+    assert first.request == expected
+    assert isinstance(second.request, CharacterRequest)
+    (bare,) = good(jsonl({"model": "m"}))
+    assert bare.request == TaskRequest(model="m")
 
 
 @pytest.mark.parametrize(
@@ -123,6 +139,14 @@ def test_lines_are_counted_through_quoted_line_breaks() -> None:
         ({"images": ["\ud83d"]}, "images must be valid Unicode"),
         ({"images": ["a.png"] * 5}, "images must hold 1 to 4 images, got 5"),
         (REQUEST | {"prompt": "a\0b"}, "prompt must not contain a NUL character"),
+        ({"input": {}}, "model must be given with input"),
+        ({"model": "m", "input": [1]}, "input must be a JSON object, got list"),
+        ({"model": "m", "input": "{"}, "input has invalid JSON: Expecting property name"),
+        ({"model": "m", "input": {"a": {"b": "\ud83d"}}}, "input must be valid Unicode"),
+        (
+            {"model": "m", "prompt": "a"},
+            "prompt must not be given, since there is no such field; the fields are",
+        ),
         (REQUEST | {"promt": "x", "\x1b": "y"}, r"'\x1b', 'promt': unknown column, expected one of key, provider,"),
     ],
 )
@@ -158,7 +182,7 @@ def test_invalid_json(content: bytes, text: str) -> None:
             b"clip;from task\n",
             "line 1: the first line must name different columns out of key, provider, from_task, video, images, clip, ",
         ),
-        (b"clip,,clip\n1,2,3", "name, prompt, safety, voice, got 'clip'; the rows were not read"),
+        (b"clip,,clip\n1,2,3", "safety, voice, model, input, got 'clip'; the rows were not read"),
         (b'"clip\n', "line 1: invalid CSV: unexpected end of data"),
         (b'\n\nclip,from_task\n"1,3"x,t1\n', "line 4: invalid CSV: ',' expected after '\"'"),
         (b"from_task,prompt\nt1,\xff\n", "line 2: the file is not valid UTF-8; select its encoding"),
@@ -235,4 +259,4 @@ def test_both_formats_give_the_same_requests(written: list[dict[str, str]]) -> N
 def test_images_of_a_row(content: bytes, file_format: str) -> None:
     """A row names its images as a list or, in one cell, separated by semicolons."""
     (row,) = good(content, file_format)
-    assert (row.request.images, row.request.voice) == (("a.png", "https://a.example/b.png"), "v1")
+    assert row.request == CharacterRequest(images=["a.png", "https://a.example/b.png"], voice="v1")

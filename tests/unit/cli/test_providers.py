@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sora_chars.cli import app
+from sora_chars.cli.commands.cut import RULES
 from sora_chars.cli.options import PROVIDERS
 from sora_chars.providers.kling_codec import ACCEPTS
 
@@ -44,6 +45,11 @@ def test_shows_the_limits_of_one(run: Callable[..., str]) -> None:
     assert "1 to 3 s" in run("kkiai")
     assert "URLs or local files" in run("wavespeed")
     assert "EVOLINK_API_KEY" in run("evolink")
+
+
+def test_videos_are_cut_for_gateways() -> None:
+    """`cut --for` knows Kling's gateways, with Kling's limits."""
+    assert RULES["wavespeed"].seconds == RULES["evolink"].seconds == RULES["kling"].seconds == (3, 8)
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,9 @@ def test_character_id_places(
     snapshot = record(
         state="success", model="sora-2-characters-pro", resultJson=json.dumps(result) if as_text else result
     )
-    assert snapshot.character == Character(id=id_, provider="kie", username=username, task_id="t", raw=result)
+    usage = ({"prompt": f"@{username}"} if username else {}) | {"character_id_list": [id_]}
+    expected = Character(id=id_, provider="kie", username=username, task_id="t", usage=usage, raw=result)
+    assert snapshot.character == expected
     assert snapshot.result == result
 
 
@@ -318,7 +320,7 @@ def test_failed_upload(response: Response, kind: type[ProviderError]) -> None:
 def test_omni() -> None:
     """The synchronous route returns the character itself."""
     made = codec.read_omni(envelope(200, "success", {"characterId": "c"}), provider="kie")
-    assert made == Character(id="c", provider="kie", raw={"characterId": "c"})
+    assert made == Character(id="c", provider="kie", usage={"character_ids": ["c"]}, raw={"characterId": "c"})
 
 
 @pytest.mark.parametrize("data", [None, {}, {"characterId": ""}, {"characterId": True}, []])

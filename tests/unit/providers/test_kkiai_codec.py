@@ -122,6 +122,7 @@ def test_character(status: int, extra: dict[str, object]) -> None:
         name="Rex" if "display_name" in extra else None,
         permalink=GOOD["permalink"],
         picture_url=GOOD["profile_picture_url"],
+        usage={"prompt": f"@{GOOD['username']}"},
         raw=body,
     )
 

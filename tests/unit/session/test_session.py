@@ -25,7 +25,6 @@ from sora_chars.ledger.stores.memory import MemoryStore
 from sora_chars.models import Character, CharacterRequest, ModelInfo, TaskRequest, TaskSnapshot
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.polling.watcher import TaskWatcher
-from sora_chars.session.recorded import dispatcher_of
 from sora_chars.session.session import CharacterSession
 from tests.support.fake_providers import FakeProvider
 
@@ -268,7 +267,7 @@ async def test_early_callback_triggers_a_poll() -> None:
         await asyncio.sleep(15)
         entry = await session.ledger.by_token(token_digest(str(provider.posts[0]).rpartition("/")[2]))
         assert entry
-        await dispatcher_of(session).handle_callback(entry, "t1", entry.token_digest)
+        await session.dispatcher().handle_callback(entry, "t1", entry.token_digest)
         handle = await submitting
         await handle
         assert loop.time() == 20

@@ -1,0 +1,1 @@
+"""Integrations with other people's frameworks: one module and one extra each."""

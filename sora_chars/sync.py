@@ -1,0 +1,339 @@
+"""`CharacterSession` without `await`, for scripts, notebooks, Django views and Celery tasks.
+
+    from sora_chars import Kie
+    from sora_chars.sync import CharacterSession
+
+    with CharacterSession(Kie(), ledger="characters.db") as session:
+        character = session.create(video="rex.mp4", prompt="A friendly dog")
+
+Each call runs the coroutine of the same name in an event loop, which a thread of this
+module runs, and waits for it. All threads of a process share that thread, and may share a
+session. Cancelling a call, as Ctrl-C does, cancels its coroutine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import functools
+import os
+import sys
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from weakref import WeakSet
+
+from .errors import WrongLoopError
+from .models import Character, CharacterRequest, TaskRequest, TaskSnapshot
+from .session.session import CharacterSession as AsyncSession
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from concurrent.futures import Future
+    from types import TracebackType
+    from typing import Self, Unpack
+
+    from .batch.batch import Batch as AsyncBatch
+    from .batch.options import BatchKeywords, Rows
+    from .batch.outcome import Outcome
+    from .batch.progress import Progress
+    from .events import Event
+    from .ledger.queries import SavedCharacter
+    from .models import CharacterFields, Eta, Request
+    from .polling.handle import TaskHandle as AsyncHandle
+
+P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R", bound=Character | TaskSnapshot)
+
+_WAKE_UP_INTERVAL = 0.5 if sys.platform == "win32" else None  # seconds; there a waiting thread sees no Ctrl-C
+
+
+class _LoopThread:
+    """A thread that runs one event loop until the interpreter exits."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.sessions: WeakSet[CharacterSession] = WeakSet()
+        self._loop = asyncio.new_event_loop()
+        # A daemon: the interpreter joins other threads before it calls `close`, which ends this one.
+        self._thread = threading.Thread(target=self._loop.run_forever, name="sora_chars sync", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the context of the caller, and return its result."""
+        if threading.current_thread() is self._thread:
+            coroutine.close()
+            raise WrongLoopError(
+                "A call of sora_chars.sync would wait for the event loop that it runs in.",
+                hint="Use `await` and the session of sora_chars there, such as in an observer or a polling strategy.",
+            )
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return _result(future)
+        finally:
+            future.cancel()  # of a call that was interrupted; the others have ended
+
+    def close(self) -> None:
+        """Close the open sessions and end the thread. Does nothing in a forked process, which has no such thread."""
+        if self.process != os.getpid():
+            return
+        try:
+            for session in list(self.sessions):
+                session.close()
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+
+def _result(future: Future[T]) -> T:
+    while True:
+        with suppress(TimeoutError):
+            return future.result(_WAKE_UP_INTERVAL)
+        if future.done():  # the coroutine itself raised a TimeoutError
+            return future.result()
+
+
+_threads: dict[int, _LoopThread] = {}  # by process id: a fork does not copy threads
+_opening = threading.Lock()
+if hasattr(os, "register_at_fork"):  # pragma: no branch # Windows does not fork
+    os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release)
+
+
+def _loop_thread() -> _LoopThread:
+    """Return the thread of this process; the caller holds `_opening`."""
+    thread = _threads.get(os.getpid())
+    if thread is None:
+        thread = _threads[os.getpid()] = _LoopThread()
+    return thread
+
+
+def _blocking(
+    method: Callable[Concatenate[AsyncSession, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[CharacterSession, P], T]:
+    """Return a method that runs the one of the same name and waits for its result."""
+
+    @functools.wraps(method)
+    def call(self: CharacterSession, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.run(method(self._session, *args, **kwargs))
+
+    return call
+
+
+def _with_options_of(
+    _: Callable[Concatenate[AsyncSession, P], None],
+) -> Callable[[Callable[..., None]], Callable[Concatenate[CharacterSession, P], None]]:
+    return lambda method: method
+
+
+class TaskHandle(Generic[R]):
+    """The handle of a task; see `sora_chars.TaskHandle`, whose other attributes it has too."""
+
+    def __init__(self, session: CharacterSession, handle: AsyncHandle[R]) -> None:
+        self._session = session
+        self._handle = handle
+        self.task_id = handle.task_id
+        self.provider = handle.provider
+        self.key = handle.key
+        self.name = handle.name
+
+    def __repr__(self) -> str:
+        return repr(self._handle)
+
+    def __reduce__(self) -> Any:
+        """Pickle as the other handle: `session.resume` takes it."""
+        return self._handle.__reduce__()
+
+    @property
+    def snapshot(self) -> TaskSnapshot | None:
+        """The task as the last poll showed it."""
+        return self._handle.snapshot
+
+    @property
+    def eta(self) -> Eta | None:
+        """The range of seconds that are left."""
+        return self._session.run(_call(lambda: self._handle.eta))
+
+    def done(self) -> bool:
+        """Whether the wait has ended, with a result or with an error."""
+        return self._handle.done()
+
+    def result(self, timeout: float | None = None) -> R:
+        """Wait for the end and return the result."""
+        return self._session.run(self._handle.result(timeout))
+
+    def refresh(self) -> TaskSnapshot:
+        """Poll the task once, now."""
+        return self._session.run(self._handle.refresh())
+
+    def updates(self, timeout: float | None = None) -> Iterator[TaskSnapshot]:
+        """Yield each change of the task."""
+        return self._session.iterate(self._handle.updates(timeout))
+
+
+class Batch:
+    """The outcomes of a batch, as its requests end; see `sora_chars.Batch`."""
+
+    def __init__(self, session: CharacterSession, batch: AsyncBatch) -> None:
+        self._session = session
+        self._batch = batch
+
+    def __enter__(self) -> Self:
+        self._session.run(self._batch.__aenter__())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._session.run(self._batch.__aexit__(kind, error, traceback))
+
+    def __iter__(self) -> Iterator[Outcome]:
+        return self._session.iterate(self._batch)
+
+    @property
+    def stopped(self) -> str | None:
+        """Why submitting ended before the last request; None if it did not."""
+        return self._batch.stopped
+
+    @property
+    def progress(self) -> Progress:
+        """How far the batch is."""
+        return self._session.run(_call(lambda: self._batch.progress))
+
+
+class CharacterSession:
+    """Creates characters without `await`; takes the options of `sora_chars.CharacterSession`.
+
+    It opens with the first call, so a session of a module also works in processes that are
+    forked before it is used, as those of Celery and of web servers. It closes at the end of a
+    `with` block, by `close`, or when the interpreter exits.
+    """
+
+    @_with_options_of(AsyncSession.__init__)
+    def __init__(self, *providers: Any, **options: Any) -> None:
+        self._session = AsyncSession(*providers, **options)
+        self.providers = self._session.providers
+        self.observers = self._session.observers
+        self._thread: _LoopThread | None = None
+
+    def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the session. A later call opens it again."""
+        thread = self._thread
+        if thread:
+            thread.run(self._session.aclose())
+            thread.sessions.discard(self)
+            self._thread = None
+
+    @overload
+    def create(
+        self, request: TaskRequest, /, *, provider: str | None = None, timeout: float | None = None
+    ) -> TaskSnapshot: ...
+    @overload
+    def create(
+        self, request: CharacterRequest, /, *, provider: str | None = None, timeout: float | None = None
+    ) -> Character: ...
+    @overload
+    def create(
+        self, /, *, provider: str | None = None, timeout: float | None = None, **fields: Unpack[CharacterFields]
+    ) -> Character: ...
+    def create(self, request: Any = None, /, **options: Any) -> Any:
+        """Submit a request and wait for its character."""
+        return self.run(self._session.create(request, **options))
+
+    @overload
+    def submit(self, request: TaskRequest, /, *, provider: str | None = None) -> TaskHandle[TaskSnapshot]: ...
+    @overload
+    def submit(self, request: CharacterRequest, /, *, provider: str | None = None) -> TaskHandle[Character]: ...
+    @overload
+    def submit(self, /, *, provider: str | None = None, **fields: Unpack[CharacterFields]) -> TaskHandle[Character]: ...
+    def submit(self, request: Any = None, /, **options: Any) -> Any:
+        """Start a task and return its handle without waiting for its end."""
+        return TaskHandle(self, self.run(self._session.submit(request, **options)))
+
+    def retry(self, key: str, request: Request | None = None, /, **changes: Unpack[CharacterFields]) -> TaskHandle[Any]:
+        """Send a failed or rejected request again, knowingly."""
+        retrying = self._session.retry(key, request, **changes)  # pyright: ignore[reportArgumentType] # `key` is of `changes`
+        return TaskHandle(self, self.run(retrying))
+
+    def resume(
+        self, task: str | AsyncHandle[Any], *, provider: str | None = None, key: str | None = None
+    ) -> TaskHandle[Any]:
+        """Return a handle of a task by its id, or by a handle that was pickled."""
+        return TaskHandle(self, self.run(_call(lambda: self._session.resume(task, provider=provider, key=key))))
+
+    def recover(self) -> Iterator[TaskHandle[Any]]:
+        """Yield a handle for each running task of the ledger."""
+        return (TaskHandle(self, handle) for handle in self.iterate(self._session.recover()))
+
+    def create_many(self, requests: Rows, **options: Unpack[BatchKeywords]) -> Batch:
+        """Create many characters; enter the batch and iterate over its outcomes."""
+        return Batch(self, self.run(_call(lambda: self._session.create_many(requests, **options))))
+
+    def characters(self, query: str | None = None, *, limit: int | None = None) -> Iterator[SavedCharacter]:
+        """Yield the saved characters, newest first."""
+        return self.iterate(self._session.characters(query, limit=limit))
+
+    def events(self) -> Iterator[Event]:
+        """Yield the session's events from now on."""
+        return self.iterate(self.run(_call(self._session.events)))
+
+    create_all = _blocking(AsyncSession.create_all)
+    register = _blocking(AsyncSession.register)
+    advance = _blocking(AsyncSession.advance)
+    resolve = _blocking(AsyncSession.resolve)
+    delete = _blocking(AsyncSession.delete)
+    entry = _blocking(AsyncSession.entry)
+    credit = _blocking(AsyncSession.credit)
+    models = _blocking(AsyncSession.models)
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the event loop of the open session, and return its result."""
+        try:
+            thread = self._open()
+        except BaseException:
+            coroutine.close()
+            raise
+        return thread.run(coroutine)
+
+    def iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
+        """Yield what an async iterator yields in that event loop."""
+        try:
+            while True:
+                with suppress(StopAsyncIteration):
+                    yield self.run(_next(source))
+                    continue
+                return
+        finally:
+            if close := getattr(source, "aclose", None):
+                self.run(close())
+
+    def _open(self) -> _LoopThread:
+        with _opening:
+            if self._thread is None:
+                thread = _loop_thread()
+                thread.run(self._session.open())
+                thread.sessions.add(self)
+                self._thread = thread
+        if self._thread.process != os.getpid():
+            raise WrongLoopError(
+                "This session was opened before this process was forked.",
+                hint="Make a session in each process, or use it for the first time after the fork.",
+            )
+        return self._thread
+
+
+async def _call(function: Callable[[], T]) -> T:
+    return function()
+
+
+async def _next(source: AsyncIterator[T]) -> T:
+    return await anext(source)
