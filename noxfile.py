@@ -132,7 +132,7 @@ def lowest(session: nox.Session) -> None:
     locked = [line for line in Path("requirements.lock").read_text().splitlines() if Requirement(line).name in tools]
     constraints = Path(session.create_tmp(), "lowest.txt")
     constraints.write_text("\n".join([*floors.values(), *locked]))
-    session.install("-c", str(constraints), *tools, "-e", ".[cli,postgres,speed]")
+    session.install("-c", str(constraints), *tools, "-e", ".[cli,postgres,procrastinate,speed]")
     session.run("pytest", "tests/unit", *PARALLEL, env=ENVIRONMENT)
 
 
@@ -201,5 +201,5 @@ def bench(session: nox.Session) -> None:
     They are results.json, RESULTS.md, results.png and polls.png.
     `nox -s bench -- --quick` takes two minutes and keeps and judges nothing; `--parts A,C` runs some.
     """
-    session.install("-c", "requirements.lock", "-r", "benchmarks/requirements.txt", "-e", ".[postgres]")
+    session.install("-c", "requirements.lock", "-r", "benchmarks/requirements.txt", "-e", ".[postgres,procrastinate]")
     session.run("python", "benchmarks/run.py", *session.posargs)
