@@ -21,7 +21,7 @@ import threading
 from collections import Counter, deque
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import aiohttp
 import attrs
@@ -41,7 +41,7 @@ from sora_chars.ledger.stores.sqlite import SqliteStore
 from sora_chars.testing import Emulator
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from sora_chars import Entry, TaskSnapshot
@@ -183,6 +183,7 @@ class WorkerOptions:
         callback_url: Where callbacks are sent; "" for nowhere.
     """
 
+    script: ClassVar[str] = __file__
     url: str
     ledger: Path
     in_flight_file: Path
@@ -195,7 +196,7 @@ class WorkerOptions:
 
     def command(self) -> list[str]:
         """Return the command line with these options."""
-        return [sys.executable, __file__, "worker", *(str(value) for value in attrs.astuple(self))]
+        return [sys.executable, self.script, "worker", *(str(value) for value in attrs.astuple(self))]
 
     @classmethod
     def parse(cls, words: list[str]) -> WorkerOptions:
@@ -301,6 +302,7 @@ class Outcome:
 class Supervisor:
     """Starts workers until every key is done, and counts."""
 
+    options: ClassVar[type[WorkerOptions]] = WorkerOptions
     trial: Trial
     folder: Path
     emulator: Emulator
@@ -320,8 +322,9 @@ class Supervisor:
         await self._count()
         await self._resolve()
         await self._restart_workers(deque())
-        self.outcome.final_tasks = len(self.emulator.tasks)
-        self.outcome.final_twice = len(self._tasks()) - len(set(self._tasks()))
+        keys = [key for _, key in self.tasks()]
+        self.outcome.final_tasks = len(keys)
+        self.outcome.final_twice = len(keys) - len(set(keys))
         self.outcome.final_succeeded = len(await self._entries(EntryState.SUCCEEDED))
         return self.outcome
 
@@ -336,7 +339,7 @@ class Supervisor:
     async def _run_worker(self, step: str, after: int) -> bool:
         """Run a worker, and return whether it was killed."""
         self._started += 1
-        options = WorkerOptions(
+        options = self.options(
             url=self.emulator.url,
             ledger=self.folder / "characters.db",
             in_flight_file=self.folder / f"in-flight-{self._started}",
@@ -364,34 +367,35 @@ class Supervisor:
                 await asyncio.sleep(0.05)
 
     async def _count(self) -> None:
-        tasks = self._tasks()
+        tasks = self.tasks()
+        keys = [key for _, key in tasks]
         known = {entry.task_id for entry in await self._entries(*EntryState)}
         unknown = {entry.key for entry in await self._entries(EntryState.UNKNOWN)}
         self.outcome.tasks = len(tasks)
-        self.outcome.twice = len(tasks) - len(set(tasks))
-        self.outcome.lost = sum(
-            task_id not in known and key not in unknown for task_id, key in zip(self.emulator.tasks, tasks, strict=True)
-        )
+        self.outcome.twice = len(keys) - len(set(keys))
+        self.outcome.lost = sum(task_id not in known and key not in unknown for task_id, key in tasks)
         self.outcome.succeeded = len(await self._entries(EntryState.SUCCEEDED))
         self.outcome.unknown = len(unknown)
         self.outcome.unknown_created = len(await self._unknown_created())
 
     async def _resolve(self) -> None:
         """Resolve unknown entries from the server's tasks, as a user would on the provider's site."""
-        task_ids = dict(zip(self._tasks(), self.emulator.tasks, strict=True))
+        task_ids = {key: task_id for task_id, key in self.tasks()}
         for entry in await self._entries(EntryState.UNKNOWN):
             task_id = task_ids.get(entry.key)
             await self.session.resolve(entry.key, task_id=task_id, never_sent=task_id is None)
 
     async def _unknown_created(self) -> set[str]:
-        return {entry.key for entry in await self._entries(EntryState.UNKNOWN, EntryState.SENDING)} & set(self._tasks())
+        return {entry.key for entry in await self._entries(EntryState.UNKNOWN, EntryState.SENDING)} & {
+            key for _, key in self.tasks()
+        }
 
     async def _entries(self, *states: EntryState) -> list[Entry]:
         return [entry async for entry in self.session.ledger.entries(states=states)]
 
-    def _tasks(self) -> list[str]:
-        """Return the key of each task on the server."""
-        return [str(task.input["character_prompt"]) for task in self.emulator.tasks.values()]
+    def tasks(self) -> list[tuple[str, str]]:
+        """Return the id and the key of each task on the server."""
+        return [(task_id, str(task.input["character_prompt"])) for task_id, task in self.emulator.tasks.items()]
 
 
 async def run(trial: Trial, folder: Path) -> Outcome:
@@ -463,10 +467,15 @@ def main() -> None:
         trial = Trial(keys=keys, kills=plan(keys, random.Random(1)), callbacks=callbacks)
         with tempfile.TemporaryDirectory() as folder:
             outcomes.append(asyncio.run(run(trial, Path(folder))))
-    rows = {title: [count(outcome) for outcome in outcomes] for title, count in ROWS.items()}
-    kills = {step: [outcome.killed[step] for outcome in outcomes] for step in (*STEPS, RANDOM)}
+    report(keys, dict(zip(("callbacks off", "callbacks on"), outcomes, strict=True)), ROWS)
+
+
+def report(keys: int, outcomes: Mapping[str, Outcome], counts: Mapping[str, Callable[[Outcome], int]]) -> None:
+    """Print the tables: a column for each outcome, and a row for each count and for each step."""
+    rows = {title: [count(outcome) for outcome in outcomes.values()] for title, count in counts.items()}
+    kills = {step: [outcome.killed[step] for outcome in outcomes.values()] for step in (*STEPS, RANDOM)}
     for title, table in ((f"{keys} keys", rows), ("processes killed", kills)):
-        print(f"| {title} | callbacks off | callbacks on |\n| --- | ---: | ---: |")
+        print(f"| {title} | {' | '.join(outcomes)} |\n| --- |{' ---: |' * len(outcomes)}")
         for row, figures in table.items():
             print(f"| {row} | {' | '.join(map(str, figures))} |")
         print()

@@ -49,6 +49,7 @@ _MODULES = {
     "ledger.postgres_ledger": ("PostgresLedger",),
     "ledger.queries": ("SavedCharacter",),
     "ledger.registration": ("Registration",),
+    "media": ("CutProgress", "Cutting"),
     "models": (
         "Character",
         "CharacterFields",
@@ -69,6 +70,7 @@ _MODULES = {
     "polling.strategies": ("AdaptiveInterval", "FixedInterval", "SteppedInterval"),
     "polling.watcher": ("TaskWatcher",),
     "protocols": ("PollingStrategy", "Provider"),
+    "providers.heygen": ("HeyGen",),
     "providers.kie": ("Kie",),
     "providers.kie_callback": ("CallbackEvent",),
     "providers.evolink": ("Evolink",),

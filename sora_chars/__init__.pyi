@@ -37,6 +37,7 @@ from .ledger import Attempt, Entry, EntryState, Ledger, LedgerStore, open_ledger
 from .ledger.postgres_ledger import PostgresLedger
 from .ledger.queries import SavedCharacter
 from .ledger.registration import Registration
+from .media import CutProgress, Cutting
 from .models import (
     Character,
     CharacterFields,
@@ -58,6 +59,7 @@ from .polling.strategies import AdaptiveInterval, FixedInterval, SteppedInterval
 from .polling.watcher import TaskWatcher
 from .protocols import PollingStrategy, Provider
 from .providers.evolink import Evolink
+from .providers.heygen import HeyGen
 from .providers.kie import Kie
 from .providers.kie_callback import CallbackEvent
 from .providers.kkiai import GATEWAYS, Gateway, Kkiai
@@ -87,12 +89,15 @@ __all__ = [
     "CharacterSession",
     "Clip",
     "ConfigurationError",
+    "CutProgress",
+    "Cutting",
     "Entry",
     "EntryState",
     "Eta",
     "Evolink",
     "FixedInterval",
     "Gateway",
+    "HeyGen",
     "InsufficientCreditsError",
     "InvalidCallbackError",
     "InvalidRequestError",

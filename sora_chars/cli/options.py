@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from sora_chars.errors import ConfigurationError, printable
 from sora_chars.polling.strategies import AdaptiveInterval, FixedInterval
 from sora_chars.providers.evolink import Evolink
+from sora_chars.providers.heygen import HeyGen
 from sora_chars.providers.kie import Kie
 from sora_chars.providers.kkiai import GATEWAYS, Kkiai
 from sora_chars.providers.kling import Kling
@@ -26,16 +27,20 @@ from sora_chars.responses import parse_json
 
 from .context import CommandContext
 from .ledger_location import LedgerLocation
+from .video_options import upload_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from sora_chars.media import Fit
     from sora_chars.models import UploadProgress
     from sora_chars.protocols import PollingStrategy, Provider
 
-PROVIDERS = ("kie", "kling", "wavespeed", "evolink", "vidu", "seedance", *GATEWAYS)
+PROVIDERS = ("kie", "kling", "wavespeed", "evolink", "vidu", "seedance", "heygen", *GATEWAYS)
 _CALLING_BACK = ("kie", "kling", "wavespeed", "evolink")
-_WITH_TASKS = (*_CALLING_BACK, "seedance")
+_WITH_TASKS = (*_CALLING_BACK, "seedance", "heygen")
+
+_HOSTED = {"kling", "evolink", "seedance"}
 
 _DEFAULT_TIMEOUT = 1800.0  # seconds
 _RESPONSE_TIMEOUT = 60.0  # seconds
@@ -91,6 +96,9 @@ class Settings:
         webhook_key: The key that callbacks must be signed with; None does not check
             signatures.
         shutdown_timeout: Seconds that a signal leaves for responses, if they were given.
+        hosting: The name of the provider whose uploads make local files public for
+            providers that take URLs only.
+        fit: How a picture of another shape is made to fit.
         location: The ledger.
 
     Raises:
@@ -108,6 +116,8 @@ class Settings:
     listen: tuple[str, int] | None = None
     webhook_key: str | None = attrs.field(default=None, repr=False)
     shutdown_timeout: float | None = None
+    hosting: str | None = None
+    fit: Fit = "pad"
     location: LedgerLocation = attrs.field(factory=LedgerLocation)
 
     def __attrs_post_init__(self) -> None:
@@ -115,7 +125,7 @@ class Settings:
             raise click.UsageError("--callback-url and --listen require each other.")
         if self.provider not in _CALLING_BACK and self.callback_url:
             names = f"{', '.join(_CALLING_BACK[:-1])} and {_CALLING_BACK[-1]}"
-            raise click.UsageError(f"--callback-url: {self.provider} sends no callbacks; only {names} do.")
+            raise click.UsageError(f"--callback-url: {self.provider} is only polled; callbacks come from {names}.")
         if self.webhook_key is not None and not self.webhook_key.strip():
             raise ConfigurationError(
                 f"--webhook-key and {_WEBHOOK_VARIABLE} must not be empty.",
@@ -156,6 +166,8 @@ class Settings:
             ConfigurationError: The key is missing, or a URL is invalid.
         """
         options: dict[str, Any] = {"base_url": self.base_url, "proxy": self.proxy}
+        if self.hosting and self.provider in _HOSTED:
+            options["hosting"] = upload_of(self.hosting, self.proxy, self.upload_url, on_upload)
         if self.provider == "kie":
             options |= {"upload_url": self.upload_url, "callback_url": self.callback_url, "on_upload": on_upload}
             return Kie(timeout=_RESPONSE_TIMEOUT, **_given(options))
@@ -165,8 +177,9 @@ class Settings:
         if self.provider in {"kling", "evolink"}:
             make = Kling if self.provider == "kling" else Evolink
             return make(timeout=_RESPONSE_TIMEOUT, **_given(options | {"callback_url": self.callback_url}))
-        if self.provider == "seedance":
-            return SeedanceAssets(timeout=_RESPONSE_TIMEOUT, **_given(options))
+        if self.provider in {"heygen", "seedance"}:
+            polled = HeyGen if self.provider == "heygen" else SeedanceAssets
+            return polled(timeout=_RESPONSE_TIMEOUT, **_given(options))
         if self.provider == "vidu":
             return Vidu(timeout=self.timeout or _GATEWAY_RESPONSE_TIMEOUT, **_given(options))
         # The character is the response to the only request, so `--timeout` limits that request.

@@ -30,12 +30,27 @@ CHARACTER_COLUMNS = ("mention", "key", "source", "clip", "provider", "credits", 
 ENTRY_COLUMNS = ("key", "state", "age", "provider", "credits", "request")
 MODEL_COLUMNS = ("model", "type", "title")
 
+_OPTIONS = (
+    ("pass hosting=", "add --hosting NAME"),
+    ("Pass hosting=", "Add --hosting NAME"),
+    ("by hosting=", "by --hosting NAME"),
+    ("choose the part with clip", "choose the part with --clip"),
+)
+"""What messages name in Python, and what the command line has for it."""
+
 _MAX_LENGTH = 100_000  # characters of a value; results are shown whole
 
 
 def one_line(value: object) -> str:
     """Return any value as one line of printable text."""
     return printable(value, limit=_MAX_LENGTH)
+
+
+def in_options(text: str) -> str:
+    """Return a message with the options of the command line in place of the arguments of Python."""
+    for python, option in _OPTIONS:
+        text = text.replace(python, option)
+    return text
 
 
 def character_json(character: Character, *, key: str | None) -> dict[str, Any]:
@@ -66,7 +81,8 @@ def voice_rows(voice: Voice, *, key: str | None = None, time_taken: str | None =
 
 def task_json(snapshot: TaskSnapshot) -> dict[str, Any]:
     """Return the object of a task that creates no character, or is still running."""
-    return {name: getattr(snapshot, name) for name in ("provider", "task_id", "model", "state", "result")}
+    task = {name: getattr(snapshot, name) for name in ("provider", "task_id", "model", "state", "result")}
+    return task | ({"waiting_for": snapshot.waiting_for} if snapshot.waiting_for else {})
 
 
 def models_json(provider: str, models: Iterable[ModelInfo]) -> dict[str, Any]:
@@ -86,14 +102,15 @@ def error_json(error: SoraCharsError, *, task_id: str | None = None, key: str | 
     handle = error.handle if isinstance(error, WaitTimeoutError) else None
     facts = {
         "type": type(error).__name__,
-        "message": error.message,
+        "message": in_options(error.message),
         "code": getattr(error, "code", None),
-        "problems": list(getattr(error, "problems", ())) or None,
+        "problems": list(map(in_options, getattr(error, "problems", ()))) or None,
         "task_id": error.task_id or getattr(handle, "task_id", None) or task_id,
         "key": error.key or key,
         "request_id": error.request_id,
         "charged": error.charged if error.may_have_been_paid else None,
-        "hint": error.hint or None,
+        "hint": in_options(error.hint) or None,
+        "waiting_for": handle.snapshot.waiting_for if handle and handle.snapshot else None,
     }
     return {"error": {name: value for name, value in facts.items() if value is not None}}
 
@@ -124,6 +141,7 @@ def task_rows(snapshot: TaskSnapshot, *, time_taken: str | None = None) -> Rows:
             "provider": snapshot.provider,
             "model": snapshot.model,
             "state": snapshot.state,
+            "waiting for": snapshot.waiting_for,
             "progress": None if snapshot.progress is None else f"{snapshot.progress:g} %",
             "ran for": None if snapshot.duration is None else f"{snapshot.duration:.1f} s",
             "credits": None if snapshot.credits is None else f"{snapshot.credits:g}",

@@ -9,14 +9,17 @@ import attrs
 
 from sora_chars.errors import LedgerError, SubmissionUnknownError, TaskNotFoundError, WaitTimeoutError
 from sora_chars.ledger import EntryState
+from sora_chars.media import Cutting
 from sora_chars.session import resolving
 from sora_chars.session.session import CharacterSession
 
 from .callback_server import serve_callbacks
 from .repeated_requests import repeated_requests_shown
+from .waiting import updates_with_pages
 
 if TYPE_CHECKING:
     from sora_chars.ledger import Entry
+    from sora_chars.media import CutProgress
     from sora_chars.models import Request, UploadProgress
     from sora_chars.polling.handle import TaskHandle
     from sora_chars.protocols import Provider
@@ -52,6 +55,7 @@ async def submit_and_wait(
             CharacterSession(
                 provider,
                 ledger=settings.location.open(),
+                cutting=Cutting(fit=settings.fit, on_progress=lambda progress: line.update(cut_status(progress))),
                 polling=settings.polling,
                 timeout=timeout,
                 shutdown_timeout=settings.shutdown_seconds([provider.name]),
@@ -158,7 +162,7 @@ async def wait_for(
         WaitTimeoutError: The task had not ended after `timeout` seconds.
     """
     try:
-        async for snapshot in handle.updates(timeout):
+        async for snapshot in updates_with_pages(context, handle, timeout):
             line.update(f"{handle.provider} task {handle.task_id}: {snapshot.state}, via {handle.woken_by}")
     except WaitTimeoutError as error:
         if context.key is None and handle.is_missing:
@@ -180,6 +184,11 @@ def _first_status(provider: Provider, entry: Entry | None) -> str:
     if entry is None or entry.state in _UNSENT:
         return f"{provider.name}: {'creating the character' if provider.synchronous else 'preparing the request'}"
     return f"{provider.name}: key {entry.key} is already recorded as {entry.state}"
+
+
+def cut_status(progress: CutProgress) -> str:
+    """Return the status of a cut in steps of 10 %."""
+    return f"cutting {progress.path.name}: {progress.done * 10 // progress.total}0 % of {progress.total} frames"
 
 
 def _upload_status(progress: UploadProgress) -> str:

@@ -85,14 +85,19 @@ class MediaRule:
 
 @attrs.frozen(kw_only=True)
 class TextRule:
-    """The limit of a text field, in characters, and whether the field is required."""
+    """The limit of a text field, in characters, and whether the field is required. None: no limit is documented."""
 
-    max_length: int
+    max_length: int | None = None
     required: bool = False
 
     def describe(self) -> str:
         """Return the limit as one line."""
-        return f"{'required' if self.required else 'optional'}, up to {self.max_length} characters"
+        limit = f", {self.span('up to ')}" if self.max_length else ""
+        return ("required" if self.required else "optional") + limit
+
+    def span(self, start: str) -> str:
+        """Return the limit behind the words that begin it."""
+        return f"{start}{self.max_length} characters" if self.max_length else "at least 1 character"
 
 
 @attrs.frozen(kw_only=True)
@@ -178,9 +183,9 @@ class Accepts:
 def _text_problems(field: str, value: str | None, rule: TextRule) -> Iterator[str]:
     if value is None:
         if rule.required:
-            yield f"{field} must be given, with 1 to {rule.max_length} characters"
-    elif not value.strip() or len(value) > rule.max_length:
-        yield f"{field} must have 1 to {rule.max_length} characters, got {len(value)}"
+            yield f"{field} must be given, with {rule.span('1 to ')}"
+    elif not value.strip() or len(value) > (rule.max_length or len(value)):
+        yield f"{field} must have {rule.span('1 to ')}, got {len(value)}"
 
 
 def _span(bounds: tuple[float, float], unit: str) -> str:

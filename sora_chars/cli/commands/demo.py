@@ -8,8 +8,10 @@ import os
 import secrets
 import socket
 import sys
+import tempfile
 import time
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies_environment
 
@@ -18,15 +20,19 @@ import attrs
 import click
 from rich.text import Text
 
+from sora_chars import media
 from sora_chars.cli.callback_server import serve_callbacks
 from sora_chars.cli.options import output_options
 from sora_chars.cli.render import character_json, one_line
 from sora_chars.cli.runner import run
 from sora_chars.errors import ConfigurationError, SoraCharsError, printable
-from sora_chars.models import CharacterRequest, Clip
+from sora_chars.models import CharacterRequest, Clip, MediaRule
+from sora_chars.polling.strategies import FixedInterval
 from sora_chars.providers.base import EMULATOR_VARIABLE
 from sora_chars.providers.kie import Kie
-from sora_chars.providers.kkiai import Kkiai
+from sora_chars.providers.kling import Kling
+from sora_chars.providers.kling_codec import ACCEPTS as KLING
+from sora_chars.providers.vidu import Vidu
 from sora_chars.session.session import CharacterSession
 
 if TYPE_CHECKING:
@@ -38,8 +44,18 @@ if TYPE_CHECKING:
 
 _START_TIMEOUT = 20.0  # seconds
 _TASK_OPTIONS = ("--speed", "10", "--durations", "5,10", "--strict-limits")  # tasks of 0.5 to 1 s
+_INTERVAL = 0.25  # seconds between polls of tasks that take 0.5 to 1 s
 _REQUEST = CharacterRequest(from_task="0" * 32, clip=Clip(1, 3), prompt="A friendly cartoon dog")
-_COUNTERS = {"characters": "call", "creates": "create", "polls": "poll", "callbacks_sent": "callback"}
+_CLIP = Path(__file__).parents[1] / "demo.mp4"  # 6 s of a moving square
+_IMAGE = "https://example.com/rex.jpg"  # the emulator opens no URL
+_COUNTERS = {
+    "uploads": "upload",
+    "elements": "create",
+    "subjects": "call",
+    "creates": "create",
+    "polls": "poll",
+    "callbacks_sent": "callback",
+}
 
 
 @attrs.frozen(kw_only=True)
@@ -108,8 +124,9 @@ def demo(context: CommandContext, /) -> int:
     """Create three characters locally; no account is needed.
 
     The demo starts the emulator on this machine. It creates one character with
-    kkiai, one with kie by polling, and one with kie by a signed callback, and
-    checks each against the requests that the emulator counted.
+    Kling from a clip, one with Vidu from an image, and one with kie by a signed
+    callback, and checks each against the requests that the emulator counted. With
+    the extra "media" the clip is cut here first, as Kling requires it.
     """
     results = run(context, _run_scenarios(context))
     ok = all(result.problem is None for result in results)
@@ -131,9 +148,7 @@ async def _run_scenarios(context: CommandContext) -> list[ScenarioResult]:
         with context.output.status_line() as line:
             line.update("Starting the emulator")
             url = await stack.enter_async_context(_emulator(hmac_key))
-        _print(
-            context, Text(f"The emulator serves the providers at {url}. No account is needed and nothing is paid.\n")
-        )
+        _print(context, Text(f"Emulator at {url}: no account is needed, nothing is paid.\n"))
         _print(context, Text(f"      {'scenario':<15}  {'time':<5}  {'requests':<28}  character", style="dim"))
         for scenario in SCENARIOS:
             with context.output.status_line() as line:
@@ -196,14 +211,21 @@ async def _run_scenario(scenario: Scenario, target: Target) -> ScenarioResult:
     return ScenarioResult(name=scenario.name, seconds=seconds, requests=requests, character=character, problem=problem)
 
 
-async def _synchronously(target: Target) -> TaskHandle[Character]:
-    async with CharacterSession(Kkiai("demo", base_url=target.url)) as session:
-        return await session.submit(from_task=f"task_{'0' * 26}", clip="1,3")
+async def _from_clip(target: Target) -> TaskHandle[Character]:
+    """Cut the clip where PyAV is installed, make it public by kie's uploads, and create an element of Kling."""
+    with tempfile.TemporaryDirectory() as folder:
+        clip = _CLIP
+        if media.is_installed():
+            clip = await media.cut(_CLIP, Path(folder, "clip.mp4"), clip=Clip(1, 5), rule=KLING.video or MediaRule())
+        async with target.kie() as kie:
+            url = await kie.upload(clip)
+    async with CharacterSession(Kling("demo", base_url=target.url), polling=FixedInterval(_INTERVAL)) as session:
+        return await _finished(await session.submit(video=url, name="Rex", prompt="A friendly cartoon dog"))
 
 
-async def _by_polling(target: Target) -> TaskHandle[Character]:
-    async with CharacterSession(target.kie()) as session:
-        return await _finished(await session.submit(_REQUEST))
+async def _from_image(target: Target) -> TaskHandle[Character]:
+    async with CharacterSession(Vidu("demo", base_url=target.url)) as session:
+        return await session.submit(images=[_IMAGE], name="Rex")
 
 
 async def _by_callback(target: Target) -> TaskHandle[Character]:
@@ -220,22 +242,22 @@ async def _finished(handle: TaskHandle[Character]) -> TaskHandle[Character]:
 
 SCENARIOS = (
     Scenario(
-        name="kkiai, one call",
-        create=_synchronously,
+        name="kling, cut clip" if media.is_installed() else "kling, a clip",
+        create=_from_clip,
         woken_by="poll",
-        requests={"characters": 1, "creates": 0, "polls": 0},
+        requests={"uploads": 1, "elements": 1, "creates": 0},
     ),
     Scenario(
-        name="kie by polling",
-        create=_by_polling,
+        name="vidu, an image",
+        create=_from_image,
         woken_by="poll",
-        requests={"characters": 0, "creates": 1, "callbacks_sent": 0},
+        requests={"subjects": 1, "creates": 0, "polls": 0},
     ),
     Scenario(
         name="kie by callback",
         create=_by_callback,
         woken_by="callback",
-        requests={"characters": 0, "creates": 1, "callbacks_sent": 1},
+        requests={"creates": 1, "callbacks_sent": 1},
     ),
 )
 

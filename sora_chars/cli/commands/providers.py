@@ -9,7 +9,9 @@ import attrs
 import click
 
 from sora_chars.cli.options import PROVIDERS, output_options
+from sora_chars.cli.render import in_options
 from sora_chars.providers.evolink_codec import ACCEPTS as EVOLINK
+from sora_chars.providers.heygen_codec import ACCEPTS as HEYGEN
 from sora_chars.providers.kling_codec import ACCEPTS as KLING
 from sora_chars.providers.seedance_codec import ACCEPTS as SEEDANCE
 from sora_chars.providers.vidu_codec import ACCEPTS as VIDU
@@ -43,7 +45,7 @@ class _Known:
 
 
 def _described(accepts: Accepts) -> tuple[tuple[str, str], ...]:
-    return tuple(accepts.rows())
+    return tuple((name, in_options(rule)) for name, rule in accepts.rows())
 
 
 _SORA_ENDED = "unlikely: Sora ended on 2026-09-24"
@@ -69,6 +71,7 @@ _KNOWN = {
     "wavespeed": _Known(("WAVESPEED_API_KEY",), f"{_BY_ITS_PAGES} and public clients", _described(WAVESPEED)),
     "evolink": _Known(("EVOLINK_API_KEY",), _BY_ITS_PAGES, _described(EVOLINK)),
     "vidu": _Known(("VIDU_API_KEY",), "2026-08, by its pages", _described(VIDU)),
+    "heygen": _Known(("HEYGEN_API_KEY",), "2026-07, by its OpenAPI", _described(HEYGEN)),
     "seedance": _Known(
         ("ICOVER_API_KEY", "ARK_ACCESS_KEY+ARK_SECRET_KEY"),
         "2026-07, by the pages of apiyi and of Ark",

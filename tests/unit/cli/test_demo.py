@@ -11,11 +11,16 @@ import pytest
 from sora_chars.cli import app
 from sora_chars.cli.commands import demo
 from sora_chars.errors import ConfigurationError
+from sora_chars.models import Clip
+from sora_chars.providers.kling import Kling
+from sora_chars.providers.media import probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from sora_chars.cli.context import CommandContext
+    from sora_chars.models import MediaRule
     from sora_chars.testing import Emulator
 
 
@@ -23,19 +28,19 @@ async def test_reports_failed_scenarios(sora_emulator_factory: Callable[..., Emu
     """A scenario fails by an error, by the wrong end of its wait and by a wrong number of requests."""
     emulator = sora_emulator_factory(durations=(0.0, 0.0), hmac_key="k")
     target = demo.Target(url=emulator.url, hmac_key="k")
-    (scenario,) = (scenario for scenario in demo.SCENARIOS if scenario.name.startswith("kkiai"))
+    (scenario,) = (scenario for scenario in demo.SCENARIOS if scenario.name.startswith("vidu"))
 
     good = await demo._run_scenario(scenario, target)
     wrong_end = await demo._run_scenario(attrs.evolve(scenario, woken_by="callback"), target)
-    wrong_count = await demo._run_scenario(attrs.evolve(scenario, requests={"characters": 2}), target)
-    emulator.fault("quota")
+    wrong_count = await demo._run_scenario(attrs.evolve(scenario, requests={"subjects": 2}), target)
+    emulator.fault("unauthorized", on="subject")
     rejected = await demo._run_scenario(scenario, target)
 
     assert good.problem is None
     assert good.row().plain.startswith("ok ")
     assert wrong_end.problem == "the wait was ended by a poll, expected a callback"
-    assert wrong_count.problem == "expected the requests {'characters': 2}"
-    assert "HTTP 429" in str(rejected.problem)
+    assert wrong_count.problem == "expected the requests {'subjects': 2}"
+    assert "401" in str(rejected.problem)
     assert rejected.row().plain.startswith("FAIL ")
 
 
@@ -66,3 +71,28 @@ def test_failed_scenario_ends_with_1(
 
     assert app.main(arguments) == 1
     assert text in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+async def test_clip_is_cut_where_pyav_is(
+    sora_emulator_factory: Callable[..., Emulator],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_cut: bool,
+) -> None:
+    """The clip is cut as Kling requires it, or uploaded as it is without the extra."""
+    emulator = sora_emulator_factory(durations=(0.0, 0.0))
+    scenario = demo.SCENARIOS[0]
+    cuts: list[tuple[Clip, MediaRule]] = []
+
+    async def cut(source: Path, output: Path, *, clip: Clip, rule: MediaRule) -> Path:
+        cuts.append((clip, rule))
+        output.write_bytes(source.read_bytes())
+        return output
+
+    monkeypatch.setattr("sora_chars.media.is_installed", lambda: is_cut)
+    monkeypatch.setattr("sora_chars.media.cut", cut)
+    result = await demo._run_scenario(scenario, demo.Target(url=emulator.url, hmac_key="k"))
+    assert result.problem is None
+    assert cuts == ([(Clip(1, 5), Kling.accepts.video)] if is_cut else [])
+    assert probe(demo._CLIP).duration == pytest.approx(6.0, abs=0.1)
