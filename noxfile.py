@@ -45,6 +45,8 @@ def _interpreters() -> dict[str, str]:
 
 
 INTERPRETERS = _interpreters()
+# All but `speed`: the tests run both JSON parsers.
+EXTRAS = ",".join(sorted(PROJECT["project"]["optional-dependencies"].keys() - {"speed"}))
 OLDEST = next(iter(INTERPRETERS.values()), sys.executable)
 NEWEST = list(INTERPRETERS.values())[-1] if INTERPRETERS else sys.executable
 # One more process than cores, as many tests wait; all that need PostgreSQL run in one of them (tests/conftest.py).
@@ -61,13 +63,8 @@ ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": ""}
 
 def _install(session: nox.Session, group: str) -> None:
     """Install this package with its extras and one dependency group, in the versions of the lock file."""
-    session.install(
-        "-c",
-        "requirements.lock",
-        *nox.project.dependency_groups(PROJECT, group),
-        "-e",
-        ".[cli,media,postgres,temporal]",
-    )
+    groups = nox.project.dependency_groups(PROJECT, group)
+    session.install("-c", "requirements.lock", *groups, "-e", f".[{EXTRAS}]")
 
 
 def _version(session: nox.Session) -> str:
@@ -135,7 +132,7 @@ def lowest(session: nox.Session) -> None:
     locked = [line for line in Path("requirements.lock").read_text().splitlines() if Requirement(line).name in tools]
     constraints = Path(session.create_tmp(), "lowest.txt")
     constraints.write_text("\n".join([*floors.values(), *locked]))
-    session.install("-c", str(constraints), *tools, "-e", ".[cli,postgres,speed]")
+    session.install("-c", str(constraints), *tools, "-e", ".[cli,postgres,procrastinate,speed]")
     session.run("pytest", "tests/unit", *PARALLEL, env=ENVIRONMENT)
 
 
@@ -204,5 +201,5 @@ def bench(session: nox.Session) -> None:
     They are results.json, RESULTS.md, results.png and polls.png.
     `nox -s bench -- --quick` takes two minutes and keeps and judges nothing; `--parts A,C` runs some.
     """
-    session.install("-c", "requirements.lock", "-r", "benchmarks/requirements.txt", "-e", ".[postgres]")
+    session.install("-c", "requirements.lock", "-r", "benchmarks/requirements.txt", "-e", ".[postgres,procrastinate]")
     session.run("python", "benchmarks/run.py", *session.posargs)

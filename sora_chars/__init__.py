@@ -69,6 +69,7 @@ _MODULES = {
     "polling.strategies": ("AdaptiveInterval", "FixedInterval", "SteppedInterval"),
     "polling.watcher": ("TaskWatcher",),
     "protocols": ("PollingStrategy", "Provider"),
+    "providers.heygen": ("HeyGen",),
     "providers.kie": ("Kie",),
     "providers.kie_callback": ("CallbackEvent",),
     "providers.evolink": ("Evolink",),

@@ -58,6 +58,7 @@ from .polling.strategies import AdaptiveInterval, FixedInterval, SteppedInterval
 from .polling.watcher import TaskWatcher
 from .protocols import PollingStrategy, Provider
 from .providers.evolink import Evolink
+from .providers.heygen import HeyGen
 from .providers.kie import Kie
 from .providers.kie_callback import CallbackEvent
 from .providers.kkiai import GATEWAYS, Gateway, Kkiai
@@ -93,6 +94,7 @@ __all__ = [
     "Evolink",
     "FixedInterval",
     "Gateway",
+    "HeyGen",
     "InsufficientCreditsError",
     "InvalidCallbackError",
     "InvalidRequestError",

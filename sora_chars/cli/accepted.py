@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sora_chars.models import TextRule
 from sora_chars.providers import (
     evolink_codec,
+    heygen_codec,
     kie_codec,
     kkiai,
     kling_codec,
@@ -27,6 +28,7 @@ ACCEPTS: Mapping[str, Accepts] = {
     "evolink": evolink_codec.ACCEPTS,
     "vidu": vidu_codec.ACCEPTS,
     "seedance": seedance_codec.ACCEPTS,
+    "heygen": heygen_codec.ACCEPTS,
     "kkiai": kkiai.ACCEPTS,
 }
 """What each provider accepts. The gateways of kkiai's protocol accept what kkiai does."""

@@ -37,6 +37,7 @@ class CommandContext:
             in commands without a ledger.
         ledger_in_memory: Whether the ledger ends with the command.
         resume_command: The command that continues this one after an interrupt.
+        shows_pages: Whether the command shows the pages on which a person must act.
         stop_waiting: Ends the wait for responses after a signal, if there is a session.
     """
 
@@ -51,6 +52,7 @@ class CommandContext:
     ledger_name: str = ""
     ledger_in_memory: bool = False
     resume_command: str | None = None
+    shows_pages: bool = False
     stop_waiting: Callable[[], None] | None = None
 
     def use(self, settings: Settings) -> None:

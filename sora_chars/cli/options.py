@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from sora_chars.errors import ConfigurationError, printable
 from sora_chars.polling.strategies import AdaptiveInterval, FixedInterval
 from sora_chars.providers.evolink import Evolink
+from sora_chars.providers.heygen import HeyGen
 from sora_chars.providers.kie import Kie
 from sora_chars.providers.kkiai import GATEWAYS, Kkiai
 from sora_chars.providers.kling import Kling
@@ -33,9 +34,9 @@ if TYPE_CHECKING:
     from sora_chars.models import UploadProgress
     from sora_chars.protocols import PollingStrategy, Provider
 
-PROVIDERS = ("kie", "kling", "wavespeed", "evolink", "vidu", "seedance", *GATEWAYS)
+PROVIDERS = ("kie", "kling", "wavespeed", "evolink", "vidu", "seedance", "heygen", *GATEWAYS)
 _CALLING_BACK = ("kie", "kling", "wavespeed", "evolink")
-_WITH_TASKS = (*_CALLING_BACK, "seedance")
+_WITH_TASKS = (*_CALLING_BACK, "seedance", "heygen")
 
 _DEFAULT_TIMEOUT = 1800.0  # seconds
 _RESPONSE_TIMEOUT = 60.0  # seconds
@@ -115,7 +116,7 @@ class Settings:
             raise click.UsageError("--callback-url and --listen require each other.")
         if self.provider not in _CALLING_BACK and self.callback_url:
             names = f"{', '.join(_CALLING_BACK[:-1])} and {_CALLING_BACK[-1]}"
-            raise click.UsageError(f"--callback-url: {self.provider} sends no callbacks; only {names} do.")
+            raise click.UsageError(f"--callback-url: {self.provider} is only polled; callbacks come from {names}.")
         if self.webhook_key is not None and not self.webhook_key.strip():
             raise ConfigurationError(
                 f"--webhook-key and {_WEBHOOK_VARIABLE} must not be empty.",
@@ -165,8 +166,9 @@ class Settings:
         if self.provider in {"kling", "evolink"}:
             make = Kling if self.provider == "kling" else Evolink
             return make(timeout=_RESPONSE_TIMEOUT, **_given(options | {"callback_url": self.callback_url}))
-        if self.provider == "seedance":
-            return SeedanceAssets(timeout=_RESPONSE_TIMEOUT, **_given(options))
+        if self.provider in {"heygen", "seedance"}:
+            polled = HeyGen if self.provider == "heygen" else SeedanceAssets
+            return polled(timeout=_RESPONSE_TIMEOUT, **_given(options))
         if self.provider == "vidu":
             return Vidu(timeout=self.timeout or _GATEWAY_RESPONSE_TIMEOUT, **_given(options))
         # The character is the response to the only request, so `--timeout` limits that request.

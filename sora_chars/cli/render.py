@@ -66,7 +66,8 @@ def voice_rows(voice: Voice, *, key: str | None = None, time_taken: str | None =
 
 def task_json(snapshot: TaskSnapshot) -> dict[str, Any]:
     """Return the object of a task that creates no character, or is still running."""
-    return {name: getattr(snapshot, name) for name in ("provider", "task_id", "model", "state", "result")}
+    task = {name: getattr(snapshot, name) for name in ("provider", "task_id", "model", "state", "result")}
+    return task | ({"waiting_for": snapshot.waiting_for} if snapshot.waiting_for else {})
 
 
 def models_json(provider: str, models: Iterable[ModelInfo]) -> dict[str, Any]:
@@ -94,6 +95,7 @@ def error_json(error: SoraCharsError, *, task_id: str | None = None, key: str | 
         "request_id": error.request_id,
         "charged": error.charged if error.may_have_been_paid else None,
         "hint": error.hint or None,
+        "waiting_for": handle.snapshot.waiting_for if handle and handle.snapshot else None,
     }
     return {"error": {name: value for name, value in facts.items() if value is not None}}
 
@@ -124,6 +126,7 @@ def task_rows(snapshot: TaskSnapshot, *, time_taken: str | None = None) -> Rows:
             "provider": snapshot.provider,
             "model": snapshot.model,
             "state": snapshot.state,
+            "waiting for": snapshot.waiting_for,
             "progress": None if snapshot.progress is None else f"{snapshot.progress:g} %",
             "ran for": None if snapshot.duration is None else f"{snapshot.duration:.1f} s",
             "credits": None if snapshot.credits is None else f"{snapshot.credits:g}",

@@ -121,7 +121,7 @@ def _logging(context: CommandContext) -> Generator[OrphanHandler]:
     session = logging.getLogger("sora_chars.session")
     handler = RecordHandler(context.output.err)
     orphan = OrphanHandler()
-    handler.addFilter(lambda record: context.verbose or not getattr(record, "event", "").startswith(_REPORTED_EVENTS))
+    handler.addFilter(lambda record: context.verbose or not _is_reported(context, getattr(record, "event", "")))
     handler.setLevel(logging.DEBUG if context.verbose else logging.WARNING)
     level = package.level
     package.setLevel(logging.DEBUG if context.verbose else logging.WARNING)
@@ -133,6 +133,11 @@ def _logging(context: CommandContext) -> Generator[OrphanHandler]:
         package.setLevel(level)
         package.removeHandler(handler)
         session.removeHandler(orphan)
+
+
+def _is_reported(context: CommandContext, event: str) -> bool:
+    """Return whether the command reports an event by itself."""
+    return event.startswith(_REPORTED_EVENTS) or (event == "task.waits_for_person" and context.shows_pages)
 
 
 async def _interruptible(

@@ -14,6 +14,7 @@ from sora_chars.session.session import CharacterSession
 
 from .callback_server import serve_callbacks
 from .repeated_requests import repeated_requests_shown
+from .waiting import updates_with_pages
 
 if TYPE_CHECKING:
     from sora_chars.ledger import Entry
@@ -158,7 +159,7 @@ async def wait_for(
         WaitTimeoutError: The task had not ended after `timeout` seconds.
     """
     try:
-        async for snapshot in handle.updates(timeout):
+        async for snapshot in updates_with_pages(context, handle, timeout):
             line.update(f"{handle.provider} task {handle.task_id}: {snapshot.state}, via {handle.woken_by}")
     except WaitTimeoutError as error:
         if context.key is None and handle.is_missing:

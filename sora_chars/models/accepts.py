@@ -87,15 +87,19 @@ class MediaRule:
 
 @attrs.frozen(kw_only=True)
 class TextRule:
-    """The limit of a text field, in characters, and whether the field is required. None is no documented limit."""
+    """The limit of a text field, in characters, and whether the field is required. None: no limit is documented."""
 
     max_length: int | None = None
     required: bool = False
 
     def describe(self) -> str:
         """Return the limit as one line."""
-        limit = f", up to {self.max_length} characters" if self.max_length else ""
-        return f"{'required' if self.required else 'optional'}{limit}"
+        limit = f", {self.span('up to ')}" if self.max_length else ""
+        return ("required" if self.required else "optional") + limit
+
+    def span(self, start: str) -> str:
+        """Return the limit behind the words that begin it."""
+        return f"{start}{self.max_length} characters" if self.max_length else "at least 1 character"
 
 
 @attrs.frozen(kw_only=True)
@@ -224,12 +228,11 @@ def _clip_problems(clip: Clip | None, rule: ClipRule, source: str) -> Iterator[s
 
 
 def _text_problems(field: str, value: str | None, rule: TextRule) -> Iterator[str]:
-    allowed = f"1 to {rule.max_length} characters" if rule.max_length else "at least 1 character"
     if value is None:
         if rule.required:
-            yield f"{field} must be given, with {allowed}"
-    elif not value.strip() or len(value) > (rule.max_length or math.inf):
-        yield f"{field} must have {allowed}, got {len(value)}"
+            yield f"{field} must be given, with {rule.span('1 to ')}"
+    elif not value.strip() or len(value) > (rule.max_length or len(value)):
+        yield f"{field} must have {rule.span('1 to ')}, got {len(value)}"
 
 
 def _span(bounds: tuple[float, float], unit: str) -> str:

@@ -107,6 +107,9 @@ class TaskSnapshot:
         completed_at: Completion time in seconds since the epoch, by the provider's clock.
         credits: Credits that the task has cost.
         progress: Progress from 0 to 100.
+        waiting_for: URL of the page on which a person must act before the task goes on,
+            such as HeyGen's page of consent. None if nothing but the provider is
+            waited for.
         retry_after: Seconds to wait before the next poll, where the provider states them.
         raw: The provider's response, parsed from JSON. A handle drops it while the task
             is running.
@@ -126,6 +129,7 @@ class TaskSnapshot:
     completed_at: float | None = None
     credits: float | None = None
     progress: float | None = None
+    waiting_for: str | None = attrs.field(default=None, repr=masked_repr)
     retry_after: float | None = attrs.field(default=None, repr=False, eq=False)
     raw: Any = attrs.field(default=None, repr=False, eq=False)
     digest: int | None = attrs.field(default=None, repr=False, eq=False)

@@ -269,12 +269,16 @@ class TaskHandle(Generic[R]):
     def _raise_timeout(self) -> NoReturn:
         is_shown = self.snapshot is not None
         ended = "still runs, but the wait for it timed out"
+        advice = ""
+        if self.snapshot and self.snapshot.waiting_for:
+            ended = "waits for a person, and the wait for it timed out"
+            advice = "`handle.snapshot.waiting_for` is the page on which the person must act. "
         if not is_shown:
             known = "was not found" if self.is_missing else "could not be polled"
             ended = f"{known} before the wait for it timed out"
         raise WaitTimeoutError(
             f"Task {self.task_id} at {self.provider} {ended}.",
-            hint="Await the handle again, or resume the task by its id: nothing is lost.",
+            hint=f"{advice}Await the handle again, or resume the task by its id: nothing is lost.",
             handle=self,
             key=self._attached().key,
             provider=self.provider,

@@ -21,6 +21,7 @@ from sora_chars.errors import (
 )
 from sora_chars.logs import event_logger
 from sora_chars.observers import Observation, observation
+from sora_chars.redaction import mask
 
 from .due_queue import TICK, DueQueue
 
@@ -130,6 +131,9 @@ class ProviderPoller:
         task.last_polled = now
         if snapshot.finished and task.expects_callback and task.woken_by == "poll":
             self.callback_health.record_miss()
+        if snapshot.waiting_for and snapshot.waiting_for != (task.snapshot and task.snapshot.waiting_for):
+            facts = {"provider": self.provider.name, "task_id": task.task_id, "page": mask(snapshot.waiting_for)}
+            log.warning("task.waits_for_person", extra=facts)
         task.update(snapshot)
         observe(self.options.polling, snapshot, age, unseen)
         if snapshot.finished:

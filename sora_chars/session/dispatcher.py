@@ -37,6 +37,7 @@ from sora_chars.timeouts import submit_deadline
 
 from .choosing import first_serving
 from .orphans import log_orphan
+from .owner_checks import OwnerChecks
 from .settling import Settlement
 from .streaming import EventStreams
 from .submission import Submission, not_sent
@@ -75,6 +76,7 @@ class Dispatcher:
         observers: Those who observe the session.
         writer: Records answers and results.
         streams: The events of the session, for those who iterate over them.
+        owner_checks: The checks of whether other processes have ended.
         closing: Whether the session takes no more requests.
         closed: Done once the session is closing.
     """
@@ -87,6 +89,7 @@ class Dispatcher:
     observers: Observers = UNOBSERVED
     writer: LedgerWriter = attrs.field(init=False)
     streams: EventStreams = attrs.field(init=False)
+    owner_checks: OwnerChecks = attrs.field(init=False)
     closing: bool = False
     closed: asyncio.Future[None] = attrs.field(init=False)
     _opened: AsyncExitStack = attrs.field(init=False)
@@ -98,6 +101,7 @@ class Dispatcher:
     def __attrs_post_init__(self) -> None:
         self.closed = asyncio.get_running_loop().create_future()
         self.writer = LedgerWriter(self.ledger)
+        self.owner_checks = OwnerChecks(self.ledger)
         self.streams = EventStreams(self.observers, self.ledger)
         on_finished = (self.writer.record_result, self._on_finished)
         self._tracker = TaskTracker(self.ledger, self.watcher, on_finished, self.observers)
@@ -128,6 +132,7 @@ class Dispatcher:
         async with AsyncExitStack() as stack:  # runs every callback, even if one of them is cancelled
             stack.push_async_callback(self._opened.aclose)
             stack.push_async_callback(self.streams.aclose)
+            stack.push_async_callback(self.owner_checks.aclose)
             stack.push_async_callback(self.writer.aclose)
             stack.push_async_callback(self.watcher.aclose)
             stack.push_async_callback(self._tracker.aclose)

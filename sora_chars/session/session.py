@@ -21,6 +21,7 @@ from .recorded import RecordedRequests
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from sora_chars.polling.handle import TaskHandle
     from sora_chars.protocols import PollingStrategy, Provider
 
+    from .hooks import Hook
     from .pictures import Pictures
     from .streaming import EventStream
 
@@ -153,6 +155,31 @@ class CharacterSession(RecordedRequests):
 
             self._receiver = receiver_of(self)
         return self._receiver
+
+    def hook(self, key: str, *, timeout: float | None = None) -> AbstractAsyncContextManager[Hook]:
+        """Open a callback URL for a request to any API, before that request is made.
+
+            async with session.hook("poster-17", timeout=1200) as hook:
+                await other_api.start(callback_url=hook.url)
+                event = await hook.event()
+                print(event.payload)
+
+        The same key is the same hook, with the same URL, from any process and after a crash: the ledger keeps it, and
+        the callback once it has arrived. The session needs a `public_url`, and its `asgi` or `aiohttp_app` there.
+
+        Args:
+            key: Identifies the hook among the keys of the ledger.
+            timeout: Seconds to wait for the callback, from opening the hook. Defaults to the session's.
+
+        Raises:
+            ConfigurationError: The session has no `public_url`.
+            KeyConflictError: The key belongs to a request.
+            LedgerError: The ledger could not be written.
+        """
+        from .hooks import open_hook  # noqa: PLC0415 # few need hooks
+
+        seconds = seconds_to_wait(timeout, self.timeout)
+        return open_hook(self.dispatcher(), key, public_url=self.public_url, timeout=seconds)
 
     def events(self) -> EventStream:
         """Return a stream of the session's events from now on, also of what other processes on its ledger do.

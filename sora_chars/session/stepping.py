@@ -23,7 +23,6 @@ from sora_chars.ledger import EntryState
 from sora_chars.ledger.outcomes import FINISHED, outcome_of
 from sora_chars.ledger.queries import find
 from sora_chars.ledger.serialize import to_request
-from sora_chars.ledger.transitions import mark_orphaned
 from sora_chars.models import TaskSnapshot
 from sora_chars.ratelimit.reservations import Patience, patience
 
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from .submission import Submission
 
 _RETRY_DELAY = 5.0  # seconds, after a premature or failed step
+_CHECK_DELAY = 1.0  # seconds, while the process that sends the request may have died
 
 
 @attrs.frozen
@@ -77,7 +77,7 @@ async def advance(dispatcher: Dispatcher, key: str, seconds: float) -> Step:
     given: object = seconds
     if not (isinstance(given, int | float) and 0 <= given < math.inf):
         raise InvalidRequestError(f"patience must be a number of seconds from 0, got {printable(repr(given))}.")
-    entry = await mark_orphaned(dispatcher.ledger, await find(dispatcher.ledger, key))
+    entry = await dispatcher.owner_checks.mark_orphaned(await find(dispatcher.ledger, key))
     with _patient(entry, seconds):
         match entry.state:
             case EntryState.PENDING | EntryState.UNKNOWN:
@@ -85,7 +85,7 @@ async def advance(dispatcher: Dispatcher, key: str, seconds: float) -> Step:
             case EntryState.RUNNING:
                 return await _poll(dispatcher, entry)
             case EntryState.SENDING:
-                return Step(entry, _RETRY_DELAY)
+                return Step(entry, _CHECK_DELAY if dispatcher.owner_checks.is_checking(entry) else _RETRY_DELAY)
             case _:
                 return Step(entry, None)
 

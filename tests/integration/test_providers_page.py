@@ -12,6 +12,7 @@ from aiohttp import web
 from sora_chars import CharacterSession, FixedInterval, InvalidRequestError, RequestRejectedError, TaskFailedError
 from sora_chars.providers import (
     evolink_codec,
+    heygen_codec,
     kie_codec,
     kkiai,
     kling_codec,
@@ -37,6 +38,7 @@ VIDEO: dict[str, Any] = {"video": "https://clips.example/rex.mp4", "prompt": "A 
         ("seedance", seedance_codec.ACCEPTS),
         ("kie", kie_codec.ACCEPTS),
         ("kkiai", kkiai.ACCEPTS),
+        ("heygen", heygen_codec.ACCEPTS),
     ],
 )
 def test_tables_of_limits(name: str, accepts: Accepts) -> None:

@@ -16,7 +16,7 @@ import time
 import traceback
 import tracemalloc
 from contextlib import asynccontextmanager, closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
 import pytest
@@ -90,9 +90,14 @@ async def receiver(emulator: Emulator) -> AsyncGenerator[CallbackReceiver]:
         yield CallbackReceiver(session, HMAC_KEY, body_limit=100_000, max_events=5)
 
 
+def session_of(receiver: CallbackReceiver) -> CharacterSession:
+    """Return the session of a receiver with all its methods."""
+    return cast("CharacterSession", receiver.session)
+
+
 async def ended(receiver: CallbackReceiver, emulator: Emulator) -> tuple[str, str]:
     """Create a character; return the id of its task and the path of its callback."""
-    character = await receiver.session.create(**FIELDS)
+    character = await session_of(receiver).create(**FIELDS)
     assert character.task_id
     path = str(emulator.tasks[character.task_id].callback_url).removeprefix("http://127.0.0.1:9")
     return character.task_id, path
@@ -347,13 +352,13 @@ async def test_token_cannot_claim_another_task(receiver: CallbackReceiver, emula
     other, _ = await ended(receiver, emulator)
     emulator.fault("lost_response", on="create")
     with pytest.raises(SubmissionUnknownError):
-        await receiver.session.submit(**FIELDS, key="lost")
+        await session_of(receiver).submit(**FIELDS, key="lost")
     (*_, lost) = emulator.tasks.values()
     path = str(lost.callback_url).removeprefix("http://127.0.0.1:9")
     for task_id, status, state in ((other, 401, EntryState.UNKNOWN), (lost.task_id, 200, EntryState.RUNNING)):
         body = json.dumps({"data": {"taskId": task_id, "state": "success"}}).encode()
         assert (await receiver.handle("POST", path, signed(task_id), once(body)))[0] == status
-        entry = await receiver.session.entry("lost")
+        entry = await session_of(receiver).entry("lost")
         assert entry
         assert entry.state is state
 

@@ -39,6 +39,7 @@ def test_bounds() -> None:
     assert clip.endswith("this provider takes a whole video of at least 15 seconds; cut the video")
 
 
+WHOLE = "this provider takes a whole video"
 PER_SOURCE = Accepts(
     from_task=True,
     video=MediaRule(seconds=(1, 4)),
@@ -78,8 +79,7 @@ def test_rules_for_each_source() -> None:
         (
             {"video": VIDEO, "clip": "1,3", "prompt": "1234567890"},
             [
-                "clip must be omitted, since this provider takes a whole video of 1 to 4 seconds; cut the video, or "
-                "use from_task",
+                f"clip must be omitted, since {WHOLE} of 1 to 4 seconds; cut the video, or use from_task",
                 "prompt must have 1 to 9 characters, got 10",
             ],
         ),

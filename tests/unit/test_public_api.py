@@ -27,6 +27,8 @@ PUBLIC_MODULES = (
 )
 # Classes of these modules that are not exported.
 INNER = {
+    "ReceivingDispatcher",
+    "ReceivingSession",
     "Dispatcher",
     "Cooldown",
     "Slot",

@@ -10,6 +10,7 @@ import click
 
 from sora_chars.cli.options import PROVIDERS, output_options
 from sora_chars.providers.evolink_codec import ACCEPTS as EVOLINK
+from sora_chars.providers.heygen_codec import ACCEPTS as HEYGEN
 from sora_chars.providers.kie_codec import ACCEPTS as KIE
 from sora_chars.providers.kkiai import ACCEPTS as GATEWAY
 from sora_chars.providers.kling_codec import ACCEPTS as KLING
@@ -61,6 +62,7 @@ _KNOWN = {
     "wavespeed": _Known(("WAVESPEED_API_KEY",), f"{_BY_ITS_PAGES} and public clients", _described(WAVESPEED)),
     "evolink": _Known(("EVOLINK_API_KEY",), _BY_ITS_PAGES, _described(EVOLINK)),
     "vidu": _Known(("VIDU_API_KEY",), "2026-08, by its pages", _described(VIDU)),
+    "heygen": _Known(("HEYGEN_API_KEY",), "2026-07, by its OpenAPI", _described(HEYGEN)),
     "seedance": _Known(
         ("ICOVER_API_KEY", "ARK_ACCESS_KEY+ARK_SECRET_KEY"),
         "2026-07, by the pages of apiyi and of Ark",

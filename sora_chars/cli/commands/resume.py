@@ -13,6 +13,7 @@ from rich.text import Text
 from sora_chars.cli.options import Settings, task_options
 from sora_chars.cli.render import character_json, error_json, one_line, task_json, voice_json
 from sora_chars.cli.runner import UNKNOWN, exit_status, run
+from sora_chars.cli.waiting import updates_with_pages
 from sora_chars.errors import MissingCharacterError, SoraCharsError, TaskFailedError, WaitTimeoutError
 from sora_chars.ledger import EntryState
 from sora_chars.models import Character, Voice
@@ -72,7 +73,10 @@ class Recovery:
 
     async def _wait_for(self, handle: TaskHandle[Any], deadline: float, line: StatusLine) -> None:
         try:
-            outcome = await handle.result(max(0.0, deadline - asyncio.get_running_loop().time()))
+            remaining = max(0.0, deadline - asyncio.get_running_loop().time())
+            async for _ in updates_with_pages(self.context, handle, remaining):
+                pass
+            outcome = handle.outcome()
         except WaitTimeoutError as error:
             self._statuses.add(exit_status(error))
             return

@@ -24,6 +24,7 @@ class Counts:
         subjects: Subjects created by Vidu's route.
         gateway_elements: Tasks created by Wavespeed's and Evolink's routes. A rejected create is not counted.
         assets: Assets created by icover's and Ark's routes.
+        avatars: Avatars created by HeyGen's route.
         polls: recordInfo requests received, including those that a limit or a fault
             rejected.
         uploads: Files uploaded.
@@ -47,6 +48,7 @@ class Counts:
     subjects: int = 0
     gateway_elements: int = 0
     assets: int = 0
+    avatars: int = 0
     polls: int = 0
     uploads: int = 0
     other: int = 0

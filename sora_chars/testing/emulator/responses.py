@@ -14,11 +14,12 @@ HTML = "text/html; charset=utf-8"
 
 @attrs.frozen
 class Reply:
-    """An HTTP response before it is sent."""
+    """An HTTP response before it is sent. `retry_after` is its header of that name."""
 
     status: int
     body: bytes
     content_type: str = KIE_JSON
+    retry_after: str | None = None
 
 
 class Rejection(Exception):  # noqa: N818 - not an error of the emulator but its response

@@ -5,89 +5,34 @@ from __future__ import annotations
 import asyncio
 import random
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
 from aiohttp import web
 
-from . import (
-    ark,
-    assets,
-    control,
-    dashboard,
-    evolink,
-    gateways,
-    icover,
-    kie,
-    kkiai,
-    kling,
-    transmission,
-    uploads,
-    vidu,
-    wavespeed,
-)
+from . import assets, control, dashboard, evolink, kie, transmission, wavespeed
 from .callbacks import CallbackSender
 from .counters import Counts
 from .faults import BUSY, KINDS, FaultRegistry, invalid_fault, parse_header
 from .gateway_tasks import GatewayAccount
+from .heygen_looks import LookStore
 from .kling_callbacks import KlingCallbacks
 from .kling_tasks import KlingStore
-from .responses import Rejection, Reply, encoded, kkiai_error
+from .responses import Rejection, Reply
 from .responses import kie as kie_reply
+from .routes import ROUTES, Route, admit, template, unknown_route
 from .seedance_assets import AssetStore
 from .state import EmulatorState, LoggedRequest
 from .tasks import TaskStore
 from .validation import SlidingWindow
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from .faults import Fault
 
 MAX_BODY_BYTES = 256 * 1024 * 1024
 UNTIL_INTERVAL = 0.005  # real seconds between two checks of `Emulator.until`
-
-
-class Route(NamedTuple):
-    """A route: its name in faults and counts, the provider that it belongs to, its handler."""
-
-    endpoint: str
-    provider: str
-    handler: Callable[[EmulatorState, web.Request], Awaitable[Reply]]
-
-
-ROUTES: dict[tuple[str, str], Route] = {
-    ("POST", "/api/v1/jobs/createTask"): Route("create", "kie", kie.create_task),
-    ("GET", "/api/v1/jobs/recordInfo"): Route("poll", "kie", kie.record_info),
-    ("POST", "/api/v1/omni/character/create"): Route("omni", "kie", kie.create_omni_character),
-    ("GET", "/api/v1/chat/credit"): Route("other", "kie", kie.credit),
-    ("GET", "/api/v1/models"): Route("other", "kie", kie.models),
-    ("POST", "/api/v1/common/download-url"): Route("other", "kie", kie.download_url),
-    ("POST", "/api/file-stream-upload"): Route("upload", "kie", uploads.stream_upload),
-    ("POST", "/api/file-url-upload"): Route("upload", "kie", uploads.url_upload),
-    ("POST", "/api/file-base64-upload"): Route("upload", "kie", uploads.base64_upload),
-    ("POST", "/sora/v1/characters"): Route("character", "kkiai", kkiai.create_character),
-    ("POST", kling.ELEMENTS): Route("element", "kling", kling.create),
-    ("GET", kling.ELEMENTS): Route("element_other", "kling", kling.tasks),
-    ("GET", kling.ELEMENT): Route("element_poll", "kling", kling.poll),
-    ("POST", kling.DELETE): Route("element_other", "kling", kling.delete),
-    ("POST", kling.VOICES): Route("voice", "kling", kling.create),
-    ("GET", kling.VOICE): Route("voice_poll", "kling", kling.poll),
-    ("POST", vidu.SUBJECTS): Route("subject", "vidu", vidu.create),
-    ("GET", vidu.SUBJECTS): Route("subject_other", "vidu", vidu.subjects),
-    ("PUT", vidu.SUBJECT): Route("subject_other", "vidu", vidu.edit),
-    **{path: Route(*row) for path, row in {**gateways.ROUTES, **assets.ROUTES}.items()},
-}
-TEMPLATES = {
-    kling.ELEMENTS: kling.ELEMENT,
-    kling.VOICES: kling.VOICE,
-    vidu.SUBJECTS: vidu.SUBJECT,
-    evolink.TASKS: evolink.TASK,
-    **assets.TEMPLATES,
-}
-"""The paths that end in an id, by what stands before it."""
-ADMIT = {"vidu": vidu.admit, "wavespeed": wavespeed.admit, "evolink": evolink.admit, "icover": icover.admit}
-"""What checks the Authorization header of a provider that has errors of its own."""
 
 
 class Emulator(EmulatorState):
@@ -125,6 +70,7 @@ class Emulator(EmulatorState):
         ark_access_key: The access key that Ark accepts, with `ark_secret_key`; None
             accepts any pair.
         ark_secret_key: The secret key with which requests to Ark must be signed.
+        heygen_key: The API key that HeyGen's routes accept; None accepts any.
         hmac_key: Signs kie.ai's callbacks; None sends them unsigned.
         strict_limits: Reject requests beyond 20 creates in 10 seconds or 10 polls in 1
             second, in sliding windows.
@@ -160,6 +106,7 @@ class Emulator(EmulatorState):
         icover_key: str | None = None,
         ark_access_key: str | None = None,
         ark_secret_key: str | None = None,
+        heygen_key: str | None = None,
         hmac_key: str | None = None,
         strict_limits: bool = False,
         models: Mapping[str, str] | None = None,
@@ -182,6 +129,7 @@ class Emulator(EmulatorState):
                 task_store.clock, task_store.draw_duration, evolink.EvolinkCallbacks.at(counts, speed), evolink.new_id
             ),
             seedance=AssetStore(task_store.clock, task_store.draw_duration),
+            heygen=LookStore(task_store.clock, task_store.draw_duration),
             ark_keys=(ark_access_key, ark_secret_key or "") if ark_access_key else None,
             faults=faults,
             callback_sender=CallbackSender(faults, counts, speed, hmac_key),
@@ -190,7 +138,7 @@ class Emulator(EmulatorState):
         self._host = host
         self._port = port
         self._keys = {"kie": kie_key, "kkiai": kkiai_key, "kling": kling_key, "vidu": vidu_key}
-        self._keys |= {"wavespeed": wavespeed_key, "evolink": evolink_key, "icover": icover_key}
+        self._keys |= {"wavespeed": wavespeed_key, "evolink": evolink_key, "icover": icover_key, "heygen": heygen_key}
         self._keys |= dict.fromkeys(assets.UNSIGNED)
         self._kling_secret_key = kling_secret_key
         self._windows = _documented_limits(speed) if strict_limits else {}
@@ -206,7 +154,7 @@ class Emulator(EmulatorState):
             OSError: The port is taken.
         """
         self._loop = asyncio.get_running_loop()
-        for store in (self.task_store, self.kling, self.wavespeed, self.evolink, self.seedance):
+        for store in (self.task_store, self.kling, self.wavespeed, self.evolink, self.seedance, self.heygen):
             store.clock = self._loop.time
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_route("*", "/{path:.*}", self._serve)
@@ -288,8 +236,7 @@ class Emulator(EmulatorState):
                 await asyncio.sleep(UNTIL_INTERVAL)
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        path = wavespeed.template(ark.path_of(request))
-        path = TEMPLATES.get(path.rpartition("/")[0], path)
+        path = template(request)
         route = ROUTES.get((request.method, path))
         if route is None:
             reply, fault = await self._handle_other(request), None
@@ -340,21 +287,8 @@ class Emulator(EmulatorState):
         Raises:
             Rejection: The key is wrong, or the limit is reached.
         """
-        authorization = request.headers.get("Authorization", "")
-        expected = self._keys[route.provider]
-        if route.provider == "kling":
-            if rejected := kling.admit(authorization, expected, self._kling_secret_key):
-                raise Rejection(rejected)
-            return
-        if admit := ADMIT.get(route.provider):
-            if rejected := admit(authorization, expected):
-                raise Rejection(rejected)
-            return
-        if route.provider in assets.UNSIGNED:
-            return
-        scheme, _, key = authorization.partition(" ")
-        if scheme != "Bearer" or not key or (expected is not None and key != expected):
-            raise Rejection(_unauthorized(route))
+        if rejected := admit(route, request, self._keys[route.provider], self._kling_secret_key):
+            raise Rejection(rejected)
         window = self._windows.get(route.endpoint)
         if window is not None and not window.admit(self.task_store.clock()):
             raise Rejection(kie_reply(429, BUSY))
@@ -371,27 +305,9 @@ class Emulator(EmulatorState):
         file = self.files.find(f"{self.url}{request.rel_url.raw_path}")
         if file is not None and request.method == "GET":
             return Reply(HTTPStatus.OK, file.content, file.mime)
-        return _unknown_route(request)
-
-
-def _unknown_route(request: web.Request) -> Reply:
-    if ark.path_of(request) != request.path:
-        return ark.unknown_action()
-    if request.path.startswith((kling.ELEMENTS, kling.VOICES, kling.DELETE)):
-        return kling.reply(1202)
-    if any(path == request.path for _, path in ROUTES):
-        body = encoded({"code": 405, "msg": "Method not allowed", "data": None})
-        return Reply(HTTPStatus.METHOD_NOT_ALLOWED, body)
-    text = f"Invalid URL ({request.method} {request.path})"
-    return kkiai_error(1, 404, message=text, type="invalid_request_error", code="")
+        return unknown_route(request)
 
 
 def _documented_limits(speed: float) -> dict[str, SlidingWindow]:
     creates = SlidingWindow(20, 10.0 / speed)
     return {"create": creates, "omni": creates, "poll": SlidingWindow(10, 1.0 / speed)}
-
-
-def _unauthorized(route: Route) -> Reply:
-    if route.provider == "kie":
-        return kie_reply(401, "You do not have access permissions")
-    return kkiai_error(1, 401, message="Invalid token", type="new_api_error", code="")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .counters import Counts
     from .faults import Fault, FaultRegistry
     from .gateway_tasks import GatewayAccount
+    from .heygen_looks import LookStore
     from .kling_callbacks import KlingCallbacks
     from .kling_tasks import KlingStore
     from .seedance_assets import AssetStore
@@ -52,6 +53,7 @@ class EmulatorState:
         wavespeed: Wavespeed's tasks and callbacks.
         evolink: Evolink's tasks and callbacks.
         seedance: The assets of icover and Ark.
+        heygen: The avatars of HeyGen.
         ark_keys: The access key and the secret key that Ark accepts; None for any.
         counts: What the emulator received.
         subjects: Vidu's subjects by their ids, oldest first.
@@ -71,6 +73,7 @@ class EmulatorState:
     wavespeed: GatewayAccount
     evolink: GatewayAccount
     seedance: AssetStore
+    heygen: LookStore
     ark_keys: tuple[str, str] | None
     counts: Counts
     subjects: dict[str, dict[str, object]] = attrs.field(factory=dict)

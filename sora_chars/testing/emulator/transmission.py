@@ -19,7 +19,8 @@ async def send(request: web.Request, reply: Reply, _fault: object = None) -> web
     """Send the response intact."""
     if reply is RESET:
         return _disconnect(request, reset=True)
-    return web.Response(status=reply.status, body=reply.body, headers={"Content-Type": reply.content_type})
+    headers = {"Content-Type": reply.content_type} | ({"Retry-After": reply.retry_after} if reply.retry_after else {})
+    return web.Response(status=reply.status, body=reply.body, headers=headers)
 
 
 async def send_late(request: web.Request, reply: Reply, seconds: float) -> web.StreamResponse:

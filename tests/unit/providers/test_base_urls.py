@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sora_chars import ConfigurationError, Evolink, Kie, Kkiai, Kling, SeedanceAssets, Vidu, Wavespeed
+from sora_chars import ConfigurationError, Evolink, HeyGen, Kie, Kkiai, Kling, SeedanceAssets, Vidu, Wavespeed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +20,7 @@ PROVIDERS: list[Any] = [
     pytest.param(Kling, "KLING_BASE_URL", "https://api-singapore.klingai.com", id="kling"),
     pytest.param(Wavespeed, "WAVESPEED_BASE_URL", "https://api.wavespeed.ai", id="wavespeed"),
     pytest.param(Evolink, "EVOLINK_BASE_URL", "https://api.evolink.ai", id="evolink"),
+    pytest.param(HeyGen, "HEYGEN_BASE_URL", "https://api.heygen.com", id="heygen"),
     pytest.param(SeedanceAssets, "SEEDANCE_BASE_URL", "https://icover.ai", id="seedance"),
     pytest.param(Vidu, "VIDU_BASE_URL", "https://api.vidu.com", id="vidu"),
 ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import sora_chars
-from sora_chars import ConfigurationError, Kie, Kkiai, Kling, SeedanceAssets, Vidu
+from sora_chars import ConfigurationError, HeyGen, Kie, Kkiai, Kling, SeedanceAssets, Vidu
 from sora_chars.providers.base import EMULATOR_KEY, HTTPProvider
 from sora_chars.transport import Transport
 
@@ -25,6 +25,7 @@ MADE: dict[str, Callable[[], HTTPProvider]] = {
     "kling": lambda: Kling(REAL, base_url="https://proxy.example/kling"),
     "kling pair": lambda: Kling(access_key="ak-real", secret_key=REAL),
     "vidu": lambda: Vidu(REAL),
+    "heygen": lambda: HeyGen(REAL),
     "seedance": lambda: SeedanceAssets(REAL, base_url="https://icover.ai/api"),
     "seedance at ark": lambda: SeedanceAssets(access_key="ak-real", secret_key=REAL, region="cn-beijing"),
 }
