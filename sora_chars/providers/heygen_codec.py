@@ -44,14 +44,15 @@ PENDING_CONSENT = "pending_consent"
 """The state of a look that waits for the consent of the person whom the clip shows."""
 
 _MIB = 1024 * 1024
+VIDEO = MediaRule(
+    local="upload",
+    formats=("mp4",),
+    max_bytes=32 * _MIB,
+    seconds=(15, math.inf),
+    note="of one speaker; the size is that of uploads",
+)
 ACCEPTS = Accepts(
-    video=MediaRule(
-        local="upload",
-        formats=("mp4",),
-        max_bytes=32 * _MIB,
-        seconds=(15, math.inf),
-        note="of one speaker; the size is that of uploads",
-    ),
+    video=VIDEO,
     images=MediaRule(local="upload", formats=("jpeg", "png"), max_bytes=32 * _MIB),
     name=TextRule(required=True),
 )

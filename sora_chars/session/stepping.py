@@ -161,7 +161,8 @@ async def _poll(dispatcher: Dispatcher, entry: Entry) -> Step:
         raise SessionClosedError(f"The session was closed before the end of key {entry.key} was recorded.")
     await dispatcher.writer.record_result(seen)
     if isinstance(seen, TaskSnapshot):
-        age = seen.duration or 0.0
+        recorded = watcher.clock() - entry.updated_at  # an upper bound
+        age = max(0.0, recorded) if seen.duration is None else seen.duration
         watcher.observe(seen, age, age)
         await dispatcher.saved_picture(seen)
     entry = await find(dispatcher.ledger, entry.key)

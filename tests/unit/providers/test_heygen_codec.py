@@ -70,7 +70,7 @@ def create(response: Response) -> TaskSnapshot:
         ({"video": VIDEO, "name": "x" * 1000}, []),
         ({"video": VIDEO, "name": None}, ["name"]),
         ({"video": VIDEO, "name": " "}, ["name"]),
-        ({"video": VIDEO, "clip": "1,20"}, ["clip"]),
+        ({"video": VIDEO, "clip": "1,15.9"}, ["clip"]),
         ({"video": VIDEO, "prompt": "x", "safety": "x", "voice": "v"}, ["prompt", "safety", "voice"]),
         ({"from_task": "t1"}, ["from_task"]),
     ],
