@@ -6,12 +6,14 @@ Source: kie.ai docs, Market API, File Upload API and omni/character/create (Augu
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import attrs
 
 from sora_chars.errors import printable
 from sora_chars.logs import event_logger
@@ -32,6 +34,7 @@ from . import kie_account
 from . import kie_codec as codec
 from .base import HTTPProvider, clean_url, resolve_key, resolve_url
 from .kie_omni import omni_body, omni_problems
+from .kie_uploads import FOLDER, LIFETIME, expires_at
 from .upload_body import UploadBody
 
 if TYPE_CHECKING:
@@ -47,10 +50,6 @@ DOCUMENTED_LIMITS = Limits(creates=(20, 10.0), polls=(10, 1.0))
 
 log = event_logger("sora_chars.providers")
 
-_UPLOAD_LIFETIME = (
-    "kie.ai keeps an upload for 24 hours, 3 days or 14 days, by three of its pages, and says that a character is "
-    "valid only while the file is; to keep the character longer, pass the URL of a file of yours"
-)
 _MIB = 1024 * 1024
 VIDEO = MediaRule(local="upload", formats=("mp4", "webm", "avi", "mov"), max_bytes=10 * _MIB, seconds=(1, 4))
 """The videos that kie.ai's sora-2-characters takes. Source: kie.ai docs; its form lists MOV too."""
@@ -204,7 +203,7 @@ class Kie(HTTPProvider):
         name = f"{uuid.uuid4().hex}{path.suffix.lower()}"
 
         def form() -> aiohttp.FormData:
-            fields = aiohttp.FormData({"uploadPath": "sora-chars", "fileName": name})
+            fields = aiohttp.FormData({"uploadPath": FOLDER, "fileName": name})
             fields.add_field("file", UploadBody(content, path, self._on_upload), filename=name)
             return fields
 
@@ -238,6 +237,7 @@ class Kie(HTTPProvider):
             on_send=on_send,
             json=body,
         )
+        character = attrs.evolve(character, expires_at=expires_at(body, time.time()))
         return TaskSnapshot(
             task_id=character.id, provider=self.name, state=SUCCESS, character=character, raw=character.raw
         )
@@ -246,7 +246,7 @@ class Kie(HTTPProvider):
         if is_url(source):
             return str(source)
         url = await self.upload(source)
-        facts = {"provider": self.name, "key": key, "file": printable(source), "why": _UPLOAD_LIFETIME}
+        facts = {"provider": self.name, "key": key, "file": printable(source), "why": LIFETIME}
         log.warning("upload.temporary", extra=facts)
         return url
 
