@@ -190,7 +190,7 @@ def read_consent(response: Response) -> str:
         ProviderError: The response holds none.
     """
     url = read_data(response).get("url")
-    if not (isinstance(url, str) and is_url(url)):
+    if not (isinstance(url, str) and is_url(url) and url.isprintable()):
         raise unreadable(response, "no page of consent")
     return url
 

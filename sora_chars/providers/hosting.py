@@ -74,9 +74,10 @@ def hosting_of(host: Host | None) -> Hosting | None:
     Raises:
         ConfigurationError: It is no function.
     """
+    given: object = host  # callers without a type checker pass anything
     if host is None:
         return None
-    if not callable(host):
-        shown = printable(repr(host), limit=60)
+    if not callable(given):
+        shown = printable(repr(given), limit=60)
         raise ConfigurationError(f"hosting must be an async function from a path to a URL, got {shown}.")
     return Hosting(host)

@@ -208,7 +208,8 @@ class SeedanceAssets(HTTPProvider):
         path = Path(path)
         content = await asyncio.to_thread(path.read_bytes)
         mime = icover.media_type(path, content)
-        address = await self._send(icover.presign(path, mime), icover.read_presigned)
+        read = partial(icover.read_presigned, base_url=self._transport.base_url)
+        address = await self._send(icover.presign(path, mime), read)
         await self._transport.request(
             "PUT",
             address.upload_url,
