@@ -30,12 +30,27 @@ CHARACTER_COLUMNS = ("mention", "key", "source", "clip", "provider", "credits", 
 ENTRY_COLUMNS = ("key", "state", "age", "provider", "credits", "request")
 MODEL_COLUMNS = ("model", "type", "title")
 
+_OPTIONS = (
+    ("pass hosting=", "add --hosting NAME"),
+    ("Pass hosting=", "Add --hosting NAME"),
+    ("by hosting=", "by --hosting NAME"),
+    ("choose the part with clip", "choose the part with --clip"),
+)
+"""What messages name in Python, and what the command line has for it."""
+
 _MAX_LENGTH = 100_000  # characters of a value; results are shown whole
 
 
 def one_line(value: object) -> str:
     """Return any value as one line of printable text."""
     return printable(value, limit=_MAX_LENGTH)
+
+
+def in_options(text: str) -> str:
+    """Return a message with the options of the command line in place of the arguments of Python."""
+    for python, option in _OPTIONS:
+        text = text.replace(python, option)
+    return text
 
 
 def character_json(character: Character, *, key: str | None) -> dict[str, Any]:
@@ -87,14 +102,14 @@ def error_json(error: SoraCharsError, *, task_id: str | None = None, key: str | 
     handle = error.handle if isinstance(error, WaitTimeoutError) else None
     facts = {
         "type": type(error).__name__,
-        "message": error.message,
+        "message": in_options(error.message),
         "code": getattr(error, "code", None),
-        "problems": list(getattr(error, "problems", ())) or None,
+        "problems": list(map(in_options, getattr(error, "problems", ()))) or None,
         "task_id": error.task_id or getattr(handle, "task_id", None) or task_id,
         "key": error.key or key,
         "request_id": error.request_id,
         "charged": error.charged if error.may_have_been_paid else None,
-        "hint": error.hint or None,
+        "hint": in_options(error.hint) or None,
         "waiting_for": handle.snapshot.waiting_for if handle and handle.snapshot else None,
     }
     return {"error": {name: value for name, value in facts.items() if value is not None}}
