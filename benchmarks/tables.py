@@ -317,6 +317,7 @@ TITLES = {
     "cards": "D. Fault scenarios",
     "limits": "D. Limits, counted by a strict server",
     "presence": "E. Cost of the import",
+    "fleet": "G. A fleet of three workers on Procrastinate (counted at a strict server)",
     "growth": "F. A ledger that grows (milliseconds unless the name has another unit)",
     "records": "L. Cost of a ledger record",
 }
