@@ -42,11 +42,13 @@ class Window:
 
 @attrs.define(eq=False)
 class Task:
-    """A task, the times at which it ends and was seen to have ended, and its callback URL."""
+    """A task: its times by the monotonic clock and by the wall clock, and its callback URL."""
 
     task_id: str
     key: str
     ends_at: float
+    created: float
+    completed: float
     callback_url: str | None
     polls: int = 0
     seen_at: float | None = None
@@ -100,8 +102,10 @@ class Server:
             return _envelope(429, "too many requests")
         key = str(body["input"]["character_prompt"])
         self.keys[key] += 1
-        ends_at = time.monotonic() + self._rng.uniform(*self.durations)
-        task = Task(f"task{len(self.tasks):06}", key, ends_at, body.get("callBackUrl"))
+        duration = self._rng.uniform(*self.durations)
+        ends_at = time.monotonic() + duration
+        callback_url = body.get("callBackUrl")
+        task = Task(f"task{len(self.tasks):06}", key, ends_at, time.time(), time.time() + duration, callback_url)
         self.tasks[task.task_id] = task
         if task.callback_url:
             calling = asyncio.create_task(self._call_back(task))
@@ -163,6 +167,8 @@ def _record_of(task: Task) -> dict[str, Any]:
         "taskId": task.task_id,
         "model": "sora-2-characters",
         "state": "success" if done else "generating",
+        "createTime": round(task.created * 1000),
+        "completeTime": round(task.completed * 1000) if done else None,
         "resultJson": json.dumps({"character_id": f"ch_{task.task_id}"}) if done else "",
     }
 

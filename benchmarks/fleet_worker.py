@@ -64,8 +64,10 @@ async def create_many() -> None:
 
 async def receive() -> None:
     """Take callbacks until the process is killed."""
-    async with make_session() as session:
-        receiver = CallbackReceiver(session)
+    async with app.open_async(), characters:
+        receiver = CallbackReceiver(
+            await characters.session(), on_event=characters.on_event, settle_only=True, max_events=KEYS
+        )
         application = web.Application()
         application.add_subapp("/hooks", receiver.aiohttp_app())
         runner = web.AppRunner(application, access_log=None)

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from sora_chars.ledger import Entry
     from sora_chars.ledger.postgres_ledger import Connection
     from sora_chars.models import CharacterFields, Request
+    from sora_chars.providers.kie_callback import CallbackEvent
     from sora_chars.session.session import CharacterSession
     from sora_chars.session.stepping import Step
 
@@ -72,6 +73,7 @@ _ADOPTION_INTERVAL = 2.0  # seconds between two looks for the jobs of dead worke
 _SWEEP_INTERVAL = 30.0  # seconds between two looks for requests that no job carries on
 _MAX_SWEPT = 200  # requests that one sweep looks at
 _POLL_PRIORITY = 1  # of the jobs that poll; those that send have 0
+_EVENT_PRIORITY = 2  # of a job whose callback has arrived
 _WORKER_OPTIONS: dict[str, Any] = {"update_heartbeat_interval": 1.0, "shutdown_graceful_timeout": 30.0}
 _FETCH_INTERVALS = {
     False: 0.5,
@@ -223,6 +225,20 @@ class Characters:
         """Wait for the character of a key; see `CharacterSession.wait`."""
         return await (await self.session()).wait(key, timeout=timeout)
 
+    async def on_event(self, event: CallbackEvent, entry: Entry) -> None:
+        """Let the job of a request run now, because its callback has arrived.
+
+        Give it to the receiver of a web process::
+
+            CallbackReceiver(session, on_event=characters.on_event, settle_only=True)
+        """
+        del event
+        before = await self.app.job_manager.list_jobs_async(lock=_lock_of(entry.key), status=Status.TODO.value)
+        await self._defer(entry, priority=_EVENT_PRIORITY)
+        for job in before:  # the new one has taken its place
+            if job.id is not None:
+                await self.app.job_manager.cancel_job_by_id_async(job.id, delete_job=True)
+
     async def run_worker(
         self,
         app: App | None = None,
@@ -276,15 +292,18 @@ class Characters:
             except Exception as error:
                 raise _HookError(f"the hook `ended` of key {key} raised {type(error).__name__}") from error
 
-    async def _defer(self, entry: Entry, connection: Connection | None = None) -> None:
-        """Add the job of a request. Of several jobs with one lock, one runs at a time, the first one first."""
-        polls = entry.state is EntryState.RUNNING
+    async def _defer(self, entry: Entry, connection: Connection | None = None, *, priority: int = 0) -> None:
+        """Add the job of a request.
+
+        Of several jobs with one lock, one runs at a time: that with the highest priority, then the first one.
+        """
+        polls = entry.state not in {EntryState.PENDING, EntryState.SENDING}
         if isinstance(connection, psycopg.Cursor | psycopg.AsyncCursor):
             connection = connection.connection
         options: dict[str, Any] = {
             "lock": _lock_of(entry.key),
             "queue": self._queues[polls],
-            "priority": _POLL_PRIORITY if polls else 0,
+            "priority": priority or (_POLL_PRIORITY if polls else 0),
             "connection": connection,
         }
         if isinstance(connection, psycopg.Connection):

@@ -5,8 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import attrs
+
 from sora_chars.errors import printable
+from sora_chars.media import seconds_between
 from sora_chars.models import CharacterRequest, path_of
+
+from .clips import SENT, clip_problems, whole_video_problems
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,7 +19,6 @@ if TYPE_CHECKING:
     from sora_chars.models import Accepts, MediaRule, Request
 
 _MIB = 1024 * 1024
-_SENT = {"upload", "inline"}  # how local files reach a provider
 _DURATION_TOLERANCE = 0.1  # seconds; containers pad the sound, so a clip of 8 s may declare 8.02 s
 _HEAD_BYTES = 12
 
@@ -23,13 +27,19 @@ def request_problems(accepts: Accepts, request: Request) -> list[str]:
     """Return what of a request a provider of characters does not accept, with the headers of local files."""
     if not isinstance(request, CharacterRequest):
         return [f"request must be a CharacterRequest, got {type(request).__name__}"]
-    problems = accepts.problems(request)
-    video = request.video_path
-    if video is not None and accepts.video and accepts.video.local in _SENT:
-        problems += file_problems("video", video, accepts.video)
+    rule = accepts.video
+    if request.clip is not None and request.video is not None and rule is not None:
+        problems = clip_problems(request.clip, request.video_path, rule)
+        problems += accepts.problems(attrs.evolve(request, clip=None))
+    else:
+        problems = accepts.problems(request)
+        video = request.video_path
+        if video is not None and rule and rule.local in SENT:
+            cut_here = whole_video_problems(video, rule)
+            problems += file_problems("video", video, rule) if cut_here is None else cut_here
     for number, image in enumerate(request.images or ()):
         path = path_of(image)
-        if path is not None and accepts.images and accepts.images.local in _SENT:
+        if path is not None and accepts.images and accepts.images.local in SENT:
             problems += file_problems(f"images[{number}]", path, accepts.images)
     return problems
 
@@ -59,8 +69,7 @@ def _video_problems(field: str, path: Path, rule: MediaRule) -> list[str]:
     low, high = rule.seconds or (0.0, 0.0)
     if facts.duration is None or low - _DURATION_TOLERANCE <= facts.duration <= high + _DURATION_TOLERANCE:
         return []
-    allowed = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
-    return [f"{field} must run {allowed} seconds, got {facts.duration:.2f} ({printable(path)})"]
+    return [f"{field} must run {seconds_between(low, high)} seconds, got {facts.duration:.2f} ({printable(path)})"]
 
 
 def image_format(head: bytes) -> str | None:

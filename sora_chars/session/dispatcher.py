@@ -42,6 +42,7 @@ from .settling import Settlement
 from .streaming import EventStreams
 from .submission import Submission, not_sent
 from .tracker import TaskTracker
+from .videos import CutVideos
 from .writer import LedgerWriter, log_second_task
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Dispatcher:
         watcher: Polls the tasks.
         timeout: Seconds to wait for a task unless a call says otherwise.
         pictures: Saves profile pictures, if they are kept.
+        videos: Cuts the videos of requests to what their providers take.
         observers: Those who observe the session.
         writer: Records answers and results.
         streams: The events of the session, for those who iterate over them.
@@ -86,6 +88,7 @@ class Dispatcher:
     watcher: TaskWatcher
     timeout: float
     pictures: Pictures | None = None
+    videos: CutVideos = attrs.field(factory=CutVideos)
     observers: Observers = UNOBSERVED
     writer: LedgerWriter = attrs.field(init=False)
     streams: EventStreams = attrs.field(init=False)
@@ -131,6 +134,7 @@ class Dispatcher:
         self.closed.set_result(None)
         async with AsyncExitStack() as stack:  # runs every callback, even if one of them is cancelled
             stack.push_async_callback(self._opened.aclose)
+            stack.push_async_callback(self.videos.aclose)
             stack.push_async_callback(self.streams.aclose)
             stack.push_async_callback(self.owner_checks.aclose)
             stack.push_async_callback(self.writer.aclose)
@@ -292,6 +296,7 @@ class Dispatcher:
             entry=entry,
             ledger=self.ledger,
             writer=self.writer,
+            videos=self.videos,
             timeout=self.timeout,
             on_recorded=on_recorded,
             claims_task=claims_task,

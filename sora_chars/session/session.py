@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from sora_chars.errors import SessionClosedError
 from sora_chars.ledger import Ledger, open_ledger
+from sora_chars.media import Cutting
 from sora_chars.models import Character, CharacterRequest, TaskRequest, TaskSnapshot, Voice, VoiceRequest, as_request
 from sora_chars.observers import Observers
 from sora_chars.polling.strategies import AdaptiveInterval
@@ -17,6 +18,7 @@ from .dispatcher import Dispatcher
 from .options import check_options, seconds_to_wait
 from .orphans import log_outlived
 from .recorded import RecordedRequests
+from .videos import CutVideos
 
 if TYPE_CHECKING:
     import os
@@ -62,6 +64,8 @@ class CharacterSession(RecordedRequests):
             `Ledger` that is not open is opened and closed with the session.
         pictures: Folder in which to save profile pictures, whose links expire
             within days. Not saved by default.
+        cutting: How videos are cut for providers that take whole videos, with the
+            extra `media`. Defaults to `Cutting()`.
         polling: When to poll a task. Defaults to `AdaptiveInterval()`, which
             learns how long the tasks of each model take, from the ledger too.
         timeout: Seconds to wait for a task unless a call says otherwise.
@@ -82,6 +86,7 @@ class CharacterSession(RecordedRequests):
         *providers: Provider,
         ledger: Ledger | str | os.PathLike[str] = "memory:",
         pictures: str | os.PathLike[str] | None = None,
+        cutting: Cutting | None = None,
         polling: PollingStrategy | None = None,
         timeout: float = 1800.0,
         shutdown_timeout: float = 30.0,
@@ -99,6 +104,7 @@ class CharacterSession(RecordedRequests):
             from .pictures import Pictures  # noqa: PLC0415 # loaded only where pictures are saved
 
             self._pictures = Pictures(Path(pictures))
+        self._cutting = cutting or Cutting()
         self._shutdown_timeout = shutdown_timeout
         self.observers = Observers(observers)
         self.public_url = public_url
@@ -130,7 +136,15 @@ class CharacterSession(RecordedRequests):
         if self._loop:
             self.dispatcher()
             raise SessionClosedError("This session is open already.")
-        dispatcher = Dispatcher(self.providers, self.ledger, self.watcher, self.timeout, self._pictures, self.observers)
+        dispatcher = Dispatcher(
+            self.providers,
+            self.ledger,
+            self.watcher,
+            self.timeout,
+            pictures=self._pictures,
+            videos=CutVideos(self._cutting),
+            observers=self.observers,
+        )
         await dispatcher.open()
         self._loop = asyncio.get_running_loop()
         self._dispatcher = dispatcher

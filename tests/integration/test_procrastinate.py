@@ -12,6 +12,7 @@ from procrastinate import App, PsycopgConnector
 from procrastinate.exceptions import ConnectorException
 
 from sora_chars import (
+    CallbackEvent,
     CharacterSession,
     ConfigurationError,
     Entry,
@@ -45,10 +46,10 @@ def fields(key: str) -> dict[str, Any]:
 def make(emulator: Emulator, postgres_url: str) -> Callable[..., Characters]:
     """A function that makes the characters of one process."""
 
-    def make(*, limits: Limits | None = None, **options: Any) -> Characters:
+    def make(*, limits: Limits | None = None, interval: float = 0.05, **options: Any) -> Characters:
         def session() -> CharacterSession:
             provider = Kie("key", base_url=emulator.url, limits=limits or Limits())
-            return CharacterSession(provider, ledger=PostgresLedger(postgres_url), polling=FixedInterval(0.05))
+            return CharacterSession(provider, ledger=PostgresLedger(postgres_url), polling=FixedInterval(interval))
 
         return Characters(session, **options)
 
@@ -81,6 +82,15 @@ async def working(characters: Characters, app: App, **options: Any) -> AsyncGene
 async def jobs_of(app: App) -> list[Job]:
     """Return all jobs."""
     return [*await app.job_manager.list_jobs_async()]
+
+
+async def jobs_when(app: App, condition: Callable[[list[Job]], bool]) -> list[Job]:
+    """Wait until the jobs fulfil a condition, and return them."""
+    while True:
+        jobs = await jobs_of(app)
+        if condition(jobs):
+            return jobs
+        await asyncio.sleep(0.02)
 
 
 async def test_requests_become_characters(
@@ -275,6 +285,27 @@ async def test_other_errors_end_the_job(make: Callable[..., Characters], postgre
         await characters.run_worker(app, **FAST, wait=False)
         statuses = {job.task_kwargs["key"]: (job.status, job.scheduled_at is None) for job in await jobs_of(app)}
     assert statuses == {"no such key": ("failed", True), "k": ("todo", False)}
+
+
+async def test_a_callback_lets_the_job_run_now(
+    make: Callable[..., Characters], postgres_url: str, emulator: Emulator
+) -> None:
+    """The job of a task whose callback has arrived runs at once, in place of the one that was waiting."""
+    ended: list[Entry] = []
+    characters = make(ended=ended.append, interval=1000.0)
+    async with opened(postgres_url, characters) as app, working(characters, app):
+        await characters.register(**fields("k"))
+        session = await characters.session()
+        await jobs_when(app, lambda jobs: {(job.status, job.queue) for job in jobs} == {("todo", "poll")})
+        entry = await session.entry("k")
+        assert entry
+        task_id = str(entry.task_id)
+        await emulator.until(lambda: emulator.task_store.tasks[task_id].finished)
+        event = CallbackEvent(task_id=task_id, provider="kie", code=200, message="success", raw={})
+        await characters.on_event(event, entry)
+        assert (await characters.result("k")).id
+        await emulator.until(lambda: len(ended) == 1)
+        assert len(await jobs_when(app, lambda jobs: {job.status for job in jobs} == {"succeeded"})) == 1
 
 
 async def test_a_worker_that_stops_gives_its_jobs_back(

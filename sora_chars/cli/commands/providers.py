@@ -9,6 +9,7 @@ import attrs
 import click
 
 from sora_chars.cli.options import PROVIDERS, output_options
+from sora_chars.cli.render import in_options
 from sora_chars.providers.evolink_codec import ACCEPTS as EVOLINK
 from sora_chars.providers.heygen_codec import ACCEPTS as HEYGEN
 from sora_chars.providers.kie_codec import ACCEPTS as KIE
@@ -46,7 +47,7 @@ class _Known:
 
 
 def _described(accepts: Accepts) -> tuple[tuple[str, str], ...]:
-    return tuple(accepts.rows())
+    return tuple((name, in_options(rule)) for name, rule in accepts.rows())
 
 
 _SORA_ENDED = "unlikely: Sora ended on 2026-09-24"

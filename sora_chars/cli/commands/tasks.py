@@ -23,6 +23,7 @@ from sora_chars.cli.render import (
 )
 from sora_chars.cli.runner import run as run_command
 from sora_chars.cli.single_task import submit_and_wait, wait_for
+from sora_chars.cli.video_options import video_options
 from sora_chars.errors import InvalidRequestError, NoAnswerError
 from sora_chars.ids import new_key
 from sora_chars.ledger import EntryState
@@ -81,6 +82,7 @@ retry_option = click.option(
 @click.option("--voice", metavar="ID", help="The provider's id of a voice.")
 @key_option
 @retry_option
+@video_options
 @create_options
 @click.pass_obj
 def create(
