@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING
 
 from sora_chars import media
@@ -26,7 +27,7 @@ def clip_problems(clip: Clip, path: Path | None, rule: MediaRule) -> list[str]:
         return [f"clip must span {allowed} seconds, got {clip.seconds:g} ({str(clip)!r})"]
     if path is None:
         return []
-    if not path.is_file():
+    if not _is_file(path):
         return [f"video must be an http(s) URL or an existing file, got {path}"]
     problems = media.source_problems(path, clip, rule)
     return [f"video must be a video file that can be decoded, got {path}"] if problems is None else problems
@@ -34,9 +35,14 @@ def clip_problems(clip: Clip, path: Path | None, rule: MediaRule) -> list[str]:
 
 def whole_video_problems(path: Path, rule: MediaRule) -> list[str] | None:
     """Return why a local video can neither be sent nor be made to fit. None if only its headers can show that."""
-    if not (media.is_installed() and path.is_file()):
+    if not (media.is_installed() and _is_file(path)):
         return None
     return media.source_problems(path, None, rule)
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a path names a file; False also for one that no system allows, such as a name that is too long."""
+    return os.path.isfile(path)  # noqa: PTH113 # Path.is_file raises for some
 
 
 def _refusal(rule: MediaRule, low: float, high: float) -> str:

@@ -69,7 +69,7 @@ def list_characters(context: CommandContext, /, *, query: str, limit: int, locat
         context.output.show(payload, character_rows(found[0].character, key=found[0].key), title="Character")
         return
     rows: list[tuple[str, ...]] = [saved_row(saved, now) for saved in shown]
-    columns = CHARACTER_COLUMNS
+    columns: tuple[str, ...] = CHARACTER_COLUMNS
     if context.output.out.is_terminal and not any(row[-1] for row in rows):  # most characters have no end
         columns = columns[:-1]
         rows = [row[:-1] for row in rows]
