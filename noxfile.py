@@ -51,11 +51,12 @@ OLDEST = next(iter(INTERPRETERS.values()), sys.executable)
 NEWEST = list(INTERPRETERS.values())[-1] if INTERPRETERS else sys.executable
 # One more process than cores, as many tests wait; all that need PostgreSQL run in one of them (tests/conftest.py).
 PARALLEL = (f"--numprocesses={WORKERS + 1}", "--dist=loadgroup")
-# On Windows the unit tests: the others need ledger files, signals and Unix sockets.
+# On Windows the unit tests: the others need signals and Unix sockets.
 TESTS = ("tests/unit",) if sys.platform == "win32" else ("tests",)
 RETRYING = tuple(
     f"tests/integration/test_{name}.py" for name in ("transport", "create_connections", "faults_create", "faults_polls")
 )
+SQLITE = tuple(f"tests/integration/test_{name}.py" for name in ("process_lock", "events", "hooks"))
 RANDOM_HISTORIES = "tests/unit/session/test_session_machine.py"
 # Without byte code each process of the command line would compile the package anew.
 ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": ""}
@@ -121,6 +122,18 @@ def matrix(session: nox.Session, backoff: str) -> None:
         arguments = (*PARALLEL, "--timeout=180", "tests/unit", f"--ignore={RANDOM_HISTORIES}", *RETRYING)
         environment = ENVIRONMENT | {"PYTHONASYNCIODEBUG": "1"}
     session.run("pytest", *(session.posargs or arguments), env=environment)
+
+
+@nox.session(python=OLDEST)
+def windows(session: nox.Session) -> None:
+    """The command line and the unit tests of ledgers in a process that lacks what Windows lacks.
+
+    `tests/support/simulated_windows` takes it away: fcntl, forks, and event loops that handle signals.
+    """
+    _install(session, "tests")
+    simulated = ENVIRONMENT | {"PYTHONPATH": str(HERE / "tests/support/simulated_windows")}
+    session.run("pytest", "tests/acceptance/test_simulated_windows.py", env=ENVIRONMENT)
+    session.run("pytest", *PARALLEL, "tests/unit/ledger", "tests/unit/session", *SQLITE, env=simulated)
 
 
 @nox.session(python=OLDEST)
