@@ -115,8 +115,9 @@ async def test_changed_records_keep_their_page(emulator: Emulator) -> None:
         first = await provider.fetch(handle.task_id)
         only_look(emulator).name = "Another name"
         second = await provider.fetch_if_changed(first)
+        assert second.raw["name"] == "Another name"
+        assert await provider.fetch_if_changed(second) is second
     assert (first.waiting_for, consents(emulator)) == (second.waiting_for, 1)
-    assert second.raw["name"] == "Another name"
 
 
 async def test_page_that_cannot_be_requested(emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:
