@@ -6,12 +6,14 @@ Source: kie.ai docs, Market API, File Upload API and omni/character/create (Augu
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import attrs
 
 from sora_chars.errors import printable
 from sora_chars.logs import event_logger
@@ -30,6 +32,7 @@ from . import kie_account
 from . import kie_codec as codec
 from .base import HTTPProvider, clean_url, resolve_key, resolve_url
 from .kie_omni import omni_body
+from .kie_uploads import FOLDER, LIFETIME, expires_at
 from .local_files import request_problems
 from .upload_body import UploadBody
 
@@ -45,11 +48,6 @@ DOCUMENTED_LIMITS = Limits(creates=(20, 10.0), polls=(10, 1.0))
 """The limits of an account: 20 creates in 10 seconds and 10 polls in 1 second. Source: kie.ai docs."""
 
 log = event_logger("sora_chars.providers")
-
-_UPLOAD_LIFETIME = (
-    "kie.ai keeps an upload for 24 hours, 3 days or 14 days, by three of its pages, and says that a character is "
-    "valid only while the file is; to keep the character longer, pass the URL of a file of yours"
-)
 
 
 class Kie(HTTPProvider):
@@ -192,7 +190,7 @@ class Kie(HTTPProvider):
         name = f"{uuid.uuid4().hex}{path.suffix.lower()}"
 
         def form() -> aiohttp.FormData:
-            fields = aiohttp.FormData({"uploadPath": "sora-chars", "fileName": name})
+            fields = aiohttp.FormData({"uploadPath": FOLDER, "fileName": name})
             fields.add_field("file", UploadBody(content, path, self._on_upload), filename=name)
             return fields
 
@@ -226,6 +224,7 @@ class Kie(HTTPProvider):
             on_send=on_send,
             json=body,
         )
+        character = attrs.evolve(character, expires_at=expires_at(body, time.time()))
         return TaskSnapshot(
             task_id=character.id, provider=self.name, state=SUCCESS, character=character, raw=character.raw
         )
@@ -234,6 +233,6 @@ class Kie(HTTPProvider):
         if is_url(source):
             return str(source)
         url = await self.upload(source)
-        facts = {"provider": self.name, "key": key, "file": printable(source), "why": _UPLOAD_LIFETIME}
+        facts = {"provider": self.name, "key": key, "file": printable(source), "why": LIFETIME}
         log.warning("upload.temporary", extra=facts)
         return url

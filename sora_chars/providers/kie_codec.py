@@ -38,6 +38,7 @@ from sora_chars.models import (
 from sora_chars.responses import GATEWAY_FAULTS, as_number, parse_json
 
 from .kie_envelope import Envelope, json_object, read_envelope, unreadable
+from .kie_uploads import expires_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -298,6 +299,7 @@ def _character(result: Any, record: _Record, provider: str) -> Character | None:
         name=_requested_name(record.param),
         task_id=record.task_id,
         usage=_usage(character_id, username),
+        expires_at=expires_at(record.param, _seconds(record.create_time)),
         raw=result,
     )
 

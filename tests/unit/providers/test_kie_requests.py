@@ -108,7 +108,8 @@ FROM_VIDEO: dict[str, Any] = {"video": "https://a/b.mp4"}
         (FROM_TASK | {"name": "x" * 40}, []),
         (FROM_TASK | {"name": "x" * 41}, ["name"]),
         (FROM_VIDEO, []),
-        (FROM_VIDEO | {"clip": "1,3"}, ["clip"]),
+        (FROM_VIDEO | {"clip": "1,3"}, []),  # it is cut
+        (FROM_VIDEO | {"clip": "1,5.1"}, ["clip"]),
         (FROM_VIDEO | {"prompt": "x" * 5000, "safety": "x" * 5000, "name": "x" * 41}, []),
         (FROM_VIDEO | {"prompt": "x" * 5001, "safety": "x" * 5001}, ["prompt", "safety"]),
     ],
