@@ -134,8 +134,10 @@ class ProviderPoller:
         if snapshot.waiting_for and snapshot.waiting_for != (task.snapshot and task.snapshot.waiting_for):
             facts = {"provider": self.provider.name, "task_id": task.task_id, "page": mask(snapshot.waiting_for)}
             log.warning("task.waits_for_person", extra=facts)
+            task.waited_for_person = True
         task.update(snapshot)
-        observe(self.options.polling, snapshot, age, unseen)
+        if not task.waited_for_person:
+            observe(self.options.polling, snapshot, age, unseen)
         if snapshot.finished:
             self.end(task, snapshot)
             return
