@@ -336,8 +336,7 @@ def report_poll(task: WatchedTask, outcome: TaskSnapshot | SoraCharsError) -> No
     if isinstance(outcome, SoraCharsError):
         observed.polled(task.task_id, None, age, error=type(outcome).__name__)
     else:
-        observed.completed_at = outcome.completed_at
-        observed.polled(task.task_id, outcome.state, age)
+        observed.polled(task.task_id, outcome.state, age, completed_at=outcome.completed_at)
 
 
 def _round_up(due: float) -> float:
