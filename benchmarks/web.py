@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 WORKERS = 4
 TASKS, QUICK_TASKS = 200, 12
-INTERVAL = 0.05  # seconds between the ends of two tasks
+INTERVAL = 0.2  # seconds between the ends of two tasks
 BUSY = 0.02  # seconds for which a worker is blocked, so that another one takes the next connection
 DEADLINE = 300.0  # seconds for all awaiters of a run
 HMAC_KEY = "benchmark-hmac-key"
@@ -50,7 +50,7 @@ def request_of(key: str) -> CharacterRequest:
 
 
 class Application:
-    """The ASGI application: `/worker`, `/create`, `/follow/wait` and `/follow/create`, and callbacks at `/hooks`."""
+    """The ASGI application of a worker, with callbacks at `/hooks`."""
 
     def __init__(self, ledger: str, log: str, emulator: str, public_url: str) -> None:
         kie = Kie("benchmark-key-of-no-account", base_url=emulator, limits=None)
@@ -81,6 +81,8 @@ class Application:
         match path:
             case "/create":
                 return (await self._session.submit(request_of(keys[0]))).task_id
+            case "/awaited":
+                return len(self._session.ledger.notifier.keys)
             case "/follow/wait" | "/follow/create":
                 return await asyncio.gather(*(self._follow(path, key) for key in keys))
             case _:
@@ -170,7 +172,9 @@ async def measure(ledger: str, folder: Path, awaiter: str, tasks: int) -> dict[s
         follows = {
             process: asyncio.create_task(ask(client, f"/follow/{awaiter}", keys)) for process, client in clients.items()
         }
-        await asyncio.sleep(1)  # until every awaiter waits; one that comes later would only be resumed sooner
+        for client in (await connect(stack, url)).values():
+            while await ask(client, "/awaited") < tasks:  # noqa: ASYNC110 # awaiters of another process
+                await asyncio.sleep(0.1)
         for task_id in created:
             await asyncio.sleep(INTERVAL)
             emulator.finish(task_id)
