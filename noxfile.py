@@ -51,11 +51,12 @@ OLDEST = next(iter(INTERPRETERS.values()), sys.executable)
 NEWEST = list(INTERPRETERS.values())[-1] if INTERPRETERS else sys.executable
 # One more process than cores, as many tests wait; all that need PostgreSQL run in one of them (tests/conftest.py).
 PARALLEL = (f"--numprocesses={WORKERS + 1}", "--dist=loadgroup")
-# On Windows the unit tests: the others need ledger files, signals and Unix sockets.
+# On Windows the unit tests: the others need signals and Unix sockets.
 TESTS = ("tests/unit",) if sys.platform == "win32" else ("tests",)
 RETRYING = tuple(
     f"tests/integration/test_{name}.py" for name in ("transport", "create_connections", "faults_create", "faults_polls")
 )
+SQLITE = tuple(f"tests/integration/test_{name}.py" for name in ("process_lock", "events", "hooks"))
 RANDOM_HISTORIES = "tests/unit/session/test_session_machine.py"
 # Without byte code each process of the command line would compile the package anew.
 ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": ""}
@@ -124,6 +125,18 @@ def matrix(session: nox.Session, backoff: str) -> None:
 
 
 @nox.session(python=OLDEST)
+def windows(session: nox.Session) -> None:
+    """The command line and the unit tests of ledgers in a process that lacks what Windows lacks.
+
+    `tests/support/simulated_windows` takes it away: fcntl, forks, and event loops that handle signals.
+    """
+    _install(session, "tests")
+    simulated = ENVIRONMENT | {"PYTHONPATH": str(HERE / "tests/support/simulated_windows")}
+    session.run("pytest", "tests/acceptance/test_simulated_windows.py", env=ENVIRONMENT)
+    session.run("pytest", *PARALLEL, "tests/unit/ledger", "tests/unit/session", *SQLITE, env=simulated)
+
+
+@nox.session(python=OLDEST)
 def lowest(session: nox.Session) -> None:
     """The unit tests with the lowest allowed version of each direct dependency."""
     floors = _floors()
@@ -132,7 +145,7 @@ def lowest(session: nox.Session) -> None:
     locked = [line for line in Path("requirements.lock").read_text().splitlines() if Requirement(line).name in tools]
     constraints = Path(session.create_tmp(), "lowest.txt")
     constraints.write_text("\n".join([*floors.values(), *locked]))
-    session.install("-c", str(constraints), *tools, "-e", ".[cli,postgres,speed]")
+    session.install("-c", str(constraints), *tools, "-e", ".[cli,postgres,procrastinate,speed]")
     session.run("pytest", "tests/unit", *PARALLEL, env=ENVIRONMENT)
 
 
@@ -209,5 +222,5 @@ def bench(session: nox.Session) -> None:
     They are results.json, RESULTS.md, results.png and polls.png.
     `nox -s bench -- --quick` takes two minutes and keeps and judges nothing; `--parts A,C` runs some.
     """
-    session.install("-c", "requirements.lock", "-r", "benchmarks/requirements.txt", "-e", ".[postgres]")
+    session.install("-c", "requirements.lock", "-r", "benchmarks/requirements.txt", "-e", ".[postgres,procrastinate]")
     session.run("python", "benchmarks/run.py", *session.posargs)

@@ -49,6 +49,7 @@ _MODULES = {
     "ledger.postgres_ledger": ("PostgresLedger",),
     "ledger.queries": ("SavedCharacter",),
     "ledger.registration": ("Registration",),
+    "media": ("CutProgress", "Cutting"),
     "models": (
         "Character",
         "CharacterFields",

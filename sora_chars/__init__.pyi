@@ -37,6 +37,7 @@ from .ledger import Attempt, Entry, EntryState, Ledger, LedgerStore, open_ledger
 from .ledger.postgres_ledger import PostgresLedger
 from .ledger.queries import SavedCharacter
 from .ledger.registration import Registration
+from .media import CutProgress, Cutting
 from .models import (
     Character,
     CharacterFields,
@@ -88,6 +89,8 @@ __all__ = [
     "CharacterSession",
     "Clip",
     "ConfigurationError",
+    "CutProgress",
+    "Cutting",
     "Entry",
     "EntryState",
     "Eta",

@@ -27,6 +27,9 @@ SENTENCES: Mapping[str, str] = {
     "callback.unsigned": "Callbacks are verified by their token only, since there is no signing key",
     "consent.no_page": "The page on which a person consents could not be requested; the next poll requests it again",
     "exchange": "Request and response",
+    "jobs.added": "A request that no job carried on has a job",
+    "jobs.adopted": "The job of a worker that died runs again",
+    "jobs.upkeep_failed": "The search for jobs of dead workers failed; it is repeated",
     "ledger.entry_restored": "The ledger had lost an entry, which was written again",
     "ledger.indexed": "The search index is complete",
     "ledger.indexing": "The search index is being built; this can take minutes",
@@ -61,7 +64,7 @@ SENTENCES: Mapping[str, str] = {
 }
 """The sentence of each event."""
 
-# Whoever knows the id of a Seedance asset may use it. "asset-library" is a part of icover's routes.
+# The id of a Seedance asset is all that its use requires. "asset-library" is a part of icover's routes.
 _ASSET = re.compile(r"\basset-(?!library\b)[\w-]+", re.IGNORECASE)
 _VARIABLE = "SORA_CHARS_LOG"
 _LEVELS: Mapping[str, int] = {"info": logging.INFO, "debug": logging.DEBUG}

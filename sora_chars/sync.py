@@ -56,7 +56,7 @@ class _LoopThread:
     def __init__(self) -> None:
         self.process = os.getpid()
         self.sessions: WeakSet[CharacterSession] = WeakSet()
-        self._loop = asyncio.new_event_loop()
+        self._loop = asyncio.SelectorEventLoop()  # the default one of Windows does not work with psycopg
         # A daemon: the interpreter joins other threads before it calls `close`, which ends this one.
         self._thread = threading.Thread(target=self._loop.run_forever, name="sora_chars sync", daemon=True)
         self._thread.start()

@@ -258,7 +258,9 @@ class Batch:
     async def _wait_for_budget(self, item: _Item) -> bool:
         """Reserve the item's cost once the budget allows it; False if submitting has stopped."""
         if self._options.budget is not None:
-            self._budget.spent += await self._options.cost_before(item.request)
+            # Not `+= await`, which would lose what is recorded meanwhile.
+            cost_before = await self._options.cost_before(item.request)
+            self._budget.spent += cost_before
         while not self.stopped:
             item.cost = self._budget.expected_cost(item.request)
             match self._budget.decide(item.cost, in_flight=bool(self._in_flight)):

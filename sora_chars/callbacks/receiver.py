@@ -35,6 +35,7 @@ from sora_chars.providers.kie_callback import verify
 
 from .adapters import ACCEPTED, AsgiApp, aiohttp_app
 from .confirmations import Confirmations
+from .hooks import HOOK, record_event
 from .inflate import inflated
 
 if TYPE_CHECKING:
@@ -237,15 +238,20 @@ class CallbackReceiver:
                 if observed:
                     observed.key = entry.key
                     observed.provider = entry.provider
-                event = await self._read(entry, headers, body)
-                await self._admit(event, entry, digest)
+                if entry.kind == HOOK:
+                    await self._take_hook(entry, headers, body)
+                    task_id = entry.task_id
+                else:
+                    event = await self._read(entry, headers, body)
+                    await self._admit(event, entry, digest)
+                    task_id = event.task_id
             except InvalidCallbackError as error:
                 log.warning("callback.rejected", extra={"status": error.status, "reason": error.message})
                 if observed:
                     observed.callback(error.status, reason=error.message)
                 return error.status, {"code": error.status, "msg": error.message}
             if observed:
-                observed.callback(200, task_id=event.task_id)
+                observed.callback(200, task_id=task_id)
             return 200, ACCEPTED.copy()
 
     async def _find_entry(self, method: str, path: str) -> tuple[Entry, str]:
@@ -263,6 +269,13 @@ class CallbackReceiver:
     async def _query_ledger(self, digest: str) -> Entry | None:
         try:
             return await self.session.ledger.by_token(digest)
+        except LedgerError as error:
+            raise _rejection(503, "the ledger is unavailable") from error
+
+    async def _take_hook(self, entry: Entry, headers: Mapping[str, str], body: Body) -> None:
+        content = await self._read_body(headers, body)
+        try:
+            await record_event(self.session.ledger, entry, content, now=self.clock())
         except LedgerError as error:
             raise _rejection(503, "the ledger is unavailable") from error
 

@@ -50,6 +50,7 @@ COMMANDS = {
     "status": ("tasks", "Fetch the current state of a task."),
     "voice": ("tasks", "Create a voice from a recording, for `create --voice`."),
     "wait": ("tasks", "Wait for a task that was created earlier."),
+    "worker": ("worker", "Run the jobs of an application until SIGINT or SIGTERM."),
 }
 """Each command's module in `commands` and the first sentence of its help text."""
 _OWN_EMULATOR = {"demo", "emulate"}  # these ignore SORA_CHARS_EMULATOR

@@ -27,16 +27,20 @@ from sora_chars.responses import parse_json
 
 from .context import CommandContext
 from .ledger_location import LedgerLocation
+from .video_options import upload_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from sora_chars.media import Fit
     from sora_chars.models import UploadProgress
     from sora_chars.protocols import PollingStrategy, Provider
 
 PROVIDERS = ("kie", "kling", "wavespeed", "evolink", "vidu", "seedance", "heygen", *GATEWAYS)
 _CALLING_BACK = ("kie", "kling", "wavespeed", "evolink")
 _WITH_TASKS = (*_CALLING_BACK, "seedance", "heygen")
+
+_HOSTED = {"kling", "evolink", "seedance"}
 
 _DEFAULT_TIMEOUT = 1800.0  # seconds
 _RESPONSE_TIMEOUT = 60.0  # seconds
@@ -92,6 +96,9 @@ class Settings:
         webhook_key: The key that callbacks must be signed with; None does not check
             signatures.
         shutdown_timeout: Seconds that a signal leaves for responses, if they were given.
+        hosting: The name of the provider whose uploads make local files public for
+            providers that take URLs only.
+        fit: How a picture of another shape is made to fit.
         location: The ledger.
 
     Raises:
@@ -109,6 +116,8 @@ class Settings:
     listen: tuple[str, int] | None = None
     webhook_key: str | None = attrs.field(default=None, repr=False)
     shutdown_timeout: float | None = None
+    hosting: str | None = None
+    fit: Fit = "pad"
     location: LedgerLocation = attrs.field(factory=LedgerLocation)
 
     def __attrs_post_init__(self) -> None:
@@ -157,6 +166,8 @@ class Settings:
             ConfigurationError: The key is missing, or a URL is invalid.
         """
         options: dict[str, Any] = {"base_url": self.base_url, "proxy": self.proxy}
+        if self.hosting and self.provider in _HOSTED:
+            options["hosting"] = upload_of(self.hosting, self.proxy, self.upload_url, on_upload)
         if self.provider == "kie":
             options |= {"upload_url": self.upload_url, "callback_url": self.callback_url, "on_upload": on_upload}
             return Kie(timeout=_RESPONSE_TIMEOUT, **_given(options))
@@ -237,14 +248,15 @@ def submit_options(command: C) -> C:
             "--webhook-key",
             metavar="KEY",
             callback=_webhook_key,
-            help=f"The account's webhookHmacKey; unsigned callbacks are then rejected.  [env var: {_WEBHOOK_VARIABLE}]",
+            help="The webhookHmacKey of a kie account; unsigned callbacks are then rejected. kling and wavespeed read "
+            f"KLING_WEBHOOK_SECRET and WAVESPEED_WEBHOOK_SECRET.  [env var: {_WEBHOOK_VARIABLE}]",
         ),
         click.option(
             "--shutdown-timeout",
             type=seconds,
             metavar="SECONDS",
             help="Seconds that Ctrl-C, SIGTERM and SIGHUP leave for the responses to requests that were sent.  "
-            "[default: what the provider may take: 60; vidu and gateways: their --timeout]",
+            "[default: what the provider may take: 60; vidu, kkiai and its gateways: their --timeout]",
         ),
     )
 
@@ -270,8 +282,8 @@ def wait_options(command: C) -> C:
             "--timeout",
             type=seconds,
             metavar="SECONDS",
-            help="Seconds to wait for the task; for kkiai and other gateways, for the response to the request.  "
-            "[default: 1800; gateways: 300]",
+            help="Seconds to wait for the task; for vidu, kkiai and its gateways, for the response to the request.  "
+            "[default: 1800; vidu, kkiai and its gateways: 300]",
         ),
         click.option(
             "--poll",

@@ -26,9 +26,17 @@ if TYPE_CHECKING:
 Rows = list[tuple[str, str]]
 Cells = tuple[str, ...]
 
-CHARACTER_COLUMNS = ("mention", "key", "source", "clip", "provider", "credits", "age")
+CHARACTER_COLUMNS = ("mention", "key", "source", "clip", "provider", "credits", "age", "may end")
 ENTRY_COLUMNS = ("key", "state", "age", "provider", "credits", "request")
 MODEL_COLUMNS = ("model", "type", "title")
+
+_OPTIONS = (
+    ("pass hosting=", "add --hosting NAME"),
+    ("Pass hosting=", "Add --hosting NAME"),
+    ("by hosting=", "by --hosting NAME"),
+    ("choose the part with clip", "choose the part with --clip"),
+)
+"""What messages name in Python, and what the command line has for it."""
 
 _MAX_LENGTH = 100_000  # characters of a value; results are shown whole
 
@@ -38,12 +46,19 @@ def one_line(value: object) -> str:
     return printable(value, limit=_MAX_LENGTH)
 
 
+def in_options(text: str) -> str:
+    """Return a message with the options of the command line in place of the arguments of Python."""
+    for python, option in _OPTIONS:
+        text = text.replace(python, option)
+    return text
+
+
 def character_json(character: Character, *, key: str | None) -> dict[str, Any]:
     """Return the object of a character.
 
     `task_id` is null if the provider has no tasks, `key` if it is not known.
     """
-    names = ("id", "username", "mention", "name", "permalink", "picture_url", "usage")
+    names = ("id", "username", "mention", "name", "permalink", "picture_url", "usage", "expires_at")
     return {
         "provider": character.provider,
         "task_id": character.task_id,
@@ -87,14 +102,14 @@ def error_json(error: SoraCharsError, *, task_id: str | None = None, key: str | 
     handle = error.handle if isinstance(error, WaitTimeoutError) else None
     facts = {
         "type": type(error).__name__,
-        "message": error.message,
+        "message": in_options(error.message),
         "code": getattr(error, "code", None),
-        "problems": list(getattr(error, "problems", ())) or None,
+        "problems": list(map(in_options, getattr(error, "problems", ()))) or None,
         "task_id": error.task_id or getattr(handle, "task_id", None) or task_id,
         "key": error.key or key,
         "request_id": error.request_id,
         "charged": error.charged if error.may_have_been_paid else None,
-        "hint": error.hint or None,
+        "hint": in_options(error.hint) or None,
         "waiting_for": handle.snapshot.waiting_for if handle and handle.snapshot else None,
     }
     return {"error": {name: value for name, value in facts.items() if value is not None}}
@@ -113,6 +128,7 @@ def character_rows(character: Character, *, key: str | None = None, time_taken: 
             "provider": character.provider,
             "task": character.task_id,
             "key": key,
+            "may end": None if character.expires_at is None else _local_time(character.expires_at),
             "time": time_taken,
         }
     )
@@ -153,7 +169,8 @@ def saved_row(saved: SavedCharacter, now: float) -> Cells:
     character = saved.character
     clip = str(saved.clip or "")
     cells = (character.mention or character.id, saved.key, mask(saved.source), clip, character.provider)
-    return (*map(one_line, cells), _credits(saved.credits), _age(saved.created_at, now))
+    end = "" if character.expires_at is None else _distance(character.expires_at, now)
+    return (*map(one_line, cells), _credits(saved.credits), _age(saved.created_at, now), end)
 
 
 def entry_json(entry: Entry) -> dict[str, Any]:
@@ -224,6 +241,13 @@ def _age(epoch: float, now: float) -> str:
         if now - epoch < limit:
             return f"{max(0, now - epoch) // seconds:.0f} {unit}"
     return _local_time(epoch).partition(" ")[0]
+
+
+def _distance(epoch: float, now: float) -> str:
+    """Return a time as "in 22 h" or "3 h ago"; beyond two days the date."""
+    if abs(epoch - now) >= 48 * 3600:
+        return _local_time(epoch).partition(" ")[0]
+    return f"in {_age(now, epoch)}" if epoch > now else f"{_age(epoch, now)} ago"
 
 
 def _rows(fields: Mapping[str, str | None]) -> Rows:

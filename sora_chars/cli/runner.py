@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -108,10 +109,16 @@ def run(
     """
     with _logging(context) as orphan:
         try:
-            return asyncio.run(_interruptible(context, work, on_signal, waits_on_interrupt=waits_on_interrupt))
+            with asyncio.Runner(loop_factory=_loop_factory(sys.platform, context.ledger_name)) as runner:
+                return runner.run(_interruptible(context, work, on_signal, waits_on_interrupt=waits_on_interrupt))
         except CommandInterruptedError as error:
             _describe_interrupt(error, context, orphan.facts)
             raise
+
+
+def _loop_factory(platform: str, ledger: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return what makes the event loop. On Windows psycopg does not work with the default one."""
+    return asyncio.SelectorEventLoop if platform == "win32" and ledger.startswith("postgres") else None
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import attrs
 
 from sora_chars.errors import LedgerError, SubmissionUnknownError, TaskNotFoundError, WaitTimeoutError
 from sora_chars.ledger import EntryState
+from sora_chars.media import Cutting
 from sora_chars.session import resolving
 from sora_chars.session.session import CharacterSession
 
@@ -18,6 +19,7 @@ from .waiting import updates_with_pages
 
 if TYPE_CHECKING:
     from sora_chars.ledger import Entry
+    from sora_chars.media import CutProgress
     from sora_chars.models import Request, UploadProgress
     from sora_chars.polling.handle import TaskHandle
     from sora_chars.protocols import Provider
@@ -53,6 +55,7 @@ async def submit_and_wait(
             CharacterSession(
                 provider,
                 ledger=settings.location.open(),
+                cutting=Cutting(fit=settings.fit, on_progress=lambda progress: line.update(cut_status(progress))),
                 polling=settings.polling,
                 timeout=timeout,
                 shutdown_timeout=settings.shutdown_seconds([provider.name]),
@@ -181,6 +184,11 @@ def _first_status(provider: Provider, entry: Entry | None) -> str:
     if entry is None or entry.state in _UNSENT:
         return f"{provider.name}: {'creating the character' if provider.synchronous else 'preparing the request'}"
     return f"{provider.name}: key {entry.key} is already recorded as {entry.state}"
+
+
+def cut_status(progress: CutProgress) -> str:
+    """Return the status of a cut in steps of 10 %."""
+    return f"cutting {progress.path.name}: {progress.done * 10 // progress.total}0 % of {progress.total} frames"
 
 
 def _upload_status(progress: UploadProgress) -> str:

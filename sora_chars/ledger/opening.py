@@ -64,7 +64,7 @@ def _store(url: str) -> LedgerStore:
 
 def _sqlite(path: str) -> LedgerStore:
     try:
-        from .stores.sqlite import SqliteStore  # noqa: PLC0415 # sqlite3 and fcntl are not on every system
+        from .stores.sqlite import SqliteStore  # noqa: PLC0415 # sqlite3 is not on every system
     except ImportError as error:
         raise ConfigurationError(
             f"ledger: an SQLite file needs a module that this system does not have ({error}).",

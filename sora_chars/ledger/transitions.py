@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sora_chars.errors import InvalidRequestError, MissingCharacterError, StaleEntryError, printable
+from sora_chars.errors import InvalidRequestError, MissingCharacterError, SoraCharsError, StaleEntryError, printable
 from sora_chars.ids import is_id
 from sora_chars.models import FAIL, SUCCESS, TaskFailure, TaskSnapshot
 from sora_chars.redaction import mask
@@ -118,9 +118,14 @@ def without_character(error: MissingCharacterError) -> TaskSnapshot:
     return TaskSnapshot(task_id=error.task_id or "", provider=error.provider or "", state=SUCCESS, result=error.payload)
 
 
-async def mark_orphaned(ledger: Ledger, entry: Entry) -> Entry:
-    """Return the entry, moved to `unknown` if the process that was sending it has died."""
-    if entry.state is not EntryState.SENDING or not await ledger.is_dead(entry.owner or ""):
+async def mark_orphaned(ledger: Ledger, entry: Entry, *, is_dead: bool | None = None) -> Entry:
+    """Return the entry, moved to `unknown` if the process that was sending it has died.
+
+    `is_dead` is whether it has; None checks it.
+    """
+    if entry.state is EntryState.SENDING and is_dead is None:
+        is_dead = await ledger.is_dead(entry.owner or "")
+    if entry.state is not EntryState.SENDING or not is_dead:
         return entry
     why = {"message": "the process that sent it ended before an answer was on record"}
     try:
@@ -206,12 +211,16 @@ async def resolve(
     if (task_id is not None) + never_sent + give_up + undo != 1:
         raise InvalidRequestError("resolve: give exactly one of task_id, never_sent, give_up and undo.")
     entry = await mark_orphaned(ledger, await find(ledger, key))
-    check_version(entry, version)
-    if undo:
-        return await _undo(ledger, entry)
-    _check_resolvable(entry, running=give_up)
-    if task_id is not None:
-        task_id = await _unrecorded(ledger, entry, task_id.strip())
+    try:
+        check_version(entry, version)
+        if undo:
+            return await _undo(ledger, entry)
+        _check_resolvable(entry, running=give_up)
+        if task_id is not None:
+            task_id = await _unrecorded(ledger, entry, task_id.strip())
+    except SoraCharsError as error:
+        error.add_facts(key=entry.key, provider=entry.provider)
+        raise
     if entry.state is EntryState.REJECTED:
         entry = await ledger.restart(entry, EntryState.UNKNOWN)
     archive = Attempt.of(entry, at=entry.updated_at)

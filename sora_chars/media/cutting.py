@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sora_chars.errors import ConfigurationError, printable
+from sora_chars.errors import ConfigurationError, InvalidRequestError, printable
 from sora_chars.models import CharacterRequest
 
-from .extra import require_extra
+from .extra import is_installed, require_extra
 from .layout import FITS
-from .planning import BitRate, cut_problems, not_cut, span_of
+from .planning import BitRate, cut_problems, fits, not_cut, span_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +48,52 @@ class CutProgress:
     path: Path
     done: int
     total: int
+
+
+@attrs.frozen(kw_only=True)
+class Cutting:
+    """How a session cuts the videos of its requests, where their providers take whole videos.
+
+        CharacterSession(Kling(hosting=Kie().upload), cutting=Cutting(fit="crop"))
+
+    Attributes:
+        fit: How a picture of another shape is made to fit: "pad" adds black bars, "crop" cuts off edges.
+        allow_any_url: Whether the video of a URL may also be downloaded by http and from addresses that are not
+            public. Leave it off where strangers choose the URLs.
+        max_download_bytes: Largest video that is downloaded to be cut.
+        on_progress: Called in the event loop with the progress of each cut.
+
+    Raises:
+        ConfigurationError: `fit` is another word.
+    """
+
+    fit: Fit = "pad"
+    allow_any_url: bool = False
+    max_download_bytes: int = 1024 * _MIB
+    on_progress: Callable[[CutProgress], object] | None = None
+
+    def __attrs_post_init__(self) -> None:
+        _check_fit(self.fit)
+
+
+def needs_cut(path: Path, rule: MediaRule) -> bool:
+    """Return whether a whole local video has to be changed for a provider. Decodes its first frame.
+
+    False if PyAV is not installed or cannot decode the video: it is sent as it is.
+    """
+    if not is_installed():
+        return False
+    from .inspecting import inspect, rotation_of  # noqa: PLC0415 # PyAV takes a tenth of a second to import
+
+    try:
+        return not fits(inspect(path), rotation_of(path), rule)
+    except InvalidRequestError:
+        return False
+
+
+def _check_fit(fit: str) -> None:
+    if fit not in FITS:
+        raise ConfigurationError(f"fit must be one of {', '.join(FITS)}, got {printable(repr(fit), limit=60)}.")
 
 
 async def cut(
@@ -88,8 +134,7 @@ async def cut(
     """
     require_extra()
     request = CharacterRequest(video=Path(source), clip=clip)
-    if fit not in FITS:
-        raise ConfigurationError(f"fit must be one of {', '.join(FITS)}, got {printable(repr(fit), limit=60)}.")
+    _check_fit(fit)
     path = request.video_path or Path(source)
     target = Path(output)
     stop = threading.Event()

@@ -68,6 +68,19 @@ def inspect(path: Path) -> VideoFacts:
         )
 
 
+def rotation_of(path: Path) -> int:
+    """Return the degrees by which a player turns the first picture of a video.
+
+    Raises:
+        InvalidRequestError: It cannot be decoded.
+    """
+    with opened(path) as container:
+        try:
+            return next(container.decode(video=0)).rotation
+        except (av.error.FFmpegError, StopIteration) as error:
+            raise unreadable(path, "no picture can be decoded") from error
+
+
 def _end(container: InputContainer) -> float | None:
     """Return the time at which the pictures end, in seconds from the start of the file."""
     video = container.streams.video[0]

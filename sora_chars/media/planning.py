@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import attrs
@@ -49,20 +50,40 @@ class VideoFacts:
     sound: str | None
 
 
+def seconds_between(low: float, high: float) -> str:
+    """Return a range of seconds in words."""
+    return f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+
+
 def cut_problems(facts: VideoFacts, clip: Clip | None, rule: MediaRule) -> list[str]:
     """Return why no video that the rule allows can be made of this one: lines for `InvalidRequestError`."""
     if facts.seconds is not None and clip is not None and clip.end > facts.seconds + DURATION_TOLERANCE:
         return [f"clip must end within the video's {facts.seconds:.2f} seconds, got {str(clip)!r}"]
-    low, high = rule.seconds or (0.0, float("inf"))
+    low, high = rule.seconds or (0.0, math.inf)
     if clip is not None:
         if low - 1e-6 <= clip.seconds <= high + 1e-6:
             return []
-        return [f"clip must span {low:g} to {high:g} seconds, got {clip.seconds:g} ({str(clip)!r})"]
+        return [f"clip must span {seconds_between(low, high)} seconds, got {clip.seconds:g} ({str(clip)!r})"]
+    if facts.seconds is None and high == math.inf:
+        return [f"video must state how long it runs, got {printable(facts.path)}; choose the part with clip"]
     if facts.seconds is None or low - DURATION_TOLERANCE <= facts.seconds <= high + DURATION_TOLERANCE:
         return []
     choice = "; choose the part with clip" if facts.seconds > high else ""
     got = f"{facts.seconds:.2f} ({printable(facts.path)})"
-    return [f"video must run {low:g} to {high:g} seconds, got {got}{choice}"]
+    return [f"video must run {seconds_between(low, high)} seconds, got {got}{choice}"]
+
+
+def source_problems(path: Path, clip: Clip | None, rule: MediaRule) -> list[str] | None:
+    """Return `cut_problems` of a local video, read from its headers; None if PyAV cannot read it.
+
+    Call it where `is_installed()`.
+    """
+    from .inspecting import inspect  # noqa: PLC0415 # PyAV takes a tenth of a second to import
+
+    try:
+        return cut_problems(inspect(path), clip, rule)
+    except InvalidRequestError:
+        return None
 
 
 def not_cut(*problems: str) -> InvalidRequestError:
@@ -72,7 +93,7 @@ def not_cut(*problems: str) -> InvalidRequestError:
 
 def span_of(facts: VideoFacts, clip: Clip | None, rule: MediaRule) -> Span:
     """Return the span of a video that is cut: the clip, or the whole video."""
-    low, high = rule.seconds or (0.0, float("inf"))
+    low, high = rule.seconds or (0.0, math.inf)
     end = facts.seconds if facts.seconds is not None else high
     return Span(
         start=clip.start if clip else 0.0,
@@ -95,8 +116,8 @@ def fits(facts: VideoFacts, rotation: int, rule: MediaRule) -> bool:
 
 def _has_size(facts: VideoFacts, rule: MediaRule) -> bool:
     width, height = facts.size
-    fewest, most = rule.pixels or (0, float("inf"))
-    low, high = rule.ratio or (0.0, float("inf"))
+    fewest, most = rule.pixels or (0, math.inf)
+    low, high = rule.ratio or (0.0, math.inf)
     return (
         facts.has_square_pixels
         and (not rule.sizes or facts.size in rule.sizes)
@@ -107,8 +128,8 @@ def _has_size(facts: VideoFacts, rule: MediaRule) -> bool:
 
 
 def _has_rates(facts: VideoFacts, rule: MediaRule) -> bool:
-    low, high = rule.seconds or (0.0, float("inf"))
-    slow, fast = rule.frame_rates or (0.0, float("inf"))
+    low, high = rule.seconds or (0.0, math.inf)
+    slow, fast = rule.frame_rates or (0.0, math.inf)
     return (
         facts.size_bytes <= (rule.max_bytes or facts.size_bytes)
         and facts.seconds is not None

@@ -16,6 +16,7 @@ from sora_chars.transport import Transport
 from . import evolink_codec as codec
 from .base import resolve_key, resolve_url
 from .element_gateway import ElementGateway
+from .hosting import hosting_of
 from .record_callback import read_event
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from sora_chars.models import Request, Source, TaskSnapshot
 
+    from .hosting import Host
     from .kie_callback import CallbackEvent
 
 
@@ -41,6 +43,8 @@ class Evolink(ElementGateway):
         api_key: The API key. Defaults to the environment variable EVOLINK_API_KEY.
         base_url: Base URL of the API. Defaults to EVOLINK_BASE_URL, or else to
             https://api.evolink.ai. A trailing "/v1" is removed.
+        hosting: Makes a local file public and returns its URL, such as `Kie().upload` or
+            any async function of yours. Evolink takes no uploads.
         callback_url: Public URL under which a `CallbackReceiver` is mounted. Evolink
             accepts https:// only. Without it, tasks are only polled. Callbacks are
             authenticated by the token in their URL, because Evolink does not sign them.
@@ -63,6 +67,7 @@ class Evolink(ElementGateway):
         api_key: str | None = None,
         *,
         base_url: str | None = None,
+        hosting: Host | None = None,
         callback_url: str | None = None,
         name: str = "evolink",
         limits: Limits | None = None,
@@ -84,10 +89,11 @@ class Evolink(ElementGateway):
                 timeout=timeout,
             ),
             callback_url=callback_url,
-            accepts=codec.ACCEPTS,
+            accepts=codec.ACCEPTS if hosting is None else codec.HOSTED,
             task_path=codec.task_path,
             read_record=codec.read_record,
         )
+        self._hosting = hosting_of(hosting)
         if self.callback_url is not None and not self.callback_url.startswith("https://"):
             shown = printable(self.callback_url)
             raise ConfigurationError(
@@ -102,15 +108,15 @@ class Evolink(ElementGateway):
         callback_url: str | None,
         on_send: Callable[[], AbstractAsyncContextManager[None]],
     ) -> TaskSnapshot:
-        """See `Provider.submit`."""
+        """See `Provider.submit`. Local files are hosted first."""
         del key
         if not isinstance(request, CharacterRequest):
             raise TypeError(type(request).__name__)
         body = codec.element_body(
             request,
             callback_url=callback_url,
-            video=None if request.video is None else _url_of(request.video),
-            images=[_url_of(image) for image in request.images or ()],
+            video=None if request.video is None else await self._url_of(request.video),
+            images=[await self._url_of(image) for image in request.images or ()],
         )
         return await self._transport.request(
             "POST",
@@ -135,8 +141,10 @@ class Evolink(ElementGateway):
         read = partial(codec.read_snapshot, provider=self.name)
         return read_event(body, claimed=codec.claimed_task, read=read, provider=self.name)
 
-
-def _url_of(source: Source) -> str:
-    if path_of(source) is not None:
-        raise TypeError("Evolink takes URLs only")
-    return str(source)
+    async def _url_of(self, source: Source) -> str:
+        path = path_of(source)
+        if path is None:
+            return str(source)
+        if self._hosting is None:
+            raise TypeError("Evolink takes URLs only; a local file needs hosting=")
+        return await self._hosting.url_of(path)

@@ -30,14 +30,20 @@ LABEL = "Evolink"
 MODEL = "kling-custom-element"
 CREATE_PATH = "/v1/videos/generations"
 CREDITS_PATH = "/v1/credits"
-VIDEO: MediaRule = attrs.evolve(kling.VIDEO, local="no")
+VIDEO: MediaRule = attrs.evolve(kling.VIDEO, local="hosting")
 ACCEPTS: Accepts = attrs.evolve(
     kling.ACCEPTS,
     video=VIDEO,
-    images=attrs.evolve(kling.IMAGES, local="no"),
+    images=attrs.evolve(kling.IMAGES, local="hosting"),
     voice=(),
 )
 """What Evolink accepts: Kling's limits, without uploads and without a voice."""
+HOSTED: Accepts = attrs.evolve(
+    ACCEPTS,
+    video=attrs.evolve(kling.VIDEO, local="upload"),
+    images=attrs.evolve(kling.IMAGES, local="upload"),
+)
+"""What Evolink accepts where the caller hosts local files."""
 
 _STATES: Mapping[str, str] = {"completed": SUCCESS, "failed": FAIL, "cancelled": FAIL}
 _MONEY = ("insufficient quota", "insufficient_quota")

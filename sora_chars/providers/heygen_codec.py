@@ -44,14 +44,15 @@ PENDING_CONSENT = "pending_consent"
 """The state of a look that waits for the consent of the person whom the clip shows."""
 
 _MIB = 1024 * 1024
+VIDEO = MediaRule(
+    local="upload",
+    formats=("mp4",),
+    max_bytes=32 * _MIB,
+    seconds=(15, math.inf),
+    note="of one speaker; the size is that of uploads",
+)
 ACCEPTS = Accepts(
-    video=MediaRule(
-        local="upload",
-        formats=("mp4",),
-        max_bytes=32 * _MIB,
-        seconds=(15, math.inf),
-        note="of one speaker; the size is that of uploads",
-    ),
+    video=VIDEO,
     images=MediaRule(local="upload", formats=("jpeg", "png"), max_bytes=32 * _MIB),
     name=TextRule(required=True),
 )
@@ -189,7 +190,7 @@ def read_consent(response: Response) -> str:
         ProviderError: The response holds none.
     """
     url = read_data(response).get("url")
-    if not (isinstance(url, str) and is_url(url)):
+    if not (isinstance(url, str) and is_url(url) and url.isprintable()):
         raise unreadable(response, "no page of consent")
     return url
 

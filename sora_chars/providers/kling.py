@@ -15,7 +15,7 @@ from urllib.parse import quote
 import attrs
 
 from sora_chars.errors import ConfigurationError, NoAnswerError, ProviderError, TaskNotFoundError, printable
-from sora_chars.models import CharacterRequest, VoiceRequest, is_url, path_of
+from sora_chars.models import CharacterRequest, VoiceRequest, path_of
 from sora_chars.ratelimit.window import Limits
 from sora_chars.signing import header, jwt_signer
 from sora_chars.transport import Transport
@@ -23,19 +23,20 @@ from sora_chars.transport import Transport
 from . import kling_codec as codec
 from . import kling_voices as voices
 from .base import HTTPProvider, clean_url, emulator_url, resolve_key, resolve_url
+from .hosting import hosting_of
 from .kling_callback import read_callback, webhook_key
 from .local_files import request_problems
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
-    from pathlib import Path
 
     import aiohttp
 
     from sora_chars.models import Request, Source, TaskSnapshot
 
+    from .hosting import Host
     from .kie_callback import CallbackEvent
 
 SINGAPORE = "https://api-singapore.klingai.com"
@@ -59,7 +60,8 @@ class Kling(HTTPProvider):
         base_url: Base URL of the API. Defaults to KLING_BASE_URL, or else to the host
             for accounts outside China, `SINGAPORE`. `BEIJING` is the host for accounts
             in China. Keys and elements of the two are separate.
-        hosting: Makes a local video public and returns its URL. Kling takes no uploads.
+        hosting: Makes a local video public and returns its URL, such as `Kie().upload`
+            or any async function of yours. Kling takes no uploads.
         callback_url: Public URL under which a `CallbackReceiver` is mounted. Without it,
             tasks are only polled.
         webhook_secret: The secret that signs callbacks, which starts with "whsec_".
@@ -88,7 +90,7 @@ class Kling(HTTPProvider):
         access_key: str | None = None,
         secret_key: str | None = None,
         base_url: str | None = None,
-        hosting: Callable[[Path], Awaitable[str]] | None = None,
+        hosting: Host | None = None,
         callback_url: str | None = None,
         webhook_secret: str | None = None,
         name: str = "kling",
@@ -114,9 +116,9 @@ class Kling(HTTPProvider):
         self.callback_url = None if callback_url is None else clean_url(callback_url, field="callback_url")
         secret = os.environ.get("KLING_WEBHOOK_SECRET") if webhook_secret is None else webhook_secret
         self._webhook_key = None if secret is None else webhook_key(secret)
-        self._hosting = hosting
+        self._hosting = hosting_of(hosting)
         self._accepts = codec.ACCEPTS
-        if hosting is not None:
+        if self._hosting:
             self._accepts = attrs.evolve(codec.ACCEPTS, video=attrs.evolve(codec.VIDEO, local="upload"))
         self.accepts = self._accepts
         self._elements_url = self._transport.base_url + codec.ELEMENTS_PATH
@@ -264,10 +266,7 @@ class Kling(HTTPProvider):
             return str(video)
         if self._hosting is None:
             raise TypeError("video: a local file needs hosting=")
-        url = await self._hosting(path)
-        if not is_url(url):
-            raise ConfigurationError(f"hosting must return an http(s) URL, got {printable(repr(url), limit=60)}.")
-        return url
+        return await self._hosting.url_of(path)
 
 
 async def _inline(image: Source) -> str:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from sora_chars.errors import MissingCharacterError, printable
 from sora_chars.ids import as_id
-from sora_chars.models import MediaRule, TextRule, Voice, path_of
+from sora_chars.models import MediaRule, Voice, path_of
+from sora_chars.models.sources import is_file
 
 from .local_files import file_problems
 
@@ -21,15 +22,15 @@ if TYPE_CHECKING:
 VOICE_MODEL = "kling-custom-voices"
 VOICES_PATH = "/v1/general/custom-voices"
 SOURCE = MediaRule(local="hosting", formats=("mp3", "wav", "mp4", "mov"), seconds=(5, 30), note="one clean voice")
-NAME = TextRule(max_length=20, required=True)
+MAX_NAME_LENGTH = 20  # characters
 _VIDEOS = {".mp4", ".mov"}  # whose headers are read
 
 
 def voice_problems(request: VoiceRequest, *, can_host: bool) -> list[str]:
     """Return what of a request Kling does not accept, with the header of a local video."""
     problems: list[str] = []
-    if len(request.name) > NAME.max_length:
-        problems.append(f"name must have 1 to {NAME.max_length} characters, got {len(request.name)}")
+    if len(request.name) > MAX_NAME_LENGTH:
+        problems.append(f"name must have 1 to {MAX_NAME_LENGTH} characters, got {len(request.name)}")
     path = path_of(request.source)
     if path is None:
         return problems
@@ -40,7 +41,7 @@ def voice_problems(request: VoiceRequest, *, can_host: bool) -> list[str]:
         return problems + file_problems("source", path, SOURCE)
     if path.suffix.lower().lstrip(".") not in SOURCE.formats:
         problems.append(f"source must be a file of type {', '.join(SOURCE.formats)}, got {printable(path)}")
-    elif not path.is_file():
+    elif not is_file(path):
         problems.append(f"source must be an http(s) URL or an existing file, got {printable(path)}")
     return problems
 

@@ -13,14 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sora_chars.errors import ConfigurationError, RequestRejectedError, TaskNotFoundError, printable
-from sora_chars.models import CharacterRequest, is_url, path_of
+from sora_chars.errors import ConfigurationError, RequestRejectedError, TaskNotFoundError
+from sora_chars.models import CharacterRequest, path_of
 from sora_chars.ratelimit.window import Limits
 from sora_chars.transport import Transport
 
 from . import seedance_codec as codec
 from . import seedance_icover as icover
 from .base import HTTPProvider
+from .hosting import hosting_of
 from .local_files import request_problems
 from .named_keys import key_suffix, only_match
 from .seedance_access import DefaultGroup, ark_access, icover_access, uses_ark
@@ -28,13 +29,15 @@ from .seedance_ark import GROUP_NAME, Ark, read_group, read_groups
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     import aiohttp
 
     from sora_chars.models import Request, Source, TaskSnapshot
     from sora_chars.responses import Response
+
+    from .hosting import Host
 
 T = TypeVar("T")
 
@@ -51,7 +54,7 @@ class SeedanceAssets(HTTPProvider):
 
     A character is an asset, which Seedance 2.x takes as `asset://ID`. Its name ends in a
     digest of the idempotency key, by which a request whose response was lost is found in
-    the account's list. Whoever knows the id of an asset may use it, so no log record
+    the account's list. The id of an asset is all that its use requires, so no log record
     holds one.
 
     Args:
@@ -86,6 +89,7 @@ class SeedanceAssets(HTTPProvider):
         ConfigurationError: A key is missing, or an option is invalid.
     """
 
+    accepts = codec.ACCEPTS
     settles = "lookup"
 
     def __init__(
@@ -98,7 +102,7 @@ class SeedanceAssets(HTTPProvider):
         region: str | None = None,
         project: str | None = None,
         group_id: str | None = None,
-        hosting: Callable[[Path], Awaitable[str]] | None = None,
+        hosting: Host | None = None,
         base_url: str | None = None,
         large_clips: bool = False,
         name: str = "seedance",
@@ -131,7 +135,7 @@ class SeedanceAssets(HTTPProvider):
         self._door: codec.Door = self._ark or icover.Icover()
         self._group_id = group_id or (os.environ.get("ARK_GROUP_ID") or None if is_ark else None)
         self._default_group = DefaultGroup()
-        self._hosting = hosting
+        self._hosting = hosting_of(hosting)
         self._accepts = codec.accepted("hosting" if is_ark and hosting is None else "upload", large_clips=large_clips)
         self.accepts = self._accepts
 
@@ -205,7 +209,8 @@ class SeedanceAssets(HTTPProvider):
         path = Path(path)
         content = await asyncio.to_thread(path.read_bytes)
         mime = icover.media_type(path, content)
-        address = await self._send(icover.presign(path, mime), icover.read_presigned)
+        read = partial(icover.read_presigned, base_url=self._transport.base_url)
+        address = await self._send(icover.presign(path, mime), read)
         await self._transport.request(
             "PUT",
             address.upload_url,
@@ -265,10 +270,7 @@ class SeedanceAssets(HTTPProvider):
             return str(source)
         if self._hosting is None:
             return await self.upload(path)
-        url = await self._hosting(path)
-        if not is_url(url):
-            raise ConfigurationError(f"hosting must return an http(s) URL, got {printable(repr(url), limit=60)}.")
-        return url
+        return await self._hosting.url_of(path)
 
     async def _send(self, call: codec.Call, read: Callable[[Response], T], **options: Any) -> T:
         url = self._transport.base_url + call.path

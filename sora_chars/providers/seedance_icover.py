@@ -83,17 +83,19 @@ def presign(path: Path, mime: str) -> Call:
     return Call("POST", _PRESIGN, {"json": {"ext": extension, "contentType": mime}})
 
 
-def read_presigned(response: Response) -> Presigned:
-    """Return the addresses of an upload.
+def read_presigned(response: Response, *, base_url: str) -> Presigned:
+    """Return the addresses of an upload. The file is sent over TLS, or to the host of `base_url`.
 
     Raises:
         ProviderError: The response holds none.
     """
     match json_object(response):
-        case {"code": 0, "data": {"uploadUrl": str(upload_url), "publicUrl": str(public_url)}} if is_url(
-            upload_url
+        case {"code": 0, "data": {"uploadUrl": str(upload_url), "publicUrl": str(public_url)}} if _is_safe(
+            upload_url, base_url
         ) and is_url(public_url):
             return Presigned(upload_url, public_url)
+        case {"code": 0}:
+            raise unreadable(response, "no address for the upload")
         case {"code": int(code), **rest}:
             raise RequestRejectedError(
                 f"icover answered code {code} to a request for an upload: {_text(rest.get('message'))}",
@@ -103,6 +105,10 @@ def read_presigned(response: Response) -> Presigned:
         case _:
             read_result(response)
             raise unreadable(response, "no address for the upload")
+
+
+def _is_safe(url: str, base_url: str) -> bool:
+    return url.isprintable() and (url.lower().startswith("https://") or url.startswith(f"{base_url}/"))
 
 
 def _text(message: object) -> str:

@@ -126,6 +126,7 @@ class QuotaClient:
     _alone_since: float | None = None  # loop time of the first failed renewal since the last success
     _cap: int = 0  # slots, while alone
     _requested: int = 0
+    _answered: int = 0  # slots that were requested with the present lease
     _reported_cooldown: float = 0.0  # end of the latest cooldown that the store knows
     _notified: asyncio.Event = attrs.field(factory=asyncio.Event)
     _loop: asyncio.AbstractEventLoop = attrs.field(factory=asyncio.get_running_loop)
@@ -195,9 +196,8 @@ class QuotaClient:
         """See `QuotaShare`. A lease smaller than was requested is all that the others left."""
         if self._alone_since is not None:
             return False
-        return self._lease.slots < self.capacity and (
-            self._demand() > self._requested or self._lease.slots >= self._requested
-        )
+        is_contested = self._demand() <= self._answered and self._lease.slots < self._answered
+        return self._lease.slots < self.capacity and not is_contested
 
     def _demand(self) -> int:
         return min(self.capacity, self.window.count_used(self._loop.time()) + self.window.wanted)
@@ -238,6 +238,7 @@ class QuotaClient:
         cooldown_until = cooldown.until
         self._requested = self._demand()
         self._lease = await self.quota_store.acquire_lease(self._request(began, cooldown_until))
+        self._answered = self._requested
         self._expires_at = began + _LEASE_DURATION
         self._alone_since = None
         shared_until = began + self._lease.cooldown

@@ -103,6 +103,7 @@ class WindowState:
     Attributes:
         now: The loop time.
         count: Slots of this process.
+        capacity: Slots of the whole limit.
         seconds: The length of the window.
         freed: The loop times at which the used slots become free, in order.
         may_grow: Whether the share of this process may grow at once.
@@ -112,6 +113,7 @@ class WindowState:
 
     now: float
     count: int
+    capacity: int
     seconds: float
     freed: Sequence[float]
     may_grow: bool
@@ -125,7 +127,7 @@ def estimate(position: int, state: WindowState) -> float:
         delay = state.cooldown + (_PROBE_DELAY if position or state.probing else 0.0)
         return delay + position // max(1, state.count) * state.seconds
     if state.may_grow or state.count <= 0:
-        return _SHORT_DELAY + position // max(1, state.count) * state.seconds
+        return _SHORT_DELAY + position // state.capacity * state.seconds
     index = max(0, position - (state.count - len(state.freed)))
     rounds, place = divmod(index, state.count)
     # Slots that are free now are taken by the requests before this one.

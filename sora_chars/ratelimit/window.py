@@ -319,6 +319,7 @@ class Window:
         state = WindowState(
             now=now,
             count=count,
+            capacity=self.limit[0] if self.limit else UNLIMITED,
             seconds=seconds,
             freed=sorted(since - start + now for since in self._counted_since(start)) if self.limit else (),
             may_grow=bool(self.shares) and self.shares[0].may_grow,

@@ -37,10 +37,12 @@ from sora_chars.timeouts import submit_deadline
 
 from .choosing import first_serving
 from .orphans import log_orphan
+from .owner_checks import OwnerChecks
 from .settling import Settlement
 from .streaming import EventStreams
 from .submission import Submission, not_sent
 from .tracker import TaskTracker
+from .videos import CutVideos
 from .writer import LedgerWriter, log_second_task
 
 if TYPE_CHECKING:
@@ -72,9 +74,11 @@ class Dispatcher:
         watcher: Polls the tasks.
         timeout: Seconds to wait for a task unless a call says otherwise.
         pictures: Saves profile pictures, if they are kept.
+        videos: Cuts the videos of requests to what their providers take.
         observers: Those who observe the session.
         writer: Records answers and results.
         streams: The events of the session, for those who iterate over them.
+        owner_checks: The checks of whether other processes have ended.
         closing: Whether the session takes no more requests.
         closed: Done once the session is closing.
     """
@@ -84,9 +88,11 @@ class Dispatcher:
     watcher: TaskWatcher
     timeout: float
     pictures: Pictures | None = None
+    videos: CutVideos = attrs.field(factory=CutVideos)
     observers: Observers = UNOBSERVED
     writer: LedgerWriter = attrs.field(init=False)
     streams: EventStreams = attrs.field(init=False)
+    owner_checks: OwnerChecks = attrs.field(init=False)
     closing: bool = False
     closed: asyncio.Future[None] = attrs.field(init=False)
     _opened: AsyncExitStack = attrs.field(init=False)
@@ -98,6 +104,7 @@ class Dispatcher:
     def __attrs_post_init__(self) -> None:
         self.closed = asyncio.get_running_loop().create_future()
         self.writer = LedgerWriter(self.ledger)
+        self.owner_checks = OwnerChecks(self.ledger)
         self.streams = EventStreams(self.observers, self.ledger)
         on_finished = (self.writer.record_result, self._on_finished)
         self._tracker = TaskTracker(self.ledger, self.watcher, on_finished, self.observers)
@@ -127,7 +134,9 @@ class Dispatcher:
         self.closed.set_result(None)
         async with AsyncExitStack() as stack:  # runs every callback, even if one of them is cancelled
             stack.push_async_callback(self._opened.aclose)
+            stack.push_async_callback(self.videos.aclose)
             stack.push_async_callback(self.streams.aclose)
+            stack.push_async_callback(self.owner_checks.aclose)
             stack.push_async_callback(self.writer.aclose)
             stack.push_async_callback(self.watcher.aclose)
             stack.push_async_callback(self._tracker.aclose)
@@ -288,6 +297,7 @@ class Dispatcher:
             entry=entry,
             ledger=self.ledger,
             writer=self.writer,
+            videos=self.videos,
             timeout=self.timeout,
             on_recorded=on_recorded,
             claims_task=claims_task,

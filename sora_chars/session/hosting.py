@@ -33,4 +33,4 @@ def give_callback_urls(providers: Sequence[Provider], public_url: str) -> str:
 
 def receiver_of(session: CharacterSession) -> CallbackReceiver:
     """Return a receiver with the default options. Signatures of kie.ai are checked if the environment has the key."""
-    return CallbackReceiver(session, os.environ.get(_KEY_VARIABLE) or None)
+    return CallbackReceiver(session, os.environ.get(_KEY_VARIABLE))

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from sora_chars.callbacks.hooks import HOOK
 from sora_chars.errors import UnreadableEntryError, printable
 from sora_chars.ledger import EntryState
 from sora_chars.ledger.transitions import mark_orphaned
@@ -59,5 +60,6 @@ async def recover(dispatcher: Dispatcher, entry: Entry) -> TaskHandle[Any] | Non
             except UnreadableEntryError as error:
                 log.error("recovery.unreadable", extra=facts | {"error": printable(error)})  # noqa: TRY400 # one line
                 return None
-        log.warning("recovery.no_provider", extra=facts)
+        if entry.kind != HOOK:  # its callback ends it
+            log.warning("recovery.no_provider", extra=facts)
     return None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from sora_chars.errors import SessionClosedError
 from sora_chars.ledger import Ledger, open_ledger
+from sora_chars.media import Cutting
 from sora_chars.models import Character, CharacterRequest, TaskRequest, TaskSnapshot, Voice, VoiceRequest, as_request
 from sora_chars.observers import Observers
 from sora_chars.polling.strategies import AdaptiveInterval
@@ -17,10 +18,12 @@ from .dispatcher import Dispatcher
 from .options import check_options, seconds_to_wait
 from .orphans import log_outlived
 from .recorded import RecordedRequests
+from .videos import CutVideos
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from sora_chars.polling.handle import TaskHandle
     from sora_chars.protocols import PollingStrategy, Provider
 
+    from .hooks import Hook
     from .pictures import Pictures
     from .streaming import EventStream
 
@@ -60,6 +64,8 @@ class CharacterSession(RecordedRequests):
             `Ledger` that is not open is opened and closed with the session.
         pictures: Folder in which to save profile pictures, whose links expire
             within days. Not saved by default.
+        cutting: How videos are cut for providers that take whole videos, with the
+            extra `media`. Defaults to `Cutting()`.
         polling: When to poll a task. Defaults to `AdaptiveInterval()`, which
             learns how long the tasks of each model take, from the ledger too.
         timeout: Seconds to wait for a task unless a call says otherwise.
@@ -80,6 +86,7 @@ class CharacterSession(RecordedRequests):
         *providers: Provider,
         ledger: Ledger | str | os.PathLike[str] = "memory:",
         pictures: str | os.PathLike[str] | None = None,
+        cutting: Cutting | None = None,
         polling: PollingStrategy | None = None,
         timeout: float = 1800.0,
         shutdown_timeout: float = 30.0,
@@ -97,6 +104,7 @@ class CharacterSession(RecordedRequests):
             from .pictures import Pictures  # noqa: PLC0415 # loaded only where pictures are saved
 
             self._pictures = Pictures(Path(pictures))
+        self._cutting = cutting or Cutting()
         self._shutdown_timeout = shutdown_timeout
         self.observers = Observers(observers)
         self.public_url = public_url
@@ -128,7 +136,15 @@ class CharacterSession(RecordedRequests):
         if self._loop:
             self.dispatcher()
             raise SessionClosedError("This session is open already.")
-        dispatcher = Dispatcher(self.providers, self.ledger, self.watcher, self.timeout, self._pictures, self.observers)
+        dispatcher = Dispatcher(
+            self.providers,
+            self.ledger,
+            self.watcher,
+            self.timeout,
+            pictures=self._pictures,
+            videos=CutVideos(self._cutting),
+            observers=self.observers,
+        )
         await dispatcher.open()
         self._loop = asyncio.get_running_loop()
         self._dispatcher = dispatcher
@@ -153,6 +169,31 @@ class CharacterSession(RecordedRequests):
 
             self._receiver = receiver_of(self)
         return self._receiver
+
+    def hook(self, key: str, *, timeout: float | None = None) -> AbstractAsyncContextManager[Hook]:
+        """Open a callback URL for a request to any API, before that request is made.
+
+            async with session.hook("poster-17", timeout=1200) as hook:
+                await other_api.start(callback_url=hook.url)
+                event = await hook.event()
+                print(event.payload)
+
+        The same key is the same hook, with the same URL, from any process and after a crash: the ledger keeps it, and
+        the callback once it has arrived. The session needs a `public_url`, and its `asgi` or `aiohttp_app` there.
+
+        Args:
+            key: Identifies the hook among the keys of the ledger.
+            timeout: Seconds to wait for the callback, from opening the hook. Defaults to the session's.
+
+        Raises:
+            ConfigurationError: The session has no `public_url`.
+            KeyConflictError: The key belongs to a request.
+            LedgerError: The ledger could not be written.
+        """
+        from .hooks import open_hook  # noqa: PLC0415 # few need hooks
+
+        seconds = seconds_to_wait(timeout, self.timeout)
+        return open_hook(self.dispatcher(), key, public_url=self.public_url, timeout=seconds)
 
     def events(self) -> EventStream:
         """Return a stream of the session's events from now on, also of what other processes on its ledger do.

@@ -23,9 +23,9 @@ from sora_chars.ledger import EntryState
 from sora_chars.ledger.outcomes import FINISHED, outcome_of
 from sora_chars.ledger.queries import find
 from sora_chars.ledger.serialize import to_request
-from sora_chars.ledger.transitions import mark_orphaned
 from sora_chars.models import TaskSnapshot
 from sora_chars.ratelimit.reservations import Patience, patience
+from sora_chars.redaction import masked_repr
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .submission import Submission
 
 _RETRY_DELAY = 5.0  # seconds, after a premature or failed step
+_CHECK_DELAY = 1.0  # seconds, while the process that sends the request may have died
 
 
 @attrs.frozen
@@ -46,10 +47,12 @@ class Step:
     Attributes:
         entry: The entry as it is now.
         retry_in: Seconds after which to call again; None when the key needs no further step.
+        waiting_for: URL of the page on which a person must act, as in `TaskSnapshot`.
     """
 
     entry: Entry
     retry_in: float | None
+    waiting_for: str | None = attrs.field(default=None, repr=masked_repr)
 
     @property
     def finished(self) -> bool:
@@ -77,7 +80,7 @@ async def advance(dispatcher: Dispatcher, key: str, seconds: float) -> Step:
     given: object = seconds
     if not (isinstance(given, int | float) and 0 <= given < math.inf):
         raise InvalidRequestError(f"patience must be a number of seconds from 0, got {printable(repr(given))}.")
-    entry = await mark_orphaned(dispatcher.ledger, await find(dispatcher.ledger, key))
+    entry = await dispatcher.owner_checks.mark_orphaned(await find(dispatcher.ledger, key))
     with _patient(entry, seconds):
         match entry.state:
             case EntryState.PENDING | EntryState.UNKNOWN:
@@ -85,7 +88,7 @@ async def advance(dispatcher: Dispatcher, key: str, seconds: float) -> Step:
             case EntryState.RUNNING:
                 return await _poll(dispatcher, entry)
             case EntryState.SENDING:
-                return Step(entry, _RETRY_DELAY)
+                return Step(entry, _CHECK_DELAY if dispatcher.owner_checks.is_checking(entry) else _RETRY_DELAY)
             case _:
                 return Step(entry, None)
 
@@ -153,12 +156,13 @@ async def _poll(dispatcher: Dispatcher, entry: Entry) -> Step:
         return Step(entry, error.retry_after or _RETRY_DELAY)
     if isinstance(seen, TaskSnapshot) and not seen.finished:
         age = max(0.0, watcher.clock() - (seen.created_at or entry.created_at))
-        return Step(entry, _next_poll(dispatcher, entry, seen, age))
+        return Step(entry, _next_poll(dispatcher, entry, seen, age), seen.waiting_for)
     if dispatcher.closing:  # the ledger is no longer written
         raise SessionClosedError(f"The session was closed before the end of key {entry.key} was recorded.")
     await dispatcher.writer.record_result(seen)
     if isinstance(seen, TaskSnapshot):
-        age = seen.duration or 0.0
+        recorded = watcher.clock() - entry.updated_at  # an upper bound
+        age = max(0.0, recorded) if seen.duration is None else seen.duration
         watcher.observe(seen, age, age)
         await dispatcher.saved_picture(seen)
     entry = await find(dispatcher.ledger, entry.key)

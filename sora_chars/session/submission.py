@@ -25,7 +25,7 @@ from sora_chars.ledger import EntryState
 from sora_chars.ledger.outcomes import character_deleted
 from sora_chars.ledger.serialize import RETRY_HINT, rejection, to_error
 from sora_chars.ledger.transitions import end_state, mark_orphaned, without_character
-from sora_chars.models import TaskSnapshot
+from sora_chars.models import CharacterRequest, TaskSnapshot
 from sora_chars.observers import observation
 
 from .settling import keys_sent
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sora_chars.protocols import Provider
 
     from .settling import Settlement
+    from .videos import CutVideos
     from .writer import LedgerWriter
 
 _OWNER_CHECK_INTERVAL = 1.0  # seconds between checks that the process which sends the same key is alive
@@ -56,6 +57,7 @@ class Submission:
         entry: The entry as it is now.
         ledger: Where the entry is recorded.
         writer: Records the answer.
+        videos: Cuts the video of the request, if its provider takes it in another form.
         timeout: Seconds to wait for another process that is sending the same key.
         on_recorded: Awaited with the first snapshot once the task is on record; its result is the result of `run`.
         claims_task: Whether this process polls the task from then on.
@@ -70,6 +72,7 @@ class Submission:
     entry: Entry
     ledger: Ledger
     writer: LedgerWriter
+    videos: CutVideos
     timeout: float
     on_recorded: Callable[[Submission, TaskSnapshot | None], Awaitable[Any]]
     claims_task: bool = True
@@ -148,12 +151,13 @@ class Submission:
             self._queued_at = asyncio.get_running_loop().time()
             observed.queued()
         try:
-            snapshot = await self.provider.submit(
-                self.request,
-                key=(await keys_sent(self.ledger, self.entry))[0] if self.settlement else self.entry.key,
-                callback_url=f"{base}/{token}" if base else None,
-                on_send=partial(self._sending, token_digest(token)),
-            )
+            async with self._prepared() as request:
+                snapshot = await self.provider.submit(
+                    request,
+                    key=(await keys_sent(self.ledger, self.entry))[0] if self.settlement else self.entry.key,
+                    callback_url=f"{base}/{token}" if base else None,
+                    on_send=partial(self._sending, token_digest(token)),
+                )
         except StaleEntryError as error:
             self.entry = error.entry
             return None
@@ -207,6 +211,15 @@ class Submission:
                 if self.expired:
                     raise self._timed_out() from error
             raise
+
+    @asynccontextmanager
+    async def _prepared(self) -> AsyncGenerator[Request]:
+        """Give the request as it is sent. It ends without a wait: a task id that was received is recorded next."""
+        if isinstance(self.request, CharacterRequest) and self.request.video is not None:
+            async with self.videos.prepared(self.provider, self.request) as request:
+                yield request
+        else:
+            yield self.request
 
     async def _revert(self, reason: ProviderError) -> None:
         """Record that the provider did nothing.

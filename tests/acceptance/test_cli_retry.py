@@ -110,8 +110,8 @@ def test_a_provider_that_cannot_be_reached(cli: Cli, at: tuple[str, ...], emulat
 def test_several_keys(cli: Cli, at: tuple[str, ...], emulator: Emulator) -> None:
     """Several keys are resolved at once, and the usage of one task for several is rejected."""
     lose(cli, at, emulator, "a", "b")
-    ended = cli("ledger", "resolve", "a", "b", "--give-up")
-    assert ended.returncode == 0
+    ended = cli("ledger", "resolve", "a", "nosuch", "b", "--give-up")
+    assert (ended.returncode, "the ledger has no entry 'nosuch'" in ended.stderr) == (2, True)
     assert ended.stdout.count("state: failed") == 2
     assert cli("ledger", "resolve", "a", "b", "--task-id", "x").returncode == 2
     assert cli("ledger", "resolve", "a", "--undo", "--unchecked").returncode == 2

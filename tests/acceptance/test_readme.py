@@ -78,7 +78,7 @@ def app_url(
 ) -> Iterator[str]:
     """Serve one of the two web applications in a process of its own, and yield its URL."""
     url = f"http://127.0.0.1:{free_port}"
-    text = {"aiohttp": "receiver.aiohttp_app()", "fastapi": "receiver.asgi"}[request.param]
+    text = {"aiohttp": "session.aiohttp_app()", "fastapi": "session.asgi"}[request.param]
     (tmp_path / "block.py").write_text(block_with(text))
     program = "import block\n" + SERVE[request.param].format(port=free_port)
     server = subprocess.Popen(

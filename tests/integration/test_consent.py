@@ -143,3 +143,18 @@ async def test_look_without_a_group(emulator: Emulator) -> None:
         look.group_id = group_id
         emulator.heygen.consent(group_id)
         assert (await handle).id == look.look_id
+
+
+async def test_steps(emulator: Emulator) -> None:
+    """A step of a job engine names the page, and when to call again."""
+    async with session_at(emulator, consent_interval=30) as session:
+        await session.register(**TWIN, key="order-17")
+        await session.advance("order-17")
+        step = await session.advance("order-17")
+        assert (step.retry_in, step.finished) == (30, False)
+        assert step.waiting_for is not None
+        assert "lang=en" not in repr(step)
+        await consent(step.waiting_for)
+        await emulator.until(lambda: only_look(emulator).status == "completed")
+        step = await session.advance("order-17")
+        assert (step.finished, step.waiting_for) == (True, None)

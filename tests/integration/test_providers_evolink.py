@@ -50,6 +50,21 @@ async def test_local_files_are_refused(emulator: Emulator, make_clip: Callable[.
     assert not emulator.requests
 
 
+async def test_hosting(emulator: Emulator, make_clip: Callable[..., Path], tmp_path: Path) -> None:
+    """With hosting, local files are sent as the URLs that the caller's storage gives them."""
+    (tmp_path / "side.png").write_bytes(png(300, 300))
+
+    async def host(path: Path) -> str:
+        return f"https://files.example/{path.name}"
+
+    async with session_at(emulator, "evolink", hosting=host) as session:
+        await session.create(video=make_clip(5.0), name="Rex", prompt="A friendly dog")
+        assert '"video_url": "https://files.example/clip.mp4"' in json.dumps(only_task(emulator, "evolink").input)
+        (tmp_path / "small.png").write_bytes(png(299, 300))
+        with pytest.raises(InvalidRequestError, match=r"images\[1\] must have at least 300 pixels"):
+            await session.create(images=[IMAGES[0], tmp_path / "small.png"], name="Rex", prompt="A friendly dog")
+
+
 async def test_body(emulator: Emulator) -> None:
     """The element is a parameter of the model."""
     async with session_at(emulator, "evolink") as session:

@@ -121,6 +121,7 @@ async def test_hosting(emulator: Emulator, tmp_path: Path) -> None:
     async with session_at_ark(emulator, hosting=host) as session:
         await session.create(images=[path])
         assert only_asset(emulator).url == "https://files.example/front.png"
+        path.write_bytes(png(301, 300))  # an unchanged file is not hosted again
         with pytest.raises(ConfigurationError, match="hosting must return"):
             await session.create(images=[path])
     async with session_at_ark(emulator) as session:

@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sora_chars import SoraCharsError, TaskSnapshot
-from sora_chars.providers import evolink_codec, kie_account, kling_codec, wavespeed_codec
+from sora_chars.providers import (
+    evolink_codec,
+    heygen_codec,
+    kie_account,
+    kling_codec,
+    seedance_codec,
+    wavespeed_codec,
+)
 from sora_chars.providers import kie_codec as codec
 from sora_chars.providers.kkiai import read_character
 from sora_chars.responses import Response
@@ -31,6 +38,10 @@ READERS: dict[str, Callable[[Response], object]] = {
     "wavespeed poll": partial(wavespeed_codec.read_record, task_id="t", provider="wavespeed"),
     "evolink create": partial(evolink_codec.read_element, provider="evolink"),
     "evolink poll": partial(evolink_codec.read_record, task_id="t", provider="evolink"),
+    "seedance create": partial(seedance_codec.read_created, asset_type="Video", provider="seedance"),
+    "seedance poll": partial(seedance_codec.read_asset, task_id="t", provider="seedance"),
+    "heygen create": partial(heygen_codec.read_created, model="m", provider="heygen"),
+    "heygen poll": partial(heygen_codec.read_look, task_id="t", provider="heygen"),
     "kling poll": partial(kling_codec.read_record, task_id="t", provider="kling"),
 }
 KEYS = [
@@ -52,6 +63,8 @@ KEYS = [
     *("id", "username", "display_name", "permalink", "profile_picture_url"),
     *("status", "outputs", "element_id", "created_at", "executionTime", "download_url", "balance"),
     *("created", "result_data", "elements", "user", "remaining_credits"),
+    *("ResponseMetadata", "Result", "Error", "Code", "Message", "RequestId", "Items", "TotalCount", "Id", "Name"),
+    *("Status", "AssetType", "CreateTime", "avatar_item", "avatar_type", "group_id", "next_token", "has_more", "name"),
 ]
 WORDS = [
     "",
@@ -60,6 +73,9 @@ WORDS = [
     "fail",
     "completed",
     "failed",
+    "Active",
+    "Failed",
+    "pending_consent",
     "2026-09-25T09:12:48Z",
     "sora-2-characters",
     "recordInfo is null",

@@ -15,6 +15,7 @@ from sora_chars.cli.render import one_line
 from sora_chars.cli.runner import BUG, STILL_RUNNING, UNKNOWN, exit_status
 from sora_chars.errors import SoraCharsError, SubmissionUnknownError
 from sora_chars.ledger import EntryState
+from sora_chars.media import Cutting
 from sora_chars.session.session import CharacterSession
 
 from .progress import BatchDisplay, Tally, duration
@@ -142,6 +143,7 @@ class BatchRun:
             CharacterSession(
                 *providers,
                 ledger=ledger,
+                cutting=Cutting(fit=self.settings.fit),
                 polling=self.settings.polling,
                 timeout=timeout,
                 shutdown_timeout=self.shutdown_timeout,

@@ -15,7 +15,9 @@ from sora_chars.cli.batch.spool import fill, open_spool
 from sora_chars.cli.batch.writer import open_output
 from sora_chars.cli.input_file import open_input
 from sora_chars.cli.options import PROVIDERS, Settings, create_options
+from sora_chars.cli.render import in_options
 from sora_chars.cli.runner import run
+from sora_chars.cli.video_options import video_options
 from sora_chars.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -115,6 +117,7 @@ class FileOptions:
     help="After the first Ctrl-C nothing more is sent; wait for the running tasks, or leave them running. "
     "A second Ctrl-C leaves them running.",
 )
+@video_options
 @create_options
 @click.pass_obj
 def batch(
@@ -208,7 +211,7 @@ def _check(context: CommandContext, settings: Settings, spool: Spool, options: F
         problems = fill(spool, rows, provider)
     if problems.count:
         for line in problems.lines:
-            context.output.note(line)
+            context.output.note(in_options(line))
         count = f"{problems.count} rows are" if problems.count > 1 else "1 row is"
         raise InvalidRequestError(f"{count} invalid. Nothing was sent.", problems=tuple(problems.lines))
     return providers

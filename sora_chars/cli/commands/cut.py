@@ -10,10 +10,12 @@ import click
 from sora_chars import media
 from sora_chars.cli.options import output_options
 from sora_chars.cli.runner import run
+from sora_chars.cli.single_task import cut_status
 from sora_chars.errors import ConfigurationError, printable
 from sora_chars.models import Clip
 from sora_chars.providers.evolink_codec import VIDEO as EVOLINK
-from sora_chars.providers.kie import VIDEO as KIE
+from sora_chars.providers.heygen_codec import VIDEO as HEYGEN
+from sora_chars.providers.kie_codec import VIDEO as KIE
 from sora_chars.providers.kling_codec import VIDEO as KLING
 from sora_chars.providers.media import probe
 from sora_chars.providers.seedance_codec import VIDEO as SEEDANCE
@@ -33,6 +35,7 @@ RULES: Mapping[str, MediaRule] = {
     "evolink": EVOLINK,
     "vidu": VIDU,
     "seedance": SEEDANCE,
+    "heygen": HEYGEN,
 }
 """The rule for videos of each provider that takes whole videos."""
 
@@ -92,8 +95,7 @@ async def _cut(
     with context.output.status_line() as line:
 
         def show(progress: media.CutProgress) -> None:
-            tenths = progress.done * 10 // progress.total
-            line.update(f"cutting {progress.path.name}: {tenths}0 % of {progress.total} frames")
+            line.update(cut_status(progress))
 
         try:
             return await media.cut(video, output, rule=rule, clip=clip, fit=fit, overwrite=force, on_progress=show)

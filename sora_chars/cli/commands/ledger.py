@@ -22,14 +22,15 @@ from sora_chars.cli.render import (
     one_line,
     shown_entry_json,
 )
-from sora_chars.cli.runner import UNKNOWN, run
-from sora_chars.errors import InvalidRequestError, ProviderError, SubmissionUnknownError
+from sora_chars.cli.runner import CommandInterruptedError, exit_status, run
+from sora_chars.errors import InvalidRequestError, LedgerError, ProviderError, SoraCharsError
 from sora_chars.ledger import EntryState, queries, transitions
 from sora_chars.providers.kkiai import GATEWAYS
 from sora_chars.session.session import CharacterSession
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+    from typing import Any
 
     from sora_chars.cli.context import CommandContext
     from sora_chars.cli.ledger_import import ImportCounts
@@ -134,9 +135,9 @@ def resolve(
 ) -> int | None:
     """Find out or record the outcome of requests that is unknown.
 
-    No request is sent again. kling, seedance and vidu can be asked, free of charge:
-    --ask. At the other providers, check their website first. The task that --task-id
-    names is fetched from the provider before it is recorded.
+    No request is sent again. heygen, kling, seedance and vidu can be asked, free of
+    charge: --ask. At the other providers, check their website first. The task that
+    --task-id names is fetched from the provider before it is recorded.
     """
     context.use_ledger(location)
     if (task_id is not None) + ask + sum(others.values()) != 1:
@@ -146,31 +147,32 @@ def resolve(
     if unchecked and task_id is None:
         raise click.UsageError("--unchecked requires --task-id.")
     address = {"base_url": base_url, "proxy": proxy}
-    if ask:
-        return _ask_for_all(context, location, keys, address)
-    for key in keys:
+
+    async def decide(key: str) -> Entry:
+        if ask:
+            entry = await _ask(location, key, address)
+            context.output.note(f"{entry.provider} was asked for key {entry.key} and shows {entry.task_id}.")
+            return entry
         if task_id is None:
-            entry = run(context, _resolve(location, key, **others))
-        else:
-            entry = run(context, _resolve_task(location, key, task_id, address, unchecked=unchecked))
-        _show(context, entry)
-    return None
+            return await _resolve(location, key, **others)
+        return await _resolve_task(location, key, task_id, address, unchecked=unchecked)
+
+    return _for_each(context, keys, decide)
 
 
-def _ask_for_all(
-    context: CommandContext, location: LedgerLocation, keys: Sequence[str], address: dict[str, str | None]
-) -> int:
-    """Ask for each key, and return the exit status: that of a key whose outcome is still unknown, if there is one."""
+def _for_each(context: CommandContext, keys: Sequence[str], decide: Callable[[str], Coroutine[Any, Any, Entry]]) -> int:
+    """Decide about each key, also after one that failed, and return the highest exit status."""
     status = 0
     for key in keys:
         try:
-            entry = run(context, _ask(location, key, address))
-        except SubmissionUnknownError as error:
-            status = UNKNOWN
-            context.output.show_error(error_json(error))
-            continue
-        context.output.note(f"{entry.provider} was asked for key {entry.key} and shows {entry.task_id}.")
-        _show(context, entry)
+            entry = run(context, decide(key))
+        except (CommandInterruptedError, LedgerError):
+            raise
+        except SoraCharsError as error:
+            status = max(status, exit_status(error))
+            context.output.show_error(error_json(error, key=key))
+        else:
+            _show(context, entry)
     return status
 
 

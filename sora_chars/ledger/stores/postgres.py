@@ -109,6 +109,11 @@ class PostgresStore:
 
     async def open(self, notifier: ChangeNotifier) -> None:
         """Take a new name, connect, and create or upgrade the tables."""
+        if type(asyncio.get_running_loop()).__name__ == "ProactorEventLoop":
+            raise LedgerError(
+                "A PostgreSQL ledger does not work in the default event loop of Windows, since psycopg does not.",
+                hint="Use asyncio.Runner(loop_factory=asyncio.SelectorEventLoop).",
+            )
         self.owner = uuid.uuid4().hex
         self._listener = Listener(
             self._url, owner=self.owner, connect_timeout=self._connect_timeout, search_path=self._search_path

@@ -1,19 +1,23 @@
 """Lock files that show which processes are alive.
 
-The operating system releases a lock when its process ends, however it ends.
+Each is a small SQLite file, of which its process holds SQLite's exclusive lock. The
+operating system releases it when the process ends, however it ends, and on every system
+that SQLite runs on. A forked child has no part in the lock.
 """
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import os
+import sqlite3
 import uuid
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
-from weakref import WeakSet
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_CREATE_SECONDS = 15.0  # to wait for a process that checks the file before it is locked
 
 
 class ProcessLock:
@@ -29,26 +33,23 @@ class ProcessLock:
     def __init__(self, ledger: Path) -> None:
         for lock_file in ledger.parent.glob(f"{glob.escape(ledger.name)}-*.lock"):
             is_dead(ledger, lock_file.stem.rpartition("-")[2])
-        self.owner = uuid.uuid4().hex
-        self._path = _path(ledger, self.owner)
-        unlocked = self._path.with_suffix(".new")  # renamed once it is locked: a .lock file is never unlocked
-        self._file = os.open(unlocked, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        unlocked.rename(self._path)
-        _open_locks.add(self)
+        self._connection: sqlite3.Connection | None = None
+        while self._connection is None:
+            self.owner = uuid.uuid4().hex
+            self._path = _path(ledger, self.owner)
+            self._connection = _locked(self._path)
 
     def release(self) -> None:
         """Remove the file: this process no longer owns any entry."""
-        self._path.unlink(missing_ok=True)
+        with suppress(PermissionError):  # Windows removes no open file
+            self._path.unlink(missing_ok=True)
         self.close()
+        self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the file and keep it on disk.
-
-        A lock lasts until the last process closes the file, so a forked child must close it.
-        """
-        os.close(self._file)
-        _open_locks.discard(self)
+        """Release the lock and keep the file on disk."""
+        if self._connection:
+            self._connection.close()
 
 
 def is_dead(ledger: Path, owner: str) -> bool:
@@ -64,29 +65,63 @@ def is_dead(ledger: Path, owner: str) -> bool:
         return True
     path = _path(ledger, owner)
     try:
-        file = os.open(path, os.O_RDWR)
+        with closing(_connect(path, timeout=0.0)) as connection:
+            connection.execute("BEGIN")
+            # A shared lock: two processes that check at once must not take each other for the owner.
+            connection.execute("SELECT count(*) FROM sqlite_master")
+            with suppress(PermissionError):
+                path.unlink(missing_ok=True)  # while it is locked: a process that creates it notices
     except FileNotFoundError:
         return True
-    try:
-        # Shared: two processes that check at once must not take each other for the owner.
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    else:
+    except sqlite3.Error as error:
+        code = error.sqlite_errorcode & 0xFF  # the higher bits say where in SQLite it failed
+        if code == sqlite3.SQLITE_BUSY:
+            return False
+        if code != sqlite3.SQLITE_NOTADB:  # a file of another program is locked by no process of ours
+            raise OSError(f"the lock file {path.name} cannot be read: {error}") from error
+    with suppress(PermissionError):  # on Windows, of a process that checks it too
         path.unlink(missing_ok=True)
-        return True
-    finally:
-        os.close(file)
+    return True
+
+
+def _locked(path: Path) -> sqlite3.Connection | None:
+    """Create and lock a file; None if another process has found it unlocked and removed it."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    try:
+        connection = _connect(path, timeout=_CREATE_SECONDS)
+        try:
+            connection.execute("PRAGMA journal_mode = MEMORY")  # no journal beside the file; nothing is written
+            connection.execute("BEGIN EXCLUSIVE")
+            if path.exists():
+                return connection
+        except BaseException:
+            connection.close()
+            raise
+        connection.close()
+    except FileNotFoundError:
+        return None
+    except sqlite3.Error as error:
+        raise OSError(f"the lock file {path.name} cannot be locked: {error}") from error
+    return None
+
+
+def _connect(path: Path, *, timeout: float) -> sqlite3.Connection:
+    """Open an existing file.
+
+    Raises:
+        FileNotFoundError: There is none.
+        OSError: It cannot be opened.
+    """
+    if not path.exists():
+        raise FileNotFoundError(path)
+    url = f"{path.absolute().as_uri()}?mode=rw"
+    try:
+        return sqlite3.connect(url, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False)
+    except sqlite3.OperationalError as error:
+        if not path.exists():
+            raise FileNotFoundError(path) from error
+        raise OSError(f"the lock file {path.name} cannot be opened: {error}") from error
 
 
 def _path(ledger: Path, owner: str) -> Path:
     return ledger.with_name(f"{ledger.name}-{owner}.lock")
-
-
-def _close_all() -> None:
-    for lock in list(_open_locks):
-        lock.close()
-
-
-_open_locks: WeakSet[ProcessLock] = WeakSet()
-os.register_at_fork(after_in_child=_close_all)

@@ -209,6 +209,7 @@ class SqliteStore:
         try:
             self._use_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA fullfsync = ON")  # macOS: its fsync leaves the data in the drive's cache
             connection.execute("PRAGMA user_version")  # SQLite opens the files beside the ledger's when it reads
             connection.execute("PRAGMA secure_delete = FAST")  # overwrites what entries no longer hold
         except sqlite3.Error:

@@ -39,7 +39,7 @@ def test_lists_every_provider(run: Callable[..., str], monkeypatch: pytest.Monke
 def test_shows_the_limits_of_one(run: Callable[..., str]) -> None:
     """The limits are those that the checks use."""
     shown: dict[str, Any] = json.loads(run("kling", "--json"))
-    assert shown["accepts"] == dict(ACCEPTS.rows())
+    assert shown["accepts"] == {name: rule.replace("by hosting=", "by --hosting NAME") for name, rule in ACCEPTS.rows()}
     assert shown["variables"] == ["KLING_API_KEY", "KLING_ACCESS_KEY+KLING_SECRET_KEY"]
     assert "3 to 8 s" in run("kling")
     assert "1 to 3 s" in run("kkiai")

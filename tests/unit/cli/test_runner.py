@@ -122,3 +122,10 @@ def test_hangup_while_closing(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(runner.CommandInterruptedError):
         runner.run(CommandContext(Output()), work(), on_signal=seen.append)
     assert seen == [signal.SIGTERM]
+
+
+def test_the_event_loop_of_a_command() -> None:
+    """On Windows a command with a PostgreSQL ledger runs in the loop that psycopg supports; others in the default."""
+    assert runner._loop_factory("win32", "postgresql://...") is asyncio.SelectorEventLoop
+    assert runner._loop_factory("win32", "C:/ledger.db") is None
+    assert runner._loop_factory("linux", "postgresql://...") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 
@@ -63,13 +64,12 @@ def test_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch) -> Non
         open_ledger("postgresql://db/x")
 
 
-@pytest.mark.parametrize("missing", ["fcntl", "sqlite3"])
-def test_missing_module_names_the_alternatives(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a module that SQLite ledgers need is missing, as on Windows, the error names the other kinds."""
+def test_missing_module_names_the_alternatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Python was built without SQLite, the error names the other kinds of ledgers."""
     for name in ("sqlite", "process_lock", "sqlite_thread"):
         monkeypatch.delitem(sys.modules, f"sora_chars.ledger.stores.{name}")
-    monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ConfigurationError, match=rf"{missing}.* Use memory: or postgresql://\.\.\. instead"):
+    monkeypatch.setitem(sys.modules, "sqlite3", None)
+    with pytest.raises(ConfigurationError, match=r"sqlite3.* Use memory: or postgresql://\.\.\. instead"):
         open_ledger("characters.db")
     assert isinstance(open_ledger("memory:")._store, MemoryStore)
 
@@ -88,3 +88,16 @@ async def test_opens_after_a_failed_opening(tmp_path: Path) -> None:
     (tmp_path / "later").mkdir()
     async with ledger:
         assert await ledger.get("k-1") is None
+
+
+def test_the_default_event_loop_of_windows() -> None:
+    """Psycopg does not work in it, and the error names the one that works."""
+
+    class ProactorEventLoop(asyncio.SelectorEventLoop):
+        pass
+
+    with (
+        asyncio.Runner(loop_factory=ProactorEventLoop) as runner,
+        pytest.raises(LedgerError, match="SelectorEventLoop"),
+    ):
+        runner.run(open_ledger("postgresql://db/x").open())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,17 @@ FACTS = VideoFacts(
 def test_problems(seconds: float | None, clip: Clip | None, problems: list[str]) -> None:
     """The clip, or without one the video, must be as long as the provider takes."""
     assert cut_problems(attrs.evolve(FACTS, seconds=seconds), clip, KLING) == problems
+
+
+def test_unknown_length_without_a_limit() -> None:
+    """A video of unknown length, for a provider without a longest one, needs a clip."""
+    rule = MediaRule(seconds=(15, math.inf))
+    (problem,) = cut_problems(attrs.evolve(FACTS, seconds=None), None, rule)
+    assert problem == "video must state how long it runs, got clip.mp4; choose the part with clip"
+    assert cut_problems(attrs.evolve(FACTS, seconds=None), Clip(0, 15), rule) == []
+    assert cut_problems(attrs.evolve(FACTS, seconds=14.8), None, rule) == [
+        "video must run at least 15 seconds, got 14.80 (clip.mp4)"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def create(response: Response) -> TaskSnapshot:
         ({"video": VIDEO, "name": "x" * 1000}, []),
         ({"video": VIDEO, "name": None}, ["name"]),
         ({"video": VIDEO, "name": " "}, ["name"]),
-        ({"video": VIDEO, "clip": "1,20"}, ["clip"]),
+        ({"video": VIDEO, "clip": "1,15.9"}, ["clip"]),
         ({"video": VIDEO, "prompt": "x", "safety": "x", "voice": "v"}, ["prompt", "safety", "voice"]),
         ({"from_task": "t1"}, ["from_task"]),
     ],
@@ -327,6 +327,8 @@ def test_other_responses() -> None:
     for read_one in (codec.read_asset, codec.read_consent):
         with pytest.raises(NoAnswerError):
             read_one(respond(200, {"data": {"asset_id": "", "url": "c"}}))
+    with pytest.raises(NoAnswerError, match="no page of consent"):
+        codec.read_consent(respond(200, {"data": {"url": "https://x.example/\x1b[2J"}}))
     codec.read_deleted(respond(204, b""))
     codec.read_deleted(respond(200, {"data": None}))
     codec.read_deleted(respond(404, {"error": {"code": "avatar_not_found"}}))

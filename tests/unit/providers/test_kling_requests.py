@@ -63,9 +63,9 @@ def test_other_requests() -> None:
 
 
 def test_refusals_name_the_way_out() -> None:
-    """A clip names the seconds that Kling takes, and a local video names `hosting`."""
+    """A clip names the seconds that Kling takes, and it and a local video name `hosting`."""
     (clip,) = Kling("key").check(CharacterRequest(video=VIDEO, clip="1,5", **TEXTS))
-    assert clip.endswith("takes a whole video of 3 to 8 seconds; cut the video")
+    assert clip.endswith("takes a whole video of 3 to 8 seconds; cut the video, or pass hosting= to have it cut")
     (video,) = Kling("key").check(CharacterRequest(video="rex.mp4", **TEXTS))
     assert video.endswith("host the file, or pass hosting=")
 

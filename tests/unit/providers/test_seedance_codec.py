@@ -22,7 +22,7 @@ from sora_chars import (
     TaskSnapshot,
 )
 from sora_chars.providers import seedance_codec as codec
-from sora_chars.providers.seedance_icover import read_presigned, read_stored
+from sora_chars.providers.seedance_icover import Presigned, read_presigned, read_stored
 from sora_chars.responses import Response
 
 if TYPE_CHECKING:
@@ -288,21 +288,48 @@ def test_deletes() -> None:
         codec.read_deleted(respond(404, b"<html>"))
 
 
+def presigned(body: object, status: int = 200, base_url: str = "https://icover.ai") -> Presigned:
+    """Read the response to a request for an upload."""
+    return read_presigned(respond(status, body), base_url=base_url)
+
+
 def test_addresses_of_uploads() -> None:
     """The addresses are links; a code other than 0 is a rejection, and anything else is unreadable."""
     data = {"uploadUrl": "https://s3.example/x?Signature=abc", "publicUrl": "https://cdn.icover.ai/x"}
-    address = read_presigned(respond(200, {"code": 0, "data": data}))
+    address = presigned({"code": 0, "data": data})
     assert (address.upload_url, address.public_url) == (data["uploadUrl"], data["publicUrl"])
     assert "abc" not in repr(address)
     with pytest.raises(RequestRejectedError, match="code 7 to a request for an upload: too large") as caught:
-        read_presigned(respond(200, {"code": 7, "message": "too large"}))
+        presigned({"code": 7, "message": "too large"})
     assert caught.value.code == 7
     with pytest.raises(RequestRejectedError, match="no message"):
-        read_presigned(respond(200, {"code": 0, "data": data | {"publicUrl": "file:///x"}}))
+        presigned({"code": 7, "message": None})
     with pytest.raises(NoAnswerError, match="no address"):
-        read_presigned(ark({}))
+        presigned({"ResponseMetadata": METADATA, "Result": {}})
     with pytest.raises(AuthenticationError):
-        read_presigned(respond(401, b"[client] no"))
+        presigned(b"[client] no", 401)
+
+
+@pytest.mark.parametrize(
+    ("upload_url", "public_url", "is_safe"),
+    [
+        ("https://s3.example/x", "https://cdn.icover.ai/x", True),
+        ("http://s3.example/x", "https://cdn.icover.ai/x", False),
+        ("http://127.0.0.1:8765/storage/x", "http://127.0.0.1:8765/files/x", True),
+        ("http://127.0.0.1:87659/x", "http://127.0.0.1:8765/files/x", False),
+        ("file:///etc/passwd", "https://cdn.icover.ai/x", False),
+        ("https://s3.example/x\r\nX: y", "https://cdn.icover.ai/x", False),
+        ("https://s3.example/x", "file:///x", False),
+    ],
+)
+def test_files_are_sent_over_tls(upload_url: str, public_url: str, *, is_safe: bool) -> None:
+    """A file is sent over TLS, or to the host that the provider itself is at, such as an emulator's."""
+    body = {"code": 0, "data": {"uploadUrl": upload_url, "publicUrl": public_url}}
+    if is_safe:
+        assert presigned(body, base_url="http://127.0.0.1:8765").upload_url == upload_url
+    else:
+        with pytest.raises(NoAnswerError, match="no address for the upload"):
+            presigned(body, base_url="http://127.0.0.1:8765")
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def rejected_fields(request: Request, **options: Any) -> list[str]:
         ({"video": VIDEO, "name": "x" * 53}, []),
         ({"video": VIDEO, "name": "x" * 54}, ["name"]),
         ({"video": VIDEO, "name": " "}, ["name"]),
-        ({"video": VIDEO, "clip": "1,3"}, ["clip"]),
+        ({"video": VIDEO, "clip": "1,2.9"}, ["clip"]),
         ({"images": [IMAGE], "prompt": "x", "safety": "x", "voice": "v"}, ["prompt", "safety", "voice"]),
         ({"from_task": "t1"}, ["from_task"]),
     ],

@@ -54,7 +54,7 @@ def rejected_fields(request: Request) -> list[str]:
         ({"video": VIDEO, "name": "x" * 53}, []),
         ({"video": VIDEO, "name": "x" * 54}, ["name"]),
         ({"video": VIDEO, "name": None}, ["name"]),
-        ({"video": VIDEO, "clip": "1,3", "prompt": "x", "safety": "x"}, ["clip", "prompt", "safety"]),
+        ({"video": VIDEO, "clip": "1,6.1", "prompt": "x", "safety": "x"}, ["clip", "prompt", "safety"]),
         ({"from_task": "t1"}, ["from_task"]),
     ],
 )

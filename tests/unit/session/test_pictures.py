@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sora_chars import downloads
+from sora_chars.downloads import RejectedLinkError, is_public
 from sora_chars.models import Character
-from sora_chars.session.pictures import _file_name, _RejectedError, _why, _write, is_public
+from sora_chars.session.pictures import _file_name, _write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,7 +78,7 @@ def test_extension_follows_the_first_bytes(data: bytes, suffix: str) -> None:
 )
 def test_rejects_other_types(data: bytes) -> None:
     """Data that starts like none of the four types is rejected."""
-    with pytest.raises(_RejectedError, match="neither"):
+    with pytest.raises(RejectedLinkError, match="neither"):
         name("cameo_1", data)
 
 
@@ -134,7 +136,7 @@ def test_failed_write_leaves_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (_RejectedError("not https"), "not https"),
+        (RejectedLinkError("not https"), "not https"),
         (PermissionError(13, "Permission denied", "/secret/path"), "Permission denied"),
         (ValueError("https://host/?signature=SECRET"), "ValueError"),
         (OSError("https://host/?signature=SECRET"), "OSError"),
@@ -142,4 +144,4 @@ def test_failed_write_leaves_no_file(tmp_path: Path) -> None:
 )
 def test_reasons_contain_no_link(error: Exception, reason: str) -> None:
     """A logged reason is the package's own text or the operating system's."""
-    assert _why(error) == reason
+    assert downloads.reason(error) == reason

@@ -1,0 +1,365 @@
+"""Characters as jobs of Procrastinate, a job queue in PostgreSQL.
+
+::
+
+    app = App(connector=PsycopgConnector(conninfo=URL))
+    characters = Characters(lambda: CharacterSession(Kling(), ledger=URL))
+    app.add_tasks_from(characters.blueprint, namespace="sora_chars")
+
+    async with connection.transaction():  # the order and its character, or neither
+        await connection.execute("INSERT INTO orders (id) VALUES (17)")
+        await characters.register(video="rex.mp4", name="rex", key="order-17", connection=connection)
+
+    character = await characters.result("order-17")  # in any process: no polling
+
+    await characters.run_worker(app)  # in the worker processes
+
+A request is one job, and a run of the job is one step of the request: the same row moves
+on until the request has ended. What was sent is on record in the ledger, so a job may be
+killed, repeated or lost at any moment, and no request is paid twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import random
+import signal
+from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from procrastinate import App, Blueprint, RetryDecision, SyncPsycopgConnector
+from procrastinate.exceptions import ConnectorException
+from procrastinate.jobs import Status
+from procrastinate.manager import JobManager
+from procrastinate.retry import BaseRetryStrategy
+from procrastinate.tasks import configure_task
+
+from sora_chars.errors import (
+    ConfigurationError,
+    InvalidRequestError,
+    LedgerError,
+    SessionClosedError,
+    SoraCharsError,
+    UnreadableEntryError,
+    printable,
+)
+from sora_chars.ledger.states import UNFINISHED, EntryState
+from sora_chars.logs import event_logger
+
+from .procrastinate_worker import open_app, stop_signals, until_one_ends
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Mapping
+    from types import TracebackType
+    from typing import Self, Unpack
+
+    from procrastinate.jobs import Job
+
+    from sora_chars.ledger import Entry
+    from sora_chars.ledger.postgres_ledger import Connection
+    from sora_chars.models import CharacterFields, Request
+    from sora_chars.providers.kie_callback import CallbackEvent
+    from sora_chars.session.session import CharacterSession
+    from sora_chars.session.stepping import Step
+
+log = event_logger("sora_chars.contrib")
+
+_LEDGER_DELAY = 5.0  # seconds, after a step for which the ledger could not be used
+_FAULT_DELAY = 60.0  # seconds, after a step that a provider rejected, or a hook that raised
+_ADOPTION_INTERVAL = 2.0  # seconds between two looks for the jobs of dead workers
+_SWEEP_INTERVAL = 30.0  # seconds between two looks for requests that no job carries on
+_MAX_SWEPT = 200  # requests that one sweep looks at
+_POLL_PRIORITY = 1  # of the jobs that poll; those that send have 0
+_EVENT_PRIORITY = 2  # of a job whose callback has arrived
+_WORKER_OPTIONS: dict[str, Any] = {"update_heartbeat_interval": 1.0, "shutdown_graceful_timeout": 30.0}
+_FETCH_INTERVALS = {
+    False: 0.5,
+    True: 0.25,
+}  # seconds, by whether jobs poll; a job that comes back sends no notification
+
+
+_FINAL_ERRORS = (ConfigurationError, InvalidRequestError, UnreadableEntryError)  # no later step does better
+
+
+class _NotFinishedError(Exception):
+    """The request has not ended: its job comes back."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__(f"key {step.entry.key} is {step.state}; the next step is in {step.retry_in:.1f} s")
+        self.step = step
+
+
+class _HookError(Exception):
+    """The `ended` hook raised: the job comes back and calls it again."""
+
+
+class _MovesOn(BaseRetryStrategy):
+    """Decides when the row of a job comes back, and in which queue."""
+
+    def __init__(self, queues: Mapping[bool, str]) -> None:
+        self._queues = queues  # by whether the next step polls
+
+    def get_retry_decision(self, *, exception: BaseException, job: Job) -> RetryDecision | None:
+        """See `BaseRetryStrategy`."""
+        del job
+        match exception:
+            case _NotFinishedError(step=step):
+                polls = step.state in {EntryState.RUNNING, EntryState.UNKNOWN}
+                priority = _POLL_PRIORITY if polls else 0
+                return RetryDecision(retry_at=_in(step.retry_in or 0.0), queue=self._queues[polls], priority=priority)
+            case asyncio.CancelledError() | SessionClosedError():  # the worker is stopping
+                return RetryDecision(retry_at=_in(0.0))
+            case LedgerError() if not isinstance(exception, _FINAL_ERRORS):
+                return RetryDecision(retry_at=_in(_LEDGER_DELAY))
+            case SoraCharsError() | _HookError() if not isinstance(exception, _FINAL_ERRORS):
+                return RetryDecision(retry_at=_in(_FAULT_DELAY))
+            case _:
+                return None
+
+
+class Characters:
+    """Requests for characters as jobs of a Procrastinate app. All processes make one with the same arguments.
+
+    Use it as an async context manager in a web process, where it closes its session.
+    `run_worker` does so itself.
+
+    Args:
+        make_session: Makes a session whose ledger is in a PostgreSQL database. One is opened in each process.
+        ended: Called with the entry of each request that has ended, by the job that finds the end. It may be a
+            coroutine function. It is called again if it raises, and may be called again after a worker was killed.
+        patience: Seconds for which a job waits for a slot in the limits, if one is expected by then. Otherwise it
+            comes back later, and other jobs run in the meantime.
+        idle: Seconds after which a request that no job carries on gets a job.
+        stalled_after: Seconds without a heartbeat after which the jobs of a worker are adopted.
+        send_queue: Queue of the jobs that send.
+        poll_queue: Queue of the jobs that poll.
+
+    Attributes:
+        blueprint: The tasks, for `App.add_tasks_from`.
+    """
+
+    def __init__(
+        self,
+        make_session: Callable[[], CharacterSession],
+        *,
+        ended: Callable[[Entry], Awaitable[object] | object] | None = None,
+        patience: float = 0.2,
+        idle: float = 60.0,
+        stalled_after: float = 5.0,
+        send_queue: str = "send",
+        poll_queue: str = "poll",
+    ) -> None:
+        self._make_session = make_session
+        self._ended = ended
+        self._patience = patience
+        self._idle = idle
+        self._stalled_after = stalled_after
+        self._queues = {False: send_queue, True: poll_queue}
+        self._session: CharacterSession | None = None
+        self._opening = asyncio.Lock()
+        self.blueprint = Blueprint()
+        self._task = self.blueprint.task(name="advance", queue=send_queue, retry=_MovesOn(self._queues))(self._advance)
+
+    async def __aenter__(self) -> Self:
+        await self.session()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def app(self) -> App:
+        """The app that has the tasks.
+
+        Raises:
+            ConfigurationError: No app has them yet.
+        """
+        app = self._task.blueprint
+        if not isinstance(app, App):
+            raise ConfigurationError(
+                "characters: no Procrastinate app has these tasks.",
+                hint='Call app.add_tasks_from(characters.blueprint, namespace="sora_chars").',
+            )
+        return app
+
+    async def session(self) -> CharacterSession:
+        """Return the open session of this process; the first call opens it."""
+        async with self._opening:
+            if self._session is None:
+                self._session = await self._make_session().open()
+            return self._session
+
+    async def aclose(self) -> None:
+        """Close the session of this process, if it is open."""
+        session = self._session
+        self._session = None
+        self._opening = asyncio.Lock()  # the next session may belong to another event loop
+        if session:
+            await session.aclose()
+
+    async def register(
+        self,
+        request: Request | None = None,
+        /,
+        *,
+        provider: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+        connection: Connection | None = None,
+        **fields: Unpack[CharacterFields],
+    ) -> Entry:
+        """Record a request and the job that carries it on; with `connection` in one transaction of yours.
+
+        It takes the same arguments as `CharacterSession.register`, and raises the same errors.
+        """
+        session = await self.session()
+        entry = await session.register(request, provider=provider, meta=meta, connection=connection, **fields)
+        if entry.state in UNFINISHED:
+            await self._defer(entry, connection)
+        return entry
+
+    async def result(self, key: str, *, timeout: float | None = None) -> Any:
+        """Wait for the character of a key; see `CharacterSession.wait`."""
+        return await (await self.session()).wait(key, timeout=timeout)
+
+    async def on_event(self, event: CallbackEvent, entry: Entry) -> None:
+        """Let the job of a request run now, because its callback has arrived.
+
+        Give it to the receiver of a web process::
+
+            CallbackReceiver(session, on_event=characters.on_event, settle_only=True)
+        """
+        del event
+        before = await self.app.job_manager.list_jobs_async(lock=_lock_of(entry.key), status=Status.TODO.value)
+        await self._defer(entry, priority=_EVENT_PRIORITY)
+        for job_id in [job.id for job in before if job.id is not None]:  # the new one has taken its place
+            await self.app.job_manager.cancel_job_by_id_async(job_id, delete_job=True)
+
+    async def run_worker(
+        self,
+        app: App | None = None,
+        *,
+        concurrency: int = 20,
+        queues: Collection[str] = (),
+        **options: Any,
+    ) -> None:
+        """Run jobs until SIGINT or SIGTERM, or until this call is cancelled; then close the session.
+
+        There is a worker for each of the two queues, so that no poll waits behind a create.
+        Jobs of workers that have died are adopted, and requests that no job carries on get one.
+
+        Args:
+            app: The app that has the tasks. Defaults to the one of `blueprint`.
+            concurrency: The maximum number of jobs at the same time, in each worker.
+            queues: Other queues of the app, for whose jobs there is a third worker.
+            **options: Other options of Procrastinate's workers.
+
+        Raises:
+            ConfigurationError: No app has the tasks, or Procrastinate's tables are missing.
+            SoraCharsError: The session could not be opened.
+        """
+        app = app or self.app
+        numbers = (signal.SIGINT, signal.SIGTERM) if options.pop("install_signal_handlers", True) else ()
+        chosen = {**_WORKER_OPTIONS, **options, "concurrency": concurrency, "install_signal_handlers": False}
+        served: list[dict[str, Any]] = [
+            {"fetch_job_polling_interval": _FETCH_INTERVALS[polls], **chosen, "queues": [queue]}
+            for polls, queue in self._queues.items()
+        ]
+        served += [{**chosen, "queues": [*queues]}] if queues else []
+        async with AsyncExitStack() as stack:
+            await open_app(app, stack)
+            await self.session()
+            stack.push_async_callback(self.aclose)
+            workers = [asyncio.create_task(app.run_worker_async(**each)) for each in served]
+            upkeep = asyncio.create_task(self._keep_up(app), name="sora_chars upkeep")
+            with stop_signals(*numbers) as stopped:
+                await until_one_ends(workers, upkeep, stopped, waits=chosen.get("wait", True))
+
+    async def _advance(self, key: str) -> None:
+        """Take one step of a request."""
+        step = await (await self.session()).advance(key, patience=self._patience)
+        if not step.finished:
+            raise _NotFinishedError(step)
+        if self._ended:
+            try:
+                called = self._ended(step.entry)
+                if inspect.isawaitable(called):
+                    await called
+            except Exception as error:
+                raise _HookError(f"the hook `ended` of key {key} raised {type(error).__name__}") from error
+
+    async def _defer(self, entry: Entry, connection: Connection | None = None, *, priority: int = 0) -> None:
+        """Add the job of a request.
+
+        Of several jobs with one lock, one runs at a time: that with the highest priority, then the first one.
+        """
+        polls = entry.state not in {EntryState.PENDING, EntryState.SENDING}
+        if isinstance(connection, psycopg.Cursor | psycopg.AsyncCursor):
+            connection = connection.connection
+        options: dict[str, Any] = {
+            "lock": _lock_of(entry.key),
+            "queue": self._queues[polls],
+            "priority": priority or (_POLL_PRIORITY if polls else 0),
+            "connection": connection,
+        }
+        if isinstance(connection, psycopg.Connection):
+            # An open connector is async, and the statement runs on the given connection.
+            manager = JobManager(SyncPsycopgConnector())
+            configure_task(name=self._task.name, job_manager=manager, **options).defer(key=entry.key)
+        else:
+            await self._task.configure(**options).defer_async(key=entry.key)
+
+    async def _keep_up(self, app: App) -> None:
+        """Adopt the jobs of dead workers, and look for requests without a job, until cancelled."""
+        loop = asyncio.get_running_loop()
+        sweep_at = loop.time()
+        while True:
+            try:
+                await self._adopt(app)
+                if loop.time() >= sweep_at:
+                    sweep_at = loop.time() + _SWEEP_INTERVAL
+                    await self._sweep(app)
+            except (SoraCharsError, ConnectorException) as error:
+                log.warning("jobs.upkeep_failed", extra={"error": printable(error)})
+            jitter = random.uniform(0.8, 1.2)  # noqa: S311 # no secret
+            await asyncio.sleep(_ADOPTION_INTERVAL * jitter)
+
+    async def _adopt(self, app: App) -> None:
+        """Let the jobs of workers without a heartbeat run again."""
+        stalled = await app.job_manager.get_stalled_jobs(
+            task_name=self._task.name, seconds_since_heartbeat=self._stalled_after
+        )
+        for job in stalled:
+            with suppress(ConnectorException):  # another process adopted it first
+                await app.job_manager.retry_job(job)
+                log.info("jobs.adopted", extra={"key": job.task_kwargs.get("key")})
+
+    async def _sweep(self, app: App) -> None:
+        """Add a job for each request that no job carries on."""
+        session = await self.session()
+        entries = [entry async for entry in session.due(idle=self._idle, limit=_MAX_SWEPT)]
+        locks = await self._live_locks(app) if entries else set()
+        for entry in entries:
+            if _lock_of(entry.key) not in locks:
+                await self._defer(entry)
+                log.info("jobs.added", extra={"key": entry.key, "state": entry.state.value})
+
+    async def _live_locks(self, app: App) -> set[str | None]:
+        """Return the locks of the jobs that wait or run."""
+        locks: set[str | None] = set()
+        for status in (Status.TODO, Status.DOING):
+            jobs = await app.job_manager.list_jobs_async(task=self._task.name, status=status.value)
+            locks |= {job.lock for job in jobs}
+        return locks
+
+
+def _lock_of(key: str) -> str:
+    return f"sora_chars {key}"
+
+
+def _in(seconds: float) -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=seconds)

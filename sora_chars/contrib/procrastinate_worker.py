@@ -1,0 +1,73 @@
+"""Runs the workers of Procrastinate in one process, and stops them together."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from procrastinate.exceptions import AppNotOpen
+
+from sora_chars.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from procrastinate import App
+
+
+async def open_app(app: App, stack: AsyncExitStack) -> None:
+    """Open an app that is not open, until the stack ends.
+
+    Raises:
+        ConfigurationError: Procrastinate's tables are missing.
+    """
+    try:
+        has_tables = await app.check_connection_async()
+    except AppNotOpen:
+        await stack.enter_async_context(app.open_async())
+        has_tables = await app.check_connection_async()
+    if not has_tables:
+        raise ConfigurationError(
+            "characters: the database does not have Procrastinate's tables.",
+            hint="Run `procrastinate schema --apply`, or await app.schema_manager.apply_schema_async().",
+        )
+
+
+async def until_one_ends(
+    workers: Sequence[asyncio.Task[None]], upkeep: asyncio.Task[None], stopped: asyncio.Event, *, waits: bool
+) -> None:
+    """Wait for a signal, or for the end of a worker; workers that do not wait for jobs must all end. Then stop all."""
+    stop = asyncio.create_task(stopped.wait())
+    running = {*workers}
+    try:
+        while running and not (stop.done() or upkeep.done()):
+            await asyncio.wait({*running, stop, upkeep}, return_when=asyncio.FIRST_COMPLETED)
+            ended = {worker for worker in running if worker.done()}
+            running -= ended
+            if ended and waits:
+                break
+    finally:
+        for asyncio_task in (*workers, upkeep, stop):
+            asyncio_task.cancel()  # a worker finishes its jobs first
+        results = await asyncio.gather(*workers, upkeep, stop, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+
+
+@contextmanager
+def stop_signals(*numbers: int) -> Generator[asyncio.Event]:
+    """Yield an event that these signals set, where the event loop has signal handlers."""
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    handled: list[int] = []
+    for number in numbers:
+        with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, and threads
+            loop.add_signal_handler(number, stopped.set)
+            handled.append(number)
+    try:
+        yield stopped
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)
