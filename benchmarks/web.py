@@ -2,8 +2,9 @@
 
 Four workers of uvicorn serve one application on one ledger. Tasks are created in any of them.
 Each worker has one awaiter of every task, either of its key (`wait`) or by the same request
-(`create`). The emulator sends signed callbacks, which land in any worker. Polls of their own
-accord are an hour apart, so each GET is caused by a callback or an awaiter.
+(`create`). The emulator sends signed callbacks, which land in any worker. The tasks end within
+30 seconds, before any process polls of its own accord, so each GET is caused by a callback or
+an awaiter.
 
 Usage: python benchmarks/web.py [--quick]
 """
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
 WORKERS = 4
-TASKS, QUICK_TASKS = 200, 12
+TASKS, QUICK_TASKS = 100, 12
 INTERVAL = 0.2  # seconds between the ends of two tasks
 BUSY = 0.02  # seconds for which a worker is blocked, so that another one takes the next connection
 DEADLINE = 300.0  # seconds for all awaiters of a run
