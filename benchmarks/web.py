@@ -4,7 +4,8 @@ Four workers of uvicorn serve one application on one ledger. Tasks are created i
 Each worker has one awaiter of every task, either of its key (`wait`) or by the same request
 (`create`). The emulator sends signed callbacks, which land in any worker. The tasks end within
 30 seconds, before any process polls of its own accord, so each GET is caused by a callback or
-an awaiter.
+an awaiter. `bare` is a request to a worker that does nothing, at the same time: how busy the
+machine was.
 
 Usage: python benchmarks/web.py [--quick]
 """
@@ -173,11 +174,16 @@ async def measure(ledger: str, folder: Path, awaiter: str, tasks: int) -> dict[s
         follows = {
             process: asyncio.create_task(ask(client, f"/follow/{awaiter}", keys)) for process, client in clients.items()
         }
-        for client in (await connect(stack, url)).values():
+        others = list((await connect(stack, url)).values())
+        for client in others:
             while await ask(client, "/awaited") < tasks:  # noqa: ASYNC110 # awaiters of another process
                 await asyncio.sleep(0.1)
-        for task_id in created:
+        bare: list[float] = []
+        for number, task_id in enumerate(created):
             await asyncio.sleep(INTERVAL)
+            began = time.monotonic()
+            await ask(others[number % WORKERS], "/awaited")
+            bare.append(time.monotonic() - began)
             emulator.finish(task_id)
         resumed = {process: await follow for process, follow in follows.items()}
         await emulator.until(lambda: len(log.read_text().splitlines()) == tasks)
@@ -198,6 +204,8 @@ async def measure(ledger: str, folder: Path, awaiter: str, tasks: int) -> dict[s
         "p50, ms": at(0.5, delays) * 1000,
         "p95, ms": at(0.95, delays) * 1000,
         "max, ms": max(delays) * 1000,
+        "bare p50, ms": at(0.5, bare) * 1000,
+        "bare p95, ms": at(0.95, bare) * 1000,
         "GETs per task": sum(task.polls for task in ended) / tasks,
         "most GETs of a task": max(task.polls for task in ended),
         "creates": emulator.counts.creates,
