@@ -218,7 +218,7 @@ def build(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST)
 def bench(session: nox.Session) -> None:
-    """Parts A to E and L, with the peers where they apply, into four files of benchmarks/.
+    """Parts A to G and L, with the peers where they apply, into four files of benchmarks/.
 
     They are results.json, RESULTS.md, results.png and polls.png.
     `nox -s bench -- --quick` takes two minutes and keeps and judges nothing; `--parts A,C` runs some.

@@ -202,7 +202,8 @@ class Dispatcher:
             if settle_only:
                 await self._settle_once(provider, task_id, snapshot)
                 return
-            await self._tracker.join(provider, entry, context=Context())  # not that of the callback's web request
+            # Not in the context of the callback's web request, which does not wait for the owner of a task.
+            await self._tracker.join(provider, entry, context=Context(), claims=False)
             self.watcher.nudge(entry.provider, task_id)
         elif entry.task_id != task_id:
             log_second_task(entry, task_id)
