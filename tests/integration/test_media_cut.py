@@ -231,6 +231,7 @@ async def test_damaged_video(video: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match=r"damaged\.mp4"):
         await media.cut(source, tmp_path / "clip.mp4", clip="0,1", rule=SMALL)
     assert not (tmp_path / "clip.mp4").exists()
+    assert not media.needs_cut(source, SMALL)  # a session sends it as it is
 
 
 async def test_only_sound(tmp_path: Path) -> None:
