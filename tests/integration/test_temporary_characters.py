@@ -41,7 +41,7 @@ async def test_the_ledger_keeps_when_they_may_end(make_clip: Callable[..., Path]
         async with session_at(emulator, tmp_path / "ledger.db") as session:
             saved = {one.key: one.character async for one in session.characters()}
             again = await session.create(
-                **({"video": make_clip(2.0)} if source == "video" else {"images": [image]}),  # type: ignore[arg-type]
+                **({"video": make_clip(2.0)} if source == "video" else {"images": [image]}),
                 prompt="A friendly dog",
                 key="order-17",
             )
