@@ -6,14 +6,21 @@ import json
 import os
 import signal
 import sys
+import threading
+from functools import partial
+from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 import pytest
 
 pytest.importorskip("av")
 
+from sora_chars.cli.commands.cut import RULES
+from sora_chars.cli.options import PROVIDERS
+from sora_chars.providers.kkiai import GATEWAYS
 from sora_chars.providers.kling_codec import ACCEPTS
 from sora_chars.providers.local_files import file_problems
+from tests.support.quiet_server import QuietHandler
 from tests.support.videos import Video, numbers
 
 if TYPE_CHECKING:
@@ -38,6 +45,11 @@ def test_cut(cli: Callable[..., subprocess.CompletedProcess[str]], video: Path, 
     assert numbers(output) == list(range(50, 125))
     assert ACCEPTS.video
     assert file_problems("video", output, ACCEPTS.video) == []
+
+
+def test_rules_of_all_providers() -> None:
+    """Every provider that takes whole videos has its rule here."""
+    assert set(RULES) == set(PROVIDERS) - set(GATEWAYS)
 
 
 def test_json(cli: Callable[..., subprocess.CompletedProcess[str]], video: Path, tmp_path: Path) -> None:
@@ -94,6 +106,24 @@ def test_a_file_that_is_no_video(cli: Callable[..., subprocess.CompletedProcess[
         done = cli("cut", str(path), "1,5", "--for", "kling", "-o", str(tmp_path / "clip.mp4"))
         assert done.returncode == 2
         assert f"got {path}" in done.stderr
+
+
+def test_urls(cli: Callable[..., subprocess.CompletedProcess[str]], video: Path, tmp_path: Path) -> None:
+    """The video of a URL is downloaded first; http and addresses that are not public need --allow-any-url."""
+    serve = partial(QuietHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/{video.name}"
+        output = tmp_path / "clip.mp4"
+        arguments = ("cut", url, "2,5", "--for", "kling", "-o", str(output))
+        refused = cli(*arguments)
+        done = cli(*arguments, "--allow-any-url")
+        server.shutdown()
+        thread.join()
+    assert (refused.returncode, "not https" in refused.stderr) == (2, True)
+    assert done.returncode == 0, done.stderr
+    assert numbers(output) == list(range(50, 125))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
