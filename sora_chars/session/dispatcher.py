@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 log = event_logger("sora_chars.session")
 
 _ENDED = {EntryState.SUCCEEDED, EntryState.FAILED}
-_WANTED = {CharacterRequest: Character, TaskRequest: TaskSnapshot, VoiceRequest: Voice}  # the results of requests
+_WANTED = {CharacterRequest: Character, TaskRequest: TaskSnapshot, VoiceRequest: Voice}
 _MAX_OBSERVED = 2000  # finished tasks of the ledger from which a polling strategy learns
 _REGISTER_CONCURRENCY = 64  # keeps thousands of requests from continuing in one iteration of the event loop
 

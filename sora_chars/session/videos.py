@@ -82,7 +82,8 @@ class CutVideos:
             InvalidRequestError: The video cannot be downloaded, read or cut.
             ConfigurationError: PyAV is not installed.
         """
-        rule = provider.accepts.video if provider.accepts else None
+        accepts = provider.accepts
+        rule = accepts.video if accepts and not accepts.takes_clip("video") else None
         if rule is None or not await self._needs_cut(request, rule):
             yield request
             return
