@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from sora_chars.ledger.entry import Entry
 
-_IDLE = (
+IDLE = (
     f"SELECT {', '.join(COLUMNS)} FROM entries"  # noqa: S608 # our own names
     " WHERE state IN ('pending', 'sending', 'running') AND updated_at < ? AND (updated_at, key) > (?, ?)"
     " ORDER BY updated_at, key LIMIT ?"
@@ -33,7 +33,7 @@ def idle_page(
 ) -> list[list[Entry]]:
     """Read pages of unfinished entries: each before a time, after a time and key, and of a size."""
     return [
-        [from_row(row) for row in cursor.execute(_IDLE, (before, *(after or (-1.0, "")), size))]
+        [from_row(row) for row in cursor.execute(IDLE, (before, *(after or (-1.0, "")), size))]
         for before, after, size in pages
     ]
 
