@@ -178,7 +178,7 @@ async def test_a_step_does_not_wait_for_the_check_of_a_sender(
     await session.register(**REQUEST)
     await store.elsewhere("mine", EntryState.SENDING)
     began = asyncio.get_running_loop().time()
-    assert await asyncio.gather(advance(session), advance(session)) == [(EntryState.SENDING, 1)] * 2
+    assert [*await asyncio.gather(advance(session), advance(session))] == [(EntryState.SENDING, 1)] * 2
     assert asyncio.get_running_loop().time() - began < 1
     await asyncio.sleep(15)
     assert await advance(session) == (EntryState.UNKNOWN, None)
