@@ -16,7 +16,7 @@ from sora_chars.ids import as_id
 from sora_chars.models import FAIL, SUCCESS, Accepts, Character, MediaRule, TaskFailure, TaskSnapshot, TextRule
 from sora_chars.responses import as_number
 
-from .kling_envelope import read_data, read_envelope, unreadable
+from .kling_envelope import json_value, read_data, read_envelope, unreadable
 from .kling_voices import VOICE_MODEL, is_voice, voice_of
 
 if TYPE_CHECKING:
@@ -103,10 +103,11 @@ def read_created(response: Response, *, provider: str, model: str = MODEL) -> Ta
         NoAnswerError: The outcome is unknown.
         ProviderError: The request was rejected.
     """
-    envelope = read_envelope(response, paid=True)
-    record = envelope.data
-    if isinstance(record, dict) and (task_id := as_id(record.get("task_id"))):
-        return TaskSnapshot(task_id=task_id, provider=provider, state=_state(record) or "submitted", model=model)
+    match json_value(response):
+        case {"data": {"task_id": found} as record} if task_id := as_id(found):
+            return TaskSnapshot(task_id=task_id, provider=provider, state=_state(record) or "submitted", model=model)
+        case _:
+            envelope = read_envelope(response, paid=True)
     if envelope.code == 0:
         raise unreadable(response, "no task id")
     if envelope.is_duplicate:

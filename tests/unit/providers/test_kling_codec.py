@@ -212,7 +212,7 @@ def test_duplicate_create() -> None:
         (200, HTML, NoAnswerError, NoAnswerError),
         (200, b"", NoAnswerError, NoAnswerError),
         (200, b'{"error":"x"}', NoAnswerError, NoAnswerError),
-        (200, b'{"code":"0","data":{"task_id":"1"}}', NoAnswerError, NoAnswerError),
+        (200, b'{"code":"0","data":{"task_id":""}}', NoAnswerError, NoAnswerError),
         (200, b'{"code":true}', NoAnswerError, NoAnswerError),
         (302, HTML, BlockedError, BlockedError),
         (400, HTML, BlockedError, BlockedError),
