@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MODEL = "kling-elements"
 ELEMENTS_PATH = "/v1/general/advanced-custom-elements"
 DELETE_PATH = "/v1/general/delete-advanced-elements"
+_NO_RESOURCE = 1203
 _MIB = 1024 * 1024
 VIDEO = MediaRule(
     local="hosting",
@@ -278,17 +279,16 @@ def read_list(response: Response, *, provider: str) -> tuple[list[TaskSnapshot],
 
 
 def read_deleted(response: Response) -> None:
-    """Read the response to a delete. Kling answers 1201 for an element that is gone, which counts as deleted.
+    """Read the response to a delete. Kling answers 1201 or 1203 for an element that is gone, which counts as deleted.
+
+    Another 404 means that a proxy serves no such route.
 
     Raises:
         ProviderError: The request was rejected.
     """
     envelope = read_envelope(response)
-    if envelope.code == 0 or envelope.is_invalid_parameter:
-        return
-    error = envelope.error()
-    if error.status != HTTPStatus.NOT_FOUND:
-        raise error
+    if envelope.code != 0 and not envelope.is_invalid_parameter and envelope.code != _NO_RESOURCE:
+        raise envelope.error()
 
 
 def claimed_task(record: Any) -> tuple[str, Mapping[str, Any]] | None:

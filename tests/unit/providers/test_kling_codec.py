@@ -292,3 +292,6 @@ def test_delete() -> None:
     codec.read_deleted(envelope(1203, status=404))
     with pytest.raises(AuthenticationError):
         codec.read_deleted(envelope(1002, status=401))
+    for code in (1202, 404):  # of a proxy that serves no such route
+        with pytest.raises(ProviderError):
+            codec.read_deleted(envelope(code, status=404))
