@@ -162,6 +162,14 @@ def _floors() -> dict[str, str]:
 
 
 @nox.session(python=OLDEST)
+def recipes(session: nox.Session) -> None:
+    """The programs of docs/workers.md, on the engines and the framework that `tests` does not install."""
+    _install(session, "recipes")
+    files = sorted(str(path.relative_to(HERE)) for path in HERE.glob("tests/acceptance/test_recipes_*.py"))
+    session.run("pytest", *PARALLEL, *(session.posargs or files), env=ENVIRONMENT)
+
+
+@nox.session(python=OLDEST)
 def lint(session: nox.Session) -> None:
     """Style and layers."""
     _install(session, "lint")

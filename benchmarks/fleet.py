@@ -223,7 +223,7 @@ async def run(
         counted = await stats(provider)
         await fleet.stop()
         result = {"wall_s": ended_at - began, "cpu_s": fleet.cpu_s, "cpu_ms_per_job": fleet.cpu_s / keys * 1000}
-        result |= counted | {"states": await states(url)}
+        result |= counted | await states(url)
         if own:
             result |= _own_waits(Path(config["own_log"]))
         return result
@@ -271,7 +271,7 @@ async def yardstick(url: str, *, keys: int, scale: int = 10) -> dict[str, Any]:
         out, _ = await process.communicate()
         result: dict[str, Any] = json.loads(out)
         result["cpu_ms_per_job"] = result["cpu_s"] / keys * 1000
-        return result | await stats(provider)
+        return result | await stats(provider) | await states(url)
 
 
 async def transaction(url: str, *, keys: int) -> dict[str, Any]:
@@ -333,8 +333,10 @@ RUNS = ("yardstick", "plain", "kills", "callbacks", "limits", "transaction")
 
 
 def figures(*, quick: bool) -> dict[str, Any]:
-    """Run every run; for `benchmarks/run.py`."""
-    return asyncio.run(main([*RUNS], quick=quick))
+    """Run every run, and return a row for each; for `benchmarks/run.py`."""
+    results = asyncio.run(main([*RUNS], quick=quick))
+    ends = results.pop("transaction")
+    return results | {f"transaction {end}": counted for end, counted in ends.items()}
 
 
 if __name__ == "__main__":

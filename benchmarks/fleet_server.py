@@ -151,7 +151,7 @@ class Server:
                 "tasks": len(self.tasks),
                 "keys": len(self.keys),
                 "twice": sum(count > 1 for count in self.keys.values()),
-                "refused": dict(self.refused),
+                "refused": sum(self.refused.values()),
                 "polls": sum(task.polls for task in self.tasks.values()),
                 "seen": len(seen),
                 "detection_mean_s": sum(seen) / len(seen) if seen else None,

@@ -56,10 +56,8 @@ async def create_many() -> None:
         outcomes = await session.create_all((fields(number) for number in range(KEYS)), concurrency=KEYS)
         cpu = time.process_time() - cpu
         wall = time.monotonic() - wall
-    states: dict[str, int] = {}
-    for outcome in outcomes:
-        states[outcome.state] = states.get(outcome.state, 0) + 1
-    print(json.dumps({"cpu_s": cpu, "wall_s": wall, "states": states}), flush=True)
+    assert len(outcomes) == KEYS
+    print(json.dumps({"cpu_s": cpu, "wall_s": wall}), flush=True)
 
 
 async def receive() -> None:

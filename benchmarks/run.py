@@ -29,6 +29,7 @@ PARTS = {
     "D": {"cards": "cards", "limits": "limits"},
     "E": {"presence": "presence"},
     "F": {"growth": "growth"},
+    "G": {"fleet": "fleet"},
     "L": {"records": "ledger"},
 }
 """The modules of each part, by the name of their results; each has a function `figures(quick=)`."""

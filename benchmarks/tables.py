@@ -318,6 +318,7 @@ TITLES = {
     "limits": "D. Limits, counted by a strict server",
     "presence": "E. Cost of the import",
     "growth": "F. A ledger that grows (milliseconds unless the name has another unit)",
+    "fleet": "G. A fleet of three workers on Procrastinate (counted at a strict server)",
     "records": "L. Cost of a ledger record",
 }
 RENDERERS: dict[str, Callable[[Any], str]] = {

@@ -64,7 +64,7 @@ SENTENCES: Mapping[str, str] = {
 }
 """The sentence of each event."""
 
-# Whoever knows the id of a Seedance asset may use it. "asset-library" is a part of icover's routes.
+# The id of a Seedance asset is all that its use requires. "asset-library" is a part of icover's routes.
 _ASSET = re.compile(r"\basset-(?!library\b)[\w-]+", re.IGNORECASE)
 _VARIABLE = "SORA_CHARS_LOG"
 _LEVELS: Mapping[str, int] = {"info": logging.INFO, "debug": logging.DEBUG}

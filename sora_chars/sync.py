@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .batch.outcome import Outcome
     from .batch.progress import Progress
     from .events import Event
+    from .ledger import Entry
     from .ledger.queries import SavedCharacter
     from .models import CharacterFields, Eta, Request
     from .polling.handle import TaskHandle as AsyncHandle
@@ -118,6 +119,18 @@ def _blocking(
     @functools.wraps(method)
     def call(self: CharacterSession, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self.run(method(self._session, *args, **kwargs))
+
+    return call
+
+
+def _inside(
+    method: Callable[Concatenate[AsyncSession, P], T],
+) -> Callable[Concatenate[CharacterSession, P], T]:
+    """Return a method that calls the one of the same name in the event loop of the session."""
+
+    @functools.wraps(method)
+    def call(self: CharacterSession, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.run(_call(lambda: method(self._session, *args, **kwargs)))
 
     return call
 
@@ -282,13 +295,20 @@ class CharacterSession:
         """Yield the saved characters, newest first."""
         return self.iterate(self._session.characters(query, limit=limit))
 
+    def due(self, *, idle: float = 60.0, limit: int = 500) -> Iterator[Entry]:
+        """Yield the entries that no process carries on; `advance` does."""
+        return self.iterate(self._session.due(idle=idle, limit=limit))
+
     def events(self) -> Iterator[Event]:
         """Yield the session's events from now on."""
         return self.iterate(self.run(_call(self._session.events)))
 
+    create_voice = _blocking(AsyncSession.create_voice)
     create_all = _blocking(AsyncSession.create_all)
     register = _blocking(AsyncSession.register)
+    registering = _inside(AsyncSession.registering)
     advance = _blocking(AsyncSession.advance)
+    wait = _blocking(AsyncSession.wait)
     resolve = _blocking(AsyncSession.resolve)
     delete = _blocking(AsyncSession.delete)
     entry = _blocking(AsyncSession.entry)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .ledger_location import LedgerLocation
     from .options import Settings
 
-ASKED = ("kling", "seedance", "vidu")
+ASKED = ("heygen", "kling", "seedance", "vidu")
 """The providers that can be asked for the task of a key."""
 
 

@@ -248,14 +248,15 @@ def submit_options(command: C) -> C:
             "--webhook-key",
             metavar="KEY",
             callback=_webhook_key,
-            help=f"The account's webhookHmacKey; unsigned callbacks are then rejected.  [env var: {_WEBHOOK_VARIABLE}]",
+            help="The webhookHmacKey of a kie account; unsigned callbacks are then rejected. kling and wavespeed read "
+            f"KLING_WEBHOOK_SECRET and WAVESPEED_WEBHOOK_SECRET.  [env var: {_WEBHOOK_VARIABLE}]",
         ),
         click.option(
             "--shutdown-timeout",
             type=seconds,
             metavar="SECONDS",
             help="Seconds that Ctrl-C, SIGTERM and SIGHUP leave for the responses to requests that were sent.  "
-            "[default: what the provider may take: 60; vidu and gateways: their --timeout]",
+            "[default: what the provider may take: 60; vidu, kkiai and its gateways: their --timeout]",
         ),
     )
 
@@ -281,8 +282,8 @@ def wait_options(command: C) -> C:
             "--timeout",
             type=seconds,
             metavar="SECONDS",
-            help="Seconds to wait for the task; for kkiai and other gateways, for the response to the request.  "
-            "[default: 1800; gateways: 300]",
+            help="Seconds to wait for the task; for vidu, kkiai and its gateways, for the response to the request.  "
+            "[default: 1800; vidu, kkiai and its gateways: 300]",
         ),
         click.option(
             "--poll",

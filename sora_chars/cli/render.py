@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Rows = list[tuple[str, str]]
 Cells = tuple[str, ...]
 
-CHARACTER_COLUMNS = ("mention", "key", "source", "clip", "provider", "credits", "age")
+CHARACTER_COLUMNS = ("mention", "key", "source", "clip", "provider", "credits", "age", "may end")
 ENTRY_COLUMNS = ("key", "state", "age", "provider", "credits", "request")
 MODEL_COLUMNS = ("model", "type", "title")
 
@@ -58,7 +58,7 @@ def character_json(character: Character, *, key: str | None) -> dict[str, Any]:
 
     `task_id` is null if the provider has no tasks, `key` if it is not known.
     """
-    names = ("id", "username", "mention", "name", "permalink", "picture_url", "usage")
+    names = ("id", "username", "mention", "name", "permalink", "picture_url", "usage", "expires_at")
     return {
         "provider": character.provider,
         "task_id": character.task_id,
@@ -128,6 +128,7 @@ def character_rows(character: Character, *, key: str | None = None, time_taken: 
             "provider": character.provider,
             "task": character.task_id,
             "key": key,
+            "may end": None if character.expires_at is None else _local_time(character.expires_at),
             "time": time_taken,
         }
     )
@@ -168,7 +169,8 @@ def saved_row(saved: SavedCharacter, now: float) -> Cells:
     character = saved.character
     clip = str(saved.clip or "")
     cells = (character.mention or character.id, saved.key, mask(saved.source), clip, character.provider)
-    return (*map(one_line, cells), _credits(saved.credits), _age(saved.created_at, now))
+    end = "" if character.expires_at is None else _distance(character.expires_at, now)
+    return (*map(one_line, cells), _credits(saved.credits), _age(saved.created_at, now), end)
 
 
 def entry_json(entry: Entry) -> dict[str, Any]:
@@ -239,6 +241,13 @@ def _age(epoch: float, now: float) -> str:
         if now - epoch < limit:
             return f"{max(0, now - epoch) // seconds:.0f} {unit}"
     return _local_time(epoch).partition(" ")[0]
+
+
+def _distance(epoch: float, now: float) -> str:
+    """Return a time as "in 22 h" or "3 h ago"; beyond two days the date."""
+    if abs(epoch - now) >= 48 * 3600:
+        return _local_time(epoch).partition(" ")[0]
+    return f"in {_age(now, epoch)}" if epoch > now else f"{_age(epoch, now)} ago"
 
 
 def _rows(fields: Mapping[str, str | None]) -> Rows:

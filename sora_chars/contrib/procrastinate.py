@@ -81,6 +81,9 @@ _FETCH_INTERVALS = {
 }  # seconds, by whether jobs poll; a job that comes back sends no notification
 
 
+_FINAL_ERRORS = (ConfigurationError, InvalidRequestError, UnreadableEntryError)  # no later step does better
+
+
 class _NotFinishedError(Exception):
     """The request has not ended: its job comes back."""
 
@@ -109,11 +112,9 @@ class _MovesOn(BaseRetryStrategy):
                 return RetryDecision(retry_at=_in(step.retry_in or 0.0), queue=self._queues[polls], priority=priority)
             case asyncio.CancelledError() | SessionClosedError():  # the worker is stopping
                 return RetryDecision(retry_at=_in(0.0))
-            case LedgerError() if not isinstance(exception, UnreadableEntryError):
+            case LedgerError() if not isinstance(exception, _FINAL_ERRORS):
                 return RetryDecision(retry_at=_in(_LEDGER_DELAY))
-            case ConfigurationError() | InvalidRequestError() | UnreadableEntryError():
-                return None
-            case SoraCharsError() | _HookError():
+            case SoraCharsError() | _HookError() if not isinstance(exception, _FINAL_ERRORS):
                 return RetryDecision(retry_at=_in(_FAULT_DELAY))
             case _:
                 return None
@@ -235,9 +236,8 @@ class Characters:
         del event
         before = await self.app.job_manager.list_jobs_async(lock=_lock_of(entry.key), status=Status.TODO.value)
         await self._defer(entry, priority=_EVENT_PRIORITY)
-        for job in before:  # the new one has taken its place
-            if job.id is not None:
-                await self.app.job_manager.cancel_job_by_id_async(job.id, delete_job=True)
+        for job_id in [job.id for job in before if job.id is not None]:  # the new one has taken its place
+            await self.app.job_manager.cancel_job_by_id_async(job_id, delete_job=True)
 
     async def run_worker(
         self,

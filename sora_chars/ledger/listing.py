@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -20,18 +21,19 @@ _PAGE_SIZE = 200  # entries
 _PRUNED_GROUP = 1000  # entries that are removed in one transaction
 
 
-class LedgerListing:
+class LedgerListing(ABC):
     """The part of `Ledger` that works on many entries."""
 
     _store: LedgerStore
     _clock: Callable[[], float]
 
-    def _check_open(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _check_open(self) -> None: ...
 
+    @abstractmethod
     async def is_dead(self, owner: str) -> bool:
         """True if the process with this name has ended; see `Ledger`."""
-        raise NotImplementedError
+        ...
 
     async def entries(
         self,

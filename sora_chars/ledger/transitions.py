@@ -118,9 +118,14 @@ def without_character(error: MissingCharacterError) -> TaskSnapshot:
     return TaskSnapshot(task_id=error.task_id or "", provider=error.provider or "", state=SUCCESS, result=error.payload)
 
 
-async def mark_orphaned(ledger: Ledger, entry: Entry) -> Entry:
-    """Return the entry, moved to `unknown` if the process that was sending it has died."""
-    if entry.state is not EntryState.SENDING or not await ledger.is_dead(entry.owner or ""):
+async def mark_orphaned(ledger: Ledger, entry: Entry, *, is_dead: bool | None = None) -> Entry:
+    """Return the entry, moved to `unknown` if the process that was sending it has died.
+
+    `is_dead` is whether it has; None checks it.
+    """
+    if entry.state is EntryState.SENDING and is_dead is None:
+        is_dead = await ledger.is_dead(entry.owner or "")
+    if entry.state is not EntryState.SENDING or not is_dead:
         return entry
     why = {"message": "the process that sent it ended before an answer was on record"}
     try:

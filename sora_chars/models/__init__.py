@@ -4,7 +4,7 @@ A request validates its own fields when it is created. The limits of a provider 
 checked by that provider, in `Provider.check`.
 """
 
-from .accepts import Accepts, MediaRule, TextRule
+from .accepts import Accepts, ClipRule, MediaRule, TextRule
 from .jobs import JobFields, Request, TaskRequest, VoiceRequest, as_request, of_row, with_changes
 from .requests import (
     CharacterFields,
@@ -38,6 +38,7 @@ __all__ = [
     "CharacterRequest",
     "Clip",
     "ClipLike",
+    "ClipRule",
     "Eta",
     "JobFields",
     "MediaRule",

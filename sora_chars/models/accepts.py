@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import attrs
 
 from .sources import Source, is_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-    from .requests import CharacterRequest
+    from .requests import CharacterRequest, Clip
 
 _MIB = 1024 * 1024
-_FIELDS = ("clip", "name", "prompt", "safety", "voice")
+_FIELDS = ("name", "prompt", "safety", "voice")
+_NO_FIELD = {True: "this route has no such field", False: "this provider has no such field"}
 
 Local = Literal["no", "upload", "inline", "hosting"]
 """What happens to a local file: refused, uploaded to the provider, sent inside the request, or hosted by the caller."""
@@ -101,23 +103,43 @@ class TextRule:
 
 
 @attrs.frozen(kw_only=True)
+class ClipRule:
+    """The clip that a provider cuts from a video: its shortest and longest span, and the sources that need one."""
+
+    seconds: tuple[float, float]
+    sources: tuple[str, ...]
+
+    def describe(self) -> str:
+        """Return the limit as one line."""
+        return f"required with {' or '.join(self.sources)}, {_span(self.seconds, 's')}"
+
+
+TextRules: TypeAlias = TextRule | Mapping[str, TextRule]
+"""A rule for every source, or one for each source that takes the field."""
+
+
+@attrs.frozen(kw_only=True)
 class Accepts:
     """What a provider accepts in a `CharacterRequest`. A source or a field without a rule is refused.
 
     Attributes:
+        from_task: Whether `from_task` is accepted: a finished task of the account.
         video: The rule for `video`.
         images: The rule for `images`.
+        clip: The rule for `clip`.
         name: The rule for `name`.
         prompt: The rule for `prompt`.
         safety: The rule for `safety`.
         voice: The sources with which a `voice` may be given.
     """
 
+    from_task: bool = False
     video: MediaRule | None = None
     images: MediaRule | None = None
-    name: TextRule | None = None
-    prompt: TextRule | None = None
-    safety: TextRule | None = None
+    clip: ClipRule | None = None
+    name: TextRules | None = None
+    prompt: TextRules | None = None
+    safety: TextRules | None = None
     voice: tuple[str, ...] = ()
 
     def problems(self, request: CharacterRequest) -> list[str]:
@@ -126,15 +148,17 @@ class Accepts:
 
     def rows(self) -> Iterator[tuple[str, str]]:
         """Yield the name and the limits of each source and field that is accepted."""
-        for name in ("video", "images", "name", "prompt", "safety"):
+        if self.from_task:
+            yield "from_task", "a finished task of the account"
+        for name in ("video", "images", "clip", "name", "prompt", "safety"):
             if rule := getattr(self, name):
-                yield name, rule.describe()
+                yield name, _described(rule)
         if self.voice:
             yield "voice", f"optional, with {' or '.join(self.voice)}"
 
     def _source_problems(self, request: CharacterRequest) -> Iterator[str]:
-        taken = " or ".join(name for name in ("video", "images") if getattr(self, name))
-        if request.from_task is not None:
+        taken = " or ".join(name for name in ("from_task", "video", "images") if getattr(self, name))
+        if request.from_task is not None and not self.from_task:
             yield f"from_task must be omitted, since this provider takes {taken}"
         if request.video is not None and self.video is None:
             yield f"video must be omitted, since this provider takes {taken}"
@@ -158,12 +182,17 @@ class Accepts:
                 yield f"images[{number}] must be a URL, since this provider takes no uploads{advice}"
 
     def _field_problems(self, request: CharacterRequest) -> Iterator[str]:
-        source = "video" if request.images is None else "images"
+        source = next(name for name in ("from_task", "video", "images") if getattr(request, name) is not None)
+        if self.clip and source in self.clip.sources:
+            yield from _clip_problems(request.clip, self.clip, source)
+        elif request.clip is not None and (self.clip is None or getattr(self, source)):
+            yield self._refusal("clip", source)
         for field in _FIELDS:
             value = getattr(request, field)
             if field == "voice" and source in self.voice:
                 continue
-            rule = getattr(self, field, None)
+            rules = getattr(self, field, None)
+            rule = rules.get(source) if isinstance(rules, Mapping) else rules
             if isinstance(rule, TextRule):
                 yield from _text_problems(field, value, rule)
             elif value is not None:
@@ -172,12 +201,30 @@ class Accepts:
     def _refusal(self, field: str, source: str) -> str:
         if field == "voice" and self.voice:
             return f"voice must be omitted with {source}, since it is only for {' or '.join(self.voice)}"
-        if field == "clip" and self.video and self.video.seconds:
+        if field == "clip" and source == "video" and self.video and self.video.seconds:
             return (
                 "clip must be omitted, since this provider takes a whole video of "
-                f"{_span(self.video.seconds, 'seconds')}; cut the video"
+                f"{_span(self.video.seconds, 'seconds')}; cut the video{', or use from_task' if self.from_task else ''}"
             )
-        return f"{field} must be omitted, since this provider has no such field"
+        has_field = bool(getattr(self, field, None))
+        return f"{field} must be omitted{f' with {source}' if has_field else ''}, since {_NO_FIELD[has_field]}"
+
+
+def _described(rule: MediaRule | ClipRule | TextRules) -> str:
+    if not isinstance(rule, Mapping):
+        return rule.describe()
+    sources: dict[str, list[str]] = {}
+    for source, one in rule.items():
+        sources.setdefault(one.describe(), []).append(source)
+    return "; ".join(f"with {' or '.join(names)}: {text}" for text, names in sources.items())
+
+
+def _clip_problems(clip: Clip | None, rule: ClipRule, source: str) -> Iterator[str]:
+    low, high = rule.seconds
+    if clip is None:
+        yield f'clip must be given with {source}, as "start,end" in seconds'
+    elif not low <= clip.seconds <= high:
+        yield f'clip must span {_span(rule.seconds, "seconds")}, got {clip.seconds} ("{clip}")'
 
 
 def _text_problems(field: str, value: str | None, rule: TextRule) -> Iterator[str]:

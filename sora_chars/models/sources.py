@@ -24,6 +24,14 @@ def is_url(source: object) -> bool:
     return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
 
+def is_file(path: Path) -> bool:
+    """Return whether there is a file at a path; False for what the system rejects as a path, such as a data URL."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def to_source(value: Any) -> Any:
     """Return a path for a file:// URL and for a path that starts with "~"; any other value as it is."""
     if isinstance(value, str):

@@ -40,6 +40,8 @@ class Character:
         usage: How this character is named in a request at its provider: the members to put
             into the request, and in `prompt` how the prompt mentions it. Each provider's
             page in docs/providers.md states the source. None where nothing is known.
+        expires_at: When the character may end with the upload that it was made from, at the
+            earliest, in epoch seconds. None if nothing is known to end it.
         raw: The provider's response, parsed from JSON.
     """
 
@@ -51,6 +53,7 @@ class Character:
     picture_url: str | None = attrs.field(default=None, repr=False)
     task_id: str | None = None
     usage: Mapping[str, Any] | None = None
+    expires_at: float | None = None
     raw: Any = attrs.field(default=None, repr=False)
 
     @property

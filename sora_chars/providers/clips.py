@@ -6,6 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from sora_chars import media
+from sora_chars.errors import printable
+from sora_chars.models.sources import is_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,15 +28,15 @@ def clip_problems(clip: Clip, path: Path | None, rule: MediaRule) -> list[str]:
         return [f"clip must span {allowed} seconds, got {clip.seconds:g} ({str(clip)!r})"]
     if path is None:
         return []
-    if not path.is_file():
-        return [f"video must be an http(s) URL or an existing file, got {path}"]
+    if not is_file(path):
+        return [f"video must be an http(s) URL or an existing file, got {printable(path)}"]
     problems = media.source_problems(path, clip, rule)
-    return [f"video must be a video file that can be decoded, got {path}"] if problems is None else problems
+    return [f"video must be a video file that can be decoded, got {printable(path)}"] if problems is None else problems
 
 
 def whole_video_problems(path: Path, rule: MediaRule) -> list[str] | None:
     """Return why a local video can neither be sent nor be made to fit. None if only its headers can show that."""
-    if not (media.is_installed() and path.is_file()):
+    if not (media.is_installed() and is_file(path)):
         return None
     return media.source_problems(path, None, rule)
 

@@ -6,24 +6,24 @@ Source: kie.ai docs, Market API, File Upload API and omni/character/create (Augu
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import attrs
 
 from sora_chars.errors import printable
 from sora_chars.logs import event_logger
 from sora_chars.models import (
     SUCCESS,
     CharacterRequest,
-    MediaRule,
     Source,
     TaskRequest,
     TaskSnapshot,
     is_url,
-    path_of,
 )
 from sora_chars.ratelimit.window import Limits
 from sora_chars.transport import Transport
@@ -31,7 +31,9 @@ from sora_chars.transport import Transport
 from . import kie_account
 from . import kie_codec as codec
 from .base import HTTPProvider, clean_url, resolve_key, resolve_url
-from .kie_omni import omni_body, omni_problems
+from .kie_omni import omni_body
+from .kie_uploads import FOLDER, LIFETIME, expires_at
+from .local_files import request_problems
 from .upload_body import UploadBody
 
 if TYPE_CHECKING:
@@ -46,17 +48,6 @@ DOCUMENTED_LIMITS = Limits(creates=(20, 10.0), polls=(10, 1.0))
 """The limits of an account: 20 creates in 10 seconds and 10 polls in 1 second. Source: kie.ai docs."""
 
 log = event_logger("sora_chars.providers")
-
-_UPLOAD_LIFETIME = (
-    "kie.ai keeps an upload for 24 hours, 3 days or 14 days, by three of its pages, and says that a character is "
-    "valid only while the file is; to keep the character longer, pass the URL of a file of yours"
-)
-_MIB = 1024 * 1024
-VIDEO = MediaRule(local="upload", formats=("mp4", "webm", "avi", "mov"), max_bytes=10 * _MIB, seconds=(1, 4))
-"""The videos that kie.ai's sora-2-characters takes. Source: kie.ai docs; its form lists MOV too."""
-
-_MAX_IMAGE_BYTES = 20 * _MIB
-_DURATION_TOLERANCE = 0.1  # seconds; containers pad the sound, so a clip of 4 s may declare 4.02 s
 
 
 class Kie(HTTPProvider):
@@ -85,6 +76,8 @@ class Kie(HTTPProvider):
     """
 
     calls_back = True
+
+    accepts = codec.ACCEPTS
 
     def __init__(
         self,
@@ -131,14 +124,7 @@ class Kie(HTTPProvider):
             return []
         if not isinstance(request, CharacterRequest):
             return [f"request must be a CharacterRequest or a TaskRequest, got {type(request).__name__}"]
-        if request.images is not None:
-            problems = omni_problems(request)
-            for number, image in enumerate(request.images):
-                path = path_of(image)
-                problems += [] if path is None else _file_problems(f"images[{number}]", path, _MAX_IMAGE_BYTES)
-            return problems
-        video = request.video_path
-        return codec.character_problems(request) + ([] if video is None else _video_problems(video))
+        return request_problems(codec.ACCEPTS, request)
 
     async def submit(
         self,
@@ -204,7 +190,7 @@ class Kie(HTTPProvider):
         name = f"{uuid.uuid4().hex}{path.suffix.lower()}"
 
         def form() -> aiohttp.FormData:
-            fields = aiohttp.FormData({"uploadPath": "sora-chars", "fileName": name})
+            fields = aiohttp.FormData({"uploadPath": FOLDER, "fileName": name})
             fields.add_field("file", UploadBody(content, path, self._on_upload), filename=name)
             return fields
 
@@ -238,6 +224,7 @@ class Kie(HTTPProvider):
             on_send=on_send,
             json=body,
         )
+        character = attrs.evolve(character, expires_at=expires_at(body, time.time()))
         return TaskSnapshot(
             task_id=character.id, provider=self.name, state=SUCCESS, character=character, raw=character.raw
         )
@@ -246,41 +233,6 @@ class Kie(HTTPProvider):
         if is_url(source):
             return str(source)
         url = await self.upload(source)
-        facts = {"provider": self.name, "key": key, "file": printable(source), "why": _UPLOAD_LIFETIME}
+        facts = {"provider": self.name, "key": key, "file": printable(source), "why": LIFETIME}
         log.warning("upload.temporary", extra=facts)
         return url
-
-
-def _file_problems(field: str, path: Path, limit: int) -> list[str]:
-    """Check that a local file exists, is readable and has 1 to `limit` bytes."""
-    shown = printable(path)  # a data URL of megabytes is taken for a path, too
-    try:
-        if not path.is_file():
-            return [f"{field} must be an http(s) URL or an existing file, got {shown}"]
-        with path.open("rb"):  # fails if the file may not be read
-            size = path.stat().st_size
-    except OSError as error:
-        return [f"{field} must be a readable file, got {shown}: {error.strerror}"]
-    if not 0 < size <= limit:
-        return [f"{field} must have 1 byte to {limit // _MIB} MB, got {size} bytes ({shown})"]
-    return []
-
-
-def _video_problems(path: Path) -> list[str]:
-    """Check a local video against the limits of sora-2-characters.
-
-    Source: kie.ai docs; its form lists MOV too, and where two of its pages disagree, both are allowed.
-    """
-    problems = _file_problems("video", path, VIDEO.max_bytes or 0)
-    if problems:
-        return problems
-    from .media import probe  # noqa: PLC0415 # most requests name a URL or a task
-
-    facts = probe(path)
-    shown = printable(path)
-    if facts.container is None:
-        problems.append(f"video must be an MP4, MOV, WebM or AVI file (of kie.ai's pages, some omit MOV), got {shown}")
-    low, high = VIDEO.seconds or (0.0, 0.0)
-    if facts.duration is not None and not low - _DURATION_TOLERANCE <= facts.duration <= high + _DURATION_TOLERANCE:
-        problems.append(f"video must run {low:g} to {high:g} seconds, got {facts.duration:.2f} ({shown})")
-    return problems

@@ -23,10 +23,22 @@ from sora_chars.errors import (
     printable,
 )
 from sora_chars.ids import as_id
-from sora_chars.models import FAIL, SUCCESS, Character, CharacterRequest, TaskFailure, TaskSnapshot
+from sora_chars.models import (
+    FAIL,
+    SUCCESS,
+    Accepts,
+    Character,
+    CharacterRequest,
+    ClipRule,
+    MediaRule,
+    TaskFailure,
+    TaskSnapshot,
+    TextRule,
+)
 from sora_chars.responses import GATEWAY_FAULTS, as_number, parse_json
 
 from .kie_envelope import Envelope, json_object, read_envelope, unreadable
+from .kie_uploads import expires_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,54 +48,34 @@ if TYPE_CHECKING:
 FROM_TASK_MODEL = "sora-2-characters-pro"
 FROM_VIDEO_MODEL = "sora-2-characters"
 _CHARACTER_MODELS = {FROM_TASK_MODEL, FROM_VIDEO_MODEL}
-_MAX_TEXT_LENGTH = 5000  # characters
-_MAX_NAME_LENGTH = 40  # characters
 _SUCCESS_CODES = range(200, 300)
 _UNNAMED_ID = re.compile(r"(?=[^0-9]*[0-9])[A-Za-z0-9_-]{8,}")  # no word, such as "success"
-_MIN_CLIP_SECONDS = 1
-_MAX_CLIP_SECONDS = 4
+_MIB = 1024 * 1024
+_TEXT = TextRule(max_length=5000)
+_REQUIRED_TEXT = TextRule(max_length=5000, required=True)
+VIDEO = MediaRule(
+    local="upload",
+    formats=("mp4", "webm", "avi", "mov"),
+    max_bytes=10 * _MIB,
+    seconds=(1, 4),
+    note="some pages of kie.ai omit mov",
+)
+"""The videos that kie.ai's sora-2-characters takes. Source: kie.ai docs, whose form lists mov too."""
+ACCEPTS = Accepts(
+    from_task=True,
+    video=VIDEO,
+    images=MediaRule(count=(1, 2), local="upload", max_bytes=20 * _MIB),
+    clip=ClipRule(seconds=(1, 4), sources=("from_task",)),
+    name={"from_task": TextRule(max_length=40), "video": TextRule(), "images": TextRule()},
+    prompt={"from_task": _REQUIRED_TEXT, "video": _TEXT, "images": TextRule(required=True)},
+    safety={"from_task": _TEXT, "video": _TEXT},
+    voice=("images",),
+)
+"""What kie.ai accepts. Source: kie.ai docs, sora-2-characters-pro, sora-2-characters and omni/character/create."""
 # 408: no result for over 10 minutes. 501: generation failed.
 _TERMINAL_CODES = {408, 501}
 
 # Requests
-
-
-def character_problems(request: CharacterRequest) -> list[str]:
-    """Return the documented limits of the two character models that the request breaks.
-
-    Source: kie.ai docs, sora-2-characters-pro and sora-2-characters.
-    """
-    problems = [
-        f"{field} must have at most {_MAX_TEXT_LENGTH} characters, got {len(text)}"
-        for field, text in (("prompt", request.prompt), ("safety", request.safety))
-        if text and len(text) > _MAX_TEXT_LENGTH
-    ]
-    if request.voice is not None:
-        problems.append("voice must be omitted, since only characters from images have a voice")
-    return problems + (_video_problems(request) if request.from_task is None else _from_task_problems(request))
-
-
-def _video_problems(request: CharacterRequest) -> list[str]:
-    if request.clip is None:
-        return []
-    whole = f"{FROM_VIDEO_MODEL} takes a whole video of {_MIN_CLIP_SECONDS} to {_MAX_CLIP_SECONDS} seconds"
-    return [f'clip must not be given with video, got "{request.clip}": {whole}; cut the video, or use from_task']
-
-
-def _from_task_problems(request: CharacterRequest) -> list[str]:
-    problems: list[str] = []
-    if request.clip is None:
-        problems.append('clip must be given with from_task, as "start,end" in seconds')
-    elif not _MIN_CLIP_SECONDS <= request.clip.seconds <= _MAX_CLIP_SECONDS:
-        problems.append(
-            f"clip must span {_MIN_CLIP_SECONDS} to {_MAX_CLIP_SECONDS} seconds, "
-            f'got {request.clip.seconds} ("{request.clip}")'
-        )
-    if not (request.prompt and request.prompt.strip()):
-        problems.append("prompt must be given with from_task, and must not be empty")
-    if request.name is not None and not 1 <= len(request.name.strip()) <= len(request.name) <= _MAX_NAME_LENGTH:
-        problems.append(f"name must have 1 to {_MAX_NAME_LENGTH} characters, got {len(request.name)}")
-    return problems
 
 
 def character_task(request: CharacterRequest, *, video_url: str | None) -> dict[str, Any]:
@@ -307,6 +299,7 @@ def _character(result: Any, record: _Record, provider: str) -> Character | None:
         name=_requested_name(record.param),
         task_id=record.task_id,
         usage=_usage(character_id, username),
+        expires_at=expires_at(record.param, _seconds(record.create_time)),
         raw=result,
     )
 

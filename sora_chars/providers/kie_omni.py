@@ -12,23 +12,6 @@ if TYPE_CHECKING:
 
     from sora_chars.models import CharacterRequest
 
-_MAX_IMAGES = 2
-
-
-def omni_problems(request: CharacterRequest) -> list[str]:
-    """Return the limits of the route that a request with images breaks, apart from those of local files."""
-    problems: list[str] = []
-    if len(request.images or ()) > _MAX_IMAGES:
-        problems.append(f"images must hold 1 to {_MAX_IMAGES} images, got {len(request.images or ())}")
-    if not (request.prompt and request.prompt.strip()):
-        problems.append("prompt must be given with images, and must not be empty")
-    problems += [
-        f"{field} must be omitted with images, since this route has no such field"
-        for field, value in (("clip", request.clip), ("safety", request.safety))
-        if value is not None
-    ]
-    return problems
-
 
 def omni_body(request: CharacterRequest, image_urls: Sequence[str]) -> dict[str, Any]:
     """Return the body of omni/character/create. `voice` holds one or more audio ids, separated by commas."""

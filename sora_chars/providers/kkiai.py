@@ -28,12 +28,13 @@ from sora_chars.errors import (
     printable,
 )
 from sora_chars.ids import as_id
-from sora_chars.models import SUCCESS, Character, CharacterRequest, TaskSnapshot
+from sora_chars.models import SUCCESS, Accepts, Character, CharacterRequest, ClipRule, MediaRule, TaskSnapshot, TextRule
 from sora_chars.ratelimit.window import Limits
 from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
 from sora_chars.transport import Transport
 
 from .base import REDIRECTS, HTTPProvider, blocked, resolve_key, resolve_url
+from .local_files import request_problems
 
 if TYPE_CHECKING:
     import ssl
@@ -44,8 +45,13 @@ if TYPE_CHECKING:
 
     from sora_chars.models import Request
 
-_MIN_CLIP_SECONDS = 1
-_MAX_CLIP_SECONDS = 3
+ACCEPTS = Accepts(
+    from_task=True,
+    video=MediaRule(),
+    clip=ClipRule(seconds=(1, 3), sources=("from_task", "video")),
+    name=TextRule(),
+)
+"""What kkiai and the gateways accept; the name is kept here. Source: kkiai docs, "Create character"."""
 _QUOTA_CODES = {"insufficient_user_quota", "pre_consume_token_quota_failed", "insufficient_quota"}
 # The gateway had sent the request on when it failed, whatever the status is.
 _UNPROVEN_CODES = {"do_request_failed", "bad_response_body", "read_response_body_failed"}
@@ -117,6 +123,7 @@ class Kkiai(HTTPProvider):
     """
 
     synchronous = True
+    accepts = ACCEPTS
 
     def __init__(
         self,
@@ -176,30 +183,8 @@ class Kkiai(HTTPProvider):
         return cls(api_key, **(settings | options))
 
     def check(self, request: Request) -> Sequence[str]:
-        """See `Provider.check`. The clip spans 1 to 3 seconds; prompts and local files are not supported."""
-        if not isinstance(request, CharacterRequest):
-            return [f"request must be a CharacterRequest, got {type(request).__name__}"]
-        problems: list[str] = []
-        if request.clip is None:
-            problems.append('clip must be given, as "start,end" in seconds')
-        elif not _MIN_CLIP_SECONDS <= request.clip.seconds <= _MAX_CLIP_SECONDS:
-            problems.append(
-                f"clip must span {_MIN_CLIP_SECONDS} to {_MAX_CLIP_SECONDS} seconds, "
-                f'got {request.clip.seconds} ("{request.clip}")'
-            )
-        if request.video_path is not None:
-            problems.append("video must be a URL, since this provider takes no uploads")
-        problems += [
-            f"{field} must be omitted, since this provider has no such field"
-            for field, value in (
-                ("images", request.images),
-                ("prompt", request.prompt),
-                ("safety", request.safety),
-                ("voice", request.voice),
-            )
-            if value is not None
-        ]
-        return problems
+        """See `Provider.check`."""
+        return request_problems(ACCEPTS, request)
 
     async def submit(
         self,

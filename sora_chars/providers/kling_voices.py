@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sora_chars.errors import MissingCharacterError, printable
 from sora_chars.ids import as_id
 from sora_chars.models import MediaRule, Voice, path_of
+from sora_chars.models.sources import is_file
 
 from .local_files import file_problems
 
@@ -40,7 +41,7 @@ def voice_problems(request: VoiceRequest, *, can_host: bool) -> list[str]:
         return problems + file_problems("source", path, SOURCE)
     if path.suffix.lower().lstrip(".") not in SOURCE.formats:
         problems.append(f"source must be a file of type {', '.join(SOURCE.formats)}, got {printable(path)}")
-    elif not path.is_file():
+    elif not is_file(path):
         problems.append(f"source must be an http(s) URL or an existing file, got {printable(path)}")
     return problems
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from sora_chars.errors import printable
 from sora_chars.media import seconds_between
 from sora_chars.models import CharacterRequest, path_of
 
@@ -47,14 +48,14 @@ def file_problems(field: str, path: Path, rule: MediaRule) -> list[str]:
     """Return the limits of `rule` that a local file breaks. Reads no more than its headers."""
     try:
         if not path.is_file():
-            return [f"{field} must be an http(s) URL or an existing file, got {path}"]
+            return [f"{field} must be an http(s) URL or an existing file, got {printable(path)}"]
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
             size = path.stat().st_size
     except OSError as error:
-        return [f"{field} must be a readable file, got {path}: {error.strerror}"]
+        return [f"{field} must be a readable file, got {printable(path)}: {error.strerror}"]
     if not 0 < size <= (rule.max_bytes or size):
-        return [f"{field} must have 1 byte to {(rule.max_bytes or 0) // _MIB} MB, got {size} bytes ({path})"]
+        return [f"{field} must have 1 byte to {(rule.max_bytes or 0) // _MIB} MB, got {size} bytes ({printable(path)})"]
     return _video_problems(field, path, rule) if rule.seconds else _image_problems(field, path, head, rule)
 
 
@@ -64,11 +65,11 @@ def _video_problems(field: str, path: Path, rule: MediaRule) -> list[str]:
     facts = probe(path)
     container = facts.container or ("mov" if path.suffix.lower() == ".mov" else None)
     if container not in rule.formats:
-        return [f"{field} must be a file of type {', '.join(rule.formats)}, got {path}"]
+        return [f"{field} must be a file of type {', '.join(rule.formats)}, got {printable(path)}"]
     low, high = rule.seconds or (0.0, 0.0)
     if facts.duration is None or low - _DURATION_TOLERANCE <= facts.duration <= high + _DURATION_TOLERANCE:
         return []
-    return [f"{field} must run {seconds_between(low, high)} seconds, got {facts.duration:.2f} ({path})"]
+    return [f"{field} must run {seconds_between(low, high)} seconds, got {facts.duration:.2f} ({printable(path)})"]
 
 
 def image_format(head: bytes) -> str | None:
@@ -81,18 +82,24 @@ def image_format(head: bytes) -> str | None:
 
 
 def _image_problems(field: str, path: Path, head: bytes, rule: MediaRule) -> list[str]:
-    if image_format(head) not in rule.formats:
-        return [f"{field} must be a file of type {', '.join(rule.formats)}, got {path}"]
+    if rule.formats and image_format(head) not in rule.formats:
+        return [f"{field} must be a file of type {', '.join(rule.formats)}, got {printable(path)}"]
+    if not (rule.min_pixels or rule.max_pixels or rule.ratio):
+        return []
     import imagesize  # noqa: PLC0415 # most requests name URLs
 
     width, height = imagesize.get(path)  # (-1, -1) for a damaged file
     if width <= 0 or height <= 0:
-        return [f"{field} must be an undamaged image, got {path}"]
+        return [f"{field} must be an undamaged image, got {printable(path)}"]
     problems: list[str] = []
     if min(width, height) < (rule.min_pixels or 0):
-        problems.append(f"{field} must have at least {rule.min_pixels} pixels a side, got {width}x{height} ({path})")
+        problems.append(
+            f"{field} must have at least {rule.min_pixels} pixels a side, got {width}x{height} ({printable(path)})"
+        )
     if max(width, height) > (rule.max_pixels or math.inf):
-        problems.append(f"{field} must have at most {rule.max_pixels} pixels a side, got {width}x{height} ({path})")
+        problems.append(
+            f"{field} must have at most {rule.max_pixels} pixels a side, got {width}x{height} ({printable(path)})"
+        )
     low, high = rule.ratio or (0.0, math.inf)
     if not low <= width / height <= high:
         problems.append(f"{field} must have a ratio of width to height of {low:g} to {high:g}, got {width}x{height}")

@@ -54,7 +54,7 @@ class SeedanceAssets(HTTPProvider):
 
     A character is an asset, which Seedance 2.x takes as `asset://ID`. Its name ends in a
     digest of the idempotency key, by which a request whose response was lost is found in
-    the account's list. Whoever knows the id of an asset may use it, so no log record
+    the account's list. The id of an asset is all that its use requires, so no log record
     holds one.
 
     Args:
@@ -89,6 +89,7 @@ class SeedanceAssets(HTTPProvider):
         ConfigurationError: A key is missing, or an option is invalid.
     """
 
+    accepts = codec.ACCEPTS
     settles = "lookup"
 
     def __init__(

@@ -32,7 +32,7 @@ class OwnerChecks:
         """Return the entry, moved to `unknown` if the process that was sending it is known to have died."""
         if entry.state is not EntryState.SENDING or not await self._is_known_dead(entry.owner or ""):
             return entry
-        return await mark_orphaned(self.ledger, entry)
+        return await mark_orphaned(self.ledger, entry, is_dead=True)
 
     def is_checking(self, entry: Entry) -> bool:
         """Return whether the owner of an entry may have died."""

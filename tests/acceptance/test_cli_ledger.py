@@ -260,8 +260,8 @@ def test_characters_are_listed_and_searched(keyless: Cli, own: Path) -> None:
     assert [saved["character"]["mention"] for saved in found] == ["@user.1", "@user.0"]
     rest = {"source": ORIGIN, "prompt": "A dog", "credits": 1.5, "clip": "1,3", "key": "dog-0", "task_id": None}
     assert found[1].items() >= rest.items()
-    mention, key, *cells, _age = plain.stdout.rstrip("\n").split("\t")
-    assert [mention, key, *cells] == ["@user.0", "dog-0", ORIGIN, "1,3", "kie", "1.5"]
+    mention, key, *cells, _age, end = plain.stdout.rstrip("\n").split("\t")
+    assert [mention, key, *cells, end] == ["@user.0", "dog-0", ORIGIN, "1,3", "kie", "1.5", ""]
     assert (one.stdout.count("\n"), one.stderr) == (1, "Showing the newest 1. For more, use --limit 2\n")
     assert (none.stdout, none.stderr) == ("", f"No characters in {own} match 'cat'\n")
     assert "\x1b" not in keyless("ledger", "ls").stdout

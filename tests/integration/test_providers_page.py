@@ -10,7 +10,16 @@ import pytest
 from aiohttp import web
 
 from sora_chars import CharacterSession, FixedInterval, InvalidRequestError, RequestRejectedError, TaskFailedError
-from sora_chars.providers import evolink_codec, heygen_codec, kling_codec, seedance_codec, vidu_codec, wavespeed_codec
+from sora_chars.providers import (
+    evolink_codec,
+    heygen_codec,
+    kie_codec,
+    kkiai,
+    kling_codec,
+    seedance_codec,
+    vidu_codec,
+    wavespeed_codec,
+)
 
 if TYPE_CHECKING:
     from sora_chars.models import Accepts
@@ -27,6 +36,8 @@ VIDEO: dict[str, Any] = {"video": "https://clips.example/rex.mp4", "prompt": "A 
         ("evolink", evolink_codec.ACCEPTS),
         ("vidu", vidu_codec.ACCEPTS),
         ("seedance", seedance_codec.ACCEPTS),
+        ("kie", kie_codec.ACCEPTS),
+        ("kkiai", kkiai.ACCEPTS),
         ("heygen", heygen_codec.ACCEPTS),
     ],
 )

@@ -12,9 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 
 from sora_chars import CharacterRequest, FixedInterval, Kie, TaskRequest
+from sora_chars import CharacterSession as AsyncSession
 from sora_chars.errors import InvalidRequestError, WaitTimeoutError, WrongLoopError
 from sora_chars.events import Ended, Event, Registered
 from sora_chars.sync import CharacterSession
@@ -100,6 +102,33 @@ def test_creates_many(session: CharacterSession) -> None:
     assert batch.progress.succeeded == 5
     assert batch.stopped is None
     assert [outcome.key for outcome in session.create_all(rows)] == [row.key for row in rows]
+
+
+def test_finds_what_no_process_carries_on(session: CharacterSession) -> None:
+    """`due` yields a registered request, whose character `wait` returns once `advance` has made it."""
+    session.register(**REQUEST, key="mine")
+    assert [entry.key for entry in session.due(idle=0)] == ["mine"]
+    while not session.advance("mine").finished:
+        pass
+    assert list(session.due(idle=0)) == []
+    assert session.wait("mine", timeout=0).provider == "kie"
+
+
+def test_returns_the_statement_of_a_registration(emulator: Emulator, postgres_url: str) -> None:
+    """`registering` returns the statement that records a request in a transaction of the application's."""
+    with session_at(emulator, ledger=postgres_url) as session, psycopg.connect(postgres_url) as connection:
+        new = session.registering(**REQUEST, key="mine")
+        connection.execute(new.statement.encode(), new.values)
+        assert session.entry("mine") is None
+        connection.commit()
+        assert session.entry("mine")
+
+
+def test_names_are_those_of_the_async_session() -> None:
+    """Each public method of the async session has one of its name; callbacks need a server's event loop."""
+    others = {"open", "aclose", "aiohttp_app", "asgi", "dispatcher", "ledger", "observers"}
+    names = {name for name in dir(AsyncSession) if not name.startswith("_")} - others
+    assert names <= set(dir(CharacterSession))
 
 
 def test_streams_events(session: CharacterSession) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sora_chars.models import Accepts, CharacterRequest, MediaRule, TextRule
+from sora_chars.models import Accepts, CharacterRequest, ClipRule, MediaRule, TextRule
 from sora_chars.providers.kling_codec import ACCEPTS as KLING
 
 IMAGE = "https://images.example/front.png"
@@ -37,6 +37,65 @@ def test_bounds() -> None:
     assert pixels.describe() == "1; URLs only; at least 15 s; 300 to 6000 pixels a side"
     (clip,) = Accepts(video=pixels).problems(CharacterRequest(video=VIDEO, clip="1,3"))
     assert clip.endswith("this provider takes a whole video of at least 15 seconds; cut the video")
+
+
+WHOLE = "this provider takes a whole video"
+PER_SOURCE = Accepts(
+    from_task=True,
+    video=MediaRule(seconds=(1, 4)),
+    images=MediaRule(),
+    clip=ClipRule(seconds=(1, 4), sources=("from_task",)),
+    prompt={"from_task": TextRule(max_length=9, required=True), "video": TextRule(max_length=9), "images": TextRule()},
+    safety={"from_task": TextRule(), "video": TextRule()},
+)
+
+
+def test_rules_for_each_source() -> None:
+    """A field may have a rule for each source; equal ones are described together."""
+    assert dict(PER_SOURCE.rows()) == {
+        "from_task": "a finished task of the account",
+        "video": "1; URLs only; 1 to 4 s",
+        "images": "1; URLs only",
+        "clip": "required with from_task, 1 to 4 s",
+        "prompt": "with from_task: required, up to 9 characters; with video: optional, up to 9 characters; "
+        "with images: optional",
+        "safety": "with from_task or video: optional",
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "problems"),
+    [
+        ({"from_task": "t", "clip": "0,1", "prompt": "a dog"}, []),
+        ({"from_task": "t", "clip": "0,4", "prompt": "123456789"}, []),
+        ({"from_task": "t", "clip": "0,4.01", "prompt": "x"}, ['clip must span 1 to 4 seconds, got 4.01 ("0,4.01")']),
+        (
+            {"from_task": "t"},
+            [
+                'clip must be given with from_task, as "start,end" in seconds',
+                "prompt must be given, with 1 to 9 characters",
+            ],
+        ),
+        (
+            {"video": VIDEO, "clip": "1,3", "prompt": "1234567890"},
+            [
+                f"clip must be omitted, since {WHOLE} of 1 to 4 seconds; cut the video, or use from_task",
+                "prompt must have 1 to 9 characters, got 10",
+            ],
+        ),
+        (
+            {"images": [IMAGE], "clip": "1,3", "prompt": " ", "safety": "x"},
+            [
+                "clip must be omitted with images, since this route has no such field",
+                "prompt must have at least 1 character, got 1",
+                "safety must be omitted with images, since this route has no such field",
+            ],
+        ),
+    ],
+)
+def test_problems_for_each_source(fields: dict[str, Any], problems: list[str]) -> None:
+    """Each source has its own limits, on both sides."""
+    assert PER_SOURCE.problems(CharacterRequest(**fields)) == problems
 
 
 def test_few_rules() -> None:

@@ -68,8 +68,12 @@ def list_characters(context: CommandContext, /, *, query: str, limit: int, locat
     if len(found) == 1 and query in {found[0].key, found[0].character.id}:
         context.output.show(payload, character_rows(found[0].character, key=found[0].key), title="Character")
         return
-    rows = [saved_row(saved, now) for saved in shown]
-    context.output.show_table(payload, rows, columns=CHARACTER_COLUMNS, stacked=(1, 1, 2))
+    rows: list[tuple[str, ...]] = [saved_row(saved, now) for saved in shown]
+    columns: tuple[str, ...] = CHARACTER_COLUMNS
+    if context.output.out.is_terminal and not any(row[-1] for row in rows):  # most characters have no end
+        columns = columns[:-1]
+        rows = [row[:-1] for row in rows]
+    context.output.show_table(payload, rows, columns=columns, stacked=(1, 1, 2))
     note_count(context, len(found), limit, "characters", query=query)
 
 

@@ -15,7 +15,7 @@ from sora_chars.errors import ConfigurationError, printable
 from sora_chars.models import Clip
 from sora_chars.providers.evolink_codec import VIDEO as EVOLINK
 from sora_chars.providers.heygen_codec import VIDEO as HEYGEN
-from sora_chars.providers.kie import VIDEO as KIE
+from sora_chars.providers.kie_codec import VIDEO as KIE
 from sora_chars.providers.kling_codec import VIDEO as KLING
 from sora_chars.providers.media import probe
 from sora_chars.providers.seedance_codec import VIDEO as SEEDANCE

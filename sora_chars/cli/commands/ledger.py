@@ -135,9 +135,9 @@ def resolve(
 ) -> int | None:
     """Find out or record the outcome of requests that is unknown.
 
-    No request is sent again. kling, seedance and vidu can be asked, free of charge:
-    --ask. At the other providers, check their website first. The task that --task-id
-    names is fetched from the provider before it is recorded.
+    No request is sent again. heygen, kling, seedance and vidu can be asked, free of
+    charge: --ask. At the other providers, check their website first. The task that
+    --task-id names is fetched from the provider before it is recorded.
     """
     context.use_ledger(location)
     if (task_id is not None) + ask + sum(others.values()) != 1:

@@ -12,6 +12,8 @@ from sora_chars.cli.options import PROVIDERS, output_options
 from sora_chars.cli.render import in_options
 from sora_chars.providers.evolink_codec import ACCEPTS as EVOLINK
 from sora_chars.providers.heygen_codec import ACCEPTS as HEYGEN
+from sora_chars.providers.kie_codec import ACCEPTS as KIE
+from sora_chars.providers.kkiai import ACCEPTS as GATEWAY
 from sora_chars.providers.kling_codec import ACCEPTS as KLING
 from sora_chars.providers.seedance_codec import ACCEPTS as SEEDANCE
 from sora_chars.providers.vidu_codec import ACCEPTS as VIDU
@@ -49,20 +51,10 @@ def _described(accepts: Accepts) -> tuple[tuple[str, str], ...]:
 
 
 _SORA_ENDED = "unlikely: Sora ended on 2026-09-24"
-_KIE_LIMITS = (
-    ("from_task", "a finished task, with clip (1 to 4 s) and prompt"),
-    ("video", "1; URLs or local files; mp4, webm, avi, mov; 1 to 4 s; up to 10 MB"),
-    ("images", "1 to 2; URLs or local files; up to 20 MB; with prompt"),
-)
-_GATEWAY_LIMITS = (
-    ("from_task", "a finished task, with clip (1 to 3 s)"),
-    ("video", "1; URLs only; with clip (1 to 3 s)"),
-)
-
 
 _BY_ITS_PAGES = "2026-09, by its pages"
 _KNOWN = {
-    "kie": _Known(("KIE_API_KEY",), f"images: 2026-08, by its pages; video: {_SORA_ENDED}", _KIE_LIMITS),
+    "kie": _Known(("KIE_API_KEY",), f"images: 2026-08, by its pages; video: {_SORA_ENDED}", _described(KIE)),
     "kling": _Known(
         ("KLING_API_KEY", "KLING_ACCESS_KEY+KLING_SECRET_KEY"),
         f"{_BY_ITS_PAGES} and recorded answers",
@@ -81,7 +73,7 @@ _KNOWN = {
 
 
 def _known(name: str) -> _Known:
-    return _KNOWN.get(name) or _Known((f"{name.upper()}_API_KEY",), _SORA_ENDED, _GATEWAY_LIMITS)
+    return _KNOWN.get(name) or _Known((f"{name.upper()}_API_KEY",), _SORA_ENDED, _described(GATEWAY))
 
 
 @click.command()

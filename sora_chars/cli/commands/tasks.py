@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sora_chars.cli.accepted import clip_takers, image_counts, local_takers, requiring
 from sora_chars.cli.options import Settings, create_options, json_input, query_options, task_options, voice_options
 from sora_chars.cli.render import (
     MODEL_COLUMNS,
@@ -53,21 +54,30 @@ retry_option = click.option(
 
 @click.command()
 @click.option("--from-task", metavar="ID", help="Finished task whose video shows the character.")
-@click.option("--video", metavar="URL_OR_PATH", help="Video that shows the character; kie uploads a local file.")
+@click.option(
+    "--video",
+    metavar="URL_OR_PATH",
+    help=f"Video that shows the character. {local_takers()} take a local file; the others take URLs.",
+)
 @click.option(
     "--image",
     "images",
     multiple=True,
     metavar="URL_OR_PATH",
-    help="Image that shows the character; may be repeated, and the first one is the frontal one.",
+    help=f"Image that shows the character; may be repeated, the frontal one first: {image_counts()}.",
 )
 @click.option(
     "--clip",
     metavar="START,END",
-    help="Part of the video in seconds, such as 3.55,5.55. kie takes it with --from-task only.",
+    help=f"Part of the video in seconds, such as 3.55,5.55: needed with --from-task by {clip_takers('from_task')}, "
+    f"and with --video by {clip_takers('video')}.",
 )
-@click.option("--name", metavar="TEXT", help="Name of the character.")
-@click.option("--prompt", metavar="TEXT", help="Description of the character; kie requires it with --from-task.")
+@click.option("--name", metavar="TEXT", help=f"Name of the character; required by {requiring('name')}.")
+@click.option(
+    "--prompt",
+    metavar="TEXT",
+    help=f"Description of the character; required by {requiring('prompt')}, by kie not with --video.",
+)
 @click.option("--safety", metavar="TEXT", help="What the character must not be used for.")
 @click.option("--voice", metavar="ID", help="The provider's id of a voice.")
 @key_option

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from sora_chars.cli import render
 from sora_chars.errors import ProviderError, TaskFailedError
 from sora_chars.ledger import Entry, EntryState
+from sora_chars.ledger.queries import SavedCharacter
 from sora_chars.models import Character, TaskSnapshot
 
 
@@ -34,6 +37,28 @@ def test_rows_hold_no_control_characters() -> None:
     character = Character(id="ch_1", provider="kie", name="a\x1b[2Jb\r\nprovider: evil\u202e")
 
     assert ("name", "a [2Jb provider: evil") in render.character_rows(character)
+
+
+@pytest.mark.parametrize(
+    ("ends_at", "shown"),
+    [
+        (None, ""),
+        (1_000_000.0 + 90 * 60, "in 1 h"),
+        (1_000_000.0 - 3 * 60, "3 min ago"),
+        (1_000_000.0 + 72 * 3600, time.strftime("%Y-%m-%d", time.localtime(1_000_000.0 + 72 * 3600))),
+    ],
+)
+def test_when_a_character_may_end(ends_at: float | None, shown: str) -> None:
+    """The last cell says when a character may end with its upload, and the details give the time."""
+    character = Character(id="ch_1", provider="kie", expires_at=ends_at)
+    saved = SavedCharacter(
+        character=character, source="a.mp4", clip=None, prompt=None, key="k", credits=None, created_at=999_000.0
+    )
+    assert render.saved_row(saved, 1_000_000.0)[-1] == shown
+    assert dict(render.character_rows(character)).get("may end", "") == (
+        "" if ends_at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ends_at))
+    )
+    assert render.saved_json(saved)["character"]["expires_at"] == ends_at
 
 
 def test_task_rows() -> None:

@@ -96,7 +96,7 @@ FROM_TASK: dict[str, Any] = {"from_task": "task_1", "clip": "1,3"}
         (CharacterRequest(video="b.mp4", clip="1,3"), ["video"]),
         (CharacterRequest(**FROM_TASK | {"prompt": "A dog"}), ["prompt"]),
         (CharacterRequest(**FROM_TASK | {"safety": ""}), ["safety"]),
-        (CharacterRequest(video="b.mp4", clip="0,9", prompt="x", safety="x"), ["clip", "video", "prompt", "safety"]),
+        (CharacterRequest(video="b.mp4", clip="0,9", prompt="x", safety="x"), ["video", "clip", "prompt", "safety"]),
         (TaskRequest(model="m"), ["request"]),
         (CharacterRequest(images=["https://a/b.png"], clip="1,3"), ["images"]),
         (CharacterRequest(**FROM_TASK | {"voice": "v"}), ["voice"]),

@@ -293,9 +293,11 @@ async def test_hanging_database_counts_as_unavailable() -> None:
         process = await cluster.join("a")
         loop = asyncio.get_running_loop()
         await process.send(1)
+        assert (process.window.shares[0].processes, process.window.shares[0].may_grow) == (1, True)
         cluster.database.hangs = True
         await asyncio.sleep(4)
         assert process.window.shares[0].limit(loop.time()) == (1, SECONDS)
+        assert not process.window.shares[0].may_grow
         await asyncio.sleep(GRACE + 10)
         assert process.window.shares[0].limit(loop.time()) == (COUNT, SECONDS)
         cluster.database.hangs = False

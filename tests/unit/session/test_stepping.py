@@ -12,6 +12,7 @@ from sora_chars.errors import (
     AuthenticationError,
     ConfigurationError,
     InvalidRequestError,
+    LedgerError,
     MissingCharacterError,
     NoAnswerError,
     RateLimitedError,
@@ -160,6 +161,53 @@ async def test_leaves_a_sending_entry_to_its_process(session: CharacterSession, 
         assert isinstance(step.outcome, SubmissionUnknownError)
         assert "the process that sent it ended" in step.outcome.message
     assert await state_of(session) is EntryState.UNKNOWN
+
+
+async def test_a_step_does_not_wait_for_the_check_of_a_sender(
+    session: CharacterSession, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it takes long to find out that a sender has died, the steps come back sooner, and share one check."""
+    checks: list[str] = []
+
+    async def is_dead(owner: str) -> bool:
+        checks.append(owner)
+        await asyncio.sleep(15)
+        return True
+
+    monkeypatch.setattr(session.ledger, "is_dead", is_dead)
+    await session.register(**REQUEST)
+    await store.elsewhere("mine", EntryState.SENDING)
+    began = asyncio.get_running_loop().time()
+    assert [*await asyncio.gather(advance(session), advance(session))] == [(EntryState.SENDING, 1)] * 2
+    assert asyncio.get_running_loop().time() - began < 1
+    await asyncio.sleep(15)
+    assert await advance(session) == (EntryState.UNKNOWN, None)
+    assert checks == ["another process"]
+
+
+async def test_closing_stops_the_check_of_a_sender(provider: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that closes waits for no check."""
+    store = FaultyStore()
+
+    async def is_dead(owner: str) -> bool:
+        del owner
+        await asyncio.sleep(1e6)
+        return True
+
+    ledger = Ledger(store)
+    monkeypatch.setattr(ledger, "is_dead", is_dead)
+    async with CharacterSession(provider, ledger=ledger) as session:
+        await session.register(**REQUEST)
+        await store.elsewhere("mine", EntryState.SENDING)
+        assert await advance(session) == (EntryState.SENDING, 1)
+    assert asyncio.get_running_loop().time() < 100
+
+
+async def test_a_full_ledger_registers_nothing(session: CharacterSession, store: FaultyStore) -> None:
+    """The error of a request that could not be recorded says that nothing was sent."""
+    store.full = {EntryState.PENDING}
+    with pytest.raises(LedgerError, match="Nothing was sent"):
+        await session.register(**REQUEST)
 
 
 async def test_a_finished_step_has_an_outcome(session: CharacterSession, provider: FakeProvider) -> None:

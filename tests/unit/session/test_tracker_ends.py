@@ -89,6 +89,15 @@ async def test_polls_when_the_end_cannot_be_read(database: Database, unreadable:
         assert (await task.future, second.provider.polls) == (DONE, [0.0])
 
 
+async def test_polls_when_the_entry_has_another_attempt(database: Database) -> None:
+    """A process that follows a task polls it once if the entry has begun another attempt."""
+    async with start_process(database, "a") as first, start_process(database, "b", end=0) as second:
+        entry = await record_running(first.ledger)
+        task = await second.tracker.join(second.provider, entry)
+        await first.ledger.restart(entry, EntryState.UNKNOWN)
+        assert (await task.future, second.provider.polls) == (DONE, [0.0])
+
+
 async def test_ignores_a_new_owner(database: Database) -> None:
     """A process that follows a task does not poll it when another process takes it over."""
     async with start_process(database, "a") as first, start_process(database, "b") as second:

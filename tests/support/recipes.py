@@ -1,0 +1,54 @@
+"""The programs on the page about workers, as files that a test runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncGenerator
+
+PAGE = Path(__file__).parents[2] / "docs/workers.md"
+KEYS = {"KIE_API_KEY": "key", "KLING_API_KEY": "key"}
+
+
+def blocks(section: str) -> list[str]:
+    """Return the code blocks of a section."""
+    text = PAGE.read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+@asynccontextmanager
+async def running(
+    folder: Path, *command: str, listening: socket.socket | None = None, **environment: str
+) -> AsyncGenerator[asyncio.subprocess.Process]:
+    """Run a Python program in a folder, with an API key of each provider and the socket on which it listens.
+
+    The program and the processes that it has started are killed after the block.
+    """
+    variables = os.environ | KEYS | {"PYTHONPATH": str(folder)} | environment
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, *command),
+        cwd=folder,
+        env=variables,
+        pass_fds=(listening.fileno(),) if listening else (),
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        kill_all(process)
+        await process.wait()
+
+
+def kill_all(process: asyncio.subprocess.Process) -> None:
+    """Kill a program of `running`, with the processes that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
