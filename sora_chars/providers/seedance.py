@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sora_chars.errors import ConfigurationError, RequestRejectedError, TaskNotFoundError
+from sora_chars.errors import ConfigurationError, ModelUnavailableError, RequestRejectedError, TaskNotFoundError
 from sora_chars.models import CharacterRequest, path_of
 from sora_chars.ratelimit.window import Limits
 from sora_chars.transport import Transport
@@ -248,7 +248,9 @@ class SeedanceAssets(HTTPProvider):
 
     async def _find_group(self, ark: Ark) -> str:
         found: str | None = None
-        with suppress(RequestRejectedError, TaskNotFoundError):  # a proxy may not pass this action on
+        with suppress(
+            RequestRejectedError, ModelUnavailableError, TaskNotFoundError
+        ):  # a proxy may not pass this action on
             found = await self._send(ark.groups(), read_groups)
         return found or await self.create_group(GROUP_NAME)
 
