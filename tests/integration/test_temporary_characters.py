@@ -28,8 +28,11 @@ def session_at(emulator: Emulator, ledger: Path) -> CharacterSession:
 async def test_the_ledger_keeps_when_they_may_end(make_clip: Callable[..., Path], tmp_path: Path, source: str) -> None:
     """A character of a local file may end a day later; the ledger keeps that, also for another session."""
     (image := tmp_path / "front.png").write_bytes(png(300, 300))
-    fields: CharacterFields = {"video": make_clip(2.0)} if source == "video" else {"images": [image]}
-    fields |= {"prompt": "A friendly dog", "key": "order-17"}
+    fields: CharacterFields = {"prompt": "A friendly dog", "key": "order-17"}
+    if source == "video":
+        fields["video"] = make_clip(2.0)
+    else:
+        fields["images"] = [image]
     async with Emulator(durations=(0.02, 0.04)) as emulator:
         async with session_at(emulator, tmp_path / "ledger.db") as session:
             before = time.time()
