@@ -269,7 +269,9 @@ class Transport:
             self.account.on_success(call.kind, sent=sent)
         error.provider = self.provider
         error.message = self._hide(error.message, call.secrets)
-        error.harmless |= call.kind != "create"
+        if call.kind != "create":
+            error.harmless = True
+            error.charged = "no"
 
     def _usable(self, kind: Kind) -> aiohttp.ClientSession:
         if self._open is None or self._open[kind].closed:
@@ -358,12 +360,8 @@ def _log_retry(details: Any) -> None:
     error = details["exception"]
     wait = details["wait"]
     if isinstance(error, ProviderError) and wait >= NOTICEABLE:
-        facts = {
-            "provider": transport.provider,
-            "kind": call.kind,
-            "seconds": round(wait, 1),
-            "error": printable(error),
-        }
+        seconds = round(wait, 1)
+        facts = {"provider": transport.provider, "kind": call.kind, "seconds": seconds, "error": printable(error)}
         log.info("request.repeated", extra=facts)
 
 

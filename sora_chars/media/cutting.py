@@ -192,7 +192,8 @@ class _Job:
         facts = inspect(self.source)
         if problems := cut_problems(facts, self.clip, self.rule):
             raise not_cut(*problems)
-        part = self.target.with_name(f".{self.target.name}.{uuid.uuid4().hex}.part")
+        # The path is absolute, because FFmpeg would take "12:30.mp4" for a URL.
+        part = self.target.absolute().with_name(f".{self.target.name}.{uuid.uuid4().hex}.part")
         try:
             self._write(facts, part)
             if self.overwrite:

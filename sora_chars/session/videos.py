@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sora_chars.downloads import DOWNLOAD_ERRORS, Downloads, is_any, reason
-from sora_chars.errors import SoraCharsError
+from sora_chars.errors import ConfigurationError, SoraCharsError
 from sora_chars.media import Cutting, cut, needs_cut, not_cut
 from sora_chars.redaction import mask
 
@@ -88,7 +88,9 @@ class CutVideos:
             yield request
             return
         name = _name(request, rule, self.cutting.fit)
-        video = self._cuts.pop(name, None) or self._start(name, request, rule)
+        video = self._cuts.pop(name, None)
+        if video is None or (video.work.done() and not video.path.is_file()):  # temporary files may be cleaned up
+            video = self._start(name, request, rule)
         self._cuts[name] = video
         video.users += 1
         try:
@@ -122,8 +124,11 @@ class CutVideos:
         return path is not None and await asyncio.to_thread(needs_cut, path, rule)
 
     def _start(self, name: str, request: CharacterRequest, rule: MediaRule) -> _CutVideo:
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="sora-chars-"))
+        if self._folder is None or not self._folder.is_dir():
+            try:
+                self._folder = Path(tempfile.mkdtemp(prefix="sora-chars-"))
+            except OSError as error:
+                raise _not_written(error) from error
         path = self._folder / f"{name}.mp4"
         return _CutVideo(path, asyncio.create_task(self._cut(request, rule, path), name="sora_chars cut"))
 
@@ -144,6 +149,8 @@ class CutVideos:
                     overwrite=True,
                     on_progress=self.cutting.on_progress,
                 )
+            except OSError as error:
+                raise _not_written(error) from error
             finally:
                 downloaded.unlink(missing_ok=True)
 
@@ -160,6 +167,13 @@ class CutVideos:
             del self._cuts[key]
             with suppress(OSError):
                 one.path.unlink()
+
+
+def _not_written(error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"The video was not cut: the folder for temporary files cannot be written: {error.strerror}.",
+        hint="Nothing was sent. TMPDIR selects another folder.",
+    )
 
 
 def _name(request: CharacterRequest, rule: MediaRule, fit: str) -> str:

@@ -13,8 +13,7 @@ import pytest
 
 from sora_chars import CallbackReceiver, CharacterSession, FixedInterval, Kie
 from sora_chars.errors import SessionClosedError, SubmissionUnknownError, WaitTimeoutError, WatcherStoppedError
-from sora_chars.ledger import EntryState, open_ledger
-from sora_chars.ledger import listing
+from sora_chars.ledger import EntryState, listing, open_ledger
 from sora_chars.models import Character, CharacterRequest, ModelInfo, TaskSnapshot
 from sora_chars.protocols import Provider
 
