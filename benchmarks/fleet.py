@@ -358,6 +358,8 @@ async def main(runs: list[str], *, quick: bool) -> dict[str, Any]:
         folder = Path(name)
         for each in runs:
             with database() as url:
+                if isinstance(url, Exception):
+                    raise url
                 match each:
                     case "yardstick":
                         results[each] = await yardstick(url, keys=keys)
@@ -375,6 +377,8 @@ async def main(runs: list[str], *, quick: bool) -> dict[str, Any]:
                         results[each] = await web(url, keys=40 if quick else 200, port=31_000 + os.getpid() % 900)
                     case "transaction":
                         results[each] = await transaction(url, keys=keys)
+                    case _:
+                        raise ValueError(f"no run is called {each}")
             print(each, json.dumps(results[each], indent=1), flush=True)
         print((folder / "workers.log").read_text()[-3000:] if (folder / "workers.log").exists() else "")
     return results
