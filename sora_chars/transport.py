@@ -262,15 +262,16 @@ class Transport:
         """Complete an error, and pass it on to the account's cool-down."""
         if isinstance(error, RateLimitedError):
             now = asyncio.get_running_loop().time()
-            paused = self.account.paused_by(error)
-            paused.on_429(sent=sent, now=now, retry_after=error.retry_after)
+            (paused := self.account.paused_by(error)).on_429(sent=sent, now=now, retry_after=error.retry_after)
             if observed := observation.get():
                 observed.cooled_down(call.kind, paused.until - now)
         elif not isinstance(error, NoAnswerError):
             self.account.on_success(call.kind, sent=sent)
         error.provider = self.provider
         error.message = self._hide(error.message, call.secrets)
-        error.harmless |= call.kind != "create"
+        if call.kind != "create":
+            error.harmless = True
+            error.charged = "no"
 
     def _usable(self, kind: Kind) -> aiohttp.ClientSession:
         if self._open is None or self._open[kind].closed:
@@ -359,12 +360,8 @@ def _log_retry(details: Any) -> None:
     error = details["exception"]
     wait = details["wait"]
     if isinstance(error, ProviderError) and wait >= NOTICEABLE:
-        facts = {
-            "provider": transport.provider,
-            "kind": call.kind,
-            "seconds": round(wait, 1),
-            "error": printable(error),
-        }
+        seconds = round(wait, 1)
+        facts = {"provider": transport.provider, "kind": call.kind, "seconds": seconds, "error": printable(error)}
         log.info("request.repeated", extra=facts)
 
 

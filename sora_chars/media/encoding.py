@@ -19,7 +19,7 @@ from av.codec.context import Flags
 from av.filter import Graph
 from av.video.frame import PictureType, VideoFrame
 
-from .inspecting import opened, unreadable
+from .inspecting import opened, pictures_of, sound_of, unreadable
 from .layout import lay_out
 
 if TYPE_CHECKING:
@@ -85,9 +85,17 @@ class Cut:
 
         Raises:
             StoppedError: `stop` was set.
-            InvalidRequestError: The source cannot be decoded.
+            InvalidRequestError: The source cannot be decoded, or its pictures cannot be encoded.
             OSError: The file cannot be written.
         """
+        try:
+            self._write(path)
+        except av.error.FFmpegError as error:
+            if isinstance(error, OSError):
+                raise
+            raise unreadable(self.source, f"its pictures cannot be encoded ({error.strerror})") from error
+
+    def _write(self, path: Path) -> None:
         options = {"movflags": "+faststart", "fflags": "+bitexact"}
         with opened(self.source) as source, av.open(str(path), "w", format="mp4", options=options) as output:
             pictures = Pictures(source, self.span, lambda width, height: lay_out(width, height, self.rule, self.fit))
@@ -133,7 +141,8 @@ class Cut:
             return iter(())
         seconds = self.span.frames_from(start) / self.span.rate
         with opened(self.source) as source:
-            track = source.streams.audio[0]
+            track = sound_of(source)
+            assert track is not None  # noqa: S101 # `has_sound` comes from the same file
             rate = track.rate if track.rate in _SOUND_RATES else _SOUND_RATES[-1]
             channels = "mono" if track.layout.nb_channels == 1 else "stereo"
             stream = output.add_stream("aac", rate=rate, layout=channels)
@@ -180,7 +189,7 @@ class Pictures:
             yield picture
 
     def _decoded(self) -> Iterator[tuple[float, tuple[float, VideoFrame]]]:
-        stream = self.source.streams.video[0]
+        stream = pictures_of(self.source)
         stream.thread_type = "AUTO"
         for frame in _from(self.source, stream, self.span.start):
             time = _shown_at(self.source, frame)
@@ -190,7 +199,7 @@ class Pictures:
         shape = (frame.width, frame.height, frame.format.name, frame.rotation)
         if self._graph is None or shape != self._shape:  # a stream may change its size
             self._shape = shape
-            self._graph = _picture_graph(frame, self.source.streams.video[0], self.layout)
+            self._graph = _picture_graph(frame, pictures_of(self.source), self.layout)
         self._graph.push(frame)
         picture = self._graph.pull()
         assert isinstance(picture, VideoFrame)  # noqa: S101 # of a graph of pictures

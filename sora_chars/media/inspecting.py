@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import av
 import av.error
+from av.stream import Disposition
 
 from sora_chars.errors import printable
 
-from .planning import VideoFacts, not_cut
+from .planning import OnlySoundError, VideoFacts, not_cut
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from pathlib import Path
 
+    from av.audio.stream import AudioStream
     from av.container import InputContainer
+    from av.video.stream import VideoStream
 
     from sora_chars.errors import InvalidRequestError
 
@@ -33,14 +36,42 @@ def opened(path: Path) -> Generator[InputContainer]:
     Raises:
         InvalidRequestError: It cannot be read, or has no video.
     """
+    if path.exists() and not path.is_file():  # FFmpeg would wait for the other end of a pipe
+        raise unreadable(path, "it is no regular file")
     try:
         container = av.open(str(path.absolute()), container_options=dict(_OPTIONS))
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise unreadable(path, getattr(error, "strerror", None) or str(error)) from error
     with container:
-        if not container.streams.video:
-            raise unreadable(path, "it has no video")
+        pictures_of(container)
         yield container
+
+
+def pictures_of(container: InputContainer) -> VideoStream:
+    """Return the first stream of moving pictures. The cover of a piece of music is none.
+
+    Raises:
+        InvalidRequestError: There is none, or FFmpeg does not know its codec.
+    """
+    moving = [one for one in container.streams.video if Disposition.attached_pic not in one.disposition]
+    if not moving and container.streams.audio:
+        problem = f"video must have moving pictures, got {printable(container.name)}, which has only sound"
+        raise OnlySoundError(f"The video was not cut: {problem}.", problems=(problem,))
+    if not moving:
+        raise unreadable(Path(container.name), "it has no video")
+    if not _is_known(moving[0]):
+        raise unreadable(Path(container.name), "its codec is unknown")
+    return moving[0]
+
+
+def sound_of(container: InputContainer) -> AudioStream | None:
+    """Return the first stream of sound whose codec FFmpeg knows; None without sound."""
+    return next(filter(_is_known, container.streams.audio), None)
+
+
+def _is_known(stream: VideoStream | AudioStream) -> bool:
+    context: object = stream.codec_context  # None, against its type, without a decoder
+    return context is not None
 
 
 def inspect(path: Path) -> VideoFacts:
@@ -50,10 +81,10 @@ def inspect(path: Path) -> VideoFacts:
         InvalidRequestError: It cannot be read, or has no video.
     """
     with opened(path) as container:
-        video = container.streams.video[0]
+        video = pictures_of(container)
         context = video.codec_context
         aspect = video.sample_aspect_ratio
-        sound = container.streams.audio
+        sound = sound_of(container)
         return VideoFacts(
             path=path,
             size_bytes=path.stat().st_size,
@@ -64,7 +95,7 @@ def inspect(path: Path) -> VideoFacts:
             has_square_pixels=not aspect or aspect == 1,
             rate=video.average_rate or video.guessed_rate,
             seconds=_end(container),
-            sound=sound[0].codec_context.name if sound else None,
+            sound=sound.codec_context.name if sound else None,
         )
 
 
@@ -76,14 +107,14 @@ def rotation_of(path: Path) -> int:
     """
     with opened(path) as container:
         try:
-            return next(container.decode(video=0)).rotation
+            return next(container.decode(pictures_of(container))).rotation
         except (av.error.FFmpegError, StopIteration) as error:
             raise unreadable(path, "no picture can be decoded") from error
 
 
 def _end(container: InputContainer) -> float | None:
     """Return the time at which the pictures end, in seconds from the start of the file."""
-    video = container.streams.video[0]
+    video = pictures_of(container)
     if video.duration is not None and video.time_base is not None:
         end = float((video.duration + (video.start_time or 0)) * video.time_base)
         return end - (container.start_time or 0) / _MICROSECONDS

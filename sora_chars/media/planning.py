@@ -50,6 +50,10 @@ class VideoFacts:
     sound: str | None
 
 
+class OnlySoundError(InvalidRequestError):
+    """A file holds sound and no moving pictures, so no provider of characters takes it as a video."""
+
+
 def seconds_between(low: float, high: float) -> str:
     """Return a range of seconds in words."""
     return f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
@@ -76,12 +80,16 @@ def cut_problems(facts: VideoFacts, clip: Clip | None, rule: MediaRule) -> list[
 def source_problems(path: Path, clip: Clip | None, rule: MediaRule) -> list[str] | None:
     """Return `cut_problems` of a local video, read from its headers; None if PyAV cannot read it.
 
+    A file that holds only sound has the problem that it is no video.
+
     Call it where `is_installed()`.
     """
     from .inspecting import inspect  # noqa: PLC0415 # PyAV takes a tenth of a second to import
 
     try:
         return cut_problems(inspect(path), clip, rule)
+    except OnlySoundError as error:
+        return list(error.problems)
     except InvalidRequestError:
         return None
 

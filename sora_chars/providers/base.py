@@ -122,10 +122,13 @@ def clean_url(url: str, *, field: str) -> str:
 
 
 def blocked(response: Response, provider: str) -> BlockedError | None:
-    """Return the error for a response that is not in the provider's format, if it proves that nothing was done."""
+    """Return the error for a response that is not in the provider's format, if it proves that nothing was done.
+
+    HTTP 303 proves nothing: it names the place of the result after a request that was carried out (RFC 9110).
+    """
     status = response.status
     location = response.headers.get("Location")
-    if status in REDIRECTS:
+    if status in REDIRECTS and status != HTTPStatus.SEE_OTHER:
         target = None if location is None else _without_secrets(location)
         where = f" redirects to {printable(target, limit=200)}" if target else " is a redirect without a target"
         return BlockedError(

@@ -26,7 +26,7 @@ from sora_chars.errors import (
 )
 from sora_chars.ids import as_id
 from sora_chars.models import TaskSnapshot
-from sora_chars.responses import GATEWAY_FAULTS, Response
+from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
 
 from .base import blocked
 
@@ -150,9 +150,26 @@ def read_created(reply: Reply, *, model: str, state: str, provider: str) -> Task
         NoAnswerError: The outcome is unknown.
         ProviderError: The request was rejected.
     """
-    if task_id := reply.task_id:
+    if task_id := reply.task_id or _bare_id(reply.response):
         return TaskSnapshot(task_id=task_id, provider=provider, state=state, model=model)
     raise reply.unreadable("no task id") if reply.is_success else reply.error(paid=True)
+
+
+def _bare_id(response: Response) -> str | None:
+    """Return the id of a task in a response that lacks the rest of the gateway's format. An error's own id is none."""
+    try:
+        body = parse_json(response.body, exact_integers=True)
+    except ValueError:
+        return None
+    match body:
+        case {"error": dict() | str()}:
+            return None
+        case {"data": {"id": found}}:
+            return as_id(found)
+        case {"id": found} if "status" in body or HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
+            return as_id(found)
+        case _:
+            return None
 
 
 def read_polled(

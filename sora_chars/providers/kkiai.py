@@ -358,7 +358,7 @@ def _is_own(body: Any) -> bool:
 
 def _classify(status: int, message: str, codes: set[str]) -> tuple[type[ProviderError], str]:
     """Return the error class and the hint. Codes decide before the status, which varies by gateway."""
-    if status in GATEWAY_FAULTS or status < HTTPStatus.OK:
+    if status in GATEWAY_FAULTS or status < HTTPStatus.OK or status == HTTPStatus.SEE_OTHER:
         return NoAnswerError, ""
     if codes & _QUOTA_CODES or status == HTTPStatus.PAYMENT_REQUIRED:
         return InsufficientCreditsError, "Top up the account."

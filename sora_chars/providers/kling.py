@@ -17,7 +17,7 @@ import attrs
 from sora_chars.errors import ConfigurationError, NoAnswerError, ProviderError, TaskNotFoundError, printable
 from sora_chars.models import CharacterRequest, VoiceRequest, path_of
 from sora_chars.ratelimit.window import Limits
-from sora_chars.signing import header, jwt_signer
+from sora_chars.signing import JwtSigner, header
 from sora_chars.transport import Transport
 
 from . import kling_codec as codec
@@ -289,4 +289,4 @@ def _keys(api_key: str | None, access_key: str | None, secret_key: str | None, *
         return {"api_key": key, "sign": header("Authorization", f"Bearer {key}")}
     access = resolve_key(access_key, variable="KLING_ACCESS_KEY", provider=provider, option="access_key")
     secret = resolve_key(secret_key, variable="KLING_SECRET_KEY", provider=provider, option="secret_key")
-    return {"api_key": secret, "sign": jwt_signer(access, secret)}
+    return {"api_key": secret, "sign": JwtSigner(access, secret)}

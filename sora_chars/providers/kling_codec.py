@@ -16,7 +16,7 @@ from sora_chars.ids import as_id
 from sora_chars.models import FAIL, SUCCESS, Accepts, Character, MediaRule, TaskFailure, TaskSnapshot, TextRule
 from sora_chars.responses import as_number
 
-from .kling_envelope import read_data, read_envelope, unreadable
+from .kling_envelope import json_value, read_data, read_envelope, unreadable
 from .kling_voices import VOICE_MODEL, is_voice, voice_of
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MODEL = "kling-elements"
 ELEMENTS_PATH = "/v1/general/advanced-custom-elements"
 DELETE_PATH = "/v1/general/delete-advanced-elements"
+_NO_RESOURCE = 1203
 _MIB = 1024 * 1024
 VIDEO = MediaRule(
     local="hosting",
@@ -103,10 +104,11 @@ def read_created(response: Response, *, provider: str, model: str = MODEL) -> Ta
         NoAnswerError: The outcome is unknown.
         ProviderError: The request was rejected.
     """
-    envelope = read_envelope(response, paid=True)
-    record = envelope.data
-    if isinstance(record, dict) and (task_id := as_id(record.get("task_id"))):
-        return TaskSnapshot(task_id=task_id, provider=provider, state=_state(record) or "submitted", model=model)
+    match json_value(response):
+        case {"data": {"task_id": found} as record} if task_id := as_id(found):
+            return TaskSnapshot(task_id=task_id, provider=provider, state=_state(record) or "submitted", model=model)
+        case _:
+            envelope = read_envelope(response, paid=True)
     if envelope.code == 0:
         raise unreadable(response, "no task id")
     if envelope.is_duplicate:
@@ -277,17 +279,16 @@ def read_list(response: Response, *, provider: str) -> tuple[list[TaskSnapshot],
 
 
 def read_deleted(response: Response) -> None:
-    """Read the response to a delete. Kling answers 1201 for an element that is gone, which counts as deleted.
+    """Read the response to a delete. Kling answers 1201 or 1203 for an element that is gone, which counts as deleted.
+
+    Another 404 means that a proxy serves no such route.
 
     Raises:
         ProviderError: The request was rejected.
     """
     envelope = read_envelope(response)
-    if envelope.code == 0 or envelope.is_invalid_parameter:
-        return
-    error = envelope.error()
-    if error.status != HTTPStatus.NOT_FOUND:
-        raise error
+    if envelope.code != 0 and not envelope.is_invalid_parameter and envelope.code != _NO_RESOURCE:
+        raise envelope.error()
 
 
 def claimed_task(record: Any) -> tuple[str, Mapping[str, Any]] | None:

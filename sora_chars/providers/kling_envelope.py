@@ -115,6 +115,14 @@ def _by_status(status: int) -> tuple[type[ProviderError], str]:
     return _ERRORS_BY_STATUS.get(status, (RequestRejectedError, ""))
 
 
+def json_value(response: Response) -> Any:
+    """Return the JSON value in a response, with exact integers; None if it is not JSON."""
+    try:
+        return parse_json(response.body, exact_integers=True)
+    except ValueError:
+        return None
+
+
 def read_envelope(response: Response, *, paid: bool = False) -> Envelope:
     """Parse the envelope of a response.
 
@@ -122,10 +130,7 @@ def read_envelope(response: Response, *, paid: bool = False) -> Envelope:
         NoAnswerError: The response is not Kling's, and the request may have been carried out.
         ProviderError: The response is not Kling's, and its HTTP status proves that nothing was done.
     """
-    try:
-        body = parse_json(response.body, exact_integers=True)
-    except ValueError:
-        body = None
+    body = json_value(response)
     match body:
         case {"code": given} if (code := as_code(given)) is not None:
             message = body.get("message")

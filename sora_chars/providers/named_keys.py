@@ -25,6 +25,8 @@ def key_suffix(key: str) -> str:
 def only_match(found: Sequence[TaskSnapshot], *, shown: str, provider: str) -> TaskSnapshot | None:
     """Return the only record of a key, or None if there is none.
 
+    A list that changes while its pages are read may show a record twice.
+
     Args:
         found: The records whose names end in the digest of the key.
         shown: What the provider calls them, such as "subjects".
@@ -33,6 +35,7 @@ def only_match(found: Sequence[TaskSnapshot], *, shown: str, provider: str) -> T
     Raises:
         NoAnswerError: There are several, so the outcome is unknown.
     """
-    if len(found) > 1:
-        raise NoAnswerError(f"{provider} shows {len(found)} {shown} of this key.", provider=provider)
-    return found[0] if found else None
+    different = {snapshot.task_id: snapshot for snapshot in found}
+    if len(different) > 1:
+        raise NoAnswerError(f"{provider} shows {len(different)} {shown} of this key.", provider=provider)
+    return next(iter(different.values()), None)

@@ -53,6 +53,7 @@ _ERRORS: Mapping[str, tuple[type[ProviderError], str]] = {
         "Sign the letter that Ark asks for in its console, and allow the access key to use the asset library.",
     ),
     "SubscriptionRequired": (PermissionDeniedError, "Subscribe to a plan of Ark that includes the asset library."),
+    "InvalidAction": _GONE,  # HTTP 404 of the gateway in front of all services of Volcengine
     "NotFound": _NOT_FOUND,
     "Throttling": _BUSY,
     "RequestLimitExceeded": _BUSY,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from sora_chars.errors import (
     AuthenticationError,
     InsufficientCreditsError,
-    MissingCharacterError,
     ModelUnavailableError,
     NoAnswerError,
     ProviderError,
@@ -75,21 +74,22 @@ def subject_body(request: CharacterRequest, *, key: str, video: str | None, imag
 def read_created(response: Response, *, provider: str) -> TaskSnapshot:
     """Return the finished snapshot in the response to a create. An id names the subject, whatever the status is.
 
+    An id beside the message of an error is that of the HTTP request.
+
     Raises:
-        MissingCharacterError: The response reports success, but holds no id.
-        NoAnswerError: The outcome is unknown.
+        NoAnswerError: The outcome is unknown, also after a success without an id: the list shows the subject.
         ProviderError: The request was rejected.
     """
     body = _json_object(response)
-    if body and (subject := _snapshot(body, provider)):
+    is_error = body is not None and not _is_success(response) and "name" not in body and _message(body) is not None
+    if body and not is_error and (subject := _snapshot(body, provider)):
         return subject
     if body is not None and _is_success(response):
-        raise MissingCharacterError(
-            f"Vidu reported success without a subject: {printable(response.body[:1000].decode(errors='replace'))}",
-            hint="Look for the subject at Vidu before you send the request again.",
-            provider=provider,
-            task_id=None,
-            payload=body,
+        shown = printable(response.body[:1000].decode(errors="replace"), limit=200)
+        raise NoAnswerError(
+            f"Vidu answered HTTP {response.status} without the id of a subject: {shown}",
+            status=response.status,
+            retry_after=response.retry_after,
         )
     raise _error(response, body, paid=True)
 
@@ -154,9 +154,9 @@ def _error(response: Response, body: dict[str, Any] | None, *, paid: bool) -> Pr
     status = response.status
     if body is None and (rejection := blocked(response, "Vidu")):
         return rejection
-    text = (body or {}).get("message") or (body or {}).get("err_msg")
-    shown = text if isinstance(text, str) else response.body[:1000].decode(errors="replace")
-    kind, hint = _classify(status, shown.lower())
+    text = _message(body or {})
+    shown = response.body[:1000].decode(errors="replace") if text is None else text
+    kind, hint = _classify(status, (text or "").lower())
     if kind is ServiceUnavailableError and paid:
         kind = NoAnswerError
     error = kind(
@@ -167,6 +167,12 @@ def _error(response: Response, body: dict[str, Any] | None, *, paid: bool) -> Pr
     )
     error.transient |= body is None and not paid
     return error
+
+
+def _message(body: Mapping[str, Any]) -> str | None:
+    """Return the message of an error, or else its reason, such as "CreditInsufficient"."""
+    texts = (body.get(name) for name in ("message", "err_msg", "reason"))
+    return next((text for text in texts if isinstance(text, str) and text), None)
 
 
 def _classify(status: int, text: str) -> tuple[type[ProviderError], str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sora_chars.downloads import DOWNLOAD_ERRORS, Downloads, is_any, reason
-from sora_chars.errors import SoraCharsError
+from sora_chars.errors import ConfigurationError, SoraCharsError
 from sora_chars.media import Cutting, cut, needs_cut, not_cut
 from sora_chars.redaction import mask
 
@@ -28,6 +28,22 @@ if TYPE_CHECKING:
 _MAX_KEPT = 8  # cut videos that no request uses at the moment, for requests that are repeated
 _CONCURRENCY = max(1, (os.cpu_count() or 1) // 2)  # each encoder uses several threads
 _DOWNLOAD_TIMEOUT = 600.0  # seconds
+
+
+async def download_video(link: str, path: Path, cutting: Cutting) -> None:
+    """Write the video of a URL to a new file, by the rules of `cutting`. An error leaves an incomplete file.
+
+    Raises:
+        InvalidRequestError: It cannot be downloaded, or may not.
+    """
+    downloads = Downloads(max_bytes=cutting.max_download_bytes, timeout=_DOWNLOAD_TIMEOUT)
+    if cutting.allow_any_url:
+        downloads = attrs.evolve(downloads, allowed=is_any, schemes=("https", "http"))
+    try:
+        await downloads.save(link, path)
+    except DOWNLOAD_ERRORS as error:
+        why = f"{reason(error)} ({mask(link)})"
+        raise not_cut(f"video must be a link that can be downloaded, since it has to be cut: {why}") from error
 
 
 @attrs.define(eq=False)
@@ -66,12 +82,15 @@ class CutVideos:
             InvalidRequestError: The video cannot be downloaded, read or cut.
             ConfigurationError: PyAV is not installed.
         """
-        rule = provider.accepts.video if provider.accepts else None
+        accepts = provider.accepts
+        rule = accepts.video if accepts and not accepts.takes_clip("video") else None
         if rule is None or not await self._needs_cut(request, rule):
             yield request
             return
         name = _name(request, rule, self.cutting.fit)
-        video = self._cuts.pop(name, None) or self._start(name, request, rule)
+        video = self._cuts.pop(name, None)
+        if video is None or (video.work.done() and not video.path.is_file()):  # temporary files may be cleaned up
+            video = self._start(name, request, rule)
         self._cuts[name] = video
         video.users += 1
         try:
@@ -105,8 +124,11 @@ class CutVideos:
         return path is not None and await asyncio.to_thread(needs_cut, path, rule)
 
     def _start(self, name: str, request: CharacterRequest, rule: MediaRule) -> _CutVideo:
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="sora-chars-"))
+        if self._folder is None or not self._folder.is_dir():
+            try:
+                self._folder = Path(tempfile.mkdtemp(prefix="sora-chars-"))
+            except OSError as error:
+                raise _not_written(error) from error
         path = self._folder / f"{name}.mp4"
         return _CutVideo(path, asyncio.create_task(self._cut(request, rule, path), name="sora_chars cut"))
 
@@ -116,7 +138,7 @@ class CutVideos:
             downloaded = path.with_suffix(".source")
             try:
                 if source is None:
-                    await self._download(str(request.video), downloaded)
+                    await download_video(str(request.video), downloaded, self.cutting)
                     source = downloaded
                 await cut(
                     source,
@@ -127,18 +149,10 @@ class CutVideos:
                     overwrite=True,
                     on_progress=self.cutting.on_progress,
                 )
+            except OSError as error:
+                raise _not_written(error) from error
             finally:
                 downloaded.unlink(missing_ok=True)
-
-    async def _download(self, link: str, path: Path) -> None:
-        downloads = Downloads(max_bytes=self.cutting.max_download_bytes, timeout=_DOWNLOAD_TIMEOUT)
-        if self.cutting.allow_any_url:
-            downloads = attrs.evolve(downloads, allowed=is_any, schemes=("https", "http"))
-        try:
-            await downloads.save(link, path)
-        except DOWNLOAD_ERRORS as error:
-            why = f"{reason(error)} ({mask(link)})"
-            raise not_cut(f"video must be a link that can be downloaded, since it has to be cut: {why}") from error
 
     def _forget(self, name: str, video: _CutVideo) -> None:
         """Forget a cut that failed or is given up, and remove those used least recently. Does not wait for anything."""
@@ -153,6 +167,13 @@ class CutVideos:
             del self._cuts[key]
             with suppress(OSError):
                 one.path.unlink()
+
+
+def _not_written(error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"The video was not cut: the folder for temporary files cannot be written: {error.strerror}.",
+        hint="Nothing was sent. TMPDIR selects another folder.",
+    )
 
 
 def _name(request: CharacterRequest, rule: MediaRule, fit: str) -> str:

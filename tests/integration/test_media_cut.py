@@ -10,13 +10,14 @@ import pytest
 
 pytest.importorskip("av")
 
-from sora_chars import media
+from sora_chars import CharacterRequest, Vidu, media
 from sora_chars.errors import ConfigurationError, InvalidRequestError
 from sora_chars.media.encoding import Cut, StoppedError
 from sora_chars.media.inspecting import inspect
 from sora_chars.media.planning import BitRate, span_of
 from sora_chars.models import Clip, MediaRule
 from sora_chars.providers.kling_codec import VIDEO as KLING
+from sora_chars.providers.local_files import request_problems
 from sora_chars.providers.media import probe
 from tests.support.videos import Video, click_time, luma_at, numbers, phone_video
 
@@ -231,13 +232,16 @@ async def test_damaged_video(video: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match=r"damaged\.mp4"):
         await media.cut(source, tmp_path / "clip.mp4", clip="0,1", rule=SMALL)
     assert not (tmp_path / "clip.mp4").exists()
+    assert not media.needs_cut(source, SMALL)  # a session sends it as it is
 
 
 async def test_only_sound(tmp_path: Path) -> None:
     """A file that has only sound is not cut."""
     source = Video(click=0.5, times=()).write(tmp_path / "sound.mp4")
-    with pytest.raises(InvalidRequestError, match="it has no video"):
+    with pytest.raises(InvalidRequestError, match="has only sound"):
         await media.cut(source, tmp_path / "clip.mp4", rule=SMALL)
+    (problem,) = request_problems(Vidu.accepts, CharacterRequest(video=source, name="Rex"))
+    assert "must have moving pictures" in problem
 
 
 async def test_pictures_that_begin_later(tmp_path: Path) -> None:
@@ -255,6 +259,8 @@ async def test_options(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """An invalid option and a missing PyAV are named."""
     with pytest.raises(ConfigurationError, match="fit must be one of pad, crop, got 'stretch'"):
         await media.cut(video, tmp_path / "clip.mp4", rule=SMALL, fit="stretch")  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequestError, match="must be a local path, got a URL"):
+        await media.cut("https://clips.example/rex.mp4", tmp_path / "clip.mp4", rule=SMALL)
     with pytest.raises(InvalidRequestError, match=r"clip must span 0\.2 to 4 seconds, got 5"):
         await media.cut(video, tmp_path / "clip.mp4", clip="0,5", rule=SMALL)
     monkeypatch.setattr("sora_chars.media.extra.find_spec", lambda _: None)

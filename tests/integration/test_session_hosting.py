@@ -15,10 +15,12 @@ from sora_chars import (
     Kie,
     Kling,
     SeedanceAssets,
+    ServiceUnavailableError,
     Wavespeed,
 )
 from sora_chars.testing import Emulator
 from tests.support.kling_account import KEY, only_task
+from tests.support.raw_server import http, responds, serving_raw
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -68,6 +70,15 @@ async def test_a_failed_upload_sends_nothing(make_clip: Callable[..., Path]) -> 
             assert (entry.state, emulator.kling.tasks) == (EntryState.REJECTED, {})
         async with at(emulator, Kie("right", upload_url=emulator.url)) as session:
             await session.create(video=clip, key="order-17", **TEXTS)
+
+
+async def test_an_upload_that_fails_costs_nothing(emulator: Emulator, make_clip: Callable[..., Path]) -> None:
+    """A server error of an upload is that of a free request: nothing was sent, and nothing may have been charged."""
+    failure = responds(http(b'{"code": 500, "msg": "boom"}', status="500 Failure"))
+    async with serving_raw(failure) as raw, at(emulator, Kie("key", upload_url=raw.url)) as session:
+        with pytest.raises(ServiceUnavailableError) as caught:
+            await session.create(video=make_clip(5.0), **TEXTS)
+    assert (caught.value.charged, emulator.kling.tasks) == ("no", {})
 
 
 def at(emulator: Emulator, kie: Kie) -> CharacterSession:

@@ -8,7 +8,7 @@ import hmac
 import json
 from typing import Any
 
-from sora_chars.signing import encode_jwt, header, jwt_signer, sign_request
+from sora_chars.signing import JwtSigner, encode_jwt, header, sign_request
 
 
 def decoded(part: str) -> Any:
@@ -19,12 +19,21 @@ def decoded(part: str) -> Any:
 def test_jwt() -> None:
     """Each request has a new token with the documented claims, which ends after half an hour."""
     times = iter((1000.9, 1001.0))
-    sign = jwt_signer("access", "secret", clock=lambda: next(times))
+    sign = JwtSigner("access", "secret", clock=lambda: next(times))
     first, second = (sign("GET", "https://a.example/", {}, b"")["Authorization"] for _ in range(2))
     head, claims, _ = first.removeprefix("Bearer ").split(".")
     assert decoded(head) == {"alg": "HS256", "typ": "JWT"}
     assert decoded(claims) == {"iss": "access", "exp": 2800, "nbf": 995}
     assert first != second
+
+
+def test_the_keys_of_a_jwt_are_secrets() -> None:
+    """The access key is in no header as it is, and is a secret of the request as the JWT is."""
+    sign = JwtSigner("access-0123456789", "secret-0123456789")
+    secrets = sign_request(sign, "GET", "https://a.example/", {"headers": {}})
+    assert secrets[1:] == ["access-0123456789", "secret-0123456789"]
+    assert secrets[0].startswith("eyJ")
+    assert "0123456789" not in repr(sign)
 
 
 def test_jwt_vector() -> None:

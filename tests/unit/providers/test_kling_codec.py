@@ -212,7 +212,7 @@ def test_duplicate_create() -> None:
         (200, HTML, NoAnswerError, NoAnswerError),
         (200, b"", NoAnswerError, NoAnswerError),
         (200, b'{"error":"x"}', NoAnswerError, NoAnswerError),
-        (200, b'{"code":"0","data":{"task_id":"1"}}', NoAnswerError, NoAnswerError),
+        (200, b'{"code":"0","data":{"task_id":""}}', NoAnswerError, NoAnswerError),
         (200, b'{"code":true}', NoAnswerError, NoAnswerError),
         (302, HTML, BlockedError, BlockedError),
         (400, HTML, BlockedError, BlockedError),
@@ -292,3 +292,6 @@ def test_delete() -> None:
     codec.read_deleted(envelope(1203, status=404))
     with pytest.raises(AuthenticationError):
         codec.read_deleted(envelope(1002, status=401))
+    for code in (1202, 404):  # of a proxy that serves no such route
+        with pytest.raises(ProviderError):
+            codec.read_deleted(envelope(code, status=404))

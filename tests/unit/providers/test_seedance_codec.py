@@ -284,8 +284,9 @@ def test_deletes() -> None:
         codec.read_deleted(response)
     with pytest.raises(AuthenticationError):
         codec.read_deleted(respond(401, b"[client] no"))
-    with pytest.raises(ModelUnavailableError):
-        codec.read_deleted(respond(404, b"<html>"))
+    for response in (respond(404, b"<html>"), failed("InvalidActionOrVersion", 404)):
+        with pytest.raises(ModelUnavailableError):
+            codec.read_deleted(response)
 
 
 def presigned(body: object, status: int = 200, base_url: str = "https://icover.ai") -> Presigned:

@@ -12,7 +12,6 @@ from sora_chars import (
     BlockedError,
     CharacterRequest,
     InsufficientCreditsError,
-    MissingCharacterError,
     ModelUnavailableError,
     NoAnswerError,
     ProviderError,
@@ -136,10 +135,31 @@ def test_an_id_in_any_answer_is_the_subject(status: int) -> None:
 
 @pytest.mark.parametrize("body", [{}, {"id": ""}, {"id": None}, {"id": True}, {"id": 5.5}, {"id": "a\nb"}])
 def test_success_without_an_id(body: object) -> None:
-    """A success without an id raises an error that shows the response."""
-    with pytest.raises(MissingCharacterError) as caught:
+    """A success without an id leaves the outcome unknown, since the list may show the subject."""
+    with pytest.raises(NoAnswerError, match="without the id of a subject") as caught:
         codec.read_created(respond(200, body), provider="vidu")
-    assert caught.value.payload == body
+    assert not caught.value.harmless
+
+
+def test_an_error_in_a_success() -> None:
+    """A body that describes an error in HTTP 200 proves no charge."""
+    with pytest.raises(NoAnswerError, match="bad image"):
+        codec.read_created(respond(200, {"code": 400, "message": "bad image"}), provider="vidu")
+
+
+@pytest.mark.parametrize(("status", "kind"), [(401, AuthenticationError), (400, RequestRejectedError)])
+def test_the_id_of_an_error(status: int, kind: type[ProviderError]) -> None:
+    """An id beside the message of an error is that of the HTTP request, and no subject."""
+    with pytest.raises(kind):
+        codec.read_created(respond(status, {"id": "request-1", "message": "no"}), provider="vidu")
+
+
+def test_credits_as_a_field_are_no_lack_of_money() -> None:
+    """Only the message or the reason of an error decides about money, and not the names of its fields."""
+    with pytest.raises(RequestRejectedError):
+        codec.read_created(respond(400, {"reason": "InvalidImage", "credits": 0}), provider="vidu")
+    with pytest.raises(InsufficientCreditsError):
+        codec.read_created(respond(400, {"reason": "CreditInsufficient"}), provider="vidu")
 
 
 @pytest.mark.parametrize(

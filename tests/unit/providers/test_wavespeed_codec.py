@@ -243,7 +243,7 @@ def test_success_without_a_task(data: object) -> None:
         (200, HTML, NoAnswerError, NoAnswerError),
         (200, b"", NoAnswerError, NoAnswerError),
         (200, b'{"error":"x"}', NoAnswerError, NoAnswerError),
-        (200, b'{"code":"200","data":{"id":"1"}}', NoAnswerError, NoAnswerError),
+        (200, b'{"code":"200","data":{"id":""}}', NoAnswerError, NoAnswerError),
         (200, b'{"code":true}', NoAnswerError, NoAnswerError),
         (302, HTML, BlockedError, BlockedError),
         (401, b'{"message":"no"}', AuthenticationError, AuthenticationError),

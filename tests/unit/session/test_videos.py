@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -143,6 +145,38 @@ async def test_few_cuts_are_kept(encoder: Encoder, source: Path) -> None:
     assert (kept := (await held).video_path)
     assert kept.exists()
     await videos.aclose()
+
+
+@pytest.mark.looptime
+async def test_a_folder_that_was_cleaned_up(encoder: Encoder, source: Path) -> None:
+    """Where the system has removed old temporary files, the video is cut again into a new folder."""
+    videos = CutVideos()
+    first = await take(videos, clip_of(source))
+    assert first.video_path
+    shutil.rmtree(first.video_path.parent)
+    for start in (0, 1):
+        path = (await take(videos, clip_of(source, start))).video_path
+        assert path
+        assert path.exists()
+    assert len(encoder.cuts) == 3
+    await videos.aclose()
+
+
+@pytest.mark.looptime
+async def test_a_full_disk(encoder: Encoder, source: Path) -> None:
+    """A cut that cannot be written is an error of the settings, which names the folder."""
+    encoder.fault = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(ConfigurationError, match=r"temporary files cannot be written: No space left.*Nothing was sent"):
+        await take(videos := CutVideos(), clip_of(source))
+    await videos.aclose()
+
+
+async def test_no_folder_for_temporary_files(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder for temporary files that does not exist is an error of the settings."""
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(source.with_name("none")))
+        with pytest.raises(ConfigurationError, match="cannot be written: No such file"):
+            await take(CutVideos(), clip_of(source))
 
 
 @pytest.mark.looptime
