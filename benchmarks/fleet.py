@@ -293,16 +293,14 @@ async def web(url: str, *, keys: int, port: int) -> dict[str, Any]:
             stack.callback(_kill, process)
             processes.append(process)
         await asyncio.gather(*map(_line, processes))
-        for process in processes:
-            _continue(process)
+        _continue(processes)
         resumed: dict[str, float] = {}
         for line in await asyncio.gather(*map(_line, processes)):
             resumed |= json.loads(line)
         async with aiohttp.ClientSession() as client, client.get(f"{provider}/called") as answer:
             called: dict[str, float] = await answer.json()
         counted = await stats(provider)
-        for process in processes:
-            _continue(process)
+        _continue(processes)
         await asyncio.gather(*(process.wait() for process in processes))
     delays = sorted(resumed[key] - called[key] for key in resumed)
     return {
@@ -318,9 +316,10 @@ async def _line(process: Process) -> bytes:
     return await process.stdout.readline()
 
 
-def _continue(process: Process) -> None:
-    assert process.stdin
-    process.stdin.write(b"\n")
+def _continue(processes: list[Process]) -> None:
+    for process in processes:
+        assert process.stdin
+        process.stdin.write(b"\n")
 
 
 async def transaction(url: str, *, keys: int) -> dict[str, Any]:
