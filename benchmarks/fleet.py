@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 WORKERS = 3
 WEB_PROCESSES = 4
-KILL_INTERVAL = 2.5  # seconds
-TIMEOUT = 240.0  # seconds of a run
+KILL_INTERVAL, TIMEOUT = 2.5, 240.0  # seconds between two kills; seconds of a run
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
