@@ -148,7 +148,7 @@ class Characters:
         ended: Callable[[Entry], Awaitable[object] | object] | None = None,
         patience: float = 0.2,
         idle: float = 60.0,
-        stalled_after: float = 5.0,
+        stalled_after: float = 10.0,
         send_queue: str = "send",
         poll_queue: str = "poll",
     ) -> None:
