@@ -228,7 +228,7 @@ class HeyGen(HTTPProvider):
             return None
         try:
             page = await self._transport.request(
-                "POST", self._url(codec.AVATARS_PATH, group_id, "consent"), codec.read_consent, json={}
+                "POST", self._url(codec.AVATARS_PATH, group_id, "consent"), codec.read_consent, kind="poll", json={}
             )
         except ProviderError as error:
             facts = {"provider": self.name, "task_id": task_id, "error": printable(error)}
@@ -249,7 +249,9 @@ class HeyGen(HTTPProvider):
         for _ in range(_MAX_PAGES):
             params = {"ownership": "private", "limit": str(codec.PAGE_SIZE), **query}
             params |= {"token": token} if token else {}
-            records, token = await self._transport.request("GET", self._url(path), codec.read_page, params=params)
+            records, token = await self._transport.request(
+                "GET", self._url(path), codec.read_page, kind="poll", params=params
+            )
             yield records
             if token is None:
                 break
