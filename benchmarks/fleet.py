@@ -1,7 +1,7 @@
 """A fleet of workers on Procrastinate: what is paid twice, lost or refused, under SIGKILL too (part G).
 
 Three worker processes share a PostgreSQL ledger, and a strict server counts. Usage:
-python benchmarks/fleet.py [--quick] [--runs plain,kills,callbacks,limits,transaction]
+python benchmarks/fleet.py [--quick] [--runs plain,kills,callbacks,limits,transaction,web]
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 WORKERS = 3
+WEB_PROCESSES = 4
 KILL_INTERVAL = 2.5  # seconds
 TIMEOUT = 240.0  # seconds of a run
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -274,6 +275,54 @@ async def yardstick(url: str, *, keys: int, scale: int = 10) -> dict[str, Any]:
         return result | await stats(provider) | await states(url)
 
 
+async def web(url: str, *, keys: int, port: int) -> dict[str, Any]:
+    """Create in web processes whose callbacks land on another one; return how long the awaiters waited after that."""
+    async with AsyncExitStack() as stack:
+        provider = await stack.enter_async_context(server(scale=1000, durations=(1.0, 9.0)))
+        config = {"url": provider, "database": url, "scale": 1000, "keys": keys, "callback_port": port, "own_log": ""}
+        processes: list[Process] = []
+        for index in range(WEB_PROCESSES):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                HERE / "fleet_worker.py",
+                *("serve", str(index), str(WEB_PROCESSES)),
+                env=os.environ | {"FLEET": json.dumps(config)},
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+            )
+            stack.callback(_kill, process)
+            processes.append(process)
+        await asyncio.gather(*map(_line, processes))
+        for process in processes:
+            _continue(process)
+        resumed: dict[str, float] = {}
+        for line in await asyncio.gather(*map(_line, processes)):
+            resumed |= json.loads(line)
+        async with aiohttp.ClientSession() as client, client.get(f"{provider}/called") as answer:
+            called: dict[str, float] = await answer.json()
+        counted = await stats(provider)
+        for process in processes:
+            _continue(process)
+        await asyncio.gather(*(process.wait() for process in processes))
+    delays = sorted(resumed[key] - called[key] for key in resumed)
+    return {
+        "awaiters": len(delays),
+        "resumed_p50_ms": statistics.median(delays) * 1000,
+        "resumed_p95_ms": delays[int(0.95 * len(delays))] * 1000,
+        "polls_per_task": counted["polls"] / counted["tasks"],
+    }
+
+
+async def _line(process: Process) -> bytes:
+    assert process.stdout
+    return await process.stdout.readline()
+
+
+def _continue(process: Process) -> None:
+    assert process.stdin
+    process.stdin.write(b"\n")
+
+
 async def transaction(url: str, *, keys: int) -> dict[str, Any]:
     """Register orders in one transaction that is rolled back, and in one that is committed; count rows and jobs."""
     config = {"url": "http://127.0.0.1:9", "database": url, "scale": 1, "keys": keys, "own_log": ""}
@@ -322,6 +371,8 @@ async def main(runs: list[str], *, quick: bool) -> dict[str, Any]:
                         results[each] = await run(url, folder, keys=keys, kills=kills, callbacks=True, port=port)
                     case "limits":
                         results[each] = await run(url, folder, keys=30 if quick else 100, scale=1, own=30)
+                    case "web":
+                        results[each] = await web(url, keys=40 if quick else 200, port=31_000 + os.getpid() % 900)
                     case "transaction":
                         results[each] = await transaction(url, keys=keys)
             print(each, json.dumps(results[each], indent=1), flush=True)
@@ -329,7 +380,7 @@ async def main(runs: list[str], *, quick: bool) -> dict[str, Any]:
     return results
 
 
-RUNS = ("yardstick", "plain", "kills", "callbacks", "limits", "transaction")
+RUNS = ("yardstick", "plain", "kills", "callbacks", "limits", "transaction", "web")
 
 
 def figures(*, quick: bool) -> dict[str, Any]:

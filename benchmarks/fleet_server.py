@@ -71,6 +71,7 @@ class Server:
     keys: Counter[str] = attrs.field(factory=Counter)
     refused: Counter[str] = attrs.field(factory=Counter)
     called_back: int = 0
+    called_at: dict[str, float] = attrs.field(factory=dict)
     in_flight: int = 0
     _rng: random.Random = attrs.field(factory=lambda: random.Random(7))
     _background: set[asyncio.Task[None]] = attrs.field(factory=set)
@@ -88,6 +89,7 @@ class Server:
         app.router.add_post("/api/v1/jobs/createTask", self._create)
         app.router.add_get("/api/v1/jobs/recordInfo", self._record)
         app.router.add_get("/stats", self._stats)
+        app.router.add_get("/called", self._called)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -134,6 +136,7 @@ class Server:
         body = _envelope(200, "success", _record_of(task)).body
         for delay in (0.0, 1.0, 3.0):
             await asyncio.sleep(delay)
+            self.called_at[task.key] = time.time()
             try:
                 async with self._client.post(
                     task.callback_url or "", data=body, headers={"Content-Type": "application/json"}
@@ -143,6 +146,9 @@ class Server:
                         return
             except aiohttp.ClientError:
                 continue
+
+    async def _called(self, _request: web.Request) -> web.Response:
+        return web.json_response(self.called_at)
 
     async def _stats(self, _request: web.Request) -> web.Response:
         seen = [task.seen_at - task.ends_at for task in self.tasks.values() if task.seen_at is not None]

@@ -1,6 +1,6 @@
 """The processes of the fleet: workers, a web process that takes callbacks, and `create_many` as the yardstick.
 
-Usage: python benchmarks/fleet_worker.py worker|web|create_many, with FLEET in the environment.
+Usage: python benchmarks/fleet_worker.py worker|web|serve|create_many, with FLEET in the environment.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from aiohttp import web
 from procrastinate import App, PsycopgConnector
 
-from sora_chars import CallbackReceiver, CharacterSession, Kie, Limits
+from sora_chars import CallbackReceiver, CharacterSession, FixedInterval, Kie, Limits
 from sora_chars.contrib.procrastinate import Characters
 
 CONFIG: dict[str, Any] = json.loads(os.environ["FLEET"])
@@ -75,11 +75,45 @@ async def receive() -> None:
         await asyncio.Event().wait()
 
 
+async def serve() -> None:
+    """Be one of several web processes: create, await, and take the callbacks of another one's tasks.
+
+    Prints "ready", waits for a line, and prints the time at which each key's awaiter resumed.
+    """
+    index, count = (int(text) for text in sys.argv[2:4])
+    port: int = CONFIG["callback_port"]
+    other = f"http://127.0.0.1:{port + (index + 1) % count}/hooks"
+    provider = Kie("fleet-key", base_url=CONFIG["url"], limits=Limits(), callback_url=other)
+    async with CharacterSession(provider, ledger=CONFIG["database"], polling=FixedInterval(1000)) as session:
+        application = web.Application()
+        application.add_subapp("/hooks", CallbackReceiver(session).aiohttp_app())
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port + index).start()
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        resumed: dict[str, float] = {}
+
+        async def one(number: int) -> None:
+            handle = await session.submit(**fields(number))
+            others = [asyncio.create_task(session.wait(f"key-{number}")) for _ in range(3)]
+            await handle
+            resumed[f"key-{number}"] = time.time()
+            await asyncio.gather(*others)
+
+        await asyncio.gather(*(one(number) for number in range(index, KEYS, count)))
+        print(json.dumps(resumed), flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        await runner.cleanup()
+
+
 if __name__ == "__main__":
     match sys.argv[1]:
         case "worker":
             asyncio.run(characters.run_worker(app, concurrency=20, queues=["own"]))
         case "web":
             asyncio.run(receive())
+        case "serve":
+            asyncio.run(serve())
         case _:
             asyncio.run(create_many())

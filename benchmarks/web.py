@@ -2,8 +2,10 @@
 
 Four workers of uvicorn serve one application on one ledger. Tasks are created in any of them.
 Each worker has one awaiter of every task, either of its key (`wait`) or by the same request
-(`create`). The emulator sends signed callbacks, which land in any worker. Polls of their own
-accord are an hour apart, so each GET is caused by a callback or an awaiter.
+(`create`). The emulator sends signed callbacks, which land in any worker. The tasks end within
+30 seconds, before any process polls of its own accord, so each GET is caused by a callback or
+an awaiter. `bare` is a request to a worker that does nothing, at the same time: how busy the
+machine was.
 
 Usage: python benchmarks/web.py [--quick]
 """
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
 WORKERS = 4
-TASKS, QUICK_TASKS = 200, 12
-INTERVAL = 0.05  # seconds between the ends of two tasks
+TASKS, QUICK_TASKS = 100, 12
+INTERVAL = 0.2  # seconds between the ends of two tasks
 BUSY = 0.02  # seconds for which a worker is blocked, so that another one takes the next connection
 DEADLINE = 300.0  # seconds for all awaiters of a run
 HMAC_KEY = "benchmark-hmac-key"
@@ -50,7 +52,7 @@ def request_of(key: str) -> CharacterRequest:
 
 
 class Application:
-    """The ASGI application: `/worker`, `/create`, `/follow/wait` and `/follow/create`, and callbacks at `/hooks`."""
+    """The ASGI application of a worker, with callbacks at `/hooks`."""
 
     def __init__(self, ledger: str, log: str, emulator: str, public_url: str) -> None:
         kie = Kie("benchmark-key-of-no-account", base_url=emulator, limits=None)
@@ -81,6 +83,8 @@ class Application:
         match path:
             case "/create":
                 return (await self._session.submit(request_of(keys[0]))).task_id
+            case "/awaited":
+                return len(self._session.ledger.notifier.keys)
             case "/follow/wait" | "/follow/create":
                 return await asyncio.gather(*(self._follow(path, key) for key in keys))
             case _:
@@ -170,9 +174,16 @@ async def measure(ledger: str, folder: Path, awaiter: str, tasks: int) -> dict[s
         follows = {
             process: asyncio.create_task(ask(client, f"/follow/{awaiter}", keys)) for process, client in clients.items()
         }
-        await asyncio.sleep(1)  # until every awaiter waits; one that comes later would only be resumed sooner
-        for task_id in created:
+        others = list((await connect(stack, url)).values())
+        for client in others:
+            while await ask(client, "/awaited") < tasks:  # noqa: ASYNC110 # awaiters of another process
+                await asyncio.sleep(0.1)
+        bare: list[float] = []
+        for number, task_id in enumerate(created):
             await asyncio.sleep(INTERVAL)
+            began = time.monotonic()
+            await ask(others[number % WORKERS], "/awaited")
+            bare.append(time.monotonic() - began)
             emulator.finish(task_id)
         resumed = {process: await follow for process, follow in follows.items()}
         await emulator.until(lambda: len(log.read_text().splitlines()) == tasks)
@@ -193,6 +204,8 @@ async def measure(ledger: str, folder: Path, awaiter: str, tasks: int) -> dict[s
         "p50, ms": at(0.5, delays) * 1000,
         "p95, ms": at(0.95, delays) * 1000,
         "max, ms": max(delays) * 1000,
+        "bare p50, ms": at(0.5, bare) * 1000,
+        "bare p95, ms": at(0.95, bare) * 1000,
         "GETs per task": sum(task.polls for task in ended) / tasks,
         "most GETs of a task": max(task.polls for task in ended),
         "creates": emulator.counts.creates,

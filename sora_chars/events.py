@@ -135,14 +135,14 @@ class Polled(Event):
         task_id: The provider's id of the task.
         state: The provider's word for the state of the task; None if the poll failed.
         age: Seconds since the task was created; None if no poll has shown it yet.
-        polls: Number of polls of this task in this process.
+        polls: Number of polls of this task in this process; None where it is not known.
         error: The name of the error with which the poll failed.
     """
 
     task_id: str
     state: str | None
     age: float | None
-    polls: int
+    polls: int | None
     error: str | None = None
 
 

@@ -137,20 +137,19 @@ class Observation:
         """Report that the account pauses for `seconds` after a 429."""
         self.emit(_events().Cooldown(key=self.key, provider=self.provider, request=request, seconds=seconds))
 
-    def polled(self, task_id: str, state: str | None, age: float | None, *, error: str | None = None) -> None:
-        """Report a poll of the task."""
-        polls = self.polls or 0
-        self.emit(
-            _events().Polled(
-                key=self.key,
-                provider=self.provider,
-                task_id=task_id,
-                state=state,
-                age=age,
-                polls=polls,
-                error=error,
-            )
-        )
+    def polled(
+        self,
+        task_id: str,
+        state: str | None,
+        age: float | None,
+        *,
+        completed_at: float | None = None,
+        error: str | None = None,
+    ) -> None:
+        """Report a poll of the task, and remember when the task ended."""
+        self.completed_at = completed_at
+        facts = {"task_id": task_id, "state": state, "age": age, "polls": self.polls, "error": error}
+        self.emit(_events().Polled(key=self.key, provider=self.provider, **facts))
 
     def callback(self, status: int, *, task_id: str | None = None, reason: str | None = None) -> None:
         """Report the answer to a callback."""

@@ -262,8 +262,7 @@ class Transport:
         """Complete an error, and pass it on to the account's cool-down."""
         if isinstance(error, RateLimitedError):
             now = asyncio.get_running_loop().time()
-            paused = self.account.paused_by(error)
-            paused.on_429(sent=sent, now=now, retry_after=error.retry_after)
+            (paused := self.account.paused_by(error)).on_429(sent=sent, now=now, retry_after=error.retry_after)
             if observed := observation.get():
                 observed.cooled_down(call.kind, paused.until - now)
         elif not isinstance(error, NoAnswerError):

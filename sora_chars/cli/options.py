@@ -99,6 +99,7 @@ class Settings:
         hosting: The name of the provider whose uploads make local files public for
             providers that take URLs only.
         fit: How a picture of another shape is made to fit.
+        allow_any_url: Whether videos that have to be cut are downloaded from any address.
         location: The ledger.
 
     Raises:
@@ -118,6 +119,7 @@ class Settings:
     shutdown_timeout: float | None = None
     hosting: str | None = None
     fit: Fit = "pad"
+    allow_any_url: bool = False
     location: LedgerLocation = attrs.field(factory=LedgerLocation)
 
     def __attrs_post_init__(self) -> None:

@@ -55,7 +55,11 @@ async def submit_and_wait(
             CharacterSession(
                 provider,
                 ledger=settings.location.open(),
-                cutting=Cutting(fit=settings.fit, on_progress=lambda progress: line.update(cut_status(progress))),
+                cutting=Cutting(
+                    fit=settings.fit,
+                    allow_any_url=settings.allow_any_url,
+                    on_progress=lambda progress: line.update(cut_status(progress)),
+                ),
                 polling=settings.polling,
                 timeout=timeout,
                 shutdown_timeout=settings.shutdown_seconds([provider.name]),

@@ -23,8 +23,15 @@ HOSTS = ("kie", "wavespeed", "seedance")
 """The providers whose uploads `--hosting` uses."""
 
 
+any_url_option = click.option(
+    "--allow-any-url",
+    is_flag=True,
+    help="Download a video that has to be cut also over http, and from addresses that are not public.",
+)
+
+
 def video_options(command: C) -> C:
-    """Add `--fit` and `--hosting`."""
+    """Add `--fit`, `--hosting` and `--allow-any-url`."""
     hosting = click.option(
         "--hosting",
         type=click.Choice(HOSTS),
@@ -39,7 +46,7 @@ def video_options(command: C) -> C:
         show_default=True,
         help="Make a video of another shape fit by black bars, or by cutting off its edges.",
     )
-    return fit(hosting(command))
+    return fit(hosting(any_url_option(command)))
 
 
 def upload_of(

@@ -6,7 +6,7 @@ await media.cut("phone.mov", "clip.mp4", clip="2,6", rule=Kling.accepts.video)
 """
 
 from .cutting import CutProgress, Cutting, cut, needs_cut
-from .extra import EXTRA, is_installed
+from .extra import EXTRA, is_installed, require_extra
 from .layout import FITS, Fit
 from .planning import not_cut, seconds_between, source_problems
 
@@ -20,6 +20,7 @@ __all__ = [
     "is_installed",
     "needs_cut",
     "not_cut",
+    "require_extra",
     "seconds_between",
     "source_problems",
 ]

@@ -133,9 +133,11 @@ async def cut(
         OSError: `output` cannot be written.
     """
     require_extra()
-    request = CharacterRequest(video=Path(source), clip=clip)
+    request = CharacterRequest(video=source, clip=clip)
     _check_fit(fit)
-    path = request.video_path or Path(source)
+    path = request.video_path
+    if path is None:
+        raise not_cut("video must be a local path, got a URL; download it first")
     target = Path(output)
     stop = threading.Event()
     job = _Job(path, target, rule, request.clip, fit, overwrite, _reporter(on_progress, path), stop)

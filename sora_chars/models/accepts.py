@@ -146,6 +146,10 @@ class Accepts:
         """Return why a request cannot be accepted, apart from the contents of its files."""
         return [*self._source_problems(request), *self._field_problems(request)]
 
+    def takes_clip(self, source: str) -> bool:
+        """Return whether the provider itself cuts the clip of a source."""
+        return self.clip is not None and source in self.clip.sources
+
     def rows(self) -> Iterator[tuple[str, str]]:
         """Yield the name and the limits of each source and field that is accepted."""
         if self.from_task:
@@ -183,7 +187,7 @@ class Accepts:
 
     def _field_problems(self, request: CharacterRequest) -> Iterator[str]:
         source = next(name for name in ("from_task", "video", "images") if getattr(request, name) is not None)
-        if self.clip and source in self.clip.sources:
+        if self.clip and self.takes_clip(source):
             yield from _clip_problems(request.clip, self.clip, source)
         elif request.clip is not None and (self.clip is None or getattr(self, source)):
             yield self._refusal("clip", source)

@@ -134,8 +134,10 @@ class ProviderPoller:
         if snapshot.waiting_for and snapshot.waiting_for != (task.snapshot and task.snapshot.waiting_for):
             facts = {"provider": self.provider.name, "task_id": task.task_id, "page": mask(snapshot.waiting_for)}
             log.warning("task.waits_for_person", extra=facts)
+            task.waited_for_person = True
         task.update(snapshot)
-        observe(self.options.polling, snapshot, age, unseen)
+        if not task.waited_for_person:
+            observe(self.options.polling, snapshot, age, unseen)
         if snapshot.finished:
             self.end(task, snapshot)
             return
@@ -334,8 +336,7 @@ def report_poll(task: WatchedTask, outcome: TaskSnapshot | SoraCharsError) -> No
     if isinstance(outcome, SoraCharsError):
         observed.polled(task.task_id, None, age, error=type(outcome).__name__)
     else:
-        observed.completed_at = outcome.completed_at
-        observed.polled(task.task_id, outcome.state, age)
+        observed.polled(task.task_id, outcome.state, age, completed_at=outcome.completed_at)
 
 
 def _round_up(due: float) -> float:

@@ -42,6 +42,8 @@ class WatchedTask:
         on_finished: Awaited with the end of the task before any waiter is woken. The
             tasks of one session share one tuple.
         woken_by: What caused the last poll.
+        waited_for_person: Whether the task has waited for a person. How long it took says
+            nothing about its model then.
         started: When the task was created. None until the first poll of a resumed
             task shows its age.
         last_polled: When `snapshot` was current.
@@ -70,6 +72,7 @@ class WatchedTask:
     polled_elsewhere: bool = False
     on_finished: tuple[OnFinished, ...] = ()
     woken_by: Literal["poll", "callback"] = "poll"
+    waited_for_person: bool = False
     started: float | None = None
     last_polled: float = 0.0
     due: float = math.inf

@@ -188,7 +188,7 @@ class TaskWatcher:
 
     def estimate(self, task: WatchedTask) -> Eta | None:
         """Return how many seconds a task has left, if the polling strategy knows."""
-        if task.started is None or task.future.done():
+        if task.started is None or task.future.done() or task.waited_for_person:
             return None
         return self.polling.estimate(task.snapshot, asyncio.get_running_loop().time() - task.started)
 

@@ -26,6 +26,7 @@ from sora_chars.transport import Transport
 from . import heygen_codec as codec
 from .base import HTTPProvider, resolve_key, resolve_url
 from .local_files import request_problems
+from .loop_lock import LoopLock
 from .named_keys import key_suffix, only_match
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class HeyGen(HTTPProvider):
         )
         self._consent_interval = consent_interval
         self._pages: dict[str, str] = {}  # URLs of pages of consent, by task id
+        self._lock = LoopLock()
 
     async def poll_capacity(self) -> int:
         """See `Provider.poll_capacity`."""
@@ -210,7 +212,8 @@ class HeyGen(HTTPProvider):
             return snapshot
         if snapshot.waiting_for:
             return snapshot
-        page = await self._page_of_consent(snapshot)
+        async with self._lock.held():  # a caller's `refresh` may poll the same task
+            page = await self._page_of_consent(snapshot)
         if page is None:
             return attrs.evolve(snapshot, digest=None)  # the next poll requests the page again
         return attrs.evolve(snapshot, waiting_for=page, retry_after=self._consent_interval)

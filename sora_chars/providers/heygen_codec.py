@@ -129,7 +129,6 @@ def _snapshot(
         character=_character(look, look_id, provider) if state == SUCCESS else None,
         failure=_failure(look.get("error")) if state == FAIL else None,
         created_at=_seconds(look.get("created_at")),
-        completed_at=_seconds(look.get("updated_at")) if finished else None,
         retry_after=retry_after,
         raw=look,
         digest=digest,

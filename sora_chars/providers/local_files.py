@@ -28,7 +28,8 @@ def request_problems(accepts: Accepts, request: Request) -> list[str]:
     if not isinstance(request, CharacterRequest):
         return [f"request must be a CharacterRequest, got {type(request).__name__}"]
     rule = accepts.video
-    if request.clip is not None and request.video is not None and rule is not None:
+    is_cut_here = request.clip is not None and request.video is not None and not accepts.takes_clip("video")
+    if request.clip is not None and is_cut_here and rule is not None:
         problems = clip_problems(request.clip, request.video_path, rule)
         problems += accepts.problems(attrs.evolve(request, clip=None))
     else:

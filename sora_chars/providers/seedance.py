@@ -23,8 +23,9 @@ from . import seedance_icover as icover
 from .base import HTTPProvider
 from .hosting import hosting_of
 from .local_files import request_problems
+from .loop_lock import LoopLock
 from .named_keys import key_suffix, only_match
-from .seedance_access import DefaultGroup, ark_access, icover_access, uses_ark
+from .seedance_access import ark_access, icover_access, uses_ark
 from .seedance_ark import GROUP_NAME, Ark, read_group, read_groups
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ class SeedanceAssets(HTTPProvider):
         self._ark = Ark(project) if is_ark else None
         self._door: codec.Door = self._ark or icover.Icover()
         self._group_id = group_id or (os.environ.get("ARK_GROUP_ID") or None if is_ark else None)
-        self._default_group = DefaultGroup()
+        self._default_group_id: str | None = None  # found or made by the first create
+        self._lock = LoopLock()
         self._hosting = hosting_of(hosting)
         self._accepts = codec.accepted("hosting" if is_ark and hosting is None else "upload", large_clips=large_clips)
         self.accepts = self._accepts
@@ -240,9 +242,9 @@ class SeedanceAssets(HTTPProvider):
         """Return the id of this package's group at Ark, which is made if it is missing; None at icover."""
         if self._ark is None:
             return None
-        async with self._default_group.lock():
-            self._default_group.group_id = self._default_group.group_id or await self._find_group(self._ark)
-        return self._default_group.group_id
+        async with self._lock.held():
+            self._default_group_id = self._default_group_id or await self._find_group(self._ark)
+        return self._default_group_id
 
     async def _find_group(self, ark: Ark) -> str:
         found: str | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import TYPE_CHECKING
 
@@ -27,23 +26,6 @@ class Access:
     base_url: str
     secret: str = attrs.field(repr=False)
     sign: Sign = attrs.field(repr=False)
-
-
-@attrs.define(eq=False)
-class DefaultGroup:
-    """This package's group at Ark, which the first create finds or makes."""
-
-    group_id: str | None = None
-    _lock: asyncio.Lock | None = None
-    _loop: asyncio.AbstractEventLoop | None = None
-
-    def lock(self) -> asyncio.Lock:
-        """Return the lock of the running event loop. A provider may be used in one loop after another."""
-        loop = asyncio.get_running_loop()
-        if self._lock is None or self._loop is not loop:
-            self._lock = asyncio.Lock()
-            self._loop = loop
-        return self._lock
 
 
 def uses_ark(api_key: str | None, access_key: str | None, secret_key: str | None, ark: bool | None) -> bool:  # noqa: FBT001 # an option of the caller

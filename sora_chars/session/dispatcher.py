@@ -25,17 +25,16 @@ from sora_chars.errors import (
 )
 from sora_chars.ids import is_id, new_key
 from sora_chars.ledger import EntryState
-from sora_chars.ledger.queries import finished_tasks
 from sora_chars.ledger.serialize import echoes_other_token, to_record, to_request
 from sora_chars.logs import event_logger
 from sora_chars.models import Character, CharacterRequest, TaskRequest, TaskSnapshot, Voice, VoiceRequest
 from sora_chars.observers import UNOBSERVED, Observation, Observers, observation
 from sora_chars.polling.handle import HandleContext, TaskHandle
 from sora_chars.polling.watched_task import wait_until_done
-from sora_chars.protocols import PollingStrategy
 from sora_chars.timeouts import submit_deadline
 
 from .choosing import first_serving
+from .learning import train
 from .orphans import log_orphan
 from .owner_checks import OwnerChecks
 from .settling import Settlement
@@ -60,7 +59,6 @@ log = event_logger("sora_chars.session")
 
 _ENDED = {EntryState.SUCCEEDED, EntryState.FAILED}
 _WANTED = {CharacterRequest: Character, TaskRequest: TaskSnapshot, VoiceRequest: Voice}  # the results of requests
-_MAX_OBSERVED = 2000  # finished tasks of the ledger from which a polling strategy learns
 _REGISTER_CONCURRENCY = 64  # keeps thousands of requests from continuing in one iteration of the event loop
 
 
@@ -125,7 +123,7 @@ class Dispatcher:
                     from sora_chars.ratelimit.distributed import shared  # noqa: PLC0415 # few ledgers share limits
 
                     await stack.enter_async_context(shared(provider.account, self.ledger.quota_store))
-            await _train(self.watcher.polling, self.ledger)
+            await train(self.watcher.polling, self.ledger)
             self._opened = stack.pop_all()
 
     async def aclose(self, shutdown_timeout: float) -> None:
@@ -204,7 +202,8 @@ class Dispatcher:
             if settle_only:
                 await self._settle_once(provider, task_id, snapshot)
                 return
-            await self._tracker.join(provider, entry, context=Context())  # not that of the callback's web request
+            # Not in the context of the callback's web request, which does not wait for the owner of a task.
+            await self._tracker.join(provider, entry, context=Context(), claims=False)
             self.watcher.nudge(entry.provider, task_id)
         elif entry.task_id != task_id:
             log_second_task(entry, task_id)
@@ -215,6 +214,9 @@ class Dispatcher:
             outcome: TaskSnapshot | MissingCharacterError = snapshot or await provider.fetch(task_id)
         except MissingCharacterError as error:
             outcome = error
+        if observed := observation.get():
+            observed.woken_by = "callback"
+            observed.completed_at = None if isinstance(outcome, MissingCharacterError) else outcome.completed_at
         if isinstance(outcome, MissingCharacterError) or outcome.finished:
             await self.writer.record_result(outcome)
             await self._on_finished(outcome)
@@ -391,11 +393,3 @@ class Dispatcher:
             for asyncio_task in late:
                 asyncio_task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-
-
-async def _train(polling: PollingStrategy, ledger: Ledger) -> None:
-    """Pass the finished tasks of a ledger to a polling strategy that learns."""
-    learns = getattr(type(polling), "observe_finished", None) is not PollingStrategy.observe_finished
-    if learns and hasattr(polling, "observe_finished"):
-        for snapshot in await finished_tasks(ledger, limit=_MAX_OBSERVED):
-            polling.observe_finished(snapshot)

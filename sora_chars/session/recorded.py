@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sora_chars.errors import LedgerError, SessionClosedError, WrongLoopError
 from sora_chars.ledger import Ledger, queries
-from sora_chars.observers import UNOBSERVED, observing
+from sora_chars.observers import Observation, observation
 
 from . import deleting, following, recovery, registering, resolving, stepping
 from .options import seconds_to_wait
@@ -269,9 +269,10 @@ class RecordedRequests:
 
         `observed` must be False in an async generator.
         """
+        # Not by `observing`, whose objects would live as long as the call and make Python's collector run more often.
+        token = observation.set(Observation(self.observers)) if observed and self.observers.listening else None
         try:
-            with observing(self.observers if observed else UNOBSERVED):
-                yield self.dispatcher()
+            yield self.dispatcher()
         except LedgerError as error:
             if self._loop or error.task_id:  # a task that was paid for is always reported
                 raise
@@ -279,3 +280,6 @@ class RecordedRequests:
                 "The session was closed during this call.",
                 hint="Repeat the call in another session: the ledger knows how far it came.",
             ) from error
+        finally:
+            if token:
+                observation.reset(token)

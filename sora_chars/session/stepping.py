@@ -24,6 +24,7 @@ from sora_chars.ledger.outcomes import FINISHED, outcome_of
 from sora_chars.ledger.queries import find
 from sora_chars.ledger.serialize import to_request
 from sora_chars.models import TaskSnapshot
+from sora_chars.observers import observation
 from sora_chars.ratelimit.reservations import Patience, patience
 from sora_chars.redaction import masked_repr
 
@@ -80,7 +81,11 @@ async def advance(dispatcher: Dispatcher, key: str, seconds: float) -> Step:
     given: object = seconds
     if not (isinstance(given, int | float) and 0 <= given < math.inf):
         raise InvalidRequestError(f"patience must be a number of seconds from 0, got {printable(repr(given))}.")
-    entry = await dispatcher.owner_checks.mark_orphaned(await find(dispatcher.ledger, key))
+    entry = await find(dispatcher.ledger, key)
+    if observed := observation.get():
+        observed.key = entry.key
+        observed.provider = entry.provider
+    entry = await dispatcher.owner_checks.mark_orphaned(entry)
     with _patient(entry, seconds):
         match entry.state:
             case EntryState.PENDING | EntryState.UNKNOWN:
@@ -150,10 +155,12 @@ async def _poll(dispatcher: Dispatcher, entry: Entry) -> Step:
     except MissingCharacterError as error:
         seen = error
     except ProviderError as error:
+        _report(entry, error)
         is_visible_soon = isinstance(error, TaskNotFoundError) and watcher.clock() - entry.updated_at < watcher.grace
         if not (error.transient or is_visible_soon):
             raise
         return Step(entry, error.retry_after or _RETRY_DELAY)
+    _report(entry, seen)
     if isinstance(seen, TaskSnapshot) and not seen.finished:
         age = max(0.0, watcher.clock() - (seen.created_at or entry.created_at))
         return Step(entry, _next_poll(dispatcher, entry, seen, age), seen.waiting_for)
@@ -167,6 +174,16 @@ async def _poll(dispatcher: Dispatcher, entry: Entry) -> Step:
         await dispatcher.saved_picture(seen)
     entry = await find(dispatcher.ledger, entry.key)
     return Step(entry, _RETRY_DELAY if entry.state is EntryState.RUNNING else None)
+
+
+def _report(entry: Entry, seen: TaskSnapshot | SoraCharsError) -> None:
+    """Report a poll to the observers of the session, if there are any."""
+    if observed := observation.get():
+        observed.woken_by = "poll"
+        if isinstance(seen, TaskSnapshot):
+            observed.polled(entry.task_id or "", seen.state, None, completed_at=seen.completed_at)
+        else:
+            observed.polled(entry.task_id or "", None, None, error=type(seen).__name__)
 
 
 def _next_poll(dispatcher: Dispatcher, entry: Entry, snapshot: TaskSnapshot | None, age: float) -> float:

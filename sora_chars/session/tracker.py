@@ -63,6 +63,7 @@ class TaskTracker:
         snapshot: TaskSnapshot | None = None,
         *,
         context: Context | None = None,
+        claims: bool = True,
     ) -> WatchedTask:
         """Watch the task of an entry, and poll it unless a living process does.
 
@@ -71,15 +72,18 @@ class TaskTracker:
             entry: The entry of the task, running or ended.
             snapshot: The first snapshot of a task that was submitted just now.
             context: The context variables of the request. Defaults to a copy of the caller's.
+            claims: Find out first whether the owner of the entry is alive, which takes 15 seconds with PostgreSQL if
+                it was killed. Otherwise the owner checks find out.
 
         Raises:
             SessionClosedError: The session was closed.
         """
         if snapshot is None:
-            try:
-                entry = await claim(self.ledger, entry)
-            except LedgerError as error:  # the owner checks claim it once the ledger can be written
-                self._log_failure(error)
+            if claims:
+                try:
+                    entry = await claim(self.ledger, entry)
+                except LedgerError as error:  # the owner checks claim it once the ledger can be written
+                    self._log_failure(error)
             snapshot = None if entry.state is EntryState.RUNNING else to_snapshot(entry)
         if self._closed:  # a task that is watched from now on would never be stopped
             raise SessionClosedError(f"The session was closed before the task of key {entry.key} could be watched.")

@@ -30,6 +30,22 @@ _CONCURRENCY = max(1, (os.cpu_count() or 1) // 2)  # each encoder uses several t
 _DOWNLOAD_TIMEOUT = 600.0  # seconds
 
 
+async def download_video(link: str, path: Path, cutting: Cutting) -> None:
+    """Write the video of a URL to a new file, by the rules of `cutting`. An error leaves an incomplete file.
+
+    Raises:
+        InvalidRequestError: It cannot be downloaded, or may not.
+    """
+    downloads = Downloads(max_bytes=cutting.max_download_bytes, timeout=_DOWNLOAD_TIMEOUT)
+    if cutting.allow_any_url:
+        downloads = attrs.evolve(downloads, allowed=is_any, schemes=("https", "http"))
+    try:
+        await downloads.save(link, path)
+    except DOWNLOAD_ERRORS as error:
+        why = f"{reason(error)} ({mask(link)})"
+        raise not_cut(f"video must be a link that can be downloaded, since it has to be cut: {why}") from error
+
+
 @attrs.define(eq=False)
 class _CutVideo:
     """A video that is being cut, or was.
@@ -66,7 +82,8 @@ class CutVideos:
             InvalidRequestError: The video cannot be downloaded, read or cut.
             ConfigurationError: PyAV is not installed.
         """
-        rule = provider.accepts.video if provider.accepts else None
+        accepts = provider.accepts
+        rule = accepts.video if accepts and not accepts.takes_clip("video") else None
         if rule is None or not await self._needs_cut(request, rule):
             yield request
             return
@@ -121,7 +138,7 @@ class CutVideos:
             downloaded = path.with_suffix(".source")
             try:
                 if source is None:
-                    await self._download(str(request.video), downloaded)
+                    await download_video(str(request.video), downloaded, self.cutting)
                     source = downloaded
                 await cut(
                     source,
@@ -136,16 +153,6 @@ class CutVideos:
                 raise _not_written(error) from error
             finally:
                 downloaded.unlink(missing_ok=True)
-
-    async def _download(self, link: str, path: Path) -> None:
-        downloads = Downloads(max_bytes=self.cutting.max_download_bytes, timeout=_DOWNLOAD_TIMEOUT)
-        if self.cutting.allow_any_url:
-            downloads = attrs.evolve(downloads, allowed=is_any, schemes=("https", "http"))
-        try:
-            await downloads.save(link, path)
-        except DOWNLOAD_ERRORS as error:
-            why = f"{reason(error)} ({mask(link)})"
-            raise not_cut(f"video must be a link that can be downloaded, since it has to be cut: {why}") from error
 
     def _forget(self, name: str, video: _CutVideo) -> None:
         """Forget a cut that failed or is given up, and remove those used least recently. Does not wait for anything."""

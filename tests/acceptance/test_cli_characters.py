@@ -106,7 +106,8 @@ def test_details_of_one_character(cli: Cli, create: Callable[[str], dict[str, An
     assert f"id: {made['id']}" in shown.stdout.splitlines()
     assert "key: rex" in shown.stdout.splitlines()
     usage = {"prompt": "<<<element_1>>>", "element_list": [{"element_id": made["id"]}]}
-    assert f"usage: {json.dumps(usage)}" in shown.stdout.splitlines()
+    (shown_usage,) = [line for line in shown.stdout.splitlines() if line.startswith("usage: ")]
+    assert json.loads(shown_usage.removeprefix("usage: ")) == usage
     (saved,) = json.loads(cli("characters", made["id"], "--json").stdout)["characters"]
     assert made["usage"] == saved["character"]["usage"] == usage
     listed = cli("characters", "ls", "rex")

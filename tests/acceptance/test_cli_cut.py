@@ -6,14 +6,21 @@ import json
 import os
 import signal
 import sys
+import threading
+from functools import partial
+from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 import pytest
 
 pytest.importorskip("av")
 
+from sora_chars.cli.commands.cut import RULES
+from sora_chars.cli.options import PROVIDERS
+from sora_chars.providers.kkiai import GATEWAYS
 from sora_chars.providers.kling_codec import ACCEPTS
 from sora_chars.providers.local_files import file_problems
+from tests.support.quiet_server import QuietHandler
 from tests.support.videos import Video, numbers
 
 if TYPE_CHECKING:
@@ -24,9 +31,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def video(tmp_path: Path) -> Path:
-    """Eight seconds at 25 frames a second, upright."""
-    times = [number / 25 for number in range(200)]
-    return Video(size=(160, 90), times=times, rotation=-90, click=3.0).write(tmp_path / "phone.mov")
+    """Eight seconds at 10 frames a second, upright."""
+    times = [number / 10 for number in range(80)]
+    return Video(size=(160, 90), rate=10, times=times, rotation=-90, click=3.0).write(tmp_path / "phone.mov")
 
 
 def test_cut(cli: Callable[..., subprocess.CompletedProcess[str]], video: Path, tmp_path: Path) -> None:
@@ -34,10 +41,15 @@ def test_cut(cli: Callable[..., subprocess.CompletedProcess[str]], video: Path, 
     output = tmp_path / "clip.mp4"
     done = cli("cut", str(video), "2,5", "--for", "kling", "-o", str(output))
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, f"file: {output}")
-    assert "cutting phone.mov: 100 % of 75 frames" in done.stderr.replace("(", "").replace("  ", " ")
-    assert numbers(output) == list(range(50, 125))
+    assert "cutting phone.mov: 100 % of 30 frames" in done.stderr.replace("(", "").replace("  ", " ")
+    assert numbers(output) == list(range(20, 50))
     assert ACCEPTS.video
     assert file_problems("video", output, ACCEPTS.video) == []
+
+
+def test_rules_of_all_providers() -> None:
+    """Every provider that takes whole videos has its rule here."""
+    assert set(RULES) == set(PROVIDERS) - set(GATEWAYS)
 
 
 def test_json(cli: Callable[..., subprocess.CompletedProcess[str]], video: Path, tmp_path: Path) -> None:
@@ -59,7 +71,7 @@ def test_existing_file(cli: Callable[..., subprocess.CompletedProcess[str]], vid
     assert "exists." in done.stderr
     assert "Add --force to replace it." in done.stderr
     assert cli(*arguments, "--force").returncode == 0
-    assert len(numbers(output)) == 25
+    assert len(numbers(output)) == 10
 
 
 @pytest.mark.parametrize(
@@ -94,6 +106,24 @@ def test_a_file_that_is_no_video(cli: Callable[..., subprocess.CompletedProcess[
         done = cli("cut", str(path), "1,5", "--for", "kling", "-o", str(tmp_path / "clip.mp4"))
         assert done.returncode == 2
         assert f"got {path}" in done.stderr
+
+
+def test_urls(cli: Callable[..., subprocess.CompletedProcess[str]], video: Path, tmp_path: Path) -> None:
+    """The video of a URL is downloaded first; http and addresses that are not public need --allow-any-url."""
+    serve = partial(QuietHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/{video.name}"
+        output = tmp_path / "clip.mp4"
+        arguments = ("cut", url, "2,5", "--for", "kling", "-o", str(output))
+        refused = cli(*arguments)
+        done = cli(*arguments, "--allow-any-url")
+        server.shutdown()
+        thread.join()
+    assert (refused.returncode, "not https" in refused.stderr) == (2, True)
+    assert done.returncode == 0, done.stderr
+    assert numbers(output) == list(range(20, 50))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")

@@ -24,8 +24,8 @@ CREATE = ("create", "--provider", "kling", "--name", "Rex", "--prompt", "A frien
 
 @pytest.fixture
 def video(tmp_path: Path) -> Path:
-    """Eight seconds, upright."""
-    return Video(times=[number / 25 for number in range(200)], rotation=-90).write(tmp_path / "phone.mov")
+    """Eight seconds at 10 frames a second, upright."""
+    return Video(rate=10, times=[number / 10 for number in range(80)], rotation=-90).write(tmp_path / "phone.mov")
 
 
 def test_create(
@@ -39,7 +39,7 @@ def test_create(
     options = ("--base-url", emulator.url, "--video", str(video), "--clip", "2,5", "--fit", "crop", "--hosting", "kie")
     done = cli(*CREATE, *options)
     assert done.returncode == 0, done.stderr
-    assert "cutting phone.mov: 100 % of 75 frames" in done.stderr
+    assert "cutting phone.mov: 100 % of 30 frames" in done.stderr
     assert "uploading" in done.stderr
     (task,) = emulator.kling.tasks.values()
     assert re.search(rf'"video_url": "{re.escape(emulator.url)}/\S+\.mp4"', json.dumps(task.body))

@@ -10,8 +10,8 @@ import shutil
 import signal
 import subprocess
 import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from http.server import ThreadingHTTPServer
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -19,6 +19,7 @@ pytest.importorskip("av")
 
 from sora_chars import media
 from sora_chars.providers.kling_codec import VIDEO as KLING
+from tests.support.quiet_server import QuietHandler
 from tests.support.videos import phone_video
 
 if TYPE_CHECKING:
@@ -35,17 +36,14 @@ video.play().catch(error => send(`refused ${error}`));
 </script>"""
 
 
-class _Handler(SimpleHTTPRequestHandler):
+class _Handler(QuietHandler):
     results: queue.Queue[str] = queue.Queue()
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802 # the name of the base class
         """Take the result that the page sends."""
         self.results.put(self.rfile.read(int(self.headers["Content-Length"])).decode())
         self.send_response(204)
         self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 # the name of the base class
-        """Log nothing."""
 
 
 @pytest.fixture

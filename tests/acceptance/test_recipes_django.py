@@ -79,7 +79,7 @@ async def test_both_kinds_of_views(tmp_path: Path) -> None:
             "PUBLIC_URL": "http://127.0.0.1:9",
             "SORA_CHARS_EMULATOR": emulator.url,
         }
-        async with running(tmp_path, "-W", "error", "-c", CLIENTS, **environment) as program:
+        async with running(tmp_path, ("-W", "error", "-c", CLIENTS), environment) as program:
             assert await program.wait() == 0
         assert emulator.counts.elements == 1
 
@@ -97,7 +97,7 @@ async def test_callbacks_under_uvicorn(tmp_path: Path) -> None:
             "SORA_CHARS_EMULATOR": emulator.url,
         }
         command = ("-m", "uvicorn", "asgi:application", "--lifespan", "on", "--fd", str(listening.fileno()))
-        server = await stack.enter_async_context(running(tmp_path, *command, listening=listening, **environment))
+        server = await stack.enter_async_context(running(tmp_path, command, environment, listening=listening))
         async with httpx.AsyncClient(timeout=60) as client:
             made = await client.put(f"{url}/orders/1/character", json=FIELDS)
             assert made.status_code == 200, made.text

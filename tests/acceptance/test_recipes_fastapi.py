@@ -16,6 +16,7 @@ from sora_chars.testing import Emulator
 from tests.support.recipes import blocks, running
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -41,11 +42,11 @@ def write(folder: Path, *, more: str) -> None:
 
 
 def serving(
-    folder: Path, listening: socket.socket, *options: str, **environment: str
+    folder: Path, listening: socket.socket, environment: Mapping[str, str], *options: str
 ) -> AbstractAsyncContextManager[Any]:
     """Run uvicorn on a socket that listens already, so that clients may connect before it has started."""
     command = ("-m", "uvicorn", "app:app", "--fd", str(listening.fileno()), "--log-level", "warning", *options)
-    return running(folder, *command, listening=listening, **environment)
+    return running(folder, command, environment, listening=listening)
 
 
 def url_of(listening: socket.socket) -> str:
@@ -76,7 +77,7 @@ async def test_a_callback_in_another_worker(shared_url: str, tmp_path: Path) -> 
         urls = [url_of(listening) for listening in sockets]
         environment = {"DATABASE_URL": shared_url, "PUBLIC_URL": urls[1], "SORA_CHARS_EMULATOR": emulator.url}
         for listening in sockets:
-            await stack.enter_async_context(serving(tmp_path, listening, **environment))
+            await stack.enter_async_context(serving(tmp_path, listening, environment))
         async with httpx.AsyncClient(timeout=60) as client:
             put = await client.put(f"{urls[0]}/orders/17/character", json=FIELDS)
             assert (await client.put(f"{urls[2]}/orders/17/character", json=FIELDS)).json() == put.json()
@@ -100,7 +101,7 @@ async def test_a_killed_worker_is_replaced(postgres_url: str, tmp_path: Path) ->
         listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         url = url_of(listening)
         environment = {"DATABASE_URL": postgres_url, "PUBLIC_URL": url, "SORA_CHARS_EMULATOR": emulator.url}
-        await stack.enter_async_context(serving(tmp_path, listening, "--workers", "4", **environment))
+        await stack.enter_async_context(serving(tmp_path, listening, environment, "--workers", "4"))
         client = await stack.enter_async_context(httpx.AsyncClient(timeout=60))
         orders = [f"{url}/orders/{number}/character" for number in range(8)]
         puts = await asyncio.gather(*(client.put(order, json=FIELDS) for order in orders))

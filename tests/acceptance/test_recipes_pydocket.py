@@ -59,10 +59,10 @@ async def test_a_killed_worker_pays_nothing_twice(
         for number in range(12):
             await program["order"](number, FIELDS, tasks)
         await session.register(CharacterRequest.from_untrusted(FIELDS, key="order-12"))
-        first = await stack.enter_async_context(running(tmp_path, "worker.py", **environment))
+        first = await stack.enter_async_context(running(tmp_path, ("worker.py",), environment))
         await emulator.until(lambda: emulator.counts.elements >= 6, timeout=60)
         kill_all(first)
-        await stack.enter_async_context(running(tmp_path, "worker.py", **environment))
+        await stack.enter_async_context(running(tmp_path, ("worker.py",), environment))
         for number in range(13):
             assert (await session.wait(f"order-{number}", timeout=120)).provider == "kling"
         assert emulator.counts.elements == 13

@@ -13,8 +13,7 @@ import pytest
 
 from sora_chars import CallbackReceiver, CharacterSession, FixedInterval, Kie
 from sora_chars.errors import SessionClosedError, SubmissionUnknownError, WaitTimeoutError, WatcherStoppedError
-from sora_chars.ledger import EntryState, open_ledger
-from sora_chars.ledger import ledger as ledger_module
+from sora_chars.ledger import EntryState, listing, open_ledger
 from sora_chars.models import Character, CharacterRequest, ModelInfo, TaskSnapshot
 from sora_chars.protocols import Provider
 
@@ -332,7 +331,7 @@ async def test_closed_under_every_use_at_every_await(
     use: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A use of a closing session succeeds or raises; nothing is lost or sent twice."""
-    monkeypatch.setattr(ledger_module, "_PAGE_SIZE", 1)
+    monkeypatch.setattr(listing, "_PAGE_SIZE", 1)
     provider = SlowProvider()
     ledger = open_ledger(ledger_url)
     alive = asyncio.all_tasks()

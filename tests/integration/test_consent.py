@@ -107,16 +107,26 @@ async def test_polls_are_rare(emulator: Emulator) -> None:
     assert consents(emulator) == 1
 
 
+async def test_polls_at_once_share_a_page(emulator: Emulator) -> None:
+    """Polls of one task at the same time request one page."""
+    async with session_at(emulator, consent_interval=30) as session:
+        handle = await session.submit(**TWIN)
+        provider = provider_of(session)
+        found = await asyncio.gather(*(provider.fetch(handle.task_id) for _ in range(10)))
+    assert (len({snapshot.waiting_for for snapshot in found}), consents(emulator)) == (1, 1)
+
+
 async def test_changed_records_keep_their_page(emulator: Emulator) -> None:
     """A record that changes while the person is waited for does not cost another page."""
-    async with session_at(emulator) as session:
+    async with session_at(emulator, consent_interval=30) as session:
         handle = await session.submit(**TWIN)
         provider = provider_of(session)
         first = await provider.fetch(handle.task_id)
         only_look(emulator).name = "Another name"
         second = await provider.fetch_if_changed(first)
+        assert second.raw["name"] == "Another name"
+        assert await provider.fetch_if_changed(second) is second
     assert (first.waiting_for, consents(emulator)) == (second.waiting_for, 1)
-    assert second.raw["name"] == "Another name"
 
 
 async def test_page_that_cannot_be_requested(emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:

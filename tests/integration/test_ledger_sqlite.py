@@ -8,6 +8,7 @@ import os
 import resource
 import sqlite3
 import threading
+import time
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -273,7 +274,7 @@ async def test_upgrades_an_older_schema(path: Path, monkeypatch: pytest.MonkeyPa
             assert await ledger.get("k-1") == first
     with connect(path) as other:
         assert other.execute("SELECT a FROM more").fetchall() == [(1,)]
-        assert other.execute("PRAGMA user_version").fetchone() == (4,)
+        assert other.execute("PRAGMA user_version").fetchone() == (len(scripts),)
 
 
 async def test_lock_file_fault(path: Path) -> None:
@@ -300,6 +301,20 @@ async def test_polling_survives_a_fault(path: Path, caplog: pytest.LogCaptureFix
             await other.transition(pending, EntryState.SENDING)
             await woken.wait()
     assert {record.levelno for record in caplog.records if record.name == "sora_chars.ledger"} == {logging.WARNING}
+
+
+async def test_a_slow_poll_delays_no_notice(path: Path) -> None:
+    """After a poll that waited long for the file, the next change of another process is noticed within seconds."""
+    store = SqliteStore(path)
+    async with Ledger(store) as ledger, open_ledger(path) as other:
+        pending = await register(ledger)
+        with ledger.notifier.waiting(pending.key) as woken:
+            await woken.wait()  # a new waiter is woken once, for changes before it
+            woken.clear()
+            await run_in(store._reader, lambda _: time.sleep(0.7))  # a poll waits behind it
+            await other.transition(pending, EntryState.SENDING)
+            async with asyncio.timeout(5):
+                await woken.wait()
 
 
 async def test_cancelled_opening(path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 
 from sora_chars import CharacterSession, EntryState, InvalidRequestError, Kie, open_ledger
-from sora_chars.ledger.stores import postgres
+from sora_chars.ledger.stores import postgres, postgres_statements, sqlite_upkeep
 
 if TYPE_CHECKING:
     from sora_chars import Entry, Ledger
@@ -137,3 +140,22 @@ async def test_a_pruned_entry_is_not_taken_for_lost(shared_url: str) -> None:
             assert await other.prune(older_than=DAY)
         assert (await entry_in(ledger, "c", EntryState.RUNNING)).state is EntryState.RUNNING
         assert (await register(ledger, "d")).state is EntryState.PENDING
+
+
+async def test_due_entries_are_found_by_a_partial_index(shared_url: str) -> None:
+    """The search for idle entries reads an index that holds unfinished entries only."""
+    async with open_ledger(shared_url):
+        pass
+    if shared_url.startswith("sqlite:"):
+        with closing(sqlite3.connect(shared_url.removeprefix("sqlite:///"))) as file:
+            plan = str(file.execute(f"EXPLAIN QUERY PLAN {sqlite_upkeep.IDLE}", (1.0, -1.0, "", 10)).fetchall())
+        assert "USING INDEX entries_idle (updated_at" in plan
+        assert "TEMP B-TREE" not in plan
+    else:
+        with psycopg.connect(shared_url) as database:
+            database.execute("SET enable_seqscan = off")
+            for after, values in ((False, (1.0, 10)), (True, (1.0, 0.5, "k", 10))):
+                statement = f"EXPLAIN {postgres_statements.IDLE[after]}"
+                plan = str(database.execute(statement.encode(), values).fetchall())
+                assert "using sora_chars_entries_updated_at_key_idx" in plan
+                assert "Sort" not in plan

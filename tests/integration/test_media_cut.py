@@ -232,6 +232,7 @@ async def test_damaged_video(video: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match=r"damaged\.mp4"):
         await media.cut(source, tmp_path / "clip.mp4", clip="0,1", rule=SMALL)
     assert not (tmp_path / "clip.mp4").exists()
+    assert not media.needs_cut(source, SMALL)  # a session sends it as it is
 
 
 async def test_only_sound(tmp_path: Path) -> None:
@@ -258,6 +259,8 @@ async def test_options(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """An invalid option and a missing PyAV are named."""
     with pytest.raises(ConfigurationError, match="fit must be one of pad, crop, got 'stretch'"):
         await media.cut(video, tmp_path / "clip.mp4", rule=SMALL, fit="stretch")  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequestError, match="must be a local path, got a URL"):
+        await media.cut("https://clips.example/rex.mp4", tmp_path / "clip.mp4", rule=SMALL)
     with pytest.raises(InvalidRequestError, match=r"clip must span 0\.2 to 4 seconds, got 5"):
         await media.cut(video, tmp_path / "clip.mp4", clip="0,5", rule=SMALL)
     monkeypatch.setattr("sora_chars.media.extra.find_spec", lambda _: None)

@@ -172,3 +172,10 @@ async def test_wrong_key(emulator: Emulator) -> None:
             await session.create(**FROM_TASK)
     assert "sk-wrong-77-0123456789" not in str(caught.value)
     assert emulator.request_counts[ROUTE] == 1
+
+
+async def test_clip_is_cut_by_the_gateway(emulator: Emulator) -> None:
+    """The clip of a video is part of the request; it is not cut here, whatever is installed."""
+    async with CharacterSession(Kkiai(KEY, base_url=emulator.url)) as session:
+        assert (await session.create(video="https://a.example/rex.mp4", clip="1,3")).provider == "kkiai"
+    assert emulator.counts.characters == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -59,6 +60,7 @@ async def test_voice_of_a_character(emulator: Emulator) -> None:
     assert voice_task.body == {"voice_name": "Rex", "voice_url": SOURCE, "external_task_id": "voice-1"}
     assert entry is not None
     assert (entry.kind, entry.state, entry.credits) == ("voice", EntryState.SUCCEEDED, 0.05)
+    assert entry.outcome() == voice
     assert (emulator.counts.voices, emulator.counts.elements) == (1, 1)
 
 
@@ -181,8 +183,11 @@ async def test_providers_without_voices(emulator: Emulator) -> None:
     async with CharacterSession(*others, kling, polling=FixedInterval(0.01)) as session:
         assert (await session.create_voice(SOURCE, "Rex")).provider == "kling"
     assert not others[0].check(CharacterRequest(video="https://a.example/v.mp4", clip="1,3"))
+    voice = VoiceRequest(source=SOURCE, name="Rex")
     for provider in others:
-        assert provider.check(VoiceRequest(source=SOURCE, name="Rex"))
+        assert provider.check(voice)
+        with pytest.raises(TypeError, match="VoiceRequest"):
+            await provider.submit(voice, key="k", callback_url=None, on_send=nullcontext)
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ async def emulator() -> AsyncIterator[Emulator]:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Eight seconds, upright, at 25 frames a second."""
-    return Video(times=[number / 25 for number in range(200)], rotation=-90).write(tmp_path / "phone.mov")
+    """Eight seconds, upright, at 10 frames a second."""
+    return Video(rate=10, times=[number / 10 for number in range(80)], rotation=-90).write(tmp_path / "phone.mov")
 
 
 class Storage:
@@ -64,13 +64,13 @@ async def test_a_clip_for_kling(emulator: Emulator, source: Path, tmp_path: Path
     (hosted,) = storage.files
     videos = only_task(emulator).body["element_video_list"]
     assert videos == {"refer_videos": [{"video_url": f"https://files.example/{hosted.name}"}]}
-    assert numbers(hosted) == list(range(50, 125))
+    assert numbers(hosted) == list(range(20, 50))
     assert inspect(hosted).size == (1080, 1920)
     assert luma_at(hosted, 0.01, 0.05) > 200  # it was cropped, so there are no bars
     assert file_problems("video", hosted, VIDEO) == []
     assert entry
     assert (entry.request["video"], entry.request["clip"]) == (str(source), "2,5")
-    assert (seen[-1].done, seen[-1].total) == (75, 75)
+    assert (seen[-1].done, seen[-1].total) == (30, 30)
 
 
 async def test_a_whole_video_that_does_not_fit(emulator: Emulator, source: Path, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ async def test_a_whole_video_that_does_not_fit(emulator: Emulator, source: Path,
         normalised = storage.files[0]
         await session.create(video=normalised, **TEXTS)
     assert inspect(normalised).size == (1080, 1920)
-    assert numbers(normalised) == list(range(200))
+    assert numbers(normalised) == list(range(80))
     assert storage.files[1].read_bytes() == normalised.read_bytes()
 
 

@@ -126,7 +126,7 @@ def test_returns_the_statement_of_a_registration(emulator: Emulator, postgres_ur
 
 def test_names_are_those_of_the_async_session() -> None:
     """Each public method of the async session has one of its name; callbacks need a server's event loop."""
-    others = {"open", "aclose", "aiohttp_app", "asgi", "dispatcher", "ledger", "observers"}
+    others = {"open", "aclose", "aiohttp_app", "asgi", "dispatcher", "hook", "ledger", "observers"}
     names = {name for name in dir(AsyncSession) if not name.startswith("_")} - others
     assert names <= set(dir(CharacterSession))
 

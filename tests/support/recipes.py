@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
 PAGE = Path(__file__).parents[2] / "docs/workers.md"
 KEYS = {"KIE_API_KEY": "key", "KLING_API_KEY": "key"}
@@ -27,13 +27,13 @@ def blocks(section: str) -> list[str]:
 
 @asynccontextmanager
 async def running(
-    folder: Path, *command: str, listening: socket.socket | None = None, **environment: str
+    folder: Path, command: Sequence[str], environment: Mapping[str, str], *, listening: socket.socket | None = None
 ) -> AsyncGenerator[asyncio.subprocess.Process]:
     """Run a Python program in a folder, with an API key of each provider and the socket on which it listens.
 
     The program and the processes that it has started are killed after the block.
     """
-    variables = os.environ | KEYS | {"PYTHONPATH": str(folder)} | environment
+    variables = os.environ | KEYS | {"PYTHONPATH": str(folder)} | dict(environment)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *command),
         cwd=folder,

@@ -143,7 +143,7 @@ class BatchRun:
             CharacterSession(
                 *providers,
                 ledger=ledger,
-                cutting=Cutting(fit=self.settings.fit),
+                cutting=Cutting(fit=self.settings.fit, allow_any_url=self.settings.allow_any_url),
                 polling=self.settings.polling,
                 timeout=timeout,
                 shutdown_timeout=self.shutdown_timeout,

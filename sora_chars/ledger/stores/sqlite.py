@@ -44,6 +44,7 @@ _MAX_ROW_ID = 2**63 - 1
 _MANY_ENTRIES = 20_000  # are worth a message before they are indexed
 _LOCK_RETRY_INTERVAL = 0.01  # seconds
 _POLL_REST_FACTOR = 20  # pause after a poll, in multiples of its duration, to keep the reader free
+_MAX_POLL_REST = 1.0  # seconds; a poll may have waited for a busy machine
 _creating = threading.Lock()  # held until a new file is closed: no other thread may connect to it before
 
 
@@ -281,7 +282,8 @@ class SqliteStore:
             versions = now
             if notifier.is_followed:
                 followed = await self._notify_followers(notifier, followed)
-            delay = max(self._poll_interval, _POLL_REST_FACTOR * (time.monotonic() - began))
+            rest = min(_MAX_POLL_REST, _POLL_REST_FACTOR * (time.monotonic() - began))
+            delay = max(self._poll_interval, rest)
 
     async def _notify_followers(self, notifier: ChangeNotifier, last: Changes) -> Changes:
         try:

@@ -12,6 +12,7 @@ import pytest
 
 from sora_chars.callbacks.receiver import CallbackReceiver
 from sora_chars.errors import MissingCharacterError, NoAnswerError, SubmissionUnknownError
+from sora_chars.events import Ended, Event
 from sora_chars.ledger import EntryState, Ledger
 from sora_chars.polling.strategies import FixedInterval
 from sora_chars.session.session import CharacterSession
@@ -66,11 +67,14 @@ async def scene(provider: FakeProvider) -> Scene:
 
 async def test_records_the_end_with_one_poll() -> None:
     """A callback leads to one poll, whose end is recorded before it is reported; nothing is polled afterwards."""
+    events: list[Event] = []
     made = await scene(FakeProvider(callback_url="https://example.com/hooks"))
+    made.session.observers.add(events.append)
     async with aclosing(made.session) as session:
         assert await made.post() == 200
         assert await state_of(session) is EntryState.SUCCEEDED
         await asyncio.sleep(100)
+    assert [(event.key, event.woken_by) for event in events if isinstance(event, Ended)] == [("mine", "callback")]
     assert made.reported == [("t1", EntryState.SUCCEEDED)]
     assert len(made.provider.polls) == 1
 

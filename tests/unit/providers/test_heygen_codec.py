@@ -161,7 +161,7 @@ def test_success_without_an_id(data: object) -> None:
     ("kind", "model"), [("digital_twin", "heygen-digital_twin"), ("photo_avatar", "heygen-photo"), (None, None)]
 )
 def test_finished_look(kind: str | None, model: str | None) -> None:
-    """A completed look is a character, used by its id, with its picture and its times."""
+    """A completed look is a character, used by its id, with its picture and its time."""
     look = {
         "id": "look-1",
         "name": "Rex_1",
@@ -169,12 +169,11 @@ def test_finished_look(kind: str | None, model: str | None) -> None:
         "status": "completed",
         "preview_image_url": "https://files.example/p.webp",
         "created_at": 1_780_000_000,
-        "updated_at": "2026-05-28T20:28:20Z",
     }
     snapshot = read(look)
     character = snapshot.character
     assert character is not None
-    assert (snapshot.status, snapshot.model, snapshot.duration) == ("succeeded", model, 1_780_000_100 - 1_780_000_000)
+    assert (snapshot.status, snapshot.model, snapshot.created_at) == ("succeeded", model, 1_780_000_000)
     assert (character.id, character.name, character.task_id, character.raw) == ("look-1", "Rex_1", "look-1", look)
     assert character.picture_url == "https://files.example/p.webp"
     assert character.usage == {"type": "avatar", "avatar_id": "look-1"}
@@ -182,12 +181,14 @@ def test_finished_look(kind: str | None, model: str | None) -> None:
 
 def test_little_is_known_of_a_look() -> None:
     """What is missing or odd is left out; the model of the create is kept."""
-    look = {"status": "completed", "name": 5, "preview_image_url": "p", "created_at": "now", "updated_at": []}
+    look = {"status": "completed", "name": 5, "preview_image_url": "p", "created_at": "now"}
     snapshot = read(look, create(respond(200, {"data": {"avatar_item": {"id": "look-1"}}})))
     assert snapshot.character is not None
     assert (snapshot.character.name, snapshot.character.picture_url) == (None, None)
-    assert (snapshot.created_at, snapshot.completed_at, snapshot.model) == (None, None, "heygen-photo")
+    assert (snapshot.created_at, snapshot.model) == (None, "heygen-photo")
     assert read({"status": "processing", "created_at": "2026-05-28T20:28:20"}).created_at is None
+    assert read({"status": "processing", "created_at": "2026-05-28T20:26:40Z"}).created_at == 1_780_000_000
+    assert read({"status": "processing", "created_at": []}).created_at is None
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,17 @@ MB = 1024 * 1024
 IMAGES: dict[str, Any] = {"images": ["https://a/b.png"]}
 
 
+@pytest.mark.parametrize(("is_installed", "rejected"), [(True, []), (False, ["clip"])])
+def test_clip_of_a_video(
+    monkeypatch: pytest.MonkeyPatch,
+    is_installed: bool,  # noqa: FBT001 # a column of the table
+    rejected: list[str],
+) -> None:
+    """The clip of a video is cut where PyAV is installed, and refused elsewhere."""
+    monkeypatch.setattr("sora_chars.media.extra.find_spec", lambda _: "av" if is_installed else None)
+    assert rejected_fields(CharacterRequest(video="https://a/b.mp4", clip="1,3")) == rejected
+
+
 def rejected_fields(request: CharacterRequest) -> list[str]:
     """Return the fields that kie.ai cannot accept."""
     return [line.partition(" must ")[0] for line in Kie("key").check(request)]
@@ -108,7 +119,6 @@ FROM_VIDEO: dict[str, Any] = {"video": "https://a/b.mp4"}
         (FROM_TASK | {"name": "x" * 40}, []),
         (FROM_TASK | {"name": "x" * 41}, ["name"]),
         (FROM_VIDEO, []),
-        (FROM_VIDEO | {"clip": "1,3"}, []),  # it is cut
         (FROM_VIDEO | {"clip": "1,5.1"}, ["clip"]),
         (FROM_VIDEO | {"prompt": "x" * 5000, "safety": "x" * 5000, "name": "x" * 41}, []),
         (FROM_VIDEO | {"prompt": "x" * 5001, "safety": "x" * 5001}, ["prompt", "safety"]),

@@ -85,7 +85,8 @@ async def test_key_of_a_deleted_character(session: CharacterSession, provider: D
         await session.retry("mine")
     (outcome,) = await session.create_all([CharacterRequest(**REQUEST, key="mine")])
     assert (outcome.state, type(outcome.error)) == (EntryState.REJECTED, CharacterDeletedError)
-    assert (await session.advance("mine")).finished
+    step = await session.advance("mine")
+    assert (step.finished, type(step.outcome)) == (True, CharacterDeletedError)
     assert [saved async for saved in session.characters()] == []
     assert len(provider.posts) == 1
 

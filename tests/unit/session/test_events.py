@@ -294,3 +294,23 @@ async def test_an_observer_that_comes_during_a_poll() -> None:
         session.observers.add(events.append)
         await handle
     assert [type(event).__name__ for event in events] == ["Polled", "Recorded", "Ended"]
+
+
+async def test_steps_are_observed() -> None:
+    """The steps of a job engine are observed as the work of a watcher is, with the key and the lag."""
+    provider = FakeProvider(seen=ServiceUnavailableError("busy", provider="fake", transient=True))
+    session, events = observed(provider)
+    async with session:
+        await session.register(**REQUEST)
+        await session.advance("mine", patience=60.0)
+        await session.advance("mine")
+        provider.seen = provider.snapshot(created_at=20.0, completed_at=asyncio.get_running_loop().time())
+        await asyncio.sleep(4)
+        step = await session.advance("mine")
+    assert step.finished
+    polls = [(event.key, event.state, event.error) for event in events if isinstance(event, Polled)]
+    assert polls == [("mine", None, "ServiceUnavailableError"), ("mine", "success", None)]
+    assert [event.key for event in events if isinstance(event, Sent)] == ["mine"]
+    assert [(event.lag, event.polls, event.woken_by) for event in events if isinstance(event, Ended)] == [
+        (4.0, None, "poll")
+    ]

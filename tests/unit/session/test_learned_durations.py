@@ -113,6 +113,6 @@ async def test_custom_strategies_observe_finished_tasks(ledger: Ledger, monkeypa
     strategy = ObservingStrategy()
     async with CharacterSession(UnusedProvider(), ledger=ledger, polling=strategy):  # type: ignore[abstract]  # as above
         assert strategy.observed == ["t1"]
-    monkeypatch.setattr("sora_chars.session.dispatcher.finished_tasks", None)
+    monkeypatch.setattr("sora_chars.session.learning.finished_tasks", None)
     async with CharacterSession(UnusedProvider(), ledger=ledger, polling=SteppedInterval()) as session:  # type: ignore[abstract]  # as above
         assert session.watcher.polling.estimate(None, 0.0) is None
