@@ -28,6 +28,7 @@ from .base import HTTPProvider, resolve_key, resolve_url
 from .local_files import request_problems
 from .loop_lock import LoopLock
 from .named_keys import key_suffix, only_match
+from .upload_body import upload_name
 
 if TYPE_CHECKING:
     import os
@@ -189,7 +190,7 @@ class HeyGen(HTTPProvider):
 
         def form() -> aiohttp.FormData:
             fields = aiohttp.FormData()
-            fields.add_field("file", io.BytesIO(content), filename=path.name)
+            fields.add_field("file", io.BytesIO(content), filename=upload_name(path))
             return fields
 
         return await self._transport.request("POST", self._url(codec.UPLOAD_PATH), codec.read_asset, body=form)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import attrs
 
 from sora_chars.errors import ConfigurationError, printable
-from sora_chars.models import is_url
-from sora_chars.models.sources import source_problems
+from sora_chars.models import is_whole_url
 from sora_chars.protocols import Provider
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class Hosting:
                 shown = printable(repr(hosted), limit=60)
                 raise ConfigurationError(f"hosting must be an async function, and this one returned {shown}.")
             url: object = await hosted
-        if isinstance(url, str) and is_url(url) and not source_problems("hosting", url):
+        if isinstance(url, str) and is_whole_url(url):
             return url
         raise ConfigurationError(f"hosting must return an http(s) URL, got {printable(repr(url), limit=60)}.")
 
