@@ -43,8 +43,8 @@ log = event_logger("sora_chars.ledger")
 _MAX_ROW_ID = 2**63 - 1
 _MANY_ENTRIES = 20_000  # are worth a message before they are indexed
 _LOCK_RETRY_INTERVAL = 0.01  # seconds
-_POLL_REST_FACTOR = 20  # pause after a poll, in multiples of its duration, to keep the reader free
-_MAX_POLL_REST = 1.0  # seconds; a poll may have waited for a busy machine
+_POLL_REST_FACTOR = 20  # pause after a poll, in multiples of its CPU time, to keep the reader free
+_MAX_POLL_REST = 1.0  # seconds
 _creating = threading.Lock()  # held until a new file is closed: no other thread may connect to it before
 
 
@@ -269,10 +269,9 @@ class SqliteStore:
         while True:
             await notifier.has_subscribers.wait()
             await asyncio.sleep(delay)
-            began = time.monotonic()
             try:
                 last = (list(notifier.keys), versions, data_version)
-                now, data_version = await self._reader.call(statements.versions, last)
+                now, data_version, seconds = await self._reader.call(statements.versions, last)
             except LedgerError as error:
                 log.warning("ledger.poll_failed", extra={"error": printable(error)})
                 continue
@@ -282,8 +281,7 @@ class SqliteStore:
             versions = now
             if notifier.is_followed:
                 followed = await self._notify_followers(notifier, followed)
-            rest = min(_MAX_POLL_REST, _POLL_REST_FACTOR * (time.monotonic() - began))
-            delay = max(self._poll_interval, rest)
+            delay = max(self._poll_interval, min(_MAX_POLL_REST, _POLL_REST_FACTOR * seconds))
 
     async def _notify_followers(self, notifier: ChangeNotifier, last: Changes) -> Changes:
         try:

@@ -317,17 +317,19 @@ def _page_statement(states: int, *, newest_first: bool) -> str:
 
 
 @_one_by_one
-def versions(cursor: sqlite3.Cursor, last: tuple[Collection[str], dict[str, int], int]) -> tuple[dict[str, int], int]:
-    """Read the versions of some keys, with SQLite's `data_version`.
+def versions(
+    cursor: sqlite3.Cursor, last: tuple[Collection[str], dict[str, int], int]
+) -> tuple[dict[str, int], int, float]:
+    """Read the versions of some keys, with SQLite's `data_version` and the seconds of CPU time that this took.
 
     `data_version` changes with every commit of another connection. `last` holds the keys,
     and the versions and the `data_version` of the last call. If that is unchanged, no
     entry is read.
     """
-    keys, last_versions, last_data_version = last
+    began = time.thread_time()
+    keys, found, last_data_version = last
     data_version: int = cursor.execute("PRAGMA data_version").fetchone()[0]
-    if data_version == last_data_version and last_versions.keys() >= set(keys):
-        return last_versions, last_data_version
-    # One JSON object: fetching a row per key would release the GIL for each.
-    found: str = cursor.execute(VERSIONS, (json.dumps(list(keys)),)).fetchone()[0]
-    return json.loads(found), data_version
+    if data_version != last_data_version or not found.keys() >= set(keys):
+        # One JSON object: fetching a row per key would release the GIL for each.
+        found = json.loads(cursor.execute(VERSIONS, (json.dumps(list(keys)),)).fetchone()[0])
+    return found, data_version, time.thread_time() - began
