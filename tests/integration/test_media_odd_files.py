@@ -22,6 +22,7 @@ from sora_chars.providers.vidu_codec import ACCEPTS as VIDU
 from tests.support.videos import Video, numbers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 SMALL = MediaRule(formats=("mp4",), seconds=(0.2, 4), sizes=((128, 72), (72, 128)), max_bytes=10 * 1024 * 1024)
@@ -83,6 +84,12 @@ async def test_names(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch)
     assert numbers(path.absolute()) == list(range(25))
     path = await media.cut(source, name.removeprefix("-") + ".cut", clip="0,1", rule=SMALL)
     assert inspect(path).size == (128, 72)
+
+
+async def test_no_stream_at_all(make_clip: Callable[..., Path], tmp_path: Path) -> None:
+    """A file with the headers of a video and no stream is not cut."""
+    with pytest.raises(InvalidRequestError, match="it has no video"):
+        await media.cut(make_clip(2.0), tmp_path / "cut.mp4", rule=SMALL)
 
 
 async def test_a_pipe(tmp_path: Path) -> None:
