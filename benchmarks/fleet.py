@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 WORKERS = 3
 WEB_PROCESSES = 4
-KILL_INTERVAL = 2.5  # seconds
-TIMEOUT = 240.0  # seconds of a run
+KILL_INTERVAL, TIMEOUT = 2.5, 240.0  # seconds between two kills; seconds of a run
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -293,16 +292,14 @@ async def web(url: str, *, keys: int, port: int) -> dict[str, Any]:
             stack.callback(_kill, process)
             processes.append(process)
         await asyncio.gather(*map(_line, processes))
-        for process in processes:
-            _continue(process)
+        _continue(processes)
         resumed: dict[str, float] = {}
         for line in await asyncio.gather(*map(_line, processes)):
             resumed |= json.loads(line)
         async with aiohttp.ClientSession() as client, client.get(f"{provider}/called") as answer:
             called: dict[str, float] = await answer.json()
         counted = await stats(provider)
-        for process in processes:
-            _continue(process)
+        _continue(processes)
         await asyncio.gather(*(process.wait() for process in processes))
     delays = sorted(resumed[key] - called[key] for key in resumed)
     return {
@@ -318,9 +315,10 @@ async def _line(process: Process) -> bytes:
     return await process.stdout.readline()
 
 
-def _continue(process: Process) -> None:
-    assert process.stdin
-    process.stdin.write(b"\n")
+def _continue(processes: list[Process]) -> None:
+    for process in processes:
+        assert process.stdin
+        process.stdin.write(b"\n")
 
 
 async def transaction(url: str, *, keys: int) -> dict[str, Any]:
@@ -358,6 +356,8 @@ async def main(runs: list[str], *, quick: bool) -> dict[str, Any]:
         folder = Path(name)
         for each in runs:
             with database() as url:
+                if isinstance(url, Exception):
+                    raise url
                 match each:
                     case "yardstick":
                         results[each] = await yardstick(url, keys=keys)
@@ -375,6 +375,8 @@ async def main(runs: list[str], *, quick: bool) -> dict[str, Any]:
                         results[each] = await web(url, keys=40 if quick else 200, port=31_000 + os.getpid() % 900)
                     case "transaction":
                         results[each] = await transaction(url, keys=keys)
+                    case _:
+                        raise ValueError(f"no run is called {each}")
             print(each, json.dumps(results[each], indent=1), flush=True)
         print((folder / "workers.log").read_text()[-3000:] if (folder / "workers.log").exists() else "")
     return results

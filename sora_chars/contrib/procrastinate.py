@@ -69,9 +69,9 @@ log = event_logger("sora_chars.contrib")
 
 _LEDGER_DELAY = 5.0  # seconds, after a step for which the ledger could not be used
 _FAULT_DELAY = 60.0  # seconds, after a step that a provider rejected, or a hook that raised
-_ADOPTION_INTERVAL = 2.0  # seconds between two looks for the jobs of dead workers
-_SWEEP_INTERVAL = 30.0  # seconds between two looks for requests that no job carries on
-_MAX_SWEPT = 200  # requests that one sweep looks at
+_ADOPTION_INTERVAL = 2.0  # seconds between two searches for the jobs of dead workers
+_SWEEP_INTERVAL = 30.0  # seconds between two searches for requests without a job
+_MAX_SWEPT = 200  # requests that one sweep takes
 _POLL_PRIORITY = 1  # of the jobs that poll; those that send have 0
 _EVENT_PRIORITY = 2  # of a job whose callback has arrived
 _WORKER_OPTIONS: dict[str, Any] = {"update_heartbeat_interval": 1.0, "shutdown_graceful_timeout": 30.0}
@@ -148,7 +148,7 @@ class Characters:
         ended: Callable[[Entry], Awaitable[object] | object] | None = None,
         patience: float = 0.2,
         idle: float = 60.0,
-        stalled_after: float = 5.0,
+        stalled_after: float = 10.0,
         send_queue: str = "send",
         poll_queue: str = "poll",
     ) -> None:
@@ -249,7 +249,7 @@ class Characters:
     ) -> None:
         """Run jobs until SIGINT or SIGTERM, or until this call is cancelled; then close the session.
 
-        There is a worker for each of the two queues, so that no poll waits behind a create.
+        Each of the two queues has a worker of its own: no poll waits behind a create.
         Jobs of workers that have died are adopted, and requests that no job carries on get one.
 
         Args:
@@ -277,7 +277,7 @@ class Characters:
             workers = [asyncio.create_task(app.run_worker_async(**each)) for each in served]
             upkeep = asyncio.create_task(self._keep_up(app), name="sora_chars upkeep")
             with stop_signals(*numbers) as stopped:
-                await until_one_ends(workers, upkeep, stopped, waits=chosen.get("wait", True))
+                await until_one_ends(workers, upkeep, stopped, waits=bool(chosen.get("wait", True)))
 
     async def _advance(self, key: str) -> None:
         """Take one step of a request."""
@@ -314,7 +314,7 @@ class Characters:
             await self._task.configure(**options).defer_async(key=entry.key)
 
     async def _keep_up(self, app: App) -> None:
-        """Adopt the jobs of dead workers, and look for requests without a job, until cancelled."""
+        """Adopt the jobs of dead workers, and search for requests without a job, until cancelled."""
         loop = asyncio.get_running_loop()
         sweep_at = loop.time()
         while True:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from procrastinate.exceptions import AppNotOpen
 
@@ -39,6 +39,7 @@ async def until_one_ends(
 ) -> None:
     """Wait for a signal, or for the end of a worker; workers that do not wait for jobs must all end. Then stop all."""
     stop = asyncio.create_task(stopped.wait())
+    started: list[asyncio.Task[Any]] = [*workers, upkeep, stop]
     running = {*workers}
     try:
         while running and not (stop.done() or upkeep.done()):
@@ -48,9 +49,9 @@ async def until_one_ends(
             if ended and waits:
                 break
     finally:
-        for asyncio_task in (*workers, upkeep, stop):
+        for asyncio_task in started:
             asyncio_task.cancel()  # a worker finishes its jobs first
-        results = await asyncio.gather(*workers, upkeep, stop, return_exceptions=True)
+        results = await asyncio.gather(*started, return_exceptions=True)
     for result in results:
         if isinstance(result, Exception):
             raise result

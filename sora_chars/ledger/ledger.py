@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sora_chars.errors import LedgerError, StaleEntryError, WrongLoopError
 from sora_chars.logs import event_logger
+from sora_chars.observers import observation
 
 from .entry import Attempt, Entry, Lookup, check_storable, to_json
 from .listing import LedgerListing
@@ -126,7 +127,8 @@ class Ledger(LedgerListing):
         stored = await self._store.insert(new)
         if stored is not new:
             stored.check_same_request(new)
-        report_registered(stored, is_new=stored is new)
+        if observed := observation.get():
+            report_registered(observed, stored, is_new=stored is new)
         known = self._known.get(new.key)
         if known and stored.version < known.version:
             return await self._restore(known, stored)
@@ -226,7 +228,8 @@ class Ledger(LedgerListing):
             changed = await self._restore(changed, stored)
         self._remember(changed)
         self.notifier.changed_here(entry.key, changed.version)
-        report_transition(entry, changed, began)
+        if observed := observation.get():
+            report_transition(observed, entry, changed, began)
         return changed
 
     async def restart(self, entry: Entry, to: EntryState, *, request: Mapping[str, Any] | None = None) -> Entry:
@@ -253,7 +256,8 @@ class Ledger(LedgerListing):
         if stored is not changed:
             raise _not_replaced(entry, to, stored)
         self.notifier.changed_here(entry.key, changed.version)
-        report_transition(entry, changed, began)
+        if observed := observation.get():
+            report_transition(observed, entry, changed, began)
         return changed
 
     async def get(self, key: str) -> Entry | None:

@@ -1,4 +1,4 @@
-"""What a ledger does with many entries: lists them, finds those that nobody carries on, and removes old ones."""
+"""What a ledger does with many entries: it lists them, finds idle ones, and removes old ones."""
 
 from __future__ import annotations
 

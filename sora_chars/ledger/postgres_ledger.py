@@ -107,17 +107,17 @@ async def _run(connection: Connection, statement: str, values: Sequence[Any]) ->
     import psycopg  # noqa: PLC0415 # an extra
     from psycopg.rows import tuple_row  # noqa: PLC0415
 
-    given: object = connection
-    match connection:
+    given: Any = connection  # callers without a type checker pass anything
+    match given:
         case psycopg.AsyncCursor():
-            return await _run(connection.connection, statement, values)
+            return await _run(given.connection, statement, values)
         case psycopg.AsyncConnection():
-            cursor = await connection.cursor(row_factory=tuple_row).execute(statement.encode(), values)
+            cursor = await given.cursor(row_factory=tuple_row).execute(statement.encode(), values)
             return await cursor.fetchall()
         case psycopg.Cursor():
-            return await _run(connection.connection, statement, values)
+            return await _run(given.connection, statement, values)
         case psycopg.Connection():
-            return connection.cursor(row_factory=tuple_row).execute(statement.encode(), values).fetchall()
+            return given.cursor(row_factory=tuple_row).execute(statement.encode(), values).fetchall()
         case _:
             raise InvalidRequestError(f"connection must be one of psycopg or its cursor, got {type(given).__name__}.")
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from sora_chars.observers import observation
-
 from .states import ENDED, EntryState
 
 if TYPE_CHECKING:
@@ -16,20 +14,18 @@ if TYPE_CHECKING:
     from .entry import Entry
 
 
-def report_registered(entry: Entry, *, is_new: bool) -> None:
-    """Report to the observers of this context that a request was recorded, or found on record."""
-    if observed := observation.get():
-        from sora_chars.events import Registered  # noqa: PLC0415 # few sessions are observed
+def report_registered(observed: Observation, entry: Entry, *, is_new: bool) -> None:
+    """Report that a request was recorded, or found on record."""
+    from sora_chars.events import Registered  # noqa: PLC0415 # few sessions are observed
 
-        state = entry.state.value
-        observed.emit(Registered(key=entry.key, provider=entry.provider, kind=entry.kind, state=state, is_new=is_new))
+    state = entry.state.value
+    observed.emit(Registered(key=entry.key, provider=entry.provider, kind=entry.kind, state=state, is_new=is_new))
 
 
-def report_transition(before: Entry, after: Entry, began: float) -> None:
-    """Report a transition to the observers of this context. Writing it began at `began` of `time.perf_counter`."""
-    if observed := observation.get():
-        for event in events_of(after, before=before, observed=observed, seconds=time.perf_counter() - began):
-            observed.emit(event)
+def report_transition(observed: Observation, before: Entry, after: Entry, began: float) -> None:
+    """Report a transition. Writing it began at `began` of `time.perf_counter`."""
+    for event in events_of(after, before=before, observed=observed, seconds=time.perf_counter() - began):
+        observed.emit(event)
 
 
 def events_of(

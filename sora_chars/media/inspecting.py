@@ -70,8 +70,7 @@ def sound_of(container: InputContainer) -> AudioStream | None:
 
 
 def _is_known(stream: VideoStream | AudioStream) -> bool:
-    context: object = stream.codec_context  # None, against its type, without a decoder
-    return context is not None
+    return getattr(stream, "codec_context", None) is not None  # None, against its type, without a decoder
 
 
 def inspect(path: Path) -> VideoFacts:

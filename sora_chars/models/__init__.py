@@ -15,7 +15,7 @@ from .requests import (
     raise_if_invalid,
     seconds_problems,
 )
-from .sources import Source, is_url, path_of
+from .sources import Source, is_url, is_whole_url, path_of
 from .tasks import (
     FAIL,
     SUCCESS,
@@ -56,6 +56,7 @@ __all__ = [
     "VoiceRequest",
     "as_request",
     "is_url",
+    "is_whole_url",
     "of_row",
     "path_of",
     "raise_if_invalid",

@@ -32,6 +32,11 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_whole_url(value: object) -> bool:
+    """Return whether what a service returned can be sent on as a URL: with a host, without spaces and line breaks."""
+    return isinstance(value, str) and value.isprintable() and is_url(value) and not source_problems("url", value)
+
+
 def to_source(value: Any) -> Any:
     """Return a path for a file:// URL and for a path that starts with "~"; any other value as it is."""
     if isinstance(value, str):

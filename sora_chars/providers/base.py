@@ -34,10 +34,15 @@ class HTTPProvider(Provider):
 
     def __init__(self, transport: Transport) -> None:
         emulator = emulator_url()
-        if emulator and not transport.base_url.startswith(emulator):
+        if emulator and not f"{transport.base_url}/".startswith(f"{emulator}/"):
             raise ConfigurationError(
                 f"{transport.provider} does not support {EMULATOR_VARIABLE}: it would reach {transport.base_url}.",
                 hint="Build its address with `resolve_url`, or unset the variable.",
+            )
+        if emulator and transport.api_key != EMULATOR_KEY:
+            raise ConfigurationError(
+                f"{transport.provider} does not support {EMULATOR_VARIABLE}: it would send its key there.",
+                hint="Read its key with `resolve_key`, or unset the variable.",
             )
         self._transport = transport
         self.name = transport.provider

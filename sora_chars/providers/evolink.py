@@ -60,6 +60,7 @@ class Evolink(ElementGateway):
     """
 
     calls_back = True
+    calls_https_only = True
     accepts = codec.ACCEPTS
 
     def __init__(

@@ -28,6 +28,7 @@ from .base import HTTPProvider, resolve_key, resolve_url
 from .local_files import request_problems
 from .loop_lock import LoopLock
 from .named_keys import key_suffix, only_match
+from .upload_body import upload_name
 
 if TYPE_CHECKING:
     import os
@@ -189,7 +190,7 @@ class HeyGen(HTTPProvider):
 
         def form() -> aiohttp.FormData:
             fields = aiohttp.FormData()
-            fields.add_field("file", io.BytesIO(content), filename=path.name)
+            fields.add_field("file", io.BytesIO(content), filename=upload_name(path))
             return fields
 
         return await self._transport.request("POST", self._url(codec.UPLOAD_PATH), codec.read_asset, body=form)
@@ -231,7 +232,7 @@ class HeyGen(HTTPProvider):
             return None
         try:
             page = await self._transport.request(
-                "POST", self._url(codec.AVATARS_PATH, group_id, "consent"), codec.read_consent, json={}
+                "POST", self._url(codec.AVATARS_PATH, group_id, "consent"), codec.read_consent, kind="poll", json={}
             )
         except ProviderError as error:
             facts = {"provider": self.name, "task_id": task_id, "error": printable(error)}
@@ -252,7 +253,9 @@ class HeyGen(HTTPProvider):
         for _ in range(_MAX_PAGES):
             params = {"ownership": "private", "limit": str(codec.PAGE_SIZE), **query}
             params |= {"token": token} if token else {}
-            records, token = await self._transport.request("GET", self._url(path), codec.read_page, params=params)
+            records, token = await self._transport.request(
+                "GET", self._url(path), codec.read_page, kind="poll", params=params
+            )
             yield records
             if token is None:
                 break

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
 from sora_chars.errors import ConfigurationError, printable
-from sora_chars.models import is_url
+from sora_chars.models import is_whole_url
 from sora_chars.protocols import Provider
 
 if TYPE_CHECKING:
@@ -57,8 +58,12 @@ class Hosting:
         async with AsyncExitStack() as stack:
             if owner is not None and Provider in type(owner).__mro__:
                 await stack.enter_async_context(owner)
-            url: object = await self.host(path)
-        if isinstance(url, str) and is_url(url):
+            hosted: object = self.host(path)
+            if not inspect.isawaitable(hosted):
+                shown = printable(repr(hosted), limit=60)
+                raise ConfigurationError(f"hosting must be an async function, and this one returned {shown}.")
+            url: object = await hosted
+        if isinstance(url, str) and is_whole_url(url):
             return url
         raise ConfigurationError(f"hosting must return an http(s) URL, got {printable(repr(url), limit=60)}.")
 

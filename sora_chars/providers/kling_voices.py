@@ -43,6 +43,8 @@ def voice_problems(request: VoiceRequest, *, can_host: bool) -> list[str]:
         problems.append(f"source must be a file of type {', '.join(SOURCE.formats)}, got {printable(path)}")
     elif not is_file(path):
         problems.append(f"source must be an http(s) URL or an existing file, got {printable(path)}")
+    elif not path.stat().st_size:
+        problems.append(f"source must not be an empty file, got {printable(path)}")
     return problems
 
 

@@ -55,6 +55,8 @@ def file_problems(field: str, path: Path, rule: MediaRule) -> list[str]:
             size = path.stat().st_size
     except OSError as error:
         return [f"{field} must be a readable file, got {printable(path)}: {error.strerror}"]
+    if rule.max_bytes is None and not size:
+        return [f"{field} must not be an empty file, got {printable(path)}"]
     if not 0 < size <= (rule.max_bytes or size):
         return [f"{field} must have 1 byte to {(rule.max_bytes or 0) // _MIB} MB, got {size} bytes ({printable(path)})"]
     return _video_problems(field, path, rule) if rule.seconds else _image_problems(field, path, head, rule)

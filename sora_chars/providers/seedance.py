@@ -262,7 +262,9 @@ class SeedanceAssets(HTTPProvider):
         found: list[TaskSnapshot] = []
         for page in range(1, _MAX_PAGES + 1):
             call = self._door.list(page, name=name, group_id=self._group_id)
-            assets, follows = await self._send(call, partial(codec.read_list, page=page, provider=self.name))
+            assets, follows = await self._send(
+                call, partial(codec.read_list, page=page, provider=self.name), kind="poll"
+            )
             found += assets
             if not follows:
                 break

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import attrs
 
 from sora_chars.errors import ProviderError, RequestRejectedError, ServiceUnavailableError, printable
-from sora_chars.models import is_url
+from sora_chars.models import is_whole_url
 from sora_chars.responses import GATEWAY_FAULTS
 
 from .local_files import image_format
@@ -92,7 +92,7 @@ def read_presigned(response: Response, *, base_url: str) -> Presigned:
     match json_object(response):
         case {"code": 0, "data": {"uploadUrl": str(upload_url), "publicUrl": str(public_url)}} if _is_safe(
             upload_url, base_url
-        ) and is_url(public_url):
+        ) and is_whole_url(public_url):
             return Presigned(upload_url, public_url)
         case {"code": 0}:
             raise unreadable(response, "no address for the upload")

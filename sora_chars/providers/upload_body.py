@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def upload_name(path: Path) -> str:
+    """Return the name of a local file as a header can hold it: without line breaks and undecodable bytes."""
+    return "".join(filter(str.isprintable, path.name)) or "file"
+
+
 class UploadBody(io.BytesIO):
     """The content of a file, which reports its progress while aiohttp reads it."""
 

@@ -130,7 +130,7 @@ class Vidu(HTTPProvider):
         for _ in range(_MAX_PAGES):
             query = {"ownership": "private", "count": str(_PAGE_SIZE)} | ({"next_page_token": token} if token else {})
             page, token = await self._transport.request(
-                "GET", self._subjects_url, partial(codec.read_page, provider=self.name), params=query
+                "GET", self._subjects_url, partial(codec.read_page, provider=self.name), kind="poll", params=query
             )
             found += page
             if token is None:

@@ -24,7 +24,7 @@ from .base import resolve_key, resolve_url
 from .element_gateway import ElementGateway
 from .record_callback import read_event
 from .standard_webhooks import check_signature, plain_key
-from .upload_body import UploadBody
+from .upload_body import UploadBody, upload_name
 
 if TYPE_CHECKING:
     import ssl
@@ -146,7 +146,7 @@ class Wavespeed(ElementGateway):
 
         def form() -> aiohttp.FormData:
             fields = aiohttp.FormData()
-            fields.add_field("file", UploadBody(content, path, self._on_upload), filename=path.name)
+            fields.add_field("file", UploadBody(content, path, self._on_upload), filename=upload_name(path))
             return fields
 
         return await self._transport.request(

@@ -15,7 +15,7 @@ import attrs
 
 from sora_chars.errors import RequestRejectedError, ServiceUnavailableError, printable
 from sora_chars.ids import as_id
-from sora_chars.models import FAIL, SUCCESS, Accepts, MediaRule, TaskFailure, TaskSnapshot, is_url
+from sora_chars.models import FAIL, SUCCESS, Accepts, MediaRule, TaskFailure, TaskSnapshot, is_whole_url
 from sora_chars.responses import as_code, as_number, parse_json
 
 from . import kling_codec as kling
@@ -188,7 +188,7 @@ def read_upload(response: Response) -> str:
         ProviderError: The upload failed.
     """
     url = _read_data(response).get("download_url")
-    if not is_url(url):
+    if not is_whole_url(url):
         raise _read(response).unreadable("no download_url")
     return str(url)
 

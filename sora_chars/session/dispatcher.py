@@ -147,7 +147,7 @@ class Dispatcher:
             kind, record = to_record(request)
             key = request.key or new_key()
             try:
-                meta = self.observers.meta()
+                meta = self.observers.meta() if self.observers.listening else None
                 entry = await self.ledger.register(key=key, provider=chosen.name, kind=kind, request=record, meta=meta)
             except LedgerError as error:
                 if observed := observation.get():

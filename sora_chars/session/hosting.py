@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from sora_chars.callbacks.receiver import CallbackReceiver
+from sora_chars.errors import ConfigurationError
 from sora_chars.providers.base import clean_url
 
 if TYPE_CHECKING:
@@ -22,11 +23,15 @@ def give_callback_urls(providers: Sequence[Provider], public_url: str) -> str:
     """Give the URL to each provider that sends callbacks and has no URL of its own; return the URL as it is used.
 
     Raises:
-        ConfigurationError: It is not an http(s) URL with a host.
+        ConfigurationError: It is not an http(s) URL with a host, or a provider calls only https:// URLs.
     """
     url = clean_url(public_url, field="public_url")
     for provider in providers:
         if getattr(provider, "calls_back", False) and provider.callback_url is None:
+            if getattr(provider, "calls_https_only", False) and not url.startswith("https://"):
+                raise ConfigurationError(
+                    f"public_url must be an https:// URL, since {provider.name} calls no other, got {url}."
+                )
             provider.callback_url = url
     return url
 

@@ -33,7 +33,7 @@ def keyed_request(request: Request | None, fields: Mapping[str, Any]) -> Request
     Raises:
         InvalidRequestError: Both or neither were given, or a field is unknown or invalid.
     """
-    if request is None or fields.keys() != {"key"}:
+    if request is None or set(fields) != {"key"}:
         return as_request(request, fields)
     checked = as_request(request, {})
     if checked.key not in {None, fields["key"]}:

@@ -17,7 +17,7 @@ import pytest
 from sora_chars import EntryState, open_ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
     from pathlib import Path
 
     from sora_chars.testing import Emulator
@@ -69,7 +69,7 @@ def shop(tmp_path: Path, emulator: Emulator, postgres_url: str, cli_environment:
 
 
 @contextmanager
-def worker(script: str, folder: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def worker(script: str, folder: Path, environment: dict[str, str]) -> Generator[subprocess.Popen[bytes]]:
     """Run a worker, and kill it at the end of the block if it still runs."""
     with subprocess.Popen([script, "worker", "--app", "jobs:characters"], cwd=folder, env=environment) as process:
         try:

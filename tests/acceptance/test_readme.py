@@ -62,8 +62,9 @@ def run(*command: str, environment: dict[str, str], folder: Path) -> subprocess.
         ("session.create_many(", r"(dog \d succeeded Character\(.*\)\n){5}Progress\(registered=5, running=0, .*\)\n"),
         ("session.recover()", r"True\nch_\w+ 7118f712a5efa1d0f1c3f2ac1b3f9a55 [\d.]+\n"),
         ("SubmissionUnknownError as error", r"A day at the beach with @\S+ \.\n"),
+        ("sora_chars.sync", r"\d+\n"),
     ],
-    ids=["ten-lines", "handle", "batch", "ledger", "errors"],
+    ids=["ten-lines", "handle", "batch", "ledger", "errors", "sync"],
 )
 def test_program_runs(text: str, output: str, environment: dict[str, str], tmp_path: Path) -> None:
     """Each program runs unchanged, prints what the README shows, and emits no warning."""

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 REQUEST: dict[str, Any] = {"from_task": "a" * 32, "clip": "1,3", "prompt": "a dog"}
 
 
+def changed(**fields: Any) -> dict[str, Any]:
+    """Return the fields of the request, some of them changed."""
+    return {**REQUEST, **fields}
+
+
 @asynccontextmanager
 async def session_of(url: str, **options: Any) -> AsyncGenerator[CharacterSession, None]:
     """Open a session on a PostgreSQL ledger."""
@@ -47,6 +52,7 @@ async def test_an_order_and_its_request_are_recorded_together(postgres_url: str)
         await connection.execute("CREATE TABLE orders (id integer)")
         await connection.commit()
         for fails in (True, False):
+            entry = None
             with suppress(ZeroDivisionError):
                 async with connection.transaction():
                     await connection.execute("INSERT INTO orders VALUES (17)")
@@ -67,8 +73,8 @@ async def test_every_kind_of_connection_records(postgres_url: str, kind: str) ->
     """A connection may be sync or async, or a cursor, whatever rows it makes; the same key is the same request."""
     async with session_of(postgres_url) as session:
         if kind == "async cursor":
-            async with await psycopg.AsyncConnection.connect(postgres_url, row_factory=dict_row) as connection:
-                cursor = connection.cursor()
+            async with await psycopg.AsyncConnection.connect(postgres_url) as connection:
+                cursor = connection.cursor(row_factory=dict_row)
                 first = await session.register(key="k", connection=cursor, **REQUEST)
                 assert await session.register(key="k", connection=cursor, **REQUEST) == first
         else:
@@ -77,7 +83,7 @@ async def test_every_kind_of_connection_records(postgres_url: str, kind: str) ->
                 first = await session.register(key="k", connection=given, **REQUEST)
                 assert await session.register(key="k", connection=given, meta={"other": 1}, **REQUEST) == first
                 with pytest.raises(KeyConflictError):
-                    await session.register(key="k", connection=given, **REQUEST | {"clip": "2,3"})
+                    await session.register(key="k", connection=given, **changed(clip="2,3"))
         assert await session.entry("k") == first
 
 
@@ -123,7 +129,7 @@ async def test_the_statement_serves_every_driver(postgres_url: str) -> None:
         assert [(entry.key, entry.meta, entry.state) for entry in entries] == [
             (key, {"order": key}, EntryState.PENDING) for key in "abc"
         ]
-        assert "a dog" not in repr(new)
+        assert "a dog" not in repr(session.registering(**REQUEST))
 
 
 async def test_a_schema_of_its_own(postgres_url: str) -> None:

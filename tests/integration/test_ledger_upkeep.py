@@ -81,7 +81,8 @@ async def test_a_session_finds_what_its_providers_can_carry_on(ledger_url: str) 
         async with CharacterSession(Kie(api_key="key"), ledger=ledger) as session:
             ledger._clock = later._clock
             assert [entry.key async for entry in session.due()] == ["mine"]
-            for options in ({"idle": -1.0}, {"idle": float("nan")}, {"limit": 0}):
+            wrong: list[dict[str, Any]] = [{"idle": -1.0}, {"idle": float("nan")}, {"limit": 0}]
+            for options in wrong:
                 with pytest.raises(InvalidRequestError, match="must be a number from"):
                     await anext(session.due(**options))
 
@@ -149,7 +150,7 @@ async def test_due_entries_are_found_by_a_partial_index(shared_url: str) -> None
     if shared_url.startswith("sqlite:"):
         with closing(sqlite3.connect(shared_url.removeprefix("sqlite:///"))) as file:
             plan = str(file.execute(f"EXPLAIN QUERY PLAN {sqlite_upkeep.IDLE}", (1.0, -1.0, "", 10)).fetchall())
-        assert "USING INDEX entries_idle (updated_at" in plan
+        assert "USING INDEX entries_idle" in plan
         assert "TEMP B-TREE" not in plan
     else:
         with psycopg.connect(shared_url) as database:

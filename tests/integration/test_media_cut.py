@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("av")
 
-from sora_chars import CharacterRequest, Vidu, media
+from sora_chars import CharacterRequest, media
 from sora_chars.errors import ConfigurationError, InvalidRequestError
 from sora_chars.media.encoding import Cut, StoppedError
 from sora_chars.media.inspecting import inspect
@@ -19,6 +19,7 @@ from sora_chars.models import Clip, MediaRule
 from sora_chars.providers.kling_codec import VIDEO as KLING
 from sora_chars.providers.local_files import request_problems
 from sora_chars.providers.media import probe
+from sora_chars.providers.vidu_codec import ACCEPTS as VIDU
 from tests.support.videos import Video, click_time, luma_at, numbers, phone_video
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ async def test_only_sound(tmp_path: Path) -> None:
     source = Video(click=0.5, times=()).write(tmp_path / "sound.mp4")
     with pytest.raises(InvalidRequestError, match="has only sound"):
         await media.cut(source, tmp_path / "clip.mp4", rule=SMALL)
-    (problem,) = request_problems(Vidu.accepts, CharacterRequest(video=source, name="Rex"))
+    (problem,) = request_problems(VIDU, CharacterRequest(video=source, name="Rex"))
     assert "must have moving pictures" in problem
 
 

@@ -13,11 +13,12 @@ import av
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 
-from sora_chars import CharacterRequest, Vidu, media
+from sora_chars import CharacterRequest, media
 from sora_chars.errors import InvalidRequestError
 from sora_chars.media.inspecting import inspect
 from sora_chars.models import MediaRule
 from sora_chars.providers.local_files import request_problems
+from sora_chars.providers.vidu_codec import ACCEPTS as VIDU
 from tests.support.videos import Video, numbers
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ TIMES = tuple(number / 25 for number in range(50))
 
 def problems_of(path: Path, **fields: Any) -> list[str]:
     """Return why Vidu does not take a video."""
-    return request_problems(Vidu.accepts, CharacterRequest(video=path, name="Rex", **fields))
+    return request_problems(VIDU, CharacterRequest(video=path, name="Rex", **fields))
 
 
 @pytest.mark.parametrize("clip", [None, "0,1"])

@@ -11,7 +11,7 @@ import uvicorn
 from aiohttp import web
 from fastapi import FastAPI
 
-from sora_chars import CharacterSession, FixedInterval, Kie, Kkiai, Kling
+from sora_chars import CharacterSession, Evolink, FixedInterval, Kie, Kkiai, Kling
 from sora_chars.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -74,3 +74,12 @@ def test_an_invalid_url_is_an_error() -> None:
     """A URL that cannot be called is named before anything is sent."""
     with pytest.raises(ConfigurationError, match="public_url"):
         CharacterSession(Kie("k"), public_url="example.com/hooks")
+
+
+def test_a_provider_that_calls_https_only() -> None:
+    """A public URL that a provider of the session would not call is refused before anything is sent."""
+    with pytest.raises(ConfigurationError, match="public_url must be an https:// URL, since evolink calls no other"):
+        CharacterSession(Evolink("key"), public_url="http://app.example/hooks")
+    provider = Evolink("key")
+    CharacterSession(provider, public_url="https://app.example/hooks")
+    assert provider.callback_url == "https://app.example/hooks"

@@ -39,6 +39,8 @@ FORMATS = ("jsonl", "csv")
 
 _MAX_REASON_LENGTH = 200  # characters
 _MAX_NAME_LENGTH = 60  # characters
+_MAX_DEPTH = 100  # lists and objects in each other
+_LONG_INTEGER = re.compile(r"\d{19}")  # orjson reads integers beyond 64 bits as floats
 _BETWEEN_ROWS = re.compile(r"[\s\[,]*")  # of a JSON array that was decoded already
 _DECODER = json.JSONDecoder()
 
@@ -127,7 +129,7 @@ def _read_jsonl(lines: Iterator[str]) -> Iterator[tuple[int, dict[str, Any] | st
     for line, text in enumerate(lines, 1):
         if text.strip():
             try:
-                yield line, _fields(parse_json(text))
+                yield line, _fields(_exactly(text))
             except ValueError as error:
                 yield line, _invalid_json(error)
 
@@ -135,7 +137,7 @@ def _read_jsonl(lines: Iterator[str]) -> Iterator[tuple[int, dict[str, Any] | st
 def _read_array(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Yield the objects of an array, each with the line at which it begins."""
     try:
-        rows = parse_json(text)
+        rows = _exactly(text)
     except ValueError as error:
         yield getattr(error, "lineno", 1), _invalid_json(error)
         return
@@ -148,6 +150,11 @@ def _read_array(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
         yield line, _fields(row)
         position = _DECODER.raw_decode(text, start)[1]
         line += text.count(line_end, start, position)
+
+
+def _exactly(text: str) -> Any:
+    """Return the value of JSON with every integer as it is written: the input of a job is sent as it is."""
+    return parse_json(text, exact_integers=_LONG_INTEGER.search(text) is not None)
 
 
 def _fields(value: object) -> dict[str, Any] | str:
@@ -191,17 +198,19 @@ def _json_of(text: str) -> Any:
         InvalidRequestError: It is no JSON.
     """
     try:
-        return parse_json(text)
+        return _exactly(text)
     except ValueError as error:
         raise_if_invalid([f"input has {_invalid_json(error)}"], what="The row")
 
 
-def _text_problem(value: object) -> str:
+def _text_problem(value: object, depth: int = 0) -> str:
     """Return why a text, or one within a list or an object, can be neither recorded nor sent; else an empty text."""
-    if isinstance(value, list):
-        return next(filter(None, map(_text_problem, value)), "")
+    if depth > _MAX_DEPTH:
+        return f"must not be nested more than {_MAX_DEPTH} levels deep"
     if isinstance(value, dict):
-        return _text_problem([*value, *value.values()])
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        return next(filter(None, (_text_problem(one, depth + 1) for one in value)), "")
     if not isinstance(value, str):
         return ""
     try:

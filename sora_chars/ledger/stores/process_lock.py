@@ -33,11 +33,12 @@ class ProcessLock:
     def __init__(self, ledger: Path) -> None:
         for lock_file in ledger.parent.glob(f"{glob.escape(ledger.name)}-*.lock"):
             is_dead(ledger, lock_file.stem.rpartition("-")[2])
-        self._connection: sqlite3.Connection | None = None
-        while self._connection is None:
+        connection: sqlite3.Connection | None = None
+        while connection is None:
             self.owner = uuid.uuid4().hex
             self._path = _path(ledger, self.owner)
-            self._connection = _locked(self._path)
+            connection = _locked(self._path)
+        self._connection = connection
 
     def release(self) -> None:
         """Remove the file: this process no longer owns any entry."""
@@ -48,8 +49,7 @@ class ProcessLock:
 
     def close(self) -> None:
         """Release the lock and keep the file on disk."""
-        if self._connection:
-            self._connection.close()
+        self._connection.close()
 
 
 def is_dead(ledger: Path, owner: str) -> bool:

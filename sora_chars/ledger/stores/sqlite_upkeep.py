@@ -1,4 +1,4 @@
-"""The SQL of an SQLite ledger for entries that nobody carries on, and for old ones."""
+"""The SQL of an SQLite ledger for idle entries and for old ones."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 from sora_chars.cli.batch import reader
 from sora_chars.cli.batch.reader import COLUMNS, Problem, Row
 from sora_chars.models import CharacterRequest, Clip, TaskRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PROVIDERS = ("kie", "kkiai")
 REQUEST = {"from_task": "t1", "clip": "1,3", "prompt": "A dog"}
@@ -260,3 +263,22 @@ def test_images_of_a_row(content: bytes, file_format: str) -> None:
     """A row names its images as a list or, in one cell, separated by semicolons."""
     (row,) = good(content, file_format)
     assert row.request == CharacterRequest(images=["a.png", "https://a.example/b.png"], voice="v1")
+
+
+@pytest.mark.parametrize("nest", [lambda n: '{"a":' * n + "1" + "}" * n, lambda n: '{"a":' + "[" * n + "]" * n + "}"])
+@pytest.mark.parametrize("depth", [101, 700, 980])
+def test_deep_input(nest: Callable[[int], str], depth: int) -> None:
+    """The input of a job that is nested too deeply is a problem of its row, and the rows behind it are read."""
+    good = '{"model": "m"}'
+    first, second = read(f'{{"model": "m", "input": {nest(depth)}}}\n{good}\n'.encode(), "jsonl")
+    assert "nested" in str(first)
+    assert isinstance(second, Row)
+
+
+@pytest.mark.parametrize("row", [b'{"model": "m", "input": {"seed": %d}}', b'[{"model": "m", "input": {"seed": %d}}]'])
+def test_large_integers_are_sent_as_they_are(row: bytes) -> None:
+    """An integer of any size in the input of a job is exact."""
+    (found,) = read(row % (2**70 + 1), "jsonl")
+    assert isinstance(found, Row)
+    assert isinstance(found.request, TaskRequest)
+    assert found.request.input == {"seed": 2**70 + 1}

@@ -68,3 +68,24 @@ def test_has_subscribers_until_the_last_has_left(notifier: ChangeNotifier) -> No
         end()
         assert (notifier.keys, notifier.has_subscribers.is_set()) == ({"k-1", "k-2"}, True)
     assert (notifier.keys, notifier.has_subscribers.is_set()) == (set(), False)
+
+
+def test_a_follower_gets_each_change_once(notifier: ChangeNotifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each follower is called once for each version that another process wrote, and not after it has left."""
+    monkeypatch.setattr("sora_chars.ledger.notifier._MAX_KNOWN", 1)
+    first: list[tuple[str, int]] = []
+    second: list[tuple[str, int]] = []
+    leave = notifier.follow(lambda *change: first.append(change))
+    stay = notifier.follow(lambda *change: second.append(change))
+    for key, version in (("a", 2), ("a", 2), ("b", 3)):
+        notifier.notify(key, version)
+    leave()
+    assert notifier.is_followed
+    notifier.writing("c", 4)
+    notifier.notify("c", 4)
+    notifier.notify("c", 5)
+    stay()
+    notifier.notify("c", 6)
+    assert first == [("a", 2), ("b", 3)]
+    assert second == [*first, ("c", 5)]
+    assert not notifier.has_subscribers.is_set()

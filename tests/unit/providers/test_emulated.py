@@ -96,6 +96,22 @@ def test_provider_that_ignores_the_variable(monkeypatch: pytest.MonkeyPatch) -> 
         Studio(Transport(provider="studio", base_url="https://studio.example", api_key=REAL))
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "http://127.0.0.1:80.studio.example"])
+def test_an_address_that_begins_like_the_emulators(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another port or host is another address, even if its text begins like that of the emulator."""
+    monkeypatch.setenv("SORA_CHARS_EMULATOR", "http://127.0.0.1:80")
+    with pytest.raises(ConfigurationError, match="it would reach"):
+        Studio(Transport(provider="studio", base_url=url, api_key=EMULATOR_KEY))
+
+
+def test_provider_that_reads_its_key_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider of the user's own that passes a real key on is refused, so the emulator never gets it."""
+    monkeypatch.setenv("SORA_CHARS_EMULATOR", "http://127.0.0.1:80")
+    with pytest.raises(ConfigurationError, match="it would send its key there"):
+        Studio(Transport(provider="studio", base_url="http://127.0.0.1:80/v1", api_key=REAL))
+    Studio(Transport(provider="studio", base_url="http://127.0.0.1:80/v1", api_key=EMULATOR_KEY))
+
+
 def test_base_urls_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The older providers read their addresses from the environment, too; one that was passed comes first."""
     monkeypatch.setenv("KIE_BASE_URL", "https://kie.example/api/v1/")

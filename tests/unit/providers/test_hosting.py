@@ -86,7 +86,9 @@ async def test_few_urls_are_kept(clip: Path) -> None:
     assert len(made) == 258
 
 
-@pytest.mark.parametrize("url", ["clip.mp4", None, 7])
+@pytest.mark.parametrize(
+    "url", ["clip.mp4", None, 7, b"https://a.example/b", "https://", "https://a.example/b c.mp4", "https://a/b\n"]
+)
 async def test_what_is_no_url(clip: Path, url: Any) -> None:
     """A function that returns no URL is named."""
 
@@ -96,6 +98,17 @@ async def test_what_is_no_url(clip: Path, url: Any) -> None:
 
     with pytest.raises(ConfigurationError, match=r"hosting must return an http\(s\) URL, got"):
         await Hosting(host).url_of(clip)
+
+
+async def test_a_function_that_is_not_async(clip: Path) -> None:
+    """A function that returns its URL without being async is named."""
+
+    def host(path: Path) -> Any:
+        return f"https://files.example/{path.name}?signature=SECRET"
+
+    with pytest.raises(ConfigurationError, match="hosting must be an async function, and this one returned") as caught:
+        await Hosting(host).url_of(clip)
+    assert "SECRET" not in str(caught.value)
 
 
 async def test_missing_file(clip: Path) -> None:

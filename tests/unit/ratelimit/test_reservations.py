@@ -159,7 +159,7 @@ async def test_a_slot_is_kept_for_the_part_that_returns_to_this_process() -> Non
     assert await send(window, "new", 99.0) is None
 
 
-async def test_a_share_that_may_grow_is_worth_another_look() -> None:
+async def test_a_share_that_may_grow_is_checked_again_soon() -> None:
     """Before the share is known to be the whole, a request comes back at once."""
     window = window_of(9)
     window.shares.append(Share(count=1, may_grow=True))

@@ -33,6 +33,11 @@ pytestmark = pytest.mark.looptime
 REQUEST: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog", "name": "rex", "key": "mine"}
 
 
+def changed(**fields: Any) -> dict[str, Any]:
+    """Return the fields of the request, some of them changed."""
+    return {**REQUEST, **fields}
+
+
 @pytest.fixture
 def provider() -> FakeProvider:
     """Return a provider without faults."""
@@ -99,7 +104,7 @@ async def test_raises_why_there_is_no_character(session: CharacterSession, provi
         ),
     }
     for state, (error, result) in ends.items():
-        entry = await session.register(**REQUEST | {"key": state})
+        entry = await session.register(**changed(key=state))
         entry = await session.ledger.transition(entry, EntryState.SENDING)
         await session.ledger.transition(entry, state, task_id="t1", result=result)
         with pytest.raises(error) as caught:
@@ -109,7 +114,7 @@ async def test_raises_why_there_is_no_character(session: CharacterSession, provi
     await session.advance("mine")
     with pytest.raises(RequestRejectedError, match="a real person"):
         await session.wait("mine")
-    entry = await session.ledger.transition(await session.register(**REQUEST | {"key": "u"}), EntryState.SENDING)
+    entry = await session.ledger.transition(await session.register(**changed(key="u")), EntryState.SENDING)
     await session.ledger.transition(entry, EntryState.UNKNOWN)
     with pytest.raises(SubmissionUnknownError, match="no reason is recorded"):
         await session.wait("u")

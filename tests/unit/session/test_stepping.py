@@ -39,6 +39,11 @@ pytestmark = pytest.mark.looptime
 REQUEST: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog", "key": "mine"}
 
 
+def changed(**fields: Any) -> dict[str, Any]:
+    """Return the fields of the request, some of them changed."""
+    return {**REQUEST, **fields}
+
+
 @pytest.fixture
 def provider() -> FakeProvider:
     """Return a provider without faults."""
@@ -218,7 +223,7 @@ async def test_a_finished_step_has_an_outcome(session: CharacterSession, provide
     step = await session.advance("mine")
     assert step.outcome == provider.snapshot().character
     provider.fault = RequestRejectedError("a real person")
-    await session.register(**REQUEST | {"key": "another"})
+    await session.register(**changed(key="another"))
     step = await session.advance("another")
     assert isinstance(step.outcome, RequestRejectedError)
     assert (step.outcome.message, step.outcome.key) == ("a real person", "another")
@@ -374,6 +379,6 @@ async def test_final_step_saves_the_picture_and_observes_the_task(
         await session.advance("mine")
         assert (saved, observed) == ([provider.snapshot().character], [provider.snapshot()])
         provider.synchronous = True
-        await session.register(**REQUEST | {"key": "another"})
+        await session.register(**changed(key="another"))
         await session.advance("another")
         assert len(saved) == 2

@@ -166,8 +166,9 @@ async def test_a_folder_that_was_cleaned_up(encoder: Encoder, source: Path) -> N
 async def test_a_full_disk(encoder: Encoder, source: Path) -> None:
     """A cut that cannot be written is an error of the settings, which names the folder."""
     encoder.fault = OSError(errno.ENOSPC, "No space left on device")
+    videos = CutVideos()
     with pytest.raises(ConfigurationError, match=r"temporary files cannot be written: No space left.*Nothing was sent"):
-        await take(videos := CutVideos(), clip_of(source))
+        await take(videos, clip_of(source))
     await videos.aclose()
 
 
