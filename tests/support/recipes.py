@@ -11,9 +11,14 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sora_chars import SubmissionUnknownError
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncGenerator, Mapping, Sequence
+
+    from sora_chars import CharacterSession
+    from sora_chars.testing import Emulator
 
 PAGE = Path(__file__).parents[2] / "docs/workers.md"
 KEYS = {"KIE_API_KEY": "key", "KLING_API_KEY": "key"}
@@ -52,3 +57,23 @@ def kill_all(process: asyncio.subprocess.Process) -> None:
     """Kill a program of `running`, with the processes that it has started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+async def check_paid_once(session: CharacterSession, emulator: Emulator, keys: Sequence[str]) -> None:
+    """Wait until every request has its character, and check that each was sent once.
+
+    A request that a killed worker was sending is unknown until a step asks Kling for it, and stays unknown if it did
+    not arrive.
+    """
+    for key in keys:
+        while True:
+            try:
+                await session.wait(key, timeout=120)
+            except SubmissionUnknownError:
+                if key not in {task.external_id for task in emulator.kling.tasks.values()}:
+                    break
+                await asyncio.sleep(0.05)
+            else:
+                break
+    posts = [count for (method, _), count in emulator.request_counts.items() if method == "POST"]
+    assert emulator.counts.elements <= sum(posts) <= len(keys)
