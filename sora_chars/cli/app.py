@@ -101,7 +101,7 @@ def cli(ctx: click.Context) -> None:
     if os.environ.get("SORA_CHARS_EMULATOR") and ctx.invoked_subcommand not in _OWN_EMULATOR:
         from sora_chars.providers.base import emulator_url  # noqa: PLC0415 # few commands need the providers
 
-        notice = f"SORA_CHARS_EMULATOR: every provider is the emulator at {emulator_url()}. No real key is sent."
+        notice = f"Emulator at {emulator_url()} (SORA_CHARS_EMULATOR): no real key is sent."
         click.echo(notice, err=True)
 
 

@@ -27,7 +27,7 @@ from sora_chars.responses import parse_json
 
 from .context import CommandContext
 from .ledger_location import LedgerLocation
-from .video_options import upload_of
+from .video_options import hosting_option, upload_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -344,7 +344,7 @@ def create_options(command: C) -> C:
 
 def voice_options(command: C) -> C:
     """Add the options of `create_options`, with the provider that creates voices as the default."""
-    return provider_options(submit_options(_wait_and_output_options(command)), default="kling")
+    return provider_options(submit_options(hosting_option(_wait_and_output_options(command))), default="kling")
 
 
 def task_options(command: C) -> C:

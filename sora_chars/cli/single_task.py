@@ -192,7 +192,7 @@ def _first_status(provider: Provider, entry: Entry | None) -> str:
 
 def cut_status(progress: CutProgress) -> str:
     """Return the status of a cut in steps of 10 %."""
-    return f"cutting {progress.path.name}: {progress.done * 10 // progress.total}0 % of {progress.total} frames"
+    return f"cutting {progress.path.name}: {progress.done * 10 // progress.total * 10} % of {progress.total} frames"
 
 
 def _upload_status(progress: UploadProgress) -> str:

@@ -30,15 +30,17 @@ any_url_option = click.option(
 )
 
 
+hosting_option = click.option(
+    "--hosting",
+    type=click.Choice(HOSTS),
+    metavar="NAME",
+    help=f"Upload local files to {', '.join(HOSTS[:-1])} or {HOSTS[-1]}, with its own key, for providers that "
+    "take URLs only: kling, evolink and Ark.",
+)
+
+
 def video_options(command: C) -> C:
     """Add `--fit`, `--hosting` and `--allow-any-url`."""
-    hosting = click.option(
-        "--hosting",
-        type=click.Choice(HOSTS),
-        metavar="NAME",
-        help=f"Upload local files to {', '.join(HOSTS[:-1])} or {HOSTS[-1]}, with its own key, for providers that "
-        "take URLs only: kling, evolink and Ark.",
-    )
     fit = click.option(
         "--fit",
         type=click.Choice(FITS),
@@ -46,7 +48,7 @@ def video_options(command: C) -> C:
         show_default=True,
         help="Make a video of another shape fit by black bars, or by cutting off its edges.",
     )
-    return fit(hosting(any_url_option(command)))
+    return fit(hosting_option(any_url_option(command)))
 
 
 def upload_of(

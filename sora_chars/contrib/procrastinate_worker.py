@@ -30,7 +30,8 @@ async def open_app(app: App, stack: AsyncExitStack) -> None:
     if not has_tables:
         raise ConfigurationError(
             "characters: the database does not have Procrastinate's tables.",
-            hint="Run `procrastinate schema --apply`, or await app.schema_manager.apply_schema_async().",
+            hint="Run `PYTHONPATH=. procrastinate --app MODULE.APP schema --apply`, "
+            "or await app.schema_manager.apply_schema_async().",
         )
 
 

@@ -64,7 +64,7 @@ def _bound(value: Any) -> float:
         return float(value) + 0.0  # -0.0 becomes 0.0; a provider may not parse "-0"
     except (TypeError, ValueError, OverflowError) as error:
         problem = f"clip must have numbers of seconds as bounds, got {printable(repr(value), limit=60)}"
-        raise InvalidRequestError(f"The clip was not sent: {problem}.", problems=(problem,)) from error
+        raise InvalidRequestError(f"{problem}.", problems=(problem,)) from error
 
 
 @attrs.frozen
@@ -90,7 +90,8 @@ class Clip:
             problems.append(f'clip must have finite bounds in seconds, got "{self.start},{self.end}"')
         elif not 0 <= self.start < self.end:
             problems.append(f'clip must satisfy 0 <= start < end in seconds, got "{self}"')
-        raise_if_invalid(problems, what="The clip")
+        if problems:
+            raise InvalidRequestError(f"{'; '.join(problems)}.", problems=tuple(problems))
 
     @classmethod
     def parse(cls, text: str) -> Clip:
@@ -104,7 +105,7 @@ class Clip:
             start, end = map(float, parts)
         except ValueError:
             problem = f'clip must be "start,end" in seconds, such as "3.55,5.55", got {printable(text)!r}'
-            raise InvalidRequestError(f"The clip was not sent: {problem}.", problems=(problem,)) from None
+            raise InvalidRequestError(f"{problem}.", problems=(problem,)) from None
         return cls(start, end)
 
     @property

@@ -48,7 +48,7 @@ _ERRORS: Mapping[int, tuple[type[ProviderError], str]] = {
     _MAINTENANCE: (ServiceUnavailableError, "kie.ai is in maintenance; try again later."),
     505: (ModelUnavailableError, "kie.ai has disabled this feature."),
 }
-_MODEL_GONE = "List the current models with `sora-chars models`. kie.ai has listed no Sora model since autumn 2026."
+_MODEL_GONE = "List the current models with `sora-chars models`. kie.ai has listed no Sora model since 2026-09-24."
 _TASK_UNKNOWN = "The task may not be visible yet, or belong to another account."
 
 

@@ -117,13 +117,14 @@ def _snapshot(subject: Mapping[str, Any], provider: str) -> TaskSnapshot | None:
         return None
     name = subject.get("name")
     name = name if isinstance(name, str) and name else None
+    raw = _without_files(subject)
     character = Character(
         id=found,
         provider=provider,
         username=name,
         name=name,
         usage={"prompt": f"@{name}", "subjects": [{"name": name, "server_id": found}]} if name else None,
-        raw=subject,
+        raw=raw,
     )
     cost = subject.get("credits")
     is_number = isinstance(cost, int | float) and not isinstance(cost, bool) and math.isfinite(cost)
@@ -133,8 +134,21 @@ def _snapshot(subject: Mapping[str, Any], provider: str) -> TaskSnapshot | None:
         state=SUCCESS,
         character=character,
         credits=float(cost) if isinstance(cost, int | float) and is_number else None,
-        raw=subject,
+        raw=raw,
     )
+
+
+def _without_files(value: Any) -> Any:
+    """Return a value of JSON without the data URLs in it, which repeat the files that were sent."""
+    match value:
+        case str():
+            return f"{value.partition(',')[0]},..." if value.startswith("data:") else value
+        case list():
+            return [_without_files(part) for part in value]
+        case dict():
+            return {name: _without_files(part) for name, part in value.items()}
+        case _:
+            return value
 
 
 def _json_object(response: Response) -> dict[str, Any] | None:

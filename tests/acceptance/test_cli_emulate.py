@@ -160,7 +160,7 @@ def test_commands_speak_to_the_emulator(cli: Cli, cli_environment: dict[str, str
         made = cli("create", "--provider", provider, source, "https://a.example/rex.mp4", *fields, "--json", "-v")
         assert made.returncode == 0, made.stdout + made.stderr
         first = made.stderr.splitlines()[0]
-        assert first == f"SORA_CHARS_EMULATOR: every provider is the emulator at {emulator.url}. No real key is sent."
+        assert first == f"Emulator at {emulator.url} (SORA_CHARS_EMULATOR): no real key is sent."
         assert "secret-kling" not in made.stderr
     assert cli("credit").returncode == 0
     cli_environment["SORA_CHARS_EMULATOR"] = "nonsense"

@@ -81,3 +81,18 @@ def test_errors_name_the_option(
     assert "--hosting NAME" in done.stderr
     assert "hosting=" not in done.stderr
     assert not emulator.requests
+
+
+def test_the_recording_of_a_voice_is_uploaded(
+    cli: Callable[..., subprocess.CompletedProcess[str]],
+    cli_environment: dict[str, str],
+    emulator: Emulator,
+    tmp_path: Path,
+) -> None:
+    """`voice` with `--hosting` uploads a local recording, and sends its URL."""
+    cli_environment["KIE_UPLOAD_URL"] = emulator.url
+    recording = tmp_path / "rex.mp3"
+    recording.write_bytes(b"ID3" + bytes(2000))
+    done = cli("voice", str(recording), "--name", "rex", "--base-url", emulator.url, "--hosting", "kie")
+    assert done.returncode == 0, done.stderr
+    assert emulator.counts.voices == 1

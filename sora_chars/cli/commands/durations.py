@@ -209,7 +209,7 @@ def _bars(parts: list[float], span: float) -> list[str]:
     levels = [round(_HEIGHT * 8 * part / top) for part in parts]
     lines: list[str] = []
     for row in range(_HEIGHT - 1, -1, -1):
-        label = f"{100 * top / span:.2g} %/s" if row == _HEIGHT - 1 else ""
+        label = f"{100 * top / span:.0f} %/s" if row == _HEIGHT - 1 else ""
         lines.append(f"{label:>8} " + "".join(_BLOCKS[min(8, max(0, level - 8 * row))] for level in levels).rstrip())
     return lines
 

@@ -49,8 +49,8 @@ limit_option = click.option(
 def ledger() -> None:
     """List, export, import, resolve and prune the recorded requests.
 
-    The ledger records each request before it is sent, and its outcome. These
-    commands send nothing and need no API key.
+    The ledger records each request before it is sent, and its outcome. Apart from
+    `resolve`, these commands need no API key and no network.
     """
 
 
@@ -133,7 +133,7 @@ def resolve(
     location: LedgerLocation,
     **others: bool,
 ) -> int | None:
-    """Find out or record the outcome of requests that is unknown.
+    """Find out or record the outcome of requests whose outcome is unknown.
 
     No request is sent again. heygen, kling, seedance and vidu can be asked, free of
     charge: --ask. At the other providers, check their website first. The task that

@@ -150,8 +150,8 @@ def voice(
 ) -> None:
     """Create a voice from a recording, for `create --voice`.
 
-    kling takes mp3, wav, mp4 or mov of 5 to 30 s with one clean voice, as a URL. The
-    command waits for the voice and prints its id.
+    kling takes mp3, wav, mp4 or mov of 5 to 30 s with one clean voice, as a URL or with
+    --hosting NAME. The command waits for the voice and prints its id.
     """
     request = VoiceRequest(source=source, name=name, key=new_key() if key is None else key)
     _submit_and_show(context, Settings(**common), request, is_retry=is_retry)

@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--app", "place", required=True, metavar="MODULE:NAME", help="The `Characters` of the application.")
-@click.option("--concurrency", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="Jobs at once.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Jobs at once in each queue.",
+)
 @click.option("--queue", "queues", multiple=True, metavar="QUEUE", help="Another queue to serve. May be repeated.")
 @output_options
 @click.pass_obj

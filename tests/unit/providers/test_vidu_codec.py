@@ -217,3 +217,12 @@ def test_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDU_BASE_URL", "https://proxy.example")
     monkeypatch.setenv("VIDU_API_KEY", "key")
     assert "base_url='https://proxy.example'" in repr(Vidu())
+
+
+def test_files_are_not_kept_twice() -> None:
+    """A subject that repeats the files that were sent is kept without their contents."""
+    subject = {"id": "1", "name": "rex", "images": ["data:image/png;base64,AAAA", "https://a/b.png"]}
+    snapshot = codec.read_created(Response(200, {}, json.dumps(subject).encode()), provider="vidu")
+    assert snapshot.raw == subject | {"images": ["data:image/png;base64,...", "https://a/b.png"]}
+    assert snapshot.character is not None
+    assert snapshot.character.raw == snapshot.raw
