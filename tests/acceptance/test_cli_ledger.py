@@ -296,7 +296,8 @@ def test_entries_are_listed_shown_and_exported(keyless: Cli, own: Path, tmp_path
     again = keyless("ledger", "export", "--output", str(own))
     assert (again.returncode, again.stderr) == (2, f"Error: --output {own}: File exists.\n")
     missing = read(keyless("ledger", "show", "third", "--json"), 2)["error"]
-    assert missing == {"type": "InvalidRequestError", "message": "key: the ledger has no entry 'third'."}
+    message = "key: the ledger has no entry 'third'."
+    assert missing == {"type": "InvalidRequestError", "message": message, "key": "third"}
 
 
 def test_resolve(cli: Cli, at: tuple[str, ...], emulator: Emulator, own: Path) -> None:

@@ -63,6 +63,7 @@ def test_character_of_kie(cli: Cli, at: tuple[str, ...], emulator: Emulator) -> 
         "permalink": None,
         "picture_url": None,
         "usage": {"prompt": f"@user.{id_[-8:]}", "character_id_list": [id_]},
+        "expires_at": None,
     }
     assert made == {"provider": "kie", "task_id": task_id, "key": "dog-1", "character": character}
     assert read(cli("wait", task_id, *at, "--json"), 0) == made

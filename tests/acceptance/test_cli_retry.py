@@ -115,3 +115,11 @@ def test_several_keys(cli: Cli, at: tuple[str, ...], emulator: Emulator) -> None
     assert ended.stdout.count("state: failed") == 2
     assert cli("ledger", "resolve", "a", "b", "--task-id", "x").returncode == 2
     assert cli("ledger", "resolve", "a", "--undo", "--unchecked").returncode == 2
+
+
+def test_a_ledger_that_cannot_be_read(cli: Cli, tmp_path: Path) -> None:
+    """A fault of the ledger ends the command at the first of several keys."""
+    junk = tmp_path / "junk.db"
+    junk.write_text("no database " * 400)
+    ended = cli("ledger", "resolve", "a", "b", "--give-up", "--ledger", str(junk))
+    assert (ended.returncode, ended.stderr.count("Error:")) == (2, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import resource
@@ -12,13 +13,15 @@ import time
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 from sora_chars import EntryState, Ledger, LedgerError, open_ledger
+from sora_chars.ledger.stores import sqlite
 from sora_chars.ledger.stores import sqlite_statements as statements
 from sora_chars.ledger.stores.sqlite import SqliteStore
+from sora_chars.ledger.stores.sqlite_changes import changes
 from tests.support.log_events import events
 from tests.support.sqlite_ledger import connect, register, run_in
 
@@ -284,6 +287,33 @@ async def test_lock_file_fault(path: Path) -> None:
     async with open_ledger(path) as ledger:
         with pytest.raises(LedgerError, match="name too long"):
             await ledger.is_dead("h" * 300)
+
+
+async def test_followers_survive_a_fault(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After changes could not be read, a follower of all keys still sees another process's change."""
+
+    def broken(cursor: sqlite3.Cursor, lasts: object) -> NoReturn:
+        cursor.execute("SELECT nothing")
+        raise AssertionError(lasts)
+
+    monkeypatch.setattr(sqlite, "changes", broken)
+    seen = asyncio.Event()
+    async with (
+        Ledger(SqliteStore(path, poll_interval=0.001)) as ledger,
+        open_ledger(path) as other,
+        asyncio.timeout(30),
+    ):
+        unfollow = ledger.notifier.follow(lambda *_: seen.set())
+        while "ledger.poll_failed" not in events(caplog.records):  # noqa: ASYNC110 # a log line is no event
+            await asyncio.sleep(0.001)
+        monkeypatch.setattr(sqlite, "changes", changes)
+        keys = itertools.count()
+        while not seen.is_set():  # the first changes are those that later ones are compared with
+            pending = await register(other, f"new-{next(keys)}")
+            await other.transition(pending, EntryState.SENDING)
+        unfollow()
 
 
 async def test_polling_survives_a_fault(path: Path, caplog: pytest.LogCaptureFixture) -> None:

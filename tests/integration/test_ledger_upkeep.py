@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from sora_chars import CharacterSession, EntryState, InvalidRequestError, Kie, open_ledger
+from sora_chars.ledger import listing
 from sora_chars.ledger.stores import postgres, postgres_statements, sqlite_upkeep
 
 if TYPE_CHECKING:
@@ -39,6 +40,17 @@ async def entry_in(ledger: Ledger, key: str, state: EntryState, **facts: Any) ->
 async def due_keys(ledger: Ledger, *, idle: float = 60.0, limit: int = 500) -> list[str]:
     """List the keys that are due."""
     return [entry.key async for entry in ledger.due(idle=idle, limit=limit)]
+
+
+async def test_due_entries_end_with_a_full_page(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No further page is read once the limit is reached, also at the end of a page."""
+    monkeypatch.setattr(listing, "_PAGE_SIZE", 2)
+    now = [1000.0]
+    async with open_ledger(ledger_url, clock=lambda: now[0]) as ledger:
+        for number in range(5):
+            await register(ledger, f"new-{number}")
+        now[0] = 2000.0
+        assert await due_keys(ledger, limit=4) == ["new-0", "new-1", "new-2", "new-3"]
 
 
 async def test_due_entries_come_in_the_order_of_their_last_change(ledger_url: str) -> None:

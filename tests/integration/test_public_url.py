@@ -38,6 +38,7 @@ async def test_aiohttp(emulator: Emulator, listener: socket.socket) -> None:
     async with session_at(emulator, listener) as session:
         app = web.Application()
         app.add_subapp("/hooks/", session.aiohttp_app())
+        assert session.asgi == session.asgi  # of the same receiver
         runner = web.AppRunner(app)
         await runner.setup()
         await web.SockSite(runner, listener).start()

@@ -58,7 +58,7 @@ def provider() -> DeletingProvider:
 @pytest.fixture
 async def session(provider: DeletingProvider) -> AsyncGenerator[CharacterSession]:
     """Give a session with the character of key "mine" at two providers of which one deletes."""
-    async with CharacterSession(provider, FakeProvider(name="other"), polling=FixedInterval(10.0)) as session:
+    async with CharacterSession(provider, FakeProvider(name="other"), polling=FixedInterval(0.01)) as session:
         await session.create(**REQUEST, key="mine")
         yield session
 

@@ -314,3 +314,18 @@ async def test_steps_are_observed() -> None:
     assert [(event.lag, event.polls, event.woken_by) for event in events if isinstance(event, Ended)] == [
         (4.0, None, "poll")
     ]
+
+
+async def test_another_attempt_is_recorded() -> None:
+    """A failed key that is sent again becomes pending, which is an event."""
+    provider = FakeProvider(end=0)
+    session, events = observed(provider)
+    async with session:
+        provider.seen = provider.snapshot("t1", "fail")
+        with pytest.raises(TaskFailedError):
+            await session.create(**REQUEST)
+        provider.seen = None
+        events.clear()
+        await session.retry("mine")
+        changes = [(event.before, event.state) for event in events if isinstance(event, Recorded)]
+    assert changes[0] == (EntryState.FAILED, EntryState.PENDING)
