@@ -223,5 +223,7 @@ def bench(session: nox.Session) -> None:
     They are results.json, RESULTS.md, results.png and polls.png.
     `nox -s bench -- --quick` takes two minutes and keeps and judges nothing; `--parts A,C` runs some.
     """
-    session.install("-c", "requirements.lock", "-r", "benchmarks/requirements.txt", "-e", ".[postgres,procrastinate]")
+    session.install(
+        "-c", "requirements.lock", "-r", "benchmarks/requirements.txt", "-e", ".[postgres,procrastinate,temporal]"
+    )
     session.run("python", "benchmarks/run.py", *session.posargs)

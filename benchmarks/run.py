@@ -29,7 +29,7 @@ PARTS = {
     "D": {"cards": "cards", "limits": "limits"},
     "E": {"presence": "presence"},
     "F": {"growth": "growth"},
-    "G": {"fleet": "fleet", "web": "web"},
+    "G": {"fleet": "fleet", "temporal": "fleet_temporal", "web": "web"},
     "L": {"records": "ledger"},
 }
 """The modules of each part, by the name of their results; each has a function `figures(quick=)`."""

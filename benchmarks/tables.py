@@ -319,6 +319,7 @@ TITLES = {
     "presence": "E. Cost of the import",
     "growth": "F. A ledger that grows (milliseconds unless the name has another unit)",
     "fleet": "G. A fleet of three workers on Procrastinate (counted at a strict server)",
+    "temporal": "G. A fleet of two workers on Temporal, one of which is killed",
     "web": "G. A web application of four processes: from a callback to the awaiters in the others",
     "records": "L. Cost of a ledger record",
 }
