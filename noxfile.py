@@ -221,7 +221,7 @@ def bench(session: nox.Session) -> None:
     """Parts A to G and L, with the peers where they apply, into four files of benchmarks/.
 
     They are results.json, RESULTS.md, results.png and polls.png.
-    `nox -s bench -- --quick` takes two minutes and keeps and judges nothing; `--parts A,C` runs some.
+    `nox -s bench -- --quick` takes some minutes and keeps and judges nothing; `--parts A,C` runs some.
     """
     session.install(
         "-c", "requirements.lock", "-r", "benchmarks/requirements.txt", "-e", ".[postgres,procrastinate,temporal]"

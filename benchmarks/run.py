@@ -1,7 +1,7 @@
 """Runs the benchmarks: `python benchmarks/run.py [--quick] [--parts A,C]`.
 
 Install requirements.txt first. The results of the parts are merged into results.json, from
-which RESULTS.md and the plots are made. With --quick (about two minutes) every part runs
+which RESULTS.md and the plots are made. With --quick (some minutes) every part runs
 with small numbers and the results are discarded: this shows that the benchmarks work.
 """
 
