@@ -67,7 +67,7 @@ def test_printed_commands_work(start_cli: Start, cli_environment: dict[str, str]
     )
 
     assert re.findall(r"^provider: (\w+)$", ended.stdout, re.MULTILINE) == ["kling", "vidu", "kie", "kkiai"]
-    assert ended.stderr.count("SORA_CHARS_EMULATOR: every provider is the emulator at http://127.0.0.1:") == 4
+    assert ended.stderr.count("Emulator at http://127.0.0.1:") == 4
     assert max(map(len, "".join(lines).splitlines())) <= 80
     assert end(process, signal.SIGINT) == (0, "Stopped.\n")
 
