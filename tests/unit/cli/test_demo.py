@@ -12,7 +12,7 @@ from sora_chars.cli import app
 from sora_chars.cli.commands import demo
 from sora_chars.errors import ConfigurationError
 from sora_chars.models import Clip
-from sora_chars.providers.kling import Kling
+from sora_chars.providers.kling_codec import ACCEPTS
 from sora_chars.providers.media import probe
 
 if TYPE_CHECKING:
@@ -94,5 +94,5 @@ async def test_clip_is_cut_where_pyav_is(
     monkeypatch.setattr("sora_chars.media.cut", cut)
     result = await demo._run_scenario(scenario, demo.Target(url=emulator.url, hmac_key="k"))
     assert result.problem is None
-    assert cuts == ([(Clip(1, 5), Kling.accepts.video)] if is_cut else [])
+    assert cuts == ([(Clip(1, 5), ACCEPTS.video)] if is_cut else [])
     assert probe(demo._CLIP).duration == pytest.approx(6.0, abs=0.1)

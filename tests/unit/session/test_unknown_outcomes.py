@@ -195,9 +195,10 @@ async def test_resolve_by_giving_up(session: CharacterSession, provider: FakePro
 
 async def test_rejects_invalid_resolutions(session: CharacterSession, unknown: Entry, store: FaultyStore) -> None:
     """Each misuse is named in the error, and changes nothing."""
-    await session.register(**REQUEST | {"key": "pending"})
+    for key in ("pending", "sending", "running"):
+        fields: dict[str, Any] = REQUEST | {"key": key}
+        await session.register(**fields)
     for key in ("sending", "running"):
-        await session.register(**REQUEST | {"key": key})
         await store.elsewhere(key, EntryState.SENDING)
     await store.elsewhere("running", EntryState.RUNNING, task_id="t7")
     before = [entry async for entry in session.ledger.entries()]
