@@ -106,6 +106,9 @@ def figures(*, quick: bool) -> list[dict[str, Any]]:
         print("  the program `temporal` is not installed")
         return []
     with database() as url:
+        if not isinstance(url, str):
+            print(f"  {url}")
+            return []
         return [asyncio.run(run(url, keys=30 if quick else 150))]
 
 

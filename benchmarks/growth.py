@@ -58,7 +58,7 @@ class Prompt(Provider):
 
 
 def rows(size: int) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of a ledger, in the order of `COLUMNS`."""
+    """Yield the rows of a ledger, in the order of `COLUMNS`, without facts of the user's own."""
     step = (size - RUNNING) // RARE
     for number in range(size):
         word = "zanzibar" if number % step == 0 and number < RARE * step else "meadow"
@@ -76,11 +76,12 @@ def rows(size: int) -> Iterator[tuple[Any, ...]]:
 
 def write(url: str, size: int) -> None:
     """Write the rows into the ledger at a URL, which has been opened before."""
-    names = ", ".join(COLUMNS)
+    written = [name for name in COLUMNS if name != "meta_json"]
+    names = ", ".join(written)
     if not url.startswith("postgresql:"):
         with closing(sqlite3.connect(url)) as file, file:
             file.executemany(
-                f"INSERT INTO entries ({names}) VALUES ({', '.join('?' * len(COLUMNS))})", rows(size)
+                f"INSERT INTO entries ({names}) VALUES ({', '.join('?' * len(written))})", rows(size)
             )  # our own names
         return
     import psycopg  # noqa: PLC0415 # an extra
