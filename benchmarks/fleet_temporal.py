@@ -96,8 +96,8 @@ async def run(url: str, *, keys: int) -> dict[str, Any]:
         ends = [result["state"] for result in results]
         row = {"keys": keys, "kills": 1, "wall_s": wall, "lost": keys - sum((await states(url)).values())}
         row |= {state: ends.count(state) for state in ("succeeded", "unknown")}
-        row |= {name: counted[name] for name in ("twice", "polls", "detection_mean_s")}
-        return row | {"refused": sum(counted["refused"].values())}
+        row |= {name: counted[name] for name in ("twice", "refused", "polls", "detection_mean_s")}
+        return row
 
 
 def figures(*, quick: bool) -> list[dict[str, Any]]:
