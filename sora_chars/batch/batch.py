@@ -258,7 +258,7 @@ class Batch:
     async def _wait_for_budget(self, item: _Item) -> bool:
         """Reserve the item's cost once the budget allows it; False if submitting has stopped."""
         if self._options.budget is not None:
-            # Not `+= await`, which would lose what is recorded meanwhile.
+            # Not `+= await`, which would lose the costs that are recorded during the wait.
             cost_before = await self._options.cost_before(item.request)
             self._budget.spent += cost_before
         while not self.stopped:
