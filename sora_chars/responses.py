@@ -6,6 +6,7 @@ import json
 import math
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -24,6 +25,11 @@ class Response:
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the HTTP status is one of 200 to 299."""
+        return HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES
 
     @property
     def retry_after(self) -> float | None:
@@ -63,6 +69,15 @@ def parse_json(body: bytes | str, *, exact_integers: bool = False) -> Any:
         return _DECODER.decode(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def json_object(response: Response, *, exact_integers: bool = False) -> dict[str, Any] | None:
+    """Return the JSON object that a response holds, or None; see `parse_json`."""
+    try:
+        body = parse_json(response.body, exact_integers=exact_integers)
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
 
 
 def as_number(value: object) -> float | None:

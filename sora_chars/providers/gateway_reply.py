@@ -166,7 +166,7 @@ def _bare_id(response: Response) -> str | None:
             return None
         case {"data": {"id": found}}:
             return as_id(found)
-        case {"id": found} if "status" in body or HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
+        case {"id": found} if "status" in body or response.is_success:
             return as_id(found)
         case _:
             return None

@@ -25,9 +25,9 @@ from sora_chars.models import (
     TextRule,
     is_url,
 )
-from sora_chars.responses import as_number
+from sora_chars.responses import as_number, json_object
 
-from .heygen_envelope import json_object, read_data, read_envelope, unreadable
+from .heygen_envelope import read_data, read_envelope, unreadable
 from .named_keys import key_suffix
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from sora_chars.errors import (
     TaskNotFoundError,
     printable,
 )
-from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
+from sora_chars.responses import GATEWAY_FAULTS, Response, json_object
 
 from .base import blocked
 
@@ -49,15 +49,6 @@ _ERRORS_BY_STATUS: Mapping[int, _Row] = {
 }
 
 
-def json_object(response: Response) -> dict[str, Any] | None:
-    """Return the JSON object that a response holds, or None."""
-    try:
-        body = parse_json(response.body)
-    except ValueError:
-        return None
-    return body if isinstance(body, dict) else None
-
-
 def read_envelope(response: Response, *, paid: bool = False) -> dict[str, Any]:
     """Return the envelope of a successful response.
 
@@ -74,7 +65,7 @@ def read_envelope(response: Response, *, paid: bool = False) -> dict[str, Any]:
         case {"code": str(code), **rest}:
             raise _error(response, code, rest.get("message"), paid=paid)
         case _:
-            if "data" in body and HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
+            if "data" in body and response.is_success:
                 return body
             raise _foreign_error(response, paid=paid)
 

@@ -35,9 +35,9 @@ from sora_chars.models import (
     TaskSnapshot,
     TextRule,
 )
-from sora_chars.responses import GATEWAY_FAULTS, as_number, parse_json
+from sora_chars.responses import GATEWAY_FAULTS, as_number, json_object, parse_json
 
-from .kie_envelope import Envelope, json_object, read_envelope, unreadable
+from .kie_envelope import Envelope, read_envelope, unreadable
 from .kie_uploads import expires_at
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from sora_chars.errors import (
     UsageCapError,
     printable,
 )
-from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
+from sora_chars.responses import GATEWAY_FAULTS, Response, json_object
 
 from .base import REDIRECTS, blocked
 
@@ -125,15 +125,6 @@ def read_envelope(response: Response) -> Envelope:
     if response.status in REDIRECTS:
         raise blocked(response, "kie.ai") or unreadable(response)
     return Envelope(response.status, message, body.get("data"), response, has_code=False)
-
-
-def json_object(response: Response) -> dict[str, Any] | None:
-    """Return the JSON object in a response, or None."""
-    try:
-        body = parse_json(response.body)
-    except ValueError:
-        return None
-    return body if isinstance(body, dict) else None
 
 
 def unreadable(response: Response, why: str = "") -> NoAnswerError:

@@ -234,7 +234,7 @@ def read_character(response: Response, *, provider: str) -> Character:
         case {"error": error} if error:
             raise _json_error(response, body, provider)
         # An id is enough, whatever the status is: it was paid for.
-        case dict() if id_ and (_is_success(response) or not _describes_error(found)):
+        case dict() if id_ and (response.is_success or not _describes_error(found)):
             username = _text(found.get("username"))
             return Character(
                 id=id_,
@@ -246,7 +246,7 @@ def read_character(response: Response, *, provider: str) -> Character:
                 usage={"prompt": f"@{username}"} if username else None,  # Source: kkiai docs, "Create character"
                 raw=body,
             )
-        case _ if _is_success(response) and not (isinstance(body, dict) and _text(body.get("code"))):
+        case _ if response.is_success and not (isinstance(body, dict) and _text(body.get("code"))):
             raise _missing_character(response, body, provider)
         case _:
             raise _json_error(response, body, provider)
@@ -264,10 +264,6 @@ def _unwrapped(body: Any) -> Any:
             case _:
                 break
     return body
-
-
-def _is_success(response: Response) -> bool:
-    return HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES
 
 
 def _missing_character(response: Response, body: Any, provider: str) -> MissingCharacterError:
@@ -295,7 +291,7 @@ def _text_error(response: Response, provider: str) -> ProviderError:
     rejection = blocked(response, provider)
     if rejection and (is_page or not text or rejection.status in REDIRECTS):
         return rejection
-    if _is_success(response) and is_page:
+    if response.is_success and is_page:
         return ModelUnavailableError(
             f"{provider} answered HTTP {response.status} with a page instead of a character: {text!r}.",
             hint="Try another gateway: this one has no such route. If the page is your network's, log in to it first.",
@@ -307,7 +303,7 @@ def _text_error(response: Response, provider: str) -> ProviderError:
             hint="Try another gateway.",
             status=response.status,
         )
-    if _is_success(response) or response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if response.is_success or response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return NoAnswerError(f"{provider} answered HTTP {response.status}: {text}.", status=response.status)
     return _json_error(response, {"message": text}, provider)
 

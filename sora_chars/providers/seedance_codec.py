@@ -17,9 +17,10 @@ import attrs
 from sora_chars.errors import TaskNotFoundError, printable
 from sora_chars.ids import as_id
 from sora_chars.models import FAIL, SUCCESS, Accepts, Character, MediaRule, TaskFailure, TaskSnapshot, TextRule
+from sora_chars.responses import json_object
 
 from .named_keys import SUFFIX_LENGTH, key_suffix
-from .seedance_envelope import json_object, read_result, unreadable
+from .seedance_envelope import read_result, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

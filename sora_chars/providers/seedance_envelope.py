@@ -23,7 +23,7 @@ from sora_chars.errors import (
     TaskNotFoundError,
     printable,
 )
-from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
+from sora_chars.responses import GATEWAY_FAULTS, Response, json_object
 
 from .base import blocked
 
@@ -73,15 +73,6 @@ _ERRORS_BY_STATUS: Mapping[int, tuple[type[ProviderError], str]] = {
 }
 
 
-def json_object(response: Response) -> dict[str, Any] | None:
-    """Return the JSON object that a response holds, or None."""
-    try:
-        body = parse_json(response.body)
-    except ValueError:
-        return None
-    return body if isinstance(body, dict) else None
-
-
 def read_result(response: Response, *, paid: bool = False) -> dict[str, Any]:
     """Return the `Result` of a successful response, which is empty after a delete.
 
@@ -97,20 +88,16 @@ def read_result(response: Response, *, paid: bool = False) -> dict[str, Any]:
     if error := _own_error(response, body, paid=paid):
         raise error
     match body:
-        case {"Result": dict(result)} if _is_success(response):
+        case {"Result": dict(result)} if response.is_success:
             return result
-        case {"ResponseMetadata": dict()} if _is_success(response):
+        case {"ResponseMetadata": dict()} if response.is_success:
             return {}
         case None if response.status == HTTPStatus.NO_CONTENT:
             return {}
-        case dict() if _is_success(response) and not body:
+        case dict() if response.is_success and not body:
             return {}
         case _:
             raise _foreign_error(response, paid=paid)
-
-
-def _is_success(response: Response) -> bool:
-    return HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES
 
 
 def _own_error(response: Response, body: Mapping[str, Any] | None, *, paid: bool) -> ProviderError | None:

@@ -14,11 +14,11 @@ import attrs
 
 from sora_chars.errors import ProviderError, RequestRejectedError, ServiceUnavailableError, printable
 from sora_chars.models import is_whole_url
-from sora_chars.responses import GATEWAY_FAULTS
+from sora_chars.responses import GATEWAY_FAULTS, json_object
 
 from .local_files import image_format
 from .seedance_codec import PAGE_SIZE, Call
-from .seedance_envelope import json_object, read_result, unreadable
+from .seedance_envelope import read_result, unreadable
 
 if TYPE_CHECKING:
     from pathlib import Path

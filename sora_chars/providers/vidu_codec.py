@@ -23,7 +23,7 @@ from sora_chars.errors import (
 )
 from sora_chars.ids import as_id
 from sora_chars.models import SUCCESS, Accepts, Character, MediaRule, TaskSnapshot, TextRule
-from sora_chars.responses import GATEWAY_FAULTS, Response, parse_json
+from sora_chars.responses import GATEWAY_FAULTS, Response, json_object
 
 from .base import blocked
 from .named_keys import SUFFIX_LENGTH, key_suffix
@@ -80,11 +80,11 @@ def read_created(response: Response, *, provider: str) -> TaskSnapshot:
         NoAnswerError: The outcome is unknown, also after a success without an id: the list shows the subject.
         ProviderError: The request was rejected.
     """
-    body = _json_object(response)
-    is_error = body is not None and not _is_success(response) and "name" not in body and _message(body) is not None
+    body = json_object(response, exact_integers=True)
+    is_error = body is not None and not response.is_success and "name" not in body and _message(body) is not None
     if body and not is_error and (subject := _snapshot(body, provider)):
         return subject
-    if body is not None and _is_success(response):
+    if body is not None and response.is_success:
         shown = printable(response.body[:1000].decode(errors="replace"), limit=200)
         raise NoAnswerError(
             f"Vidu answered HTTP {response.status} without the id of a subject: {shown}",
@@ -100,9 +100,9 @@ def read_page(response: Response, *, provider: str) -> tuple[list[TaskSnapshot],
     Raises:
         ProviderError: The list was not sent.
     """
-    body = _json_object(response)
+    body = json_object(response, exact_integers=True)
     match body:
-        case {"subjects": list(subjects), **rest} if _is_success(response):
+        case {"subjects": list(subjects), **rest} if response.is_success:
             token = rest.get("next_page_token")
             snapshots = [_snapshot(subject, provider) for subject in subjects if isinstance(subject, dict)]
             return [one for one in snapshots if one], token if isinstance(token, str) and token else None
@@ -149,18 +149,6 @@ def _without_files(value: Any) -> Any:
             return {name: _without_files(part) for name, part in value.items()}
         case _:
             return value
-
-
-def _json_object(response: Response) -> dict[str, Any] | None:
-    try:
-        body = parse_json(response.body, exact_integers=True)
-    except ValueError:
-        return None
-    return body if isinstance(body, dict) else None
-
-
-def _is_success(response: Response) -> bool:
-    return HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES
 
 
 def _error(response: Response, body: dict[str, Any] | None, *, paid: bool) -> ProviderError:
