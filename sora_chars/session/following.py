@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from sora_chars.errors import InvalidRequestError, SessionClosedError, WaitTimeoutError, printable
 from sora_chars.ledger.queries import find
-from sora_chars.ledger.states import UNFINISHED
+from sora_chars.ledger.states import UNFINISHED, EntryState
+
+from .settling import SETTLING_PERIOD
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 async def ended_entry(dispatcher: Dispatcher, key: str, seconds: float) -> Entry:
     """Wait until no process carries on the request of a key, and return its entry.
 
+    While the provider can be asked what became of a lost response, an unknown outcome is not the end:
+    the process that sent the request asks, or a job engine does.
+
     Raises:
         InvalidRequestError: The ledger has no such key.
         WaitTimeoutError: The request has not ended after `seconds`.
@@ -29,9 +34,9 @@ async def ended_entry(dispatcher: Dispatcher, key: str, seconds: float) -> Entry
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     entry = await find(dispatcher.ledger, key)
-    while entry.state in UNFINISHED:
-        left = deadline - loop.time()
-        if left <= 0:
+    while (lasts := _may_change_for(dispatcher, entry)) > 0:
+        settled_by = loop.time() + lasts
+        if loop.time() >= deadline:
             raise WaitTimeoutError(
                 f"Key {entry.key} had not ended when the wait for it timed out: it is {entry.state}.",
                 hint="Wait again: nothing is lost.",
@@ -40,8 +45,22 @@ async def ended_entry(dispatcher: Dispatcher, key: str, seconds: float) -> Entry
                 task_id=entry.task_id,
                 charged="maybe" if entry.may_have_been_paid else "no",
             )
-        entry = await _changed(dispatcher, entry, left)
+        before = entry
+        entry = await _changed(dispatcher, before, min(deadline, settled_by) - loop.time())
+        if entry.state is before.state and loop.time() >= settled_by:
+            break
     return entry
+
+
+def _may_change_for(dispatcher: Dispatcher, entry: Entry) -> float:
+    """Return the seconds for which a process may still change an entry; 0 if none does."""
+    if entry.state in UNFINISHED:
+        return math.inf
+    settles = any(provider.settles for provider in dispatcher.providers if provider.name == entry.provider)
+    if entry.state is EntryState.UNKNOWN and settles:
+        age = max(0.0, dispatcher.watcher.clock() - entry.updated_at)
+        return max(0.0, SETTLING_PERIOD - age)
+    return 0.0
 
 
 async def _changed(dispatcher: Dispatcher, entry: Entry, seconds: float) -> Entry:

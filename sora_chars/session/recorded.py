@@ -138,6 +138,8 @@ class RecordedRequests:
             InvalidRequestError: The ledger has no such key.
             WaitTimeoutError: The request has not ended.
             SubmissionUnknownError: The request was sent and its outcome is unknown. A callback may still settle it.
+                Where a provider can be asked for the task of a key, this is raised ten minutes after the response
+                was lost, since the process that sent the request may settle it until then.
             SoraCharsError: Why there is no result; as `TaskHandle.result`.
         """
         with self._in_use() as dispatcher:

@@ -24,7 +24,8 @@ log = event_logger("sora_chars.session")
 
 _FIRST_GAP = 1.0  # seconds
 _LONGEST_GAP = 60.0  # seconds
-_PERIOD = 600.0  # seconds; a request that has not arrived by then never will
+SETTLING_PERIOD = 600.0
+"""Seconds for which a provider is asked; a request that has not arrived by then never will."""
 
 
 async def keys_sent(ledger: Ledger, entry: Entry) -> list[str]:
@@ -66,7 +67,7 @@ class Settlement:
         provider rejects the question, and when a callback or a person has settled the entry.
         """
         loop = asyncio.get_running_loop()
-        until = min(loop.time() + (_PERIOD if self.claims_task else 0.0), submit_deadline.get())
+        until = min(loop.time() + (SETTLING_PERIOD if self.claims_task else 0.0), submit_deadline.get())
         gap = _FIRST_GAP
         while True:
             entry = await self.ask(entry)
@@ -87,7 +88,7 @@ class Settlement:
         `now` is the wall-clock time in epoch seconds.
         """
         age = max(0.0, now - entry.updated_at)
-        return min(max(_FIRST_GAP, age), _LONGEST_GAP) if age < _PERIOD else None
+        return min(max(_FIRST_GAP, age), _LONGEST_GAP) if age < SETTLING_PERIOD else None
 
     async def ask(self, entry: Entry) -> Entry:
         """Ask once, and record the task if the provider shows it. Return the entry as it is then."""

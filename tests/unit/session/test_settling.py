@@ -18,6 +18,7 @@ from sora_chars.errors import (
     StaleEntryError,
     SubmissionUnknownError,
     TaskFailedError,
+    WaitTimeoutError,
 )
 from sora_chars.ledger import EntryState
 from sora_chars.models import TaskFailure, TaskSnapshot
@@ -215,6 +216,41 @@ async def test_advance_asks_once() -> None:
         step = await session.advance("order-17")
         assert (step.entry.state, step.entry.owner) == (EntryState.RUNNING, None)
     assert len(provider.lookups) == 5
+
+
+async def test_a_wait_outlasts_an_unknown_outcome() -> None:
+    """A wait by the ledger alone goes on while a worker may still settle the outcome, and asks nothing itself."""
+    provider = AskedProvider(visible_at=1e9)
+    async with session_of(provider) as session:
+        await session.register(**REQUEST)
+        await session.advance("order-17")
+        wait = asyncio.create_task(session.wait("order-17"))
+        await asyncio.sleep(90)
+        assert (len(provider.lookups), wait.done()) == (1, False)
+        provider.visible_at = 0.0
+        while not (await session.advance("order-17")).finished:
+            await asyncio.sleep(1)
+        assert (await wait).id == "ch_1"
+
+
+async def test_a_wait_ends_once_nobody_asks() -> None:
+    """Ten minutes after the response was lost, the wait raises; at once where the provider cannot be asked."""
+    provider = AskedProvider(visible_at=1e9)
+    async with session_of(provider) as session:
+        await session.register(**REQUEST)
+        await session.advance("order-17")
+        began = now()
+        with pytest.raises(WaitTimeoutError, match="it is unknown") as caught:
+            await session.wait("order-17", timeout=99)
+        assert (now() - began, caught.value.charged) == (99, "maybe")
+        with pytest.raises(SubmissionUnknownError):
+            await session.wait("order-17")
+        assert 600 < now() - began <= 700
+        provider.settles = None
+        began = now()
+        with pytest.raises(SubmissionUnknownError):
+            await session.wait("order-17")
+        assert now() == began
 
 
 async def test_retry_has_a_key_of_its_own() -> None:
