@@ -42,7 +42,8 @@ _WITH_TASKS = (*_CALLING_BACK, "seedance", "heygen")
 
 _HOSTED = {"kling", "evolink", "seedance"}
 
-_DEFAULT_TIMEOUT = 1800.0  # seconds
+_DEFAULT_TIMEOUT = 1800.0  # seconds, of a wait for a task
+_DEFAULT_RESPONSE_TIMEOUT = 60.0  # seconds, of a free request and its retries
 _RESPONSE_TIMEOUT = 60.0  # seconds
 _GATEWAY_RESPONSE_TIMEOUT = 300.0  # seconds
 _WEBHOOK_VARIABLE = "KIE_WEBHOOK_HMAC_KEY"
@@ -143,6 +144,11 @@ class Settings:
     def wait_timeout(self) -> float:
         """Seconds to wait for a task."""
         return self.timeout or _DEFAULT_TIMEOUT
+
+    @property
+    def response_timeout(self) -> float:
+        """Seconds to wait for the response to a free request."""
+        return self.timeout or _DEFAULT_RESPONSE_TIMEOUT
 
     @property
     def provider_args(self) -> tuple[str, ...]:
@@ -271,7 +277,7 @@ def response_options(command: C) -> C:
             "--timeout",
             type=seconds,
             metavar="SECONDS",
-            help="Seconds to wait for the response.  [default: 1800]",
+            help="Seconds to wait for the response.  [default: 60]",
         ),
     )
 

@@ -19,11 +19,16 @@ from rich.spinner import Spinner
 from rich.table import Column, Table
 from rich.text import Text
 
+from sora_chars.errors import printable
+
 from .render import Rows, one_line
 from .streams import StdoutError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping, Sequence
+
+_FIXED_WIDTH = 52  # characters of a terminal that the other columns of a table take
+_MIN_FLEXIBLE_LENGTH = 40  # characters
 
 
 def _stdout() -> Console:
@@ -81,7 +86,7 @@ class Output:
             stacked: On a terminal, show the first columns as lines of one column that
                 is never truncated: their texts are copied. The numbers are the columns
                 of each line.
-            flexible: The column that is wrapped first if the terminal is narrow.
+            flexible: The column that is wrapped first if the terminal is narrow, and shortened after two lines.
         """
         if self.as_json:
             self.show_json(payload)
@@ -90,8 +95,13 @@ class Output:
             first = Column(_stack(columns, stacked), no_wrap=True)
             others = [Column(name, no_wrap=bool(flexible) and name != flexible) for name in columns[count:]]
             table = Table(first, *others, box=box.SIMPLE_HEAD)
+            limit = max(_MIN_FLEXIBLE_LENGTH, 2 * (self.out.width - _FIXED_WIDTH))
             for row in rows:
-                table.add_row(Text(_stack(row, stacked)), *map(Text, row[count:]))
+                cells = [
+                    Text(printable(cell, limit=limit)) if name == flexible else Text(cell)
+                    for name, cell in zip(columns[count:], row[count:], strict=True)
+                ]
+                table.add_row(Text(_stack(row, stacked)), *cells)
             self.out.print(table)
         else:
             for row in rows:

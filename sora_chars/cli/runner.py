@@ -196,7 +196,7 @@ def _describe_interrupt(error: CommandInterruptedError, context: CommandContext,
     if context.task_id and not context.has_tasks:
         error.message = f"Interrupted. The character was created; its id is {context.task_id}."
     elif context.task_id:
-        error.message = f"Interrupted. Task {context.task_id} keeps running."
+        error.message = f"Interrupted before the end of task {context.task_id} was known."
         error.hint = f"Continue with: {context.command('wait', context.task_id)}"
     elif orphan.get("unknown") or orphan.get("sent") or context.is_unknown:
         error.message = "Interrupted. No response arrived, so the outcome of the request is unknown."

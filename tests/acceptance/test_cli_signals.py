@@ -54,7 +54,7 @@ def test_interrupted_wait_names_the_task(start_cli: Start, sora_emulator: Emulat
     assert (ended, err) == (status, "")
     assert error_in(out) == {
         "type": "CommandInterruptedError",
-        "message": f"Interrupted. Task {task_id} keeps running.",
+        "message": f"Interrupted before the end of task {task_id} was known.",
         "task_id": task_id,
         "key": "dog-1",
         "hint": f"Continue with: sora-chars wait {task_id} --base-url {sora_emulator.url}",

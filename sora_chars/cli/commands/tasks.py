@@ -290,7 +290,7 @@ async def _fetch_models(settings: Settings) -> list[Any]:
 @asynccontextmanager
 async def _provider(settings: Settings) -> AsyncGenerator[Provider]:
     """Open the provider for a free request, which `--timeout` limits."""
-    timeout = settings.wait_timeout
+    timeout = settings.response_timeout
     async with settings.make_provider() as provider:
         try:
             async with asyncio.timeout(timeout):
