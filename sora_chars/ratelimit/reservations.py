@@ -102,7 +102,8 @@ class WindowState:
 
     Attributes:
         now: The loop time.
-        count: Slots of this process.
+        count: Slots of this process now.
+        share: Slots of this process once it has its part of the limit; never fewer than `count`.
         capacity: Slots of the whole limit.
         seconds: The length of the window.
         freed: The loop times at which the used slots become free, in order.
@@ -113,6 +114,7 @@ class WindowState:
 
     now: float
     count: int
+    share: int
     capacity: int
     seconds: float
     freed: Sequence[float]
@@ -125,11 +127,13 @@ def estimate(position: int, state: WindowState) -> float:
     """Return the seconds until the slot of a request is free; `position` counts the requests before it."""
     if state.cooldown > 0 or state.probing:
         delay = state.cooldown + (_PROBE_DELAY if position or state.probing else 0.0)
-        return delay + position // max(1, state.count) * state.seconds
+        return delay + position // max(1, state.share) * state.seconds
     if state.may_grow or state.count <= 0:
         return _SHORT_DELAY + position // state.capacity * state.seconds
     index = max(0, position - (state.count - len(state.freed)))
-    rounds, place = divmod(index, state.count)
+    rounds, place = divmod(index, state.share)
     # Slots that are free now are taken by the requests before this one.
     free_at = state.freed[place] if place < len(state.freed) else state.now + state.seconds
+    if state.share < state.capacity:  # other processes begin, end or take requests from here: ask again halfway
+        rounds //= 2
     return max(_SHORT_DELAY, free_at - state.now + _MARGIN) + rounds * state.seconds

@@ -316,10 +316,12 @@ class Window:
         free = self._free(count, start) if self.limit else UNLIMITED
         if cooldown <= 0 and not is_probing and free > kept:
             return 0.0
+        capacity = self.limit[0] if self.limit else UNLIMITED
         state = WindowState(
             now=now,
             count=count,
-            capacity=self.limit[0] if self.limit else UNLIMITED,
+            share=max(count, capacity // self._processes),  # a new process has few slots, or none, at first
+            capacity=capacity,
             seconds=seconds,
             freed=sorted(since - start + now for since in self._counted_since(start)) if self.limit else (),
             may_grow=bool(self.shares) and self.shares[0].may_grow,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
@@ -12,7 +12,7 @@ from sora_chars.ratelimit.reservations import NoSlotError, Patience, WindowState
 from sora_chars.ratelimit.window import Cooldown, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 pytestmark = pytest.mark.looptime
 
@@ -168,9 +168,39 @@ async def test_a_share_that_may_grow_is_checked_again_soon() -> None:
     assert window.wanted == 1
 
 
+def state_of(**changes: Any) -> WindowState:
+    """Return a window with 3 slots, of which 2 are used."""
+    facts: dict[str, Any] = {"count": 3, "share": 3, "capacity": 3, "freed": (104.0, 105.0)}
+    facts |= {"may_grow": False, "cooldown": 0.0, "probing": False}
+    return WindowState(now=100.0, seconds=10.0, **(facts | changes))
+
+
+def estimates(state: WindowState, positions: Iterable[int]) -> list[float]:
+    """Return the rounded estimates of some positions."""
+    return [round(estimate(position, state), 1) for position in positions]
+
+
 def test_estimates() -> None:
     """The estimate is the time at which the slot of a position becomes free."""
-    state = WindowState(
-        now=100.0, count=3, capacity=9, seconds=10.0, freed=(104.0, 105.0), may_grow=False, cooldown=0.0, probing=False
-    )
-    assert [round(estimate(position, state), 1) for position in range(1, 8)] == [4, 5, 10, 14, 15, 20, 24]
+    assert estimates(state_of(), range(1, 8)) == [4, 5, 10, 14, 15, 20, 24]
+
+
+def test_a_share_may_change_before_a_far_estimate() -> None:
+    """Where other processes have a part of the limit, a request far behind asks again halfway."""
+    assert estimates(state_of(capacity=9), (1, 2, 3, 4, 7, 10, 13)) == [4, 5, 10, 4, 14, 14, 24]
+
+
+def test_a_new_process_expects_its_share() -> None:
+    """The few slots of a process that has just begun do not make its requests wait for minutes."""
+    state = state_of(count=1, share=60, capacity=180, freed=(104.0,))
+    assert estimates(state, (0, 1, 59, 60, 119, 170)) == [4, 10, 10, 4, 10, 20]
+    assert estimates(attrs.evolve(state, cooldown=30.0), (0, 59, 60)) == [30, 30.5, 40.5]
+
+
+async def test_the_share_of_a_process_is_its_part_of_the_limit() -> None:
+    """With one slot of a limit that three processes divide, a request behind 29 others waits for one window."""
+    window = window_of(90)
+    window.shares.append(Share(count=1, processes=3))
+    await send(window, "a", 0.0)
+    delays = [await send(window, f"k{number}", 1.0 + number) for number in range(30)]
+    assert max(delay for delay in delays if delay) == pytest.approx(10, abs=0.1)
