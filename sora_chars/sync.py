@@ -17,6 +17,8 @@ import asyncio
 import atexit
 import functools
 import os
+import select
+import selectors
 import sys
 import threading
 from contextlib import suppress
@@ -56,7 +58,8 @@ class _LoopThread:
     def __init__(self) -> None:
         self.process = os.getpid()
         self.sessions: WeakSet[CharacterSession] = WeakSet()
-        self._loop = asyncio.SelectorEventLoop()  # the default one of Windows does not work with psycopg
+        self._selector = selectors.DefaultSelector()
+        self._loop = asyncio.SelectorEventLoop(self._selector)  # the default one of Windows does not work with psycopg
         # A daemon: the interpreter joins other threads before it calls `close`, which ends this one.
         self._thread = threading.Thread(target=self._loop.run_forever, name="sora_chars sync", daemon=True)
         self._thread.start()
@@ -75,6 +78,19 @@ class _LoopThread:
             return _result(future)
         finally:
             future.cancel()  # of a call that was interrupted; the others have ended
+
+    def let_go(self) -> None:
+        """In a forked process, replace the parent's epoll object and connections, which it shares.
+
+        A process that ends closes its connections. Here that would tell the parent's epoll object to ignore those of
+        the parent, which would then wait for responses in vain, and could write to them.
+        """
+        if sys.platform == "linux":  # pragma: no branch # a forked process does not inherit the kqueue of macOS
+            with select.epoll() as own:
+                os.dup2(own.fileno(), self._selector.fileno(), inheritable=False)
+        with open(os.devnull) as nothing:  # noqa: PTH123 # only its file descriptor is of interest
+            for registered in self._selector.get_map().values():
+                os.dup2(nothing.fileno(), registered.fd, inheritable=False)
 
     def close(self) -> None:
         """Close the open sessions and end the thread. Does nothing in a forked process, which has no such thread."""
@@ -99,8 +115,16 @@ def _result(future: Future[T]) -> T:
 
 _threads: dict[int, _LoopThread] = {}  # by process id: a fork does not copy threads
 _opening = threading.Lock()
+
+
+def _let_go() -> None:
+    for thread in _threads.values():
+        thread.let_go()
+    _opening.release()
+
+
 if hasattr(os, "register_at_fork"):  # pragma: no branch # Windows does not fork
-    os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release)
+    os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_let_go)
 
 
 def _loop_thread() -> _LoopThread:
