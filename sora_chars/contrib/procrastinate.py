@@ -344,7 +344,8 @@ class Characters:
         entries = [entry async for entry in session.due(idle=self._idle, limit=_MAX_SWEPT)]
         locks = await self._live_locks(app) if entries else set()
         for entry in entries:
-            if _lock_of(entry.key) not in locks:
+            # A job that has ended since `due` has changed the entry.
+            if _lock_of(entry.key) not in locks and await session.entry(entry.key) == entry:
                 await self._defer(entry)
                 log.info("jobs.added", extra={"key": entry.key, "state": entry.state.value})
 
