@@ -81,6 +81,9 @@ _FETCH_INTERVALS = {
 }  # seconds, by whether jobs poll; a job that comes back sends no notification
 
 
+_LIVE_LOCKS = (
+    "SELECT DISTINCT lock FROM procrastinate_jobs WHERE status IN ('todo', 'doing') AND lock = ANY(%(locks)s::text[])"
+)
 _FINAL_ERRORS = (ConfigurationError, InvalidRequestError, UnreadableEntryError)  # no later step does better
 
 
@@ -342,20 +345,17 @@ class Characters:
         """Add a job for each request that no job carries on."""
         session = await self.session()
         entries = [entry async for entry in session.due(idle=self._idle, limit=_MAX_SWEPT)]
-        locks = await self._live_locks(app) if entries else set()
+        locks = await self._live_locks(app, [entry.key for entry in entries]) if entries else set()
         for entry in entries:
             # A job that has ended since `due` has changed the entry.
             if _lock_of(entry.key) not in locks and await session.entry(entry.key) == entry:
                 await self._defer(entry)
                 log.info("jobs.added", extra={"key": entry.key, "state": entry.state.value})
 
-    async def _live_locks(self, app: App) -> set[str | None]:
-        """Return the locks of the jobs that wait or run."""
-        locks: set[str | None] = set()
-        for status in (Status.TODO, Status.DOING):
-            jobs = await app.job_manager.list_jobs_async(task=self._task.name, status=status.value)
-            locks |= {job.lock for job in jobs}
-        return locks
+    async def _live_locks(self, app: App, keys: Collection[str]) -> set[str]:
+        """Return the locks of the jobs of some keys that wait or run, all as of one moment."""
+        rows = await app.connector.execute_query_all_async(_LIVE_LOCKS, locks=[*map(_lock_of, keys)])
+        return {row["lock"] for row in rows}
 
 
 def _lock_of(key: str) -> str:
