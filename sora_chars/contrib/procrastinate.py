@@ -25,7 +25,8 @@ import asyncio
 import inspect
 import random
 import signal
-from contextlib import AsyncExitStack, suppress
+import sys
+from contextlib import AsyncExitStack, aclosing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ from sora_chars.logs import event_logger
 from .procrastinate_worker import open_app, stop_signals, until_one_ends
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -71,7 +72,8 @@ _LEDGER_DELAY = 5.0  # seconds, after a step for which the ledger could not be u
 _FAULT_DELAY = 60.0  # seconds, after a step that a provider rejected, or a hook that raised
 _ADOPTION_INTERVAL = 2.0  # seconds between two searches for the jobs of dead workers
 _SWEEP_INTERVAL = 30.0  # seconds between two searches for requests without a job
-_MAX_SWEPT = 200  # requests that one sweep takes
+_MAX_ADDED = 200  # jobs that one sweep adds
+_GROUP_SIZE = 200  # requests whose jobs a sweep looks for at once
 _POLL_PRIORITY = 1  # of the jobs that poll; those that send have 0
 _EVENT_PRIORITY = 2  # of a job whose callback has arrived
 _WORKER_OPTIONS: dict[str, Any] = {"update_heartbeat_interval": 1.0, "shutdown_graceful_timeout": 30.0}
@@ -342,20 +344,40 @@ class Characters:
                 log.info("jobs.adopted", extra={"key": job.task_kwargs.get("key")})
 
     async def _sweep(self, app: App) -> None:
-        """Add a job for each request that no job carries on."""
+        """Add a job for each request that no job carries on.
+
+        The requests whose jobs are in order are read too, so that those behind them get theirs.
+        """
         session = await self.session()
-        entries = [entry async for entry in session.due(idle=self._idle, limit=_MAX_SWEPT)]
-        locks = await self._live_locks(app, [entry.key for entry in entries]) if entries else set()
-        for entry in entries:
-            # A job that has ended since `due` has changed the entry.
-            if _lock_of(entry.key) not in locks and await session.entry(entry.key) == entry:
-                await self._defer(entry)
-                log.info("jobs.added", extra={"key": entry.key, "state": entry.state.value})
+        added = 0
+        async with aclosing(session.due(idle=self._idle, limit=sys.maxsize)) as due:
+            async for group in _groups(due):
+                locks = await self._live_locks(app, [entry.key for entry in group])
+                for entry in group:
+                    # A job that has ended since `due` has changed the entry.
+                    if _lock_of(entry.key) not in locks and await session.entry(entry.key) == entry:
+                        await self._defer(entry)
+                        added += 1
+                        log.info("jobs.added", extra={"key": entry.key, "state": entry.state.value})
+                if added >= _MAX_ADDED:
+                    return
 
     async def _live_locks(self, app: App, keys: Collection[str]) -> set[str]:
         """Return the locks of the jobs of some keys that wait or run, all as of one moment."""
         rows = await app.connector.execute_query_all_async(_LIVE_LOCKS, locks=[*map(_lock_of, keys)])
         return {row["lock"] for row in rows}
+
+
+async def _groups(entries: AsyncIterator[Entry]) -> AsyncGenerator[list[Entry], None]:
+    """Yield entries in groups, of which only the last one may be smaller."""
+    group: list[Entry] = []
+    async for entry in entries:
+        group.append(entry)
+        if len(group) == _GROUP_SIZE:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _lock_of(key: str) -> str:

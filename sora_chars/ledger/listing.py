@@ -87,7 +87,7 @@ class LedgerListing(ABC):
                 return
             last_row_id = page[-1][0]
 
-    async def due(self, *, idle: float, limit: int) -> AsyncIterator[Entry]:
+    async def due(self, *, idle: float, limit: int, providers: Collection[str] | None = None) -> AsyncIterator[Entry]:
         """Yield the entries that no living process owns, are unfinished, and did not change for `idle` seconds.
 
         Those that changed longest ago come first. An entry is unfinished while it is
@@ -96,6 +96,7 @@ class LedgerListing(ABC):
         Args:
             idle: Seconds, by the recorded times.
             limit: Yield at most this many entries.
+            providers: Yield only the entries of these. None for those of all.
         """
         before = self._clock() - idle
         alive: dict[str, bool] = {}
@@ -107,7 +108,8 @@ class LedgerListing(ABC):
             new = {entry.owner for entry in page if entry.owner} - alive.keys()
             dead = await asyncio.gather(*map(self.is_dead, new))
             alive |= {owner: not is_dead for owner, is_dead in zip(new, dead, strict=True)}
-            for entry in [entry for entry in page if not alive.get(entry.owner or "")][:left]:
+            free = [entry for entry in page if not alive.get(entry.owner or "")]
+            for entry in [entry for entry in free if providers is None or entry.provider in providers][:left]:
                 yield entry
                 left -= 1
             if len(page) < _PAGE_SIZE:

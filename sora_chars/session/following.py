@@ -87,6 +87,5 @@ async def due(dispatcher: Dispatcher, *, idle: float, limit: int) -> AsyncGenera
         if not (isinstance(given, int | float) and least <= given < math.inf):
             raise InvalidRequestError(f"{name} must be a number from {least}, got {printable(repr(given))}.")
     names = {provider.name for provider in dispatcher.providers}
-    async for entry in dispatcher.ledger.due(idle=idle, limit=limit):
-        if entry.provider in names:
-            yield entry
+    async for entry in dispatcher.ledger.due(idle=idle, limit=limit, providers=names):
+        yield entry

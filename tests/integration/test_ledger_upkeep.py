@@ -93,6 +93,8 @@ async def test_a_session_finds_what_its_providers_can_carry_on(ledger_url: str) 
         async with CharacterSession(Kie(api_key="key"), ledger=ledger) as session:
             ledger._clock = later._clock
             assert [entry.key async for entry in session.due()] == ["mine"]
+            await register(ledger, "also mine")
+            assert len([entry async for entry in session.due(idle=0, limit=2)]) == 2  # the foreign one does not count
             wrong: list[dict[str, Any]] = [{"idle": -1.0}, {"idle": float("nan")}, {"limit": 0}]
             for options in wrong:
                 with pytest.raises(InvalidRequestError, match="must be a number from"):

@@ -210,6 +210,18 @@ async def test_requests_without_a_job_get_one(
         ]
 
 
+async def test_many_requests_with_jobs_hide_none_without(make: Callable[..., Characters], postgres_url: str) -> None:
+    """A request without a job gets one, however many older requests have theirs."""
+    characters = make(idle=0.0)
+    async with opened(postgres_url, characters) as app:
+        for number in range(201):
+            await characters.register(**fields(f"k-{number}"))
+        await (await characters.session()).register(**fields("lost"))
+        await characters._sweep(app)
+        assert len([*await app.job_manager.list_jobs_async(lock="sora_chars lost")]) == 1
+        assert len([*await app.job_manager.list_jobs_async()]) == 202
+
+
 async def test_jobs_of_dead_workers_are_adopted(
     make: Callable[..., Characters], postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
