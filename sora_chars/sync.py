@@ -269,7 +269,7 @@ class CharacterSession:
         self.close()
 
     def close(self) -> None:
-        """Close the session. A later call opens it again. Does nothing in a process that was forked while it was open."""
+        """Close the session. A later call opens it again. In a forked process it does nothing to an open session."""
         thread = self._thread
         if thread and thread.process == os.getpid():
             thread.run(self._session.aclose())
@@ -368,10 +368,11 @@ class CharacterSession:
                 thread.run(close())
 
     def _open(self) -> _LoopThread:
-        thread = self._thread or _threads.get(os.getpid())
-        # In the event loop `run` raises. It must not wait for the lock, whose holder may wait for the event loop.
-        if self._thread is None and not (thread and thread.is_current()):
-            thread = self._opened()
+        thread = self._thread
+        if thread is None:
+            thread = _threads.get(os.getpid())
+            # In the event loop `run` raises. It must not wait for the lock, whose holder may wait for the event loop.
+            thread = thread if thread and thread.is_current() else self._opened()
         if thread.process != os.getpid():
             raise WrongLoopError(
                 "This session was opened before this process was forked.",
@@ -381,12 +382,13 @@ class CharacterSession:
 
     def _opened(self) -> _LoopThread:
         with _opening:
-            if self._thread is None:
+            thread = self._thread
+            if thread is None:
                 thread = _loop_thread()
                 thread.run(self._session.open())
                 thread.sessions.add(self)
                 self._thread = thread
-            return self._thread
+            return thread
 
 
 async def _call(function: Callable[[], T]) -> T:
