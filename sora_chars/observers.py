@@ -6,6 +6,7 @@ import than this module, and few sessions are observed.
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,11 @@ class Observers:
         found: dict[str, Any] = {}
         for observer in self._observers:
             if request_meta := getattr(observer, "request_meta", None):
-                found |= request_meta()
+                try:
+                    found |= json.loads(json.dumps(dict(request_meta()), allow_nan=False))
+                except Exception:  # an observer changes no result
+                    self.remove(observer)
+                    log.exception("observer.failed", extra={"observer": type(observer).__name__})
         return found
 
     def emit(self, event: Event) -> None:

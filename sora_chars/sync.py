@@ -57,6 +57,7 @@ class _LoopThread:
 
     def __init__(self) -> None:
         self.process = os.getpid()
+        self.has_ended = False
         self.sessions: WeakSet[CharacterSession] = WeakSet()
         self._selector = selectors.DefaultSelector()
         self._loop = asyncio.SelectorEventLoop(self._selector)  # the default one of Windows does not work with psycopg
@@ -67,7 +68,7 @@ class _LoopThread:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the context of the caller, and return its result."""
-        if threading.current_thread() is self._thread:
+        if self.is_current():
             coroutine.close()
             raise WrongLoopError(
                 "A call of sora_chars.sync would wait for the event loop that it runs in.",
@@ -78,6 +79,10 @@ class _LoopThread:
             return _result(future)
         finally:
             future.cancel()  # of a call that was interrupted; the others have ended
+
+    def is_current(self) -> bool:
+        """Whether the caller runs in this thread, where it cannot wait for the event loop."""
+        return threading.current_thread() is self._thread
 
     def let_go(self) -> None:
         """In a forked process, replace the parent's epoll object and connections, which it shares.
@@ -100,6 +105,7 @@ class _LoopThread:
             for session in list(self.sessions):
                 session.close()
         finally:
+            self.has_ended = True
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
@@ -263,9 +269,9 @@ class CharacterSession:
         self.close()
 
     def close(self) -> None:
-        """Close the session. A later call opens it again."""
+        """Close the session. A later call opens it again. In a forked process it does nothing to an open session."""
         thread = self._thread
-        if thread:
+        if thread and thread.process == os.getpid():
             thread.run(self._session.aclose())
             thread.sessions.discard(self)
             self._thread = None
@@ -357,22 +363,32 @@ class CharacterSession:
                     continue
                 return
         finally:
-            if close := getattr(source, "aclose", None):
-                self.run(close())
+            thread = _threads.get(os.getpid())  # the session may be closed, and is not opened for this
+            if thread and not (thread.has_ended or thread.is_current()) and (close := getattr(source, "aclose", None)):
+                thread.run(close())
 
     def _open(self) -> _LoopThread:
-        with _opening:
-            if self._thread is None:
-                thread = _loop_thread()
-                thread.run(self._session.open())
-                thread.sessions.add(self)
-                self._thread = thread
-        if self._thread.process != os.getpid():
+        thread = self._thread
+        if thread is None:
+            thread = _threads.get(os.getpid())
+            # In the event loop `run` raises. It must not wait for the lock, whose holder may wait for the event loop.
+            thread = thread if thread and thread.is_current() else self._opened()
+        if thread.process != os.getpid():
             raise WrongLoopError(
                 "This session was opened before this process was forked.",
                 hint="Make a session in each process, or use it for the first time after the fork.",
             )
-        return self._thread
+        return thread
+
+    def _opened(self) -> _LoopThread:
+        with _opening:
+            thread = self._thread
+            if thread is None:
+                thread = _loop_thread()
+                thread.run(self._session.open())
+                thread.sessions.add(self)
+                self._thread = thread
+            return thread
 
 
 async def _call(function: Callable[[], T]) -> T:

@@ -123,8 +123,12 @@ class OpenTelemetry:
 
 
 def _parent_of(event: events.Ended) -> Context | None:
-    """Return the context in which the request was registered; None for the present one, its caller's."""
-    return _propagator.extract(event.meta) if "traceparent" in event.meta else None
+    """Return the context in which the request was registered; None for the present one, its caller's.
+
+    The user may have given `meta` of any kind, so only texts are read.
+    """
+    carrier = {name: event.meta[name] for name in _propagator.fields if isinstance(event.meta.get(name), str)}
+    return _propagator.extract(carrier) if "traceparent" in carrier else None
 
 
 def _task_attributes(event: events.Ended) -> dict[str, AttributeValue]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import sys
 from collections.abc import Mapping
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
@@ -54,7 +55,9 @@ def raise_if_invalid(problems: list[str], *, what: str) -> None:
 
 def seconds_problems(field: str, value: object) -> list[str]:
     """Return the problems of a time-out that the caller passed, none or one. It may be `math.inf`, for no limit."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, float) and value >= 0:
+        return []
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max:
         return []
     return [f"{field} must be a number of seconds, at least 0, got {printable(repr(value), limit=60)}"]
 

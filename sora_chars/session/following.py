@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from typing import TYPE_CHECKING
 
 from sora_chars.errors import InvalidRequestError, SessionClosedError, WaitTimeoutError, printable
@@ -82,10 +83,11 @@ async def _changed(dispatcher: Dispatcher, entry: Entry, seconds: float) -> Entr
 
 async def due(dispatcher: Dispatcher, *, idle: float, limit: int) -> AsyncGenerator[Entry, None]:
     """Yield the entries of this session's providers that no process carries on; see `CharacterSession.due`."""
-    for name, value, least in (("idle", idle, 0), ("limit", limit, 1)):
+    for name, value, least, kind in (("idle", idle, 0, int | float), ("limit", limit, 1, int)):
         given: object = value
-        if not (isinstance(given, int | float) and least <= given < math.inf):
-            raise InvalidRequestError(f"{name} must be a number from {least}, got {printable(repr(given))}.")
+        if not (isinstance(given, kind) and least <= given <= sys.float_info.max):
+            what = "a whole number" if kind is int else "a number"
+            raise InvalidRequestError(f"{name} must be {what} from {least}, got {printable(repr(given), limit=60)}.")
     names = {provider.name for provider in dispatcher.providers}
     async for entry in dispatcher.ledger.due(idle=idle, limit=limit, providers=names):
         yield entry

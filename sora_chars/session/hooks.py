@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING, TypeVar
 import attrs
 
 from sora_chars.callbacks.hooks import HOOK, HookEvent, event_of
-from sora_chars.errors import ConfigurationError, KeyConflictError, SessionClosedError, WaitTimeoutError
+from sora_chars.errors import (
+    ConfigurationError,
+    InvalidRequestError,
+    KeyConflictError,
+    SessionClosedError,
+    WaitTimeoutError,
+    printable,
+)
 from sora_chars.ids import new_token, token_digest
 from sora_chars.ledger import Entry, EntryState
 from sora_chars.ledger.entry import to_json
+
+from .options import check_seconds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -66,7 +75,9 @@ class Hook:
         Raises:
             WaitTimeoutError: Neither came within the `timeout` of the hook.
             SessionClosedError: The session was closed.
+            InvalidRequestError: `interval` is no number of seconds.
         """
+        check_seconds("interval", interval)
         arriving = asyncio.create_task(self.event())
         polling = asyncio.create_task(_poll(poll, interval))
         try:
@@ -123,6 +134,8 @@ async def open_hook(
 
 async def _recorded(dispatcher: Dispatcher, key: str) -> Entry:
     """Return the entry of a hook. It is running until the callback arrives, and ends with it."""
+    if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance] # callers without a type checker
+        raise InvalidRequestError(f"key must be text, got {printable(repr(key), limit=60)}.")
     token = new_token()
     now = dispatcher.watcher.clock()
     new = Entry(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING
 
-from sora_chars.errors import ConfigurationError, printable
-from sora_chars.models import raise_if_invalid, seconds_problems
+from sora_chars.errors import ConfigurationError, InvalidRequestError, printable
+from sora_chars.models import seconds_problems
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from sora_chars.events import Observer
 
 
 def check_options(providers: Sequence[object], polling: object, *, timeout: object, shutdown_timeout: object) -> None:
@@ -32,6 +36,36 @@ def check_options(providers: Sequence[object], polling: object, *, timeout: obje
         raise ConfigurationError(f"{'; '.join(problems)}.")
 
 
+def checked_observers(observers: Iterable[Observer]) -> tuple[Observer, ...]:
+    """Return the observers of a session.
+
+    Raises:
+        ConfigurationError: One of them is no function, or is async.
+    """
+    given: object = observers  # callers without a type checker pass anything
+    if not isinstance(given, Iterable):
+        raise ConfigurationError(f"observers must be a list of functions, got {printable(repr(given))}.")
+    found = tuple(observers)
+    each: object
+    for each in found:
+        if not callable(each) or iscoroutinefunction(each):
+            raise ConfigurationError(
+                f"observers: each must be a function of one event that is not async, got {printable(repr(each))}.",
+                hint="Await in a loop over session.events().",
+            )
+    return found
+
+
+def check_seconds(field: str, value: object) -> None:
+    """Check an option that is a number of seconds.
+
+    Raises:
+        InvalidRequestError: It is none, or less than 0.
+    """
+    if problems := seconds_problems(field, value):
+        raise InvalidRequestError(f"{problems[0]}.", problems=tuple(problems))
+
+
 def seconds_to_wait(timeout: float | None, default: float) -> float:
     """Return the time-out of a call, or the session's for None.
 
@@ -40,5 +74,5 @@ def seconds_to_wait(timeout: float | None, default: float) -> float:
     """
     if timeout is None:
         return default
-    raise_if_invalid(seconds_problems("timeout", timeout), what="The request")
-    return timeout
+    check_seconds("timeout", timeout)
+    return float(timeout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -16,8 +17,6 @@ from sora_chars.observers import observation
 from .submission import not_sent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from sora_chars.ledger import Entry
     from sora_chars.ledger.postgres_ledger import Connection, PostgresLedger
     from sora_chars.models import Request
@@ -48,7 +47,7 @@ def new_entry(dispatcher: Dispatcher, request: Request, provider: str | None, me
     Raises:
         InvalidRequestError: No provider accepts the request, or `meta` is no JSON object.
     """
-    _check_meta(meta)
+    facts = _checked(meta)
     chosen = dispatcher.choose(request, provider)
     kind, record = to_record(request)
     return dispatcher.ledger.new_entry(
@@ -56,7 +55,7 @@ def new_entry(dispatcher: Dispatcher, request: Request, provider: str | None, me
         provider=chosen.name,
         kind=kind,
         request=record,
-        meta=dispatcher.observers.meta() | dict(meta or {}),
+        meta=dispatcher.observers.meta() | facts,
     )
 
 
@@ -88,13 +87,13 @@ def postgres_ledger(dispatcher: Dispatcher) -> PostgresLedger:
     return found
 
 
-def _check_meta(meta: Mapping[str, Any] | None) -> None:
-    given: object = meta  # callers without a type checker pass anything
-    if given is None:
-        return
+def _checked(meta: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the facts as they are read from the ledger, where every name is text."""
+    given: object = {} if meta is None else meta  # callers without a type checker pass anything
+    if not isinstance(given, Mapping):
+        raise InvalidRequestError(f"meta must be a JSON object, got {type(given).__name__}.")
     try:
-        text = json.dumps(given, allow_nan=False)
+        facts: dict[str, Any] = json.loads(json.dumps(dict(given), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequestError(f"meta must be JSON: {printable(error, limit=_MAX_SHOWN)}.") from error
-    if not text.startswith("{"):
-        raise InvalidRequestError(f"meta must be a JSON object, got {type(given).__name__}.")
+    return facts

@@ -15,7 +15,7 @@ from sora_chars.polling.strategies import AdaptiveInterval
 from sora_chars.polling.watcher import TaskWatcher
 
 from .dispatcher import Dispatcher
-from .options import check_options, seconds_to_wait
+from .options import check_options, checked_observers, seconds_to_wait
 from .orphans import log_outlived
 from .recorded import RecordedRequests
 from .videos import CutVideos
@@ -106,7 +106,7 @@ class CharacterSession(RecordedRequests):
             self._pictures = Pictures(Path(pictures))
         self._cutting = cutting or Cutting()
         self._shutdown_timeout = shutdown_timeout
-        self.observers = Observers(observers)
+        self.observers = Observers(checked_observers(observers))
         self.public_url = public_url
         self._receiver: CallbackReceiver | None = None
         if public_url is not None:

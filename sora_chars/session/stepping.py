@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -83,7 +83,7 @@ class Step:
 async def advance(dispatcher: Dispatcher, key: str, seconds: float) -> Step:
     """Take the next step of a key; see `CharacterSession.advance`."""
     given: object = seconds
-    if not (isinstance(given, int | float) and 0 <= given < math.inf):
+    if not (isinstance(given, int | float) and 0 <= given <= sys.float_info.max):
         raise InvalidRequestError(f"patience must be a number of seconds from 0, got {printable(repr(given))}.")
     entry = await find(dispatcher.ledger, key)
     if observed := observation.get():

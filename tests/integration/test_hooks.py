@@ -12,6 +12,7 @@ from sora_chars.callbacks.hooks import HookEvent, record_event
 from sora_chars.callbacks.receiver import CallbackReceiver
 from sora_chars.errors import (
     ConfigurationError,
+    InvalidRequestError,
     KeyConflictError,
     LedgerError,
     SessionClosedError,
@@ -160,3 +161,19 @@ async def test_a_ledger_that_cannot_be_written() -> None:
         assert await post(session, hook.url) == 200
         await record_event(session.ledger, stale, b"late", now=1.0)
         assert (await hook.event()).payload == {"state": "done"}
+
+
+async def test_invalid_options_of_a_hook(ledger_url: str) -> None:
+    """A key that is no text and an interval that is no number are named in the error."""
+    keys: list[Any] = [5, None]
+    intervals: list[Any] = ["1", -1, float("nan"), 10**400]
+    async with session_at(ledger_url) as session:
+        for key in keys:
+            with pytest.raises(InvalidRequestError, match=r"^key must be text, got"):
+                await session.hook(key).__aenter__()
+        async with session.hook("poster-17", timeout=0.0) as hook:
+            for interval in intervals:
+                with pytest.raises(
+                    InvalidRequestError, match=r"^interval must be a number of seconds, at least 0, got"
+                ):
+                    await hook.race(hook.event, interval=interval)

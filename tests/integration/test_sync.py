@@ -206,6 +206,51 @@ def test_opens_again_after_closing(emulator: Emulator, tmp_path: Path) -> None:
     assert emulator.counts.creates == 1
 
 
+def test_an_iterator_that_is_left_does_not_open_a_session_again(session: CharacterSession) -> None:
+    """The rest of an iteration ends after the session was closed, and the session stays closed."""
+    for number in range(2):
+        session.register(**REQUEST, key=f"mine-{number}")
+    due = session.due(idle=0)
+    assert next(due).key == "mine-0"
+    session.close()
+    del due
+    assert session._thread is None
+
+
+def test_an_open_session_does_not_wait_for_another_to_open(emulator: Emulator, session: CharacterSession) -> None:
+    """A session that opens slowly holds up no call of an open one, and no observer: that gets its error at once."""
+    opening = threading.Event()
+    released = threading.Event()
+    errors: list[WrongLoopError] = []
+
+    class SlowSession(AsyncSession):
+        async def open(self) -> Any:
+            opening.set()
+            await asyncio.to_thread(released.wait, 10)
+            return await super().open()
+
+    def observe(_: Event) -> None:
+        with pytest.raises(WrongLoopError) as caught:
+            closed.entry("mine")
+        errors.append(caught.value)
+
+    closed = session_at(emulator)
+    slow = session_at(emulator)
+    slow._session = SlowSession(Kie("kie-key", base_url=emulator.url))
+    session.observers.add(observe)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(slow.entry, "mine")
+        assert opening.wait(10)
+        calling = pool.submit(session.register, **REQUEST, key="mine")
+        try:
+            assert calling.result(5).key == "mine"
+        finally:
+            released.set()
+        assert waiting.result(10) is None
+    slow.close()
+    assert errors
+
+
 def test_a_task_request_returns_its_snapshot(session: CharacterSession) -> None:
     """A `TaskRequest` ends with a snapshot."""
     request = TaskRequest(model="sora-2-text-to-video", input={"prompt": "A dog", "n_frames": "10"})
@@ -251,6 +296,7 @@ OPEN_FORK = """
 session.create(**REQUEST)
 child = os.fork()
 if not child:
+    session.close()
     try:
         session.create(**REQUEST)
     except Exception as error:
@@ -265,6 +311,8 @@ print(os.waitstatus_to_exitcode(status))
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows does not fork")
 def test_an_open_session_is_not_copied_by_a_fork(emulator: Emulator, tmp_path: Path) -> None:
     """A child that uses its parent's open session gets an error, and ends; the parent's session goes on at once.
+
+    To close it in the child has no effect.
 
     If the child's end closed the parent's connections too, the parent would wait for a response until its time-out
     of 30 seconds.
@@ -301,6 +349,20 @@ threading.Thread(target=work, daemon=True).start()
 while not (entry := session.entry("mine")) or entry.state != "sending":
     time.sleep(0.01)
 """
+
+
+LEFT_ITERATOR = """
+session.register(**REQUEST, key="a")
+session.register(**REQUEST, key="b")
+due = session.due(idle=0)
+print(next(due).key)
+"""
+
+
+def test_exit_with_an_iterator(emulator: Emulator, tmp_path: Path) -> None:
+    """An iteration that the end of the process leaves unfinished ends without a word."""
+    done = run(LEFT_ITERATOR, emulator, tmp_path / "characters.db")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_exit_with_work_under_way(emulator: Emulator, tmp_path: Path) -> None:

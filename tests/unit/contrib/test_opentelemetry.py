@@ -200,6 +200,18 @@ def test_remembers_a_bounded_number_of_exchanges(telemetry: Telemetry, monkeypat
     assert [span.name for span in telemetry.spans] == ["create character"]
 
 
+@pytest.mark.parametrize("value", [5, None, ["00"], {}, "garbage", "00-" + "0" * 32 + "-" + "0" * 16 + "-01"])
+def test_a_request_whose_meta_has_no_trace(telemetry: Telemetry, value: object) -> None:
+    """Names of the trace context in the user's own facts, with other values, cost no span."""
+    telemetry.observer(attrs.evolve(end(), meta={"traceparent": value, "tracestate": value}))
+    valid = f"00-{'a' * 32}-{'b' * 16}-01"
+    telemetry.observer(attrs.evolve(end(), meta={"traceparent": valid, "tracestate": value}))
+    root, child = telemetry.spans
+    assert root.parent is None
+    assert child.parent
+    assert child.parent.span_id == int("b" * 16, 16)
+
+
 def test_the_conventions_for_generative_ai_are_opted_in(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their names are still in development, so they are added only where the standard variable names them."""
     telemetry.observer(end())

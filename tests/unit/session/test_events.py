@@ -329,3 +329,23 @@ async def test_another_attempt_is_recorded() -> None:
         await session.retry("mine")
         changes = [(event.before, event.state) for event in events if isinstance(event, Recorded)]
     assert changes[0] == (EntryState.FAILED, EntryState.PENDING)
+
+
+@pytest.mark.parametrize("facts", [5, {"a": object()}, {"a": float("nan")}, None])
+async def test_an_observer_whose_facts_are_no_json(facts: object, caplog: pytest.LogCaptureFixture) -> None:
+    """An observer whose `request_meta` raises, or returns no JSON, is dropped; the request goes on without it."""
+
+    class Broken:
+        def __call__(self, event: Event) -> None:
+            """Take note of nothing."""
+
+        def request_meta(self) -> object:
+            return facts
+
+    meta: dict[Any, Any] = {1: 2, "a": (3,)}
+    async with CharacterSession(FakeProvider(), observers=[Broken()]) as session:
+        entry = await session.register(**REQUEST, meta=meta)
+    assert entry.meta == {"1": 2, "a": [3]}
+    assert (
+        "An observer of the session's events raised an error, and gets no more of them (observer=Broken)" in caplog.text
+    )

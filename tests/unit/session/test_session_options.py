@@ -37,6 +37,35 @@ def test_rejects_what_is_no_polling_strategy(polling: Any) -> None:
         CharacterSession(FakeProvider(), polling=polling)
 
 
+async def record(event: object) -> None:
+    """Take an event, as no observer can."""
+    raise AssertionError(event)
+
+
+@pytest.mark.parametrize("observers", [5, [5], [None], "show", print, [record]])
+def test_rejects_what_is_no_observer(observers: Any) -> None:
+    """What cannot be called with an event at once is named in the error."""
+    with pytest.raises(ConfigurationError, match=r"^observers.* must be a .*function.*, got "):
+        CharacterSession(FakeProvider(), observers=observers)
+
+
+@pytest.mark.parametrize("value", [10**400, "5", -1, math.nan])
+async def test_rejects_numbers_of_a_step(value: Any) -> None:
+    """A number of seconds that no clock counts is an invalid option, also one that no float holds."""
+    async with CharacterSession(FakeProvider()) as session:
+        await session.register(**REQUEST, key="mine")
+        with pytest.raises(InvalidRequestError, match=r"^patience must be a number of seconds"):
+            await session.advance("mine", patience=value)
+        with pytest.raises(InvalidRequestError, match=r"^timeout must be a number of seconds, at least 0, got"):
+            await session.wait("mine", timeout=value)
+        with pytest.raises(InvalidRequestError, match=r"^idle must be a number from 0, got"):
+            await anext(session.due(idle=value))
+        limits: list[Any] = [value, 1.5, 0]
+        for limit in limits:
+            with pytest.raises(InvalidRequestError, match=r"^limit must be a whole number from 1, got"):
+                await anext(session.due(limit=limit))
+
+
 def test_lists_all_invalid_options() -> None:
     """One error names everything that is wrong."""
     options: dict[str, Any] = {"timeout": "1", "polling": 2}
