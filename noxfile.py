@@ -49,8 +49,8 @@ INTERPRETERS = _interpreters()
 EXTRAS = ",".join(sorted(PROJECT["project"]["optional-dependencies"].keys() - {"speed"}))
 OLDEST = next(iter(INTERPRETERS.values()), sys.executable)
 NEWEST = list(INTERPRETERS.values())[-1] if INTERPRETERS else sys.executable
-# One more process than cores, as many tests wait; all that need PostgreSQL run in one of them (tests/conftest.py).
-PARALLEL = (f"--numprocesses={WORKERS + 1}", "--dist=loadgroup")
+# More processes than cores, as many tests wait; all that need PostgreSQL run in one of them (tests/conftest.py).
+PARALLEL = (f"--numprocesses={WORKERS * 2}", "--dist=loadgroup")
 # On Windows the unit tests: the others need signals and Unix sockets.
 TESTS = ("tests/unit",) if sys.platform == "win32" else ("tests",)
 RETRYING = tuple(
@@ -68,31 +68,30 @@ def _install(session: nox.Session, group: str) -> None:
     session.install("-c", "requirements.lock", *groups, "-e", f".[{EXTRAS}]")
 
 
-def _version(session: nox.Session) -> str:
-    program = "import sys; print('%d.%d' % sys.version_info[:2])"
-    return str(session.run("python", "-c", program, silent=True)).strip()
+@nox.session(python=OLDEST)
+def tests(session: nox.Session) -> None:
+    """All tests but the slow ones on one interpreter, in parallel.
+
+    `nox -s tests -- tests/unit/providers/test_media.py` runs some.
+    """
+    _install(session, "tests")
+    session.run("pytest", *(session.posargs or (*PARALLEL, "-m", "not slow", *TESTS)), env=ENVIRONMENT)
 
 
 @nox.session(python=OLDEST)
-def tests(session: nox.Session) -> None:
-    """All tests on one interpreter, in parallel; `nox -s tests -- tests/unit/providers/test_media.py` runs some.
+def coverage(session: nox.Session) -> None:
+    """All tests on the oldest supported Python on Linux, and the branch coverage, of which 100 % is required.
 
-    On Linux with the oldest supported Python also the coverage, of which 100 % is required: what other systems and
-    versions run differs by a few branches.
+    What other systems and versions run differs by a few branches.
     """
     _install(session, "tests")
-    if session.posargs:
-        session.run("pytest", *session.posargs, env=ENVIRONMENT)
-    elif sys.platform == "linux" and _version(session) == SUPPORTED[0]:
-        session.run("coverage", "erase")
-        session.run("coverage", "run", "-m", "pytest", *PARALLEL, env=ENVIRONMENT)
-        for path in HERE.glob(".coverage.*"):
-            if not path.stat().st_size:  # of a process that a test killed while it wrote
-                path.unlink()
-        session.run("coverage", "combine", "--quiet")
-        session.run("coverage", "report")
-    else:
-        session.run("pytest", *PARALLEL, *TESTS, env=ENVIRONMENT)
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", *PARALLEL, env=ENVIRONMENT)
+    for path in HERE.glob(".coverage.*"):
+        if not path.stat().st_size:  # of a process that a test killed while it wrote
+            path.unlink()
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report")
 
 
 @nox.session

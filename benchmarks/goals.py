@@ -22,6 +22,13 @@ LEARNING_RATIO = 1.1
 CROWD_RATIO = 0.5
 CALLBACK_CPU_RATIO = 1.5
 IMPORT_RATIO = 1.15
+GROWTH_RATIO, GROWTH_MS = 1.5, 50.0
+GROWING = ("entries", "export, s", "export, MB", "first search, s", "bytes an entry")  # no goals, or other ones
+EXPORT_MB = 8.0
+FLEET_DETECTION_RATIO, FLEET_CPU_RATIO, FLEET_KILLS_RATIO = 1.3, 3.0, 1.6
+OWN_WAIT_S = 0.1
+TABLES = ("orders", "sora_chars_entries", "procrastinate_jobs")
+AWAITER_MS = {"postgresql": 25.0, "sqlite": 100.0}
 
 
 @attrs.frozen
@@ -198,6 +205,53 @@ def _presence(figures: dict[str, Any]) -> Iterator[Goal]:
             yield Goal("E", f"threads, asyncio tasks and sockets, {step}", things, most=0)
 
 
+def _growth(rows: list[dict[str, Any]]) -> Iterator[Goal]:
+    for large in rows:
+        small = next(row for row in rows if row["ledger"] == large["ledger"])
+        if large is small or large["entries"] < max(row["entries"] for row in rows):
+            continue
+        title = f"{large['ledger']}, {large['entries']:,} entries:"
+        for name, took in large.items():
+            if isinstance(took, float) and name not in GROWING:
+                yield Goal("F", f"{title} {name}", took, most=max(GROWTH_MS, GROWTH_RATIO * small[name]), unit=" ms")
+        yield Goal("F", f"{title} memory of an export", large["export, MB"], most=EXPORT_MB, unit=" MB")
+
+
+def _fleet(runs: dict[str, dict[str, Any]]) -> Iterator[Goal]:
+    alone = runs["yardstick"]
+    for name in ("plain", "kills", "callbacks", "limits"):
+        run = runs[name]
+        known = run.get("succeeded", 0) + run.get("unknown", 0)
+        yield Goal("G", f"{name}: keys paid twice", run["twice"], most=0)
+        yield Goal("G", f"{name}: keys that succeeded or are unknown", known, least=100 if name == "limits" else 500)
+        yield Goal("G", f"{name}: requests refused", run["refused"], most=0)
+    plain, kills, limits = runs["plain"], runs["kills"], runs["limits"]
+    ratios = {
+        "plain: detection delay": (plain["detection_mean_s"] / alone["detection_mean_s"], FLEET_DETECTION_RATIO),
+        "plain: CPU of the workers per job": (plain["cpu_s"] / alone["cpu_s"], FLEET_CPU_RATIO),
+        "kills: wall time": (kills["wall_s"] / alone["wall_s"], FLEET_KILLS_RATIO),
+    }
+    for what, (ratio, most) in ratios.items():
+        yield Goal("G", f"{what} relative to `create_many` in one process", ratio, most=most, unit=" x")
+    yield Goal("G", "callbacks: unknown outcomes", runs["callbacks"].get("unknown", 0), most=0)
+    yield Goal("G", "limits: wait of the user's own jobs, p50", limits["own_wait_p50_s"], most=OWN_WAIT_S, unit=" s")
+    none = sum(runs["transaction rolled back"][table] for table in TABLES)
+    yield Goal("G", "a transaction that is rolled back: orders, entries and jobs", none, most=0)
+
+
+def _temporal(rows: list[dict[str, Any]]) -> Iterator[Goal]:
+    for row in rows:
+        yield Goal("G", "Temporal: keys paid twice", row["twice"], most=0)
+        yield Goal("G", "Temporal: keys lost", row["lost"], most=0)
+
+
+def _web(rows: list[dict[str, Any]]) -> Iterator[Goal]:
+    for row in rows:
+        title = f"web, {row['ledger']}, awaiter of `{row['awaiter']}`"
+        yield Goal("G", f"{title}: resumed, p95", row["p95, ms"], most=AWAITER_MS[row["ledger"]], unit=" ms")
+        yield Goal("G", f"{title}: GETs of a task", row["most GETs of a task"], most=1)
+
+
 JUDGES = {
     "waiting": _waiting,
     "watched": _watched,
@@ -206,4 +260,8 @@ JUDGES = {
     "cards": _cards,
     "limits": _limits,
     "presence": _presence,
+    "growth": _growth,
+    "fleet": _fleet,
+    "temporal": _temporal,
+    "web": _web,
 }

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
@@ -29,6 +29,7 @@ SENTENCES: Mapping[str, str] = {
     "exchange": "Request and response",
     "jobs.added": "A request that no job carried on has a job",
     "jobs.adopted": "The job of a worker that died runs again",
+    "jobs.hook_failed": "The application's `ended` raised an error; it is called again",
     "jobs.upkeep_failed": "The search for jobs of dead workers failed; it is repeated",
     "ledger.entry_restored": "The ledger had lost an entry, which was written again",
     "ledger.indexed": "The search index is complete",
@@ -51,6 +52,7 @@ SENTENCES: Mapping[str, str] = {
     "recovery.no_provider": "A running task is left alone, since the session lacks its provider",
     "recovery.unknown": "The outcome of a request is unknown; it is not sent again automatically",
     "recovery.unreadable": "An entry cannot be read and is left alone",
+    "request.ended": "A request has ended",
     "request.repeated": "The request is sent again after a wait",
     "submission.cancelled": "The submission was cancelled with its caller",
     "submission.failed": "A submission failed after its caller was cancelled",
@@ -61,6 +63,8 @@ SENTENCES: Mapping[str, str] = {
     "tracker.failed": "The owners of tasks could not be checked; they are checked again",
     "upload.temporary": "The uploaded file is temporary, and a character made from it may end with it",
     "watcher.died": "The poller of a provider has ended; its waits end with an error",
+    "worker.started": "The worker runs jobs",
+    "worker.stopped": "The worker has stopped",
 }
 """The sentence of each event."""
 
@@ -69,6 +73,10 @@ _ASSET = re.compile(r"\basset-(?!library\b)[\w-]+", re.IGNORECASE)
 _VARIABLE = "SORA_CHARS_LOG"
 _LEVELS: Mapping[str, int] = {"info": logging.INFO, "debug": logging.DEBUG}
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class RecordStream(logging.StreamHandler[TextIO]):
+    """Writes the package's records to the standard error stream."""
 
 
 class EventLogger(logging.LoggerAdapter[logging.Logger]):
@@ -102,12 +110,17 @@ def write_records(level: str) -> None:
     if level.lower() not in _LEVELS:
         warnings.warn(f"{_VARIABLE} must be info or debug, got {level!r}.", RuntimeWarning, stacklevel=2)
         return
-    handler = logging.StreamHandler()
+    handler = RecordStream()
     handler.setFormatter(logging.Formatter(_FORMAT))
     handler.addFilter(lambda _: not logging.getLogger().handlers)
     logger = logging.getLogger("sora_chars")
     logger.addHandler(handler)
     logger.setLevel(_LEVELS[level.lower()])
+
+
+def is_written() -> bool:
+    """Return whether `write_records` or SORA_CHARS_LOG has the records written."""
+    return any(isinstance(handler, RecordStream) for handler in logging.getLogger("sora_chars").handlers)
 
 
 if _level := os.environ.get(_VARIABLE):

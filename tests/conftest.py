@@ -22,9 +22,36 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
+ROOT = Path(__file__).parent.parent
 KINDS = ("memory", "sqlite", "postgres")
 USER = "nobody" if hasattr(os, "geteuid") and os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
 
+SLOW = {
+    "tests/acceptance": (
+        "test_cli_consent.py",
+        "test_cli_hangup.py",
+        "test_cli_hosting.py",
+        "test_cli_ledger_import.py",
+        "test_cli_links.py",
+        "test_cli_lost_answers.py",
+        "test_cli_outcomes.py",
+        "test_cli_proxy.py",
+        "test_cli_retry.py",
+        "test_clip_in_browser.py",
+        "test_process_crashes.py",
+        "test_procrastinate_workers.py",
+        "test_recipes_celery.py",
+        "test_recipes_django.py",
+        "test_recipes_fastapi.py",
+        "test_recipes_pydocket.py",
+        "test_security_cli.py",
+        "test_shared_ledger.py",
+        "test_simulated_windows.py",
+        "test_temporal.py",
+    ),
+    "tests/unit/session": ("test_session_machine.py",),
+}
+"""The tests that start very many processes, a job engine or a browser, or search for a long time."""
 
 # Use the same examples in every run, which keeps results and coverage reproducible. Run
 # `pytest --hypothesis-profile=default` for random examples.
@@ -50,9 +77,13 @@ def _needs_postgres(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run all tests that need PostgreSQL in one worker of pytest-xdist, with one server."""
-    for item in filter(_needs_postgres, items):
-        item.add_marker(pytest.mark.xdist_group("postgres"))
+    """Mark the slow tests, and run all that need PostgreSQL in one worker of pytest-xdist, with one server."""
+    slow = {ROOT / folder / name for folder, names in SLOW.items() for name in names}
+    for item in items:
+        if item.path in slow:
+            item.add_marker(pytest.mark.slow)
+        if _needs_postgres(item):
+            item.add_marker(pytest.mark.xdist_group("postgres"))
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,7 @@ from sora_chars.errors import (
     TaskFailedError,
     WaitTimeoutError,
 )
+from sora_chars.logs import is_written
 
 from .output import RecordHandler
 
@@ -123,7 +124,10 @@ def _loop_factory(platform: str, ledger: str) -> Callable[[], asyncio.AbstractEv
 
 @contextmanager
 def _logging(context: CommandContext) -> Generator[OrphanHandler]:
-    """Show the package's warnings on stderr, with `-v` all its records, and collect orphans."""
+    """Show the package's warnings on stderr, with `-v` all its records, and collect orphans.
+
+    Records that SORA_CHARS_LOG has written already are not shown again.
+    """
     package = logging.getLogger("sora_chars")
     session = logging.getLogger("sora_chars.session")
     handler = RecordHandler(context.output.err)
@@ -131,8 +135,9 @@ def _logging(context: CommandContext) -> Generator[OrphanHandler]:
     handler.addFilter(lambda record: context.verbose or not _is_reported(context, getattr(record, "event", "")))
     handler.setLevel(logging.DEBUG if context.verbose else logging.WARNING)
     level = package.level
-    package.setLevel(logging.DEBUG if context.verbose else logging.WARNING)
-    package.addHandler(handler)
+    if not is_written():
+        package.setLevel(logging.DEBUG if context.verbose else logging.WARNING)
+        package.addHandler(handler)
     session.addHandler(orphan)
     try:
         yield orphan

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _SCOPE = "sora_chars"
 _MAX_EXCHANGES = 10_000  # requests whose exchanges are remembered until they end
+_MAX_IN_FLIGHT = 100_000  # requests whose states are remembered
 _IN_FLIGHT = {"sending", "running"}
 _ERROR_STATUS = 400
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)  # of HTTP, by its convention
@@ -202,6 +203,7 @@ class _Instruments:
             "sora_chars.task.in_flight", [self._in_flight], "{task}", "Requests that are being sent, and running tasks."
         )
         self._states: dict[str, tuple[str, str]] = {}  # provider and state, by key
+        self._providers: set[str] = set()  # those whose counters exist
 
     def record(self, event: events.Event) -> None:
         """Add an event to the metrics."""
@@ -239,8 +241,14 @@ class _Instruments:
 
     def _move(self, event: events.Recorded) -> None:
         key = str(event.key)
+        provider = event.provider or ""
+        if provider not in self._providers:  # a series that begins above 0 shows no increase
+            self._providers.add(provider)
+            self.unknown.add(0, {"sora_chars.provider": provider})
         if event.state in _IN_FLIGHT:
-            self._states[key] = event.provider or "", event.state
+            self._states[key] = provider, event.state
+            if len(self._states) > _MAX_IN_FLIGHT:  # other processes have ended the oldest
+                del self._states[next(iter(self._states))]
         else:
             self._states.pop(key, None)
 

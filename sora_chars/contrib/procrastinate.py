@@ -50,7 +50,7 @@ from sora_chars.errors import (
 from sora_chars.ledger.states import UNFINISHED, EntryState
 from sora_chars.logs import event_logger
 
-from .procrastinate_worker import open_app, stop_signals, until_one_ends
+from .procrastinate_worker import open_app, stop_signals, until_one_ends, without_records_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
@@ -128,8 +128,8 @@ class _MovesOn(BaseRetryStrategy):
 class Characters:
     """Requests for characters as jobs of a Procrastinate app. All processes make one with the same arguments.
 
-    Use it as an async context manager in a web process, where it closes its session.
-    `run_worker` does so itself.
+    Use it as an async context manager in a web process. It opens the app, unless that is
+    open, and closes what it opened. `run_worker` does so itself.
 
     Args:
         make_session: Makes a session whose ledger is in a PostgreSQL database. One is opened in each process.
@@ -165,17 +165,22 @@ class Characters:
         self._queues = {False: send_queue, True: poll_queue}
         self._session: CharacterSession | None = None
         self._opening = asyncio.Lock()
+        self._opened = AsyncExitStack()  # what `__aenter__` opened
         self.blueprint = Blueprint()
         self._task = self.blueprint.task(name="advance", queue=send_queue, retry=_MovesOn(self._queues))(self._advance)
 
     async def __aenter__(self) -> Self:
-        await self.session()
+        async with AsyncExitStack() as stack:
+            await open_app(self.app, stack)
+            stack.push_async_callback(self.aclose)
+            await self.session()
+            self._opened = stack.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.aclose()
+        await self._opened.aclose()
 
     @property
     def app(self) -> App:
@@ -284,10 +289,14 @@ class Characters:
             await open_app(app, stack)
             await self.session()
             stack.push_async_callback(self.aclose)
+            facts = {"queues": ", ".join(queue for each in served for queue in each["queues"])}
+            log.info("worker.started", extra={**facts, "concurrency": concurrency})
+            stack.enter_context(without_records_of(_NotFinishedError))
             workers = [asyncio.create_task(app.run_worker_async(**each)) for each in served]
             upkeep = asyncio.create_task(self._keep_up(app), name="sora_chars upkeep")
             with stop_signals(*numbers) as stopped:
                 await until_one_ends(workers, upkeep, stopped, waits=bool(chosen.get("wait", True)))
+        log.info("worker.stopped", extra=facts)
 
     async def _advance(self, key: str) -> None:
         """Take one step of a request."""
@@ -300,6 +309,7 @@ class Characters:
                 if inspect.isawaitable(called):
                     await called
             except Exception as error:
+                log.exception("jobs.hook_failed", extra={"key": key, "retry_in": _FAULT_DELAY})
                 raise _HookError(f"the hook `ended` of key {key} raised {type(error).__name__}") from error
 
     async def _defer(self, entry: Entry, connection: Connection | None = None, *, priority: int = 0) -> None:

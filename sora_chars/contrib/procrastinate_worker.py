@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,21 @@ async def until_one_ends(
     for result in results:
         if isinstance(result, Exception):
             raise result
+
+
+@contextmanager
+def without_records_of(kind: type[Exception]) -> Generator[None]:
+    """Keep Procrastinate from logging each job that ended with this error, which is no fault, with its traceback."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], kind))
+
+    logger = logging.getLogger("procrastinate.worker")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from abc import abstractmethod
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from sora_chars.models import TaskSnapshot
     from sora_chars.responses import Response
     from sora_chars.transport import Transport
 
@@ -59,6 +61,26 @@ class HTTPProvider(Provider):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._transport.leave()
+
+
+class PolledProvider(HTTPProvider):
+    """A provider over a transport whose tasks are polled."""
+
+    async def poll_capacity(self) -> int:
+        """See `Provider.poll_capacity`."""
+        return await self._transport.account.windows["poll"].available()
+
+    async def fetch(self, task_id: str) -> TaskSnapshot:
+        """See `Provider.fetch`."""
+        return await self._poll(task_id, None)
+
+    async def fetch_if_changed(self, seen: TaskSnapshot) -> TaskSnapshot:
+        """See `Provider.fetch_if_changed`. An unchanged response is not parsed again."""
+        return await self._poll(seen.task_id, seen)
+
+    @abstractmethod
+    async def _poll(self, task_id: str, seen: TaskSnapshot | None) -> TaskSnapshot:
+        """Send one poll. `seen` is the snapshot of the previous one, if there was one."""
 
 
 def emulator_url() -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from .base import HTTPProvider, clean_url
+from .base import PolledProvider, clean_url
 from .local_files import request_problems
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sora_chars.transport import Transport
 
 
-class ElementGateway(HTTPProvider):
+class ElementGateway(PolledProvider):
     """A provider whose tasks are polled by their ids. It cannot be asked for the task of a key.
 
     Args:
@@ -44,21 +44,9 @@ class ElementGateway(HTTPProvider):
         self._task_path = task_path
         self._read_record = read_record
 
-    async def poll_capacity(self) -> int:
-        """See `Provider.poll_capacity`."""
-        return await self._transport.account.windows["poll"].available()
-
     def check(self, request: Request) -> Sequence[str]:
         """See `Provider.check`. Checks size, format, and the declared duration or pixels of local files."""
         return request_problems(self._accepts, request)
-
-    async def fetch(self, task_id: str) -> TaskSnapshot:
-        """See `Provider.fetch`."""
-        return await self._poll(task_id, None)
-
-    async def fetch_if_changed(self, seen: TaskSnapshot) -> TaskSnapshot:
-        """See `Provider.fetch_if_changed`. An unchanged response is not parsed again."""
-        return await self._poll(seen.task_id, seen)
 
     async def _poll(self, task_id: str, seen: TaskSnapshot | None) -> TaskSnapshot:
         return await self._transport.request(

@@ -24,7 +24,7 @@ from sora_chars.signing import header
 from sora_chars.transport import Transport
 
 from . import heygen_codec as codec
-from .base import HTTPProvider, resolve_key, resolve_url
+from .base import PolledProvider, resolve_key, resolve_url
 from .local_files import request_problems
 from .loop_lock import LoopLock
 from .named_keys import key_suffix, only_match
@@ -45,7 +45,7 @@ _CONSENT_INTERVAL = 60.0  # seconds between two polls while a person is waited f
 log = event_logger("sora_chars.providers")
 
 
-class HeyGen(HTTPProvider):
+class HeyGen(PolledProvider):
     """The provider HeyGen.
 
     A character is an avatar: a digital twin of the person whom a clip shows, or a photo
@@ -117,10 +117,6 @@ class HeyGen(HTTPProvider):
         self._pages: dict[str, str] = {}  # URLs of pages of consent, by task id
         self._lock = LoopLock()
 
-    async def poll_capacity(self) -> int:
-        """See `Provider.poll_capacity`."""
-        return await self._transport.account.windows["poll"].available()
-
     def check(self, request: Request) -> Sequence[str]:
         """See `Provider.check`. Checks size, format and declared duration of local files."""
         return request_problems(codec.ACCEPTS, request)
@@ -148,14 +144,6 @@ class HeyGen(HTTPProvider):
             on_send=on_send,
             json=codec.avatar_body(request, key=key, file=await self._file(source)),
         )
-
-    async def fetch(self, task_id: str) -> TaskSnapshot:
-        """See `Provider.fetch`."""
-        return await self._poll(task_id, None)
-
-    async def fetch_if_changed(self, seen: TaskSnapshot) -> TaskSnapshot:
-        """See `Provider.fetch_if_changed`. An unchanged response is not parsed again."""
-        return await self._poll(seen.task_id, seen)
 
     async def lookup(self, key: str) -> TaskSnapshot | None:
         """See `Provider.lookup`. The account's avatars are searched for a name that ends in the key's digest."""

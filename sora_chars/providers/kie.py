@@ -30,7 +30,7 @@ from sora_chars.transport import Transport
 
 from . import kie_account
 from . import kie_codec as codec
-from .base import HTTPProvider, clean_url, resolve_key, resolve_url
+from .base import PolledProvider, clean_url, resolve_key, resolve_url
 from .kie_omni import omni_body
 from .kie_uploads import FOLDER, LIFETIME, expires_at
 from .local_files import request_problems
@@ -50,7 +50,7 @@ DOCUMENTED_LIMITS = Limits(creates=(20, 10.0), polls=(10, 1.0))
 log = event_logger("sora_chars.providers")
 
 
-class Kie(HTTPProvider):
+class Kie(PolledProvider):
     """The provider kie.ai.
 
     Args:
@@ -114,10 +114,6 @@ class Kie(HTTPProvider):
         self._on_upload = on_upload
         self._record_url = self._api("jobs/recordInfo")
 
-    async def poll_capacity(self) -> int:
-        """See `Provider.poll_capacity`."""
-        return await self._transport.account.windows["poll"].available()
-
     def check(self, request: Request) -> Sequence[str]:
         """See `Provider.check`. Checks the size, the container and the declared duration of local files."""
         if isinstance(request, TaskRequest):
@@ -158,14 +154,6 @@ class Kie(HTTPProvider):
             json=body,
         )
         return TaskSnapshot(task_id=task_id, provider=self.name, state="waiting", model=body["model"])
-
-    async def fetch(self, task_id: str) -> TaskSnapshot:
-        """See `Provider.fetch`."""
-        return await self._poll(task_id, None)
-
-    async def fetch_if_changed(self, seen: TaskSnapshot) -> TaskSnapshot:
-        """See `Provider.fetch_if_changed`. An unchanged response is not parsed again."""
-        return await self._poll(seen.task_id, seen)
 
     async def credit(self) -> float:
         """Return the number of credits that the account has left."""

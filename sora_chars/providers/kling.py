@@ -22,7 +22,7 @@ from sora_chars.transport import Transport
 
 from . import kling_codec as codec
 from . import kling_voices as voices
-from .base import HTTPProvider, clean_url, emulator_url, resolve_key, resolve_url
+from .base import PolledProvider, clean_url, emulator_url, resolve_key, resolve_url
 from .hosting import hosting_of
 from .kling_callback import read_callback, webhook_key
 from .local_files import request_problems
@@ -45,7 +45,7 @@ _MAX_PAGE_SIZE = 500  # records of a page of the list
 _MAX_PAGES = 1000
 
 
-class Kling(HTTPProvider):
+class Kling(PolledProvider):
     """The provider Kling, or a proxy that passes its API on.
 
     A character is an element of Kling. The idempotency key of a request is sent as its
@@ -122,10 +122,6 @@ class Kling(HTTPProvider):
             self._accepts = attrs.evolve(codec.ACCEPTS, video=attrs.evolve(codec.VIDEO, local="upload"))
         self.accepts = self._accepts
         self._elements_url = self._transport.base_url + codec.ELEMENTS_PATH
-
-    async def poll_capacity(self) -> int:
-        """See `Provider.poll_capacity`."""
-        return await self._transport.account.windows["poll"].available()
 
     def check(self, request: Request) -> Sequence[str]:
         """See `Provider.check`. Checks size, format, and the declared duration or pixels of local files."""

@@ -20,7 +20,7 @@ from sora_chars.transport import Transport
 
 from . import seedance_codec as codec
 from . import seedance_icover as icover
-from .base import HTTPProvider
+from .base import PolledProvider
 from .hosting import hosting_of
 from .local_files import request_problems
 from .loop_lock import LoopLock
@@ -50,7 +50,7 @@ _MAX_GROUP_NAME = 64  # characters
 _MAX_DESCRIPTION = 300  # characters
 
 
-class SeedanceAssets(HTTPProvider):
+class SeedanceAssets(PolledProvider):
     """Seedance's asset library, by icover or by Ark itself.
 
     A character is an asset, which Seedance 2.x takes as `asset://ID`. Its name ends in a
@@ -141,10 +141,6 @@ class SeedanceAssets(HTTPProvider):
         self._accepts = codec.accepted("hosting" if is_ark and hosting is None else "upload", large_clips=large_clips)
         self.accepts = self._accepts
 
-    async def poll_capacity(self) -> int:
-        """See `Provider.poll_capacity`."""
-        return await self._transport.account.windows["poll"].available()
-
     def check(self, request: Request) -> Sequence[str]:
         """See `Provider.check`. Checks size, format, and the declared duration or pixels of local files."""
         return request_problems(self._accepts, request)
@@ -173,14 +169,6 @@ class SeedanceAssets(HTTPProvider):
         )
         read = partial(codec.read_created, asset_type=asset_type, provider=self.name)
         return await self._send(call, read, kind="create", on_send=on_send)
-
-    async def fetch(self, task_id: str) -> TaskSnapshot:
-        """See `Provider.fetch`."""
-        return await self._poll(task_id, None)
-
-    async def fetch_if_changed(self, seen: TaskSnapshot) -> TaskSnapshot:
-        """See `Provider.fetch_if_changed`. An unchanged response is not parsed again."""
-        return await self._poll(seen.task_id, seen)
 
     async def lookup(self, key: str) -> TaskSnapshot | None:
         """See `Provider.lookup`. The account's assets are searched for a name that ends in the key's digest."""

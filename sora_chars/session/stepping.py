@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -23,10 +24,11 @@ from sora_chars.ledger import EntryState
 from sora_chars.ledger.outcomes import FINISHED, outcome_of
 from sora_chars.ledger.queries import find
 from sora_chars.ledger.serialize import to_request
+from sora_chars.logs import event_logger
 from sora_chars.models import TaskSnapshot
 from sora_chars.observers import observation
 from sora_chars.ratelimit.reservations import Patience, patience
-from sora_chars.redaction import masked_repr
+from sora_chars.redaction import mask, masked_repr
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
     from .dispatcher import Dispatcher
     from .submission import Submission
+
+log = event_logger("sora_chars.session")
 
 _RETRY_DELAY = 5.0  # seconds, after a premature or failed step
 _CHECK_DELAY = 1.0  # seconds, while the process that sends the request may have died
@@ -85,7 +89,14 @@ async def advance(dispatcher: Dispatcher, key: str, seconds: float) -> Step:
     if observed := observation.get():
         observed.key = entry.key
         observed.provider = entry.provider
-    entry = await dispatcher.owner_checks.mark_orphaned(entry)
+    before = entry.state
+    step = await _next_step(dispatcher, await dispatcher.owner_checks.mark_orphaned(entry), seconds)
+    if step.state is not before:
+        _log(step.entry)
+    return step
+
+
+async def _next_step(dispatcher: Dispatcher, entry: Entry, seconds: float) -> Step:
     with _patient(entry, seconds):
         match entry.state:
             case EntryState.PENDING | EntryState.UNKNOWN:
@@ -96,6 +107,17 @@ async def advance(dispatcher: Dispatcher, key: str, seconds: float) -> Step:
                 return Step(entry, _CHECK_DELAY if dispatcher.owner_checks.is_checking(entry) else _RETRY_DELAY)
             case _:
                 return Step(entry, None)
+
+
+def _log(entry: Entry) -> None:
+    """Log that a step has ended a request, or lost its outcome: an engine sees no exception."""
+    facts = {"key": entry.key, "provider": entry.provider, "task_id": entry.task_id}
+    if entry.state is EntryState.UNKNOWN:
+        log.warning("recovery.unknown", extra=facts)
+    elif entry.state in FINISHED:
+        why = None if entry.error is None else printable(mask(str(entry.error.get("message") or "")))
+        level = logging.WARNING if entry.state is EntryState.REJECTED else logging.INFO
+        log.log(level, "request.ended", extra={**facts, "state": entry.state.value, "error": why})
 
 
 @contextmanager

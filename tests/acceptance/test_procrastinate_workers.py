@@ -46,8 +46,9 @@ app.add_tasks_from(characters.blueprint, namespace="sora_chars")
 
 
 async def main():
-    async with app.open_async(), characters:
+    async with app.open_async():
         await app.schema_manager.apply_schema_async()
+    async with characters:
         for number in range(int(sys.argv[1])):
             await characters.register(from_task="a" * 32, clip="1,3", prompt="a dog", key=f"k-{number}")
 

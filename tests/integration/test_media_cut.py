@@ -49,6 +49,7 @@ async def test_exact_frames(video: Path, tmp_path: Path, clip: str, first: int, 
     assert numbers(path) == list(range(first, last + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # it encodes 115 large frames, and decodes and encodes 93
 async def test_a_video_of_a_phone(tmp_path: Path) -> None:
     """HEVC of 10 bits, turned, with a variable frame rate and odd sizes, becomes what Kling takes."""

@@ -12,6 +12,7 @@ import click
 from sora_chars.cli.options import output_options
 from sora_chars.cli.runner import run
 from sora_chars.errors import ConfigurationError, printable
+from sora_chars.logs import is_written, write_records
 
 if TYPE_CHECKING:
     from sora_chars.cli.context import CommandContext
@@ -34,8 +35,11 @@ def worker(context: CommandContext, /, *, place: str, concurrency: int, queues: 
     """Run the jobs of an application until SIGINT or SIGTERM.
 
     --app names a `Characters` of sora_chars.contrib.procrastinate, such as
-    shop.jobs:characters. Jobs that run when the signal arrives are finished.
+    shop.jobs:characters. Jobs that run when the signal arrives are finished,
+    and the status is 0. The end of each request is logged on stderr.
     """
+    if not is_written():
+        write_records("debug" if context.verbose else "info")
     run(context, _find(place).run_worker(concurrency=concurrency, queues=queues))
 
 

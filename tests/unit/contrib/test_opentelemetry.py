@@ -239,6 +239,7 @@ async def test_metrics_of_a_request(telemetry: Telemetry) -> None:
     assert "sora_chars.task.in_flight" not in found
     where = {"sora_chars.provider": "fake"}
     assert found["sora_chars.task.duration"] == [(where | {"sora_chars.state": "succeeded"}, 40.0)]
+    assert found["sora_chars.task.unknown"] == [(where, 0)]  # so that the first one is an increase
     assert found["sora_chars.task.queue_wait"] == [(where, 10.0)]
     assert found["sora_chars.task.polls"] == [(where, 2)]
     assert found["sora_chars.task.credits"] == [(where, 2.5)]
@@ -289,4 +290,16 @@ async def test_metrics_of_trouble(telemetry: Telemetry) -> None:
             },
             0.5,
         )
+    ]
+
+
+def test_remembers_a_bounded_number_of_states(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that other processes end are forgotten, the oldest first."""
+    monkeypatch.setattr(opentelemetry, "_MAX_IN_FLIGHT", 2)
+    for number in range(5):
+        telemetry.observer(
+            events.Recorded(key=f"k-{number}", provider="fake", before="pending", state="sending", version=2)
+        )
+    assert telemetry.metrics()["sora_chars.task.in_flight"] == [
+        ({"sora_chars.provider": "fake", "sora_chars.state": "sending"}, 2)
     ]
