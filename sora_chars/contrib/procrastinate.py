@@ -273,6 +273,11 @@ class Characters:
             SoraCharsError: The session could not be opened.
         """
         app = app or self.app
+        if self._task.name not in app.tasks:
+            raise ConfigurationError(
+                f"characters: this Procrastinate app does not have the task {self._task.name}.",
+                hint='Call app.add_tasks_from(characters.blueprint, namespace="sora_chars").',
+            )
         numbers = (signal.SIGINT, signal.SIGTERM) if options.pop("install_signal_handlers", True) else ()
         chosen = {**_WORKER_OPTIONS, **options, "concurrency": concurrency, "install_signal_handlers": False}
         served: list[dict[str, Any]] = [

@@ -7,9 +7,10 @@ import logging
 from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from procrastinate.exceptions import AppNotOpen
+import psycopg
+from procrastinate.exceptions import AppNotOpen, ProcrastinateException
 
-from sora_chars.errors import ConfigurationError
+from sora_chars.errors import ConfigurationError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -21,19 +22,30 @@ async def open_app(app: App, stack: AsyncExitStack) -> None:
     """Open an app that is not open, until the stack ends.
 
     Raises:
-        ConfigurationError: Procrastinate's tables are missing.
+        ConfigurationError: Its database cannot be used, or has not Procrastinate's tables.
     """
     try:
-        has_tables = await app.check_connection_async()
-    except AppNotOpen:
-        await stack.enter_async_context(app.open_async())
-        has_tables = await app.check_connection_async()
+        has_tables = await _has_tables(app, stack)
+    except (ProcrastinateException, psycopg.Error) as error:
+        reason = printable(error.__cause__ or error)
+        raise ConfigurationError(
+            f"characters: the database of the Procrastinate app could not be used: {reason}.",
+            hint="The connector of the app must be a PsycopgConnector to a database that accepts connections.",
+        ) from error
     if not has_tables:
         raise ConfigurationError(
             "characters: the database does not have Procrastinate's tables.",
             hint="Run `PYTHONPATH=. procrastinate --app MODULE.APP schema --apply`, "
             "or await app.schema_manager.apply_schema_async().",
         )
+
+
+async def _has_tables(app: App, stack: AsyncExitStack) -> bool:
+    try:
+        return await app.check_connection_async()
+    except AppNotOpen:
+        await stack.enter_async_context(app.open_async())
+        return await app.check_connection_async()
 
 
 async def until_one_ends(

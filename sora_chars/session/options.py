@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sora_chars.errors import ConfigurationError, InvalidRequestError, printable
 from sora_chars.models import seconds_problems
@@ -46,7 +46,7 @@ def checked_observers(observers: Iterable[Observer]) -> tuple[Observer, ...]:
     if not isinstance(given, Iterable):
         raise ConfigurationError(f"observers must be a list of functions, got {printable(repr(given))}.")
     found = tuple(observers)
-    each: object
+    each: Any
     for each in found:
         if not callable(each) or iscoroutinefunction(each):
             raise ConfigurationError(

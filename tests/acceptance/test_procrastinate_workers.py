@@ -108,6 +108,17 @@ async def states(url: str) -> dict[EntryState, int]:
     return {state: found.count(state) for state in found}
 
 
+SYNC_SHOP = """
+from procrastinate import App, SyncPsycopgConnector
+from sora_chars import CharacterSession, Kie
+from sora_chars.contrib.procrastinate import Characters
+
+app = App(connector=SyncPsycopgConnector(conninfo="postgresql://127.0.0.1:1/shop"))
+characters = Characters(lambda: CharacterSession(Kie("key")))
+app.add_tasks_from(characters.blueprint, namespace="sora_chars")
+"""
+
+
 def test_a_killed_worker_loses_nothing(
     shop: dict[str, str], tmp_path: Path, script: str, emulator: Emulator, postgres_url: str
 ) -> None:
@@ -139,10 +150,20 @@ def test_a_killed_worker_loses_nothing(
         ("no_such_module:characters", "No module named 'no_such_module'"),
         ("os:nothing", "has no attribute 'nothing'"),
         ("os:path.sep", "must be a Characters, got str"),
+        (".jobs:characters", "must be MODULE:NAME, got '.jobs:characters'"),
+        ("broken_shop:characters", "the module raised KeyError: 'DATABASE'"),
+        ("procrastinate.testing:InMemoryConnector", "must be a Characters, got the class InMemoryConnector"),
+        ("sync_shop:app", "must be a Characters, got App"),
+        ("sync_shop:characters", "the database of the Procrastinate app could not be used"),
     ],
 )
-def test_names_what_is_wrong_with_the_app(cli: Cli, place: str, message: str) -> None:
+def test_names_what_is_wrong_with_the_app(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, message: str
+) -> None:
     """The error says what of MODULE:NAME is wrong."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken_shop.py").write_text('{}["DATABASE"]\n')
+    (tmp_path / "sync_shop.py").write_text(SYNC_SHOP)
     done = cli("worker", "--app", place)
     assert done.returncode == 2
     assert message in done.stderr

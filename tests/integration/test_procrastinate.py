@@ -361,6 +361,16 @@ async def test_the_worker_opens_and_closes_everything_itself(
     assert characters._session is None
 
 
+async def test_an_app_without_the_tasks(make: Callable[..., Characters], postgres_url: str) -> None:
+    """A worker of an app that lacks the tasks would fail their jobs, so it does not start."""
+    characters = make()
+    async with opened(postgres_url, characters):
+        with pytest.raises(
+            ConfigurationError, match="this Procrastinate app does not have the task sora_chars:advance"
+        ):
+            await asyncio.wait_for(characters.run_worker(App(connector=PsycopgConnector(conninfo=postgres_url))), 5)
+
+
 async def test_the_end_of_one_worker_ends_all(
     make: Callable[..., Characters], postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

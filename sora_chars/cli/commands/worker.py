@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sora_chars.cli.options import output_options
 from sora_chars.cli.runner import run
-from sora_chars.errors import ConfigurationError
+from sora_chars.errors import ConfigurationError, printable
 from sora_chars.logs import is_written, write_records
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def worker(context: CommandContext, /, *, place: str, concurrency: int, queues: 
 def _find(place: str) -> Any:
     """Import the object at a place."""
     module, colon, name = place.partition(":")
-    if not (module and colon and name):
+    if not (module and colon and name) or module.startswith("."):
         raise click.BadParameter(f"must be MODULE:NAME, got {place!r}.", param_hint="--app")
     sys.path.insert(0, "")  # the folder in which the command was started, as `python -m` does
     try:
@@ -54,6 +55,13 @@ def _find(place: str) -> Any:
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(f"--app {place}: {error}.") from error
-    if not callable(getattr(found, "run_worker", None)):
+    except Exception as error:
+        raise ConfigurationError(
+            f"--app {place}: the module raised {type(error).__name__}: {printable(error)}.",
+            hint=f'For its traceback run: python -c "import {module}"',
+        ) from error
+    if isinstance(found, type):
+        raise ConfigurationError(f"--app {place}: must be a Characters, got the class {found.__name__}.")
+    if not iscoroutinefunction(getattr(found, "run_worker", None)):  # an App of Procrastinate has another one
         raise ConfigurationError(f"--app {place}: must be a Characters, got {type(found).__name__}.")
     return found
