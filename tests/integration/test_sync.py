@@ -193,7 +193,7 @@ def test_waits_in_steps_where_a_wait_cannot_be_interrupted(
     session: CharacterSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On Windows a call wakes up now and then, so that Ctrl-C reaches it; its result is the same."""
-    monkeypatch.setattr("sora_chars.sync._WAKE_UP_INTERVAL", 0.001)
+    monkeypatch.setattr("sora_chars.loop_thread._WAKE_UP_INTERVAL", 0.001)
     assert session.create(**REQUEST).id
 
 
