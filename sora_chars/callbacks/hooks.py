@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sora_chars.errors import StaleEntryError
+from sora_chars.errors import InvalidRequestError, StaleEntryError
 from sora_chars.ledger import EntryState
 from sora_chars.ledger.serialize import to_snapshot
 from sora_chars.models import SUCCESS
@@ -30,6 +30,18 @@ class HookEvent:
 
     payload: Any = attrs.field(repr=False)
     received_at: float
+
+
+def check_no_hook(entry: Entry) -> None:
+    """Check that an entry is that of a request.
+
+    Raises:
+        InvalidRequestError: It is that of a hook.
+    """
+    if entry.kind == HOOK:
+        raise InvalidRequestError(
+            f"key: {entry.key} is the key of a hook, not of a request.", hint="Open the hook with session.hook(key)."
+        )
 
 
 async def record_event(ledger: Ledger, entry: Entry, body: bytes, *, now: float) -> None:

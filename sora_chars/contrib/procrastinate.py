@@ -50,7 +50,7 @@ from sora_chars.errors import (
 from sora_chars.ledger.states import UNFINISHED, EntryState
 from sora_chars.logs import event_logger
 
-from .procrastinate_worker import open_app, stop_signals, until_one_ends, without_records_of
+from .procrastinate_worker import check_has_task, open_app, stop_signals, until_one_ends, without_records_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
@@ -268,11 +268,7 @@ class Characters:
             SoraCharsError: The session could not be opened.
         """
         app = app or self.app
-        if self._task.name not in app.tasks:
-            raise ConfigurationError(
-                f"characters: this Procrastinate app does not have the task {self._task.name}.",
-                hint='Call app.add_tasks_from(characters.blueprint, namespace="sora_chars").',
-            )
+        check_has_task(app, self._task.name)
         numbers = (signal.SIGINT, signal.SIGTERM) if options.pop("install_signal_handlers", True) else ()
         chosen = {**_WORKER_OPTIONS, **options, "concurrency": concurrency, "install_signal_handlers": False}
         served: list[dict[str, Any]] = [

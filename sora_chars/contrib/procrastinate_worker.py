@@ -18,6 +18,19 @@ if TYPE_CHECKING:
     from procrastinate import App
 
 
+def check_has_task(app: App, name: str) -> None:
+    """Check that an app can run the jobs of a task, which it would fail otherwise.
+
+    Raises:
+        ConfigurationError: It lacks the task.
+    """
+    if name not in app.tasks:
+        raise ConfigurationError(
+            f"characters: this Procrastinate app does not have the task {name}.",
+            hint='Call app.add_tasks_from(characters.blueprint, namespace="sora_chars").',
+        )
+
+
 async def open_app(app: App, stack: AsyncExitStack) -> None:
     """Open an app that is not open, until the stack ends.
 

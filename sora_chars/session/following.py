@@ -7,6 +7,7 @@ import math
 import sys
 from typing import TYPE_CHECKING
 
+from sora_chars.callbacks.hooks import check_no_hook
 from sora_chars.errors import InvalidRequestError, SessionClosedError, WaitTimeoutError, printable
 from sora_chars.ledger.queries import find
 from sora_chars.ledger.states import UNFINISHED, EntryState
@@ -35,6 +36,7 @@ async def ended_entry(dispatcher: Dispatcher, key: str, seconds: float) -> Entry
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     entry = await find(dispatcher.ledger, key)
+    check_no_hook(entry)
     while (lasts := _may_change_for(dispatcher, entry)) > 0:
         settled_by = loop.time() + lasts
         if loop.time() >= deadline:

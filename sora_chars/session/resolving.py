@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import attrs
 
+from sora_chars.callbacks.hooks import check_no_hook
 from sora_chars.errors import (
     InvalidRequestError,
     MissingCharacterError,
@@ -45,6 +46,7 @@ async def retry(
         WaitTimeoutError: `deadline`, a loop time, passed before the request was sent.
     """
     entry = await transitions.mark_orphaned(dispatcher.ledger, await find(dispatcher.ledger, key))
+    check_no_hook(entry)
     request = attrs.evolve(request or with_changes(to_request(entry), changes), key=entry.key)
     chosen = dispatcher.choose(request, entry.provider)
     kind, record = to_record(request)

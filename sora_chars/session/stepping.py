@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from sora_chars.callbacks.hooks import check_no_hook
 from sora_chars.errors import (
     InvalidRequestError,
     MissingCharacterError,
@@ -86,6 +87,7 @@ async def advance(dispatcher: Dispatcher, key: str, seconds: float) -> Step:
     if not (isinstance(given, int | float) and 0 <= given <= sys.float_info.max):
         raise InvalidRequestError(f"patience must be a number of seconds from 0, got {printable(repr(given))}.")
     entry = await find(dispatcher.ledger, key)
+    check_no_hook(entry)
     if observed := observation.get():
         observed.key = entry.key
         observed.provider = entry.provider

@@ -177,3 +177,15 @@ async def test_invalid_options_of_a_hook(ledger_url: str) -> None:
                     InvalidRequestError, match=r"^interval must be a number of seconds, at least 0, got"
                 ):
                     await hook.race(hook.event, interval=interval)
+
+
+async def test_a_hook_is_no_request(ledger_url: str) -> None:
+    """What carries on, follows or repeats a request names the key of a hook, also after its callback has arrived."""
+    async with session_at(ledger_url) as session, session.hook("poster-17") as hook:
+        for _ in range(2):
+            for call in (session.advance("poster-17"), session.wait("poster-17"), session.retry("poster-17")):
+                with pytest.raises(
+                    InvalidRequestError, match=r"^key: poster-17 is the key of a hook, not of a request"
+                ):
+                    await call
+            assert await post(session, hook.url) == 200
