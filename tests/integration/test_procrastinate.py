@@ -12,6 +12,7 @@ from procrastinate import App, PsycopgConnector
 from procrastinate.exceptions import ConnectorException
 
 from sora_chars import (
+    AuthenticationError,
     CallbackEvent,
     CharacterSession,
     ConfigurationError,
@@ -220,6 +221,25 @@ async def test_many_requests_with_jobs_hide_none_without(make: Callable[..., Cha
         await characters._sweep(app)
         assert len([*await app.job_manager.list_jobs_async(lock="sora_chars lost")]) == 1
         assert len([*await app.job_manager.list_jobs_async()]) == 202
+
+
+async def test_a_rejected_request_is_left_to_the_workers(
+    make: Callable[..., Characters], postgres_url: str, monkeypatch: pytest.MonkeyPatch, emulator: Emulator
+) -> None:
+    """A request that is pending again gets a job, and succeeds."""
+    monkeypatch.setattr(integration, "_SWEEP_INTERVAL", 0.05)
+    monkeypatch.setattr(integration, "_ADOPTION_INTERVAL", 0.05)
+    characters = make(idle=0.0)
+    async with opened(postgres_url, characters) as app, working(characters, app):
+        emulator.fault("unauthorized")
+        await characters.register(**fields("k"))
+        with pytest.raises(AuthenticationError):
+            await characters.result("k")
+        session = await characters.session()
+        entry = await session.entry("k")
+        assert entry
+        await session.ledger.restart(entry, EntryState.PENDING)
+        assert (await characters.result("k")).id
 
 
 async def test_jobs_of_dead_workers_are_adopted(
