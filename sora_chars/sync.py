@@ -13,25 +13,19 @@ session. Cancelling a call, as Ctrl-C does, cancels its coroutine.
 
 from __future__ import annotations
 
-import asyncio
-import atexit
 import functools
 import os
-import select
-import selectors
-import sys
-import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
-from weakref import WeakSet
 
-from .errors import WrongLoopError
+from .errors import WaitTimeoutError, WrongLoopError
+from .loop_thread import LoopThread, loop_thread, opening, threads
 from .models import Character, CharacterRequest, TaskRequest, TaskSnapshot
+from .polling.handle import TaskHandle as AsyncHandle
 from .session.session import CharacterSession as AsyncSession
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-    from concurrent.futures import Future
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -43,102 +37,10 @@ if TYPE_CHECKING:
     from .ledger import Entry
     from .ledger.queries import SavedCharacter
     from .models import CharacterFields, Eta, Request
-    from .polling.handle import TaskHandle as AsyncHandle
 
 P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R", bound=Character | TaskSnapshot)
-
-_WAKE_UP_INTERVAL = 0.5 if sys.platform == "win32" else None  # seconds; there a waiting thread sees no Ctrl-C
-
-
-class _LoopThread:
-    """A thread that runs one event loop until the interpreter exits."""
-
-    def __init__(self) -> None:
-        self.process = os.getpid()
-        self.has_ended = False
-        self.sessions: WeakSet[CharacterSession] = WeakSet()
-        self._selector = selectors.DefaultSelector()
-        self._loop = asyncio.SelectorEventLoop(self._selector)  # the default one of Windows does not work with psycopg
-        # A daemon: the interpreter joins other threads before it calls `close`, which ends this one.
-        self._thread = threading.Thread(target=self._loop.run_forever, name="sora_chars sync", daemon=True)
-        self._thread.start()
-        atexit.register(self.close)
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the context of the caller, and return its result."""
-        if self.is_current():
-            coroutine.close()
-            raise WrongLoopError(
-                "A call of sora_chars.sync would wait for the event loop that it runs in.",
-                hint="Use `await` and the session of sora_chars there, such as in an observer or a polling strategy.",
-            )
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return _result(future)
-        finally:
-            future.cancel()  # of a call that was interrupted; the others have ended
-
-    def is_current(self) -> bool:
-        """Whether the caller runs in this thread, where it cannot wait for the event loop."""
-        return threading.current_thread() is self._thread
-
-    def let_go(self) -> None:
-        """In a forked process, replace the parent's epoll object and connections, which it shares.
-
-        A process that ends closes its connections. Here that would tell the parent's epoll object to ignore those of
-        the parent, which would then wait for responses in vain, and could write to them.
-        """
-        if sys.platform == "linux":  # pragma: no branch # a forked process does not inherit the kqueue of macOS
-            with select.epoll() as own:
-                os.dup2(own.fileno(), self._selector.fileno(), inheritable=False)
-        with open(os.devnull) as nothing:  # noqa: PTH123 # only its file descriptor is of interest
-            for registered in self._selector.get_map().values():
-                os.dup2(nothing.fileno(), registered.fd, inheritable=False)
-
-    def close(self) -> None:
-        """Close the open sessions and end the thread. Does nothing in a forked process, which has no such thread."""
-        if self.process != os.getpid():
-            return
-        try:
-            for session in list(self.sessions):
-                session.close()
-        finally:
-            self.has_ended = True
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
-
-
-def _result(future: Future[T]) -> T:
-    while True:
-        with suppress(TimeoutError):
-            return future.result(_WAKE_UP_INTERVAL)
-        if future.done():  # the coroutine itself raised a TimeoutError
-            return future.result()
-
-
-_threads: dict[int, _LoopThread] = {}  # by process id: a fork does not copy threads
-_opening = threading.Lock()
-
-
-def _let_go() -> None:
-    for thread in _threads.values():
-        thread.let_go()
-    _opening.release()
-
-
-if hasattr(os, "register_at_fork"):  # pragma: no branch # Windows does not fork
-    os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_let_go)
-
-
-def _loop_thread() -> _LoopThread:
-    """Return the thread of this process; the caller holds `_opening`."""
-    thread = _threads.get(os.getpid())
-    if thread is None:
-        thread = _threads[os.getpid()] = _LoopThread()
-    return thread
 
 
 def _blocking(
@@ -259,7 +161,7 @@ class CharacterSession:
         self._session = AsyncSession(*providers, **options)
         self.providers = self._session.providers
         self.observers = self._session.observers
-        self._thread: _LoopThread | None = None
+        self._thread: LoopThread | None = None
 
     def __enter__(self) -> Self:
         self._open()
@@ -352,7 +254,12 @@ class CharacterSession:
         except BaseException:
             coroutine.close()
             raise
-        return thread.run(coroutine)
+        try:
+            return thread.run(coroutine)
+        except WaitTimeoutError as error:
+            if isinstance(error.handle, AsyncHandle):
+                error.handle = TaskHandle(self, error.handle)
+            raise
 
     def iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
         """Yield what an async iterator yields in that event loop."""
@@ -363,14 +270,14 @@ class CharacterSession:
                     continue
                 return
         finally:
-            thread = _threads.get(os.getpid())  # the session may be closed, and is not opened for this
+            thread = threads.get(os.getpid())  # the session may be closed, and is not opened for this
             if thread and not (thread.has_ended or thread.is_current()) and (close := getattr(source, "aclose", None)):
                 thread.run(close())
 
-    def _open(self) -> _LoopThread:
+    def _open(self) -> LoopThread:
         thread = self._thread
         if thread is None:
-            thread = _threads.get(os.getpid())
+            thread = threads.get(os.getpid())
             # In the event loop `run` raises. It must not wait for the lock, whose holder may wait for the event loop.
             thread = thread if thread and thread.is_current() else self._opened()
         if thread.process != os.getpid():
@@ -380,11 +287,11 @@ class CharacterSession:
             )
         return thread
 
-    def _opened(self) -> _LoopThread:
-        with _opening:
+    def _opened(self) -> LoopThread:
+        with opening:
             thread = self._thread
             if thread is None:
-                thread = _loop_thread()
+                thread = loop_thread()
                 thread.run(self._session.open())
                 thread.sessions.add(self)
                 self._thread = thread

@@ -77,12 +77,7 @@ _GROUP_SIZE = 200  # requests whose jobs a sweep looks for at once
 _POLL_PRIORITY = 1  # of the jobs that poll; those that send have 0
 _EVENT_PRIORITY = 2  # of a job whose callback has arrived
 _WORKER_OPTIONS: dict[str, Any] = {"update_heartbeat_interval": 1.0, "shutdown_graceful_timeout": 30.0}
-_FETCH_INTERVALS = {
-    False: 0.5,
-    True: 0.25,
-}  # seconds, by whether jobs poll; a job that comes back sends no notification
-
-
+_FETCH_INTERVALS = {False: 0.5, True: 0.25}  # seconds, by whether jobs poll; those that come back send no notification
 _LIVE_LOCKS = (
     "SELECT DISTINCT lock FROM procrastinate_jobs WHERE status IN ('todo', 'doing') AND lock = ANY(%(locks)s::text[])"
 )

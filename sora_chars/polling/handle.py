@@ -278,7 +278,7 @@ class TaskHandle(Generic[R]):
             ended = f"{known} before the wait for it timed out"
         raise WaitTimeoutError(
             f"Task {self.task_id} at {self.provider} {ended}.",
-            hint=f"{advice}Await the handle again, or resume the task by its id: nothing is lost.",
+            hint=f"{advice}Wait for the handle again, or resume the task by its id: nothing is lost.",
             handle=self,
             key=self._attached().key,
             provider=self.provider,

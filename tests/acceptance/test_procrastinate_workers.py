@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import psycopg
 import pytest
@@ -70,9 +70,12 @@ def shop(tmp_path: Path, emulator: Emulator, postgres_url: str, cli_environment:
 
 
 @contextmanager
-def worker(script: str, folder: Path, environment: dict[str, str]) -> Generator[subprocess.Popen[bytes]]:
+def worker(
+    script: str, folder: Path, environment: dict[str, str], log: IO[bytes] | None = None
+) -> Generator[subprocess.Popen[bytes]]:
     """Run a worker, and kill it at the end of the block if it still runs."""
-    with subprocess.Popen([script, "worker", "--app", "jobs:characters"], cwd=folder, env=environment) as process:
+    command = [script, "worker", "--app", "jobs:characters"]
+    with subprocess.Popen(command, cwd=folder, env=environment, stderr=log) as process:
         try:
             yield process
         finally:
@@ -120,7 +123,8 @@ def test_a_killed_worker_loses_nothing(
     shop: dict[str, str], tmp_path: Path, script: str, emulator: Emulator, postgres_url: str
 ) -> None:
     """After a SIGKILL in the middle, every key has at most one task, and those that were not in flight succeed."""
-    with worker(script, tmp_path, shop) as first, worker(script, tmp_path, shop) as second:
+    log = tmp_path / "worker.log"
+    with worker(script, tmp_path, shop) as first, log.open("wb") as out, worker(script, tmp_path, shop, out) as second:
         wait_until(lambda: emulator.counts.creates >= 5)
         first.send_signal(signal.SIGKILL)
         wait_until(lambda: ended(postgres_url) == KEYS)
@@ -131,6 +135,12 @@ def test_a_killed_worker_loses_nothing(
     assert counts[EntryState.SUCCEEDED] + unknown == KEYS
     assert unknown <= 20  # the jobs of one worker
     assert counts[EntryState.SUCCEEDED] <= emulator.counts.creates <= KEYS
+    lines = log.read_text().splitlines()
+    assert "INFO sora_chars.contrib: The worker runs jobs (queues=send, poll, concurrency=20)" in lines[0]
+    assert "INFO sora_chars.contrib: The worker has stopped" in lines[-1]
+    assert sum("A request has ended (key=k-" in line for line in lines) > 0
+    assert sum("WARNING sora_chars.session: The outcome of a request is unknown" in line for line in lines) == unknown
+    assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.parametrize(

@@ -250,9 +250,13 @@ async def test_jobs_of_dead_workers_are_adopted(
 
 @pytest.mark.parametrize("fault", ["hook", "ledger"])
 async def test_a_step_that_fails_is_repeated(
-    make: Callable[..., Characters], postgres_url: str, monkeypatch: pytest.MonkeyPatch, fault: str
+    make: Callable[..., Characters],
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: str,
 ) -> None:
-    """The job comes back after a fault of the ledger, or of the hook, until the hook returns."""
+    """The job comes back after a fault of the ledger, or of the hook, until the hook returns. The latter is logged."""
     monkeypatch.setattr(integration, "_FAULT_DELAY", 0.1)
     monkeypatch.setattr(integration, "_LEDGER_DELAY", 0.1)
     calls: list[Entry] = []
@@ -272,6 +276,9 @@ async def test_a_step_that_fails_is_repeated(
         await characters.register(**fields("k"))
         await done.wait()
     assert len(calls) == (2 if fault == "hook" else 1)
+    failed = [record for record in caplog.records if vars(record).get("event") == "jobs.hook_failed"]
+    assert [(vars(record)["key"], bool(record.exc_info)) for record in failed] == [("k", True)] * (len(calls) - 1)
+    assert "_NotFinishedError" not in caplog.text
 
 
 def _failing_once(advance: Any) -> Any:

@@ -19,7 +19,7 @@ from sora_chars import CharacterRequest, FixedInterval, Kie, TaskRequest
 from sora_chars import CharacterSession as AsyncSession
 from sora_chars.errors import InvalidRequestError, WaitTimeoutError, WrongLoopError
 from sora_chars.events import Ended, Event, Registered
-from sora_chars.sync import CharacterSession
+from sora_chars.sync import CharacterSession, TaskHandle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,8 +70,10 @@ def test_follows_a_task(emulator: Emulator, session: CharacterSession) -> None:
     emulator.fault("stuck")
     handle = session.submit(**REQUEST, key="mine")
     assert f"task_id='{handle.task_id}'" in repr(handle)
-    with pytest.raises(WaitTimeoutError):
+    with pytest.raises(WaitTimeoutError) as caught:
         handle.result(0.01)
+    assert isinstance(caught.value.handle, TaskHandle)  # it has no `await` either
+    assert caught.value.handle.refresh().status == "running"
     assert handle.refresh().status == "running"
     assert handle.eta is None
     copy = pickle.loads(pickle.dumps(handle))
@@ -191,7 +193,7 @@ def test_waits_in_steps_where_a_wait_cannot_be_interrupted(
     session: CharacterSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On Windows a call wakes up now and then, so that Ctrl-C reaches it; its result is the same."""
-    monkeypatch.setattr("sora_chars.sync._WAKE_UP_INTERVAL", 0.001)
+    monkeypatch.setattr("sora_chars.loop_thread._WAKE_UP_INTERVAL", 0.001)
     assert session.create(**REQUEST).id
 
 
@@ -260,7 +262,7 @@ def test_a_task_request_returns_its_snapshot(session: CharacterSession) -> None:
 PROGRAM = """
 import os, sys, threading, time, signal
 from sora_chars import FixedInterval, Kie
-from sora_chars.sync import CharacterSession
+from sora_chars.sync import CharacterSession, TaskHandle
 
 REQUEST = {"from_task": "a" * 32, "clip": "1,3", "prompt": "a dog"}
 session = CharacterSession(Kie("kie-key", base_url=sys.argv[1], limits=None), ledger=sys.argv[2],

@@ -114,6 +114,28 @@ async def test_synchronous_provider_finishes_in_one_step() -> None:
         assert await advance(session) == (EntryState.SUCCEEDED, None)
 
 
+async def test_ends_are_logged(
+    session: CharacterSession, provider: FakeProvider, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker's log shows the end of each request once, and a lost outcome and a rejection as warnings."""
+    caplog.set_level("INFO", logger="sora_chars.session")
+    await session.register(**REQUEST)
+    while (await advance(session))[1] is not None:
+        pass
+    await advance(session)
+    for key, fault in (("lost", NoAnswerError("reset")), ("bad", RequestRejectedError("a real person"))):
+        provider.fault = fault
+        await session.register(**REQUEST | {"key": key})
+        await session.advance(key)
+    found = [(record.levelname, vars(record)["event"], vars(record)["key"]) for record in caplog.records]
+    assert found == [
+        ("INFO", "request.ended", REQUEST["key"]),
+        ("WARNING", "recovery.unknown", "lost"),
+        ("WARNING", "request.ended", "bad"),
+    ]
+    assert "state=rejected, error=a real person" in caplog.text
+
+
 async def test_rejection_finishes_the_key(session: CharacterSession, provider: FakeProvider) -> None:
     """A rejection finishes the key for all concurrent steps, and a later step sends nothing."""
     provider.fault = RequestRejectedError("a real person")
