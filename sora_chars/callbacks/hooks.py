@@ -55,6 +55,7 @@ async def record_event(ledger: Ledger, entry: Entry, body: bytes, *, now: float)
     text = body.decode(errors="replace")
     try:
         payload = json.loads(text)
+        json.dumps(payload, allow_nan=False)  # the numbers NaN and Infinity are no JSON, though Python reads them
     except (ValueError, RecursionError):
         payload = text
     result = {

@@ -82,8 +82,11 @@ class PostgresLedger(Ledger):
             while stored is None:  # it may be removed between the two statements
                 stored = await self._insert_or_find(connection, entry)
         except psycopg.Error as error:
-            is_elsewhere = isinstance(error, psycopg.errors.UndefinedTable)
-            hint = "Open the ledger once, and connect to its database." if is_elsewhere else "Repeat the transaction."
+            hint = "Repeat the transaction."
+            if isinstance(error, psycopg.errors.UndefinedTable):
+                hint = "Open the ledger once, and connect to its database."
+            elif isinstance(error, psycopg.errors.ReadOnlySqlTransaction) or error.sqlstate is None:  # it was closed
+                hint = "Use a connection that is open and may write, in a new transaction."
             raise LedgerError(
                 f"The request could not be recorded on this connection: {printable(error)}.", hint=hint, key=entry.key
             ) from error

@@ -189,3 +189,11 @@ async def test_a_hook_is_no_request(ledger_url: str) -> None:
                 ):
                     await call
             assert await post(session, hook.url) == 200
+
+
+@pytest.mark.parametrize("body", [b'{"a": NaN}', b"[-Infinity]", b"1e999"])
+async def test_numbers_that_json_lacks(body: bytes) -> None:
+    """A body with a number that JSON cannot hold is kept as text, so exports stay readable by other programs."""
+    async with session_at("memory:") as session, session.hook("poster-17") as hook:
+        assert await post(session, hook.url, body) == 200
+        assert (await hook.event()).payload == body.decode()

@@ -102,6 +102,17 @@ async def test_rejects_what_cannot_record(postgres_url: str, tmp_path: Any) -> N
             await session.register(key="k", **REQUEST)
             with pytest.raises(LedgerError, match=r"could not serialize access .* Repeat the transaction"):
                 await session.register(key="k", connection=database, **REQUEST)
+        with connect(postgres_url) as database:
+            database.read_only = True
+            with pytest.raises(
+                LedgerError, match=r"read-only transaction\. Use a connection that is open and may write"
+            ):
+                await session.register(connection=database, **REQUEST)
+            database.close()
+            with pytest.raises(
+                LedgerError, match=r"connection is closed\. Use a connection that is open and may write"
+            ):
+                await session.register(connection=database, **REQUEST)
     async with CharacterSession(Kie(api_key="key"), ledger=tmp_path / "ledger.db") as session:
         with pytest.raises(ConfigurationError, match="only a PostgreSQL ledger records"):
             await session.register(connection=database, **REQUEST)
