@@ -29,14 +29,18 @@ USER = "nobody" if hasattr(os, "geteuid") and os.geteuid() == 0 else None  # Pos
 SLOW = {
     "tests/acceptance": (
         "test_cli_consent.py",
+        "test_cli_emulate.py",
         "test_cli_hangup.py",
         "test_cli_hosting.py",
+        "test_cli_ledger.py",
         "test_cli_ledger_import.py",
         "test_cli_links.py",
         "test_cli_lost_answers.py",
+        "test_cli_messages.py",
         "test_cli_outcomes.py",
         "test_cli_proxy.py",
         "test_cli_retry.py",
+        "test_cli_streams.py",
         "test_clip_in_browser.py",
         "test_process_crashes.py",
         "test_procrastinate_workers.py",
@@ -49,6 +53,7 @@ SLOW = {
         "test_simulated_windows.py",
         "test_temporal.py",
     ),
+    "tests/unit": ("test_fuzz_readers.py",),
     "tests/unit/session": ("test_session_machine.py",),
 }
 """The tests that start very many processes, a job engine or a browser, or search for a long time."""
