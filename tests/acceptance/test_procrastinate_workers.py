@@ -124,7 +124,12 @@ def test_a_killed_worker_loses_nothing(
 ) -> None:
     """After a SIGKILL in the middle, every key has at most one task, and those that were not in flight succeed."""
     log = tmp_path / "worker.log"
-    with worker(script, tmp_path, shop) as first, log.open("wb") as out, worker(script, tmp_path, shop, out) as second:
+    logging = shop | {"SORA_CHARS_LOG": "info"}
+    with (
+        worker(script, tmp_path, shop) as first,
+        log.open("wb") as out,
+        worker(script, tmp_path, logging, out) as second,
+    ):
         wait_until(lambda: emulator.counts.creates >= 5)
         first.send_signal(signal.SIGKILL)
         wait_until(lambda: ended(postgres_url) == KEYS)

@@ -193,6 +193,8 @@ async def test_requests_without_a_job_get_one(
     """A request whose job is lost is carried on, and one whose job waits gets no second one."""
     monkeypatch.setattr(integration, "_ADOPTION_INTERVAL", 0.05)
     monkeypatch.setattr(integration, "_SWEEP_INTERVAL", 0.05)
+    monkeypatch.setattr(integration, "_GROUP_SIZE", 1)
+    monkeypatch.setattr(integration, "_MAX_ADDED", 1)  # in one sweep
     characters = make(idle=0.0)
     async with opened(postgres_url, characters) as app:
         session = await characters.session()

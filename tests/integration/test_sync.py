@@ -74,6 +74,9 @@ def test_follows_a_task(emulator: Emulator, session: CharacterSession) -> None:
         handle.result(0.01)
     assert isinstance(caught.value.handle, TaskHandle)  # it has no `await` either
     assert caught.value.handle.refresh().status == "running"
+    with pytest.raises(WaitTimeoutError) as caught:
+        session.wait("mine", timeout=0.01)
+    assert caught.value.handle is None
     assert handle.refresh().status == "running"
     assert handle.eta is None
     copy = pickle.loads(pickle.dumps(handle))
