@@ -125,7 +125,8 @@ async def test_ends_are_logged(
     await advance(session)
     for key, fault in (("lost", NoAnswerError("reset")), ("bad", RequestRejectedError("a real person"))):
         provider.fault = fault
-        await session.register(**REQUEST | {"key": key})
+        fields: dict[str, Any] = {**REQUEST, "key": key}
+        await session.register(**fields)
         await session.advance(key)
     found = [(record.levelname, vars(record)["event"], vars(record)["key"]) for record in caplog.records]
     assert found == [
