@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sora_chars import SubmissionUnknownError
+from sora_chars import EntryState, WaitTimeoutError
 
 if TYPE_CHECKING:
     import socket
@@ -68,11 +68,12 @@ async def check_paid_once(session: CharacterSession, emulator: Emulator, keys: S
     for key in keys:
         while True:
             try:
-                await session.wait(key, timeout=120)
-            except SubmissionUnknownError:
-                if key not in {task.external_id for task in emulator.kling.tasks.values()}:
+                await session.wait(key, timeout=2)
+            except WaitTimeoutError:
+                entry = await session.entry(key)
+                arrived = {task.external_id for task in emulator.kling.tasks.values()}
+                if entry and entry.state is EntryState.UNKNOWN and key not in arrived:
                     break
-                await asyncio.sleep(0.05)
             else:
                 break
     posts = [count for (method, _), count in emulator.request_counts.items() if method == "POST"]
