@@ -43,7 +43,6 @@ _WITH_TASKS = (*_CALLING_BACK, "seedance", "heygen")
 _HOSTED = {"kling", "evolink", "seedance"}
 
 _DEFAULT_TIMEOUT = 1800.0  # seconds, of a wait for a task
-_DEFAULT_RESPONSE_TIMEOUT = 60.0  # seconds, of a free request and its retries
 _RESPONSE_TIMEOUT = 60.0  # seconds
 _GATEWAY_RESPONSE_TIMEOUT = 300.0  # seconds
 _WEBHOOK_VARIABLE = "KIE_WEBHOOK_HMAC_KEY"
@@ -148,7 +147,7 @@ class Settings:
     @property
     def response_timeout(self) -> float:
         """Seconds to wait for the response to a free request."""
-        return self.timeout or _DEFAULT_RESPONSE_TIMEOUT
+        return self.timeout or _RESPONSE_TIMEOUT
 
     @property
     def provider_args(self) -> tuple[str, ...]:

@@ -135,8 +135,9 @@ def _logging(context: CommandContext) -> Generator[OrphanHandler]:
     handler.addFilter(lambda record: context.verbose or not _is_reported(context, getattr(record, "event", "")))
     handler.setLevel(logging.DEBUG if context.verbose else logging.WARNING)
     level = package.level
-    if not is_written():
+    if context.verbose or not is_written():
         package.setLevel(logging.DEBUG if context.verbose else logging.WARNING)
+    if not is_written():
         package.addHandler(handler)
     session.addHandler(orphan)
     try:
