@@ -17,7 +17,11 @@ from sora_chars.ledger.transitions import resolve
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-KILL_ALL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'test'"
+KILL = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE datname = 'test' AND pid <> pg_backend_pid() AND application_name <> %s"
+)
+CONNECTIONS = "SELECT connections FROM sora_chars_processes WHERE owner = %s"
 GRACE = 2.0  # seconds
 
 
@@ -53,20 +57,36 @@ async def collect_verdicts(found: list[object], ledger: Ledger, owner: str, key:
             pass
 
 
-async def test_lost_connections_are_no_death(make_ledger: Callable[[], Ledger], postgres: Any) -> None:
-    """A process whose connections are killed for longer than the grace period is alive all the time."""
+async def count_connections(watcher: psycopg.AsyncConnection[Any], owner: str) -> int:
+    """Return how often a process has connected."""
+    row = await (await watcher.execute(CONNECTIONS, (owner,))).fetchone()
+    return int(row[0]) if row else 0
+
+
+async def test_lost_connections_are_no_death(make_ledger: Callable[[], Ledger], postgres_url: str) -> None:
+    """A process whose connections are killed again and again, for longer than the grace period, is alive.
+
+    Every other time the connections of the process that checks it are killed too.
+    """
     ended = asyncio.Event()
-    async with make_ledger() as ledger, make_ledger() as other:
+    other_url = f"{postgres_url}{'&' if '?' in postgres_url else '?'}application_name=other"
+    async with (
+        make_ledger() as ledger,
+        Ledger(PostgresStore(other_url, owner_grace=GRACE)) as other,
+        await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as killer,
+    ):
         await until_sending(ledger, "k-1")
         found: list[object] = []
         checks = asyncio.create_task(collect_verdicts(found, other, ledger.owner, "k-1", ended))
         kills = 0
         deadline = time.monotonic() + 2 * GRACE
-        async with await psycopg.AsyncConnection.connect(postgres.url(), autocommit=True) as killer:
-            while time.monotonic() < deadline or not found:
-                await killer.execute(KILL_ALL)
-                await asyncio.gather(*(send(ledger, f"k-{kills}-{number}") for number in range(5)))
-                kills += 1
+        while time.monotonic() < deadline or not found:
+            before = await count_connections(killer, ledger.owner)
+            await killer.execute(KILL, ("other" if kills % 2 else "nobody",))
+            await asyncio.gather(*(send(ledger, f"k-{kills}-{number}") for number in range(5)))
+            while await count_connections(killer, ledger.owner) == before:
+                pass
+            kills += 1
         ended.set()
         await checks
         assert kills > 3

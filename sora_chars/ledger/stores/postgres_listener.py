@@ -122,14 +122,15 @@ class Listener:
         return connection
 
     async def _show_alive(self, connection: Connection) -> None:
-        """Listen, take the lock, and count the connection.
+        """Count the connection, listen, and take the lock.
 
-        It listens before it locks: after a reconnect the server may still hold the lock for
-        the old connection, for as long as that one hangs.
+        The lock comes last: after a reconnect the server may still hold it for the old
+        connection, for as long as that one hangs. The count comes first, since it is what
+        shows others that this process has connected again.
         """
+        await connection.execute(statements.ARRIVE, (self._owner,))
         await connection.execute(f"LISTEN {statements.CHANNEL}".encode())
         await connection.execute("SELECT pg_advisory_lock(%s)", (lock_id(self._owner),))
-        await connection.execute(statements.ARRIVE, (self._owner,))
 
     async def _reconnect(self) -> Connection:
         while True:
