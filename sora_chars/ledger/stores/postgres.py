@@ -51,6 +51,13 @@ _UNPREPARED = frozenset(statements.SEARCHES.values())  # a plan for any query ma
 _CHECKS_PER_GRACE = 20  # of the lock of an owner that may be dead
 _MAX_ROW_ID = 2**63 - 1
 
+_SCHEMA_HINT = "Use ?options=-csearch_path%3DNAME, or PostgresLedger(url, schema=NAME)."
+_FOREIGN_OPTIONS = {
+    **dict.fromkeys(("schema", "currentSchema", "search_path"), _SCHEMA_HINT),
+    **dict.fromkeys(("ssl", "sslMode", "ssl_mode"), "Use ?sslmode=require."),
+    **dict.fromkeys(("pgbouncer", "connection_limit", "pool_timeout", "pool_size"), "Remove it."),
+}
+"""Options that URLs of other libraries have (JDBC, Prisma, asyncpg), and what takes their place."""
 
 _SETTINGS = """
 SELECT set_config('lock_timeout', %s, false),
@@ -97,8 +104,8 @@ class PostgresStore:
     ) -> None:
         try:
             conninfo_to_dict(url)
-        except psycopg.ProgrammingError:  # its message contains the URL with the password
-            raise ConfigurationError("ledger: this postgresql:// URL is not valid.") from None
+        except psycopg.ProgrammingError as error:  # its message may contain the URL with the password
+            raise _invalid_url(error) from None
         self._url = url
         self._given_pool = pool
         self._schema = schema
@@ -361,6 +368,17 @@ def _release(listener: Listener, pool: AsyncConnectionPool[Any] | None) -> None:
 def _is_broken(error: psycopg.Error) -> bool:
     """True unless the statement itself is at fault, or it or its wait for a lock took too long."""
     return isinstance(error, psycopg.OperationalError) and not isinstance(error, LockNotAvailable | QueryCanceled)
+
+
+def _invalid_url(error: psycopg.ProgrammingError) -> ConfigurationError:
+    """Return why a URL is not valid, and name the option of another library that it has."""
+    for name, hint in _FOREIGN_OPTIONS.items():
+        if f'parameter: "{name}"' in str(error):
+            return ConfigurationError(f"ledger: a postgresql:// URL has no option {name!r}.", hint=hint)
+    return ConfigurationError(
+        "ledger: this postgresql:// URL is not valid.",
+        hint="Percent-encode the special characters of its password, such as %40 for @ and %3F for ?.",
+    )
 
 
 def _failure(error: psycopg.Error | str) -> LedgerError:

@@ -56,6 +56,22 @@ def test_invalid_url_raises_without_password(url: str) -> None:
     assert "secret" not in f"{caught.value} {caught.value.__cause__}"
 
 
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("schema=characters", r"options=-csearch_path%3DNAME, or PostgresLedger\(url, schema=NAME\)"),
+        ("currentSchema=characters", r"options=-csearch_path"),
+        ("ssl_mode=require", r"\?sslmode=require"),
+        ("pgbouncer=true", "Remove it"),
+    ],
+)
+def test_options_of_other_libraries(option: str, hint: str) -> None:
+    """The error for an option of another library's URL names it, and what takes its place."""
+    name = option.partition("=")[0]
+    with pytest.raises(ConfigurationError, match=rf"ledger: a postgresql:// URL has no option '{name}'\. .*{hint}"):
+        open_ledger(f"postgresql://me:secret@h/x?{option}")
+
+
 def test_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error for a PostgreSQL URL without psycopg contains the command that installs it."""
     monkeypatch.delitem(sys.modules, "sora_chars.ledger.stores.postgres")
