@@ -27,97 +27,55 @@ import random
 import signal
 import sys
 from contextlib import AsyncExitStack, aclosing, suppress
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from procrastinate import App, Blueprint, RetryDecision, SyncPsycopgConnector
+from procrastinate import App, Blueprint, SyncPsycopgConnector
 from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Status
 from procrastinate.manager import JobManager
-from procrastinate.retry import BaseRetryStrategy
 from procrastinate.tasks import configure_task
 
-from sora_chars.errors import (
-    ConfigurationError,
-    InvalidRequestError,
-    LedgerError,
-    SessionClosedError,
-    SoraCharsError,
-    UnreadableEntryError,
-    printable,
-)
+from sora_chars.errors import ConfigurationError, SoraCharsError, printable
 from sora_chars.ledger.states import UNFINISHED, EntryState
 from sora_chars.logs import event_logger
 
-from .procrastinate_worker import check_has_task, open_app, stop_signals, until_one_ends, without_records_of
+from .procrastinate_retry import FAULT_DELAY, POLL_PRIORITY, HookError, MovesOn, NotFinishedError
+from .procrastinate_worker import (
+    ADD_TASKS,
+    check_has_task,
+    check_options,
+    check_worker,
+    open_app,
+    stop_signals,
+    until_one_ends,
+    without_records_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
     from types import TracebackType
     from typing import Self, Unpack
 
-    from procrastinate.jobs import Job
-
     from sora_chars.ledger import Entry
     from sora_chars.ledger.postgres_ledger import Connection
     from sora_chars.models import CharacterFields, Request
     from sora_chars.providers.kie_callback import CallbackEvent
     from sora_chars.session.session import CharacterSession
-    from sora_chars.session.stepping import Step
 
 log = event_logger("sora_chars.contrib")
 
-_LEDGER_DELAY = 5.0  # seconds, after a step for which the ledger could not be used
-_FAULT_DELAY = 60.0  # seconds, after a step that a provider rejected, or a hook that raised
 _ADOPTION_INTERVAL = 2.0  # seconds between two searches for the jobs of dead workers
-_SWEEP_INTERVAL = 30.0  # seconds between two searches for requests without a job
+_SWEEP_INTERVAL = 30.0  # seconds, at least, between two searches for requests without a job
+_SWEEP_PAUSE = 20.0  # times as long as a search took is the least pause after it: it reads every waiting request
 _MAX_ADDED = 200  # jobs that one sweep adds
 _GROUP_SIZE = 200  # requests whose jobs a sweep looks for at once
-_POLL_PRIORITY = 1  # of the jobs that poll; those that send have 0
 _EVENT_PRIORITY = 2  # of a job whose callback has arrived
 _WORKER_OPTIONS: dict[str, Any] = {"update_heartbeat_interval": 1.0, "shutdown_graceful_timeout": 30.0}
 _FETCH_INTERVALS = {False: 0.5, True: 0.25}  # seconds, by whether jobs poll; those that come back send no notification
 _LIVE_LOCKS = (
     "SELECT DISTINCT lock FROM procrastinate_jobs WHERE status IN ('todo', 'doing') AND lock = ANY(%(locks)s::text[])"
 )
-_FINAL_ERRORS = (ConfigurationError, InvalidRequestError, UnreadableEntryError)  # no later step does better
-
-
-class _NotFinishedError(Exception):
-    """The request has not ended: its job comes back."""
-
-    def __init__(self, step: Step) -> None:
-        super().__init__(f"key {step.entry.key} is {step.state}; the next step is in {step.retry_in:.1f} s")
-        self.step = step
-
-
-class _HookError(Exception):
-    """The `ended` hook raised: the job comes back and calls it again."""
-
-
-class _MovesOn(BaseRetryStrategy):
-    """Decides when the row of a job comes back, and in which queue."""
-
-    def __init__(self, queues: Mapping[bool, str]) -> None:
-        self._queues = queues  # by whether the next step polls
-
-    def get_retry_decision(self, *, exception: BaseException, job: Job) -> RetryDecision | None:
-        """See `BaseRetryStrategy`."""
-        del job
-        match exception:
-            case _NotFinishedError(step=step):
-                polls = step.state in {EntryState.RUNNING, EntryState.UNKNOWN}
-                priority = _POLL_PRIORITY if polls else 0
-                return RetryDecision(retry_at=_in(step.retry_in or 0.0), queue=self._queues[polls], priority=priority)
-            case asyncio.CancelledError() | SessionClosedError():  # the worker is stopping
-                return RetryDecision(retry_at=_in(0.0))
-            case LedgerError() if not isinstance(exception, _FINAL_ERRORS):
-                return RetryDecision(retry_at=_in(_LEDGER_DELAY))
-            case SoraCharsError() | _HookError() if not isinstance(exception, _FINAL_ERRORS):
-                return RetryDecision(retry_at=_in(_FAULT_DELAY))
-            case _:
-                return None
 
 
 class Characters:
@@ -152,6 +110,8 @@ class Characters:
         send_queue: str = "send",
         poll_queue: str = "poll",
     ) -> None:
+        seconds = {"patience": patience, "idle": idle, "stalled_after": stalled_after}
+        check_options(make_session, ended, (send_queue, poll_queue), **seconds)
         self._make_session = make_session
         self._ended = ended
         self._patience = patience
@@ -162,7 +122,7 @@ class Characters:
         self._opening = asyncio.Lock()
         self._opened = AsyncExitStack()  # what `__aenter__` opened
         self.blueprint = Blueprint()
-        self._task = self.blueprint.task(name="advance", queue=send_queue, retry=_MovesOn(self._queues))(self._advance)
+        self._task = self.blueprint.task(name="advance", queue=send_queue, retry=MovesOn(self._queues))(self._advance)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -188,7 +148,7 @@ class Characters:
         if not isinstance(app, App):
             raise ConfigurationError(
                 "characters: no Procrastinate app has these tasks.",
-                hint='Call app.add_tasks_from(characters.blueprint, namespace="sora_chars").',
+                hint=ADD_TASKS,
             )
         return app
 
@@ -225,6 +185,17 @@ class Characters:
         entry = await session.register(request, provider=provider, meta=meta, connection=connection, **fields)
         if entry.state in UNFINISHED:
             await self._defer(entry, connection)
+        return entry
+
+    async def retry(self, key: str, request: Request | None = None, /, **changes: Unpack[CharacterFields]) -> Entry:
+        """Record another attempt of a failed or rejected request, and the job that carries it on.
+
+        It takes the same arguments as `CharacterSession.restart`, and raises the same errors.
+        """
+        session = await self.session()
+        entry = await session.restart(key, request, **changes)  # pyright: ignore[reportArgumentType] # `key` is of `changes`
+        if entry.state in UNFINISHED:
+            await self._defer(entry)
         return entry
 
     async def result(self, key: str, *, timeout: float | None = None) -> Any:
@@ -264,13 +235,15 @@ class Characters:
             **options: Other options of Procrastinate's workers.
 
         Raises:
-            ConfigurationError: No app has the tasks, or Procrastinate's tables are missing.
+            ConfigurationError: An option is invalid, no app has the tasks, or Procrastinate's tables are missing.
             SoraCharsError: The session could not be opened.
         """
         app = app or self.app
         check_has_task(app, self._task.name)
         numbers = (signal.SIGINT, signal.SIGTERM) if options.pop("install_signal_handlers", True) else ()
         chosen = {**_WORKER_OPTIONS, **options, "concurrency": concurrency, "install_signal_handlers": False}
+        heartbeat = chosen["update_heartbeat_interval"]
+        check_worker(concurrency, heartbeat=heartbeat, stalled_after=self._stalled_after)
         served: list[dict[str, Any]] = [
             {"fetch_job_polling_interval": _FETCH_INTERVALS[polls], **chosen, "queues": [queue]}
             for polls, queue in self._queues.items()
@@ -282,7 +255,7 @@ class Characters:
             stack.push_async_callback(self.aclose)
             facts = {"queues": ", ".join(queue for each in served for queue in each["queues"])}
             log.info("worker.started", extra={**facts, "concurrency": concurrency})
-            stack.enter_context(without_records_of(_NotFinishedError))
+            stack.enter_context(without_records_of(NotFinishedError))
             workers = [asyncio.create_task(app.run_worker_async(**each)) for each in served]
             upkeep = asyncio.create_task(self._keep_up(app), name="sora_chars upkeep")
             with stop_signals(*numbers) as stopped:
@@ -293,15 +266,15 @@ class Characters:
         """Take one step of a request."""
         step = await (await self.session()).advance(key, patience=self._patience)
         if not step.finished:
-            raise _NotFinishedError(step)
+            raise NotFinishedError(step)
         if self._ended:
             try:
                 called = self._ended(step.entry)
                 if inspect.isawaitable(called):
                     await called
             except Exception as error:
-                log.exception("jobs.hook_failed", extra={"key": key, "retry_in": _FAULT_DELAY})
-                raise _HookError(f"the hook `ended` of key {key} raised {type(error).__name__}") from error
+                log.exception("jobs.hook_failed", extra={"key": key, "retry_in": FAULT_DELAY})
+                raise HookError(f"the hook `ended` of key {key} raised {type(error).__name__}") from error
 
     async def _defer(self, entry: Entry, connection: Connection | None = None, *, priority: int = 0) -> None:
         """Add the job of a request.
@@ -314,7 +287,7 @@ class Characters:
         options: dict[str, Any] = {
             "lock": _lock_of(entry.key),
             "queue": self._queues[polls],
-            "priority": priority or (_POLL_PRIORITY if polls else 0),
+            "priority": priority or (POLL_PRIORITY if polls else 0),
             "connection": connection,
         }
         if isinstance(connection, psycopg.Connection):
@@ -332,8 +305,10 @@ class Characters:
             try:
                 await self._adopt(app)
                 if loop.time() >= sweep_at:
-                    sweep_at = loop.time() + _SWEEP_INTERVAL
+                    began = loop.time()
+                    sweep_at = began + _SWEEP_INTERVAL  # also if it raises
                     await self._sweep(app)
+                    sweep_at = max(sweep_at, loop.time() + _SWEEP_PAUSE * (loop.time() - began))
             except (SoraCharsError, ConnectorException) as error:
                 log.warning("jobs.upkeep_failed", extra={"error": printable(error)})
             jitter = random.uniform(0.8, 1.2)  # noqa: S311 # no secret
@@ -388,7 +363,3 @@ async def _groups(entries: AsyncIterator[Entry]) -> AsyncGenerator[list[Entry], 
 
 def _lock_of(key: str) -> str:
     return f"sora_chars {key}"
-
-
-def _in(seconds: float) -> datetime:
-    return datetime.now(UTC) + timedelta(seconds=seconds)

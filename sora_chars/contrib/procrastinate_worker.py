@@ -11,11 +11,56 @@ import psycopg
 from procrastinate.exceptions import AppNotOpen, ProcrastinateException
 
 from sora_chars.errors import ConfigurationError, printable
+from sora_chars.models import seconds_problems
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from procrastinate import App
+
+ADD_TASKS = 'Call app.add_tasks_from(characters.blueprint, namespace="sora_chars").'
+"""What to do about an app without the tasks."""
+_HEARTBEATS = 3  # that a worker must have missed before its jobs are adopted
+
+
+def check_options(make_session: object, ended: object, queues: Sequence[object], **seconds: object) -> None:
+    """Check the options of `Characters`.
+
+    Raises:
+        ConfigurationError: An option is invalid; the message lists all that are.
+    """
+    problems = [problem for field, value in seconds.items() for problem in seconds_problems(field, value, finite=True)]
+    if not callable(make_session):
+        problems.append(
+            "make_session must be a function that makes a session, such as "
+            f"lambda: CharacterSession(Kling(), ledger=URL), got {printable(repr(make_session), limit=60)}"
+        )
+    if not (ended is None or callable(ended)):
+        problems.append(f"ended must be a function of an entry, got {printable(repr(ended), limit=60)}")
+    if len({*map(str, queues)}) < len(queues) or not all(isinstance(queue, str) and queue for queue in queues):
+        problems.append(f"send_queue and poll_queue must be two names, got {printable(repr([*queues]), limit=60)}")
+    if problems:
+        raise ConfigurationError(f"characters: {'; '.join(problems)}.")
+
+
+def check_worker(concurrency: object, *, heartbeat: Any, stalled_after: float) -> None:
+    """Check the options of `Characters.run_worker`.
+
+    Raises:
+        ConfigurationError: An option is invalid, or the jobs of living workers would be adopted.
+    """
+    problems = seconds_problems("update_heartbeat_interval", heartbeat, finite=True)
+    if not (isinstance(concurrency, int) and not isinstance(concurrency, bool) and concurrency >= 1):
+        problems.append(f"concurrency must be a whole number from 1, got {printable(repr(concurrency), limit=60)}")
+    if problems:
+        raise ConfigurationError(f"characters: {'; '.join(problems)}.")
+    if stalled_after < _HEARTBEATS * heartbeat:
+        raise ConfigurationError(
+            f"characters: stalled_after is {stalled_after:g} s, but workers show that they are alive every "
+            f"{heartbeat:g} s, so the jobs of living workers would be adopted.",
+            hint=f"Use Characters(stalled_after={_HEARTBEATS * heartbeat:g}) or more, "
+            "or a smaller update_heartbeat_interval.",
+        )
 
 
 def check_has_task(app: App, name: str) -> None:
@@ -27,7 +72,7 @@ def check_has_task(app: App, name: str) -> None:
     if name not in app.tasks:
         raise ConfigurationError(
             f"characters: this Procrastinate app does not have the task {name}.",
-            hint='Call app.add_tasks_from(characters.blueprint, namespace="sora_chars").',
+            hint=ADD_TASKS,
         )
 
 

@@ -53,13 +53,14 @@ def raise_if_invalid(problems: list[str], *, what: str) -> None:
         raise InvalidRequestError(f"{what} was not sent: {'; '.join(problems)}.", problems=tuple(problems))
 
 
-def seconds_problems(field: str, value: object) -> list[str]:
-    """Return the problems of a time-out that the caller passed, none or one. It may be `math.inf`, for no limit."""
-    if isinstance(value, float) and value >= 0:
-        return []
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max:
-        return []
-    return [f"{field} must be a number of seconds, at least 0, got {printable(repr(value), limit=60)}"]
+def seconds_problems(field: str, value: object, *, finite: bool = False) -> list[str]:
+    """Return the problems of a time that the caller passed, none or one. A time-out may be `math.inf`, for no limit."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        is_endless = isinstance(value, float) and value == math.inf
+        if (0 <= value <= sys.float_info.max) or (is_endless and not finite):
+            return []
+    kind = "finite number" if finite else "number"
+    return [f"{field} must be a {kind} of seconds, at least 0, got {printable(repr(value), limit=60)}"]
 
 
 def _bound(value: Any) -> float:

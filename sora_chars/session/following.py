@@ -12,6 +12,7 @@ from sora_chars.errors import InvalidRequestError, SessionClosedError, WaitTimeo
 from sora_chars.ledger.queries import find
 from sora_chars.ledger.states import UNFINISHED, EntryState
 
+from .options import check_seconds
 from .settling import SETTLING_PERIOD
 
 if TYPE_CHECKING:
@@ -85,11 +86,10 @@ async def _changed(dispatcher: Dispatcher, entry: Entry, seconds: float) -> Entr
 
 async def due(dispatcher: Dispatcher, *, idle: float, limit: int) -> AsyncGenerator[Entry, None]:
     """Yield the entries of this session's providers that no process carries on; see `CharacterSession.due`."""
-    for name, value, least, kind in (("idle", idle, 0, int | float), ("limit", limit, 1, int)):
-        given: object = value
-        if not (isinstance(given, kind) and least <= given <= sys.float_info.max):
-            what = "a whole number" if kind is int else "a number"
-            raise InvalidRequestError(f"{name} must be {what} from {least}, got {printable(repr(given), limit=60)}.")
+    check_seconds("idle", idle, finite=True)
+    given: object = limit
+    if not (isinstance(given, int) and not isinstance(given, bool) and 1 <= given <= sys.maxsize):
+        raise InvalidRequestError(f"limit must be a whole number from 1, got {printable(repr(given), limit=60)}.")
     names = {provider.name for provider in dispatcher.providers}
     async for entry in dispatcher.ledger.due(idle=idle, limit=limit, providers=names):
         yield entry

@@ -56,13 +56,13 @@ def checked_observers(observers: Iterable[Observer]) -> tuple[Observer, ...]:
     return found
 
 
-def check_seconds(field: str, value: object) -> None:
+def check_seconds(field: str, value: object, *, finite: bool = False) -> None:
     """Check an option that is a number of seconds.
 
     Raises:
-        InvalidRequestError: It is none, or less than 0.
+        InvalidRequestError: It is none, or less than 0, or infinite where it must be `finite`.
     """
-    if problems := seconds_problems(field, value):
+    if problems := seconds_problems(field, value, finite=finite):
         raise InvalidRequestError(f"{problems[0]}.", problems=tuple(problems))
 
 

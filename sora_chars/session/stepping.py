@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,6 @@ import attrs
 
 from sora_chars.callbacks.hooks import check_no_hook
 from sora_chars.errors import (
-    InvalidRequestError,
     MissingCharacterError,
     ProviderError,
     SessionClosedError,
@@ -30,6 +28,8 @@ from sora_chars.models import TaskSnapshot
 from sora_chars.observers import observation
 from sora_chars.ratelimit.reservations import Patience, patience
 from sora_chars.redaction import mask, masked_repr
+
+from .options import check_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -83,9 +83,7 @@ class Step:
 
 async def advance(dispatcher: Dispatcher, key: str, seconds: float) -> Step:
     """Take the next step of a key; see `CharacterSession.advance`."""
-    given: object = seconds
-    if not (isinstance(given, int | float) and 0 <= given <= sys.float_info.max):
-        raise InvalidRequestError(f"patience must be a number of seconds from 0, got {printable(repr(given))}.")
+    check_seconds("patience", seconds, finite=True)
     entry = await find(dispatcher.ledger, key)
     check_no_hook(entry)
     if observed := observation.get():

@@ -54,11 +54,11 @@ async def test_rejects_numbers_of_a_step(value: Any) -> None:
     """A number of seconds that no clock counts is an invalid option, also one that no float holds."""
     async with CharacterSession(FakeProvider()) as session:
         await session.register(**REQUEST, key="mine")
-        with pytest.raises(InvalidRequestError, match=r"^patience must be a number of seconds"):
+        with pytest.raises(InvalidRequestError, match=r"^patience must be a finite number of seconds"):
             await session.advance("mine", patience=value)
         with pytest.raises(InvalidRequestError, match=r"^timeout must be a number of seconds, at least 0, got"):
             await session.wait("mine", timeout=value)
-        with pytest.raises(InvalidRequestError, match=r"^idle must be a number from 0, got"):
+        with pytest.raises(InvalidRequestError, match=r"^idle must be a finite number of seconds, at least 0, got"):
             await anext(session.due(idle=value))
         limits: list[Any] = [value, 1.5, 0]
         for limit in limits:

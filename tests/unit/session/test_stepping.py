@@ -281,7 +281,7 @@ async def test_a_success_without_character_is_a_finished_step() -> None:
 async def test_rejects_an_invalid_patience(session: CharacterSession, patience: Any) -> None:
     """Patience is a finite number of seconds."""
     await session.register(**REQUEST)
-    with pytest.raises(InvalidRequestError, match="patience must be a number of seconds from 0, got"):
+    with pytest.raises(InvalidRequestError, match="patience must be a finite number of seconds, at least 0, got"):
         await session.advance("mine", patience=patience)
 
 
