@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakSet
 
-from .errors import WrongLoopError
+from .errors import SessionClosedError, WrongLoopError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -53,6 +53,12 @@ class LoopThread:
             raise WrongLoopError(
                 "A call of sora_chars.sync would wait for the event loop that it runs in.",
                 hint="Use `await` and the session of sora_chars there, such as in an observer or a polling strategy.",
+            )
+        if self.has_ended:
+            coroutine.close()
+            raise SessionClosedError(
+                "The interpreter is exiting, and all sessions of sora_chars.sync are closed.",
+                hint="Register the `atexit` function that uses one after the first call of the session.",
             )
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:

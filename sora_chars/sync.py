@@ -239,6 +239,7 @@ class CharacterSession:
     create_all = _blocking(AsyncSession.create_all)
     register = _blocking(AsyncSession.register)
     registering = _inside(AsyncSession.registering)
+    restart = _blocking(AsyncSession.restart)
     advance = _blocking(AsyncSession.advance)
     wait = _blocking(AsyncSession.wait)
     resolve = _blocking(AsyncSession.resolve)

@@ -192,6 +192,27 @@ class RecordedRequests:
         with self._in_use() as dispatcher:
             return await resolving.retry(dispatcher, key, request, changes)
 
+    async def restart(self, key: str, request: Request | None = None, /, **changes: Unpack[CharacterFields]) -> Entry:
+        """Record another attempt of a failed or rejected request, as `retry` does, and leave the sending to `advance`.
+
+            entry = await session.restart("order-17", prompt="A friendly dog, without a leash")
+
+        Args:
+            key: The idempotency key.
+            request: The request of the new attempt. Defaults to the recorded one.
+            **changes: Fields of the recorded request to replace.
+
+        Returns:
+            The entry, which is pending, or what another process has made of the same attempt since.
+
+        Raises:
+            InvalidRequestError: There is no such key, or its request has neither failed nor been rejected.
+            KeyConflictError: Another process has begun an attempt of another request.
+        """
+        with self._in_use() as dispatcher:
+            entry, _ = await resolving.restart(dispatcher, key, request, changes)
+            return entry
+
     async def resolve(self, key: str, *, ask: bool = False, **decision: Unpack[Decision]) -> Entry:
         """Ask for the outcome of a request that is unknown, or record what you found out. Nothing is paid.
 

@@ -45,18 +45,26 @@ async def retry(
     Raises:
         WaitTimeoutError: `deadline`, a loop time, passed before the request was sent.
     """
-    entry = await transitions.mark_orphaned(dispatcher.ledger, await find(dispatcher.ledger, key))
-    check_no_hook(entry)
-    request = attrs.evolve(request or with_changes(to_request(entry), changes), key=entry.key)
+    entry, request = await restart(dispatcher, key, request, changes)
     chosen = dispatcher.choose(request, entry.provider)
-    kind, record = to_record(request)
-    if kind != entry.kind:
-        raise InvalidRequestError(f"request: must be of kind {entry.kind} as the entry {key} is, got {kind}.")
-    entry = await transitions.retry(dispatcher.ledger, entry, record)
     handle: TaskHandle[Any] = await dispatcher.carry_through(
         dispatcher.submission(chosen, request, entry, on_recorded=dispatcher.handle_of), deadline=deadline
     )
     return handle
+
+
+async def restart(
+    dispatcher: Dispatcher, key: str, request: Request | None, changes: Mapping[str, Any]
+) -> tuple[Entry, Request]:
+    """Record another attempt of a request that failed or was rejected, and return its entry and its request."""
+    entry = await transitions.mark_orphaned(dispatcher.ledger, await find(dispatcher.ledger, key))
+    check_no_hook(entry)
+    request = attrs.evolve(request or with_changes(to_request(entry), changes), key=entry.key)
+    dispatcher.choose(request, entry.provider)  # raises unless the provider accepts it
+    kind, record = to_record(request)
+    if kind != entry.kind:
+        raise InvalidRequestError(f"request: must be of kind {entry.kind} as the entry {key} is, got {kind}.")
+    return await transitions.retry(dispatcher.ledger, entry, record), request
 
 
 class Decision(TypedDict, total=False):

@@ -26,6 +26,7 @@ from sora_chars import (
     RequestRejectedError,
 )
 from sora_chars.contrib import procrastinate as integration
+from sora_chars.contrib import procrastinate_retry
 from sora_chars.contrib.procrastinate import Characters
 
 if TYPE_CHECKING:
@@ -225,23 +226,21 @@ async def test_many_requests_with_jobs_hide_none_without(make: Callable[..., Cha
         assert len([*await app.job_manager.list_jobs_async()]) == 202
 
 
-async def test_a_rejected_request_is_left_to_the_workers(
-    make: Callable[..., Characters], postgres_url: str, monkeypatch: pytest.MonkeyPatch, emulator: Emulator
+async def test_a_retried_request_gets_a_job(
+    make: Callable[..., Characters], postgres_url: str, emulator: Emulator
 ) -> None:
-    """A request that is pending again gets a job, and succeeds."""
-    monkeypatch.setattr(integration, "_SWEEP_INTERVAL", 0.05)
-    monkeypatch.setattr(integration, "_ADOPTION_INTERVAL", 0.05)
-    characters = make(idle=0.0)
+    """Another attempt of a rejected request is made by the workers, with the changed request."""
+    characters = make()
     async with opened(postgres_url, characters) as app, working(characters, app):
         emulator.fault("unauthorized")
         await characters.register(**fields("k"))
         with pytest.raises(AuthenticationError):
             await characters.result("k")
-        session = await characters.session()
-        entry = await session.entry("k")
+        assert (await characters.retry("k", prompt="a cat")).state is EntryState.PENDING
+        character = await characters.result("k")
+        entry = await (await characters.session()).entry("k")
         assert entry
-        await session.ledger.restart(entry, EntryState.PENDING)
-        assert (await characters.result("k")).id
+        assert (entry.request["prompt"], entry.character) == ("a cat", character)
 
 
 async def test_jobs_of_dead_workers_are_adopted(
@@ -265,9 +264,26 @@ async def test_jobs_of_dead_workers_are_adopted(
             await adopt(self, app)
 
         monkeypatch.setattr(Characters, "_adopt", failing)
-        async with working(characters, app):
+        async with working(characters, app, update_heartbeat_interval=0.1):
             assert (await characters.result("k")).id
     assert calls > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"update_heartbeat_interval": 5.0}, r"stalled_after is 10 s, but .* every 5 s.* Use .*stalled_after=15"),
+        ({"concurrency": 0}, "concurrency must be a whole number from 1, got 0"),
+    ],
+)
+async def test_options_of_a_worker_are_checked(
+    make: Callable[..., Characters], postgres_url: str, options: dict[str, Any], problem: str
+) -> None:
+    """A worker with a wrong option does not start, nor does one whose jobs others would adopt."""
+    characters = make()
+    async with opened(postgres_url, characters) as app:
+        with pytest.raises(ConfigurationError, match=f"^characters: {problem}"):
+            await characters.run_worker(app, **FAST | options)
 
 
 @pytest.mark.parametrize("fault", ["hook", "ledger"])
@@ -279,8 +295,8 @@ async def test_a_step_that_fails_is_repeated(
     fault: str,
 ) -> None:
     """The job comes back after a fault of the ledger, or of the hook, until the hook returns. The latter is logged."""
-    monkeypatch.setattr(integration, "_FAULT_DELAY", 0.1)
-    monkeypatch.setattr(integration, "_LEDGER_DELAY", 0.1)
+    monkeypatch.setattr(procrastinate_retry, "FAULT_DELAY", 0.1)
+    monkeypatch.setattr(procrastinate_retry, "_LEDGER_DELAY", 0.1)
     calls: list[Entry] = []
     done = asyncio.Event()
 
@@ -300,7 +316,7 @@ async def test_a_step_that_fails_is_repeated(
     assert len(calls) == (2 if fault == "hook" else 1)
     failed = [record for record in caplog.records if vars(record).get("event") == "jobs.hook_failed"]
     assert [(vars(record)["key"], bool(record.exc_info)) for record in failed] == [("k", True)] * (len(calls) - 1)
-    assert "_NotFinishedError" not in caplog.text
+    assert "NotFinishedError" not in caplog.text
 
 
 def _failing_once(advance: Any) -> Any:

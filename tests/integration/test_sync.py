@@ -17,7 +17,7 @@ import pytest
 
 from sora_chars import CharacterRequest, FixedInterval, Kie, TaskRequest
 from sora_chars import CharacterSession as AsyncSession
-from sora_chars.errors import InvalidRequestError, WaitTimeoutError, WrongLoopError
+from sora_chars.errors import InvalidRequestError, TaskFailedError, WaitTimeoutError, WrongLoopError
 from sora_chars.events import Ended, Event, Registered
 from sora_chars.sync import CharacterSession, TaskHandle
 
@@ -96,6 +96,18 @@ def test_retries_a_failed_request(emulator: Emulator, session: CharacterSession)
     with pytest.raises(Exception, match="failed"):
         first.result()
     assert session.retry("mine").result().id
+
+
+def test_restarts_a_failed_request(emulator: Emulator, session: CharacterSession) -> None:
+    """`restart` records another attempt, which `advance` sends."""
+    emulator.fault("stuck")
+    first = session.submit(**REQUEST, key="mine")
+    emulator.fail(first.task_id)
+    with pytest.raises(TaskFailedError):
+        first.result()
+    entry = session.restart("mine", prompt="a cat")
+    assert (entry.state, entry.request["prompt"]) == ("pending", "a cat")
+    assert session.advance("mine").entry.task_id not in {None, first.task_id}
 
 
 def test_creates_many(session: CharacterSession) -> None:
@@ -295,6 +307,22 @@ def test_opens_after_a_fork(emulator: Emulator, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert len(set(done.stdout.split())) == 2
     assert emulator.counts.creates == 2
+
+
+AT_EXIT = """
+import atexit
+atexit.register(lambda: print(session.entry("late")))  # runs after the closing of the sessions
+session.create(**REQUEST, key="mine")
+atexit.register(lambda: print(session.entry("mine").state))
+"""
+
+
+def test_a_call_after_the_end(emulator: Emulator, tmp_path: Path) -> None:
+    """A function that runs at exit before the closing of the sessions may use one; a later one gets an error."""
+    done = run(AT_EXIT, emulator, tmp_path / "characters.db")
+    assert done.stdout == "succeeded\n"
+    assert "SessionClosedError: The interpreter is exiting" in done.stderr
+    assert "never awaited" not in done.stderr
 
 
 OPEN_FORK = """

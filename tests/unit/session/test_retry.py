@@ -118,6 +118,19 @@ async def test_two_retries_at_once_with_other_requests(session: CharacterSession
     assert (await transitions.retry(session.ledger, failed, {**failed.request, "prompt": "a cat"})).task_id == "t2"
 
 
+async def test_restart_leaves_the_sending_to_advance(session: CharacterSession, provider: FakeProvider) -> None:
+    """`restart` records the changed request once, and `advance` sends it."""
+    await fail(session, provider)
+    entry = await session.restart("mine", prompt="a cat")
+    assert (entry.state, entry.request["prompt"]) == (EntryState.PENDING, "a cat")
+    assert await session.restart("mine", prompt="a cat") == entry
+    assert len(provider.posts) == 1
+    step = await session.advance("mine")
+    assert (step.state, step.entry.task_id, len(provider.posts)) == (EntryState.RUNNING, "t2", 2)
+    with pytest.raises(InvalidRequestError, match="is running"):
+        await session.restart("mine")
+
+
 async def test_retry_with_a_whole_request(session: CharacterSession, provider: FakeProvider) -> None:
     """The new attempt may be given as a request; it keeps the key."""
     await fail(session, provider)
