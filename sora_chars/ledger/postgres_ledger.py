@@ -58,12 +58,13 @@ class PostgresLedger(Ledger):
             raise ConfigurationError("ledger: give exactly one of url and pool.")
         if schema is not None and not (schema and schema.isprintable()):
             raise ConfigurationError(f"ledger: schema must be a name, got {printable(repr(schema), limit=60)}.")
-        self._table = f"{statements.quoted(schema)}.sora_chars_entries" if schema else "sora_chars_entries"
+        self._schema = f"{statements.quoted(schema)}." if schema else ""
         super().__init__(_store(url, pool, schema), clock=clock)
 
     def registration(self, entry: Entry) -> Registration:
         """Return the statement that records a new entry in a transaction of the caller's."""
-        return Registration(entry.key, self._qualified(statements.INSERT), to_row(entry), COLUMNS)
+        values = (self.owner, *to_row(entry))
+        return Registration(entry.key, self._qualified(statements.REGISTER), values, ("process", *COLUMNS))
 
     async def insert_with(self, connection: Connection, entry: Entry) -> Entry:
         """Record a new entry on a connection of the caller's, and return the recorded entry of its key.
@@ -73,7 +74,7 @@ class PostgresLedger(Ledger):
         Raises:
             InvalidRequestError: This is no connection or cursor of psycopg.
             KeyConflictError: The key is recorded with another request.
-            LedgerError: The statement failed.
+            LedgerError: The statement failed, or the connection leads to another ledger.
         """
         import psycopg  # noqa: PLC0415 # an extra
 
@@ -82,9 +83,13 @@ class PostgresLedger(Ledger):
             while stored is None:  # it may be removed between the two statements
                 stored = await self._insert_or_find(connection, entry)
         except psycopg.Error as error:
+            if isinstance(error, psycopg.errors.NotNullViolation):
+                raise _other_ledger(entry.key) from None  # its message has the request
             hint = "Repeat the transaction."
             if isinstance(error, psycopg.errors.UndefinedTable):
                 hint = "Open the ledger once, and connect to its database."
+            elif isinstance(error, psycopg.errors.InsufficientPrivilege):
+                hint = "Grant its role INSERT and SELECT on sora_chars_entries, and SELECT on sora_chars_processes."
             elif isinstance(error, psycopg.errors.ReadOnlySqlTransaction) or error.sqlstate is None:  # it was closed
                 hint = "Use a connection that is open and may write, in a new transaction."
             raise LedgerError(
@@ -102,7 +107,18 @@ class PostgresLedger(Ledger):
         return from_row(rows[0]) if rows else None
 
     def _qualified(self, statement: str) -> str:
-        return statement.replace("sora_chars_entries", self._table, 1)
+        for table in ("sora_chars_entries", "sora_chars_processes"):
+            statement = statement.replace(table, f"{self._schema}{table}", 1)
+        return statement
+
+
+def _other_ledger(key: str) -> LedgerError:
+    return LedgerError(
+        "This connection leads to another ledger than that of the session. The request was not recorded.",
+        hint="Connect to the database and the schema of the session's ledger. If the connection does, its transaction "
+        "began before the session was opened: begin it afterwards.",
+        key=key,
+    )
 
 
 async def _run(connection: Connection, statement: str, values: Sequence[Any]) -> Sequence[Sequence[Any]]:

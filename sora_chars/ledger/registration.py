@@ -17,7 +17,8 @@ class Registration:
     """The statement that records a request, for any driver of the ledger's database.
 
     It returns the key, or no row if the key is recorded already; then
-    `CharacterSession.entry` shows for which request.
+    `CharacterSession.entry` shows for which request. In another ledger than that of the
+    session it fails, because the column "key" would be null.
 
     Attributes:
         key: The idempotency key of the request.

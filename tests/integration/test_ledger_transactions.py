@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -108,6 +108,15 @@ async def test_rejects_what_cannot_record(postgres_url: str, tmp_path: Any) -> N
                 LedgerError, match=r"read-only transaction\. Use a connection that is open and may write"
             ):
                 await session.register(connection=database, **REQUEST)
+            database.rollback()
+            database.read_only = False
+            database.execute("CREATE ROLE shop; GRANT INSERT, SELECT ON sora_chars_entries TO shop; SET ROLE shop")
+            with pytest.raises(LedgerError, match=r"permission denied .* SELECT on sora_chars_processes"):
+                await session.register(connection=database, **REQUEST)
+            database.rollback()
+            database.execute("CREATE ROLE shop; GRANT INSERT, SELECT ON sora_chars_entries TO shop")
+            database.execute("GRANT SELECT ON sora_chars_processes TO shop; SET ROLE shop")
+            assert (await session.register(connection=database, **REQUEST)).key
             database.close()
             with pytest.raises(
                 LedgerError, match=r"connection is closed\. Use a connection that is open and may write"
@@ -118,6 +127,34 @@ async def test_rejects_what_cannot_record(postgres_url: str, tmp_path: Any) -> N
             await session.register(connection=database, **REQUEST)
         with pytest.raises(ConfigurationError, match="only a PostgreSQL ledger records"):
             session.registering(**REQUEST)
+
+
+@pytest.mark.parametrize("elsewhere", ["database", "schema"])
+async def test_a_connection_to_another_ledger_records_nothing(postgres_url: str, postgres: Any, elsewhere: str) -> None:
+    """A request that no worker of this ledger would find is an error, also if the other ledger has its key."""
+    async with AsyncExitStack() as stack:
+        options: dict[str, Any] = {}
+        url = postgres_url
+        if elsewhere == "database":
+            postgres.sql("CREATE DATABASE other")
+            stack.callback(postgres.sql, "DROP DATABASE other WITH (FORCE)")
+            url = postgres.url("other")
+        else:
+            options = {"schema": "other"}
+        other = await stack.enter_async_context(session_of(url, **options))
+        session = await stack.enter_async_context(session_of(postgres_url))
+        await other.register(key="k", **REQUEST)
+        database = stack.enter_context(connect(url, autocommit=True))
+        database.execute("SET search_path = other, public")
+        for key in ("k", "new"):
+            with pytest.raises(LedgerError, match="leads to another ledger") as caught:
+                await session.register(key=key, connection=database, **REQUEST)
+            assert caught.value.key == key
+            new = session.registering(**changed(key=key))
+            with pytest.raises(psycopg.errors.NotNullViolation):
+                database.execute(new.statement.encode(), new.values)
+        assert [entry.key async for entry in other.ledger.entries()] == ["k"]
+        assert [entry.key async for entry in session.ledger.entries()] == []
 
 
 async def test_the_statement_serves_every_driver(postgres_url: str) -> None:

@@ -102,6 +102,13 @@ INSERT = (
     f"INSERT INTO sora_chars_entries ({', '.join(COLUMNS)}) VALUES ({', '.join(['%s'] * len(COLUMNS))})"  # noqa: S608 # our own names
     " ON CONFLICT (key) DO NOTHING RETURNING key"
 )
+REGISTER = (
+    f"INSERT INTO sora_chars_entries ({', '.join(COLUMNS)}) VALUES"  # noqa: S608 # our own names
+    " (CASE WHEN EXISTS (SELECT FROM sora_chars_processes WHERE owner = %s) THEN %s END"
+    f"{', %s' * (len(COLUMNS) - 1)}) ON CONFLICT (key) DO NOTHING RETURNING key"
+)
+"""`INSERT` on a connection of the caller's, after the name of this process. In another ledger, which does not have that
+name, the key is null, and the statement fails."""
 
 
 def _update(columns: Sequence[str]) -> str:
@@ -176,15 +183,19 @@ IDLE = {
     " ORDER BY updated_at, key LIMIT %s",
 }
 """By whether the page begins after a time and a key."""
+_OLD = (
+    "FROM sora_chars_entries WHERE state = ANY(%s) AND updated_at < %s AND NOT"
+    """ (state = 'rejected' AND coalesce(error_json LIKE '%%"charged":"%%', false))"""
+)
+"""A rejection records `charged` only if it may have been paid."""
+COUNT_OLD = f"SELECT count(*) {_OLD}"
 PRUNE = (
-    "WITH old AS (SELECT row_id FROM sora_chars_entries WHERE state = ANY(%s) AND updated_at < %s AND NOT"
-    """ (state = 'rejected' AND coalesce(error_json LIKE '%%"charged":"%%', false)) LIMIT %s),"""
+    f"WITH old AS (SELECT row_id {_OLD} LIMIT %s),"  # noqa: S608 # our own names
     " removed AS (DELETE FROM sora_chars_entries USING old WHERE sora_chars_entries.row_id = old.row_id"
     " RETURNING sora_chars_entries.key),"
     " attempts AS (DELETE FROM sora_chars_attempts USING removed WHERE sora_chars_attempts.key = removed.key)"
     " SELECT count(*) FROM removed"
 )
-"""A rejection records `charged` only if it may have been paid."""
 ANALYZE = "ANALYZE sora_chars_entries"
 """Until then the planner expects no text. Autovacuum does the same some time later."""
 SEARCH_INDEX = "sora_chars_entries_search"
