@@ -116,14 +116,19 @@ class LedgerListing(ABC):
                 return
             after = page[-1].updated_at, page[-1].key
 
-    async def prune(self, *, older_than: float) -> int:
+    async def prune(self, *, older_than: float, dry_run: bool = False) -> int:
         """Remove the finished entries that did not change for `older_than` seconds; return how many there were.
+
+        With `dry_run` nothing is removed.
 
         Entries that are unfinished or unknown stay, and so do rejected ones that may have
         been paid. A key that was removed is a new key: a request with it is sent and paid
         again. The entry that an SQLite file recorded last stays too.
         """
         before = self._clock() - older_than
+        if dry_run:
+            self._check_open()
+            return await self._store.count_old(before)
         count = 0
         while True:
             self._check_open()

@@ -38,6 +38,8 @@ def test_old_entries_are_removed(cli: Cli, tmp_path: Path) -> None:
     for age in (100 * DAY, 50 * DAY, 0.0):
         asyncio.run(record(path, age))
     at = ("--ledger", str(path), "--json")
+    dry_run = cli("ledger", "prune", "--older-than", "6w", "--dry-run", *at)
+    assert json.loads(dry_run.stdout) == {"would_remove": 2}
     assert json.loads(cli("ledger", "prune", "--older-than", "90d", *at).stdout) == {"removed": 1}
     assert json.loads(cli("ledger", "prune", "--older-than", "6w", *at).stdout) == {"removed": 1}
     assert json.loads(cli("ledger", "prune", "--older-than", "24h", *at).stdout) == {"removed": 0}

@@ -118,6 +118,10 @@ class ProcessStore:
         """See `LedgerStore`."""
         return await self.database.entries.prune(before, size=size)
 
+    async def count_old(self, before: float) -> int:
+        """See `LedgerStore`."""
+        return await self.database.entries.count_old(before)
+
     async def is_dead(self, owner: str) -> bool:
         """See `LedgerStore`."""
         self.checks += 1

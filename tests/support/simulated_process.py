@@ -132,6 +132,11 @@ class SimulatedStore:
         await self._read()
         return await self.world.entries.prune(before, size=size)
 
+    async def count_old(self, before: float) -> int:
+        """See `LedgerStore`."""
+        await self._read()
+        return await self.world.entries.count_old(before)
+
     async def is_dead(self, owner: str) -> bool:
         """See `LedgerStore`."""
         await self._read()

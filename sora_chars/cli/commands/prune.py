@@ -26,10 +26,11 @@ def _seconds(_context: click.Context, _option: click.Parameter, value: str) -> f
 
 @click.command()
 @click.option("--older-than", callback=_seconds, required=True, metavar="AGE", help="Such as 90d; also h and w.")
+@click.option("--dry-run", is_flag=True, help="Count the entries, and remove nothing.")
 @ledger_options
 @output_options
 @click.pass_obj
-def prune(context: CommandContext, /, *, older_than: float, location: LedgerLocation) -> None:
+def prune(context: CommandContext, /, *, older_than: float, dry_run: bool, location: LedgerLocation) -> None:
     """Remove the finished entries that did not change for AGE.
 
     Entries that are unfinished or unknown stay, and so do rejected ones that may
@@ -37,12 +38,11 @@ def prune(context: CommandContext, /, *, older_than: float, location: LedgerLoca
     again. The ids of the characters are removed too, so export the ledger first.
     """
     context.use_ledger(location)
-    removed = run(context, _prune(location, older_than))
-    context.output.show(
-        {"removed": removed}, [("removed", str(removed)), ("ledger", context.ledger_name)], title="Prune"
-    )
+    count = run(context, _prune(location, older_than, dry_run=dry_run))
+    name, title = ("would_remove", "would remove") if dry_run else ("removed", "removed")
+    context.output.show({name: count}, [(title, str(count)), ("ledger", context.ledger_name)], title="Prune")
 
 
-async def _prune(location: LedgerLocation, older_than: float) -> int:
+async def _prune(location: LedgerLocation, older_than: float, *, dry_run: bool) -> int:
     async with location.open_existing() as ledger:
-        return await ledger.prune(older_than=older_than)
+        return await ledger.prune(older_than=older_than, dry_run=dry_run)

@@ -143,6 +143,10 @@ class MemoryStore:
             self._remove(row_id)
         return len(row_ids)
 
+    async def count_old(self, before: float) -> int:
+        """See `LedgerStore`."""
+        return sum(is_prunable(self._entries[row_id], before) for row_id in self._finished)
+
     async def is_dead(self, owner: str) -> bool:  # noqa: ARG002 # `Ledger` answers for the present owner
         """Return True: every other owner is a former name of this process."""
         return True

@@ -260,6 +260,11 @@ class PostgresStore:
         [(count,)] = await self._execute(statements.PRUNE, (ended, before, size))
         return int(count)
 
+    async def count_old(self, before: float) -> int:
+        """See `LedgerStore`."""
+        [(count,)] = await self._execute(statements.COUNT_OLD, ([state.value for state in ENDED], before))
+        return int(count)
+
     async def is_dead(self, owner: str) -> bool:
         """See `LedgerStore`. The process holds an advisory lock while it is connected.
 

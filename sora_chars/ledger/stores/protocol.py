@@ -105,6 +105,10 @@ class LedgerStore(Protocol):
         """
         ...
 
+    async def count_old(self, before: float) -> int:
+        """Return how many entries `prune` would remove."""
+        ...
+
     async def is_dead(self, owner: str) -> bool:
         """True if the process with this name has ended.
 

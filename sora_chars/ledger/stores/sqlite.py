@@ -188,6 +188,11 @@ class SqliteStore:
         """See `LedgerStore`."""
         return await self._writer.call(sqlite_upkeep.prune, (before, size))
 
+    async def count_old(self, before: float) -> int:
+        """See `LedgerStore`."""
+        count: int = await self._reader.call(sqlite_upkeep.count_old, before)
+        return count
+
     async def is_dead(self, owner: str) -> bool:
         """Try to lock the process's lock file."""
         try:

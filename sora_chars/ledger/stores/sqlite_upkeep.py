@@ -21,9 +21,9 @@ IDLE = (
 """The states as the partial index has them: the planner compares the text. By itself it takes the index of states."""
 _ENDED = ", ".join(f"'{state.value}'" for state in sorted(ENDED))
 _OLD = (
-    f"SELECT row_id, key FROM entries WHERE state IN ({_ENDED}) AND updated_at < ?"  # noqa: S608 # our own names
+    f"FROM entries WHERE state IN ({_ENDED}) AND updated_at < ?"  # noqa: S608 # our own names
     """ AND NOT (state = 'rejected' AND coalesce(error_json LIKE '%"charged":"%', 0))"""
-    " AND row_id < (SELECT max(row_id) FROM entries) LIMIT ?"
+    " AND row_id < (SELECT max(row_id) FROM entries)"
 )
 """A rejection records `charged` only if it may have been paid. The last row stays: its row id would be used again."""
 
@@ -38,6 +38,11 @@ def idle_page(
     ]
 
 
+def count_old(cursor: sqlite3.Cursor, times: Sequence[float]) -> list[int]:
+    """Return how many entries `prune` would remove before each time."""
+    return [cursor.execute(f"SELECT count(*) {_OLD}", (before,)).fetchone()[0] for before in times]
+
+
 def prune(cursor: sqlite3.Cursor, groups: Sequence[tuple[float, int]]) -> list[int]:
     """Remove groups of entries that have ended: each before a time, and of a size."""
     return [_prune(cursor, before, size) for before, size in groups]
@@ -46,7 +51,7 @@ def prune(cursor: sqlite3.Cursor, groups: Sequence[tuple[float, int]]) -> list[i
 def _prune(cursor: sqlite3.Cursor, before: float, size: int) -> int:
     cursor.execute("SAVEPOINT prune")  # this job may run without a transaction around it
     cursor.execute("UPDATE pruning SET before = max(before, ?)", (before,))
-    rows = cursor.execute(_OLD, (before, size)).fetchall()
+    rows = cursor.execute(f"SELECT row_id, key {_OLD} LIMIT ?", (before, size)).fetchall()
     for row_id, key in rows:
         cursor.execute("DELETE FROM attempts WHERE key = ?", (key,))
         cursor.execute("DELETE FROM entries WHERE row_id = ?", (row_id,))
