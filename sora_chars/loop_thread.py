@@ -92,9 +92,18 @@ class LoopThread:
                 session.close()
         finally:
             self.has_ended = True
+            asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
+
+
+async def _cancel_all() -> None:
+    """End the asyncio tasks that are left, as `asyncio.run` does."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for asyncio_task in others:
+        asyncio_task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def _result(future: Future[T]) -> T:

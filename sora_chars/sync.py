@@ -170,13 +170,20 @@ class CharacterSession:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the session is open."""
+        return self._session.is_open
+
     def close(self) -> None:
         """Close the session. A later call opens it again. In a forked process it does nothing to an open session."""
         thread = self._thread
         if thread and thread.process == os.getpid():
             thread.run(self._session.aclose())
-            thread.sessions.discard(self)
-            self._thread = None
+            with opening:
+                if not self._session.is_open:  # no other thread has opened it since
+                    thread.sessions.discard(self)
+                    self._thread = None
 
     @overload
     def create(
@@ -293,7 +300,8 @@ class CharacterSession:
             thread = self._thread
             if thread is None:
                 thread = loop_thread()
-                thread.run(self._session.open())
+                if not self._session.is_open:  # after two threads have closed it at once
+                    thread.run(self._session.open())
                 thread.sessions.add(self)
                 self._thread = thread
             return thread

@@ -15,6 +15,11 @@ _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _MAGIC = (b"\x1f", b"\x78")  # the first byte of gzip and of zlib; no JSON begins with either
 
 
+def is_compressed(encoding: str) -> bool:
+    """Return whether a Content-Encoding is one that `inflated` inflates."""
+    return encoding.strip().lower() in {"gzip", "x-gzip", "deflate"}
+
+
 async def inflated(body: AsyncIterable[bytes], encoding: str) -> AsyncGenerator[bytes, None]:
     """Yield the chunks of a body, inflated if its Content-Encoding is gzip or deflate.
 
@@ -23,7 +28,7 @@ async def inflated(body: AsyncIterable[bytes], encoding: str) -> AsyncGenerator[
     Raises:
         InvalidCallbackError: The body is damaged.
     """
-    if encoding.strip().lower() not in {"gzip", "x-gzip", "deflate"}:
+    if not is_compressed(encoding):
         async for chunk in body:
             yield chunk
         return

@@ -36,7 +36,7 @@ from sora_chars.providers.kie_callback import verify
 from .adapters import ACCEPTED, AsgiApp, aiohttp_app
 from .confirmations import Confirmations
 from .hooks import HOOK, record_event
-from .inflate import inflated
+from .inflate import inflated, is_compressed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -296,7 +296,11 @@ class CallbackReceiver:
         )
 
     async def _read_body(self, headers: Mapping[str, str], body: Body) -> bytes:
+        encoding = headers.get("content-encoding", "")
         if isinstance(body, bytes):
+            self._check_size(len(body))
+            if not is_compressed(encoding):
+                return body  # nothing is left to wait for
             body = _once(body)
         length = headers.get("content-length", "")
         if re.fullmatch("[0-9]{1,18}", length):
@@ -304,7 +308,7 @@ class CallbackReceiver:
         content = bytearray()
         try:
             async with asyncio.timeout(self.body_timeout):
-                async for chunk in inflated(body, headers.get("content-encoding", "")):
+                async for chunk in inflated(body, encoding):
                     content += chunk
                     self._check_size(len(content))
         except TimeoutError as error:

@@ -42,6 +42,11 @@ class RecordedRequests:
     _dispatcher: Dispatcher  # set while the session is open
     _loop: asyncio.AbstractEventLoop | None = None  # the event loop of an open session
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the session is open."""
+        return self._loop is not None
+
     async def register(
         self,
         request: Request | None = None,

@@ -18,13 +18,13 @@ from .dispatcher import Dispatcher
 from .options import check_options, checked_observers, seconds_to_wait
 from .orphans import log_outlived
 from .recorded import RecordedRequests
+from .turns import Turns, in_turn
 from .videos import CutVideos
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
     from contextlib import AbstractAsyncContextManager
-    from types import TracebackType
     from typing import Self, Unpack
 
     from aiohttp import web
@@ -105,6 +105,7 @@ class CharacterSession(RecordedRequests):
 
             self._pictures = Pictures(Path(pictures))
         self._cutting = cutting or Cutting()
+        self._turns = Turns()
         self._shutdown_timeout = shutdown_timeout
         self.observers = Observers(checked_observers(observers))
         self.public_url = public_url
@@ -121,11 +122,10 @@ class CharacterSession(RecordedRequests):
     async def __aenter__(self) -> Self:
         return await self.open()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
+    @in_turn
     async def open(self) -> Self:
         """Open the connections where `async with` is not possible; `aclose` closes them.
 
@@ -206,12 +206,12 @@ class CharacterSession(RecordedRequests):
         """
         return self.dispatcher().streams.open()
 
+    @in_turn
     async def aclose(self) -> None:
-        """Close the session. Closing twice has no effect.
+        """Close the session, or wait for its end if it is being closed. Closing twice has no effect.
 
-        Requests that were sent get up to `shutdown_timeout` seconds for their
-        answers. Tasks continue at their providers; awaiting one here raises
-        `WatcherStoppedError`.
+        Requests that were sent get up to `shutdown_timeout` seconds for their answers. Tasks continue at their
+        providers; awaiting one here raises `WatcherStoppedError`.
         """
         if self._loop is None:
             return

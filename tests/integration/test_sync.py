@@ -17,7 +17,14 @@ import pytest
 
 from sora_chars import CharacterRequest, FixedInterval, Kie, TaskRequest
 from sora_chars import CharacterSession as AsyncSession
-from sora_chars.errors import InvalidRequestError, TaskFailedError, WaitTimeoutError, WrongLoopError
+from sora_chars.errors import (
+    InvalidRequestError,
+    LedgerError,
+    SessionClosedError,
+    TaskFailedError,
+    WaitTimeoutError,
+    WrongLoopError,
+)
 from sora_chars.events import Ended, Event, Registered
 from sora_chars.sync import CharacterSession, TaskHandle
 
@@ -307,6 +314,32 @@ def test_opens_after_a_fork(emulator: Emulator, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert len(set(done.stdout.split())) == 2
     assert emulator.counts.creates == 2
+
+
+def test_threads_close_and_call_one_session(emulator: Emulator) -> None:
+    """Calls of a session that another thread is closing end with a clear error, and a later call opens it again."""
+    session = session_at(emulator)
+    allowed = {
+        "This session is not open. Use it inside `async with`.",
+        "The session was closed before this request was sent. Nothing was sent.",
+    }
+    found: set[str] = set()
+
+    def work(number: int) -> None:
+        for step in range(12):
+            if (number + step) % 4 == 0:
+                session.close()
+                continue
+            try:
+                session.register(**REQUEST, key=f"{number} {step}")
+            except (SessionClosedError, LedgerError) as error:
+                found.add(str(error))
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
+    assert {text for text in found if "This ledger is not open" not in text} <= allowed
+    assert session.create(**REQUEST).id
+    session.close()
 
 
 AT_EXIT = """

@@ -15,6 +15,8 @@ from sora_chars.session.session import CharacterSession
 from tests.support.fake_providers import FakeProvider
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from sora_chars.models import TaskSnapshot
 
 pytestmark = pytest.mark.looptime
@@ -91,6 +93,27 @@ async def test_closing_waits_for_sent_requests(caplog: pytest.LogCaptureFixture)
         await cancel_after(15, session)
     assert asyncio.get_running_loop().time() == 20
     assert events(caplog) == [OUTLIVED]
+
+
+async def test_openings_and_closings_follow_each_other() -> None:
+    """A second closing waits for the first one, and an opening during it happens afterwards, on the same ledger."""
+    loop = asyncio.get_running_loop()
+    ended: list[tuple[str, float]] = []
+    session = await session_of(FakeProvider()).open()
+    await cancel_after(15, session)
+
+    async def note(name: str, change: Coroutine[Any, Any, object]) -> None:
+        await change
+        ended.append((name, loop.time()))
+
+    await asyncio.gather(
+        note("first", session.aclose()), note("second", session.aclose()), note("open", session.open())
+    )
+    assert ended == [("first", 20), ("second", 20), ("open", 20)]
+    assert session.is_open
+    assert (await session.create(**REQUEST)).id == "ch_1"
+    await session.aclose()
+    assert not session.is_open
 
 
 async def test_closing_waits_at_most_the_shutdown_timeout(caplog: pytest.LogCaptureFixture) -> None:
