@@ -97,7 +97,12 @@ def lag(ax: Axes, figures: dict[str, Any]) -> None:
     """Draw the worst lag of the event loop."""
     _by_client(ax, figures, lambda row: row.get("lag_max_ms"))
     ax.axvline(goals.LAG_MS, color=LIMIT, linewidth=1, linestyle="--")
-    ax.set(xscale="log", xlim=(5, None), xlabel="milliseconds (log); dashed: the goal with rare GC", title="A. Worst event-loop lag")
+    ax.set(
+        xscale="log",
+        xlim=(5, None),
+        xlabel="milliseconds (log); dashed: the goal with rare GC",
+        title="A. Worst event-loop lag",
+    )
     _plain_numbers(ax)
 
 
