@@ -15,10 +15,10 @@ from sora_chars.polling.strategies import AdaptiveInterval
 from sora_chars.polling.watcher import TaskWatcher
 
 from .dispatcher import Dispatcher
+from .mutex import Mutex, exclusive
 from .options import check_options, checked_observers, seconds_to_wait
 from .orphans import log_outlived
 from .recorded import RecordedRequests
-from .turns import Turns, in_turn
 from .videos import CutVideos
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class CharacterSession(RecordedRequests):
 
             self._pictures = Pictures(Path(pictures))
         self._cutting = cutting or Cutting()
-        self._turns = Turns()
+        self._mutex = Mutex()
         self._shutdown_timeout = shutdown_timeout
         self.observers = Observers(checked_observers(observers))
         self.public_url = public_url
@@ -125,7 +125,7 @@ class CharacterSession(RecordedRequests):
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    @in_turn
+    @exclusive
     async def open(self) -> Self:
         """Open the connections where `async with` is not possible; `aclose` closes them.
 
@@ -206,7 +206,7 @@ class CharacterSession(RecordedRequests):
         """
         return self.dispatcher().streams.open()
 
-    @in_turn
+    @exclusive
     async def aclose(self) -> None:
         """Close the session, or wait for its end if it is being closed. Closing twice has no effect.
 
