@@ -9,7 +9,7 @@ import select
 import selectors
 import sys
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakSet
 
@@ -88,8 +88,9 @@ class LoopThread:
         if self.process != os.getpid():
             return
         try:
-            for session in list(self.sessions):
-                session.close()
+            with ExitStack() as stack:  # an error of one does not keep the others open
+                for session in list(self.sessions):
+                    stack.callback(session.close)
         finally:
             self.has_ended = True
             asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result()

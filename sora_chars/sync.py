@@ -179,11 +179,7 @@ class CharacterSession:
         """Close the session. A later call opens it again. In a forked process it does nothing to an open session."""
         thread = self._thread
         if thread and thread.process == os.getpid():
-            thread.run(self._session.aclose())
-            with opening:
-                if not self._session.is_open:  # no other thread has opened it since
-                    thread.sessions.discard(self)
-                    self._thread = None
+            thread.run(self._close_in(thread))
 
     @overload
     def create(
@@ -300,11 +296,24 @@ class CharacterSession:
             thread = self._thread
             if thread is None:
                 thread = loop_thread()
-                if not self._session.is_open:  # after two threads have closed it at once
-                    thread.run(self._session.open())
-                thread.sessions.add(self)
-                self._thread = thread
+                thread.run(self._open_in(thread))
             return thread
+
+    # These two record what they did in the event loop, where no other thread and no Ctrl-C comes between.
+
+    async def _open_in(self, thread: LoopThread) -> None:
+        if not self._session.is_open:  # another thread may have closed it at the same time
+            await self._session.open()
+        thread.sessions.add(self)
+        self._thread = thread
+
+    async def _close_in(self, thread: LoopThread) -> None:
+        try:
+            await self._session.aclose()
+        finally:
+            if not self._session.is_open:  # no other thread has opened it since
+                thread.sessions.discard(self)
+                self._thread = None
 
 
 async def _call(function: Callable[[], T]) -> T:

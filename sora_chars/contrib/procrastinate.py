@@ -46,6 +46,7 @@ from .procrastinate_worker import (
     check_has_task,
     check_options,
     check_worker,
+    checked_session,
     open_app,
     stop_signals,
     until_one_ends,
@@ -156,7 +157,8 @@ class Characters:
         """Return the open session of this process; the first call opens it."""
         async with self._opening:
             if self._session is None:
-                self._session = await self._make_session().open()
+                made: object = self._make_session()  # callers without a type checker return anything
+                self._session = await checked_session(made).open()
             return self._session
 
     async def aclose(self) -> None:
@@ -195,7 +197,7 @@ class Characters:
         session = await self.session()
         entry = await session.restart(key, request, **changes)  # pyright: ignore[reportArgumentType] # `key` is of `changes`
         if entry.state in UNFINISHED:
-            await self._defer(entry)
+            await self._replace_job(entry)  # one whose hook raised may still wait
         return entry
 
     async def result(self, key: str, *, timeout: float | None = None) -> Any:
@@ -210,8 +212,12 @@ class Characters:
             CallbackReceiver(session, on_event=characters.on_event, settle_only=True)
         """
         del event
+        await self._replace_job(entry, priority=_EVENT_PRIORITY)
+
+    async def _replace_job(self, entry: Entry, *, priority: int = 0) -> None:
+        """Add a job that runs now, and cancel those of the request that wait, behind which it would have to wait."""
         before = await self.app.job_manager.list_jobs_async(lock=_lock_of(entry.key), status=Status.TODO.value)
-        await self._defer(entry, priority=_EVENT_PRIORITY)
+        await self._defer(entry, priority=priority)
         for job_id in [job.id for job in before if job.id is not None]:  # the new one has taken its place
             await self.app.job_manager.cancel_job_by_id_async(job_id, delete_job=True)
 
@@ -243,7 +249,7 @@ class Characters:
         numbers = (signal.SIGINT, signal.SIGTERM) if options.pop("install_signal_handlers", True) else ()
         chosen = {**_WORKER_OPTIONS, **options, "concurrency": concurrency, "install_signal_handlers": False}
         heartbeat = chosen["update_heartbeat_interval"]
-        check_worker(concurrency, heartbeat=heartbeat, stalled_after=self._stalled_after)
+        check_worker(concurrency, queues, heartbeat=heartbeat, stalled_after=self._stalled_after)
         served: list[dict[str, Any]] = [
             {"fetch_job_polling_interval": _FETCH_INTERVALS[polls], **chosen, "queues": [queue]}
             for polls, queue in self._queues.items()

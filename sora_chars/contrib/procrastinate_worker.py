@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
 from contextlib import AsyncExitStack, contextmanager, suppress
+from inspect import iscoroutine
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -12,6 +14,7 @@ from procrastinate.exceptions import AppNotOpen, ProcrastinateException
 
 from sora_chars.errors import ConfigurationError, printable
 from sora_chars.models import seconds_problems
+from sora_chars.session.session import CharacterSession
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -43,7 +46,24 @@ def check_options(make_session: object, ended: object, queues: Sequence[object],
         raise ConfigurationError(f"characters: {'; '.join(problems)}.")
 
 
-def check_worker(concurrency: object, *, heartbeat: Any, stalled_after: float) -> None:
+def checked_session(made: object) -> CharacterSession:
+    """Return what `make_session` made.
+
+    Raises:
+        ConfigurationError: It is no session.
+    """
+    if isinstance(made, CharacterSession):
+        return made
+    if iscoroutine(made):
+        made.close()
+    given = printable(repr(type(made).__name__), limit=60)
+    raise ConfigurationError(
+        f"characters: make_session must return a CharacterSession of sora_chars, got {given}.",
+        hint="It must be no async function, and sora_chars.sync is for programs without an event loop.",
+    )
+
+
+def check_worker(concurrency: object, queues: Any, *, heartbeat: Any, stalled_after: float) -> None:
     """Check the options of `Characters.run_worker`.
 
     Raises:
@@ -52,6 +72,11 @@ def check_worker(concurrency: object, *, heartbeat: Any, stalled_after: float) -
     problems = seconds_problems("update_heartbeat_interval", heartbeat, finite=True)
     if not (isinstance(concurrency, int) and not isinstance(concurrency, bool) and concurrency >= 1):
         problems.append(f"concurrency must be a whole number from 1, got {printable(repr(concurrency), limit=60)}")
+    if not problems and heartbeat == 0:
+        problems.append("update_heartbeat_interval must be above 0")
+    is_list = isinstance(queues, Collection) and not isinstance(queues, str | bytes)
+    if not (is_list and all(isinstance(queue, str) and queue for queue in queues)):
+        problems.append(f'queues must be a list of names, such as ["mail"], got {printable(repr(queues), limit=60)}')
     if problems:
         raise ConfigurationError(f"characters: {'; '.join(problems)}.")
     if stalled_after < _HEARTBEATS * heartbeat:

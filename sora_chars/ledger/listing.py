@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from sora_chars.errors import InvalidRequestError
+from sora_chars.models import seconds_problems
 from sora_chars.redaction import mask
 
 from .states import EntryState
@@ -124,7 +126,12 @@ class LedgerListing(ABC):
         Entries that are unfinished or unknown stay, and so do rejected ones that may have
         been paid. A key that was removed is a new key: a request with it is sent and paid
         again. The entry that an SQLite file recorded last stays too.
+
+        Raises:
+            InvalidRequestError: `older_than` is no number of seconds, 0 or more.
         """
+        if problems := seconds_problems("older_than", older_than, finite=True):
+            raise InvalidRequestError(f"{problems[0]}.", problems=tuple(problems))
         before = self._clock() - older_than
         if dry_run:
             self._check_open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     Connection = psycopg.AsyncConnection[Any] | psycopg.AsyncCursor[Any] | psycopg.Connection[Any] | psycopg.Cursor[Any]
 
+_TABLE = re.compile(r"\bsora_chars_(?:entries|processes)\b")
 _CONNECTION_OPTIONS = {"autocommit", "prepare_threshold", "context", "row_factory", "cursor_factory"}  # not of libpq
 
 
@@ -107,9 +109,7 @@ class PostgresLedger(Ledger):
         return from_row(rows[0]) if rows else None
 
     def _qualified(self, statement: str) -> str:
-        for table in ("sora_chars_entries", "sora_chars_processes"):
-            statement = statement.replace(table, f"{self._schema}{table}", 1)
-        return statement
+        return _TABLE.sub(lambda table: f"{self._schema}{table[0]}", statement, count=2)
 
 
 def _other_ledger(key: str) -> LedgerError:

@@ -20,6 +20,12 @@ class Mutex:
     """A lock that is not bound to an event loop: an object may be used in one loop after another."""
 
     _holder: asyncio.Future[None] | None = None
+    _asyncio_task: asyncio.Task[Any] | None = None
+
+    @property
+    def is_held_here(self) -> bool:
+        """Whether the present asyncio task holds the lock, and would wait for itself."""
+        return self._holder is not None and self._asyncio_task is asyncio.current_task()
 
     async def acquire(self) -> asyncio.Future[None]:
         """Wait until the lock is free in this event loop, and take it. The result is passed to `release`."""
@@ -27,13 +33,15 @@ class Mutex:
         while self._holder and self._holder.get_loop() is loop:  # that of another loop is not waited for
             await asyncio.wait((self._holder,))
         self._holder = loop.create_future()
+        self._asyncio_task = asyncio.current_task()
         return self._holder
 
     def release(self, holder: asyncio.Future[None]) -> None:
         """Free the lock."""
         if self._holder is holder:
-            self._holder = None
-        holder.set_result(None)
+            self._holder = self._asyncio_task = None
+        if not holder.get_loop().is_closed():
+            holder.set_result(None)
 
 
 class HasMutex(Protocol):
@@ -52,6 +60,8 @@ def exclusive(
 
     @wraps(method)
     async def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._mutex.is_held_here:  # such as a provider that closes the session when it is closed itself
+            return await method(self, *args, **kwargs)
         holder = await self._mutex.acquire()
         try:
             return await method(self, *args, **kwargs)

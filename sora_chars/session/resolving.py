@@ -18,7 +18,7 @@ from sora_chars.errors import (
 from sora_chars.ledger import EntryState, transitions
 from sora_chars.ledger.queries import find
 from sora_chars.ledger.serialize import echoes_other_token, to_record, to_request
-from sora_chars.models import with_changes
+from sora_chars.models import as_request, with_changes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -59,7 +59,11 @@ async def restart(
     """Record another attempt of a request that failed or was rejected, and return its entry and its request."""
     entry = await transitions.mark_orphaned(dispatcher.ledger, await find(dispatcher.ledger, key))
     check_no_hook(entry)
-    request = attrs.evolve(request or with_changes(to_request(entry), changes), key=entry.key)
+    if request is None:
+        request = with_changes(to_request(entry), changes)
+    elif as_request(request, changes).key not in {None, entry.key}:
+        raise InvalidRequestError(f"key: the request has the key {printable(request.key)}, not {entry.key}.")
+    request = attrs.evolve(request, key=entry.key)
     dispatcher.choose(request, entry.provider)  # raises unless the provider accepts it
     kind, record = to_record(request)
     if kind != entry.kind:

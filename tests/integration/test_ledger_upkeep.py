@@ -127,6 +127,19 @@ async def test_prune_keeps_what_may_be_paid(ledger_url: str) -> None:
         assert (await register(ledger, "succeeded")).state is EntryState.PENDING
 
 
+@pytest.mark.parametrize("age", [float("nan"), -1.0, 10**400, "5", None])
+async def test_prune_takes_an_age(ledger_url: str, age: Any) -> None:
+    """What is no number of seconds removes nothing."""
+    async with open_ledger(ledger_url, clock=lambda: DAY) as ledger:
+        await entry_in(ledger, "old", EntryState.FAILED)
+        await entry_in(ledger, "last", EntryState.FAILED)
+        ledger._clock = lambda: 3 * DAY
+        for dry_run in (True, False):
+            with pytest.raises(InvalidRequestError, match=r"^older_than must be a finite number of seconds, at least"):
+                await ledger.prune(older_than=age, dry_run=dry_run)
+        assert len([entry async for entry in ledger.entries()]) == 2
+
+
 async def test_prune_works_in_groups(ledger_url: str) -> None:
     """More entries than one transaction removes are removed too, except the last row of an SQLite file."""
     async with open_ledger(ledger_url, clock=lambda: 0.0) as ledger:

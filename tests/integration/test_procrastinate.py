@@ -243,6 +243,27 @@ async def test_a_retried_request_gets_a_job(
         assert (entry.request["prompt"], entry.character) == ("a cat", character)
 
 
+async def test_a_retry_does_not_wait_for_the_hook(
+    make: Callable[..., Characters], postgres_url: str, emulator: Emulator
+) -> None:
+    """The job of another attempt takes the place of one that would call a failed hook again in a minute."""
+    called = asyncio.Event()
+
+    async def hook(_: Entry) -> None:
+        called.set()
+        raise OSError("the database is away")
+
+    characters = make(ended=hook)
+    async with opened(postgres_url, characters) as app, working(characters, app):
+        emulator.fault("unauthorized")
+        await characters.register(**fields("k"))
+        await called.wait()
+        await jobs_when(app, lambda jobs: jobs[0].status == "todo")
+        await characters.retry("k")
+        async with asyncio.timeout(20):
+            assert (await characters.result("k")).id
+
+
 async def test_jobs_of_dead_workers_are_adopted(
     make: Callable[..., Characters], postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -342,6 +342,77 @@ def test_threads_close_and_call_one_session(emulator: Emulator) -> None:
     session.close()
 
 
+class SlowKie(Kie):
+    """A provider whose opening takes as long as a test decides."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        super().__init__("kie-key", base_url=emulator.url, limits=None)
+        self.opening = threading.Event()
+        self.released = threading.Event()
+
+    async def __aenter__(self) -> Any:
+        self.opening.set()
+        await asyncio.to_thread(self.released.wait, 10)
+        return await super().__aenter__()
+
+
+def test_a_session_closes_while_another_one_opens(emulator: Emulator, session: CharacterSession) -> None:
+    """The closing of a session does not wait for the opening of another one, as in a signal handler it never ended."""
+    provider = SlowKie(emulator)
+    slow = CharacterSession(provider)
+    assert session.entry("mine") is None
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(slow.entry, "mine")
+        assert provider.opening.wait(10)
+        try:
+            pool.submit(session.close).result(5)
+        finally:
+            provider.released.set()
+        assert waiting.result(10) is None
+    slow.close()
+    assert not session.is_open
+
+
+def test_a_closing_that_fails(emulator: Emulator) -> None:
+    """A session whose closing has failed opens again with the next call."""
+
+    class FailingKie(Kie):
+        fails = True
+
+        async def __aexit__(self, *_: object) -> None:
+            await super().__aexit__(None, None, None)
+            if self.fails:
+                self.fails = False
+                raise OSError("the network is away")
+
+    session = CharacterSession(FailingKie("kie-key", base_url=emulator.url, limits=None))
+    assert session.entry("mine") is None
+    with pytest.raises(OSError, match="the network is away"):
+        session.close()
+    assert session.entry("mine") is None
+    session.close()
+
+
+FAILING_EXITS = """
+class FailingKie(Kie):
+    async def __aexit__(self, *error):
+        await super().__aexit__(*error)
+        print("closed")
+        raise OSError("the network is away")
+
+sessions = [CharacterSession(FailingKie("kie-key", base_url=sys.argv[1])) for _ in range(4)]
+for each in sessions:
+    each.entry("mine")
+"""
+
+
+def test_all_sessions_close_at_exit(emulator: Emulator, tmp_path: Path) -> None:
+    """A session whose closing fails keeps no other one open when the interpreter exits."""
+    done = run(FAILING_EXITS, emulator, tmp_path / "characters.db")
+    assert done.stdout.split() == ["closed"] * 4
+    assert "the network is away" in done.stderr
+
+
 AT_EXIT = """
 import atexit
 atexit.register(lambda: print(session.entry("late")))  # runs after the closing of the sessions

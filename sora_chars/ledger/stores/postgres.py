@@ -103,9 +103,11 @@ class PostgresStore:
         owner_grace: float | None = None,
     ) -> None:
         try:
-            conninfo_to_dict(url)
-        except psycopg.ProgrammingError as error:  # its message may contain the URL with the password
+            host = conninfo_to_dict(url).get("host")
+        except (psycopg.ProgrammingError, UnicodeError) as error:  # its message may contain the URL with the password
             raise _invalid_url(error) from None
+        if "@" in str(host or "")[1:]:  # the rest of a password; the name of a socket may begin with it
+            raise _invalid_url()
         self._url = url
         self._given_pool = pool
         self._schema = schema
@@ -375,14 +377,14 @@ def _is_broken(error: psycopg.Error) -> bool:
     return isinstance(error, psycopg.OperationalError) and not isinstance(error, LockNotAvailable | QueryCanceled)
 
 
-def _invalid_url(error: psycopg.ProgrammingError) -> ConfigurationError:
+def _invalid_url(error: Exception | None = None) -> ConfigurationError:
     """Return why a URL is not valid, and name the option of another library that it has."""
     for name, hint in _FOREIGN_OPTIONS.items():
         if f'parameter: "{name}"' in str(error):
             return ConfigurationError(f"ledger: a postgresql:// URL has no option {name!r}.", hint=hint)
     return ConfigurationError(
         "ledger: this postgresql:// URL is not valid.",
-        hint="Percent-encode the special characters of its password, such as %40 for @ and %3F for ?.",
+        hint="Check its options, and percent-encode the special characters of its password: %40 for @, %3F for ?.",
     )
 
 

@@ -12,6 +12,7 @@ pytest.importorskip("procrastinate")
 
 from sora_chars import CharacterSession, ConfigurationError, LedgerError
 from sora_chars.contrib.procrastinate import Characters
+from sora_chars.contrib.procrastinate_worker import check_worker
 from tests.support.fake_providers import FakeProvider
 
 if TYPE_CHECKING:
@@ -59,6 +60,35 @@ async def test_a_long_search_is_followed_by_a_long_pause(
     assert gaps
     assert least <= min(gaps)
     assert max(gaps) <= most
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"queues": "mail"}, r"queues must be a list of names, such as \[\"mail\"\], got 'mail'"),
+        ({"queues": [""]}, r"queues must be a list of names, .* got \[''\]"),
+        ({"queues": 5}, "queues must be a list of names, .* got 5"),
+        ({"concurrency": True}, "concurrency must be a whole number from 1, got True"),
+        ({"heartbeat": 0}, "update_heartbeat_interval must be above 0"),
+        ({"heartbeat": "1"}, "update_heartbeat_interval must be a finite number of seconds, at least 0, got '1'"),
+    ],
+)
+def test_options_of_workers_are_checked(options: dict[str, Any], problem: str) -> None:
+    """A worker with a wrong option does not start."""
+    given: dict[str, Any] = {"concurrency": 1, "queues": ["mail"], "heartbeat": 1.0, **options}
+    with pytest.raises(ConfigurationError, match=f"^characters: {problem}"):
+        check_worker(given.pop("concurrency"), given.pop("queues"), **given, stalled_after=10.0)
+
+
+async def _make_session() -> CharacterSession:
+    return CharacterSession(FakeProvider())
+
+
+@pytest.mark.parametrize("make_session", [_make_session, lambda: None])
+async def test_what_makes_sessions_is_checked(make_session: Any) -> None:
+    """A function that is async, or returns something else, is named in the error."""
+    with pytest.raises(ConfigurationError, match="make_session must return a CharacterSession of sora_chars, got"):
+        await Characters(make_session).session()
 
 
 @pytest.mark.parametrize(

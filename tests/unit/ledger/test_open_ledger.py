@@ -47,6 +47,8 @@ def test_scheme_selects_the_store() -> None:
         "sqlite:///",
         "postgresql://me:secret@[x",
         "postgresql://me:secret@h/x?secret=1",
+        "postgresql://me:pass@secret@h/x",
+        "postgresql://me:secret\ud800@h/x",
     ],
 )
 def test_invalid_url_raises_without_password(url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import pytest
 
 from sora_chars.callbacks.receiver import CallbackReceiver
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.looptime
 
 REQUEST: dict[str, Any] = {"from_task": "origin", "clip": "1,3", "prompt": "a dog", "key": "mine"}
+OTHER = CharacterRequest(from_task="origin", clip="2,4", prompt="b")
 UNPROVEN = ServiceUnavailableError("kie.ai answered 500: internal error", charged="maybe", transient=False)
 
 
@@ -146,6 +148,13 @@ async def test_retry_with_a_whole_request(session: CharacterSession, provider: F
         ((), {"promt": "a cat"}, "promt must not be given.*use prompt"),
         ((TaskRequest(model="wan"),), {}, "must be of kind character"),
         ((), {"clip": "9"}, "clip must be"),
+        (
+            (CharacterRequest(from_task="o", clip="2,4", prompt="b"),),
+            {"prompt": "c"},
+            "got CharacterRequest with prompt",
+        ),
+        (("A friendly dog",), {}, "request must be a CharacterRequest.* got str"),
+        ((attrs.evolve(OTHER, key="yours"),), {}, "has the key yours, not mine"),
     ],
 )
 async def test_invalid_retries(

@@ -116,6 +116,20 @@ async def test_openings_and_closings_follow_each_other() -> None:
     assert not session.is_open
 
 
+async def test_a_provider_may_close_its_session() -> None:
+    """A session that its provider closes while it is closed itself does not wait for itself."""
+
+    class ClosingProvider(FakeProvider):
+        async def __aexit__(self, *_: object) -> None:
+            await session.aclose()
+            await super().__aexit__(None, None, None)
+
+    session = session_of(ClosingProvider())
+    async with asyncio.timeout(1), session:
+        assert session.is_open
+    assert not session.is_open
+
+
 async def test_closing_waits_at_most_the_shutdown_timeout(caplog: pytest.LogCaptureFixture) -> None:
     """Closing abandons a request after `shutdown_timeout` seconds and logs its key."""
     async with session_of(FakeProvider(after=1000), shutdown_timeout=7.0) as session:
