@@ -302,8 +302,7 @@ class CharacterSession:
     # These two record what they did in the event loop, where no other thread and no Ctrl-C comes between.
 
     async def _open_in(self, thread: LoopThread) -> None:
-        if not self._session.is_open:  # another thread may have closed it at the same time
-            await self._session.open()
+        await self._session.open()
         thread.sessions.add(self)
         self._thread = thread
 

@@ -196,8 +196,7 @@ class Characters:
         """
         session = await self.session()
         entry = await session.restart(key, request, **changes)  # pyright: ignore[reportArgumentType] # `key` is of `changes`
-        if entry.state in UNFINISHED:
-            await self._replace_job(entry)  # one whose hook raised may still wait
+        await self._replace_job(entry)  # one whose hook raised may still wait
         return entry
 
     async def result(self, key: str, *, timeout: float | None = None) -> Any:

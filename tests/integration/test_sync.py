@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import pickle
 import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from sora_chars.errors import (
     WrongLoopError,
 )
 from sora_chars.events import Ended, Event, Registered
+from sora_chars.loop_thread import LoopThread
 from sora_chars.sync import CharacterSession, TaskHandle
 
 if TYPE_CHECKING:
@@ -391,6 +393,38 @@ def test_a_closing_that_fails(emulator: Emulator) -> None:
         session.close()
     assert session.entry("mine") is None
     session.close()
+
+
+def test_a_closing_that_is_cancelled_before_it_begins(
+    session: CharacterSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session whose closing was interrupted while it waited is still open, and closes later."""
+
+    async def aclose() -> None:
+        raise asyncio.CancelledError
+
+    assert session.entry("mine") is None
+    with monkeypatch.context() as patch:
+        patch.setattr(session._session, "aclose", aclose)
+        with pytest.raises(CancelledError):
+            session.close()
+    assert session.is_open
+    session.close()
+    assert not session.is_open
+
+
+def test_the_end_of_the_thread_cancels_what_is_left() -> None:
+    """An asyncio task that no session waits for is cancelled, as by `asyncio.run`."""
+    thread = LoopThread()
+    atexit.unregister(thread.close)
+    left: list[asyncio.Task[Any]] = []
+
+    async def start() -> None:
+        left.append(asyncio.create_task(asyncio.Event().wait()))
+
+    thread.run(start())
+    thread.close()
+    assert left[0].cancelled()
 
 
 FAILING_EXITS = """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sora_chars.ledger.stores.sqlite_thread import CommitThread
+from sora_chars.ledger.stores.sqlite_thread import CommitThread, _set_done
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,3 +81,14 @@ async def test_sequential_jobs_skip_the_wait() -> None:
         thread.add_job(spacing=1.0)
         groups.append(await thread.next_group())
     assert groups == [(1.0, 1), *[(0.0, 1)] * 32, (1.0, 1), *[(0.0, 1)] * 32, (1.0, 1), (0.0, 1)]
+
+
+async def test_a_stop_whose_caller_was_cancelled() -> None:
+    """The end of the thread is reported once; a caller that was cancelled is no error."""
+    loop = asyncio.get_running_loop()
+    awaited = loop.create_future()
+    cancelled = loop.create_future()
+    cancelled.cancel()
+    for future in (awaited, cancelled):
+        _set_done(future)
+    assert (awaited.done(), awaited.cancelled(), cancelled.cancelled()) == (True, False, True)
