@@ -299,7 +299,7 @@ class CharacterSession:
                 thread.run(self._open_in(thread))
             return thread
 
-    # These two record what they did in the event loop, where no other thread and no Ctrl-C comes between.
+    # These record what they did in the event loop, where no other thread and no Ctrl-C comes between.
 
     async def _open_in(self, thread: LoopThread) -> None:
         await self._session.open()
@@ -310,9 +310,12 @@ class CharacterSession:
         try:
             await self._session.aclose()
         finally:
-            if not self._session.is_open:  # no other thread has opened it since
-                thread.sessions.discard(self)
-                self._thread = None
+            self._forget(thread)
+
+    def _forget(self, thread: LoopThread) -> None:
+        if not self._session.is_open:  # else the closing was cancelled before it began
+            thread.sessions.discard(self)
+            self._thread = None
 
 
 async def _call(function: Callable[[], T]) -> T:
