@@ -72,7 +72,7 @@ def check_worker(concurrency: object, queues: Any, *, heartbeat: Any, stalled_af
     problems = seconds_problems("update_heartbeat_interval", heartbeat, finite=True)
     if not (isinstance(concurrency, int) and not isinstance(concurrency, bool) and concurrency >= 1):
         problems.append(f"concurrency must be a whole number from 1, got {printable(repr(concurrency), limit=60)}")
-    if not problems and heartbeat == 0:
+    if heartbeat == 0:
         problems.append("update_heartbeat_interval must be above 0")
     is_list = isinstance(queues, Collection) and not isinstance(queues, str | bytes)
     if not (is_list and all(isinstance(queue, str) and queue for queue in queues)):

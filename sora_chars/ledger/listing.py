@@ -7,8 +7,7 @@ from abc import ABC, abstractmethod
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from sora_chars.errors import InvalidRequestError
-from sora_chars.models import seconds_problems
+from sora_chars.models import check_seconds
 from sora_chars.redaction import mask
 
 from .states import EntryState
@@ -130,8 +129,7 @@ class LedgerListing(ABC):
         Raises:
             InvalidRequestError: `older_than` is no number of seconds, 0 or more.
         """
-        if problems := seconds_problems("older_than", older_than, finite=True):
-            raise InvalidRequestError(f"{problems[0]}.", problems=tuple(problems))
+        check_seconds("older_than", older_than, finite=True)
         before = self._clock() - older_than
         if dry_run:
             self._check_open()

@@ -12,6 +12,7 @@ from .requests import (
     Clip,
     ClipLike,
     RowFields,
+    check_seconds,
     raise_if_invalid,
     seconds_problems,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "Voice",
     "VoiceRequest",
     "as_request",
+    "check_seconds",
     "is_url",
     "is_whole_url",
     "of_row",

@@ -56,11 +56,21 @@ def raise_if_invalid(problems: list[str], *, what: str) -> None:
 def seconds_problems(field: str, value: object, *, finite: bool = False) -> list[str]:
     """Return the problems of a time that the caller passed, none or one. A time-out may be `math.inf`, for no limit."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        is_endless = isinstance(value, float) and value == math.inf
-        if (0 <= value <= sys.float_info.max) or (is_endless and not finite):
+        is_endless = value == math.inf and not finite
+        if 0 <= value <= sys.float_info.max or is_endless:
             return []
     kind = "finite number" if finite else "number"
     return [f"{field} must be a {kind} of seconds, at least 0, got {printable(repr(value), limit=60)}"]
+
+
+def check_seconds(field: str, value: object, *, finite: bool = False) -> None:
+    """Check an option that is a number of seconds.
+
+    Raises:
+        InvalidRequestError: It is none, or less than 0, or infinite where it must be `finite`.
+    """
+    if problems := seconds_problems(field, value, finite=finite):
+        raise InvalidRequestError(f"{problems[0]}.", problems=tuple(problems))
 
 
 def _bound(value: Any) -> float:

@@ -11,8 +11,8 @@ from sora_chars.callbacks.hooks import check_no_hook
 from sora_chars.errors import InvalidRequestError, SessionClosedError, WaitTimeoutError, printable
 from sora_chars.ledger.queries import find
 from sora_chars.ledger.states import UNFINISHED, EntryState
+from sora_chars.models import check_seconds
 
-from .options import check_seconds
 from .settling import SETTLING_PERIOD
 
 if TYPE_CHECKING:

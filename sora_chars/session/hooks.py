@@ -21,8 +21,7 @@ from sora_chars.errors import (
 from sora_chars.ids import new_token, token_digest
 from sora_chars.ledger import Entry, EntryState
 from sora_chars.ledger.entry import to_json
-
-from .options import check_seconds
+from sora_chars.models import check_seconds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
-from sora_chars.errors import ConfigurationError, InvalidRequestError, printable
-from sora_chars.models import seconds_problems
+from sora_chars.errors import ConfigurationError, printable
+from sora_chars.models import check_seconds, seconds_problems
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,16 +54,6 @@ def checked_observers(observers: Iterable[Observer]) -> tuple[Observer, ...]:
                 hint="Await in a loop over session.events().",
             )
     return found
-
-
-def check_seconds(field: str, value: object, *, finite: bool = False) -> None:
-    """Check an option that is a number of seconds.
-
-    Raises:
-        InvalidRequestError: It is none, or less than 0, or infinite where it must be `finite`.
-    """
-    if problems := seconds_problems(field, value, finite=finite):
-        raise InvalidRequestError(f"{problems[0]}.", problems=tuple(problems))
 
 
 def seconds_to_wait(timeout: float | None, default: float) -> float:

@@ -215,7 +215,7 @@ class RecordedRequests:
             KeyConflictError: Another process has begun an attempt of another request.
         """
         with self._in_use() as dispatcher:
-            entry, _ = await resolving.restart(dispatcher, key, request, changes)
+            entry, _, _ = await resolving.restart(dispatcher, key, request, changes)
             return entry
 
     async def resolve(self, key: str, *, ask: bool = False, **decision: Unpack[Decision]) -> Entry:

@@ -45,8 +45,7 @@ async def retry(
     Raises:
         WaitTimeoutError: `deadline`, a loop time, passed before the request was sent.
     """
-    entry, request = await restart(dispatcher, key, request, changes)
-    chosen = dispatcher.choose(request, entry.provider)
+    entry, request, chosen = await restart(dispatcher, key, request, changes)
     handle: TaskHandle[Any] = await dispatcher.carry_through(
         dispatcher.submission(chosen, request, entry, on_recorded=dispatcher.handle_of), deadline=deadline
     )
@@ -55,8 +54,8 @@ async def retry(
 
 async def restart(
     dispatcher: Dispatcher, key: str, request: Request | None, changes: Mapping[str, Any]
-) -> tuple[Entry, Request]:
-    """Record another attempt of a request that failed or was rejected, and return its entry and its request."""
+) -> tuple[Entry, Request, Provider]:
+    """Record another attempt of a request that failed or was rejected; return its entry, request and provider."""
     entry = await transitions.mark_orphaned(dispatcher.ledger, await find(dispatcher.ledger, key))
     check_no_hook(entry)
     if request is None:
@@ -64,11 +63,11 @@ async def restart(
     elif as_request(request, changes).key not in {None, entry.key}:
         raise InvalidRequestError(f"key: the request has the key {printable(request.key)}, not {entry.key}.")
     request = attrs.evolve(request, key=entry.key)
-    dispatcher.choose(request, entry.provider)  # raises unless the provider accepts it
+    chosen = dispatcher.choose(request, entry.provider)
     kind, record = to_record(request)
     if kind != entry.kind:
         raise InvalidRequestError(f"request: must be of kind {entry.kind} as the entry {key} is, got {kind}.")
-    return await transitions.retry(dispatcher.ledger, entry, record), request
+    return await transitions.retry(dispatcher.ledger, entry, record), request, chosen
 
 
 class Decision(TypedDict, total=False):

@@ -24,12 +24,10 @@ from sora_chars.ledger.outcomes import FINISHED, outcome_of
 from sora_chars.ledger.queries import find
 from sora_chars.ledger.serialize import to_request
 from sora_chars.logs import event_logger
-from sora_chars.models import TaskSnapshot
+from sora_chars.models import TaskSnapshot, check_seconds
 from sora_chars.observers import observation
 from sora_chars.ratelimit.reservations import Patience, patience
 from sora_chars.redaction import mask, masked_repr
-
-from .options import check_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -82,7 +82,7 @@ async def test_lost_connections_are_no_death(make_ledger: Callable[[], Ledger], 
         deadline = time.monotonic() + 2 * GRACE
         while time.monotonic() < deadline or not found:
             before = await count_connections(killer, ledger.owner)
-            await killer.execute(KILL, ("other" if kills % 2 else "nobody",))
+            await killer.execute(KILL, ("other" if kills % 2 else "none",))
             await asyncio.gather(*(send(ledger, f"k-{kills}-{number}") for number in range(5)))
             while await count_connections(killer, ledger.owner) == before:
                 pass
